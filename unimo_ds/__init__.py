@@ -1,0 +1,3 @@
+"""UNIMO pre-training: one Transformer for images, texts and pairs, tied together by cross-modal contrastive learning."""
+
+__version__ = "0.1.0"

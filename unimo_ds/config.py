@@ -1,0 +1,368 @@
+"""The whole configuration of a run: frozen dataclasses, strict overrides, one home for every number.
+
+A recipe (`unimo_ds/recipes/`) is a function that returns a `RunConfig`. `--set dotted.key=value` changes one field;
+an unknown or ill-typed key is refused with the nearest right name. What belongs to DeepSpeed alone (ZeRO stage, offload,
+buckets, precision) lives in `ds_configs/*.json`, never here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from unimo_ds.utils.errors import UserError, nearest_name
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the Transformer (reference: UNIMO's released unimo_base_en.json and unimo_large_en.json)."""
+
+    num_layers: int = 12
+    hidden_size: int = 768
+    num_heads: int = 12
+    feed_forward_size: int = 3072
+    vocabulary_size: int = 50265
+    max_positions: int = 514
+    """Rows of the learned position table; ids start at 2, so 512 are usable."""
+    region_feature_size: int = 2048
+    num_region_classes: int = 1601
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    initialize_from: str | None = None
+    """Local Hugging Face folder of RoBERTa weights (safetensors); None starts from scratch."""
+
+
+@dataclass(frozen=True)
+class KindWeights:
+    """Ratio of the three kinds in the global stream (paper: 1 : 1 : 5). A kind of weight 0 is left out."""
+
+    image: float = 1.0
+    text: float = 1.0
+    pair: float = 5.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = ""
+    """Folder (or fsspec URL) that holds manifest.json and the shards."""
+    held_out_path: str | None = None
+    """Folder of held-out shards for the evaluation during training; None: no evaluation."""
+    kind_weights: KindWeights = field(default_factory=KindWeights)
+    source_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each corpus within its kind; a source that is not named weighs as many as it has samples."""
+    shuffle_window_shards: int = 8
+    """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
+    max_text_tokens: int = 512
+    """Longest text, [CLS] and [SEP] included."""
+    max_regions: int = 100
+    num_workers: int = 1
+    """Loader processes per rank; 0 reads in the training process."""
+    prefetch_steps: int = 2
+    max_bad_share: float = 0.001
+    """Share of samples that may be unreadable before the run stops and names their shards."""
+    cache_dir: str | None = None
+    """Local cache for remote shards; None: a folder beside the run."""
+    cache_bytes: int = 50 * 2**30
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    global_samples: int = 1024
+    """Samples (images, texts and pairs together) in one optimizer step over all ranks."""
+    micro_batch_tokens: int = 16384
+    """Stream positions one rank holds in one micro-step: the memory budget."""
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Corruption of inputs (paper sections 2.2 and 2.3)."""
+
+    language_share: float = 0.15
+    span_probability: float = 0.2
+    """p of the geometric span length, in whole words."""
+    max_span_words: int = 10
+    mask_token_share: float = 0.8
+    random_token_share: float = 0.1
+    sequence_to_sequence_share: float = 0.5
+    """Chance that a text or caption takes the sequence-to-sequence objective instead of the masked one."""
+    fragment_share: float = 0.25
+    min_fragment_tokens: int = 4
+    max_fragment_tokens: int = 32
+    region_share: float = 0.15
+    region_overlap: float = 0.3
+    """Regions whose intersection over union with a masked anchor exceeds this are masked too."""
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Cross-modal contrastive learning (paper section 2.1): what is drawn per pair and per step, and how it is scored."""
+
+    enabled: bool = True
+    form: Literal["one_log", "two_logs"] = "two_logs"
+    positives: int = 1
+    """Positive rewrites drawn per pair and step, jointly encoded with the image."""
+    sentence_negatives: int = 1
+    phrase_negatives: int = 1
+    word_negatives: int = 1
+    """Negative rewrites of each level drawn per pair and step, jointly encoded with the image."""
+    single_rewrites: bool = False
+    """Also encode the drawn rewrites alone and score them against the image alone (not in the paper)."""
+    related_images: int = 1
+    related_texts: int = 1
+    """Retrieved items drawn per pair and step, encoded alone."""
+    in_batch: bool = True
+    group_pairs: int = 0
+    """Pairs that are each other's negatives: consecutive pairs of the global batch; 0: all pairs of the step."""
+    temperature: float = 0.07
+    min_temperature: float = 0.001
+    max_temperature: float = 0.5
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the named losses in the sum (the paper states none: 1 each)."""
+
+    masked_language: float = 1.0
+    sequence_to_sequence: float = 1.0
+    region_regression: float = 1.0
+    region_classification: float = 1.0
+    contrastive: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "deepspeed_adam", "apex_adam", "apex_lamb"] = "adamw"
+    """adamw: torch's, fused on GPUs; deepspeed_adam: DeepSpeed's fused or CPU Adam; apex_*: NVIDIA apex, where installed."""
+    peak_learning_rate: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    """Global gradient-norm limit; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up to the peak rate, then linear decay to zero at `total_steps`."""
+
+    total_steps: int = 500_000
+    warmup_steps: int = 24_000
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    deepspeed_config: str = "zero1_bf16"
+    """Name of a file in ds_configs/ (without .json) or a path to one."""
+    activation_checkpointing: bool = False
+    attention: str = "auto"
+    """Path of the packed attention op: auto, reference, or the name of a native path."""
+    max_skipped_steps: int = 10
+    """Consecutive steps without a finite loss and gradient before the run stops."""
+    threads: int = 0
+    """torch threads per rank on CPU; 0: leave OMP_NUM_THREADS as it is."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_last: int = 3
+    keep_every: int = 0
+    """Keep every checkpoint whose step is a multiple of this for good; 0: none."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    every_steps: int = 1000
+    """0: never during training."""
+    num_pairs: int = 500
+    """Held-out pairs used for retrieval, rewrite accuracy and held-out losses during training."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every_steps: int = 10
+    num_pictures: int = 8
+    """Held-out captions whose retrieved images go to TensorBoard."""
+    num_embeddings: int = 200
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. Its hash goes into every checkpoint."""
+
+    recipe: str
+    seed: int = 0
+    run_dir: str = "runs/run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    losses: LossWeights = field(default_factory=LossWeights)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with each `dotted.key=value` applied in turn.
+
+    Raises:
+        UserError: unknown key (with the nearest right name), ill-typed value, or text without `=`.
+    """
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override!r} has no '='; write --set dotted.key=value")
+        config = _replace(config, key.strip().split("."), text.strip(), whole_key=key.strip())
+    return config
+
+
+def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
+    name, rest = path[0], path[1:]
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        raise UserError(f"unknown key {whole_key!r}: nothing lies below {name!r}'s parent")
+    hints = typing.get_type_hints(type(node))
+    if name not in hints:
+        raise UserError(f"unknown key {whole_key!r}{nearest_name(name, hints)}")
+    value = getattr(node, name)
+    if isinstance(value, Mapping):
+        if len(rest) != 1:
+            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value")
+        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)}
+    elif dataclasses.is_dataclass(value):
+        if not rest:
+            raise UserError(f"{whole_key!r} is a group of keys{nearest_name('', typing.get_type_hints(type(value)))}")
+        changed = _replace(value, rest, text, whole_key=whole_key)
+    else:
+        if rest:
+            raise UserError(f"unknown key {whole_key!r}: {name!r} is a single value")
+        changed = _parse(hints[name], text, whole_key)
+    return dataclasses.replace(node, **{name: changed})  # type: ignore[type-var]
+
+
+def _parse(annotation: Any, text: str, key: str) -> Any:
+    """`text` as a value of the annotated type."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        choices = typing.get_args(annotation)
+        if text not in choices:
+            raise UserError(f"{key}={text!r} is not one of {', '.join(choices)}")
+        return text
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _parse(inner, text, key)
+    if origin is tuple:
+        parts = text.strip("()[]").split(",")
+        kinds = typing.get_args(annotation)
+        if len(parts) != len(kinds):
+            raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")
+        return tuple(_parse(kind, part.strip(), key) for kind, part in zip(kinds, parts, strict=True))
+    if annotation is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{key} takes true or false, not {text!r}")
+        return text.lower() == "true"
+    if annotation is str:
+        return text
+    try:
+        value = annotation(text)
+    except ValueError:
+        raise UserError(f"{key} takes {annotation.__name__}, not {text!r}") from None
+    if not math.isfinite(value):
+        raise UserError(f"{key} takes a finite number, not {text!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionaries, fit for JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
+    """The dataclass from `to_dict`'s form; unknown or missing keys are errors.
+
+    Raises:
+        UserError: a key that `kind` does not have, naming the nearest right one.
+    """
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(hint, value, where=f"{where}.{name}")  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def fingerprint(config: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the configuration's canonical JSON."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a recipe that cannot run, before anything is loaded.
+
+    Raises:
+        UserError: naming the key and what it may be.
+    """
+    model, contrast = config.model, config.contrast
+    if model.hidden_size % model.num_heads:
+        raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
+    for key in ("hidden_dropout", "attention_dropout"):
+        if not 0 <= getattr(model, key) < 1:
+            raise UserError(f"model.{key}={getattr(model, key)} must be at least 0 and below 1")
+    if config.data.max_text_tokens + 2 > model.max_positions:
+        raise UserError(
+            f"data.max_text_tokens={config.data.max_text_tokens} needs model.max_positions of at least "
+            f"{config.data.max_text_tokens + 2} (position ids start at 2); it is {model.max_positions}"
+        )
+    for key, value in (
+        ("batch.global_samples", config.batch.global_samples),
+        ("batch.micro_batch_tokens", config.batch.micro_batch_tokens),
+        ("schedule.total_steps", config.schedule.total_steps),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+        ("logging.every_steps", config.logging.every_steps),
+        ("data.shuffle_window_shards", config.data.shuffle_window_shards),
+    ):
+        if value < 1:
+            raise UserError(f"{key}={value} must be at least 1")
+    if not 0 <= config.schedule.warmup_steps <= config.schedule.total_steps:
+        raise UserError(
+            f"schedule.warmup_steps={config.schedule.warmup_steps} must lie between 0 and "
+            f"schedule.total_steps={config.schedule.total_steps}"
+        )
+    weights = config.data.kind_weights
+    if min(weights.image, weights.text, weights.pair) < 0 or weights.image + weights.text + weights.pair == 0:
+        raise UserError("data.kind_weights must be at least 0 and not all 0")
+    if contrast.enabled and weights.pair == 0:
+        raise UserError(
+            "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "
+            "give pairs a weight or set contrast.enabled=false"
+        )
+    if not 0 < contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
+        raise UserError(
+            f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="
+            f"{contrast.min_temperature} and contrast.max_temperature={contrast.max_temperature}"
+        )

@@ -1,0 +1,316 @@
+"""What flows through the system, one dataclass a stage:
+
+    Sample (as stored) --examples.py--> Example (corrupted, tokenised sequences) --packing.py--> PackedBatch (one stream)
+
+Letters: T stream positions, S sequences, N_* items of a kind, R regions, F region feature size, K stored classes per region,
+P pairs, Q privately scored (image vector, text vector) combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+Packed = TypeVar("Packed", "PackedBatch", "ContrastTable")
+
+# RoBERTa's (fairseq's) id order, which every tokenizer of this project keeps.
+CLS, PAD, SEP, UNK = 0, 1, 2, 3
+FIRST_POSITION = 2
+"""Learned text positions start here, as in RoBERTa."""
+
+
+class Kind(enum.IntEnum):
+    IMAGE = 0
+    TEXT = 1
+    PAIR = 2
+
+
+class TextRole(enum.IntEnum):
+    """What a stored text is to its sample."""
+
+    TEXT = 0
+    """The text of a text sample, or a caption of a pair."""
+    POSITIVE = 1
+    NEGATIVE = 2
+    RELATED = 3
+
+
+class Level(enum.IntEnum):
+    """How a negative rewrite was made (paper section 2.1); NONE for everything else."""
+
+    NONE = 0
+    SENTENCE = 1
+    PHRASE = 2
+    WORD = 3
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    text: str
+    level: Level
+    """NONE for a positive."""
+    origin: str = ""
+    """What made it: tool, pivot language, or the words changed ("red>blue")."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    positives: tuple[Rewrite, ...] = ()
+    negatives: tuple[Rewrite, ...] = ()
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Region inputs of one image, as an extractor makes them and shards store them."""
+
+    boxes: NDArray[np.float32]
+    """[R, 4] x1, y1, x2, y2 as shares of width and height, within [0, 1]."""
+    features: NDArray[np.float16]
+    """[R, F]"""
+    class_ids: NDArray[np.int32]
+    """[R, K] most likely classes of each region."""
+    class_probabilities: NDArray[np.float16]
+    """[R, K] their probabilities; the rest of the distribution is not stored."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One stored sample. A pair is an image with one or more captions; one caption is drawn at each visit."""
+
+    key: str
+    """`shard-name:member-base`, unique in a data folder."""
+    kind: Kind
+    source: str
+    regions: Regions | None = None
+    """None for a text."""
+    text: str | None = None
+    """Text samples only."""
+    captions: tuple[Caption, ...] = ()
+    """Pairs only."""
+    related_texts: tuple[str, ...] = ()
+    related_images: tuple[tuple[str, int], ...] = ()
+    """Pairs only: (shard file name, index within the shard) of image samples."""
+
+
+class SequenceRole(enum.IntEnum):
+    """Why a sequence is in the stream. CORRUPTED carries the masked and generative losses; the others are clean."""
+
+    CORRUPTED = 0
+    JOINT_PAIR = 1
+    JOINT_POSITIVE = 2
+    JOINT_NEGATIVE = 3
+    SINGLE_IMAGE = 4
+    SINGLE_TEXT = 5
+    RELATED_IMAGE = 6
+    RELATED_TEXT = 7
+    SINGLE_POSITIVE = 8
+    SINGLE_NEGATIVE = 9
+
+
+class LanguageObjective(enum.IntEnum):
+    MASKED = 0
+    SEQUENCE_TO_SEQUENCE = 1
+
+
+@dataclass(frozen=True)
+class SequenceInput:
+    """One encoder input: [IMG] regions first (if any), then text tokens (if any). Offsets count from its first position."""
+
+    role: SequenceRole
+    seed: int
+    """63-bit key of its dropout masks: a pure function of (run seed, sample position, role, ordinal)."""
+    level: Level = Level.NONE
+    region_features: NDArray[np.float16] | None = None
+    """[1 + R, F], row 0 the global [IMG] input: the mean of the (unmasked) regions' features. Masked rows are zero."""
+    region_boxes: NDArray[np.float32] | None = None
+    """[1 + R, 5] x1, y1, x2, y2, area as shares; row 0 is (0, 0, 1, 1, 1)."""
+    token_ids: NDArray[np.int32] | None = None
+    """[n], [CLS] first."""
+    token_positions: NDArray[np.int32] | None = None
+    """[n] learned-position ids."""
+    prefix_length: int = 0
+    """Positions that see each other and nothing later; the whole length where attention is bidirectional."""
+    language_objective: LanguageObjective = LanguageObjective.MASKED
+    language_at: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[m] offsets whose hidden state predicts a token."""
+    language_targets: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[m]"""
+    masked_region_at: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[r] offsets of masked regions."""
+    masked_region_features: NDArray[np.float16] | None = None
+    """[r, F] what was there."""
+    masked_region_class_ids: NDArray[np.int32] | None = None
+    """[r, K]"""
+    masked_region_class_probabilities: NDArray[np.float16] | None = None
+    """[r, K]"""
+
+    @property
+    def num_regions(self) -> int:
+        """Image positions, [IMG] included."""
+        return 0 if self.region_features is None else len(self.region_features)
+
+    @property
+    def num_tokens(self) -> int:
+        return 0 if self.token_ids is None else len(self.token_ids)
+
+    @property
+    def length(self) -> int:
+        return self.num_regions + self.num_tokens
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as it enters one step: its sequences, corrupted first."""
+
+    key: str
+    kind: Kind
+    position: int
+    """Position in the global sample sequence."""
+    sequences: tuple[SequenceInput, ...]
+    text_key: int = 0
+    """Pairs: 63-bit hash of the drawn caption; equal captions are never each other's negatives."""
+    image_key: int = 0
+    """Pairs: 63-bit hash of the sample key."""
+
+
+@dataclass(frozen=True)
+class ContrastTable:
+    """Who is scored against whom. Image and text vectors are rows of the batch's pooled [IMG] and [CLS] outputs."""
+
+    pair_position: torch.Tensor
+    """[P] int64, position of the pair in the global sample sequence (orders pairs across ranks and micro-batches)."""
+    pair_group: torch.Tensor
+    """[P] int64, number of the contrastive group within the step: only pairs of one group are each other's negatives."""
+    pair_image: torch.Tensor
+    """[P] int64, row of the image encoded alone."""
+    pair_text: torch.Tensor
+    """[P] int64, row of the caption encoded alone."""
+    pair_image_key: torch.Tensor
+    """[P] int64"""
+    pair_text_key: torch.Tensor
+    """[P] int64"""
+    score_pair: torch.Tensor
+    """[Q] int64, index into this table's pairs."""
+    score_image: torch.Tensor
+    """[Q] int64, row of the pooled images."""
+    score_text: torch.Tensor
+    """[Q] int64, row of the pooled texts."""
+    score_role: torch.Tensor
+    """[Q] int64, SequenceRole of what makes the score: JOINT_*, RELATED_*, or SINGLE_IMAGE for the pair's own single score,
+    SINGLE_POSITIVE and SINGLE_NEGATIVE for rewrites encoded alone."""
+    score_level: torch.Tensor
+    """[Q] int64, Level of a negative rewrite."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch of one rank: one stream without padding. Any count may be zero."""
+
+    sequence_starts: torch.Tensor
+    """[S + 1] int32, offsets of the sequences in the stream."""
+    prefix_lengths: torch.Tensor
+    """[S] int32: the first p positions of a sequence see each other and nothing later; position i >= p sees 0..i."""
+    sequence_seeds: torch.Tensor
+    """[S] int64, key of every dropout mask."""
+    prefix_of: torch.Tensor
+    """[S] int32, the sequence whose image prefix this one shares, -1: none."""
+    position_sequence: torch.Tensor
+    """[T] int32, the sequence of each stream position."""
+    position_offset: torch.Tensor
+    """[T] int32, its offset within that sequence."""
+    token_ids: torch.Tensor
+    """[N_text] int32"""
+    token_at: torch.Tensor
+    """[N_text] int64, stream positions."""
+    token_positions: torch.Tensor
+    """[N_text] int32, learned-position ids."""
+    region_features: torch.Tensor
+    """[N_regions, F] float16, [IMG] rows included."""
+    region_boxes: torch.Tensor
+    """[N_regions, 5] float32"""
+    region_at: torch.Tensor
+    """[N_regions] int64, stream positions."""
+    language_at: torch.Tensor
+    """[N_language] int64, stream positions that predict a token."""
+    language_targets: torch.Tensor
+    """[N_language] int64"""
+    language_objectives: torch.Tensor
+    """[N_language] int64, LanguageObjective"""
+    masked_region_at: torch.Tensor
+    """[N_masked] int64, stream positions."""
+    masked_region_features: torch.Tensor
+    """[N_masked, F] float16"""
+    masked_region_class_ids: torch.Tensor
+    """[N_masked, K] int64"""
+    masked_region_class_probabilities: torch.Tensor
+    """[N_masked, K] float32"""
+    pooled_image_at: torch.Tensor
+    """[N_pooled_images] int64, stream positions of [IMG] whose pooled vector is wanted."""
+    pooled_text_at: torch.Tensor
+    """[N_pooled_texts] int64, stream positions of [CLS] whose pooled vector is wanted."""
+    contrast: ContrastTable
+    longest: int = 0
+    """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
+    keys: tuple[str, ...] = ()
+    """Keys of the samples inside, for logs."""
+
+    @property
+    def num_positions(self) -> int:
+        return int(self.position_sequence.shape[0])
+
+    @property
+    def num_sequences(self) -> int:
+        return int(self.prefix_lengths.shape[0])
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on `device`; copies are asynchronous where memory is pinned."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedBatch:
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+def _map_tensors(value: Packed, function: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
+    """`value` with every tensor in it, nested tables included, replaced by `function` of it."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(value):
+        current = getattr(value, item.name)
+        if isinstance(current, torch.Tensor):
+            changes[item.name] = function(current)
+        elif isinstance(current, ContrastTable):
+            changes[item.name] = _map_tensors(current, function)
+    return dataclasses.replace(value, **changes)
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read, and what took its place."""
+
+    key: str
+    reason: str
+    substitute: str
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Everything one rank reads for one optimizer step."""
+
+    step: int
+    micro_batches: tuple[PackedBatch, ...]
+    """As many on every rank; some may be empty."""
+    num_samples: int
+    """Samples of the global batch."""
+    bad_samples: tuple[BadSample, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0
+    """Time the loader spent making it."""

@@ -1,0 +1,139 @@
+"""What ranks say to each other: one object for many processes, with a single-process twin, so no `if distributed`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Communicator(Protocol):
+    """Collectives that the trainer, the losses and the evaluation need. Every rank must call them in the same order."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+    def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+    def row_counts(self, num_rows: int) -> list[int]: ...
+
+    def broadcast_object(self, value: Any) -> Any: ...
+
+    def all_gather_object(self, value: Any) -> list[Any]: ...
+
+    def barrier(self) -> None: ...
+
+
+class SingleProcess:
+    """The communicator of one process: every collective is the identity."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone()
+
+    def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone()
+
+    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def row_counts(self, num_rows: int) -> list[int]:
+        return [num_rows]
+
+    def broadcast_object(self, value: Any) -> Any:
+        return value
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [value]
+
+    def barrier(self) -> None:
+        return None
+
+
+class ProcessGroup:
+    """Collectives over a torch.distributed group (gloo on CPU, NCCL on GPUs)."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None, *, device: torch.device | None = None) -> None:
+        self.group = group
+        self.device = device or torch.device("cpu")
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks; returns a new tensor of the same shape and dtype."""
+        result = tensor.clone()
+        dist.all_reduce(result, group=self.group)
+        return result
+
+    def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Maximum over ranks; returns a new tensor of the same shape and dtype."""
+        result = tensor.clone()
+        dist.all_reduce(result, op=dist.ReduceOp.MAX, group=self.group)
+        return result
+
+    def row_counts(self, num_rows: int) -> list[int]:
+        """How many rows each rank holds."""
+        mine = torch.tensor([num_rows], dtype=torch.int64, device=self.device)
+        counts = [torch.zeros_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(counts, mine, group=self.group)
+        return [int(count) for count in torch.cat(counts).tolist()]
+
+    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of all ranks, in rank order, differentiable: the gradient of a row is the sum of what all ranks made of it.
+
+        rows: [n, ...], n may differ between ranks and may be 0. Returns [sum n, ...].
+        """
+        gathered: torch.Tensor = _GatherRows.apply(rows, self)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value on every rank. Plain objects made by this program alone."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group, device=self.device)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order. Plain objects made by this program alone."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.group)
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather of ragged rows, padded to the longest; backward sums over ranks and takes this rank's slice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, communicator: ProcessGroup) -> torch.Tensor:
+        counts = communicator.row_counts(rows.shape[0])
+        ctx.communicator, ctx.counts = communicator, counts
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        if max(counts):
+            dist.all_gather(parts, padded, group=communicator.group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        if total.numel():
+            dist.all_reduce(total, group=ctx.communicator.group)
+        start = sum(ctx.counts[: ctx.communicator.rank])
+        return total[start : start + ctx.counts[ctx.communicator.rank]], None
+
+
+def make_communicator(device: torch.device | None = None) -> Communicator:
+    """The process group's communicator where one is initialised, the single-process twin otherwise."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ProcessGroup(device=device)
+    return SingleProcess()

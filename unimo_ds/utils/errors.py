@@ -1,0 +1,29 @@
+"""The one exception that reaches a user as a sentence."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_BAD_INPUT = 2
+
+
+class UserError(ValueError):
+    """Bad input. The message names the culprit and the cure in one sentence; a command exits with status 2."""
+
+
+def nearest_name(name: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them where none is close."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run a command line's body. Returns its exit status; a `UserError` becomes one line on stderr and status 2."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
