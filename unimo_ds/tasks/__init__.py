@@ -1,0 +1,1 @@
+"""A task turns model outputs and a packed batch into named losses; the engine's step does not know the modality."""

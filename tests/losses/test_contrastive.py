@@ -1,0 +1,177 @@
+"""CMCL: the formula, its special cases (reference section 9, check 4 and 5), gradients, and many processes against one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
+from unimo_ds.losses.contrastive import contrastive_loss
+from unimo_ds.ops.contrastive import SharedCandidates, multi_positive_loss, reference
+from unimo_ds.utils.communicator import SingleProcess
+
+FORMS = ("one_log", "two_logs")
+
+
+def make_table(num_pairs: int, roles: list[SequenceRole], groups: int = 1, text_keys: list[int] | None = None):
+    """Every pair has the same roles, each with vectors of its own; single encodings come first."""
+    rows = {"pair": [], "image": [], "text": [], "role": [], "level": []}
+    next_image, next_text = num_pairs, num_pairs
+    for pair in range(num_pairs):
+        for role in roles:
+            image, text = pair, pair
+            if role.name.startswith("JOINT"):
+                image, text = next_image, next_text
+                next_image, next_text = next_image + 1, next_text + 1
+            elif role == SequenceRole.RELATED_IMAGE:
+                image, next_image = next_image, next_image + 1
+            elif role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE):
+                text, next_text = next_text, next_text + 1
+            level = Level.WORD if role.name.endswith("NEGATIVE") else Level.NONE
+            for name, value in zip(rows, (pair, image, text, role, level), strict=True):
+                rows[name].append(int(value))
+    index = torch.arange(num_pairs)
+    table = ContrastTable(
+        pair_position=index,
+        pair_group=index * groups // max(num_pairs, 1),
+        pair_image=index,
+        pair_text=index,
+        pair_image_key=index + 100,
+        pair_text_key=index + 200 if text_keys is None else torch.tensor(text_keys),
+        **{f"score_{name}": torch.tensor(values, dtype=torch.int64) for name, values in rows.items()},
+    )
+    return table, next_image, next_text
+
+
+EVERY_ROLE = [
+    SequenceRole.SINGLE_IMAGE,
+    SequenceRole.JOINT_PAIR,
+    SequenceRole.JOINT_POSITIVE,
+    SequenceRole.JOINT_NEGATIVE,
+    SequenceRole.JOINT_NEGATIVE,
+    SequenceRole.RELATED_IMAGE,
+    SequenceRole.RELATED_TEXT,
+]
+
+
+def vectors(count: int, size: int = 8, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(count, size, dtype=dtype).requires_grad_()
+
+
+def run(images, texts, table, form="one_log", in_batch=True, temperature=0.2):
+    temperature = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    return contrastive_loss(
+        images, texts, table, temperature=temperature, form=form, in_batch=in_batch, communicator=SingleProcess()
+    )
+
+
+def test_one_positive_equals_softmax_cross_entropy():
+    roles = [SequenceRole.JOINT_PAIR] + [SequenceRole.JOINT_NEGATIVE] * 4
+    table, num_images, num_texts = make_table(3, roles)
+    images, texts = vectors(num_images), vectors(num_texts)
+    result = run(images, texts, table, in_batch=False)
+    cosine = torch.cosine_similarity(images[table.score_image], texts[table.score_text]).view(3, 5) / 0.2
+    expected = torch.nn.functional.cross_entropy(cosine, torch.zeros(3, dtype=torch.int64), reduction="sum")
+    torch.testing.assert_close(result.loss_sum, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_negatives_the_loss_is_exactly_zero(form):
+    positives = [role for role in EVERY_ROLE if role != SequenceRole.JOINT_NEGATIVE]
+    table, num_images, num_texts = make_table(3, positives)
+    result = run(vectors(num_images), vectors(num_texts), table, form=form, in_batch=False)
+    assert result.loss_sum.item() == 0.0
+
+
+def test_doubling_a_positive_moves_numerator_and_denominator_alike():
+    table, num_images, num_texts = make_table(
+        1, [SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE]
+    )
+    images, texts = vectors(num_images), vectors(num_texts)
+    with torch.no_grad():  # the positive rewrite is the pair itself, once more
+        images[2], texts[2] = images[1], texts[1]
+    score = torch.cosine_similarity(images[table.score_image], texts[table.score_text]) / 0.2
+    doubled = run(images, texts, table, in_batch=False).loss_sum
+    pair, _, negative = score.exp().tolist()
+    assert doubled.item() == pytest.approx(-math.log(2 * pair / (2 * pair + negative)), rel=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_every_member_gets_a_gradient(form, groups):
+    table, num_images, num_texts = make_table(4, EVERY_ROLE, groups=groups)
+    images, texts = vectors(num_images), vectors(num_texts)
+    run(images, texts, table, form=form).loss_sum.backward()
+    assert (images.grad.abs().sum(-1) > 0).all()
+    assert (texts.grad.abs().sum(-1) > 0).all()
+
+
+def test_pairs_of_other_groups_are_no_negatives():
+    table, num_images, num_texts = make_table(4, EVERY_ROLE, groups=4)
+    images, texts = vectors(num_images), vectors(num_texts)
+    alone = run(images, texts, table, in_batch=False).loss_sum
+    torch.testing.assert_close(run(images, texts, table).loss_sum, alone)
+
+
+def test_equal_captions_are_no_negatives():
+    distinct, num_images, num_texts = make_table(2, EVERY_ROLE)
+    same, _, _ = make_table(2, EVERY_ROLE, text_keys=[7, 7])
+    images, texts = vectors(num_images), vectors(num_texts)
+    alone = run(images, texts, same, in_batch=False).loss_sum
+    torch.testing.assert_close(run(images, texts, same).loss_sum, alone)
+    assert run(images, texts, distinct).loss_sum > alone
+
+
+@pytest.mark.parametrize("num_pairs", [0, 1, 2, 7])
+@pytest.mark.parametrize("rows_per_tile", [2, 512])
+def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
+    monkeypatch.setattr("unimo_ds.ops.contrastive.ROWS_PER_TILE", rows_per_tile)
+    torch.manual_seed(num_pairs)
+    num_scores = num_pairs * 3
+    private = torch.rand(num_scores, dtype=torch.float64, requires_grad=True)
+    pair = torch.arange(num_pairs).repeat(3)
+    positive = torch.arange(num_scores) < num_pairs
+    keys = torch.stack((torch.zeros(num_pairs), torch.arange(num_pairs), torch.arange(num_pairs)), 1).long()
+    leaves = [torch.randn(num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    inverse = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    inputs = (private, *leaves, inverse)
+
+    def evaluate(loss):
+        shared = SharedCandidates(*leaves, keys, keys)
+        result = loss(private, pair, positive, num_pairs=num_pairs, shared=shared, inverse_temperature=inverse)
+        return result[0] if isinstance(result, tuple) else result
+
+    weights = torch.rand(num_pairs, dtype=torch.float64)
+    expected, actual = evaluate(reference), evaluate(multi_positive_loss)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    if num_pairs:
+        for one, other in zip(
+            torch.autograd.grad((actual * weights).sum(), inputs),
+            torch.autograd.grad((expected * weights).sum(), inputs, materialize_grads=True, allow_unused=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_accuracies_count_by_level_and_direction():
+    table, num_images, num_texts = make_table(2, EVERY_ROLE)
+    images, texts = vectors(num_images), vectors(num_texts)
+    with torch.no_grad():  # joint pairs score 1, their negatives -1; single encodings agree with their own pair alone
+        joint = table.score_role == SequenceRole.JOINT_PAIR
+        texts[table.score_text[joint]] = images[table.score_image[joint]]
+        wrong = table.score_role == SequenceRole.JOINT_NEGATIVE
+        texts[table.score_text[wrong]] = -images[table.score_image[wrong]]
+        images[:2] = torch.eye(2, 8, dtype=torch.float64)
+        texts[:2] = images[:2]
+    right_and_asked = {
+        name: (int(right), int(asked)) for name, (right, asked) in run(images, texts, table).accuracies.items()
+    }
+    assert right_and_asked == {
+        "hard_negative_sentence": (0, 0),
+        "hard_negative_phrase": (0, 0),
+        "hard_negative_word": (4, 4),
+        "in_batch_image_to_text": (2, 2),
+        "in_batch_text_to_image": (2, 2),
+    }

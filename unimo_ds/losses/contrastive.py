@@ -1,0 +1,139 @@
+"""Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
+
+Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: a joint encoding of
+image and text, or two encodings alone. `ContrastTable` says which rows are scored and why. Two forms:
+
+    one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
+    two_logs                 -log( joint positives / (those + joint negatives) )
+                             -log( (single + related positives) / (those + single negatives + in-batch) )
+
+Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot.
+
+Letters: P local pairs, Q scores, D vector size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
+from unimo_ds.ops.contrastive import SharedCandidates, multi_positive_loss
+from unimo_ds.utils.communicator import Communicator
+
+JOINT_POSITIVES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE)
+JOINT_NEGATIVES = (SequenceRole.JOINT_NEGATIVE,)
+SINGLE_POSITIVES = (
+    SequenceRole.SINGLE_IMAGE,
+    SequenceRole.SINGLE_POSITIVE,
+    SequenceRole.RELATED_IMAGE,
+    SequenceRole.RELATED_TEXT,
+)
+SINGLE_NEGATIVES = (SequenceRole.SINGLE_NEGATIVE,)
+
+
+@dataclass(frozen=True)
+class ContrastiveResult:
+    loss_sum: torch.Tensor
+    """fp32 scalar, sum over this rank's pairs."""
+    accuracies: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    """Named (number right, number asked) of this rank, without gradient."""
+
+
+def contrastive_loss(
+    images_ND: torch.Tensor,
+    texts_ND: torch.Tensor,
+    table: ContrastTable,
+    *,
+    temperature: torch.Tensor,
+    form: Literal["one_log", "two_logs"],
+    in_batch: bool,
+    communicator: Communicator,
+) -> ContrastiveResult:
+    """CMCL over this rank's pairs against the pairs of all ranks.
+
+    images_ND, texts_ND: pooled vectors, any float dtype; unit length is made here, in fp32 (fp64 stays fp64).
+    temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of one process that
+    holds all pairs; `communicator` brings the other ranks' images and texts, differentiably.
+    """
+    images_ND, texts_ND = _unit(images_ND), _unit(texts_ND)
+    num_pairs = len(table.pair_image)
+    score_Q = (images_ND[table.score_image] * texts_ND[table.score_text]).sum(-1)
+    shared = _shared_candidates(images_ND, texts_ND, table, communicator) if in_batch else None
+    inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
+
+    def loss(
+        positives: tuple[SequenceRole, ...], negatives: tuple[SequenceRole, ...], *, with_shared: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = _has_role(table.score_role, positives + negatives)
+        return multi_positive_loss(
+            score_Q[chosen],
+            table.score_pair[chosen],
+            _has_role(table.score_role[chosen], positives),
+            num_pairs=num_pairs,
+            shared=shared if with_shared else None,
+            inverse_temperature=inverse_temperature,
+        )
+
+    if form == "one_log":
+        losses_P, best_P2 = loss(
+            JOINT_POSITIVES + SINGLE_POSITIVES, JOINT_NEGATIVES + SINGLE_NEGATIVES, with_shared=True
+        )
+    else:
+        joint_P, _ = loss(JOINT_POSITIVES, JOINT_NEGATIVES, with_shared=False)
+        single_P, best_P2 = loss(SINGLE_POSITIVES, SINGLE_NEGATIVES, with_shared=True)
+        losses_P = joint_P + single_P
+    return ContrastiveResult(losses_P.sum(), _accuracies(score_Q.detach(), best_P2, table))
+
+
+def _unit(vectors_ND: torch.Tensor) -> torch.Tensor:
+    wide = vectors_ND if vectors_ND.dtype == torch.float64 else vectors_ND.float()
+    return functional.normalize(wide, dim=-1)
+
+
+def _has_role(roles: torch.Tensor, wanted: tuple[SequenceRole, ...]) -> torch.Tensor:
+    return torch.isin(roles, torch.tensor([int(role) for role in wanted], device=roles.device))
+
+
+def _shared_candidates(
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
+) -> SharedCandidates:
+    query_images, query_texts = images_ND[table.pair_image], texts_ND[table.pair_text]
+    query_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
+    everyone = communicator.all_gather_rows(torch.cat((query_images, query_texts), 1))
+    candidate_images, candidate_texts = everyone.chunk(2, dim=1)
+    return SharedCandidates(
+        query_images=query_images,
+        query_texts=query_texts,
+        candidate_images=candidate_images,
+        candidate_texts=candidate_texts,
+        query_keys=query_keys,
+        candidate_keys=communicator.all_gather_rows(query_keys),
+    )
+
+
+@torch.no_grad()
+def _accuracies(
+    score_Q: torch.Tensor, best_P2: torch.Tensor, table: ContrastTable
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """How often the true pair outscores its hard negatives (by level), and the other images and texts of the step."""
+    result = {}
+    own = score_Q.new_zeros(len(table.pair_image))
+    own[table.score_pair[table.score_role == SequenceRole.JOINT_PAIR]] = score_Q[
+        table.score_role == SequenceRole.JOINT_PAIR
+    ]
+    negative = table.score_role == SequenceRole.JOINT_NEGATIVE
+    for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
+        asked = negative & (table.score_level == level)
+        right = own[table.score_pair[asked]] > score_Q[asked]
+        result[f"hard_negative_{level.name.lower()}"] = (right.sum(), asked.sum())
+    single = table.score_role == SequenceRole.SINGLE_IMAGE
+    own_single = score_Q.new_zeros(len(table.pair_image))
+    own_single[table.score_pair[single]] = score_Q[single]
+    for column, name in enumerate(("image_to_text", "text_to_image")):
+        asked = best_P2[:, column].isfinite()
+        result[f"in_batch_{name}"] = ((own_single > best_P2[:, column])[asked].sum(), asked.sum())
+    return result
