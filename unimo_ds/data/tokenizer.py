@@ -1,0 +1,214 @@
+"""Byte-level BPE in RoBERTa's id order: `<s>`=0, `<pad>`=1, `</s>`=2, `<unk>`=3, pieces, and `<mask>` last.
+
+Trained here, or read from a local RoBERTa or GPT-2 folder. Texts are encoded as they are (cased, RoBERTa's own splitting, no
+prefix space) and always without specials; the examples add them. Special names inside a text are ordinary characters, so no
+corpus can smuggle a `<mask>` into the input. (Source: unimo.md 2.3.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from unimo_ds.data.schema import CLS, PAD, SEP, UNK
+from unimo_ds.utils.errors import UserError
+
+TOKENIZER_FILE = "tokenizer.json"
+FIRST_SPECIALS = {"<s>": CLS, "<pad>": PAD, "</s>": SEP, "<unk>": UNK}
+MASK_NAME = "<mask>"
+SMALLEST_VOCABULARY = len(FIRST_SPECIALS) + 256 + 1
+_WORD_BREAKS = ("Ġ", "Ċ", "ĉ", "č")
+"""How the byte alphabet shows a space, line feed, tab and carriage return at the start of a piece."""
+
+
+class Tokenizer:
+    """A loaded tokenizer. Picklable, and the same in every process."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        """Wrap a byte-level BPE of the `tokenizers` library.
+
+        Raises:
+            UserError: the first ids are not RoBERTa's, there is no `<mask>`, or the ids have holes.
+        """
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        for name, expected in FIRST_SPECIALS.items():
+            if vocabulary.get(name) != expected:
+                raise UserError(
+                    f"the tokenizer gives {name} the id {vocabulary.get(name)} where RoBERTa has {expected}; "
+                    "use a RoBERTa tokenizer or make one with `unimo prepare tokenizer`"
+                )
+        if MASK_NAME not in vocabulary:
+            raise UserError("the tokenizer has no <mask>; use a RoBERTa tokenizer or `unimo prepare tokenizer`")
+        self.vocabulary_size = len(vocabulary)
+        if max(vocabulary.values()) != self.vocabulary_size - 1:
+            raise UserError(
+                f"the tokenizer's ids have holes: {self.vocabulary_size} pieces, largest id {max(vocabulary.values())}"
+            )
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True
+        self.inner = inner
+        self.mask_id: int = vocabulary[MASK_NAME]
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids of the text, without specials: [n] int32."""
+        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, without specials."""
+        encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(one.ids, dtype=np.int32) for one in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; specials are left out. `decode(encode(text)) == text` for every text."""
+        text: str = self.inner.decode([int(one) for one in ids], skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """Every piece in the byte alphabet, by id."""
+        by_id = sorted(self.inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        return tuple(piece for piece, _ in by_id)
+
+    @cached_property
+    def special(self) -> NDArray[np.bool_]:
+        """[V] True for ids that no text produces: the named specials and RoBERTa's filler pieces."""
+        names = {*FIRST_SPECIALS, MASK_NAME}
+        names.update(token.content for token in self.inner.get_added_tokens_decoder().values())
+        return np.array([piece in names or piece.startswith("madeupword") for piece in self.pieces])
+
+    @cached_property
+    def starts_word(self) -> NDArray[np.bool_]:
+        """[V] True where a piece begins a new word, that is, with white space. The first piece of a text begins one too."""
+        return np.array([piece.startswith(_WORD_BREAKS) for piece in self.pieces])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over the pieces and merges: what decides ids, whatever library version wrote the file."""
+        model = json.loads(self.inner.to_str())["model"]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        return hashlib.sha256(json.dumps([self.pieces, merges]).encode()).hexdigest()[:16]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `tokenizer.json` into the folder, whole or not at all. Returns its path."""
+        path = Path(folder) / TOKENIZER_FILE
+        _make_folder(path.parent)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(self.inner.to_str(), encoding="utf-8")
+        os.replace(aside, path)
+        return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Cached tables are rebuilt on the other side; the flag is not part of the library's own state.
+        return {"text": self.inner.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state["text"]))  # type: ignore[misc]
+
+
+def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLike[str] | None = None) -> Tokenizer:
+    """Learn a byte-level BPE from texts, and save it in the folder `output` where one is given.
+
+    The same texts give the same tokenizer. A small corpus may run out of merges, so the vocabulary may be smaller than asked.
+
+    Raises:
+        UserError: a vocabulary smaller than the bytes and specials need.
+    """
+    if vocabulary_size < SMALLEST_VOCABULARY:
+        raise UserError(f"a vocabulary of {vocabulary_size} cannot hold all bytes; take at least {SMALLEST_VOCABULARY}")
+    learner = tokenizers.Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size - 1,
+        min_frequency=2,
+        special_tokens=list(FIRST_SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer=trainer)
+    model = json.loads(learner.to_str())["model"]
+    tokenizer = _assemble(model["vocab"], [tuple(merge) for merge in model["merges"]])
+    if output is not None:
+        tokenizer.save(output)
+    return tokenizer
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer from `tokenizer.json` (the file or its folder), or from a folder with vocab.json and merges.txt.
+
+    A GPT-2 folder, which has none of RoBERTa's specials, gets them; its pieces keep their order from id 4 on.
+
+    Raises:
+        UserError: nothing there, unreadable, or not byte-level BPE in RoBERTa's order.
+    """
+    path = Path(path)
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if file.is_file():
+        content = _read_json(file)
+        if not isinstance(content, dict) or content.get("model", {}).get("type") != "BPE":
+            raise UserError(
+                f"{file} does not hold a byte-level BPE; use a RoBERTa tokenizer or `unimo prepare tokenizer`"
+            )
+        vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+        fillers = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        return _complete({**vocabulary, **fillers}, merges)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        vocabulary = _read_json(path / "vocab.json")
+        lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        return _complete(vocabulary, merges)
+    raise UserError(f"no tokenizer at {path}: it needs tokenizer.json, or vocab.json and merges.txt")
+
+
+def _complete(vocabulary: dict[str, int], merges: Sequence[str | Sequence[str]]) -> Tokenizer:
+    """The tokenizer of a RoBERTa vocabulary, or of a GPT-2 one shifted behind RoBERTa's specials."""
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError("the tokenizer's merges are damaged: each must join two pieces; fetch the file again")
+    if not any(name in vocabulary for name in FIRST_SPECIALS):
+        pieces = [
+            piece for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1]) if piece != "<|endoftext|>"
+        ]
+        vocabulary = {**FIRST_SPECIALS, **{piece: len(FIRST_SPECIALS) + i for i, piece in enumerate(pieces)}}
+    return _assemble(vocabulary, pairs)
+
+
+def _assemble(vocabulary: dict[str, int], merges: list[tuple[Any, ...]]) -> Tokenizer:
+    """RoBERTa's pipeline around pieces and merges; `<mask>` is appended where it is missing."""
+    if MASK_NAME not in vocabulary:
+        vocabulary = {**vocabulary, MASK_NAME: len(vocabulary)}
+    for left, right in merges:
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise UserError(
+                f"the tokenizer's pieces and merges do not fit together: {left!r} + {right!r}; fetch both files again"
+            )
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    specials = [*FIRST_SPECIALS, MASK_NAME]
+    inner.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    return Tokenizer(inner)
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
