@@ -1,0 +1,56 @@
+"""Named runs: one function a file, each returning the whole configuration. `load(name)` finds one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Protocol
+
+from unimo_ds.config import RunConfig
+from unimo_ds.utils.errors import UserError, nearest_name
+
+NAMES = ("demo", "small", "single_gpu", "base_32xv100", "large_64xv100")
+
+
+class DataSizes(Protocol):
+    """What a recipe may take from the data (an opened corpus has all three)."""
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def num_region_classes(self) -> int: ...
+
+
+def load(name: str) -> RunConfig:
+    """The recipe of that name.
+
+    Raises:
+        UserError: no such recipe; the message names the nearest one.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown recipe {name!r}{nearest_name(name, NAMES)}")
+    module = importlib.import_module(f"unimo_ds.recipes.{name}")
+    config: RunConfig = getattr(module, name)()
+    return config
+
+
+def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:
+    """`config` with the sizes that the recipe leaves at 0 taken from the data.
+
+    `model.vocabulary_size`, `model.region_feature_size` and `model.num_region_classes` belong to the tokenizer and the region
+    extractor, so recipes that start from scratch leave them at 0. Sizes that a recipe states are kept: whether they agree
+    with the data is the loader's check, not this function's.
+    """
+    model = config.model
+    # A corpus of texts alone has no regions; a table of one unused row keeps the model's modules the same.
+    fitted = dataclasses.replace(
+        model,
+        vocabulary_size=model.vocabulary_size or corpus.vocabulary_size,
+        region_feature_size=model.region_feature_size or max(1, corpus.feature_size),
+        num_region_classes=model.num_region_classes or max(1, corpus.num_region_classes),
+    )
+    return dataclasses.replace(config, model=fitted)

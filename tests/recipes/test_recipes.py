@@ -1,0 +1,52 @@
+"""Every shipped recipe loads, is complete, survives JSON, and takes open sizes from the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from unimo_ds import config, recipes
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_recipe_loads_passes_the_checks_and_survives_json(name: str) -> None:
+    recipe = recipes.load(name)
+    config.check(recipe)
+    assert recipe.recipe == name
+    assert config.from_dict(config.RunConfig, config.to_dict(recipe)) == recipe
+    assert recipe.model.hidden_size == 64 * recipe.model.num_heads, "heads are of size 64"
+
+
+def test_run_directories_differ() -> None:
+    assert len({recipes.load(name).run_dir for name in recipes.NAMES}) == len(recipes.NAMES)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'base_32xv100'"):
+        recipes.load("base_32v100")
+
+
+def test_paper_sizes() -> None:
+    base, large = recipes.load("base_32xv100"), recipes.load("large_64xv100")
+    assert (base.model.num_layers, base.model.hidden_size) == (12, 768)
+    assert (large.model.num_layers, large.model.hidden_size, large.model.feed_forward_size) == (24, 1024, 4096)
+    for recipe in (base, large):
+        assert recipe.schedule.total_steps >= 500_000
+        assert recipe.optimizer.peak_learning_rate == 5e-5
+        assert (recipe.data.max_text_tokens, recipe.data.max_regions) == (512, 100)
+        assert recipe.engine.deepspeed_config == "zero1_fp16"
+        assert set(recipe.data.source_weights) == {"coco", "vg", "cc", "sbu", "books", "web", "openimages"}
+
+
+def test_open_sizes_come_from_the_data_and_stated_ones_stay() -> None:
+    corpus = SimpleNamespace(vocabulary_size=900, feature_size=48, num_region_classes=0)
+    fitted = recipes.fit_to_data(recipes.load("demo"), corpus)
+    assert (fitted.model.vocabulary_size, fitted.model.region_feature_size) == (900, 48)
+    assert fitted.model.num_region_classes == 1, "texts alone still build a model"
+    base = recipes.load("base_32xv100")
+    assert recipes.fit_to_data(base, corpus) == base
+    half = dataclasses.replace(base, model=dataclasses.replace(base.model, vocabulary_size=0))
+    assert recipes.fit_to_data(half, corpus).model == dataclasses.replace(base.model, vocabulary_size=900)
