@@ -1,0 +1,274 @@
+"""Sequences of a micro-batch laid end to end in one stream without padding, and the table of who is scored against whom.
+
+Letters: T stream positions, S sequences, P pairs, Q scored combinations, F region feature size, K stored classes a region.
+All index arithmetic is done on whole arrays: a loader shares its core with training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.schema import ContrastTable, Example, Kind, PackedBatch, SequenceInput, SequenceRole
+
+Integers = NDArray[np.int64]
+
+_JOINT_ROLES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE)
+_IMAGE_ROLES = (*_JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
+_TEXT_ROLES = (
+    *_JOINT_ROLES,
+    SequenceRole.SINGLE_TEXT,
+    SequenceRole.RELATED_TEXT,
+    SequenceRole.SINGLE_POSITIVE,
+    SequenceRole.SINGLE_NEGATIVE,
+)
+# Their score is the pair's own image, encoded alone, against the text of this sequence.
+_AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
+
+
+def pack(
+    examples: Sequence[Example],
+    pair_groups: Sequence[int] | None = None,
+    *,
+    feature_size: int = 0,
+    classes_per_region: int = 0,
+) -> PackedBatch:
+    """One training micro-batch: the sequences of `examples` in order, and the contrast table of the pairs among them.
+
+    examples: any number, zero included.
+    pair_groups: one contrastive group per example (read for pairs alone); None puts all pairs into group 0.
+    feature_size, classes_per_region: F and K of the data; they give an input without regions its [0, F] and [0, K] shapes.
+
+    [IMG] and [CLS] vectors are pooled for the clean sequences alone, each where its role has a use for it.
+
+    Raises:
+        ValueError: a sequence without positions, inconsistent arrays, or a pair that lacks one of its single encodings.
+    """
+    groups = np.zeros(len(examples), np.int64) if pair_groups is None else np.asarray(pair_groups, np.int64)
+    if groups.shape != (len(examples),):
+        raise ValueError(
+            f"pair_groups has shape {groups.shape}; one number for each of {len(examples)} examples is wanted"
+        )
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    example_of = np.repeat(np.arange(len(examples)), _lengths([example.sequences for example in examples]))
+    roles = np.fromiter((sequence.role for sequence in sequences), np.int64, len(sequences))
+    has_image, has_text = np.isin(roles, _IMAGE_ROLES), np.isin(roles, _TEXT_ROLES)
+    contrast = _contrast_table(examples, groups, sequences, example_of, roles, has_image, has_text)
+    return _stream(
+        sequences,
+        has_image,
+        has_text,
+        contrast,
+        keys=tuple(example.key for example in examples),
+        feature_size=feature_size,
+        classes_per_region=classes_per_region,
+    )
+
+
+def pack_sequences(
+    sequences: Sequence[SequenceInput],
+    *,
+    feature_size: int = 0,
+    classes_per_region: int = 0,
+    keys: tuple[str, ...] = (),
+) -> PackedBatch:
+    """Sequences to encode outside of training: no contrast table, and every [IMG] and every [CLS] is pooled.
+
+    Pooled images are those of the sequences that have regions, in order; pooled texts those of the sequences that have
+    tokens, in order. Arguments and errors as in `pack`.
+    """
+    has_image = np.fromiter((sequence.region_features is not None for sequence in sequences), bool, len(sequences))
+    has_text = np.fromiter((sequence.token_ids is not None for sequence in sequences), bool, len(sequences))
+    return _stream(
+        sequences,
+        has_image,
+        has_text,
+        empty_contrast_table(),
+        keys=keys,
+        feature_size=feature_size,
+        classes_per_region=classes_per_region,
+    )
+
+
+def empty_contrast_table() -> ContrastTable:
+    """A table of no pairs and no scores."""
+    return ContrastTable(*(torch.zeros(0, dtype=torch.int64) for _ in range(11)))
+
+
+def _stream(
+    sequences: Sequence[SequenceInput],
+    has_image: NDArray[np.bool_],
+    has_text: NDArray[np.bool_],
+    contrast: ContrastTable,
+    *,
+    keys: tuple[str, ...],
+    feature_size: int,
+    classes_per_region: int,
+) -> PackedBatch:
+    """The stream of `sequences`, with the [IMG] pooled where `has_image` [S] and the [CLS] where `has_text` [S]."""
+    num_regions = _lengths([sequence.region_features for sequence in sequences])
+    num_tokens = _lengths([sequence.token_ids for sequence in sequences])
+    lengths = num_regions + num_tokens
+    prefix_lengths = np.fromiter((sequence.prefix_length for sequence in sequences), np.int64, len(sequences))
+    _refuse_inconsistent(sequences, has_image, has_text, num_regions, num_tokens, prefix_lengths)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    first = starts[:-1]
+    num_positions = int(starts[-1])
+    num_language = _lengths([sequence.language_at for sequence in sequences])
+    num_masked = _lengths([sequence.masked_region_at for sequence in sequences])
+    objectives = np.fromiter((sequence.language_objective for sequence in sequences), np.int64, len(sequences))
+    seeds = np.fromiter((sequence.seed for sequence in sequences), np.int64, len(sequences))
+
+    def joined(name: str, dtype: type[np.generic], *columns: int) -> torch.Tensor:
+        return _joined(sequences, name, dtype, columns)
+
+    width = _width(sequences, "region_features", feature_size)
+    classes = _width(sequences, "masked_region_class_ids", classes_per_region)
+    return PackedBatch(
+        sequence_starts=_tensor(starts, np.int32),
+        prefix_lengths=_tensor(prefix_lengths, np.int32),
+        sequence_seeds=_tensor(seeds, np.int64),
+        prefix_of=torch.full((len(sequences),), -1, dtype=torch.int32),
+        position_sequence=_tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32),
+        position_offset=_tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32),
+        token_ids=joined("token_ids", np.int32),
+        token_at=_tensor(_ranges(first + num_regions, num_tokens), np.int64),
+        token_positions=joined("token_positions", np.int32),
+        region_features=joined("region_features", np.float16, width),
+        region_boxes=joined("region_boxes", np.float32, 5),
+        region_at=_tensor(_ranges(first, num_regions), np.int64),
+        language_at=joined("language_at", np.int64) + _tensor(np.repeat(first, num_language), np.int64),
+        language_targets=joined("language_targets", np.int64),
+        language_objectives=_tensor(np.repeat(objectives, num_language), np.int64),
+        masked_region_at=joined("masked_region_at", np.int64) + _tensor(np.repeat(first, num_masked), np.int64),
+        masked_region_features=joined("masked_region_features", np.float16, width),
+        masked_region_class_ids=joined("masked_region_class_ids", np.int64, classes),
+        masked_region_class_probabilities=joined("masked_region_class_probabilities", np.float32, classes),
+        pooled_image_at=_tensor(first[has_image], np.int64),
+        pooled_text_at=_tensor((first + num_regions)[has_text], np.int64),
+        contrast=contrast,
+        longest=int(lengths.max(initial=0)),
+        keys=keys,
+    )
+
+
+def _contrast_table(
+    examples: Sequence[Example],
+    groups: Integers,
+    sequences: Sequence[SequenceInput],
+    example_of: Integers,
+    roles: Integers,
+    has_image: NDArray[np.bool_],
+    has_text: NDArray[np.bool_],
+) -> ContrastTable:
+    """Rows for every example that brought clean sequences; images and texts are rows of the pooled vectors."""
+    if not has_image.any() and not has_text.any():
+        return empty_contrast_table()
+    image_row = np.cumsum(has_image) - 1
+    text_row = np.cumsum(has_text) - 1
+    pairs = np.unique(example_of[has_image | has_text])
+    pair_of_example = np.full(len(examples), -1, np.int64)
+    pair_of_example[pairs] = np.arange(len(pairs))
+    pair_of = pair_of_example[example_of]
+
+    pair_image = _one_row_per_pair(SequenceRole.SINGLE_IMAGE, examples, pairs, pair_of, roles, image_row)
+    pair_text = _one_row_per_pair(SequenceRole.SINGLE_TEXT, examples, pairs, pair_of, roles, text_row)
+
+    # A score per clean sequence, except that the two single encodings of a pair make one score, filed under SINGLE_IMAGE.
+    scored = (has_image | has_text) & (roles != SequenceRole.SINGLE_TEXT)
+    role, pair = roles[scored], pair_of[scored]
+    levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
+    uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
+    score_image = np.where(np.isin(role, _AGAINST_OWN_IMAGE), pair_image[pair], image_row[scored])
+    score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
+    chosen = [examples[index] for index in pairs]
+    return ContrastTable(
+        pair_position=_tensor(np.fromiter((example.position for example in chosen), np.int64, len(pairs)), np.int64),
+        pair_group=_tensor(groups[pairs], np.int64),
+        pair_image=_tensor(pair_image, np.int64),
+        pair_text=_tensor(pair_text, np.int64),
+        pair_image_key=_tensor(np.fromiter((example.image_key for example in chosen), np.int64, len(pairs)), np.int64),
+        pair_text_key=_tensor(np.fromiter((example.text_key for example in chosen), np.int64, len(pairs)), np.int64),
+        score_pair=_tensor(pair, np.int64),
+        score_image=_tensor(score_image, np.int64),
+        score_text=_tensor(score_text, np.int64),
+        score_role=_tensor(role, np.int64),
+        score_level=_tensor(levels[scored], np.int64),
+    )
+
+
+def _one_row_per_pair(
+    wanted: SequenceRole,
+    examples: Sequence[Example],
+    pairs: Integers,
+    pair_of: Integers,
+    roles: Integers,
+    row: Integers,
+) -> Integers:
+    """[P] the pooled row of each pair's only sequence of role `wanted`."""
+    at = np.flatnonzero(roles == wanted)
+    count = np.bincount(pair_of[at], minlength=len(pairs))
+    if (count != 1).any():
+        culprit = examples[int(pairs[np.flatnonzero(count != 1)[0]])]
+        kind = Kind(culprit.kind).name.lower()
+        raise ValueError(f"{kind} {culprit.key!r} has clean sequences but not exactly one {wanted.name} among them")
+    rows = np.empty(len(pairs), np.int64)
+    rows[pair_of[at]] = row[at]
+    return rows
+
+
+def _refuse_inconsistent(
+    sequences: Sequence[SequenceInput],
+    has_image: NDArray[np.bool_],
+    has_text: NDArray[np.bool_],
+    num_regions: Integers,
+    num_tokens: Integers,
+    prefix_lengths: Integers,
+) -> None:
+    lengths = num_regions + num_tokens
+    claims = (
+        ("has no positions", lengths == 0),
+        ("has a prefix outside of its length", (prefix_lengths < 0) | (prefix_lengths > lengths)),
+        ("has no [IMG] to pool", has_image & (num_regions == 0)),
+        ("has no [CLS] to pool", has_text & (num_tokens == 0)),
+    )
+    for sentence, wrong in claims:
+        if wrong.any():
+            index = int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"sequence {index} ({sequences[index].role.name}) {sentence}")
+
+
+def _lengths(arrays: Sequence[Any]) -> Integers:
+    return np.fromiter((0 if array is None else len(array) for array in arrays), np.int64, len(arrays))
+
+
+def _ranges(starts: Integers, counts: Integers) -> Integers:
+    """starts[i], starts[i] + 1, ... (counts[i] numbers) for each i, end to end."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+
+
+def _width(sequences: Sequence[SequenceInput], name: str, default: int) -> int:
+    for sequence in sequences:
+        array = getattr(sequence, name)
+        if array is not None:
+            return int(array.shape[1])
+    return default
+
+
+def _joined(
+    sequences: Sequence[SequenceInput], name: str, dtype: type[np.generic], columns: tuple[int, ...]
+) -> torch.Tensor:
+    """The named arrays of all sequences end to end, in `dtype`; [0, *columns] where none has it."""
+    arrays = [array for sequence in sequences if (array := getattr(sequence, name)) is not None and len(array)]
+    if not arrays:
+        return _tensor(np.zeros((0, *columns)), dtype)
+    return _tensor(np.concatenate(arrays), dtype)
+
+
+def _tensor(array: NDArray[Any], dtype: type[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
