@@ -1,0 +1,72 @@
+"""Untrusted image bytes to pixels: the header is read and bounded before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64 * 2**20
+"""Largest image that is decoded, in pixels (a 64-megapixel photograph); a decompression bomb is refused by its header."""
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Only these decoders are ever tried."""
+# What Pillow's decoders raise on damaged bytes: its own errors are OSError and SyntaxError, the others leak from parsing.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class BadImage(ValueError):
+    """Bytes that are no image, or one that is not safe to decode. The message says why."""
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None) -> Image.Image:
+    """The upright RGB image of JPEG, PNG or WebP bytes.
+
+    shrink_to: a shorter side that is enough; JPEGs many times larger are then decoded at a fraction of their size.
+
+    Raises:
+        BadImage: not an image of these formats, truncated, or larger than `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BadImage(f"{width} x {height} pixels are more than the {max_pixels} allowed")
+        if min(width, height) < 1:
+            raise BadImage(f"{width} x {height} pixels")
+        if shrink_to is not None:
+            # libjpeg halves the size, at most to an eighth, while decoding; it never goes below what is asked.
+            image.draft("RGB", (shrink_to, shrink_to))
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except BadImage:
+        raise
+    except _DECODER_ERRORS as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from None
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG does."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def encode_jpeg(image: Image.Image, *, quality: int = 92) -> bytes:
+    """JPEG bytes of an RGB image."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
