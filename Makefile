@@ -1,0 +1,36 @@
+# Everything starts here: each target sets up what it needs, and a second call reuses it.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+
+.PHONY: demo test env lint format tensorboard clean
+
+demo: env
+	$(VENV)/bin/python -m unimo_ds.demo
+
+test: env lint
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+lint: env
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: env
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+env: $(STAMP)
+
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+tensorboard: env
+	$(VENV)/bin/tensorboard --logdir runs
+
+clean:
+	rm -rf $(VENV) runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""Overrides, typing and refusal of recipes that cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from unimo_ds.config import RunConfig, apply_overrides, check, fingerprint, from_dict, to_dict
+from unimo_ds.utils.errors import UserError
+
+CONFIG = RunConfig(recipe="test")
+
+
+def test_overrides_reach_every_type():
+    changed = apply_overrides(
+        CONFIG,
+        [
+            "seed=7",
+            "model.hidden_dropout=0",
+            "contrast.in_batch=false",
+            "contrast.form=one_log",
+            "optimizer.betas=0.9,0.999",
+            "data.held_out_path=some/folder",
+            "data.source_weights.coco=2",
+            "model.initialize_from=none",
+        ],
+    )
+    assert (changed.seed, changed.model.hidden_dropout, changed.contrast.in_batch) == (7, 0.0, False)
+    assert changed.contrast.form == "one_log"
+    assert changed.optimizer.betas == (0.9, 0.999)
+    assert changed.data.held_out_path == "some/folder"
+    assert changed.data.source_weights == {"coco": 2.0}
+    assert changed.model.initialize_from is None
+    assert CONFIG.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hiden_size=4", "did you mean 'hidden_size'"),
+        ("modle.hidden_size=4", "did you mean 'model'"),
+        ("model=4", "group of keys"),
+        ("seed.x=4", "single value"),
+        ("seed=four", "takes int"),
+        ("seed=1.5", "takes int"),
+        ("contrast.in_batch=1", "true or false"),
+        ("contrast.form=both", "one_log, two_logs"),
+        ("optimizer.betas=0.9", "2 values"),
+        ("losses.contrastive=nan", "finite"),
+        ("seed", "no '='"),
+    ],
+)
+def test_bad_overrides_are_refused_with_the_right_name(override, message):
+    with pytest.raises(UserError, match=message):
+        apply_overrides(CONFIG, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_heads=7", "multiple"),
+        ("model.hidden_dropout=1", "below 1"),
+        ("data.max_text_tokens=600", "max_positions"),
+        ("batch.global_samples=0", "at least 1"),
+        ("schedule.warmup_steps=9000000", "warmup_steps"),
+        ("data.kind_weights.pair=0", "needs pairs"),
+        ("contrast.temperature=0.9", "max_temperature"),
+    ],
+)
+def test_impossible_recipes_are_refused(override, message):
+    check(CONFIG)
+    with pytest.raises(UserError, match=message):
+        check(apply_overrides(CONFIG, [override]))
+
+
+def test_round_trip_and_fingerprint():
+    changed = apply_overrides(CONFIG, ["data.source_weights.vg=3", "seed=3"])
+    assert from_dict(RunConfig, to_dict(changed)) == changed
+    assert fingerprint(changed) != fingerprint(CONFIG)
+    assert fingerprint(changed) == fingerprint(dataclasses.replace(changed))
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        from_dict(RunConfig, {"recipe": "x", "sed": 1})

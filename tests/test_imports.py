@@ -1,0 +1,67 @@
+"""Imports go downward only, DeepSpeed has one importer, and nothing dangerous is called."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "unimo_ds"
+LEAVES = {"config", "utils"}
+MAY_IMPORT = {
+    "utils": {"utils"},
+    "config": {"utils"},
+    "recipes": LEAVES | {"recipes"},
+    "data": LEAVES | {"data"},
+    "ops": LEAVES | {"ops", "data.schema"},
+    "models": LEAVES | {"models", "ops", "data.schema"},
+    "losses": LEAVES | {"losses", "ops", "data.schema"},
+    "tasks": LEAVES | {"tasks", "losses", "models", "data.schema"},
+    "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
+    "evaluation": LEAVES | {"evaluation", "engine", "tasks", "losses", "models", "data", "ops"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Full names of everything a file imports, function bodies included."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path):
+    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imported_modules(path):
+        if name.split(".")[0] == "deepspeed":
+            assert layer in ("engine", "doctor"), f"{path}: only engine/ imports deepspeed"
+        if layer not in MAY_IMPORT or not name.startswith("unimo_ds."):
+            continue
+        target = name.removeprefix("unimo_ds.")
+        assert any(target == allowed or target.startswith(f"{allowed}.") for allowed in MAY_IMPORT[layer]), (
+            f"{path}: {layer} may not import {target}"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_dangerous_is_called(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{path}:{node.lineno}: bare except"
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        where = f"{path}:{node.lineno}"
+        assert name not in ("pickle.load", "pickle.loads", "torch.load", "eval", "exec", "os.system"), where
+        assert not name.endswith(".extractall"), where
+        for keyword in node.keywords:
+            value = getattr(keyword.value, "value", None)
+            assert not (keyword.arg == "allow_pickle" and value is True), where
+            assert not (keyword.arg == "shell" and value is True), where
