@@ -48,7 +48,7 @@ def base_32xv100() -> RunConfig:
             max_regions=100,
             num_workers=4,
         ),
-        batch=BatchConfig(global_samples=1024, micro_batch_tokens=16384),
+        batch=BatchConfig(global_samples=1024, micro_batch_tokens=32768),
         optimizer=OptimizerConfig(peak_learning_rate=5e-5),
         schedule=ScheduleConfig(total_steps=500_000, warmup_steps=24_000),
         engine=EngineConfig(deepspeed_config="zero1_fp16"),
