@@ -125,7 +125,7 @@ def relative(scene: Scene, randomness: random.Random) -> Scene:
     return Scene(tuple(things), randomness.choice(GROUNDS), randomness.getrandbits(48))
 
 
-def another(choices: tuple[str, ...], current: str, randomness: random.Random) -> str:
+def another(choices: tuple[str, ...], current: str | None, randomness: random.Random) -> str:
     """One of `choices` that is not `current`."""
     return randomness.choice([choice for choice in choices if choice != current])
 

@@ -1,8 +1,8 @@
 """Rewrites of scene captions whose truth is known: positives still true, negatives at three levels surely false.
 
-The levels are UNIMO's (paper section 2.1; reference notes 3.2): sentence negatives are captions of similar scenes, phrase negatives
-exchange noun phrases or their attributes, word negatives change one word. A rewrite changes the caption's meaning and keeps its
-wording, so that nothing but the picture tells it from a true caption. Every candidate is checked against the scene.
+The levels are the paper's (UNIMO, section 2.1): sentence negatives are captions of similar scenes, phrase negatives exchange noun
+phrases or their attributes, word negatives change one word. A rewrite changes the caption's meaning and keeps its wording, so
+that nothing but the picture tells it from a true caption. Every candidate is checked against the scene.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from unimo_ds.data.prepare.scene_grammar import SceneCaption, inverse, make_caption, render, sample_wording
-from unimo_ds.data.prepare.scene_model import COLOURS, GROUNDS, SHAPES, SIZES, Scene
+from unimo_ds.data.prepare.scene_grammar import SceneCaption, inverse, render, sample_wording
+from unimo_ds.data.prepare.scene_model import COLOURS, GROUNDS, SHAPES, SIZES, Scene, another
 from unimo_ds.data.prepare.scene_truth import INVERSE, PLACES, Description, Mention, Relation, is_false
 from unimo_ds.data.schema import Level, Rewrite
 
@@ -82,9 +82,10 @@ def differing_words(first: str, second: str) -> int | None:
         ["a" if word == "an" else word for word in text.replace(",", "").replace(":", "").split()]
         for text in (first, second)
     ]
-    if len(words[0]) != len(words[1]):
+    first_words, second_words = words
+    if len(first_words) != len(second_words):
         return None
-    return sum(one != other for one, other in zip(*words, strict=True))
+    return sum(one != other for one, other in zip(first_words, second_words, strict=True))
 
 
 def _false_rewrites(
@@ -139,7 +140,7 @@ def _change_word(description: Description, kind: str, at: int, randomness: rando
     choices: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
     if kind in choices:
         mention = description.mentions[at]
-        value = _another(choices[kind], getattr(mention, kind), randomness)
+        value = another(choices[kind], getattr(mention, kind), randomness)
         changed = _with_mention(description, at, replace(mention, **{kind: value}))
         return changed, f"{getattr(mention, kind)}>{value}"
     if kind == "relation":
@@ -149,11 +150,11 @@ def _change_word(description: Description, kind: str, at: int, randomness: rando
         return replace(description, relations=relations), f"{relation.name}>{turned.name}"
     if kind == "place":
         placement = description.placements[at]
-        moved = replace(placement, place=_another(PLACES, placement.place, randomness))
+        moved = replace(placement, place=another(PLACES, placement.place, randomness))
         placements = (*description.placements[:at], moved, *description.placements[at + 1 :])
         return replace(description, placements=placements), f"{placement.place}>{moved.place}"
     if kind == "ground":
-        ground = _another(GROUNDS, description.ground, randomness)
+        ground = another(GROUNDS, description.ground, randomness)
         return replace(description, ground=ground), f"{description.ground}>{ground}"
     number = randomness.choice([number for number in (2, 3, 4) if number != description.count])
     return replace(description, count=number), f"{description.count}>{number}"
@@ -170,8 +171,8 @@ def _phrase_changes(description: Description, randomness: random.Random) -> Iter
             # At least colour and shape change; what was not said stays unsaid, so that the form is kept.
             changed = replace(
                 first,
-                shape=_another(SHAPES, first.shape, randomness),
-                colour=None if first.colour is None else _another(COLOURS, first.colour, randomness),
+                shape=another(SHAPES, first.shape, randomness),
+                colour=None if first.colour is None else another(COLOURS, first.colour, randomness),
                 size=None if first.size is None else randomness.choice(SIZES),
             )
             yield _with_mention(description, at, changed), f"{_spoken(first)}>{_spoken(changed)}"
@@ -198,10 +199,6 @@ def _reorder(description: Description, randomness: random.Random) -> Description
 def _with_mention(description: Description, at: int, mention: Mention) -> Description:
     mentions = (*description.mentions[:at], mention, *description.mentions[at + 1 :])
     return replace(description, mentions=mentions)
-
-
-def _another(choices: tuple[str, ...], current: str | None, randomness: random.Random) -> str:
-    return randomness.choice([choice for choice in choices if choice != current])
 
 
 def _spoken(mention: Mention) -> str:
