@@ -1,0 +1,192 @@
+"""`unimo doctor`: what this machine has for training, and what each missing piece costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+State = Literal["good", "absent", "bad"]
+
+_DISTRIBUTION = "unimo_ds"
+_GIB = 2**30
+_MARKS = {"good": "ok", "absent": "--", "bad": "!!"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    state: State
+    """good; absent: training works without it; bad: training on this machine fails or misleads until it is mended."""
+    found: str
+    cost: str = ""
+    """What its absence costs, or how to mend it. Empty where the state is good."""
+
+
+def examine() -> list[Finding]:
+    """Everything looked at, essentials first. Imports torch and no other heavy package; changes nothing."""
+    return [
+        _python(),
+        *_pinned_packages(importlib.metadata.requires(_DISTRIBUTION) or []),
+        _processors(),
+        *_gpus(),
+        _program("CUDA toolkit (nvcc)", "nvcc", "native kernels cannot be built; the plain paths run instead"),
+        _program(
+            "C++ compiler (g++)", "g++", "DeepSpeed cannot build its CPU Adam, which offload needs; torch's AdamW works"
+        ),
+        _program("ninja", "ninja", "DeepSpeed and the kernels cannot be built here"),
+        _program("mpirun", "mpirun", "no launch through MPI; deepspeed, torchrun and srun work"),
+        _program("srun", "srun", "no Slurm here; the slurm/ scripts cannot be submitted from this machine"),
+        _program("numactl", "numactl", "`deepspeed --bind_cores_to_rank` fails; leave that flag out"),
+        _apex(),
+        _threads(),
+    ]
+
+
+def is_fit(findings: Iterable[Finding]) -> bool:
+    """Whether nothing found stands in the way of training."""
+    return all(finding.state != "bad" for finding in findings)
+
+
+def to_text(findings: Iterable[Finding]) -> str:
+    """A table for people."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.state]}  {finding.name:<22} {finding.found}")
+        if finding.cost:
+            lines.append(f"{'':26}{finding.cost}")
+    return "\n".join(lines)
+
+
+def to_dict(findings: Iterable[Finding]) -> dict[str, Any]:
+    """The same for machines."""
+    listed = list(findings)
+    return {"fit": is_fit(listed), "findings": [asdict(finding) for finding in listed]}
+
+
+def _python() -> Finding:
+    return Finding("Python", "good", f"{platform.python_version()} at {sys.executable}")
+
+
+def _pinned_packages(requirements: Iterable[str]) -> list[Finding]:
+    """Each runtime requirement of the installed distribution against what is installed."""
+    findings = []
+    for requirement in requirements:
+        if ";" in requirement:  # an extra or another platform's
+            continue
+        matched = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(?:==\s*(\S+))?.*", requirement)
+        if matched is None:
+            continue
+        findings.append(_package(matched.group(1), matched.group(2)))
+    return findings
+
+
+def _package(name: str, pinned: str | None) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        cost = f"pip install '{name}=={pinned}'" if pinned else f"pip install {name}"
+        return Finding(name, "bad", "not installed", cost)
+    # A local part (+cpu, +cu126) says how it was built, not which release it is.
+    if pinned is not None and version.split("+")[0] != pinned:
+        return Finding(name, "good", version, f"tested with {pinned}")
+    return Finding(name, "good", version)
+
+
+def _processors() -> Finding:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    return Finding("processors", "good", f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory")
+
+
+def _gpus() -> list[Finding]:
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi") and torch.version.cuda is None:
+            return [Finding("GPU", "bad", "there, but this torch is a CPU build", "install the CUDA build of torch")]
+        return [
+            Finding(
+                "GPU", "absent", "none that torch can use", "training runs on the CPU: fit for the demo and for tests"
+            )
+        ]
+    return [
+        gpu_finding(
+            index,
+            properties.name,
+            (properties.major, properties.minor),
+            properties.total_memory / _GIB,
+            torch.cuda.get_arch_list(),
+        )
+        for index in range(torch.cuda.device_count())
+        for properties in [torch.cuda.get_device_properties(index)]
+    ]
+
+
+def gpu_finding(
+    index: int, name: str, capability: tuple[int, int], memory_gib: float, architectures: Iterable[str]
+) -> Finding:
+    """What one GPU is good for: its precision by compute capability, and whether this torch has code for it."""
+    # torch.cuda.is_bf16_supported() says yes on a V100, by emulation; only the capability tells.
+    precision = "bf16" if capability >= (8, 0) else "fp16"
+    found = f"{name}, {memory_gib:.0f} GiB, compute capability {capability[0]}.{capability[1]}: use {precision}"
+    label = f"GPU {index}"
+    if not any(_runs_on(tag, capability) for tag in architectures):
+        wanted = f"sm_{capability[0]}{capability[1]}"
+        cure = "install a torch build that has it (for V100: the cu126 builds up to 2.13)"
+        return Finding(label, "bad", found, f"this torch has no code for {wanted}; {cure}")
+    return Finding(label, "good", found)
+
+
+def _runs_on(tag: str, capability: tuple[int, int]) -> bool:
+    """sm_XY is machine code for X.Z with Z >= Y; compute_XY is intermediate code for anything from X.Y on."""
+    matched = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", tag)
+    if matched is None:
+        return False
+    built_for = (int(matched.group(2)), int(matched.group(3)))
+    return built_for <= capability and (matched.group(1) == "compute" or built_for[0] == capability[0])
+
+
+def _program(label: str, program: str, cost: str) -> Finding:
+    path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
+    if path is None:
+        return Finding(label, "absent", "not found", cost)
+    try:
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(label, "absent", f"{path} does not answer ({error.__class__.__name__})", cost)
+    lines = [line for line in output.splitlines() if re.search(r"\d+\.\d+", line)]
+    return Finding(label, "good", f"{lines[-1].strip() if lines else 'version unknown'} ({path})")
+
+
+def _apex() -> Finding:
+    """NVIDIA's apex is told from the unrelated package of that name by its files, without importing either."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return Finding("NVIDIA apex", "absent", "not installed", "optimizers apex_adam and apex_lamb; adamw works")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if not any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders):
+        cure = "pip uninstall apex; NVIDIA's is built from source"
+        return Finding("NVIDIA apex", "bad", "another project's package called apex", cure)
+    if importlib.util.find_spec("amp_C") is None:
+        cost = "apex_adam and apex_lamb; build it with its CUDA extensions, or use adamw"
+        return Finding("NVIDIA apex", "absent", "installed without its CUDA extensions", cost)
+    return Finding("NVIDIA apex", "good", "with CUDA extensions")
+
+
+def _threads() -> Finding:
+    value = os.environ.get("OMP_NUM_THREADS")
+    if value is None and not torch.cuda.is_available():
+        cost = "two ranks on one CPU each take all cores and slow down several times; export OMP_NUM_THREADS=1"
+        return Finding("OMP_NUM_THREADS", "absent", "not set", cost)
+    return Finding("OMP_NUM_THREADS", "good", value or "not set")
