@@ -206,6 +206,6 @@ def test_inconsistent_input_is_refused() -> None:
         pack_sequences([dataclasses.replace(make_sequence(SequenceRole.SINGLE_TEXT, 0, tokens=3), prefix_length=6)])
     with pytest.raises(ValueError, match="pair_groups"):
         pack([pair], [0, 1])
+    blind = make_sequence(SequenceRole.RELATED_IMAGE, 0, tokens=3)
     with pytest.raises(ValueError, match=r"\[IMG\]"):
-        blind = make_sequence(SequenceRole.RELATED_IMAGE, 0, tokens=3)
         pack([dataclasses.replace(pair, sequences=(*pair.sequences, blind))])

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unimo_ds.data.draws import Integers, ranges
 from unimo_ds.data.schema import ContrastTable, Example, Kind, PackedBatch, SequenceInput, SequenceRole
-
-Integers = NDArray[np.int64]
 
 _JOINT_ROLES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE)
 _IMAGE_ROLES = (*_JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
@@ -136,11 +135,11 @@ def _stream(
         position_sequence=_tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32),
         position_offset=_tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32),
         token_ids=joined("token_ids", np.int32),
-        token_at=_tensor(_ranges(first + num_regions, num_tokens), np.int64),
+        token_at=_tensor(ranges(first + num_regions, num_tokens), np.int64),
         token_positions=joined("token_positions", np.int32),
         region_features=joined("region_features", np.float16, width),
         region_boxes=joined("region_boxes", np.float32, 5),
-        region_at=_tensor(_ranges(first, num_regions), np.int64),
+        region_at=_tensor(ranges(first, num_regions), np.int64),
         language_at=joined("language_at", np.int64) + _tensor(np.repeat(first, num_language), np.int64),
         language_targets=joined("language_targets", np.int64),
         language_objectives=_tensor(np.repeat(objectives, num_language), np.int64),
@@ -244,12 +243,6 @@ def _refuse_inconsistent(
 
 def _lengths(arrays: Sequence[Any]) -> Integers:
     return np.fromiter((0 if array is None else len(array) for array in arrays), np.int64, len(arrays))
-
-
-def _ranges(starts: Integers, counts: Integers) -> Integers:
-    """starts[i], starts[i] + 1, ... (counts[i] numbers) for each i, end to end."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
 
 
 def _width(sequences: Sequence[SequenceInput], name: str, default: int) -> int:

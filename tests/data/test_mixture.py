@@ -1,0 +1,111 @@
+"""The order mixes exactly, sees every sample once an epoch, needs no replay, and stays within windows of shards."""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unimo_ds.config import KindWeights
+from unimo_ds.data.mixture import Order
+from unimo_ds.data.schema import Kind
+from unimo_ds.utils.errors import UserError
+
+
+def make_corpus(sizes: list[tuple[Kind, int, int]], *, shard_size: int = 10) -> tuple[np.ndarray, ...]:
+    """kinds, source ids, shards of samples for (kind, source, count) in turn; a shard holds one source."""
+    kinds, sources, shards, shard = [], [], [], 0
+    for kind, source, count in sizes:
+        kinds += [kind] * count
+        sources += [source] * count
+        shards += [shard + index // shard_size for index in range(count)]
+        shard = shards[-1] + 1 if shards else 0
+    return np.array(kinds, np.uint8), np.array(sources), np.array(shards)
+
+
+@given(seed=st.integers(0, 2**40), size=st.integers(1, 200), window=st.integers(1, 5), epochs=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_one_source_is_seen_once_an_epoch(seed: int, size: int, window: int, epochs: int) -> None:
+    order = Order(*make_corpus([(Kind.TEXT, 0, size)], shard_size=7), KindWeights(0, 1, 0), {}, window, seed)
+    for epoch in range(epochs):
+        samples = order.samples_at(np.arange(epoch * size, (epoch + 1) * size))
+        assert sorted(samples.tolist()) == list(range(size))
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    weights=st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 5.0])] * 3),
+    start=st.integers(0, 10**12),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_cycle_holds_the_stated_mix(seed: int, weights: tuple[float, float, float], start: int) -> None:
+    kinds, sources, shards = make_corpus([(Kind.IMAGE, 0, 13), (Kind.TEXT, 1, 29), (Kind.PAIR, 2, 41)])
+    order = Order(kinds, sources, shards, KindWeights(*weights), {}, 2, seed)
+    cycle = round(2 * sum(weights))
+    counts = np.bincount(kinds[order.samples_at(np.arange(start, start + cycle))], minlength=3)
+    assert counts.tolist() == [round(2 * weight) for weight in weights]
+
+
+def test_sources_of_a_kind_share_an_epoch_unless_they_are_weighed() -> None:
+    corpus = make_corpus([(Kind.PAIR, 0, 37), (Kind.PAIR, 1, 101), (Kind.PAIR, 2, 62)])
+    order = Order(*corpus, KindWeights(0, 0, 1), {}, 3, 5)
+    assert sorted(order.samples_at(np.arange(200, 400)).tolist()) == list(range(200))
+    names = ("coco", "sbu", "vg")
+    weighed = Order(*corpus, KindWeights(0, 0, 1), {"coco": 163.0}, 3, 5, source_names=names)
+    samples = weighed.samples_at(np.arange(2 * 326))
+    assert (corpus[1][samples] == 0).sum() == 326
+    # Each source still runs through its own epochs.
+    for source, size in enumerate((37, 101, 62)):
+        own = samples[corpus[1][samples] == source]
+        for first in range(0, len(own) - size + 1, size):
+            assert len(set(own[first : first + size].tolist())) == size
+
+
+def test_any_position_is_reached_alone() -> None:
+    order = Order(*make_corpus([(Kind.IMAGE, 0, 50), (Kind.TEXT, 1, 60), (Kind.PAIR, 2, 300)]), KindWeights(), {}, 2, 9)
+    block = order.samples_at(np.arange(5000, 5100))
+    other = Order(*make_corpus([(Kind.IMAGE, 0, 50), (Kind.TEXT, 1, 60), (Kind.PAIR, 2, 300)]), KindWeights(), {}, 2, 9)
+    assert [other.sample_at(position) for position in reversed(range(5000, 5100))] == block[::-1].tolist()
+    started = time.perf_counter()
+    far = pickle.loads(pickle.dumps(other)).samples_at(np.arange(10**13, 10**13 + 1000))  # noqa: S301 - our own object
+    assert len(far) == 1000
+    assert time.perf_counter() - started < 1.0
+    with pytest.raises(ValueError, match="below 0"):
+        order.sample_at(-1)
+
+
+def test_seeds_and_epochs_differ() -> None:
+    corpus = make_corpus([(Kind.TEXT, 0, 100)])
+    first = Order(*corpus, KindWeights(0, 1, 0), {}, 2, 1)
+    other = Order(*corpus, KindWeights(0, 1, 0), {}, 2, 2)
+    one, two = first.samples_at(np.arange(100)), first.samples_at(np.arange(100, 200))
+    assert (one != two).mean() > 0.8
+    assert (one != other.samples_at(np.arange(100))).mean() > 0.8
+
+
+def test_reading_stays_within_a_window_of_shards() -> None:
+    _, _, shards = corpus = make_corpus([(Kind.TEXT, 0, 1000)], shard_size=10)
+    order = Order(*corpus, KindWeights(0, 1, 0), {}, 4, 3)
+    read = shards[order.samples_at(np.arange(1000))]
+    for first in range(0, 1000, 40):
+        assert len(np.unique(read[first : first + 40])) == 4
+    # Shuffled across the whole window, not shard after shard.
+    assert len(np.unique(read[:10])) > 1
+
+
+def test_bad_weights_are_refused() -> None:
+    corpus = make_corpus([(Kind.TEXT, 0, 5), (Kind.TEXT, 1, 5)])
+    with pytest.raises(UserError, match="no pair sample"):
+        Order(*corpus, KindWeights(0, 1, 1), {}, 1, 0)
+    with pytest.raises(UserError, match="did you mean 'wiki'"):
+        Order(*corpus, KindWeights(0, 1, 0), {"wika": 1.0}, 1, 0, source_names=("wiki", "news"))
+    with pytest.raises(UserError, match="at least 0"):
+        Order(*corpus, KindWeights(0, 1, 0), {"wiki": -1.0}, 1, 0, source_names=("wiki", "news"))
+    with pytest.raises(UserError, match="give one a weight"):
+        Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0, "news": 0.0}, 1, 0, source_names=("wiki", "news"))
+    only_news = Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0}, 1, 0, source_names=("wiki", "news"))
+    assert set(only_news.samples_at(np.arange(20)).tolist()) == set(range(5, 10))
