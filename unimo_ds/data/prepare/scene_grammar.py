@@ -212,3 +212,17 @@ def _definite(description: Description, at: int, wording: Wording) -> str:
     colour = any(other.shape == mention.shape for other in others)
     size = colour and any((other.shape, other.colour) == (mention.shape, mention.colour) for other in others)
     return f"the {_spoken(mention, at, wording, size=size, colour=colour)}"
+
+
+def sample_text(scene: Scene, randomness: random.Random) -> str:
+    """One or two sentences about a scene for the text-only part: longer than captions, with facts that follow from others."""
+    caption = sample_caption(scene, randomness, all_things=True)
+    chance = randomness.random()
+    if chance < 0.5:
+        return caption.text
+    if chance < 0.7:
+        relation = inverse(caption.description.relations[0])
+        names = [_definite(caption.description, at, caption.wording) for at in (relation.subject, relation.object)]
+        words = _word(relation.name, randomness.random())
+        return f"{caption.text}. so {names[0]} is {words} {names[1]}"
+    return f"{caption.text}. {sample_caption(scene, randomness, max_words=18).text}"

@@ -2,7 +2,7 @@
 
 One region per thing, its box known from the geometry, and the four quarters of the picture. The features hold colour, shape and
 size without naming them: pooled pixels, pooled difference from the border, colour moments and extent, standardised and projected.
-The class distribution is that of a nearest-centroid classifier in feature space whose centroids are the means of the true classes,
+The class distribution is that of a nearest-centroid classifier in feature space, its centroids the means of the true classes,
 so it is soft where things look alike, like a detector's. Source: UNIMO's region inputs and soft labels (paper section 2.2).
 
 Letters: R regions, S statistics, F feature size, C classes, K stored classes per region.
