@@ -1,0 +1,66 @@
+"""What is read off the hidden states. Every head also runs on zero rows, so that all ranks run the same modules (ZeRO-3).
+
+Letters: N rows of a head, D hidden size, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from unimo_ds.config import ModelConfig
+from unimo_ds.models.layers import Linear
+from unimo_ds.ops.cross_entropy import tied_cross_entropy
+from unimo_ds.ops.linear import linear
+
+
+class LanguageHead(nn.Module):
+    """FC, gelu, layer norm, then the word table as output matrix, with a bias of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.transform = Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
+
+    def forward(
+        self, hidden_ND: torch.Tensor, word_weight_VD: torch.Tensor, targets_N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """With targets: losses [N] fp32 and is_correct [N] bool. Without: logits [N, V] and None."""
+        transformed = self.norm(functional.gelu(self.transform(hidden_ND)))
+        if targets_N is None:
+            return linear(transformed, word_weight_VD, self.bias), None
+        return tied_cross_entropy(transformed, word_weight_VD, self.bias, targets_N)
+
+
+class Pooler(nn.Module):
+    """FC and ReLU on [IMG] or [CLS]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        return functional.relu(self.dense(hidden_ND))
+
+
+class Temperature(nn.Module):
+    """Learned temperature of the contrastive loss: an unconstrained number mapped into [minimum, maximum] by a sigmoid.
+
+    Clamping the parameter in place, as UNIMO-2 does, would be undone by the fp32 master copy that ZeRO steps.
+    """
+
+    def __init__(self, *, initial: float, minimum: float, maximum: float) -> None:
+        super().__init__()
+        share = (initial - minimum) / (maximum - minimum)
+        # The ends of the range are only reached at infinity; start a hair inside.
+        share = min(max(share, 1e-4), 1 - 1e-4)
+        self.raw = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.minimum, self.maximum = minimum, maximum
+
+    def forward(self) -> torch.Tensor:
+        """Scalar fp32."""
+        return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(self.raw.float())

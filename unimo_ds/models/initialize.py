@@ -1,0 +1,20 @@
+"""Initial weights: truncated normal for matrices and tables, 0 for biases, identity for layer norms (released UNIMO code)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, *, deviation: float, generator: torch.Generator) -> None:
+    """Fill every parameter of `module` in place, in the order of `named_parameters()`.
+
+    Matrices: normal of standard deviation `deviation`, cut at two deviations. Vectors named `weight` (layer norms): 1; other
+    vectors (biases): 0. Scalars keep the value they were made with.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() >= 2:
+            nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
+        elif parameter.dim() == 1:
+            parameter.fill_(1.0 if name.rpartition(".")[2] == "weight" else 0.0)

@@ -1,0 +1,95 @@
+"""Pieces of the encoder: each owns its weights and calls one op.
+
+Letters: T stream positions, H heads, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from unimo_ds.config import ModelConfig
+from unimo_ds.ops.attention import packed_attention
+from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
+from unimo_ds.ops.layout import Layout
+from unimo_ds.ops.linear import linear
+
+SITES_PER_LAYER = 64
+"""Dropout sites are numbered layer * 64 + index within the layer; the embedding's is 0, the first layer's start at 64."""
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `ops.linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class ResidualNorm(nn.Module):
+    """`layer_norm(residual + dropout(x))`."""
+
+    def __init__(self, size: int, *, epsilon: float, dropout: float, site: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.epsilon, self.dropout, self.site = epsilon, dropout, site
+
+    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return dropout_add_layer_norm(
+            x_TD,
+            residual_TD,
+            self.weight,
+            self.bias,
+            layout,
+            probability=self.dropout if self.training else 0.0,
+            site=self.site,
+            epsilon=self.epsilon,
+        )
+
+
+class SelfAttention(nn.Module):
+    """Projections around packed attention."""
+
+    def __init__(self, config: ModelConfig, *, site: int, path: str) -> None:
+        super().__init__()
+        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = Linear(config.hidden_size, config.hidden_size)
+        self.num_heads, self.dropout, self.site, self.path = config.num_heads, config.attention_dropout, site, path
+
+    def forward(self, hidden_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
+        num_positions, size = hidden_TD.shape
+        projected = self.query_key_value(hidden_TD).view(num_positions, 3, self.num_heads, size // self.num_heads)
+        attended = packed_attention(
+            projected, layout, probability=self.dropout if self.training else 0.0, site=self.site, path=self.path
+        )
+        result: torch.Tensor = self.output(attended.reshape(num_positions, size))
+        return result
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm Transformer layer: attention, then feed-forward, each followed by dropout, residual and layer norm."""
+
+    def __init__(self, config: ModelConfig, *, number: int, path: str) -> None:
+        super().__init__()
+        site = (number + 1) * SITES_PER_LAYER
+
+        def norm(index: int) -> ResidualNorm:
+            return ResidualNorm(
+                config.hidden_size,
+                epsilon=config.layer_norm_epsilon,
+                dropout=config.hidden_dropout,
+                site=site + index,
+            )
+
+        self.attention = SelfAttention(config, site=site, path=path)
+        self.attention_norm = norm(1)
+        self.feed_forward_in = Linear(config.hidden_size, config.feed_forward_size)
+        self.feed_forward_out = Linear(config.feed_forward_size, config.hidden_size)
+        self.feed_forward_norm = norm(2)
+
+    def forward(self, hidden_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
+        hidden_TD = self.attention_norm(self.attention(hidden_TD, layout), hidden_TD, layout)
+        expanded = functional.gelu(self.feed_forward_in(hidden_TD))
+        result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, layout)
+        return result

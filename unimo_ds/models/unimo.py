@@ -1,0 +1,134 @@
+"""UNIMO: one Transformer over a packed stream of images, texts and image-text pairs (paper section 2; sizes from its release).
+
+Letters: T stream positions, D hidden size, F region feature size, C region classes, N_* rows of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from unimo_ds.config import ModelConfig
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.models.embeddings import RegionEmbedding, TextEmbedding
+from unimo_ds.models.heads import LanguageHead, Pooler, Temperature
+from unimo_ds.models.initialize import initialize
+from unimo_ds.models.layers import EncoderLayer, Linear
+from unimo_ds.ops.dropout import dropout
+from unimo_ds.ops.layout import Layout
+
+EMBEDDING_SITE = 0
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the losses need. Any number of rows may be zero; every tensor still hangs on the graph."""
+
+    language_losses: torch.Tensor
+    """[N_language] fp32, cross-entropy of each predicted token."""
+    language_correct: torch.Tensor
+    """[N_language] bool, the target has the highest logit."""
+    region_predictions: torch.Tensor
+    """[N_masked, F]"""
+    region_class_logits: torch.Tensor
+    """[N_masked, C]"""
+    pooled_images: torch.Tensor
+    """[N_pooled_images, D]"""
+    pooled_texts: torch.Tensor
+    """[N_pooled_texts, D]"""
+    temperature: torch.Tensor
+    """Scalar fp32."""
+
+
+class Unimo(nn.Module):
+    """The model of all objectives.
+
+    temperature, min_temperature, max_temperature: start and range of the contrastive temperature. attention: path of the
+    packed attention op. activation_checkpointing: keep only the layers' inputs and compute them again in the backward pass;
+    dropout is keyed by seeds, so the results are the same bits. seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        temperature: float = 0.07,
+        min_temperature: float = 0.001,
+        max_temperature: float = 0.5,
+        attention: str = "auto",
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.text_embedding = TextEmbedding(config)
+        self.region_embedding = RegionEmbedding(config)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, number=number, path=attention) for number in range(config.num_layers)
+        )
+        self.text_pooler = Pooler(config)
+        self.image_pooler = Pooler(config)
+        self.language_head = LanguageHead(config)
+        self.region_regression = Linear(config.hidden_size, config.region_feature_size)
+        self.region_classification = Linear(config.hidden_size, config.num_region_classes)
+        self.temperature = Temperature(initial=temperature, minimum=min_temperature, maximum=max_temperature)
+        generator = torch.Generator().manual_seed(seed)
+        initialize(self, deviation=config.initializer_range, generator=generator)
+
+    def forward(self, batch: PackedBatch) -> ModelOutput:
+        """Encode the stream, then run every head on its rows, in this order whatever the batch holds."""
+        hidden_TD = self.encode(batch)
+        language_losses, language_correct = self.language_head(
+            hidden_TD.index_select(0, batch.language_at), self.text_embedding.word.weight, batch.language_targets
+        )
+        masked_regions = hidden_TD.index_select(0, batch.masked_region_at)
+        return ModelOutput(
+            language_losses=language_losses,
+            language_correct=language_correct,
+            region_predictions=self.region_regression(masked_regions),
+            region_class_logits=self.region_classification(masked_regions),
+            pooled_images=self.image_pooler(hidden_TD.index_select(0, batch.pooled_image_at)),
+            pooled_texts=self.text_pooler(hidden_TD.index_select(0, batch.pooled_text_at)),
+            temperature=self.temperature(),
+        )
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states of the last layer, [T, D]."""
+        layout = layout_of(batch)
+        hidden_TD = self.embed(batch, layout)
+        for layer in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden_TD = checkpoint(layer, hidden_TD, layout, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden_TD = layer(hidden_TD, layout)
+        return hidden_TD
+
+    def embed(self, batch: PackedBatch, layout: Layout) -> torch.Tensor:
+        """Inputs of the first layer, [T, D]."""
+        text = self.text_embedding(batch.token_ids, batch.token_positions)
+        regions = self.region_embedding(batch.region_features, batch.region_boxes)
+        embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
+        embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)
+        probability = self.config.hidden_dropout if self.training else 0.0
+        return dropout(embedded_TD, layout, probability=probability, site=EMBEDDING_SITE)
+
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""
+        word_weight = self.text_embedding.get_parameter("word.weight")
+        return [(self.language_head, word_weight)]
+
+
+def layout_of(batch: PackedBatch) -> Layout:
+    """The batch's stream without its content."""
+    return Layout(
+        sequence_starts=batch.sequence_starts,
+        prefix_lengths=batch.prefix_lengths,
+        sequence_seeds=batch.sequence_seeds,
+        position_sequence=batch.position_sequence,
+        position_offset=batch.position_offset,
+        longest=batch.longest,
+    )

@@ -1,0 +1,66 @@
+"""Self-attention over a packed stream: no padding in the input, prefix masks, dropout keyed by (seed, offset, head, column).
+
+A query at offset i of a sequence of n positions and prefix p sees key j of the same sequence where j < p or j <= i.
+Paths: `bucketed` (sequences of similar length padded together, batched products, one autograd node for the op),
+`reference` (a loop over sequences, differentiated by autograd).
+
+Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L padded length of a bucket.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from unimo_ds.ops import bucketed_attention, paths
+from unimo_ds.ops.layout import Layout
+from unimo_ds.utils import seed
+
+
+def packed_attention(
+    query_key_value_T3HD: torch.Tensor,
+    layout: Layout,
+    *,
+    probability: float = 0.0,
+    site: int = 0,
+    path: str = "auto",
+) -> torch.Tensor:
+    """`dropout(softmax(q k^T / sqrt(D) + mask)) v` within each sequence, [T, H, D].
+
+    query_key_value_T3HD: [T, 3, H, D] floating, as one projection makes it. probability: of dropout on the attention
+    probabilities. site: number of this dropout in the model. Zero positions are allowed.
+
+    Raises:
+        UserError: unknown path, or one that cannot run here.
+    """
+    chosen = paths.choose("packed_attention", path, {"bucketed": None, "reference": None})
+    if chosen == "reference":
+        return attention_reference(query_key_value_T3HD, layout, probability=probability, site=site)
+    return bucketed_attention.bucketed_attention(query_key_value_T3HD, layout, probability=probability, site=site)
+
+
+def sequence_mask(length: int, prefix: int, *, device: torch.device | None = None) -> torch.Tensor:
+    """[length, length] bool, True where query (row) sees key (column)."""
+    offsets = torch.arange(length, device=device)
+    return (offsets < prefix) | (offsets <= offsets.unsqueeze(-1))
+
+
+def attention_reference(
+    query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
+) -> torch.Tensor:
+    """The definition, one sequence at a time. [T, H, D]."""
+    _, _, num_heads, head_size = query_key_value_T3HD.shape
+    keys_TH = seed.head_keys(seed.row_keys(layout.position_keys, site), num_heads)
+    starts = layout.sequence_starts.tolist()
+    outputs = [query_key_value_T3HD[:0, 0]]
+    for start, stop, prefix in zip(starts, starts[1:], layout.prefix_lengths.tolist(), strict=True):
+        query, key, value = query_key_value_T3HD[start:stop].permute(1, 2, 0, 3)  # each [H, L, D]
+        scores = query @ key.transpose(1, 2) / math.sqrt(head_size)
+        hidden = ~sequence_mask(stop - start, prefix, device=scores.device)
+        weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+        if probability:
+            keep = seed.keep_mask(keys_TH[start:stop], stop - start, probability, dtype=weights.dtype)
+            weights = weights * keep.transpose(0, 1) * seed.keep_scale(probability)
+        outputs.append((weights @ value).transpose(0, 1))
+    return torch.cat(outputs)

@@ -1,0 +1,109 @@
+"""Cross-entropy over the tied vocabulary without holding all logits: rows are taken in chunks.
+
+Letters: N rows (positions that predict a token), D hidden size, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from unimo_ds.ops import paths
+from unimo_ds.ops.linear import linear, widens
+
+_CHUNK_LOGITS = 1 << 22
+"""Logits of one chunk: 16 MB in fp32 on a CPU."""
+_CHUNK_LOGITS_GPU = 1 << 27
+
+
+def tied_cross_entropy(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    path: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of `hidden @ weight.T + bias` against `targets`, row by row.
+
+    hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `chunked`, `reference`, or `auto`.
+    Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit.
+    """
+    chosen = paths.choose("tied_cross_entropy", path, {"chunked": None, "reference": None})
+    if chosen == "reference":
+        return cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N)
+    losses_N, is_correct_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, targets_N
+    )
+    return losses_N, is_correct_N
+
+
+def cross_entropy_reference(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition, with all logits at once."""
+    logits_NV = linear(hidden_ND, weight_VD, bias_V)
+    if logits_NV.dtype != torch.float64:
+        logits_NV = logits_NV.float()
+    losses_N = functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    return losses_N, logits_NV.detach().argmax(-1) == targets_N
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Keeps one log-sum-exp a row; backward makes each chunk's logits again (one more product, no memory)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = _widened(weight_VD), _widened(bias_V)
+        wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        normalisers_N = hidden_ND.new_empty(len(targets_N), dtype=wide)
+        losses_N = torch.empty_like(normalisers_N)
+        is_correct_N = torch.empty_like(targets_N, dtype=torch.bool)
+        for rows in _chunks(hidden_ND, weight_VD):
+            logits = functional.linear(_widened(hidden_ND[rows]), weight, bias).to(wide)
+            target_logits = logits.gather(1, targets_N[rows, None]).squeeze(1)
+            normalisers_N[rows] = logits.logsumexp(-1)
+            is_correct_N[rows] = logits.argmax(-1) == targets_N[rows]
+            losses_N[rows] = normalisers_N[rows] - target_logits
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normalisers_N)
+        ctx.mark_non_differentiable(is_correct_N)
+        return losses_N, is_correct_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        hidden_ND, weight_VD, bias_V, targets_N, normalisers_N = ctx.saved_tensors
+        weight, bias = _widened(weight_VD), _widened(bias_V)
+        hidden_gradient = torch.empty_like(hidden_ND)
+        weight_gradient = torch.zeros_like(weight)
+        bias_gradient = torch.zeros_like(bias)
+        for rows in _chunks(hidden_ND, weight_VD):
+            hidden = _widened(hidden_ND[rows])
+            logits = functional.linear(hidden, weight, bias).to(normalisers_N.dtype)
+            slopes = logits.sub_(normalisers_N[rows, None]).exp_()
+            slopes[torch.arange(len(slopes), device=slopes.device), targets_N[rows]] -= 1
+            slopes = slopes.mul_(gradients[0][rows, None]).to(weight.dtype)
+            hidden_gradient[rows] = (slopes @ weight).to(hidden_gradient.dtype)
+            weight_gradient.addmm_(slopes.t(), hidden)
+            bias_gradient += slopes.sum(0)
+        return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if widens(tensor) else tensor
+
+
+def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> Iterator[slice]:
+    """Equal slices of rows whose logits stay under the bound."""
+    limit = _CHUNK_LOGITS if hidden_ND.device.type == "cpu" else _CHUNK_LOGITS_GPU
+    num_rows = len(hidden_ND)
+    if num_rows == 0:
+        return
+    num_chunks = -(-num_rows // max(1, limit // len(weight_VD)))
+    size = -(-num_rows // num_chunks)
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))

@@ -1,0 +1,86 @@
+"""Dropout, residual and layer norm in one op: `layer_norm(residual + dropout(x))`, the end of every post-norm sub-layer.
+
+Letters: T stream positions, D columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from unimo_ds.ops import paths
+from unimo_ds.ops.dropout import dropout_reference, stream_mask
+from unimo_ds.ops.layout import Layout
+from unimo_ds.utils import seed
+
+
+def dropout_add_layer_norm(
+    x_TD: torch.Tensor,
+    residual_TD: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    layout: Layout,
+    *,
+    probability: float,
+    site: int,
+    epsilon: float,
+    path: str = "auto",
+) -> torch.Tensor:
+    """`layer_norm(residual + dropout(x))` over the last dimension, [T, D].
+
+    path: `fused` (one autograd node, the mask is kept, the sum is stored once), `reference`, or `auto`.
+    """
+    chosen = paths.choose("dropout_add_layer_norm", path, {"fused": None, "reference": None})
+    if chosen == "reference":
+        if probability:
+            x_TD = dropout_reference(x_TD, layout, probability=probability, site=site)
+        return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
+    result: torch.Tensor = _DropoutAddLayerNorm.apply(  # type: ignore[no-untyped-call]
+        x_TD, residual_TD, weight_D, bias_D, layout, probability, site, epsilon
+    )
+    return result
+
+
+class _DropoutAddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: torch.Tensor,
+        residual_TD: torch.Tensor,
+        weight_D: torch.Tensor,
+        bias_D: torch.Tensor,
+        layout: Layout,
+        probability: float,
+        site: int,
+        epsilon: float,
+    ) -> torch.Tensor:
+        ctx.scale = seed.keep_scale(probability)
+        mask_TD = None
+        if probability:
+            mask_TD = stream_mask(x_TD, layout, probability=probability, site=site)
+            sum_TD = torch.addcmul(residual_TD, x_TD, mask_TD, value=ctx.scale)
+        else:
+            sum_TD = residual_TD + x_TD
+        result_TD, mean, inverse_deviation = torch.native_layer_norm(
+            sum_TD, list(weight_D.shape), weight_D, bias_D, epsilon
+        )
+        ctx.save_for_backward(sum_TD, mean, inverse_deviation, weight_D, bias_D, mask_TD)
+        return result_TD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sum_TD, mean, inverse_deviation, weight_D, bias_D, mask_TD = ctx.saved_tensors
+        residual_grad, weight_grad, bias_grad = torch.ops.aten.native_layer_norm_backward(
+            gradients[0],
+            sum_TD,
+            list(weight_D.shape),
+            mean,
+            inverse_deviation,
+            weight_D,
+            bias_D,
+            [True, ctx.needs_input_grad[2], ctx.needs_input_grad[3]],
+        )
+        x_grad = residual_grad if mask_TD is None else torch.mul(residual_grad, mask_TD).mul_(ctx.scale)
+        return x_grad, residual_grad, weight_grad, bias_grad, None, None, None, None

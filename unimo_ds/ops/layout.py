@@ -1,0 +1,85 @@
+"""What attention and dropout need to know about a packed stream: where sequences start, what sees what, and their seeds.
+
+Letters: T stream positions, S sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from unimo_ds.utils import seed
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The stream of one micro-batch, without its content. Fields mean what `data.schema.PackedBatch` says they mean."""
+
+    sequence_starts: torch.Tensor
+    """[S + 1] int32, offsets of the sequences in the stream."""
+    prefix_lengths: torch.Tensor
+    """[S] int32: the first p positions of a sequence see each other and nothing later; position i >= p sees 0..i."""
+    sequence_seeds: torch.Tensor
+    """[S] int64, key of every dropout mask."""
+    position_sequence: torch.Tensor
+    """[T] int32, the sequence of each stream position."""
+    position_offset: torch.Tensor
+    """[T] int32, its offset within that sequence."""
+    longest: int
+    """Length of the longest sequence, known on the host."""
+
+    @property
+    def num_positions(self) -> int:
+        return int(self.position_sequence.shape[0])
+
+    @property
+    def num_sequences(self) -> int:
+        return int(self.prefix_lengths.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.position_sequence.device
+
+    @cached_property
+    def tables(self) -> dict[str, Any]:
+        """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""
+        return {}
+
+    @cached_property
+    def position_keys(self) -> torch.Tensor:
+        """[T] int32, the part of every dropout key that does not depend on the site."""
+        return seed.position_keys(self.sequence_seeds, self.position_sequence, self.position_offset)
+
+
+def make_layout(
+    lengths: list[int], *, prefix_lengths: list[int] | None = None, seeds: list[int] | None = None
+) -> Layout:
+    """A layout from sequence lengths, for callers that hold no `PackedBatch`.
+
+    prefix_lengths: default, the whole length of each sequence (bidirectional). seeds: default 0, 1, 2, ...
+
+    Raises:
+        ValueError: lists of different lengths, a length below 1, or a prefix outside [0, length].
+    """
+    prefixes = lengths if prefix_lengths is None else prefix_lengths
+    keys = list(range(len(lengths))) if seeds is None else seeds
+    if not len(lengths) == len(prefixes) == len(keys):
+        raise ValueError(f"{len(lengths)} lengths, {len(prefixes)} prefix lengths and {len(keys)} seeds do not match")
+    for length, prefix in zip(lengths, prefixes, strict=True):
+        if length < 1 or not 0 <= prefix <= length:
+            raise ValueError(f"a sequence of {length} positions cannot have a prefix of {prefix}")
+    sizes = torch.tensor(lengths, dtype=torch.int64)
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    starts[1:] = sizes.cumsum(0)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    return Layout(
+        sequence_starts=starts,
+        prefix_lengths=torch.tensor(prefixes, dtype=torch.int32),
+        sequence_seeds=torch.tensor(keys, dtype=torch.int64),
+        position_sequence=sequence.to(torch.int32),
+        position_offset=(torch.arange(len(sequence)) - starts[sequence]).to(torch.int32),
+        longest=max(lengths, default=0),
+    )
