@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,16 +136,10 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
     return result
 
 
-def rewrite_captions(
-    pairs: Sequence[ScenePair], *, seed: int, part: Part, progress: Callable[[int], None] | None = None
-) -> list[tuple[Caption, ...]]:
-    """For each pair, its captions with positive rewrites and negatives at three levels.
-
-    progress: called with the number of pairs done.
-    """
+def rewrite_captions(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> Iterator[tuple[Caption, ...]]:
+    """For each pair, its captions with positive rewrites and negatives at three levels."""
     labels = label_table([pair.scene for pair in pairs])
     similar = most_similar(labels, labels, count=_NUM_SIMILAR + 1)
-    result = []
     for number, pair in enumerate(pairs):
         randomness = randomness_of(seed, part, number, 3)
         captions = []
@@ -165,10 +159,7 @@ def rewrite_captions(
                     ),
                 )
             )
-        result.append(tuple(captions))
-        if progress is not None:
-            progress(number + 1)
-    return result
+        yield tuple(captions)
 
 
 def related_to(scenes: Sequence[Scene], pool: Sequence[Scene]) -> list[list[int]]:
