@@ -1,0 +1,204 @@
+"""Where the files of a data folder come from: a local folder, or a remote one through fsspec and a bounded local cache.
+
+Remote shards are fetched whole, checked against the manifest's SHA-256 while they arrive, and shared by all processes that use
+the same cache folder. The least recently used are dropped when the bound is reached; a process that still reads one keeps it
+open and does not notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from unimo_ds.utils.errors import UserError
+
+T = TypeVar("T")
+
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "hf", "memory")
+"""What a URL may begin with. Never a shell (`pipe:`), never a chain of file systems (`a::b`)."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_CHUNK = 1 << 20
+_ATTEMPTS = 4
+_FIRST_PAUSE = 0.25
+
+
+class RemoteDamage(OSError):
+    """What was fetched is not what the manifest describes."""
+
+
+class Storage(Protocol):
+    """Reads the files of one data folder by their names."""
+
+    def describe(self, name: str) -> str:
+        """The file's place, for messages."""
+
+    def read(self, name: str) -> bytes:
+        """A small file, whole. Raises FileNotFoundError, or OSError after some attempts."""
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        """A local file with the content; a remote one is fetched first."""
+
+
+def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cache_bytes: int) -> Storage:
+    """The storage of a local folder or a URL.
+
+    Raises:
+        UserError: a URL of a kind that is not read.
+    """
+    text = os.fspath(location)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    scheme = _SCHEME.match(text)
+    if scheme is None or Path(text).is_dir():
+        return LocalStorage(Path(text))
+    if scheme[1] not in PROTOCOLS or "::" in text:
+        raise UserError(f"cannot read data from {text!r}: it must be a local folder or a URL of {', '.join(PROTOCOLS)}")
+    folder = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
+    return RemoteStorage(text.rstrip("/"), folder, cache_bytes)
+
+
+class LocalStorage:
+    """A folder on this machine or on a shared file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def describe(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        return self.folder / name
+
+
+class RemoteStorage:
+    """A URL behind a cache folder of bounded size. May be used by many processes at once."""
+
+    def __init__(self, url: str, cache_dir: Path, cache_bytes: int) -> None:
+        """
+        Raises:
+            UserError: the package that reads such URLs is not installed, or the cache folder cannot be made.
+        """
+        # Imported here: local runs need none of it.
+        import fsspec
+
+        self.url = url
+        self.cache_bytes = cache_bytes
+        try:
+            self.files: Any
+            self.files, self.root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise UserError(f"cannot read {url}: {error}") from None
+        self.folder = cache_dir / hashlib.sha256(url.encode()).hexdigest()[:16]
+        self.cache_dir = cache_dir
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
+            ) from None
+
+    def describe(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def read(self, name: str) -> bytes:
+        def fetch() -> bytes:
+            content: bytes = self.files.cat_file(f"{self.root}/{name}")
+            return content
+
+        return _retry(fetch)
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        """The cached file, fetched and checked where it is not there yet.
+
+        Raises:
+            UserError: it is larger than the whole cache.
+            RemoteDamage: size or checksum differ from the manifest's, even when fetched again.
+            OSError: the remote or the local disk failed after some attempts.
+        """
+        # The checksum in the name keeps a replaced remote file from being served from an old copy.
+        path = self.folder / f"{sha256[:16]}-{name}"
+        if self._touch(path, size):
+            return path
+        if size > self.cache_bytes:
+            raise UserError(
+                f"{self.describe(name)} has {size} bytes, the cache {self.cache_bytes}: raise data.cache_bytes above it"
+            )
+        with _locked(path.with_name(f".{path.name}.lock")):
+            if not self._touch(path, size):
+                self._make_room(size)
+                _retry(lambda: self._fetch(name, path, size, sha256))
+        return path
+
+    def _touch(self, path: Path, size: int) -> bool:
+        """Mark a cached file as used now. False where it is not there, or was left short by a full disk."""
+        try:
+            os.utime(path)
+            return path.stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _fetch(self, name: str, path: Path, size: int, sha256: str) -> None:
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        digest, received = hashlib.sha256(), 0
+        try:
+            with self.files.open(f"{self.root}/{name}", "rb", cache_type="none") as source, open(aside, "wb") as target:
+                while chunk := source.read(_CHUNK):
+                    received += len(chunk)
+                    if received > size:
+                        break
+                    digest.update(chunk)
+                    target.write(chunk)
+            if received != size or digest.hexdigest() != sha256:
+                raise RemoteDamage(
+                    f"{self.describe(name)} is not what the manifest describes ({received} bytes of {size})"
+                )
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound."""
+        with _locked(self.cache_dir / ".evict.lock"):
+            present = []
+            for path in self.cache_dir.glob("*/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    present.append((status.st_mtime_ns, status.st_size, path))
+            held = sum(held_bytes for _, held_bytes, _ in present)
+            for _, held_bytes, path in sorted(present, key=lambda item: item[0]):
+                if held + size <= self.cache_bytes:
+                    return
+                path.unlink(missing_ok=True)
+                held -= held_bytes
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes for the block. The kernel releases it when a process dies."""
+    with open(path, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _retry(action: Callable[[], T]) -> T:
+    """`action()`, tried again after transient failures, with growing pauses."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(_FIRST_PAUSE * 2**attempt)
+    raise AssertionError("unreachable")

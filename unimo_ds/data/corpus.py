@@ -1,0 +1,322 @@
+"""A data folder as one long array of samples: facts about all of them at once, and any one of them by its number.
+
+Facts (kinds, lengths, references) are NumPy arrays over the whole corpus, made by joining the shards' indices; nothing is done
+in Python per sample. `read` is a positioned read or two, checked against the index's checksums and decoded strictly.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data import cache, index, manifest, members, shards
+from unimo_ds.data.schema import Sample
+from unimo_ds.utils.errors import UserError
+
+_OPEN_FILES = 128
+_READ_ATTEMPTS = 4
+_FIRST_PAUSE = 0.05
+_LARGEST_GAP = 64 * 1024
+"""Unwanted bytes (a JPEG) that are read along, because a second read costs more."""
+_NOT_TRANSIENT = {errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+
+
+class CorruptSample(Exception):
+    """A sample that cannot be had: damaged, cut, or unreadable after some attempts."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+class Corpus:
+    """An open data folder. Cheap to use from forked workers; pickles as its location, so spawned ones open it again.
+
+    Attributes over the n samples in the manifest's order:
+        kinds [n] uint8 (schema.Kind); source_ids [n] int32, into `source_names`; shard_of [n] int32; num_regions [n] int32.
+        text_start [n + 1] int64: the texts of sample i are text_start[i] : text_start[i + 1] of
+        text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
+        order of `members.texts_of`.
+        related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
+    Of the folder: manifest, feature_size, classes_per_region, num_region_classes, fingerprint.
+    Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
+    """
+
+    def __init__(
+        self, location: str | os.PathLike[str], *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30
+    ) -> None:
+        """See `open`."""
+        self._arguments = (os.fspath(location), cache_dir, cache_bytes)
+        self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
+        self.manifest = _load_manifest(self._storage)
+        indices = [_load_index(self._storage, entry) for entry in self.manifest.shards]
+        self.feature_size = self.manifest.feature_size
+        self.classes_per_region = self.manifest.classes_per_region
+        self.num_region_classes = self.manifest.num_region_classes
+        self.fingerprint = self.manifest.fingerprint
+        self.num_samples = self.manifest.num_samples
+        self.bytes_read = 0
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        self._bases = [one.bases for one in indices]
+        self._records = [one.samples for one in indices]
+        counts = [one.num_samples for one in indices]
+        self.shard_start: NDArray[np.int64] = _offsets(np.array(counts))
+        self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(indices), dtype=np.int32), counts)
+        self.kinds: NDArray[np.uint8] = _join([one["kind"] for one in self._records], np.uint8)
+        self.num_regions: NDArray[np.int32] = _join([one["num_regions"] for one in self._records], np.int32)
+        self.text_start: NDArray[np.int64] = _offsets(_join([one["num_texts"] for one in self._records], np.int64))
+        texts = [one.texts for one in indices]
+        self.text_role: NDArray[np.uint8] = _join([one["role"] for one in texts], np.uint8)
+        self.text_level: NDArray[np.uint8] = _join([one["level"] for one in texts], np.uint8)
+        self.text_caption: NDArray[np.int32] = _join([one["caption"] for one in texts], np.int32)
+        self.text_tokens: NDArray[np.int32] = _join([one["tokens"] for one in texts], np.int32)
+        self.source_names: tuple[str, ...] = tuple(sorted({name for one in indices for name in one.source_names}))
+        self.source_ids: NDArray[np.int32] = self._join_sources(indices)
+        self.related_image_start: NDArray[np.int64] = _offsets(
+            _join([one["num_related_images"] for one in self._records], np.int64)
+        )
+        self.related_image_index: NDArray[np.int64] = self._join_related(indices)
+
+    @classmethod
+    def open(
+        cls, location: str | os.PathLike[str], *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30
+    ) -> Corpus:
+        """Open a local folder or a URL (http, s3, ...: see `cache.PROTOCOLS`).
+
+        cache_dir: where remote shards are kept (None: ~/.cache/unimo_ds/shards); cache_bytes: how much of them.
+
+        Raises:
+            UserError: no folder or manifest there, another schema version, a missing or changed index, a missing or cut shard
+                (local folders), or references to samples that do not exist.
+        """
+        return cls(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
+
+    def __reduce__(self) -> tuple[Callable[..., Corpus], tuple[Any, ...]]:
+        return _open_again, self._arguments
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def location(self) -> str:
+        return self._arguments[0]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file, fetched first where the corpus is remote."""
+        return self.file_path(self.manifest.tokenizer.file)
+
+    def file_path(self, name: str) -> Path:
+        """A local path of one of the manifest's other files (tokenizer, extractor, report).
+
+        Raises:
+            UserError: the manifest does not list it.
+        """
+        for entry in self.manifest.files:
+            if entry.file == name:
+                return self._storage.local_path(name, size=entry.bytes, sha256=entry.sha256)
+        raise UserError(f"{self.location} lists no file {name!r} in its manifest")
+
+    def key(self, sample: int) -> str:
+        """`SHARD.tar:BASE` of a sample."""
+        shard, row = self._locate(sample)
+        return f"{self.manifest.shards[shard].file}:{self._bases[shard][row]}"
+
+    def read(self, sample: int) -> Sample:
+        """The sample, checked. Its arrays are read-only.
+
+        Raises:
+            CorruptSample: damaged, cut or unreadable.
+            IndexError: no such sample.
+        """
+        content = self._read_members(sample, (members.JSON, *members.REGION_MEMBERS))
+        try:
+            decoded = members.decode_sample(self.key(sample), content)
+        except members.DecodeError as error:
+            raise CorruptSample(self.key(sample), str(error)) from None
+        # What the index promised is what order and packing were computed from.
+        num_regions = 0 if decoded.regions is None else len(decoded.regions.features)
+        if decoded.kind != self.kinds[sample] or num_regions != self.num_regions[sample]:
+            raise CorruptSample(self.key(sample), "its kind or number of regions differ from the index")
+        if decoded.regions is not None and decoded.regions.features.shape[1] != self.feature_size:
+            raise CorruptSample(self.key(sample), f"its regions have not {self.feature_size} features")
+        return decoded
+
+    def read_jpeg(self, sample: int) -> bytes | None:
+        """The JPEG as stored, or None where the folder was prepared without.
+
+        Raises:
+            CorruptSample: damaged, cut or unreadable.
+        """
+        return self._read_members(sample, (members.JPEG,)).get(members.JPEG)
+
+    def details(self, sample: int) -> dict[str, Any]:
+        """The free notes stored with the sample (original file name, image size).
+
+        Raises:
+            CorruptSample: damaged, cut or unreadable.
+        """
+        return members.details_of(self._read_members(sample, (members.JSON,))[members.JSON])
+
+    def close(self) -> None:
+        """Close the shards this process has opened; the next read opens them again."""
+        self._files.clear()
+
+    def _locate(self, sample: int) -> tuple[int, int]:
+        if not 0 <= sample < self.num_samples:
+            raise IndexError(f"sample {sample} of {self.num_samples}")
+        shard = int(self.shard_of[sample])
+        return shard, int(sample - self.shard_start[shard])
+
+    def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, bytes]:
+        """Column -> checked bytes of the wanted members that the sample has."""
+        shard, row = self._locate(sample)
+        record = self._records[shard][row]
+        start, sizes = int(record["start"]), record["size"].tolist()
+        offsets, checksums = record["offset"].tolist(), record["crc32"].tolist()
+        content: dict[int, bytes] = {}
+        present = sorted((offsets[column], column) for column in wanted if sizes[column])
+        while present:
+            first = present[0][0]
+            run, end = [present[0][1]], first + sizes[present[0][1]]
+            for offset, column in present[1:]:
+                if offset - end > _LARGEST_GAP:
+                    break
+                run.append(column)
+                end = offset + sizes[column]
+            block = self._read_block(sample, shard, start + first, end - first)
+            for column in run:
+                offset = offsets[column] - first
+                content[column] = block[offset : offset + sizes[column]]
+                if zlib.crc32(content[column]) != checksums[column]:
+                    raise CorruptSample(self.key(sample), f"its .{members.EXTENSIONS[column]} is damaged (checksum)")
+            present = present[len(run) :]
+        return content
+
+    def _read_block(self, sample: int, shard: int, offset: int, size: int) -> bytes:
+        """Positioned read of exactly `size` bytes, tried again after transient errors."""
+        for attempt in range(_READ_ATTEMPTS):
+            try:
+                block = _pread(self._file(shard).fileno(), offset, size)
+            except OSError as error:
+                # A stale handle of a network file system is cured by opening the file again.
+                self._files.pop(shard, None)
+                final = error.errno in _NOT_TRANSIENT or isinstance(error, cache.RemoteDamage)
+                if final or attempt == _READ_ATTEMPTS - 1:
+                    raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
+                time.sleep(_FIRST_PAUSE * 4**attempt)
+                continue
+            if len(block) < size:
+                raise CorruptSample(self.key(sample), "its shard is cut")
+            self.bytes_read += size
+            return block
+        raise AssertionError("unreachable")
+
+    def _file(self, shard: int) -> FileIO:
+        """The open shard; positioned reads make one handle safe for forked processes and threads alike."""
+        file = self._files.get(shard)
+        if file is None:
+            entry = self.manifest.shards[shard]
+            file = FileIO(self._storage.local_path(entry.file, size=entry.bytes, sha256=entry.sha256))
+            self._files[shard] = file
+            while len(self._files) > _OPEN_FILES:
+                # Closed by the garbage collector once nobody reads from it.
+                self._files.popitem(last=False)
+        else:
+            self._files.move_to_end(shard)
+        return file
+
+    def _join_sources(self, indices: list[index.ShardIndex]) -> NDArray[np.int32]:
+        numbers = {name: number for number, name in enumerate(self.source_names)}
+        tables = [np.array([numbers[name] for name in one.source_names], np.int32) for one in indices]
+        return _join([table[one.samples["source"]] for table, one in zip(tables, indices, strict=True)], np.int32)
+
+    def _join_related(self, indices: list[index.ShardIndex]) -> NDArray[np.int64]:
+        numbers = {entry.file: number for number, entry in enumerate(self.manifest.shards)}
+        parts = []
+        for entry, one in zip(self.manifest.shards, indices, strict=True):
+            unknown = [name for name in one.related_shards if name not in numbers]
+            if unknown:
+                raise UserError(
+                    f"shard {entry.file} refers to images in {unknown[0]}, which the manifest does not list"
+                )
+            table = np.array([numbers[name] for name in one.related_shards], np.int64)
+            targets = table[one.related_images["shard"]] if len(table) else np.zeros(0, np.int64)
+            within = one.related_images["index"].astype(np.int64)
+            if (within >= np.diff(self.shard_start)[targets]).any():
+                raise UserError(f"shard {entry.file} refers to related images beyond the end of a shard")
+            parts.append(self.shard_start[targets] + within)
+        return _join(parts, np.int64)
+
+
+def _open_again(location: str, cache_dir: str | None, cache_bytes: int) -> Corpus:
+    return Corpus(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
+
+
+def _load_manifest(storage: cache.Storage) -> manifest.Manifest:
+    if isinstance(storage, cache.LocalStorage):
+        return manifest.load_manifest(storage.folder)
+    where = storage.describe(manifest.MANIFEST_FILE)
+    try:
+        content = storage.read(manifest.MANIFEST_FILE)
+    except OSError as error:
+        raise UserError(f"cannot read {where}: {error or type(error).__name__}; check the address") from None
+    return manifest.parse_manifest(content, where=where)
+
+
+def _load_index(storage: cache.Storage, entry: manifest.ShardEntry) -> index.ShardIndex:
+    """A shard's index, checked against the manifest, and the shard's size where that costs nothing."""
+    name = shards.index_path(entry.file).name
+    where = storage.describe(name)
+    cure = "run `unimo prepare verify` on the folder"
+    try:
+        content = storage.read(name)
+        if isinstance(storage, cache.LocalStorage):
+            size = os.stat(storage.folder / entry.file).st_size
+            if size != entry.bytes:
+                raise UserError(f"shard {storage.describe(entry.file)} has {size} bytes, not {entry.bytes}; {cure}")
+    except OSError as error:
+        raise UserError(f"cannot read {where} or its shard: {error}; {cure}") from None
+    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        raise UserError(f"{where} is not the index that the manifest describes; {cure}")
+    one = index.from_bytes(content, where=where)
+    if one.num_samples != entry.samples or one.shard_sha256 != entry.sha256:
+        raise UserError(f"{where} and the manifest disagree about the shard; {cure}")
+    return one
+
+
+def _pread(descriptor: int, offset: int, size: int) -> bytes:
+    """`size` bytes, or fewer at the end of the file; the kernel may give a long read in parts."""
+    block = os.pread(descriptor, size, offset)
+    while 0 < len(block) < size:
+        more = os.pread(descriptor, size - len(block), offset + len(block))
+        if not more:
+            break
+        block += more
+    return block
+
+
+def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
+
+
+def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
+    """[n + 1] running sums, from 0."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts

@@ -1,0 +1,196 @@
+"""Finishing a data folder: an index for every shard, then the manifest over all of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import unimo_ds
+from unimo_ds.data import index, manifest, shards
+from unimo_ds.data.manifest import ExtractorEntry, FileEntry, Manifest, ShardEntry, TokenizerEntry
+from unimo_ds.utils.errors import UserError
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_OTHER_FILES = (".json", ".safetensors", ".txt", ".tsv")
+_PACKAGES = ("numpy", "webdataset", "tokenizers", "pillow", "torch")
+
+
+def finish_folder(
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: index.BatchEncoder,
+    tokenizer_file: str = "tokenizer.json",
+    extractor_fingerprint: str | None = None,
+    extractor_file: str | None = None,
+    num_region_classes: int | None = None,
+    command: str | None = None,
+    reindex: bool = False,
+    executor: concurrent.futures.Executor | None = None,
+) -> Manifest:
+    """Make a folder of shards complete: build the indices that are missing or count another tokenizer's tokens, and write
+    manifest.json. Repeating it is cheap and changes nothing; after another import it takes in the new shards.
+
+    tokenizer_file, extractor_file: names of files inside the folder.
+    extractor_fingerprint, extractor_file, num_region_classes: None takes over what the present manifest says.
+    command: recorded as what made the folder; None: this process's command line.
+    reindex: build every index anew, and accept shards that were changed or removed behind the manifest's back.
+    executor: builds indices concurrently; the tokenizer must be picklable then.
+
+    Raises:
+        UserError: no shards; a damaged shard; a shard that was changed or lost since the manifest was written; shards that
+            disagree in feature size; a reference to a related image that is not there; files not found.
+    """
+    folder = Path(folder)
+    paths = shards.shard_files(folder)
+    if not paths:
+        raise UserError(f"{folder} holds no shards; import something into it first")
+    before = manifest.load_manifest(folder) if (folder / manifest.MANIFEST_FILE).exists() and not reindex else None
+    if before is not None:
+        lost = {entry.file for entry in before.shards} - {path.name for path in paths}
+        if lost:
+            raise UserError(
+                f"{folder} lost shard {min(lost)} since its manifest was written; restore it, or accept the loss with "
+                f"`unimo prepare pack {folder}`"
+            )
+    wanted = [path for path in paths if reindex or not _has_index(path, tokenizer.fingerprint)]
+    if executor is None:
+        for path in wanted:
+            index.build_index(path, tokenizer)
+    else:
+        # Waiting for every result lets the first damaged shard speak.
+        for _ in executor.map(index.build_index, wanted, [tokenizer] * len(wanted)):
+            pass
+    entries, indices = _collect(paths)
+    feature_size, classes_per_region, largest_class = _common_sizes(paths, indices)
+    _check_related(paths, indices)
+    extractor = ExtractorEntry(extractor_fingerprint, extractor_file) if extractor_fingerprint is not None else None
+    if extractor is None and before is not None:
+        extractor = before.extractor
+    if num_region_classes is None:
+        num_region_classes = before.num_region_classes if before is not None else 0
+    if largest_class >= num_region_classes:
+        raise UserError(
+            f"{folder} holds region class {largest_class}, but num_region_classes is {num_region_classes}; "
+            "name the extractor's number of classes"
+        )
+    made_by = command if command is not None else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    commands = before.commands if before is not None else ()
+    made = Manifest(
+        shards=tuple(entries),
+        tokenizer=TokenizerEntry(tokenizer_file, tokenizer.fingerprint, tokenizer.vocabulary_size),
+        extractor=extractor,
+        feature_size=feature_size,
+        classes_per_region=classes_per_region,
+        num_region_classes=num_region_classes,
+        files=_other_files(folder, (tokenizer_file, extractor.file if extractor is not None else None)),
+        commands=commands if commands[-1:] == (made_by,) else (*commands, made_by),
+        versions=_versions(),
+    )
+    manifest.write_manifest(folder, made)
+    return made
+
+
+def _has_index(path: Path, tokenizer_fingerprint: str) -> bool:
+    """Whether the shard's index describes it. An index that cannot be read is as good as none.
+
+    Raises:
+        UserError: the shard's size is not what it was when it was indexed.
+    """
+    file = shards.index_path(path)
+    if not file.is_file():
+        return False
+    try:
+        present = index.from_bytes(file.read_bytes(), where=str(file))
+    except UserError:
+        return False
+    if present.shard_bytes != path.stat().st_size:
+        raise UserError(
+            f"shard {path} has {path.stat().st_size} bytes where its index knows {present.shard_bytes}: it is damaged or was "
+            f"replaced; restore it, or accept it as it is with `unimo prepare pack {path.parent}`"
+        )
+    return present.tokenizer_fingerprint == tokenizer_fingerprint
+
+
+def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[index.ShardIndex]]:
+    entries, indices = [], []
+    for path in paths:
+        content = shards.index_path(path).read_bytes()
+        one = index.from_bytes(content, where=str(shards.index_path(path)))
+        indices.append(one)
+        entries.append(
+            ShardEntry(
+                file=path.name,
+                samples=one.num_samples,
+                kinds=one.counts_by_kind(),
+                sources=one.counts_by_source(),
+                bytes=one.shard_bytes,
+                sha256=one.shard_sha256,
+                index_bytes=len(content),
+                index_sha256=hashlib.sha256(content).hexdigest(),
+            )
+        )
+    return entries, indices
+
+
+def _common_sizes(paths: list[Path], indices: list[index.ShardIndex]) -> tuple[int, int, int]:
+    """(feature size, classes per region, largest class) over all shards that have regions."""
+    sizes = [(path, one.feature_size, one.classes_per_region) for path, one in zip(paths, indices, strict=True)]
+    sizes = [size for size in sizes if size[1]]
+    for path, *size in sizes[1:]:
+        if size != [*sizes[0][1:]]:
+            raise UserError(
+                f"shard {path.name} has regions of {size[0]} features and {size[1]} classes where {sizes[0][0].name} has "
+                f"{sizes[0][1]} and {sizes[0][2]}; import both with one extractor, or extract again with `unimo prepare regions`"
+            )
+    feature_size, classes_per_region = sizes[0][1:] if sizes else (0, 0)
+    return feature_size, classes_per_region, max(one.largest_class for one in indices)
+
+
+def _check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
+    """Every reference to a related image must name a sample with regions that is there."""
+    by_name = {path.name: one for path, one in zip(paths, indices, strict=True)}
+    for path, one in zip(paths, indices, strict=True):
+        for number, name in enumerate(one.related_shards):
+            if name not in by_name:
+                raise UserError(
+                    f"shard {path.name} refers to related images in {name}, which is not there; "
+                    "run `unimo prepare retrieve` again"
+                )
+            samples = one.related_images["index"][one.related_images["shard"] == number]
+            target = by_name[name].samples
+            if len(samples) and (samples.max() >= len(target) or not target["num_regions"][samples].all()):
+                raise UserError(
+                    f"shard {path.name} refers to a related image in {name} that is not there or has no regions; "
+                    "run `unimo prepare retrieve` again"
+                )
+
+
+def _other_files(folder: Path, named: Iterable[str | None]) -> tuple[FileEntry, ...]:
+    """Entries of the files beside the shards; the named ones must be there."""
+    for name in named:
+        if name is not None and not (_PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
+            raise UserError(f"{folder} has no file {name!r}; it must lie inside the folder, beside the shards")
+    names = {name for name in named if name is not None}
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in _OTHER_FILES and _PLAIN_NAME.fullmatch(path.name):
+            names.add(path.name)
+    names.discard(manifest.MANIFEST_FILE)
+    return tuple(manifest.file_entry(folder / name) for name in sorted(names))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "unimo_ds": unimo_ds.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

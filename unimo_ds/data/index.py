@@ -1,0 +1,282 @@
+"""The index of a shard: where every member lies, and what every sample will cost, without reading it.
+
+`SHARD.index.npz` (NumPy, no pickle) holds four arrays: `samples`, `texts` and `related_images` as records, and `about`, a
+JSON. With it any sample is one positioned read, and order, packing and balance are computed from indices alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data import members, shards, tars
+from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
+from unimo_ds.utils.errors import UserError
+
+NUM_MEMBERS = len(members.EXTENSIONS)
+ABSENT = 0
+"""Size of a member that a sample does not have."""
+
+SAMPLE_RECORD = np.dtype(
+    [
+        ("kind", "u1"),
+        ("source", "<u2"),
+        ("num_regions", "<u2"),
+        ("num_texts", "<u4"),
+        ("num_related_images", "<u4"),
+        ("start", "<i8"),
+        ("offset", "<u4", (NUM_MEMBERS,)),
+        ("size", "<u4", (NUM_MEMBERS,)),
+        ("crc32", "<u4", (NUM_MEMBERS,)),
+    ]
+)
+"""start: first byte of the sample's first content; offset: of each member's content, from there."""
+TEXT_RECORD = np.dtype([("role", "u1"), ("level", "u1"), ("caption", "<i4"), ("tokens", "<i4")])
+"""Texts in the order of `members.texts_of`; tokens without specials."""
+RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])
+"""Related images: number of a shard name in `about`, sample within that shard."""
+
+
+class BatchEncoder(Protocol):
+    """What is asked of a tokenizer here."""
+
+    vocabulary_size: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode_batch(self, texts: Sequence[str], /) -> list[NDArray[np.int32]]: ...
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Everything known about one shard."""
+
+    samples: NDArray[np.void]
+    """[n] SAMPLE_RECORD"""
+    texts: NDArray[np.void]
+    """[sum of num_texts] TEXT_RECORD"""
+    related_images: NDArray[np.void]
+    """[sum of num_related_images] RELATED_RECORD"""
+    bases: tuple[str, ...]
+    """[n] WebDataset keys within the shard."""
+    source_names: tuple[str, ...]
+    related_shards: tuple[str, ...]
+    """Names of the shards that related images point into."""
+    shard_bytes: int
+    shard_sha256: str
+    tokenizer_fingerprint: str
+    feature_size: int
+    """0 where no sample has regions."""
+    classes_per_region: int
+    largest_class: int
+    """-1 where no sample has regions."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.samples)
+
+    def counts_by_kind(self) -> dict[str, int]:
+        """Kind name -> number of samples, for the kinds that occur."""
+        counts = np.bincount(self.samples["kind"], minlength=len(Kind))
+        return {kind.name.lower(): int(counts[kind]) for kind in Kind if counts[kind]}
+
+    def counts_by_source(self) -> dict[str, int]:
+        counts = np.bincount(self.samples["source"], minlength=len(self.source_names))
+        return {name: int(count) for name, count in zip(self.source_names, counts, strict=True)}
+
+
+_SCALARS = (
+    "shard_bytes",
+    "shard_sha256",
+    "tokenizer_fingerprint",
+    "feature_size",
+    "classes_per_region",
+    "largest_class",
+)
+_NAMES = ("bases", "source_names", "related_shards")
+_RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
+
+
+def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> ShardIndex:
+    """Read a shard once, check every sample in full, count its tokens, and write `SHARD.index.npz` beside it.
+
+    Raises:
+        UserError: the shard cannot be read, or is damaged (naming the sample), or its samples differ in feature size.
+    """
+    path = Path(shard)
+    index = scan(path, tokenizer)
+    target = shards.index_path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        aside.write_bytes(to_bytes(index))
+        os.replace(aside, target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    return index
+
+
+def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
+    """The index of a shard, from the tar alone.
+
+    Raises:
+        UserError: as `build_index`.
+    """
+    builder = _Builder()
+    digest = hashlib.sha256()
+    base = ""
+    try:
+        with shards.open_shard(path) as stream:
+            walk = tars.walk(_Hashing(stream, digest), max_member_bytes=members.MAX_MEMBER_BYTES)  # type: ignore[arg-type]
+            for base, columns in shards.group_members(walk):
+                content = {column: member.content for column, member in columns.items()}
+                sample = members.decode_sample(f"{path.name}:{base}", content)
+                if sample.regions is not None:
+                    members.check_values(sample.regions)
+                builder.add(base, sample, columns)
+    except tars.BadTar as error:
+        raise UserError(f"shard {path} is damaged: {error}; write it again or remove it") from None
+    except members.DecodeError as error:
+        raise UserError(
+            f"shard {path} is damaged at or behind sample {base!r}: {error}; write it again or remove it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    return builder.finish(path.stat().st_size, digest.hexdigest(), tokenizer)
+
+
+def to_bytes(index: ShardIndex) -> bytes:
+    """The index as `.npz` bytes; equal indices give equal bytes."""
+    about: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    about.update({name: getattr(index, name) for name in _SCALARS + _NAMES})
+    arrays = {name: getattr(index, name) for name in _RECORDS}
+    arrays["about"] = np.frombuffer(json.dumps(about, separators=(",", ":")).encode(), np.uint8)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            # A fixed time keeps the bytes a function of the content.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getvalue())
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes, *, where: str) -> ShardIndex:
+    """The index of `to_bytes`.
+
+    Raises:
+        UserError: not an index, or one of another version, naming `where`.
+    """
+    cure = "build it again with `unimo prepare pack`"
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _RECORDS}
+            about = json.loads(archive["about"].tobytes())
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{where} is not a readable index ({error}); {cure}") from None
+    if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{where} is not of schema version {SCHEMA_VERSION}; {cure}")
+    if set(about) != {"schema_version", *_SCALARS, *_NAMES}:
+        raise UserError(f"{where} has other keys than this version writes; {cure}")
+    if any(arrays[name].dtype != record or arrays[name].ndim != 1 for name, record in _RECORDS.items()):
+        raise UserError(f"{where} holds records of another form; {cure}")
+    fields: dict[str, Any] = {**arrays, **{name: about[name] for name in _SCALARS}}
+    fields.update({name: tuple(about[name]) for name in _NAMES})
+    index = ShardIndex(**fields)
+    samples = index.samples
+    if (
+        len(index.bases) != len(samples)
+        or samples["num_texts"].sum() != len(index.texts)
+        or samples["num_related_images"].sum() != len(index.related_images)
+        or (len(samples) and samples["source"].max() >= len(index.source_names))
+        or (len(index.related_images) and index.related_images["shard"].max() >= len(index.related_shards))
+    ):
+        raise UserError(f"{where} contradicts itself; {cure}")
+    return index
+
+
+class _Hashing:
+    """A stream whose bytes are hashed as they are read."""
+
+    def __init__(self, stream: Any, digest: Any) -> None:
+        self.stream, self.digest = stream, digest
+
+    def read(self, size: int) -> bytes:
+        content: bytes = self.stream.read(size)
+        self.digest.update(content)
+        return content
+
+
+class _Builder:
+    """Collects the records of a shard, sample by sample; texts wait to be tokenised in one batch."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[Any, ...]] = []
+        self.texts: list[tuple[int, int, int]] = []
+        self.strings: list[str] = []
+        self.related: list[tuple[int, int]] = []
+        self.bases: list[str] = []
+        self.source_numbers: dict[str, int] = {}
+        self.related_numbers: dict[str, int] = {}
+        self.feature_size = self.classes_per_region = 0
+        self.largest_class = -1
+
+    def add(self, base: str, sample: Sample, columns: dict[int, tars.TarMember]) -> None:
+        start = min(member.offset for member in columns.values())
+        offset, size, crc32 = (np.zeros(NUM_MEMBERS, np.uint32) for _ in range(3))
+        for column, member in columns.items():
+            offset[column] = member.offset - start
+            size[column] = len(member.content)
+            crc32[column] = zlib.crc32(member.content)
+        num_regions = 0
+        if sample.regions is not None:
+            num_regions, feature_size = sample.regions.features.shape
+            classes = sample.regions.class_ids.shape[1]
+            if self.feature_size and (feature_size, classes) != (self.feature_size, self.classes_per_region):
+                raise members.DecodeError(
+                    f"its regions have {feature_size} features and {classes} classes where the shard's first have "
+                    f"{self.feature_size} and {self.classes_per_region}"
+                )
+            self.feature_size, self.classes_per_region = feature_size, classes
+            self.largest_class = max(self.largest_class, int(sample.regions.class_ids.max()))
+        texts = members.texts_of(sample)
+        self.texts.extend((text.role, text.level, text.caption) for text in texts)
+        self.strings.extend(text.text for text in texts)
+        for shard, number in sample.related_images:
+            self.related.append((self.related_numbers.setdefault(shard, len(self.related_numbers)), number))
+        source = self.source_numbers.setdefault(sample.source, len(self.source_numbers))
+        counts = (num_regions, len(texts), len(sample.related_images))
+        self.samples.append((int(sample.kind), source, *counts, start, offset, size, crc32))
+        self.bases.append(base)
+
+    def finish(self, shard_bytes: int, shard_sha256: str, tokenizer: BatchEncoder) -> ShardIndex:
+        texts = np.zeros(len(self.texts), TEXT_RECORD)
+        if self.texts:
+            texts["role"], texts["level"], texts["caption"] = np.array(self.texts).T
+            texts["tokens"] = [len(ids) for ids in tokenizer.encode_batch(self.strings)]
+        return ShardIndex(
+            samples=np.array(self.samples, SAMPLE_RECORD),
+            texts=texts,
+            related_images=np.array(self.related, RELATED_RECORD),
+            bases=tuple(self.bases),
+            source_names=tuple(self.source_numbers),
+            related_shards=tuple(self.related_numbers),
+            shard_bytes=shard_bytes,
+            shard_sha256=shard_sha256,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            feature_size=self.feature_size,
+            classes_per_region=self.classes_per_region,
+            largest_class=self.largest_class,
+        )

@@ -1,0 +1,240 @@
+"""manifest.json: what a data folder holds, with the checksum of every file, so that a run knows its data before reading any.
+
+The file is canonical: its text is a function of its content, and it carries the checksum of itself, so a change of any byte
+is seen. Unknown keys, other types and other versions are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data.schema import SCHEMA_VERSION
+from unimo_ds.utils.errors import UserError, nearest_name
+
+MANIFEST_FILE = "manifest.json"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Any file that is neither a shard nor an index."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    file: str
+    samples: int
+    kinds: dict[str, int]
+    """Kind name -> samples."""
+    sources: dict[str, int]
+    """Source name -> samples."""
+    bytes: int
+    sha256: str
+    index_bytes: int
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    file: str
+    fingerprint: str
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class ExtractorEntry:
+    fingerprint: str
+    file: str | None = None
+    """None: it has no learned parameters."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data folder. The order of `shards` is the order of the global sample index."""
+
+    shards: tuple[ShardEntry, ...]
+    tokenizer: TokenizerEntry
+    extractor: ExtractorEntry | None
+    feature_size: int
+    """0 where no sample has regions."""
+    classes_per_region: int
+    num_region_classes: int
+    files: tuple[FileEntry, ...] = ()
+    """Everything else in the folder: tokenizer, extractor, reports."""
+    commands: tuple[str, ...] = ()
+    """What made the folder, oldest first."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Kind name -> samples of the whole folder, for the kinds that occur."""
+        totals: dict[str, int] = {}
+        for shard in self.shards:
+            for kind, count in shard.kinds.items():
+                totals[kind] = totals.get(kind, 0) + count
+        return totals
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all that decides what a run reads: shards, their order and their token counts."""
+        content = [[shard.file, shard.sha256, shard.index_sha256] for shard in self.shards]
+        sizes = [self.feature_size, self.classes_per_region, self.num_region_classes]
+        return _digest(json.dumps([content, sizes, self.tokenizer.fingerprint]).encode())[:16]
+
+
+def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a local folder.
+
+    Raises:
+        UserError: no folder, no manifest, or anything `parse_manifest` refuses.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"no data folder at {path}; make one with `unimo prepare import` or `unimo prepare demo`")
+    try:
+        content = (path / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError:
+        shards = "shards but " if any(path.glob("*.tar")) else ""
+        raise UserError(
+            f"{path} holds {shards}no {MANIFEST_FILE}; finish it with `unimo prepare pack {path}`"
+            if shards
+            else f"{path} holds no {MANIFEST_FILE}; it is not a data folder: make one with `unimo prepare import`"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path / MANIFEST_FILE}: {error.strerror}") from None
+    return parse_manifest(content, where=str(path / MANIFEST_FILE))
+
+
+def parse_manifest(content: bytes, *, where: str) -> Manifest:
+    """A manifest from its bytes.
+
+    Raises:
+        UserError: not JSON, another schema version, unknown or missing keys, ill-typed values, file names that lead out of the
+            folder, duplicates, or a wrong checksum, naming `where`.
+    """
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: not JSON ({error}); restore it or run `unimo prepare pack`") from None
+    if not isinstance(record, dict) or "schema_version" not in record:
+        raise UserError(f"{where} is not a manifest of this program: it has no schema_version")
+    version = record.pop("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has schema version {version!r}; this program reads {SCHEMA_VERSION}: prepare the data again with it"
+        )
+    record.pop("checksum", None)
+    totals = record.pop("totals", None)
+    manifest: Manifest = _parse(Manifest, record, where)
+    _check_names(manifest, where)
+    if totals != manifest.totals:
+        raise UserError(f"{where} has totals {totals} where its shards add up to {manifest.totals}; restore it")
+    if serialise(manifest) != content:
+        raise UserError(f"{where} was changed after it was written (checksum); restore it or run `unimo prepare pack`")
+    return manifest
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write `manifest.json`, whole or not at all. Returns its path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(serialise(manifest))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def serialise(manifest: Manifest) -> bytes:
+    """The one text of a manifest."""
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "totals": manifest.totals,
+        **dataclasses.asdict(manifest),
+    }
+    record["checksum"] = _digest(json.dumps(record, sort_keys=True).encode())
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Name, size and SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return FileEntry(path.name, stream.tell(), digest)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_names(manifest: Manifest, where: str) -> None:
+    named = [shard.file for shard in manifest.shards] + [entry.file for entry in manifest.files]
+    named_twice = {name for name in named if named.count(name) > 1} if len(set(named)) < len(named) else set()
+    if named_twice:
+        raise UserError(f"{where} lists {min(named_twice)} twice")
+    others = [manifest.tokenizer.file, manifest.extractor.file if manifest.extractor else None]
+    for name in (*named, *(other for other in others if other is not None)):
+        if not _PLAIN_NAME.fullmatch(name):
+            raise UserError(f"{where} lists {name!r}, which is not a plain file name inside the folder")
+    for shard in manifest.shards:
+        if not shard.file.endswith(".tar"):
+            raise UserError(f"{where} lists {shard.file!r} as a shard; shards are plain .tar files")
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    """`value` (from JSON) as the annotated type, strictly."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise UserError(f"{where} is not an object")
+        for name in value:
+            if name not in hints:
+                raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
+        for name in hints:
+            if name not in value:
+                raise UserError(f"{where} has no {name!r}")
+        return hint(**{name: _parse(hints[name], value[name], f"{where}: {name}") for name in hints})
+    if origin is types.UnionType:
+        inner = next(part for part in arguments if part is not type(None))
+        return None if value is None else _parse(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parse(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _parse(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
+    if hint in (int, str) and type(value) is hint and not (hint is int and value < 0):
+        return value
+    raise UserError(f"{where} has an ill-typed value {value!r}")

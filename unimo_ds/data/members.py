@@ -1,0 +1,303 @@
+"""The members of a stored sample, as bytes: one JSON, the arrays of its regions, and perhaps the JPEG.
+
+Encoding is deterministic; decoding is strict: an allow-list of members, `.npy` headers in one canonical form, shapes and dtypes
+bounded before anything is allocated, never a pickle. The decoder trusts nothing: `DecodeError` says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample, TextRole
+
+JSON, BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES, JPEG = range(6)
+EXTENSIONS = ("json", "boxes.npy", "class_ids.npy", "class_probabilities.npy", "features.npy", "jpg")
+"""Every member a sample may have; the position of each is its column in the index."""
+REGION_MEMBERS = (BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES)
+
+MAX_MEMBER_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
+MAX_REGIONS = 1024
+MAX_FEATURE_SIZE = 16384
+MAX_CLASSES_PER_REGION = 1024
+
+_ARRAYS: dict[int, tuple[str, int]] = {
+    BOXES: ("<f4", 4),
+    CLASS_IDS: ("<i4", MAX_CLASSES_PER_REGION),
+    CLASS_PROBABILITIES: ("<f2", MAX_CLASSES_PER_REGION),
+    FEATURES: ("<f2", MAX_FEATURE_SIZE),
+}
+"""dtype and the most columns of each array."""
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '(<f4|<f2|<i4)', 'fortran_order': False, 'shape': \((\d{1,6}), (\d{1,6})\), \} *\n"
+)
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
+
+
+class DecodeError(ValueError):
+    """Stored bytes are not a sample; the message says why."""
+
+
+class StoredText(NamedTuple):
+    """One text of a sample in canonical order."""
+
+    text: str
+    role: TextRole
+    caption: int
+    """Number of the caption it belongs to; -1 for related texts."""
+    level: Level
+
+
+def texts_of(sample: Sample) -> list[StoredText]:
+    """All texts of a sample in the index's canonical order: for each caption itself, its positives and its negatives; then
+    the related texts. A text sample has one."""
+    if sample.text is not None:
+        return [StoredText(sample.text, TextRole.TEXT, 0, Level.NONE)]
+    texts: list[StoredText] = []
+    for number, caption in enumerate(sample.captions):
+        texts.append(StoredText(caption.text, TextRole.TEXT, number, Level.NONE))
+        texts.extend(StoredText(one.text, TextRole.POSITIVE, number, Level.NONE) for one in caption.positives)
+        texts.extend(StoredText(one.text, TextRole.NEGATIVE, number, one.level) for one in caption.negatives)
+    texts.extend(StoredText(text, TextRole.RELATED, -1, Level.NONE) for text in sample.related_texts)
+    return texts
+
+
+def encode_sample(
+    sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Extension -> bytes of a sample's members. Equal samples give equal bytes.
+
+    details: anything of the caller's that JSON can hold (the original file's name, the image's size); kept, never read.
+
+    Raises:
+        DecodeError: the sample is not one that the decoder would accept.
+    """
+    record: dict[str, Any] = {"kind": sample.kind.name.lower(), "source": sample.source}
+    if sample.kind is Kind.TEXT:
+        record["text"] = sample.text
+    if sample.kind is Kind.PAIR:
+        record["captions"] = [_caption_record(caption) for caption in sample.captions]
+        record["related_texts"] = list(sample.related_texts)
+        record["related_images"] = [f"{shard}:{index}" for shard, index in sample.related_images]
+    if details:
+        record["details"] = dict(details)
+    try:
+        members = {EXTENSIONS[JSON]: json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")}
+    except UnicodeEncodeError as error:
+        raise DecodeError(f"a text is not valid Unicode: {error.reason}") from None
+    if sample.regions is not None:
+        arrays: tuple[NDArray[Any], ...] = (
+            sample.regions.boxes,
+            sample.regions.class_ids,
+            sample.regions.class_probabilities,
+            sample.regions.features,
+        )
+        for member, array in zip(REGION_MEMBERS, arrays, strict=True):
+            members[EXTENSIONS[member]] = encode_array(member, array)
+    if jpeg is not None:
+        members[EXTENSIONS[JPEG]] = bytes(jpeg)
+    decoded = decode_sample(sample.key, {EXTENSIONS.index(name): content for name, content in members.items()})
+    if decoded.regions is not None:
+        check_values(decoded.regions)
+    return members
+
+
+def decode_sample(key: str, members: Mapping[int, bytes]) -> Sample:
+    """The sample of members (column of `EXTENSIONS` -> bytes); the JPEG, if there, is not looked at.
+
+    Arrays are read-only views of the given bytes.
+
+    Raises:
+        DecodeError: anything that is not exactly a sample of its kind.
+    """
+    if JSON not in members:
+        raise DecodeError("its .json is missing")
+    record = _parse_json(members[JSON])
+    kind = _parse_kind(record.get("kind"))
+    present = [member for member in REGION_MEMBERS if member in members]
+    if kind is Kind.TEXT and (present or JPEG in members):
+        raise DecodeError("a text sample has an image")
+    if kind is not Kind.TEXT and len(present) < len(REGION_MEMBERS):
+        missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
+        raise DecodeError(f"its {', '.join(missing)} is missing")
+    related_texts = _list(record, "related_texts", kind)
+    related_images = _list(record, "related_images", kind)
+    return Sample(
+        key=key,
+        kind=kind,
+        source=_text(record.get("source"), "source"),
+        regions=None if kind is Kind.TEXT else _decode_regions(members),
+        text=_text(record.get("text"), "text") if kind is Kind.TEXT else None,
+        captions=_parse_captions(record) if kind is Kind.PAIR else (),
+        related_texts=tuple(_text(text, "a related text") for text in related_texts),
+        related_images=tuple(_parse_reference(reference) for reference in related_images),
+    )
+
+
+def details_of(content: bytes) -> dict[str, Any]:
+    """The `details` that were stored in a sample's JSON."""
+    details = _parse_json(content).get("details", {})
+    if not isinstance(details, dict):
+        raise DecodeError("details is not an object")
+    return details
+
+
+def encode_array(member: int, array: NDArray[Any]) -> bytes:
+    """A two-dimensional array as canonical `.npy` bytes (version 1.0, C order) in the member's dtype."""
+    stored = np.ascontiguousarray(array, dtype=_ARRAYS[member][0])
+    if stored.ndim != 2:
+        raise DecodeError(f"{EXTENSIONS[member]} has {stored.ndim} dimensions, not 2")
+    header = f"{{'descr': '{_ARRAYS[member][0]}', 'fortran_order': False, 'shape': {stored.shape}, }}".encode()
+    # NumPy pads the header so that the data begin at a multiple of 64 bytes.
+    padding = -(len(_NPY_MAGIC) + 2 + len(header) + 1) % 64
+    header += b" " * padding + b"\n"
+    return _NPY_MAGIC + len(header).to_bytes(2, "little") + header + stored.tobytes()
+
+
+def decode_array(member: int, content: bytes) -> NDArray[Any]:
+    """A read-only view [R, columns] of `.npy` bytes; nothing is allocated before dtype and shape have been accepted."""
+    name = EXTENSIONS[member]
+    dtype, most_columns = _ARRAYS[member]
+    if content[: len(_NPY_MAGIC)] != _NPY_MAGIC:
+        raise DecodeError(f"{name} is not a version 1.0 .npy file")
+    start = 10 + int.from_bytes(content[8:10], "little")
+    match = _NPY_HEADER.fullmatch(content, 10, start)
+    if match is None:
+        raise DecodeError(f"{name} has a header other than the plain two-dimensional form")
+    rows, columns = int(match[2]), int(match[3])
+    if match[1].decode() != dtype:
+        raise DecodeError(f"{name} holds {match[1].decode()}, not {dtype}")
+    if not (1 <= rows <= MAX_REGIONS and 1 <= columns <= most_columns):
+        raise DecodeError(f"{name} has shape ({rows}, {columns}), beyond ({MAX_REGIONS}, {most_columns})")
+    if len(content) - start != rows * columns * np.dtype(dtype).itemsize:
+        raise DecodeError(f"{name} has {len(content) - start} bytes for shape ({rows}, {columns}) of {dtype}")
+    return np.frombuffer(content, dtype, offset=start).reshape(rows, columns)
+
+
+def check_values(regions: Regions) -> None:
+    """Refuse values that would poison a run: not finite, boxes outside the image, probabilities outside [0, 1].
+
+    Raises:
+        DecodeError: naming the array.
+    """
+    if not np.isfinite(regions.features).all():
+        raise DecodeError("features.npy holds values that are not finite (beyond the range of float16, or NaN)")
+    boxes = regions.boxes
+    if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] <= boxes[:, 2:]).all():
+        raise DecodeError("boxes.npy is not x1 <= x2, y1 <= y2 within [0, 1]")
+    probabilities = regions.class_probabilities
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise DecodeError("class_probabilities.npy is not within [0, 1]")
+    if (regions.class_ids < 0).any():
+        raise DecodeError("class_ids.npy holds negative ids")
+
+
+def _decode_regions(members: Mapping[int, bytes]) -> Regions:
+    boxes, class_ids, class_probabilities, features = (
+        decode_array(member, members[member]) for member in REGION_MEMBERS
+    )
+    if boxes.shape[1] != 4:
+        raise DecodeError(f"boxes.npy has {boxes.shape[1]} columns, not 4")
+    if not len(boxes) == len(class_ids) == len(class_probabilities) == len(features):
+        raise DecodeError("boxes, classes and features differ in their number of regions")
+    if class_ids.shape != class_probabilities.shape:
+        raise DecodeError("class ids and probabilities differ in shape")
+    return Regions(boxes=boxes, features=features, class_ids=class_ids, class_probabilities=class_probabilities)
+
+
+def _parse_json(content: bytes) -> dict[str, Any]:
+    if len(content) > MAX_JSON_BYTES:
+        raise DecodeError(f"its .json has {len(content)} bytes; the limit is {MAX_JSON_BYTES}")
+    try:
+        record = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"its .json cannot be parsed: {error}") from None
+    if not isinstance(record, dict):
+        raise DecodeError("its .json is not an object")
+    return record
+
+
+def _parse_kind(name: object) -> Kind:
+    if not isinstance(name, str) or name.upper() not in Kind.__members__:
+        raise DecodeError(f"kind {name!r} is not pair, image or text")
+    return Kind[name.upper()]
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise DecodeError(f"{what} is missing or not a text")
+    # JSON can spell half of a surrogate pair, which no tokenizer can encode.
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DecodeError(f"{what} is not valid Unicode") from None
+    return value
+
+
+def _list(record: Mapping[str, Any], name: str, kind: Kind) -> list[Any]:
+    values = record.get(name, [])
+    if not isinstance(values, list):
+        raise DecodeError(f"{name} is not a list")
+    if values and kind is not Kind.PAIR:
+        raise DecodeError(f"only pairs have {name}")
+    return values
+
+
+def _parse_captions(record: Mapping[str, Any]) -> tuple[Caption, ...]:
+    # One caption may also stand at the top level, with its rewrites beside it.
+    records = [{"text": record["caption"], "rewrites": record.get("rewrites", {})}] if "caption" in record else None
+    records = records or record.get("captions")
+    if not isinstance(records, list) or not records:
+        raise DecodeError("a pair has no captions")
+    return tuple(_parse_caption(one) for one in records)
+
+
+def _parse_caption(record: object) -> Caption:
+    if not isinstance(record, dict) or not isinstance(record.get("rewrites", {}), dict):
+        raise DecodeError("a caption is not an object with text and rewrites")
+    rewrites = record.get("rewrites", {})
+    positives, negatives = rewrites.get("positive", []), rewrites.get("negative", [])
+    if not isinstance(positives, list) or not isinstance(negatives, list):
+        raise DecodeError("rewrites are not lists")
+    return Caption(
+        text=_text(record.get("text"), "a caption"),
+        positives=tuple(_parse_rewrite(one, positive=True) for one in positives),
+        negatives=tuple(_parse_rewrite(one, positive=False) for one in negatives),
+    )
+
+
+def _parse_rewrite(record: object, *, positive: bool) -> Rewrite:
+    if not isinstance(record, dict):
+        raise DecodeError("a rewrite is not an object")
+    origin = record.get("from", "")
+    if "to" in record:
+        origin = f"{origin}>{record['to']}"
+    if not isinstance(origin, str):
+        raise DecodeError("a rewrite's origin is not a text")
+    level = record.get("level", "none")
+    if not isinstance(level, str) or level.upper() not in Level.__members__:
+        raise DecodeError(f"a rewrite's level is {level!r}")
+    if positive == (level.upper() != "NONE"):
+        raise DecodeError("a positive rewrite has a level" if positive else "a negative rewrite has no level")
+    return Rewrite(text=_text(record.get("text"), "a rewrite"), level=Level[level.upper()], origin=origin)
+
+
+def _parse_reference(reference: object) -> tuple[str, int]:
+    shard, _, index = reference.rpartition(":") if isinstance(reference, str) else ("", "", "")
+    if not _SHARD_NAME.fullmatch(shard) or not (index.isascii() and index.isdigit() and len(index) < 10):
+        raise DecodeError(f"related image {reference!r} is not SHARD.tar:INDEX")
+    return shard, int(index)
+
+
+def _caption_record(caption: Caption) -> dict[str, Any]:
+    positives = [{"text": one.text, "from": one.origin} for one in caption.positives]
+    negatives = [{"text": one.text, "level": one.level.name.lower(), "from": one.origin} for one in caption.negatives]
+    return {"text": caption.text, "rewrites": {"positive": positives, "negative": negatives}}
