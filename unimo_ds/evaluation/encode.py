@@ -1,0 +1,191 @@
+"""Pooled vectors of many sequences: dealt to the ranks in packed micro-batches, gathered again in the order they were asked for.
+
+Letters: n sequences, D size of a pooled vector. Micro-batches are a function of the lengths alone, never of the number of
+ranks, so every world size encodes the same streams and the results agree; and every rank runs equally many forwards (some
+empty), which ZeRO-3 needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.packing import pack_sequences
+from unimo_ds.data.schema import (
+    CLS,
+    FIRST_POSITION,
+    SEP,
+    PackedBatch,
+    Regions,
+    SequenceInput,
+    SequenceRole,
+)
+from unimo_ds.models.unimo import ModelOutput
+from unimo_ds.utils.communicator import Communicator
+
+Integers = NDArray[np.int64]
+
+
+class Evaluable(Protocol):
+    """What evaluation asks of an engine; `LoadedModel` is one without DeepSpeed."""
+
+    @property
+    def module(self) -> torch.nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def communicator(self) -> Communicator: ...
+
+    def forward(self, batch: PackedBatch, /) -> ModelOutput: ...
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Pooled vectors in the order of the sequences, on every rank. A sequence kind without images has no rows there."""
+
+    images_nD: torch.Tensor
+    """[n, D] float32 or [0, D]"""
+    texts_nD: torch.Tensor
+    """[n, D] float32 or [0, D]"""
+
+
+@contextlib.contextmanager
+def evaluating(engine: Evaluable) -> Iterator[None]:
+    """Without dropout and gradients; the module's mode is put back afterwards."""
+    was_training = engine.module.training
+    engine.module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.module.train(was_training)
+
+
+def micro_batches(lengths: Integers, *, micro_batch_tokens: int) -> list[Integers]:
+    """Item numbers of each micro-batch: neighbours (which often share a sample to be read), filled to the token budget.
+
+    An item longer than the budget has a micro-batch of its own.
+    """
+    batches: list[Integers] = []
+    start, tokens = 0, 0
+    for item, length in enumerate(lengths.tolist()):
+        if item > start and tokens + length > micro_batch_tokens:
+            batches.append(np.arange(start, item))
+            start, tokens = item, 0
+        tokens += length
+    if start < len(lengths):
+        batches.append(np.arange(start, len(lengths)))
+    return batches
+
+
+def deal(batches: list[Integers], *, world_size: int) -> list[list[Integers]]:
+    """Micro-batches of each rank in turn, the short ranks filled up with empty ones: [world_size][rounds]."""
+    rounds = -(-len(batches) // world_size)
+    nothing = np.zeros(0, np.int64)
+    padded = batches + [nothing] * (rounds * world_size - len(batches))
+    return [padded[rank::world_size] for rank in range(world_size)]
+
+
+def encode(
+    engine: Evaluable,
+    lengths: Integers,
+    make: Callable[[int], SequenceInput],
+    *,
+    micro_batch_tokens: int,
+    feature_size: int,
+) -> Pooled:
+    """Encode `make(0)`, ..., `make(n - 1)`, all of one kind (images, texts or pairs). Every rank calls it alike.
+
+    lengths: [n] of every sequence, known to all ranks. make: called for this rank's items alone.
+    feature_size: of the regions, for micro-batches that have none.
+    """
+    world = engine.communicator.world_size
+    dealt = deal(micro_batches(lengths, micro_batch_tokens=micro_batch_tokens), world_size=world)
+    images: list[torch.Tensor] = []
+    texts: list[torch.Tensor] = []
+    with evaluating(engine):
+        for items in dealt[engine.communicator.rank]:
+            sequences = [make(item) for item in items.tolist()]
+            output = engine.forward(pack_sequences(sequences, feature_size=feature_size).to(engine.device))
+            images.append(output.pooled_images.float())
+            texts.append(output.pooled_texts.float())
+        if not images:
+            nothing = torch.zeros(0, 0, device=engine.device)
+            return Pooled(nothing, nothing)
+        order = np.concatenate([items for batches in dealt for items in batches])
+        return Pooled(
+            _in_order(engine.communicator.all_gather_rows(torch.cat(images)), order),
+            _in_order(engine.communicator.all_gather_rows(torch.cat(texts)), order),
+        )
+
+
+def _in_order(rows_nD: torch.Tensor, order: Integers) -> torch.Tensor:
+    """Row i of the result is the row that stands where `order` says i."""
+    if not len(rows_nD):
+        return rows_nD
+    if len(rows_nD) != len(order):
+        raise ValueError(f"{len(order)} sequences gave {len(rows_nD)} pooled vectors; all must be of one kind")
+    result = torch.empty_like(rows_nD)
+    result[torch.from_numpy(order).to(rows_nD.device)] = rows_nD
+    return result
+
+
+def image_sequence(regions: Regions, *, max_regions: int) -> SequenceInput:
+    """An image encoded alone: [IMG] and its first `max_regions` regions, nothing masked."""
+    features, boxes = image_inputs(regions, max_regions=max_regions)
+    return SequenceInput(
+        SequenceRole.SINGLE_IMAGE,
+        seed=0,
+        region_features=features,
+        region_boxes=boxes,
+        prefix_length=len(features),
+    )
+
+
+def text_sequence(token_ids: NDArray[np.int32], *, max_text_tokens: int) -> SequenceInput:
+    """A text encoded alone. token_ids: [n] without specials, cut so that [CLS] and [SEP] fit too."""
+    ids, positions = text_inputs(token_ids, max_text_tokens=max_text_tokens)
+    return SequenceInput(
+        SequenceRole.SINGLE_TEXT, seed=0, token_ids=ids, token_positions=positions, prefix_length=len(ids)
+    )
+
+
+def joint_sequence(
+    regions: Regions, token_ids: NDArray[np.int32], *, max_regions: int, max_text_tokens: int
+) -> SequenceInput:
+    """An image and a text in one sequence, all positions seeing each other."""
+    features, boxes = image_inputs(regions, max_regions=max_regions)
+    ids, positions = text_inputs(token_ids, max_text_tokens=max_text_tokens)
+    return SequenceInput(
+        SequenceRole.JOINT_PAIR,
+        seed=0,
+        region_features=features,
+        region_boxes=boxes,
+        token_ids=ids,
+        token_positions=positions,
+        prefix_length=len(features) + len(ids),
+    )
+
+
+def image_inputs(regions: Regions, *, max_regions: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """[1 + R, F] features and [1 + R, 5] locations; row 0 is the mean of the features over the whole image (unimo.md 2.4)."""
+    features = regions.features[:max_regions]
+    boxes = regions.boxes[:max_regions].astype(np.float32)
+    mean = features.astype(np.float32).mean(0, keepdims=True).astype(np.float16)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    whole = np.array([[0, 0, 1, 1, 1]], np.float32)
+    return np.concatenate([mean, features]), np.concatenate([whole, np.column_stack([boxes, area])])
+
+
+def text_inputs(token_ids: NDArray[np.int32], *, max_text_tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """[n] ids with [CLS] and [SEP], [n] learned-position ids."""
+    ids = np.concatenate([[CLS], token_ids[: max_text_tokens - 2], [SEP]]).astype(np.int32)
+    return ids, np.arange(FIRST_POSITION, FIRST_POSITION + len(ids), dtype=np.int32)

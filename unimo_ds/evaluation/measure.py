@@ -1,0 +1,205 @@
+"""Zero-shot measurements on pairs: retrieval by single encodings, joint re-ranking, and captions against their rewrites.
+
+Letters: I images, C captions, N negative rewrites, K candidates, D size of a pooled vector. Every rank calls these functions
+alike and gets the same results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.schema import Level
+from unimo_ds.evaluation import retrieval, rewrites
+from unimo_ds.evaluation.encode import Evaluable, encode
+from unimo_ds.evaluation.pairs import PairReader, PairTexts
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SingleEncodings:
+    """Every image and every caption encoded alone."""
+
+    images_ID: torch.Tensor
+    captions_CD: torch.Tensor
+    scores_CI: retrieval.Scores
+    """Cosines."""
+
+
+def encode_single(engine: Evaluable, reader: PairReader, *, micro_batch_tokens: int) -> SingleEncodings:
+    """Pooled vectors of all images and captions, and every cosine between them."""
+    images = encode(
+        engine,
+        reader.image_lengths(),
+        reader.image_sequence,
+        micro_batch_tokens=micro_batch_tokens,
+        feature_size=reader.corpus.feature_size,
+    ).images_nD
+    captions = encode_texts(engine, reader, reader.pairs.captions, micro_batch_tokens=micro_batch_tokens)
+    return SingleEncodings(images, captions, retrieval.cosine_scores(captions, images))
+
+
+def encode_texts(engine: Evaluable, reader: PairReader, texts: PairTexts, *, micro_batch_tokens: int) -> torch.Tensor:
+    """[n, D] pooled vectors of texts encoded alone."""
+    return encode(
+        engine,
+        reader.text_lengths(texts),
+        lambda index: reader.text_sequence(texts, index),
+        micro_batch_tokens=micro_batch_tokens,
+        feature_size=reader.corpus.feature_size,
+    ).texts_nD
+
+
+def score_joint(
+    engine: Evaluable,
+    reader: PairReader,
+    texts: PairTexts,
+    images_Q: Integers,
+    texts_Q: Integers,
+    *,
+    micro_batch_tokens: int,
+) -> retrieval.Scores:
+    """[Q] cosine of the pooled [IMG] and [CLS] of each (image, text) encoded as one sequence."""
+    lengths = reader.image_lengths()[images_Q] + reader.text_lengths(texts)[texts_Q]
+    pooled = encode(
+        engine,
+        lengths,
+        lambda index: reader.joint_sequence(int(images_Q[index]), texts, int(texts_Q[index])),
+        micro_batch_tokens=micro_batch_tokens,
+        feature_size=reader.corpus.feature_size,
+    )
+    return retrieval.paired_cosines(pooled.texts_nD, pooled.images_nD)
+
+
+def measure_retrieval(single: SingleEncodings, reader: PairReader) -> retrieval.Retrieval:
+    """All captions against all images, by single encodings."""
+    return retrieval.from_scores(single.scores_CI, reader.pairs.captions.image_n)
+
+
+def measure_reranked(
+    engine: Evaluable,
+    reader: PairReader,
+    single: SingleEncodings,
+    *,
+    num_candidates: int,
+    micro_batch_tokens: int,
+) -> retrieval.Retrieval:
+    """Retrieval whose best `num_candidates` by single encodings are put in the order of their joint scores."""
+    captions, scores_CI = reader.pairs.captions, single.scores_CI
+    images_CK = retrieval.best_candidates(scores_CI, num_candidates)
+    captions_IK = retrieval.best_candidates(scores_CI.T, num_candidates)
+    num_captions, num_images = scores_CI.shape
+    # Each combination once, neighbours sharing an image, which is the larger thing to read.
+    wanted = np.unique(
+        np.concatenate(
+            [
+                (images_CK * num_captions + np.arange(num_captions)[:, None]).ravel(),
+                (np.arange(num_images)[:, None] * num_captions + captions_IK).ravel(),
+            ]
+        )
+    )
+    images_Q, captions_Q = wanted // num_captions, wanted % num_captions
+    joint_Q = score_joint(engine, reader, captions, images_Q, captions_Q, micro_batch_tokens=micro_batch_tokens)
+    joint_CI = np.full_like(scores_CI, np.nan)
+    joint_CI[captions_Q, images_Q] = joint_Q
+    image_of_C = captions.image_n
+    return retrieval.from_ranks(
+        retrieval.reranked(
+            retrieval.text_to_image_ranks(scores_CI, image_of_C),
+            images_CK,
+            np.take_along_axis(joint_CI, images_CK, axis=1),
+            images_CK == image_of_C[:, None],
+        ),
+        retrieval.reranked(
+            retrieval.image_to_text_ranks(scores_CI, image_of_C),
+            captions_IK,
+            np.take_along_axis(joint_CI.T, captions_IK, axis=1),
+            image_of_C[captions_IK] == np.arange(num_images)[:, None],
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RewriteAccuracies:
+    joint: dict[Level, rewrites.LevelAccuracy]
+    """Image and text in one sequence."""
+    single: dict[Level, rewrites.LevelAccuracy]
+    """Each encoded alone."""
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        joint = rewrites.metrics(self.joint, f"{prefix}/joint")
+        return joint | rewrites.metrics(self.single, f"{prefix}/single")
+
+
+def measure_rewrites(
+    engine: Evaluable,
+    reader: PairReader,
+    single: SingleEncodings,
+    *,
+    micro_batch_tokens: int,
+    captions_per_image: int = 0,
+    per_level: int = 0,
+) -> RewriteAccuracies:
+    """Captions against their negative rewrites, jointly and singly.
+
+    captions_per_image, per_level: look only at the first captions of an image, and the first rewrites of a level; 0: all.
+    """
+    captions = reader.pairs.captions
+    negatives = first_negatives(reader.pairs.negatives, captions_per_image=captions_per_image, per_level=per_level)
+    caption_of_N = find_captions(captions, negatives)
+    # Captions without rewrites are not asked, so their joint encoding would be wasted.
+    asked, caption_of_N = np.unique(caption_of_N, return_inverse=True)
+    true_joint = score_joint(
+        engine, reader, captions, captions.image_n[asked], asked, micro_batch_tokens=micro_batch_tokens
+    )
+    negative_joint = score_joint(
+        engine,
+        reader,
+        negatives,
+        negatives.image_n,
+        np.arange(len(negatives)),
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    negative_texts = encode_texts(engine, reader, negatives, micro_batch_tokens=micro_batch_tokens)
+    own_images = single.images_ID[torch.from_numpy(negatives.image_n).to(single.images_ID.device)]
+    negative_single = retrieval.paired_cosines(negative_texts.reshape(len(negatives), -1), own_images)
+    # The same routine as the rewrites' scores, so that equal vectors give equal bits and a tie is a tie.
+    asked_rows = torch.from_numpy(asked).to(single.images_ID.device)
+    asked_images = torch.from_numpy(captions.image_n[asked]).to(single.images_ID.device)
+    true_single = retrieval.paired_cosines(single.captions_CD[asked_rows], single.images_ID[asked_images])
+    return RewriteAccuracies(
+        joint=rewrites.accuracies_by_level(true_joint, negative_joint, caption_of_N, negatives.level_n),
+        single=rewrites.accuracies_by_level(true_single, negative_single, caption_of_N, negatives.level_n),
+    )
+
+
+def first_negatives(negatives: PairTexts, *, captions_per_image: int, per_level: int) -> PairTexts:
+    """The first rewrites of each level of the first captions of each image; 0 means all."""
+    keep = np.ones(len(negatives), bool)
+    if captions_per_image:
+        keep &= negatives.caption_n < captions_per_image
+    if per_level:
+        groups = np.stack([negatives.image_n, negatives.caption_n, negatives.level_n])
+        _, group_n = np.unique(groups, axis=1, return_inverse=True)
+        group_n = group_n.ravel()
+        order = np.argsort(group_n, kind="stable")
+        sizes = np.bincount(group_n) if len(group_n) else np.zeros(0, np.int64)
+        place_n = np.empty(len(negatives), np.int64)
+        place_n[order] = np.arange(len(negatives)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        keep &= place_n < per_level
+    columns = {item.name: getattr(negatives, item.name)[keep] for item in dataclasses.fields(negatives)}
+    return PairTexts(**columns)
+
+
+def find_captions(captions: PairTexts, rewritten: PairTexts) -> Integers:
+    """[N] row in `captions` of the caption that each rewrite was made from."""
+    most = 1 + max(captions.caption_n.max(initial=0), rewritten.caption_n.max(initial=0))
+    keys = captions.image_n * most + captions.caption_n
+    order = np.argsort(keys)
+    found: Integers = order[np.searchsorted(keys[order], rewritten.image_n * most + rewritten.caption_n)]
+    return found

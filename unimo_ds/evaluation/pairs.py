@@ -1,0 +1,185 @@
+"""The pairs an evaluation looks at: which images, which of their texts, and a reader that opens only what it is asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data.members import texts_of
+from unimo_ds.data.schema import Kind, Regions, Sample, SequenceInput, TextRole
+from unimo_ds.evaluation.encode import image_sequence, joint_sequence, text_sequence
+from unimo_ds.utils.errors import UserError
+
+Integers = NDArray[np.int64]
+
+_KEPT_SAMPLES = 64
+
+
+class EvaluationCorpus(Protocol):
+    """What evaluation asks of an opened corpus (`data/corpus.py`)."""
+
+    @property
+    def kinds(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def num_regions(self) -> NDArray[np.integer]: ...
+
+    @property
+    def text_start(self) -> NDArray[np.integer]: ...
+
+    @property
+    def text_role(self) -> NDArray[np.integer]: ...
+
+    @property
+    def text_caption(self) -> NDArray[np.integer]: ...
+
+    @property
+    def text_level(self) -> NDArray[np.integer]: ...
+
+    @property
+    def text_tokens(self) -> NDArray[np.integer]: ...
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def classes_per_region(self) -> int: ...
+
+    def key(self, index: int, /) -> str: ...
+
+    def read(self, index: int, /) -> Sample: ...
+
+    def read_jpeg(self, index: int, /) -> bytes | None: ...
+
+
+class TokenEncoder(Protocol):
+    def encode(self, text: str, /) -> NDArray[np.int32]: ...
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """Some texts of the chosen images. n texts."""
+
+    image_n: Integers
+    """[n] number of the image (0, 1, ...) that each text belongs to."""
+    number_n: Integers
+    """[n] place among the sample's texts, in the index's canonical order."""
+    caption_n: Integers
+    """[n] which caption of its image it is, or was made from."""
+    level_n: Integers
+    """[n] Level"""
+    tokens_n: Integers
+    """[n] token counts without specials."""
+
+    def __len__(self) -> int:
+        return len(self.image_n)
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The images of an evaluation with their captions and negative rewrites, from the index alone."""
+
+    samples_I: Integers
+    """[I] sample numbers in the corpus."""
+    num_regions_I: Integers
+    """[I] stored regions."""
+    captions: PairTexts
+    negatives: PairTexts
+
+
+def choose_pairs(corpus: EvaluationCorpus, *, num_pairs: int = 0) -> PairSet:
+    """`num_pairs` pairs spread evenly over the corpus (0: all of them), always the same ones.
+
+    Raises:
+        UserError: the corpus holds no pairs.
+    """
+    pairs = np.flatnonzero(np.asarray(corpus.kinds) == Kind.PAIR).astype(np.int64)
+    if not len(pairs):
+        raise UserError("the data holds no image-text pairs, so there is nothing to retrieve; give a folder with pairs")
+    if 0 < num_pairs < len(pairs):
+        pairs = pairs[np.arange(num_pairs) * len(pairs) // num_pairs]
+    starts = np.asarray(corpus.text_start, np.int64)
+    counts = starts[pairs + 1] - starts[pairs]
+    image = np.repeat(np.arange(len(pairs)), counts)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    at = np.repeat(starts[pairs], counts) + number
+    roles = np.asarray(corpus.text_role)[at]
+
+    def chosen(role: TextRole) -> PairTexts:
+        here = roles == role
+        return PairTexts(
+            image_n=image[here],
+            number_n=number[here],
+            caption_n=np.asarray(corpus.text_caption)[at[here]].astype(np.int64),
+            level_n=np.asarray(corpus.text_level)[at[here]].astype(np.int64),
+            tokens_n=np.asarray(corpus.text_tokens)[at[here]].astype(np.int64),
+        )
+
+    return PairSet(
+        samples_I=pairs,
+        num_regions_I=np.asarray(corpus.num_regions)[pairs].astype(np.int64),
+        captions=chosen(TextRole.TEXT),
+        negatives=chosen(TextRole.NEGATIVE),
+    )
+
+
+class PairReader:
+    """Sequences of a `PairSet`, read when asked for. Neighbouring requests for one image read it once."""
+
+    def __init__(
+        self,
+        corpus: EvaluationCorpus,
+        pairs: PairSet,
+        tokenizer: TokenEncoder,
+        *,
+        max_regions: int,
+        max_text_tokens: int,
+    ) -> None:
+        self.corpus, self.pairs, self.tokenizer = corpus, pairs, tokenizer
+        self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
+        self._samples: OrderedDict[int, Sample] = OrderedDict()
+
+    def sample(self, image: int) -> Sample:
+        if image not in self._samples:
+            self._samples[image] = self.corpus.read(int(self.pairs.samples_I[image]))
+            if len(self._samples) > _KEPT_SAMPLES:
+                self._samples.popitem(last=False)
+        return self._samples[image]
+
+    def regions(self, image: int) -> Regions:
+        regions = self.sample(image).regions
+        if regions is None:
+            raise ValueError(f"pair {self.corpus.key(int(self.pairs.samples_I[image]))} has no regions")
+        return regions
+
+    def text(self, texts: PairTexts, index: int) -> str:
+        return texts_of(self.sample(int(texts.image_n[index])))[int(texts.number_n[index])].text
+
+    def image_lengths(self) -> Integers:
+        """[I] lengths of the image sequences, [IMG] included."""
+        lengths: Integers = 1 + np.minimum(self.pairs.num_regions_I, self.max_regions)
+        return lengths
+
+    def text_lengths(self, texts: PairTexts) -> Integers:
+        """[n] lengths of the text sequences, specials included."""
+        lengths: Integers = np.minimum(texts.tokens_n + 2, self.max_text_tokens)
+        return lengths
+
+    def image_sequence(self, image: int) -> SequenceInput:
+        return image_sequence(self.regions(image), max_regions=self.max_regions)
+
+    def text_sequence(self, texts: PairTexts, index: int) -> SequenceInput:
+        return text_sequence(self.tokenizer.encode(self.text(texts, index)), max_text_tokens=self.max_text_tokens)
+
+    def joint_sequence(self, image: int, texts: PairTexts, index: int) -> SequenceInput:
+        """Any image with any text."""
+        return joint_sequence(
+            self.regions(image),
+            self.tokenizer.encode(self.text(texts, index)),
+            max_regions=self.max_regions,
+            max_text_tokens=self.max_text_tokens,
+        )
