@@ -58,9 +58,10 @@ class Temperature(nn.Module):
         share = (initial - minimum) / (maximum - minimum)
         # The ends of the range are only reached at infinity; start a hair inside.
         share = min(max(share, 1e-4), 1 - 1e-4)
-        self.raw = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        # One dimension, because DeepSpeed 0.19.8 cannot broadcast a parameter without any.
+        self.raw = nn.Parameter(torch.tensor([math.log(share / (1 - share))]))
         self.minimum, self.maximum = minimum, maximum
 
     def forward(self) -> torch.Tensor:
         """Scalar fp32."""
-        return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(self.raw.float())
+        return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(self.raw[0].float())
