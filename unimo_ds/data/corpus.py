@@ -53,7 +53,7 @@ class Corpus:
         text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
-    Of the folder: manifest, feature_size, classes_per_region, num_region_classes, fingerprint.
+    Of the folder: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, fingerprint.
     Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
     """
 

@@ -69,8 +69,8 @@ def finish_folder(
         for _ in executor.map(index.build_index, wanted, [tokenizer] * len(wanted)):
             pass
     entries, indices = _collect(paths)
-    feature_size, classes_per_region, largest_class = _common_sizes(paths, indices)
-    _check_related(paths, indices)
+    feature_size, classes_per_region, largest_class = common_sizes(paths, indices)
+    check_related(paths, indices)
     extractor = ExtractorEntry(extractor_fingerprint, extractor_file) if extractor_fingerprint is not None else None
     if extractor is None and before is not None:
         extractor = before.extractor
@@ -140,8 +140,12 @@ def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[index.ShardI
     return entries, indices
 
 
-def _common_sizes(paths: list[Path], indices: list[index.ShardIndex]) -> tuple[int, int, int]:
-    """(feature size, classes per region, largest class) over all shards that have regions."""
+def common_sizes(paths: list[Path], indices: list[index.ShardIndex]) -> tuple[int, int, int]:
+    """(feature size, classes per region, largest class) over all shards that have regions; (0, 0, -1) where none has.
+
+    Raises:
+        UserError: shards that disagree.
+    """
     sizes = [(path, one.feature_size, one.classes_per_region) for path, one in zip(paths, indices, strict=True)]
     sizes = [size for size in sizes if size[1]]
     for path, *size in sizes[1:]:
@@ -154,8 +158,12 @@ def _common_sizes(paths: list[Path], indices: list[index.ShardIndex]) -> tuple[i
     return feature_size, classes_per_region, max(one.largest_class for one in indices)
 
 
-def _check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
-    """Every reference to a related image must name a sample with regions that is there."""
+def check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
+    """Every reference to a related image must name a sample with regions that is there.
+
+    Raises:
+        UserError: naming the shard that refers, and the cure.
+    """
     by_name = {path.name: one for path, one in zip(paths, indices, strict=True)}
     for path, one in zip(paths, indices, strict=True):
         for number, name in enumerate(one.related_shards):

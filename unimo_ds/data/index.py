@@ -51,7 +51,8 @@ RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])
 class BatchEncoder(Protocol):
     """What is asked of a tokenizer here."""
 
-    vocabulary_size: int
+    @property
+    def vocabulary_size(self) -> int: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -106,6 +107,16 @@ _SCALARS = (
     "largest_class",
 )
 _NAMES = ("bases", "source_names", "related_shards")
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
 
 
@@ -184,7 +195,7 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _RECORDS}
             about = json.loads(archive["about"].tobytes())
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{where} is not a readable index ({error}); {cure}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{where} is not of schema version {SCHEMA_VERSION}; {cure}")
@@ -196,11 +207,14 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
     fields.update({name: tuple(about[name]) for name in _NAMES})
     index = ShardIndex(**fields)
     samples = index.samples
+    ends = samples["start"][:, None] + samples["offset"].astype(np.int64) + samples["size"]
     if (
         len(index.bases) != len(samples)
         or samples["num_texts"].sum() != len(index.texts)
         or samples["num_related_images"].sum() != len(index.related_images)
         or (len(samples) and samples["source"].max() >= len(index.source_names))
+        or (len(samples) and (samples["start"].min() < 0 or ends.max() > index.shard_bytes))
+        or (len(samples) and samples["size"].max() > members.MAX_MEMBER_BYTES)
         or (len(index.related_images) and index.related_images["shard"].max() >= len(index.related_shards))
     ):
         raise UserError(f"{where} contradicts itself; {cure}")
