@@ -117,11 +117,6 @@ class Corpus:
         return self._arguments[0]
 
     @property
-    def vocabulary_size(self) -> int:
-        """Of the tokenizer that counted the folder's tokens."""
-        return self.manifest.tokenizer.vocabulary_size
-
-    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's file, fetched first where the corpus is remote."""
         return self.file_path(self.manifest.tokenizer.file)
