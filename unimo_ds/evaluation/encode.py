@@ -10,22 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.packing import pack_sequences
-from unimo_ds.data.schema import (
-    CLS,
-    FIRST_POSITION,
-    SEP,
-    PackedBatch,
-    Regions,
-    SequenceInput,
-    SequenceRole,
-)
+from unimo_ds.data.schema import PackedBatch, SequenceInput
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.communicator import Communicator
 
@@ -136,56 +128,3 @@ def _in_order(rows_nD: torch.Tensor, order: Integers) -> torch.Tensor:
     result = torch.empty_like(rows_nD)
     result[torch.from_numpy(order).to(rows_nD.device)] = rows_nD
     return result
-
-
-def image_sequence(regions: Regions, *, max_regions: int) -> SequenceInput:
-    """An image encoded alone: [IMG] and its first `max_regions` regions, nothing masked."""
-    features, boxes = image_inputs(regions, max_regions=max_regions)
-    return SequenceInput(
-        SequenceRole.SINGLE_IMAGE,
-        seed=0,
-        region_features=features,
-        region_boxes=boxes,
-        prefix_length=len(features),
-    )
-
-
-def text_sequence(token_ids: NDArray[np.int32], *, max_text_tokens: int) -> SequenceInput:
-    """A text encoded alone. token_ids: [n] without specials, cut so that [CLS] and [SEP] fit too."""
-    ids, positions = text_inputs(token_ids, max_text_tokens=max_text_tokens)
-    return SequenceInput(
-        SequenceRole.SINGLE_TEXT, seed=0, token_ids=ids, token_positions=positions, prefix_length=len(ids)
-    )
-
-
-def joint_sequence(
-    regions: Regions, token_ids: NDArray[np.int32], *, max_regions: int, max_text_tokens: int
-) -> SequenceInput:
-    """An image and a text in one sequence, all positions seeing each other."""
-    features, boxes = image_inputs(regions, max_regions=max_regions)
-    ids, positions = text_inputs(token_ids, max_text_tokens=max_text_tokens)
-    return SequenceInput(
-        SequenceRole.JOINT_PAIR,
-        seed=0,
-        region_features=features,
-        region_boxes=boxes,
-        token_ids=ids,
-        token_positions=positions,
-        prefix_length=len(features) + len(ids),
-    )
-
-
-def image_inputs(regions: Regions, *, max_regions: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """[1 + R, F] features and [1 + R, 5] locations; row 0 is the mean of the features over the whole image (unimo.md 2.4)."""
-    features = regions.features[:max_regions]
-    boxes = regions.boxes[:max_regions].astype(np.float32)
-    mean = features.astype(np.float32).mean(0, keepdims=True).astype(np.float16)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    whole = np.array([[0, 0, 1, 1, 1]], np.float32)
-    return np.concatenate([mean, features]), np.concatenate([whole, np.column_stack([boxes, area])])
-
-
-def text_inputs(token_ids: NDArray[np.int32], *, max_text_tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """[n] ids with [CLS] and [SEP], [n] learned-position ids."""
-    ids = np.concatenate([[CLS], token_ids[: max_text_tokens - 2], [SEP]]).astype(np.int32)
-    return ids, np.arange(FIRST_POSITION, FIRST_POSITION + len(ids), dtype=np.int32)

@@ -9,51 +9,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.members import texts_of
-from unimo_ds.data.schema import Kind, Regions, Sample, SequenceInput, TextRole
-from unimo_ds.evaluation.encode import image_sequence, joint_sequence, text_sequence
+from unimo_ds.data.schema import Kind, Sample, SequenceInput, SequenceRole, TextRole
+from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.utils.errors import UserError
 
 Integers = NDArray[np.int64]
 
 _KEPT_SAMPLES = 64
-
-
-class EvaluationCorpus(Protocol):
-    """What evaluation asks of an opened corpus (`data/corpus.py`)."""
-
-    @property
-    def kinds(self) -> NDArray[np.uint8]: ...
-
-    @property
-    def num_regions(self) -> NDArray[np.integer]: ...
-
-    @property
-    def text_start(self) -> NDArray[np.integer]: ...
-
-    @property
-    def text_role(self) -> NDArray[np.integer]: ...
-
-    @property
-    def text_caption(self) -> NDArray[np.integer]: ...
-
-    @property
-    def text_level(self) -> NDArray[np.integer]: ...
-
-    @property
-    def text_tokens(self) -> NDArray[np.integer]: ...
-
-    @property
-    def feature_size(self) -> int: ...
-
-    @property
-    def classes_per_region(self) -> int: ...
-
-    def key(self, index: int, /) -> str: ...
-
-    def read(self, index: int, /) -> Sample: ...
-
-    def read_jpeg(self, index: int, /) -> bytes | None: ...
 
 
 class TokenEncoder(Protocol):
@@ -91,7 +56,7 @@ class PairSet:
     negatives: PairTexts
 
 
-def choose_pairs(corpus: EvaluationCorpus, *, num_pairs: int = 0) -> PairSet:
+def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> PairSet:
     """`num_pairs` pairs spread evenly over the corpus (0: all of them), always the same ones.
 
     Raises:
@@ -132,7 +97,7 @@ class PairReader:
 
     def __init__(
         self,
-        corpus: EvaluationCorpus,
+        corpus: Corpus,
         pairs: PairSet,
         tokenizer: TokenEncoder,
         *,
@@ -150,12 +115,6 @@ class PairReader:
                 self._samples.popitem(last=False)
         return self._samples[image]
 
-    def regions(self, image: int) -> Regions:
-        regions = self.sample(image).regions
-        if regions is None:
-            raise ValueError(f"pair {self.corpus.key(int(self.pairs.samples_I[image]))} has no regions")
-        return regions
-
     def text(self, texts: PairTexts, index: int) -> str:
         return texts_of(self.sample(int(texts.image_n[index])))[int(texts.number_n[index])].text
 
@@ -166,20 +125,26 @@ class PairReader:
 
     def text_lengths(self, texts: PairTexts) -> Integers:
         """[n] lengths of the text sequences, specials included."""
-        lengths: Integers = np.minimum(texts.tokens_n + 2, self.max_text_tokens)
+        lengths: Integers = np.minimum(texts.tokens_n + NUM_TEXT_SPECIALS, self.max_text_tokens)
         return lengths
 
     def image_sequence(self, image: int) -> SequenceInput:
-        return image_sequence(self.regions(image), max_regions=self.max_regions)
+        return clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=self._image_input(image))
 
     def text_sequence(self, texts: PairTexts, index: int) -> SequenceInput:
-        return text_sequence(self.tokenizer.encode(self.text(texts, index)), max_text_tokens=self.max_text_tokens)
+        return clean_sequence(role=SequenceRole.SINGLE_TEXT, text=self._text_input(texts, index))
 
     def joint_sequence(self, image: int, texts: PairTexts, index: int) -> SequenceInput:
         """Any image with any text."""
-        return joint_sequence(
-            self.regions(image),
-            self.tokenizer.encode(self.text(texts, index)),
-            max_regions=self.max_regions,
-            max_text_tokens=self.max_text_tokens,
+        return clean_sequence(
+            role=SequenceRole.JOINT_PAIR, image=self._image_input(image), text=self._text_input(texts, index)
         )
+
+    def _image_input(self, image: int) -> ImageInput:
+        regions = self.sample(image).regions
+        if regions is None:
+            raise ValueError(f"pair {self.corpus.key(int(self.pairs.samples_I[image]))} has no regions")
+        return image_input(regions, max_regions=self.max_regions)
+
+    def _text_input(self, texts: PairTexts, index: int) -> NDArray[np.int32]:
+        return text_input(self.tokenizer.encode(self.text(texts, index)), max_text_tokens=self.max_text_tokens)

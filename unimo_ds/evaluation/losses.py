@@ -1,0 +1,84 @@
+"""Held-out losses of the masked and generative objectives, on corruption that is the same at every evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from unimo_ds.config import LossWeights, RunConfig
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.examples import image_input, make_example, texts_to_encode
+from unimo_ds.data.masking import Vocabulary
+from unimo_ds.data.packing import pack
+from unimo_ds.data.schema import Example, LanguageObjective
+from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation.encode import Evaluable, Integers, deal, evaluating, micro_batches
+from unimo_ds.tasks.pretraining import PretrainingTask
+
+_SEED = 2021
+"""Of the corruption; apart from the run's seed, so that runs of different seeds are compared on the same inputs."""
+_LANGUAGE = {
+    "masked_language": LanguageObjective.MASKED,
+    "sequence_to_sequence": LanguageObjective.SEQUENCE_TO_SEQUENCE,
+}
+
+
+def held_out_losses(
+    engine: Evaluable, corpus: Corpus, samples: Integers, tokenizer: Tokenizer, config: RunConfig
+) -> dict[str, float]:
+    """Mean of each loss over `samples`, and the share of tokens predicted right; losses with nothing to predict are left out.
+
+    Every rank calls it alike and gets the same results. Names: `loss/masked_language`, ..., `accuracy/masked_language`.
+    """
+    # Clean sequences belong to the contrastive loss, which retrieval and rewrites stand for.
+    config = dataclasses.replace(
+        config, seed=_SEED, contrast=dataclasses.replace(config.contrast, enabled=False), losses=LossWeights()
+    )
+    task = PretrainingTask(contrast=config.contrast, weights=config.losses)
+    selection = select_step(corpus, samples, np.arange(len(samples)), config)
+    dealt = deal(
+        micro_batches(selection.num_positions, micro_batch_tokens=config.batch.micro_batch_tokens),
+        world_size=engine.communicator.world_size,
+    )
+    vocabulary = Vocabulary.of(tokenizer)
+    totals = torch.zeros(3, len(task.objectives), dtype=torch.float64)
+    with evaluating(engine):
+        for rows in dealt[engine.communicator.rank]:
+            examples = [_example(corpus, chosen, tokenizer, vocabulary, config) for chosen in selection.rows(rows)]
+            batch = pack(examples, feature_size=corpus.feature_size, classes_per_region=corpus.classes_per_region).to(
+                engine.device
+            )
+            output = engine.forward(batch)
+            for column, objective in enumerate(task.objectives):
+                totals[0, column] += objective.loss_sum(output, batch).double().cpu()
+                totals[1, column] += objective.count(batch)
+                if objective.name in _LANGUAGE:
+                    of_objective = batch.language_objectives == int(_LANGUAGE[objective.name])
+                    totals[2, column] += int((output.language_correct & of_objective).sum())
+    sums, counts, correct = engine.communicator.all_reduce_sum(totals.to(engine.device)).tolist()
+    result: dict[str, float] = {}
+    for column, objective in enumerate(task.objectives):
+        if counts[column]:
+            result[f"loss/{objective.name}"] = sums[column] / counts[column]
+            if objective.name in _LANGUAGE:
+                result[f"accuracy/{objective.name}"] = correct[column] / counts[column]
+    return result
+
+
+def _example(
+    corpus: Corpus, chosen: Selection, tokenizer: Tokenizer, vocabulary: Vocabulary, config: RunConfig
+) -> Example:
+    sample = corpus.read(chosen.sample)
+    image = None if sample.regions is None else image_input(sample.regions, max_regions=config.data.max_regions)
+    texts = texts_to_encode(sample, chosen)
+    return make_example(
+        sample,
+        chosen,
+        token_ids=dict(zip(texts, tokenizer.encode_batch(texts), strict=True)),
+        image_of=lambda _: image,
+        vocabulary=vocabulary,
+        config=config,
+    )
