@@ -10,11 +10,12 @@ from torch import nn
 def initialize(module: nn.Module, *, deviation: float, generator: torch.Generator) -> None:
     """Fill every parameter of `module` in place, in the order of `named_parameters()`.
 
-    Matrices: normal of standard deviation `deviation`, cut at two deviations. Vectors named `weight` (layer norms): 1; other
-    vectors (biases): 0. Scalars keep the value they were made with.
+    Matrices: normal of standard deviation `deviation`, cut at two deviations. Vectors named `weight` (layer norms): 1; those
+    named `bias`: 0. Everything else (the temperature) keeps the value it was made with.
     """
     for name, parameter in module.named_parameters():
+        last_name = name.rpartition(".")[2]
         if parameter.dim() >= 2:
             nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
-        elif parameter.dim() == 1:
-            parameter.fill_(1.0 if name.rpartition(".")[2] == "weight" else 0.0)
+        elif last_name in ("weight", "bias"):
+            parameter.fill_(1.0 if last_name == "weight" else 0.0)

@@ -35,13 +35,13 @@ class ResidualNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
         self.epsilon, self.dropout, self.site = epsilon, dropout, site
 
-    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, position_keys_T: torch.Tensor) -> torch.Tensor:
         return dropout_add_layer_norm(
             x_TD,
             residual_TD,
             self.weight,
             self.bias,
-            layout,
+            position_keys_T,
             probability=self.dropout if self.training else 0.0,
             site=self.site,
             epsilon=self.epsilon,
@@ -57,13 +57,14 @@ class SelfAttention(nn.Module):
         self.output = Linear(config.hidden_size, config.hidden_size)
         self.num_heads, self.dropout, self.site, self.path = config.num_heads, config.attention_dropout, site, path
 
-    def forward(self, hidden_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(self, hidden_TD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
+        """rows_N: [N] int64, the stream positions whose output is wanted; None: all."""
         num_positions, size = hidden_TD.shape
         projected = self.query_key_value(hidden_TD).view(num_positions, 3, self.num_heads, size // self.num_heads)
         attended = packed_attention(
             projected, layout, probability=self.dropout if self.training else 0.0, site=self.site, path=self.path
-        )
-        result: torch.Tensor = self.output(attended.reshape(num_positions, size))
+        ).reshape(num_positions, size)
+        result: torch.Tensor = self.output(attended if rows_N is None else attended.index_select(0, rows_N))
         return result
 
 
@@ -88,8 +89,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward_out = Linear(config.feed_forward_size, config.hidden_size)
         self.feed_forward_norm = norm(2)
 
-    def forward(self, hidden_TD: torch.Tensor, layout: Layout) -> torch.Tensor:
-        hidden_TD = self.attention_norm(self.attention(hidden_TD, layout), hidden_TD, layout)
+    def forward(self, hidden_TD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [T, D], or [N, D] of the stream positions `rows_N` alone: only those pass the feed-forward part."""
+        attended = self.attention(hidden_TD, layout, rows_N)
+        keys = layout.position_keys
+        if rows_N is not None:
+            hidden_TD, keys = hidden_TD.index_select(0, rows_N), keys.index_select(0, rows_N)
+        hidden_TD = self.attention_norm(attended, hidden_TD, keys)
         expanded = functional.gelu(self.feed_forward_in(hidden_TD))
-        result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, layout)
+        result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, keys)
         return result

@@ -81,30 +81,36 @@ class Unimo(nn.Module):
 
     def forward(self, batch: PackedBatch) -> ModelOutput:
         """Encode the stream, then run every head on its rows, in this order whatever the batch holds."""
-        hidden_TD = self.encode(batch)
+        readers = (batch.language_at, batch.masked_region_at, batch.pooled_image_at, batch.pooled_text_at)
+        hidden_ND = self._run_layers(batch, rows_N=torch.cat(readers))
+        language, masked_regions, images, texts = torch.split(hidden_ND, [len(rows) for rows in readers])
         language_losses, language_correct = self.language_head(
-            hidden_TD.index_select(0, batch.language_at), self.text_embedding.word.weight, batch.language_targets
+            language, self.text_embedding.word.weight, batch.language_targets
         )
-        masked_regions = hidden_TD.index_select(0, batch.masked_region_at)
         return ModelOutput(
             language_losses=language_losses,
             language_correct=language_correct,
             region_predictions=self.region_regression(masked_regions),
             region_class_logits=self.region_classification(masked_regions),
-            pooled_images=self.image_pooler(hidden_TD.index_select(0, batch.pooled_image_at)),
-            pooled_texts=self.text_pooler(hidden_TD.index_select(0, batch.pooled_text_at)),
+            pooled_images=self.image_pooler(images),
+            pooled_texts=self.text_pooler(texts),
             temperature=self.temperature(),
         )
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states of the last layer, [T, D]."""
+        return self._run_layers(batch, rows_N=None)
+
+    def _run_layers(self, batch: PackedBatch, *, rows_N: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states of the last layer at the stream positions `rows_N` (with repetitions where it has them), or at all."""
         layout = layout_of(batch)
         hidden_TD = self.embed(batch, layout)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            rows = rows_N if number == len(self.layers) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden_TD = checkpoint(layer, hidden_TD, layout, use_reentrant=False, preserve_rng_state=False)
+                hidden_TD = checkpoint(layer, hidden_TD, layout, rows, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden_TD = layer(hidden_TD, layout)
+                hidden_TD = layer(hidden_TD, layout, rows)
         return hidden_TD
 
     def embed(self, batch: PackedBatch, layout: Layout) -> torch.Tensor:
@@ -114,7 +120,7 @@ class Unimo(nn.Module):
         embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
         embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)
         probability = self.config.hidden_dropout if self.training else 0.0
-        return dropout(embedded_TD, layout, probability=probability, site=EMBEDDING_SITE)
+        return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""

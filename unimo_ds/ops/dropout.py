@@ -9,36 +9,40 @@ from typing import Any
 
 import torch
 
-from unimo_ds.ops.layout import Layout
 from unimo_ds.utils import seed
 
 
-def stream_mask(like_TD: torch.Tensor, layout: Layout, *, probability: float, site: int) -> torch.Tensor:
+def stream_mask(like_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
     """The 0/1 mask of one dropout site, [T, D] in `like_TD`'s dtype."""
-    keys = seed.row_keys(layout.position_keys, site)
+    keys = seed.row_keys(position_keys_T, site)
     return seed.keep_mask(keys, like_TD.shape[-1], probability, dtype=like_TD.dtype)
 
 
-def dropout_reference(x_TD: torch.Tensor, layout: Layout, *, probability: float, site: int) -> torch.Tensor:
+def dropout_reference(
+    x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int
+) -> torch.Tensor:
     """The definition, differentiated by autograd."""
-    return x_TD * stream_mask(x_TD, layout, probability=probability, site=site) * seed.keep_scale(probability)
+    return x_TD * stream_mask(x_TD, position_keys_T, probability=probability, site=site) * seed.keep_scale(probability)
 
 
-def dropout(x_TD: torch.Tensor, layout: Layout, *, probability: float, site: int) -> torch.Tensor:
+def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
     """`x_TD` with a share `probability` of its elements zeroed and the rest scaled up; `x_TD` itself where it is 0.
 
-    x_TD: [T, D] floating. site: number of this dropout in the model; no two may share one.
+    x_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
+    site: number of this dropout in the model; no two may share one.
     """
     if probability == 0:
         return x_TD
-    result: torch.Tensor = _Dropout.apply(x_TD, layout, probability, site)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Dropout.apply(x_TD, position_keys_T, probability, site)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: torch.Tensor, layout: Layout, probability: float, site: int) -> torch.Tensor:
-        mask_TD = stream_mask(x_TD, layout, probability=probability, site=site)
+    def forward(
+        ctx: Any, x_TD: torch.Tensor, position_keys_T: torch.Tensor, probability: float, site: int
+    ) -> torch.Tensor:
+        mask_TD = stream_mask(x_TD, position_keys_T, probability=probability, site=site)
         ctx.save_for_backward(mask_TD)
         ctx.scale = seed.keep_scale(probability)
         return torch.mul(x_TD, mask_TD).mul_(ctx.scale)

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from unimo_ds.ops import paths
 from unimo_ds.ops.dropout import dropout_reference, stream_mask
-from unimo_ds.ops.layout import Layout
 from unimo_ds.utils import seed
 
 
@@ -21,7 +20,7 @@ def dropout_add_layer_norm(
     residual_TD: torch.Tensor,
     weight_D: torch.Tensor,
     bias_D: torch.Tensor,
-    layout: Layout,
+    position_keys_T: torch.Tensor,
     *,
     probability: float,
     site: int,
@@ -30,15 +29,17 @@ def dropout_add_layer_norm(
 ) -> torch.Tensor:
     """`layer_norm(residual + dropout(x))` over the last dimension, [T, D].
 
-    path: `fused` (one autograd node, the mask is kept, the sum is stored once), `reference`, or `auto`.
+    x_TD, residual_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
+    site: number of this dropout in the model; no two may share one. path: `fused` (one autograd node; the sum and the mask
+    are stored, nothing else), `reference`, or `auto`.
     """
     chosen = paths.choose("dropout_add_layer_norm", path, {"fused": None, "reference": None})
     if chosen == "reference":
         if probability:
-            x_TD = dropout_reference(x_TD, layout, probability=probability, site=site)
+            x_TD = dropout_reference(x_TD, position_keys_T, probability=probability, site=site)
         return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
     result: torch.Tensor = _DropoutAddLayerNorm.apply(  # type: ignore[no-untyped-call]
-        x_TD, residual_TD, weight_D, bias_D, layout, probability, site, epsilon
+        x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability, site, epsilon
     )
     return result
 
@@ -51,7 +52,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         residual_TD: torch.Tensor,
         weight_D: torch.Tensor,
         bias_D: torch.Tensor,
-        layout: Layout,
+        position_keys_T: torch.Tensor,
         probability: float,
         site: int,
         epsilon: float,
@@ -59,7 +60,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         ctx.scale = seed.keep_scale(probability)
         mask_TD = None
         if probability:
-            mask_TD = stream_mask(x_TD, layout, probability=probability, site=site)
+            mask_TD = stream_mask(x_TD, position_keys_T, probability=probability, site=site)
             sum_TD = torch.addcmul(residual_TD, x_TD, mask_TD, value=ctx.scale)
         else:
             sum_TD = residual_TD + x_TD
