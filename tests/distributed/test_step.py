@@ -1,0 +1,93 @@
+"""N ranks equal one rank: losses, gradients and updated weights, uneven and empty micro-batches and all ZeRO stages included.
+
+The one-rank run without ZeRO, one micro-batch and plain autograd's order is the measure of all others.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launching import launch
+
+WORKER = Path(__file__).with_name("step_worker.py")
+PLAIN = {"deepspeed": "zero0_fp32", "micro_batches": 1}
+CASES = {
+    1: [
+        PLAIN,
+        {"deepspeed": "zero0_fp32", "micro_batches": 3},
+        {"deepspeed": "zero1_fp32", "micro_batches": 2},
+        {"deepspeed": "zero0_fp32", "micro_batches": 1, "group_pairs": 3, "form": "one_log"},
+    ],
+    2: [
+        {"deepspeed": "zero0_fp32", "micro_batches": 1},
+        {"deepspeed": "zero1_fp32", "micro_batches": 2},
+        {"deepspeed": "zero2_fp32", "micro_batches": 3},
+        {"deepspeed": "zero3_fp32", "micro_batches": 2, "activation_checkpointing": True},
+        {"deepspeed": "zero2_fp32", "micro_batches": 2, "group_pairs": 3, "form": "one_log"},
+    ],
+    4: [
+        {"deepspeed": "zero1_fp32", "micro_batches": 1},
+        {"deepspeed": "zero2_fp32", "micro_batches": 2},
+        {"deepspeed": "zero3_fp32", "micro_batches": 1},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, list[dict]]:
+    found = {}
+    for world_size, cases in CASES.items():
+        output = tmp_path_factory.mktemp("step") / f"{world_size}.json"
+        launch(WORKER, [json.dumps(cases), str(output)], processes=world_size)
+        found[world_size] = json.loads(output.read_text())
+    return found
+
+
+def matching_reference(case: dict, results: dict[int, list[dict]]) -> dict:
+    return results[1][3] if case.get("group_pairs") else results[1][0]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "index"), [(world_size, index) for world_size, cases in CASES.items() for index in range(len(cases))]
+)
+def test_every_deal_takes_the_same_steps(world_size, index, results):
+    expected = matching_reference(CASES[world_size][index], results)
+    actual = results[world_size][index]
+    for one, other in zip(actual["steps"], expected["steps"], strict=True):
+        assert one["counts"] == other["counts"]
+        assert one["positions"] == other["positions"]
+        assert one["accuracies"] == pytest.approx(other["accuracies"], nan_ok=True)
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-5, nan_ok=True)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)
+        assert one["temperature"] == pytest.approx(other["temperature"], rel=1e-5)
+        assert one["applied"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "index"), [(world_size, index) for world_size, cases in CASES.items() for index in range(len(cases))]
+)
+def test_every_deal_reaches_the_same_weights(world_size, index, results):
+    expected = matching_reference(CASES[world_size][index], results)["weights"]
+    actual = results[world_size][index]["weights"]
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        # Adam divides by the gradient's size, so that rounding of tiny gradients shows in the update: 1 % of one step's 1e-2.
+        torch.testing.assert_close(
+            torch.tensor(actual[name]),
+            torch.tensor(expected[name]),
+            rtol=1e-4,
+            atol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_the_tolerance_can_fail(results):
+    """Another contrastive group is another loss: the comparison above would see it."""
+    whole, split = results[1][0], results[1][3]
+    assert split["steps"][0]["losses"]["contrastive"] != pytest.approx(
+        whole["steps"][0]["losses"]["contrastive"], rel=1e-3
+    )

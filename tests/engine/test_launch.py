@@ -1,0 +1,48 @@
+"""Each launcher's way of numbering processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from unimo_ds.engine.launch import first_host, rank_environment
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("gpu[03-05,7],login", "gpu03"),
+        ("gpu[3,5]", "gpu3"),
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("rack[1-2]-gpu", "rack1-gpu"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_first_host(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host
+
+
+def test_launchers_that_speak_for_themselves_are_left_alone() -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    assert rank_environment(dict.fromkeys(names, "1")) == {}
+    assert rank_environment({"OMPI_COMM_WORLD_SIZE": "2"}) == {}
+
+
+def test_srun() -> None:
+    found = rank_environment(
+        {
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_PROCID": "5",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_NODELIST": "gpu[03-04]",
+            "SLURM_JOB_ID": "123456",
+            "MASTER_PORT": "777",
+        }
+    )
+    assert found == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03"}
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    found = rank_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    assert 1024 < int(found["MASTER_PORT"]) < 65536

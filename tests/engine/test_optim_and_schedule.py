@@ -1,0 +1,78 @@
+"""Which weights are decayed, which optimizers are refused, how the rate moves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
+from unimo_ds.engine import ds_config, optim
+from unimo_ds.engine.schedule import learning_rate
+from unimo_ds.utils.errors import UserError
+
+CONFIG = RunConfig(recipe="test")
+
+
+def test_only_matrices_are_decayed() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
+    decayed, kept = optim.parameter_groups(model, weight_decay=0.1)
+    assert [parameter.ndim for parameter in decayed["params"]] == [2, 2]
+    assert decayed["weight_decay"] == 0.1
+    assert [parameter.ndim for parameter in kept["params"]] == [1, 1, 1]
+    assert kept["weight_decay"] == 0.0
+    model[0].weight.requires_grad_(False)
+    assert len(optim.parameter_groups(model, weight_decay=0.1)[0]["params"]) == 1
+
+
+@pytest.mark.parametrize("name", ["apex_adam", "apex_lamb"])
+def test_apex_is_refused_on_a_cpu(name: str) -> None:
+    values = ds_config.load("zero0_fp32", CONFIG, 1)
+    with pytest.raises(UserError, match="NVIDIA GPUs"):
+        optim.make_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name), values, device=torch.device("cpu"))
+
+
+def test_lamb_is_refused_where_tensors_are_flattened() -> None:
+    values = ds_config.load("zero1_bf16", CONFIG, 1)
+    with pytest.raises(UserError, match="zero0_bf16"):
+        optim.make_optimizer(nn.Linear(2, 2), OptimizerConfig(name="apex_lamb"), values, device=torch.device("cuda"))
+
+
+def test_another_package_called_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = ds_config.load("zero1_bf16", CONFIG, 1)
+    with pytest.raises(UserError, match="built from source"):
+        optim.make_optimizer(nn.Linear(2, 2), OptimizerConfig(name="apex_adam"), values, device=torch.device("cuda"))
+
+
+def test_prepared_state_changes_nothing_and_steps_can_be_set() -> None:
+    weights = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    for prepare in (False, True):
+        optimizer = torch.optim.AdamW([weights[prepare]], lr=0.1, fused=True)
+        if prepare:
+            optim.prepare_state(optimizer, [weights[prepare]])
+        for _ in range(3):
+            weights[prepare].grad = torch.tensor([1.0, -2.0, 0.5])
+            optimizer.step()
+        assert optim.applied_steps(optimizer) == 3
+        optim.set_applied_steps(optimizer, 7)
+        assert optim.applied_steps(optimizer) == 7
+    assert torch.equal(weights[0], weights[1])
+
+
+def test_rate_rises_to_the_peak_and_falls_to_zero() -> None:
+    schedule = ScheduleConfig(total_steps=110, warmup_steps=10)
+    rates = [learning_rate(step, peak=2.0, schedule=schedule) for step in range(112)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[109] > 0
+    assert rates[110] == rates[111] == 0.0
+    assert max(rates) == 2.0
+
+
+def test_rate_without_warmup_or_decay() -> None:
+    assert learning_rate(0, peak=1.0, schedule=ScheduleConfig(total_steps=10, warmup_steps=0)) == 1.0
+    assert learning_rate(9, peak=1.0, schedule=ScheduleConfig(total_steps=10, warmup_steps=10)) == 1.0

@@ -1,0 +1,126 @@
+"""Parameter groups and optimizers by the names of `OptimizerConfig`.
+
+The optimizer object is made here and handed to DeepSpeed, so one place decides what is decayed and what Adam means.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from unimo_ds.config import OptimizerConfig
+from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
+from unimo_ds.utils.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""State tensors that every optimizer here keeps for each weight, under these names."""
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and embeddings are decayed; vectors and scalars (biases, layer norms, the temperature) are not.
+
+    Order within a group is that of `named_parameters`, which checkpoints and ZeRO's flat buffers rely on.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, ds_config: Mapping[str, Any], *, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer over the model's parameters, to be wrapped by DeepSpeed.
+
+    Raises:
+        UserError: NVIDIA apex is asked for and not installed, or LAMB is asked for where tensors are flattened.
+    """
+    groups = parameter_groups(model, weight_decay=config.weight_decay)
+    common: dict[str, Any] = {"lr": config.peak_learning_rate, "betas": config.betas, "eps": config.epsilon}
+    on_host = offloads_optimizer(ds_config) or device.type == "cpu"
+    if config.name == "adamw":
+        # The fused form reads and writes each weight once; without it each step walks over the weights about ten times.
+        return torch.optim.AdamW(groups, fused=True, **common)
+    if config.name == "deepspeed_adam":
+        return _deepspeed_adam(groups, common, on_host=on_host)
+    if on_host:
+        raise UserError(f"optimizer.name={config.name!r} runs on NVIDIA GPUs without offload only; use 'adamw'")
+    if config.name == "apex_lamb" and zero_stage(ds_config) > 0:
+        # LAMB scales each weight tensor by its own norm; ZeRO steps flat slices of many tensors.
+        raise UserError(
+            f"optimizer.name='apex_lamb' needs ZeRO stage 0, not {zero_stage(ds_config)}: ZeRO flattens the tensors whose "
+            f"norms LAMB needs; set engine.deepspeed_config=zero0_{precision(ds_config)} or optimizer.name=apex_adam"
+        )
+    apex = _nvidia_apex()
+    if config.name == "apex_adam":
+        adam: torch.optim.Optimizer = apex.FusedAdam(groups, adam_w_mode=True, **common)
+        return adam
+    # Clipping is the engine's; FusedLAMB's own (on by default) is put out of reach.
+    lamb: torch.optim.Optimizer = apex.FusedLAMB(groups, max_grad_norm=1e30, **common)
+    return lamb
+
+
+def _deepspeed_adam(groups: list[dict[str, Any]], common: dict[str, Any], *, on_host: bool) -> torch.optim.Optimizer:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    if on_host:
+        host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+        return host
+    fused: torch.optim.Optimizer = FusedAdam(groups, adam_w_mode=True, **common)
+    return fused
+
+
+def _nvidia_apex() -> Any:
+    """NVIDIA's `apex.optimizers`; the package of that name on the public index has no such module."""
+    if importlib.util.find_spec("apex") is None or importlib.util.find_spec("apex.optimizers") is None:
+        raise UserError(
+            "optimizer.name=apex_* needs NVIDIA apex, built from source (https://github.com/NVIDIA/apex); "
+            "'pip install apex' installs another project; or set optimizer.name=adamw"
+        )
+    return importlib.import_module("apex.optimizers")
+
+
+def prepare_state(optimizer: torch.optim.Optimizer, weights: list[torch.Tensor]) -> None:
+    """Give every master weight the state that its first step would create, so that a checkpoint can be read into it."""
+    is_torch = type(optimizer) is torch.optim.AdamW
+    for weight in weights:
+        state = optimizer.state[weight]
+        if not state:
+            if is_torch:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            elif not _counts_in_groups(optimizer):
+                state["step"] = 0
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(weight.data, memory_format=torch.preserve_format)
+
+
+def applied_steps(optimizer: torch.optim.Optimizer) -> int:
+    """Updates taken so far: the number that Adam's bias correction uses."""
+    if _counts_in_groups(optimizer):
+        return int(optimizer.param_groups[0].get("step", 0))
+    return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+
+
+def set_applied_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Make Adam continue as after `steps` updates."""
+    if _counts_in_groups(optimizer):
+        for group in optimizer.param_groups:
+            group["step"] = steps
+        return
+    for state in optimizer.state.values():
+        if isinstance(state["step"], torch.Tensor):
+            state["step"].fill_(steps)
+        else:
+            state["step"] = steps
+
+
+def _counts_in_groups(optimizer: torch.optim.Optimizer) -> bool:
+    """apex keeps one counter per group, everyone else one per weight."""
+    return type(optimizer).__module__.startswith("apex.")

@@ -1,0 +1,231 @@
+"""The engine: a thin class around DeepSpeed that says what this project needs and hides what it does not.
+
+What differs from plain DeepSpeed use, and why:
+- The number of micro-batches varies from step to step, so the accumulation boundary is set by the caller and DeepSpeed's
+  own scaling by accumulation is off. Gradients are averaged over ranks; the caller gives losses scaled for that.
+- Models may return a dataclass. DeepSpeed looks for tensors in tuples and dictionaries alone, and its preparation of a
+  backward pass silently does not happen for other outputs, so outputs travel through it as a dictionary.
+- fp16 without ZeRO: DeepSpeed 0.19.8 divides gradients by the loss scale but never multiplies the loss by it; done here.
+- A step with a non-finite loss or gradient is skipped by all ranks together at every stage and precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from torch import nn
+
+from unimo_ds.config import RunConfig
+from unimo_ds.engine import optim
+from unimo_ds.engine.ds_config import precision, zero_stage
+from unimo_ds.engine.launch import start_processes
+from unimo_ds.engine.partitions import WEIGHT, make_masters
+from unimo_ds.utils.communicator import make_communicator
+from unimo_ds.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    applied: bool
+    """False where all ranks skipped the update, for a loss or gradient that is not finite."""
+    gradient_norm: float
+    """Over all parameters and ranks, before clipping and without loss scale; inf or nan where the step was skipped."""
+    loss_scale: float
+    """Scale in use before this step (1 but for fp16)."""
+
+
+class Engine:
+    """Forward, backward and update of one model over all ranks. Every rank calls the same methods in the same order."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, ds_config: dict[str, Any], *, device: torch.device) -> None:
+        self.device = device
+        self.ds_config = ds_config
+        self.module = model
+        self.communicator = make_communicator(device)
+        self._outputs = _Outputs(model)
+        optimizer = optim.make_optimizer(model.to(device), config.optimizer, ds_config, device=device)
+        initial = _host_copies(model) if precision(ds_config) != "fp32" else {}
+        with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
+            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        self._outputs.finish()
+        self._optimizer = optimizer
+        self.wrapper = self._deepspeed.optimizer
+        self.masters = make_masters(self.wrapper)
+        if initial:
+            # DeepSpeed makes its masters from weights that it has already rounded; start from the exact ones.
+            for name, parameter in model.named_parameters():
+                self.masters.write(parameter, WEIGHT, initial[name])
+            self.masters.publish()
+        self._scales_itself = isinstance(self.wrapper, FP16_Optimizer | FP16_UnfusedOptimizer)
+        scaler: Any = getattr(self.wrapper, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            # The trainer stops after engine.max_skipped_steps with a reason; DeepSpeed would raise a bare exception first.
+            scaler.raise_error_at_min_scale = False
+        if zero_stage(ds_config) == 3:
+            for module, parameter in getattr(model, "external_parameters", list)():
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+    @property
+    def zero_stage(self) -> int:
+        return zero_stage(self.ds_config)
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the loss in fp16; 1 elsewhere."""
+        if precision(self.ds_config) != "fp16":
+            return 1.0
+        return float(self.wrapper.loss_scale if not self._scales_itself else self.wrapper.loss_scale_config.cur_scale)
+
+    @property
+    def applied_steps(self) -> int:
+        """Updates taken since the first: skipped steps do not count."""
+        return optim.applied_steps(self._optimizer)
+
+    def set_applied_steps(self, steps: int) -> None:
+        """Make the optimizer continue as after `steps` updates (used when a checkpoint is read)."""
+        optim.set_applied_steps(self._optimizer, steps)
+
+    def forward(self, *arguments: Any) -> Any:
+        """The model's output for `arguments`, prepared for `backward` where gradients are on.
+
+        Under ZeRO-3 every forward is a collective, with or without gradients.
+        """
+        self._outputs.keep_plain = True
+        try:
+            output = self._deepspeed(*arguments)
+        finally:
+            self._outputs.keep_plain = False
+        return self._outputs.restore(output)
+
+    def backward(self, loss: torch.Tensor, *, is_boundary: bool) -> None:
+        """Add the gradients of `loss` (scalar fp32, already scaled so that the average over ranks is right).
+
+        is_boundary: True on the last micro-batch of the step.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(is_boundary)
+        if self._scales_itself:
+            loss = loss.float() * self.loss_scale
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def step(self, *, is_finite: bool = True) -> StepResult:
+        """Clip and update after the boundary's backward, or drop the gradients on all ranks.
+
+        is_finite: False drops this step's gradients; must be the same on every rank (it follows from summed losses).
+        """
+        scale = self.loss_scale
+        if not is_finite:
+            self.masters.poison()
+        if self.wrapper is self._optimizer:
+            return self._plain_step(scale)
+        self._deepspeed.step()
+        norm = self._deepspeed.get_global_grad_norm()
+        norm = float("nan") if norm is None else float(norm)
+        applied = bool(self._deepspeed.was_step_applied())
+        if not applied:
+            self.masters.forget()
+        if isinstance(self.wrapper, FP16_UnfusedOptimizer):
+            norm /= scale
+        return StepResult(applied=applied, gradient_norm=norm, loss_scale=scale)
+
+    def _plain_step(self, scale: float) -> StepResult:
+        """fp32 without ZeRO, where DeepSpeed neither reports the norm nor skips."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self._deepspeed.zero_grad()
+            return StepResult(applied=False, gradient_norm=norm, loss_scale=scale)
+        self._deepspeed.step()
+        return StepResult(applied=True, gradient_norm=norm, loss_scale=scale)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Rate of the next update, for all groups."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def close(self) -> None:
+        """Release DeepSpeed's buffers and hooks."""
+        self._deepspeed.destroy()
+
+
+def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) -> Engine:
+    """Wrap `model` (fp32 weights, equal on all ranks or broadcast from rank 0) for training.
+
+    Args:
+        model: returns a tensor, or a tuple, dictionary or dataclass of tensors; may offer `external_parameters()`, the
+            parameters used outside their module, which ZeRO-3 must be told.
+        config: optimizer and engine settings.
+        ds_config: from `ds_config.load`.
+
+    Raises:
+        ValueError: a parameter without dimensions.
+        UserError: the device cannot run the asked precision, or the optimizer cannot run here.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            # DeepSpeed 0.19.8 broadcasts parameters as bytes, a view that tensors without dimensions do not have.
+            raise ValueError(f"parameter {name!r} has no dimension; give it the shape [1]")
+    device = start_processes()
+    if device.type == "cpu" and config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    _check_precision(precision(ds_config), device)
+    return Engine(model, config, ds_config, device=device)
+
+
+def _check_precision(name: str, device: torch.device) -> None:
+    if device.type == "cuda" and name == "bf16" and torch.cuda.get_device_capability(device)[0] < 8:
+        # torch reports bf16 as supported on a V100 because it can emulate it, many times slower than fp16.
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has no bf16 units; set engine.deepspeed_config to one of the *_fp16 files"
+        )
+    if device.type == "cpu" and name == "fp16":
+        # Plain torch half kernels run anywhere; DeepSpeed asks for AVX512-FP16. Meant for tests of the fp16 path.
+        accelerator = get_accelerator()
+        type(accelerator).is_fp16_supported = lambda self: True
+
+
+def _host_copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()}
+
+
+class _Outputs:
+    """Carries a dataclass through DeepSpeed's hooks as a dictionary.
+
+    The first forward hook (before DeepSpeed's) takes the dataclass apart; the last puts it together again, except inside
+    `Engine.forward`, where DeepSpeed still has to see the tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kind: type[Any] | None = None
+        self.keep_plain = False
+        self._model = model
+        model.register_forward_hook(self._take_apart)
+
+    def finish(self) -> None:
+        """Call when DeepSpeed has added its hooks."""
+        self._model.register_forward_hook(self._put_together)
+
+    def restore(self, output: Any) -> Any:
+        if self.kind is not None and isinstance(output, dict):
+            return self.kind(**output)
+        return output
+
+    def _take_apart(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        if not dataclasses.is_dataclass(output) or isinstance(output, type):
+            return None
+        self.kind = type(output)
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+
+    def _put_together(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        return None if self.keep_plain else self.restore(output)
