@@ -138,8 +138,8 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
 
 def rewrite_captions(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> Iterator[tuple[Caption, ...]]:
     """For each pair, its captions with positive rewrites and negatives at three levels."""
-    labels = label_table([pair.scene for pair in pairs])
-    similar = most_similar(labels, labels, count=_NUM_SIMILAR + 1)
+    scenes = [pair.scene for pair in pairs]
+    similar = most_similar(scenes, scenes, count=_NUM_SIMILAR + 1)
     for number, pair in enumerate(pairs):
         randomness = randomness_of(seed, part, number, 3)
         captions = []
@@ -166,9 +166,8 @@ def related_to(scenes: Sequence[Scene], pool: Sequence[Scene]) -> list[list[int]
     """For each scene, the at most NUM_RELATED most similar scenes of the pool that share at least SMALLEST_OVERLAP things."""
     if not pool:
         return [[] for _ in scenes]
-    labels, pool_labels = label_table(scenes), label_table(pool)
-    nearest = most_similar(labels, pool_labels, count=NUM_RELATED)
-    shared = np.einsum("nl,nkl->nk", labels, pool_labels[nearest])
+    nearest = most_similar(scenes, pool, count=NUM_RELATED)
+    shared = np.einsum("nl,nkl->nk", label_table(scenes), label_table(pool)[nearest])
     return [
         [int(at) for at, overlap in zip(row, counts, strict=True) if overlap >= SMALLEST_OVERLAP]
         for row, counts in zip(nearest, shared, strict=True)
@@ -184,20 +183,28 @@ def label_table(scenes: Sequence[Scene]) -> NDArray[np.float32]:
     return table
 
 
-def most_similar(labels: NDArray[np.float32], pool: NDArray[np.float32], *, count: int) -> NDArray[np.int64]:
-    """The `count` rows of `pool` with most things in common, most first, then with the same number of things, then the earlier.
+def most_similar(scenes: Sequence[Scene], pool: Sequence[Scene], *, count: int) -> NDArray[np.int64]:
+    """The scenes of `pool` most like each scene: [scenes, min(count, pool)] indices, most similar first.
 
-    labels: [n, L], pool: [m, L] of 0 and 1. Returns [n, min(count, m)].
+    Ten points for a thing in common, three for a colour and three for a shape, less one for each thing more or fewer. Of equals
+    the next in line counts first, so that no scene is everybody's neighbour.
     """
     count = min(count, len(pool))
-    sizes = pool.sum(axis=1)
-    # Rows at once bound the memory; the last term breaks ties by order, so that equal scores do not depend on the sort.
-    tie_break = np.arange(len(pool), dtype=np.float64) / (16.0 * len(pool))
+    labels, pool_labels = label_table(scenes), label_table(pool)
+    sizes, pool_sizes = labels.sum(axis=1), pool_labels.sum(axis=1)
+    by_colour = labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=2)
+    pool_by_colour = pool_labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=2)
+    by_shape = labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=1)
+    pool_by_shape = pool_labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=1)
     best = []
-    for start in range(0, len(labels), _ROWS_AT_ONCE):
-        rows = labels[start : start + _ROWS_AT_ONCE]
-        scores = (rows @ pool.T).astype(np.float64)
-        scores -= 0.125 * np.abs(rows.sum(axis=1)[:, None] - sizes) + tie_break
+    for start in range(0, len(scenes), _ROWS_AT_ONCE):  # rows at once bound the memory
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        # Small whole numbers: exact in any order of addition.
+        points = 10 * (labels[rows] @ pool_labels.T)
+        points += 3 * (by_colour[rows] @ pool_by_colour.T) + 3 * (by_shape[rows] @ pool_by_shape.T)
+        points -= np.abs(sizes[rows, None] - pool_sizes)
+        turn = (np.arange(len(pool)) - np.arange(len(scenes))[rows, None]) % len(pool)
+        scores = points.astype(np.float64) - turn / len(pool)
         part = np.argpartition(-scores, count - 1, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(scores, part, axis=1), axis=1)
         best.append(np.take_along_axis(part, order, axis=1))

@@ -117,7 +117,8 @@ class SceneExtractor:
     def features(self, statistics: Floats) -> NDArray[np.float16]:
         """[R, S] -> [R, F] float16, of about unit variance."""
         standardised = np.clip((statistics - self.mean) / self.scale, -5.0, 5.0)
-        features: NDArray[np.float16] = (standardised @ self.projection).astype(np.float16)
+        # In double precision the order in which a BLAS adds up is lost in rounding: every number of threads gives one corpus.
+        features: NDArray[np.float16] = (standardised.astype(np.float64) @ self.projection).astype(np.float16)
         return features
 
     def classify(self, features: NDArray[np.float16]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
@@ -184,8 +185,8 @@ def fit(
 
     statistics: [R, S] of many regions. class_ids: [R] their true classes, indices into CLASSES.
     """
-    mean = statistics.mean(axis=0)
-    scale = np.maximum(statistics.std(axis=0), _SMALLEST_SCALE)
+    mean = statistics.mean(axis=0, dtype=np.float64)
+    scale = np.maximum(statistics.std(axis=0, dtype=np.float64), _SMALLEST_SCALE)
     weights = np.concatenate(
         [np.full(size, np.sqrt(weight / size)) for size, weight in zip(_GROUP_SIZES, _GROUP_WEIGHTS, strict=True)]
     ) / np.sqrt(sum(_GROUP_WEIGHTS))
@@ -197,12 +198,18 @@ def fit(
         np.zeros((len(CLASSES), feature_size), np.float32),
         np.ones(1, np.float32),
     )
-    features = extractor.features(statistics).astype(np.float32)
+    features = extractor.features(statistics).astype(np.float64)
     counts = np.bincount(class_ids, minlength=len(CLASSES))
-    centroids = np.zeros((len(CLASSES), feature_size), np.float32)
+    centroids = np.zeros((len(CLASSES), feature_size))
     np.add.at(centroids, class_ids, features)
     centroids /= np.maximum(counts, 1)[:, None]
     # A class that never occurs lies far away, so that nothing is taken for it.
     centroids[counts == 0] = 100.0
     spread = ((features - centroids[class_ids]) ** 2).sum(axis=1).mean(keepdims=True)
-    return SceneExtractor(extractor.mean, extractor.scale, extractor.projection, centroids, spread.astype(np.float32))
+    return SceneExtractor(
+        extractor.mean,
+        extractor.scale,
+        extractor.projection,
+        centroids.astype(np.float32),
+        spread.astype(np.float32),
+    )

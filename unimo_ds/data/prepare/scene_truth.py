@@ -18,8 +18,8 @@ PLACES = ("left", "right", "top", "bottom", "middle")
 
 CLEARLY_TRUE = 0.15
 """Distance along an axis (share of the picture) from which a relation may be stated."""
-CLEARLY_FALSE = 0.03
-"""Distance along an axis below which a relation may be denied. Jitter within a row stays between: neither."""
+CLEARLY_FALSE = 0.0
+"""Distance along an axis below which a relation may be denied: not so even by a pixel. In between is neither."""
 PLACE_MARGIN = 0.05
 
 
