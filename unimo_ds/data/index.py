@@ -165,6 +165,8 @@ def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    if not builder.samples:
+        raise UserError(f"shard {path} is damaged: it holds no sample; write it again or remove it")
     return builder.finish(path.stat().st_size, digest.hexdigest(), tokenizer)
 
 

@@ -151,7 +151,9 @@ def details_of(content: bytes) -> dict[str, Any]:
 
 def encode_array(member: int, array: NDArray[Any]) -> bytes:
     """A two-dimensional array as canonical `.npy` bytes (version 1.0, C order) in the member's dtype."""
-    stored = np.ascontiguousarray(array, dtype=_ARRAYS[member][0])
+    # Values beyond float16 become infinite, which `check_values` refuses by name.
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype=_ARRAYS[member][0])
     if stored.ndim != 2:
         raise DecodeError(f"{EXTENSIONS[member]} has {stored.ndim} dimensions, not 2")
     header = f"{{'descr': '{_ARRAYS[member][0]}', 'fortran_order': False, 'shape': {stored.shape}, }}".encode()

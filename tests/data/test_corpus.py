@@ -1,0 +1,351 @@
+"""A corpus gives back what was written, its facts agree with its samples, and it opens only what fits together."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.shard_folders import (
+    FEATURE_SIZE,
+    WordTokenizer,
+    assert_same_sample,
+    fake_jpeg,
+    finish,
+    make_folder,
+    make_image,
+    make_pair,
+    make_text,
+    write_samples,
+)
+from unimo_ds.data import manifest
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.members import texts_of
+from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.data.shards import ShardWriter, index_path, read_shard, rewrite_shard
+from unimo_ds.data.verify import verify
+from unimo_ds.utils.errors import UserError
+
+EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
+"""The samples of `make_folder` in the order of the manifest: shards by name."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("corpus"))
+
+
+def test_every_sample_comes_back_as_it_was_written(folder: Path) -> None:
+    corpus = Corpus.open(folder)
+    assert len(corpus) == len(EXPECTED)
+    for number, expected in enumerate(EXPECTED):
+        found = corpus.read(number)
+        assert_same_sample(found, expected)
+        assert found.key == corpus.key(number)
+    assert corpus.bytes_read > 0
+    assert [corpus.read_jpeg(4 + n) for n in range(5)] == [fake_jpeg(n) for n in range(5)]
+    assert corpus.read_jpeg(0) is None
+    assert corpus.details(5) == {"file": "1.jpg"}
+    assert len({corpus.key(number) for number in range(len(corpus))}) == len(corpus)
+    with pytest.raises(IndexError):
+        corpus.read(len(corpus))
+
+
+def test_facts_agree_with_the_samples(folder: Path) -> None:
+    corpus = Corpus.open(folder)
+    roles, levels, captions, tokens = [], [], [], []
+    for number in range(len(corpus)):
+        sample = corpus.read(number)
+        assert corpus.kinds[number] == sample.kind
+        assert corpus.source_names[corpus.source_ids[number]] == sample.source
+        assert corpus.num_regions[number] == (0 if sample.regions is None else len(sample.regions.features))
+        assert corpus.manifest.shards[corpus.shard_of[number]].file == sample.key.split(":")[0]
+        texts = texts_of(sample)
+        assert corpus.text_start[number + 1] - corpus.text_start[number] == len(texts)
+        roles += [text.role for text in texts]
+        levels += [text.level for text in texts]
+        captions += [text.caption for text in texts]
+        tokens += [len(text.text.split()) for text in texts]
+        first, last = corpus.related_image_start[number : number + 2]
+        assert [corpus.key(int(one)).split(":")[0] for one in corpus.related_image_index[first:last]] == [
+            shard for shard, _ in sample.related_images
+        ]
+    for found, expected in (
+        (corpus.text_role, roles),
+        (corpus.text_level, levels),
+        (corpus.text_caption, captions),
+        (corpus.text_tokens, tokens),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    # The images are the first shard, so a reference to image n of it is sample n.
+    np.testing.assert_array_equal(corpus.related_image_index, [0, 1, 2, 3, 0])
+    assert (corpus.feature_size, corpus.classes_per_region, corpus.num_region_classes) == (FEATURE_SIZE, 2, 16)
+    assert corpus.manifest.totals == {"image": 4, "pair": 5, "text": 3}
+    assert corpus.tokenizer_path == folder / "tokenizer.json"
+
+
+def test_canonical_order_of_texts() -> None:
+    texts = texts_of(make_pair(7))
+    assert [text.role for text in texts] == [
+        TextRole.TEXT,
+        TextRole.POSITIVE,
+        *[TextRole.NEGATIVE] * 3,
+        TextRole.TEXT,
+        *[TextRole.RELATED] * 2,
+    ]
+    assert [text.level for text in texts[2:5]] == [Level.SENTENCE, Level.PHRASE, Level.WORD]
+    assert [text.caption for text in texts] == [0, 0, 0, 0, 0, 1, -1, -1]
+
+
+def test_equal_samples_give_equal_folders(folder: Path, tmp_path: Path) -> None:
+    twin = make_folder(tmp_path / "twin")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == sorted(path.name for path in twin.iterdir())
+    assert all((folder / name).read_bytes() == (twin / name).read_bytes() for name in files)
+
+
+def test_several_imports_share_a_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    before = Corpus.open(folder)
+    with ShardWriter(folder, "more-pairs") as writer:
+        writer.write(make_pair(9))
+    made = finish_folder(folder, tokenizer=WordTokenizer(), command="a second import")
+    assert [shard.file for shard in made.shards] == sorted(shard.file for shard in made.shards)
+    assert made.commands == ("make test data", "a second import")
+    assert (made.num_region_classes, made.extractor) == (16, before.manifest.extractor)
+    after = Corpus.open(folder)
+    assert len(after) == len(before) + 1
+    assert after.fingerprint != before.fingerprint
+    assert after.manifest.totals["pair"] == 6
+    assert verify(folder, tokenizer=WordTokenizer()) == []
+
+
+def test_finishing_again_changes_nothing(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    finish(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == times
+
+
+def test_another_tokenizer_counts_again(tmp_path: Path) -> None:
+    class Letters(WordTokenizer):
+        def encode_batch(self, texts: object, /) -> list[np.ndarray]:
+            return [np.arange(len(text), dtype=np.int32) for text in texts]  # type: ignore[attr-defined]
+
+    folder = make_folder(tmp_path)
+    words = Corpus.open(folder).text_tokens
+    finish(folder, tokenizer=Letters("letters"))
+    assert (Corpus.open(folder).text_tokens > words).any()
+
+
+def test_rewriting_a_shard_keeps_count_order_and_keys(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    keys = [Corpus.open(folder).key(n) for n in range(12)]
+    shard = folder / "texts-000000.tar"
+
+    def louder(number: int, stored):  # type: ignore[no-untyped-def]
+        from dataclasses import replace
+
+        return replace(stored, sample=replace(stored.sample, text=f"{stored.sample.text} {number}!"))
+
+    rewrite_shard(shard, louder)
+    assert not index_path(shard).exists()
+    finish(folder)
+    corpus = Corpus.open(folder)
+    assert [corpus.key(n) for n in range(12)] == keys
+    assert [corpus.read(9 + n).text for n in range(3)] == [f"{make_text(n).text} {n}!" for n in range(3)]
+    assert verify(folder) == []
+
+
+def test_reading_a_shard_from_its_tar_alone(folder: Path) -> None:
+    stored = list(read_shard(folder / "pairs-000001.tar"))
+    for number, one in enumerate(stored, start=3):
+        assert_same_sample(one.sample, make_pair(number))
+        assert (one.jpeg, one.details) == (fake_jpeg(number), {"file": f"{number}.jpg"})
+    assert len(stored) == 2
+
+
+def _read_all(corpus: Corpus, queue) -> None:  # type: ignore[no-untyped-def]
+    queue.put([corpus.read(number).key for number in range(len(corpus))])
+
+
+@pytest.mark.parametrize(("method", "num_workers"), [("fork", 3), ("spawn", 1)])
+def test_workers_read_a_corpus_that_is_already_open(folder: Path, method: str, num_workers: int) -> None:
+    corpus = Corpus.open(folder)
+    corpus.read(0)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    workers = [context.Process(target=_read_all, args=(corpus, queue)) for _ in range(num_workers)]
+    for worker in workers:
+        worker.start()
+    results = [queue.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert results == [[corpus.key(number) for number in range(len(corpus))]] * num_workers
+    assert_same_sample(corpus.read(5), EXPECTED[5])
+
+
+def test_errors_survive_the_way_to_the_parent() -> None:
+    error = pickle.loads(pickle.dumps(CorruptSample("a.tar:b", "gone")))  # noqa: S301
+    assert (error.key, error.reason) == ("a.tar:b", "gone")
+
+
+def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.open(folder)
+    real, failures = os.pread, iter([errno.EIO, errno.ESTALE])
+
+    def flaky(descriptor: int, size: int, offset: int) -> bytes:
+        for code in failures:
+            raise OSError(code, os.strerror(code))
+        # The kernel may give less than was asked for.
+        return real(descriptor, min(size, 100), offset)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    assert_same_sample(corpus.read(6), EXPECTED[6])
+
+
+def test_a_lasting_error_names_the_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.open(folder)
+
+    def broken(descriptor: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(CorruptSample, match=r"pairs-000000\.tar:pairs-000000-000002.*Input/output"):
+        corpus.read(6)
+
+
+def test_open_files_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unimo_ds.data import corpus as module
+
+    monkeypatch.setattr(module, "_OPEN_FILES", 2)
+    corpus = Corpus.open(folder)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        for number in range(len(corpus)):
+            corpus.read(number)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data folder"):
+        Corpus.open(tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="not a data folder"):
+        Corpus.open(empty)
+    with pytest.raises(UserError, match="holds no shards"):
+        finish(empty)
+    unfinished = tmp_path / "unfinished"
+    write_samples(unfinished)
+    with pytest.raises(UserError, match=r"shards but no manifest\.json; finish it with `unimo prepare pack"):
+        Corpus.open(unfinished)
+
+
+@pytest.mark.parametrize("location", ["pipe:cat x", "memory://a::b", "ftp://host/data", "simplecache::s3://bucket"])
+def test_addresses_that_are_refused(location: str) -> None:
+    with pytest.raises(UserError, match="a local folder or a URL of"):
+        Corpus.open(location)
+
+
+def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
+    """Change the manifest's record and write it with a fresh checksum."""
+    path = folder / manifest.MANIFEST_FILE
+    record = json.loads(path.read_text())
+    change(record)
+    del record["checksum"]
+    text = json.dumps(record, sort_keys=True).encode()
+    record["checksum"] = manifest._digest(text)
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(schema_version=2), "schema version 2"),
+        (lambda record: record.update(colour="red"), "unknown key 'colour'"),
+        (lambda record: record["shards"][0].update(samplse=4), "unknown key 'samplse'; did you mean 'samples'"),
+        (lambda record: record.pop("tokenizer"), "has no 'tokenizer'"),
+        (lambda record: record.update(feature_size="8"), "ill-typed"),
+        (lambda record: record.update(feature_size=-8), "ill-typed"),
+        (lambda record: record.update(totals={"pair": 1}), "totals"),
+        (lambda record: record["shards"][0].update(file="../images-000000.tar"), "not a plain file name"),
+        (lambda record: record["files"][0].update(file="/etc/passwd"), "not a plain file name"),
+        (lambda record: record["shards"][0].update(file="pipe:rm.tar"), "not a plain file name"),
+        (lambda record: record["shards"].append(record["shards"][0]), "twice"),
+        (lambda record: record["shards"][0].update(samples=5), "disagree"),
+        (lambda record: record["shards"][0].update(bytes=10240), "has 30720 bytes, not 10240"),
+        (lambda record: record["shards"][0].update(index_sha256="0" * 64), "not the index that the manifest describes"),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    folder = make_folder(tmp_path)
+    _tamper(folder, change)
+    with pytest.raises(UserError, match=message):
+        Corpus.open(folder)
+    assert verify(folder) != []
+
+
+def test_an_edited_manifest_is_seen_by_its_checksum(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    path = folder / manifest.MANIFEST_FILE
+    path.write_text(path.read_text().replace('"make test data"', '"made elsewhere"'))
+    with pytest.raises(UserError, match="changed after it was written"):
+        Corpus.open(folder)
+
+
+def test_finishing_does_not_bless_what_changed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    shard = folder / "texts-000000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content + bytes(10240))
+    with pytest.raises(UserError, match=r"texts-000000\.tar has 20480 bytes where its index knows 10240"):
+        finish(folder)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"lost shard texts-000000\.tar"):
+        finish(folder)
+    shard.write_bytes(content)
+    finish(folder)
+    assert verify(folder) == []
+
+
+def test_shards_must_agree(tmp_path: Path) -> None:
+    write_samples(tmp_path)
+    with ShardWriter(tmp_path, "wide") as writer:
+        writer.write(make_pair(0, feature_size=9))
+    with pytest.raises(
+        UserError, match=r"wide-000000\.tar has regions of 9 features .* where images-000000\.tar has 8"
+    ):
+        finish(tmp_path)
+    (tmp_path / "wide-000000.tar").unlink()
+    with pytest.raises(UserError, match="num_region_classes is 3"):
+        finish_folder(tmp_path, tokenizer=WordTokenizer(), num_region_classes=3)
+
+
+def test_references_must_lead_somewhere(tmp_path: Path) -> None:
+    write_samples(tmp_path, num_images=0)
+    with pytest.raises(UserError, match=r"related images in images-000000\.tar, which is not there.*prepare retrieve"):
+        finish(tmp_path)
+    with ShardWriter(tmp_path, "images") as writer:
+        writer.write(make_image(0))
+    with pytest.raises(UserError, match="not there or has no regions"):
+        finish(tmp_path)
+
+
+def test_text_only_folders_have_no_feature_size(tmp_path: Path) -> None:
+    write_samples(tmp_path, num_images=0, num_pairs=0)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    finish_folder(tmp_path, tokenizer=WordTokenizer())
+    corpus = Corpus.open(tmp_path)
+    assert (corpus.feature_size, corpus.num_region_classes, len(corpus.related_image_index)) == (0, 0, 0)
+    assert set(corpus.kinds) == {Kind.TEXT}
+    assert corpus.read(2).text == "word word end"

@@ -1,0 +1,414 @@
+"""Damage of every kind is found by `verify` with the sample named, and never reaches a reader as a sample.
+
+The kinds are those under which a plain WebDataset pipeline was measured to lose samples silently, to give halves of samples,
+to merge two into one, or to run code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.data.shard_folders import (
+    NUM_CLASSES,
+    WordTokenizer,
+    assert_same_sample,
+    finish,
+    make_folder,
+    make_image,
+    make_pair,
+    make_regions,
+    make_text,
+)
+from unimo_ds.data import manifest, members
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.index import build_index
+from unimo_ds.data.schema import Kind, Regions, Sample
+from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.verify import Problem, verify
+from unimo_ds.utils.errors import UserError
+
+EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
+SHARD = "pairs-000000.tar"
+FIRST_PAIR, LAST_PAIR = 4, 6
+"""Samples of the corpus that lie in SHARD."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "data")
+
+
+def member_headers(path: Path) -> dict[str, int]:
+    """Name -> offset of its header."""
+    with tarfile.open(path) as archive:
+        return {member.name: member.offset for member in archive}
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def named(problems: list[Problem]) -> set[str]:
+    return {problem.sample for problem in problems if problem.sample is not None}
+
+
+def assert_nothing_wrong_is_read(corpus: Corpus) -> int:
+    """Every sample is either exactly what was written or refused. Returns how many were refused by their name."""
+    refused = 0
+    for number, expected in enumerate(EXPECTED):
+        try:
+            found = corpus.read(number)
+        except CorruptSample as error:
+            refused += error.key == corpus.key(number)
+        else:
+            assert_same_sample(found, expected)
+    return refused
+
+
+def test_a_whole_folder_is_good(folder: Path) -> None:
+    assert verify(folder, tokenizer=WordTokenizer()) == []
+
+
+@pytest.mark.parametrize("where", ["payload", "header", "member boundary", "end mark"])
+def test_a_cut_shard(folder: Path, where: str) -> None:
+    path = folder / SHARD
+    headers = member_headers(path)
+    second = headers["pairs-000000-000001.boxes.npy"]
+    end = {"payload": second + 512 + 20, "header": second + 100, "member boundary": second, "end mark": 10}[where]
+    if where == "end mark":
+        end = max(headers.values()) + 1024 + 100
+    before = Corpus.open(folder)
+    os.truncate(path, end)
+    problems = verify(folder)
+    expected = set() if where == "end mark" else {"pairs-000000-000001", "pairs-000000-000002"}
+    assert named(problems) == expected
+    assert any("is cut" in problem.reason and problem.file == SHARD for problem in problems)
+    # A run that has the shard open already meets the cut sample by sample; a new one is refused.
+    assert assert_nothing_wrong_is_read(before) == len(expected)
+    with pytest.raises(UserError, match=rf"{SHARD} has \d+ bytes, not \d+"):
+        Corpus.open(folder)
+    with pytest.raises(UserError, match=r"is damaged.*is cut"):
+        build_index(path, WordTokenizer())
+
+
+def test_a_flipped_bit_in_a_header_loses_nothing(folder: Path) -> None:
+    flip(folder / SHARD, member_headers(folder / SHARD)["pairs-000000-000001.jpg"] + 3)
+    assert any("header is damaged" in problem.reason for problem in verify(folder))
+    # The index knows where everything lies, so that no sample is lost or halved.
+    assert assert_nothing_wrong_is_read(Corpus.open(folder)) == 0
+
+
+@pytest.mark.parametrize("extension", members.EXTENSIONS)
+def test_a_flipped_bit_in_a_payload(folder: Path, extension: str) -> None:
+    flip(folder / SHARD, member_headers(folder / SHARD)[f"pairs-000000-000001.{extension}"] + 512 + 3)
+    problems = verify(folder)
+    assert named(problems) == {"pairs-000000-000001"}
+    assert any(f".{extension} is damaged" in problem.reason for problem in problems)
+    corpus = Corpus.open(folder)
+    assert assert_nothing_wrong_is_read(corpus) == (extension != "jpg")
+    if extension == "jpg":
+        with pytest.raises(CorruptSample, match="jpg is damaged"):
+            corpus.read_jpeg(FIRST_PAIR + 1)
+
+
+@pytest.mark.parametrize("content", [bytes, lambda size: np.random.default_rng(0).bytes(size), lambda size: b""])
+def test_a_shard_of_other_bytes(folder: Path, content: Callable[[int], bytes]) -> None:
+    before = Corpus.open(folder)
+    size = (folder / SHARD).stat().st_size
+    (folder / SHARD).write_bytes(content(size))
+    assert named(verify(folder)) == {f"pairs-000000-00000{n}" for n in range(3)}
+    assert assert_nothing_wrong_is_read(before) == 3
+    assert before.read(0).kind == Kind.IMAGE
+    with pytest.raises(UserError, match="damaged"):
+        finish(folder, reindex=True)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    before = Corpus.open(folder)
+    (folder / SHARD).unlink()
+    assert Problem(SHARD, "is missing or not a regular file") in verify(folder)
+    assert assert_nothing_wrong_is_read(before) == 3
+    with pytest.raises(UserError, match="pairs-000000"):
+        Corpus.open(folder)
+
+
+def test_swapped_shards(folder: Path) -> None:
+    one, two = folder / "pairs-000000.tar", folder / "pairs-000001.tar"
+    content = one.read_bytes(), two.read_bytes()
+    one.write_bytes(content[1])
+    two.write_bytes(content[0])
+    assert {problem.file for problem in verify(folder)} == {one.name, two.name}
+
+
+Member = tuple[str, bytes]
+
+
+def _text_members(base: str, text: str = "some words") -> list[Member]:
+    return [(f"{base}.json", json.dumps({"kind": "text", "source": "books", "text": text}).encode())]
+
+
+def _image_members(base: str, *, regions: Regions | None = None) -> list[Member]:
+    sample = Sample(key="", kind=Kind.IMAGE, source="x", regions=make_regions(0))
+    found = {f"{base}.{name}": content for name, content in members.encode_sample(sample).items()}
+    if regions is not None:
+        found[f"{base}.features.npy"] = members.encode_array(members.FEATURES, regions.features)
+    return sorted(found.items())
+
+
+def write_tar(path: Path, content: list[Member | tarfile.TarInfo]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for one in content:
+            if isinstance(one, tarfile.TarInfo):
+                archive.addfile(one)
+            else:
+                info = tarfile.TarInfo(one[0])
+                info.size = len(one[1])
+                archive.addfile(info, io.BytesIO(one[1]))
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def _npy(array: np.ndarray, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _with(base: str, extension: str, content: bytes) -> list[Member]:
+    return sorted((dict(_image_members(base)) | {f"{base}.{extension}": content}).items())
+
+
+_BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
+    b"(2, 2), }" + b" " * 10, b"(999999, 999999), }"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(
+            _image_members("a")[:2] + _image_members("b") + _image_members("a")[2:], "missing", id="interleaved"
+        ),
+        pytest.param(_text_members("a") + _text_members("b") + _text_members("a"), "comes twice", id="same base again"),
+        pytest.param(_text_members("a") + _text_members("a"), "has .json twice", id="same member twice"),
+        pytest.param(_image_members("a")[:-1], "json is missing", id="without json"),
+        pytest.param(_image_members("a")[1:], "boxes.npy is missing", id="half a sample"),
+        pytest.param(_text_members("a") + _image_members("a")[:-1], "a text sample has an image", id="merged"),
+        pytest.param([("../../evil.json", b"{}")], "is not BASE.EXTENSION", id="dots"),
+        pytest.param([("/etc/evil.json", b"{}")], "is not BASE.EXTENSION", id="absolute"),
+        pytest.param([("folder/a.json", b"{}")], "is not BASE.EXTENSION", id="folder"),
+        pytest.param([("json", b"{}")], "is not BASE.EXTENSION", id="no base"),
+        pytest.param([special("a.json", tarfile.SYMTYPE, "/etc/passwd")], "a symbolic link", id="symbolic link"),
+        pytest.param([special("a.json", tarfile.LNKTYPE, "b.json")], "a hard link", id="hard link"),
+        pytest.param([special("a.json", tarfile.CHRTYPE)], "a character device", id="character device"),
+        pytest.param([special("a.json", tarfile.BLKTYPE)], "a block device", id="block device"),
+        pytest.param([special("a.json", tarfile.FIFOTYPE)], "a pipe", id="pipe"),
+        pytest.param([special("a.json", tarfile.DIRTYPE)], "a directory", id="directory"),
+        pytest.param([special("a.json", tarfile.XHDTYPE)], "of tar type", id="extended header"),
+        pytest.param([*_text_members("a"), ("a.pyd", b"cos\nsystem\n")], r"member .pyd; only json", id="pickle pyd"),
+        pytest.param([*_text_members("a"), ("a.pkl", b"cos\nsystem\n")], "member .pkl", id="pickle pkl"),
+        pytest.param([*_text_members("a"), ("a.pth", b"")], "member .pth", id="torch file"),
+        pytest.param(
+            _with("a", "features.npy", _npy(np.array([[None]]), allow_pickle=True)), "plain two-dim", id="pickled array"
+        ),
+        pytest.param(_with("a", "features.npy", _npy(np.zeros((3, 8), np.float64))), "plain two-dim", id="dtype"),
+        pytest.param(
+            _with("a", "boxes.npy", _npy(np.zeros((3, 4), np.float16))), "holds <f2, not <f4", id="dtype of boxes"
+        ),
+        pytest.param(_with("a", "boxes.npy", _npy(np.zeros((3, 3), np.float32))), "3 columns", id="columns of boxes"),
+        pytest.param(_with("a", "boxes.npy", _npy(np.zeros((2, 4), np.float32))), "differ in their number", id="rows"),
+        pytest.param(_with("a", "features.npy", _npy(np.zeros(24, np.float16))), "plain two-dim", id="one dimension"),
+        pytest.param(_with("a", "features.npy", _npy(np.zeros((0, 8), np.float16))), "shape", id="no regions"),
+        pytest.param(_with("a", "features.npy", _BOMB), "beyond", id="claims a terabyte"),
+        pytest.param(
+            _with("a", "features.npy", _npy(np.zeros((3, 8), np.float16))[:-1]), "bytes for shape", id="short"
+        ),
+        pytest.param(
+            _with("a", "features.npy", _npy(np.full((3, 8), np.nan, np.float16))), "not finite", id="not finite"
+        ),
+        pytest.param(
+            _with("a", "boxes.npy", _npy(np.full((3, 4), 1.5, np.float32))), r"within \[0, 1\]", id="box outside"
+        ),
+        pytest.param([("a.json", b"\xff")], "cannot be parsed", id="not unicode"),
+        pytest.param([("a.json", b"[" * 100_000)], "cannot be parsed", id="nested too deeply"),
+        pytest.param([("a.json", b"[]")], "not an object", id="not an object"),
+        pytest.param([("a.json", b'{"kind": "video", "source": "x"}')], "'video' is not pair", id="kind"),
+        pytest.param([("a.json", b'{"kind": "text", "source": "x", "text": ""}')], "text is missing", id="empty text"),
+        pytest.param(
+            [("a.json", b'{"kind": "text", "source": "x", "text": "\\ud800"}')],
+            "not valid Unicode",
+            id="half a surrogate",
+        ),
+    ],
+)
+def test_shards_that_are_refused(
+    tmp_path: Path,
+    content: list[Member | tarfile.TarInfo],
+    message: str,
+) -> None:
+    path = tmp_path / "evil-000000.tar"
+    write_tar(path, content)
+    with pytest.raises(UserError, match=message):
+        build_index(path, WordTokenizer())
+    assert sorted(os.listdir(tmp_path)) == ["evil-000000.tar"]
+
+
+def test_a_member_that_claims_too_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "evil-000000.tar"
+    info = tarfile.TarInfo("a.json")
+    info.size = 2**40
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(UserError, match=r"claims 1099511627776 bytes"):
+        build_index(path, WordTokenizer())
+
+
+def test_something_behind_the_end_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a-000000.tar"
+    write_tar(path, [*_text_members("a")])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole)
+    with pytest.raises(UserError, match="something behind the end mark"):
+        build_index(path, WordTokenizer())
+
+
+def test_shards_behind_links_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / SHARD).rename(tmp_path / "elsewhere.tar")
+    (folder / SHARD).symlink_to(tmp_path / "elsewhere.tar")
+    assert any(problem.file == SHARD and "link" in problem.reason for problem in verify(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("extra.pkl", "pickle"),
+        ("weights.pt", "pickle"),
+        ("more-000000.tar", "not in the manifest"),
+        ("x.index.npz", "without a shard"),
+    ],
+)
+def test_things_that_have_no_place_in_a_folder(folder: Path, name: str, reason: str) -> None:
+    (folder / name).write_bytes(b"")
+    (problem,) = verify(folder)
+    assert problem.file == name
+    assert reason in problem.reason
+
+
+def test_a_device_in_the_folder(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.json")
+    assert [problem.reason for problem in verify(folder)] == ["is a device, pipe or socket"]
+
+
+def test_the_same_samples_in_two_shards(folder: Path) -> None:
+    (folder / "pairs-copy.tar").write_bytes((folder / SHARD).read_bytes())
+    finish(folder)
+    assert named(verify(folder)) == {f"pairs-000000-00000{n}" for n in range(3)}
+
+
+@pytest.mark.parametrize(
+    "key", ["samples", "kinds", "sources", "classes_per_region", "feature_size", "num_region_classes"]
+)
+def test_wrong_numbers_under_a_right_checksum(folder: Path, key: str) -> None:
+    import dataclasses
+
+    known = manifest.load_manifest(folder)
+    if key in ("samples", "kinds", "sources"):
+        wrong = {"samples": 5, "kinds": {"image": 5}, "sources": {"albums": 5}}[key]
+        shards = (dataclasses.replace(known.shards[0], **{key: wrong}), *known.shards[1:])
+        known = dataclasses.replace(known, shards=shards)
+    else:
+        known = dataclasses.replace(known, **{key: 1})
+    manifest.write_manifest(folder, known)
+    problems = verify(folder)
+    assert problems
+    assert all("images-000000" in problem.file or problem.file == "manifest.json" for problem in problems)
+
+
+def test_an_index_that_counts_wrongly(folder: Path) -> None:
+    class Liar(WordTokenizer):
+        def encode_batch(self, texts: object, /) -> list[np.ndarray]:
+            return [np.zeros(1, np.int32) for _ in texts]  # type: ignore[attr-defined]
+
+    finish_folder(folder, tokenizer=Liar(), num_region_classes=NUM_CLASSES, reindex=True)
+    problems = verify(folder, tokenizer=WordTokenizer())
+    assert {problem.file for problem in problems} == {
+        "pairs-000000.index.npz",
+        "pairs-000001.index.npz",
+        "texts-000000.index.npz",
+    }
+
+
+FLIPPED = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("good"))
+
+
+@FLIPPED
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_found_and_never_read(good: Path, data: st.DataObject) -> None:
+    path = good / data.draw(st.sampled_from(sorted(os.listdir(good))))
+    whole = path.read_bytes()
+    try:
+        flip(path, data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7)))
+        assert any(path.name == problem.file for problem in verify(good))
+        try:
+            corpus = Corpus.open(good)
+        except UserError:
+            return
+        assert_nothing_wrong_is_read(corpus)
+    finally:
+        path.write_bytes(whole)
+
+
+@FLIPPED
+@given(data=st.data())
+def test_a_cut_anywhere_is_found_and_never_read(good: Path, data: st.DataObject) -> None:
+    path = good / data.draw(st.sampled_from(sorted(os.listdir(good))))
+    whole = path.read_bytes()
+    corpus = Corpus.open(good)
+    try:
+        os.truncate(path, data.draw(st.integers(0, len(whole) - 1)))
+        assert any(path.name == problem.file for problem in verify(good))
+        assert_nothing_wrong_is_read(corpus)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_sample_that_readers_would_refuse_is_not_written(tmp_path: Path) -> None:
+    good_regions = make_regions(0)
+    bad = [
+        (Sample(key="x", kind=Kind.PAIR, source="s", regions=good_regions), "no captions"),
+        (Sample(key="x", kind=Kind.IMAGE, source="s"), "boxes.npy"),
+        (Sample(key="x", kind=Kind.TEXT, source="s", text=""), "text is missing"),
+        (Sample(key="x", kind=Kind.TEXT, source="s", text="a\ud800"), "not valid Unicode"),
+        (Sample(key="x", kind=Kind.TEXT, source="", text="a"), "source is missing"),
+    ]
+    with ShardWriter(tmp_path, "bad") as writer:
+        for sample, message in bad:
+            with pytest.raises(UserError, match=f"cannot store sample x: .*{message}"):
+                writer.write(sample)
+    huge = Regions(good_regions.boxes, np.full((3, 8), 1e6), good_regions.class_ids, good_regions.class_probabilities)
+    with ShardWriter(tmp_path, "huge") as writer, pytest.raises(UserError, match="not finite"):
+        writer.write(Sample(key="", kind=Kind.IMAGE, source="s", regions=huge))
+    assert list(tmp_path.glob("*.tar")) == []
