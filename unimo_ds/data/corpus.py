@@ -68,6 +68,7 @@ class Corpus:
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
+        self.vocabulary_size = self.manifest.tokenizer.vocabulary_size
         self.fingerprint = self.manifest.fingerprint
         self.num_samples = self.manifest.num_samples
         self.bytes_read = 0
