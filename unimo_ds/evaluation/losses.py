@@ -9,7 +9,7 @@ import torch
 
 from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import image_input, make_example, texts_to_encode
+from unimo_ds.data.examples import make_example, prepare_sample, texts_to_encode
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, LanguageObjective
@@ -71,14 +71,13 @@ def held_out_losses(
 def _example(
     corpus: Corpus, chosen: Selection, tokenizer: Tokenizer, vocabulary: Vocabulary, config: RunConfig
 ) -> Example:
-    sample = corpus.read(chosen.sample)
-    image = None if sample.regions is None else image_input(sample.regions, max_regions=config.data.max_regions)
+    sample = prepare_sample(corpus.read(chosen.sample), max_regions=config.data.max_regions)
     texts = texts_to_encode(sample, chosen)
     return make_example(
         sample,
         chosen,
         token_ids=dict(zip(texts, tokenizer.encode_batch(texts), strict=True)),
-        image_of=lambda _: image,
+        related_images={},
         vocabulary=vocabulary,
         config=config,
     )

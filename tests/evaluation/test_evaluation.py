@@ -1,0 +1,264 @@
+"""Evaluation on a small corpus with a real model: packing, dealing and ranks must not change what is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.evaluation import small
+from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.members import texts_of
+from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.evaluation import checkpoint, measure, retrieval
+from unimo_ds.evaluation.encode import deal, encode, micro_batches
+from unimo_ds.evaluation.held_out import BEST_METRIC, evaluate_held_out, make_reader
+from unimo_ds.evaluation.losses import held_out_losses
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_corpus(tmp_path_factory.mktemp("pairs"), num_pairs=12)
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    return Corpus.open(folder)
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> RunConfig:
+    return small.run_config(folder)
+
+
+@pytest.fixture(scope="module")
+def reader(corpus: Corpus, config: RunConfig) -> PairReader:
+    return make_reader(corpus, config, num_pairs=0, tokenizer=tokenizers.load(corpus.tokenizer_path))
+
+
+def test_micro_batches_cover_everything_once_within_the_budget() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(1, 30, rng.integers(0, 40))
+        batches = micro_batches(lengths, micro_batch_tokens=25)
+        assert np.concatenate([*batches, np.zeros(0, int)]).tolist() == list(range(len(lengths)))
+        assert all(lengths[batch].sum() <= 25 or len(batch) == 1 for batch in batches)
+        for world_size in (1, 2, 3, 7):
+            dealt = deal(batches, world_size=world_size)
+            assert len({len(rounds) for rounds in dealt}) == 1, "every rank runs equally many forwards"
+            everything = np.concatenate([items for rounds in dealt for items in rounds] + [np.zeros(0, int)])
+            assert sorted(everything.tolist()) == list(range(len(lengths)))
+
+
+def test_chosen_pairs_carry_their_captions_and_negatives(corpus: Corpus, reader: PairReader) -> None:
+    pairs = choose_pairs(corpus, num_pairs=5)
+    assert len(pairs.samples_I) == 5
+    assert (corpus.kinds[pairs.samples_I] == Kind.PAIR).all()
+    every = reader.pairs
+    assert len(every.samples_I) == 12
+    for texts, role in ((every.captions, TextRole.TEXT), (every.negatives, TextRole.NEGATIVE)):
+        for index in range(len(texts)):
+            stored = texts_of(corpus.read(int(every.samples_I[texts.image_n[index]])))[texts.number_n[index]]
+            assert (stored.role, stored.caption, stored.level) == (
+                role,
+                texts.caption_n[index],
+                texts.level_n[index],
+            )
+            assert reader.text(texts, index) == stored.text
+            assert len(reader.tokenizer.encode(stored.text)) == texts.tokens_n[index]
+    assert len(every.captions) == 18
+    assert len(every.negatives) == 54
+
+
+def test_packed_encoding_equals_one_sequence_at_a_time(config: RunConfig, reader: PairReader) -> None:
+    engine = small.make_engine(config)
+    engine.module.train()
+    captions = reader.pairs.captions
+    images_Q, texts_Q = captions.image_n, np.arange(len(captions))
+    packed = measure.score_joint(engine, reader, captions, images_Q, texts_Q, micro_batch_tokens=200)
+    assert engine.module.training, "the mode is put back"
+    assert engine.forwards > 1
+    alone = measure.score_joint(engine, reader, captions, images_Q, texts_Q, micro_batch_tokens=1)
+    assert packed == pytest.approx(alone, abs=1e-5)
+    single = measure.encode_single(engine, reader, micro_batch_tokens=70)
+    one = encode(
+        engine,
+        reader.image_lengths()[7:8],
+        lambda _: reader.image_sequence(7),
+        micro_batch_tokens=1,
+        feature_size=small.FEATURES,
+    )
+    torch.testing.assert_close(single.images_ID[7], one.images_nD[0], atol=1e-5, rtol=0)
+    assert one.texts_nD.shape[0] == 0
+
+
+def test_reranking_every_candidate_is_retrieval_by_joint_scores(config: RunConfig, reader: PairReader) -> None:
+    engine = small.make_engine(config)
+    single = measure.encode_single(engine, reader, micro_batch_tokens=200)
+    captions = reader.pairs.captions
+    grid = np.indices((len(captions), 12)).reshape(2, -1)
+    joint = measure.score_joint(engine, reader, captions, grid[1], grid[0], micro_batch_tokens=4000)
+    expected = retrieval.from_scores(joint.reshape(len(captions), 12), captions.image_n)
+    found = measure.measure_reranked(engine, reader, single, num_candidates=100, micro_batch_tokens=4000)
+    assert found == expected
+    assert found != measure.measure_retrieval(single, reader)
+
+
+def test_rewrites_are_scored_against_their_own_caption_and_image(config: RunConfig, reader: PairReader) -> None:
+    engine = small.make_engine(config)
+    single = measure.encode_single(engine, reader, micro_batch_tokens=200)
+    result = measure.measure_rewrites(engine, reader, single, micro_batch_tokens=500)
+    assert result.joint[Level.WORD].num_rewrites == 36
+    assert result.joint[Level.SENTENCE].num_rewrites == 18
+    assert result.joint[Level.PHRASE].num_rewrites == 0
+    captions, negatives = reader.pairs.captions, reader.pairs.negatives
+    cosine = torch.nn.functional.cosine_similarity
+    wins = []
+    for index in np.flatnonzero(negatives.level_n == Level.SENTENCE):
+        row = next(
+            row
+            for row in range(len(captions))
+            if (captions.image_n[row], captions.caption_n[row])
+            == (negatives.image_n[index], negatives.caption_n[index])
+        )
+        scores = [
+            measure.score_joint(engine, reader, texts, texts.image_n[[place]], np.array([place]), micro_batch_tokens=1)[
+                0
+            ]
+            for texts, place in ((captions, row), (negatives, int(index)))
+        ]
+        wins.append(scores[0] > scores[1])
+    assert result.joint[Level.SENTENCE].accuracy == pytest.approx(np.mean(wins))
+    texts = measure.encode_texts(engine, reader, negatives, micro_batch_tokens=300)
+    index = int(np.flatnonzero(negatives.level_n == Level.WORD)[0])
+    image = single.images_ID[negatives.image_n[index]]
+    assert cosine(texts[index], image, dim=0).isfinite()
+    limited = measure.first_negatives(negatives, captions_per_image=1, per_level=1)
+    assert len(limited) == 24
+    assert [reader.text(limited, place) for place in (0, 1)] == ["some other text 0", reader.text(negatives, 1)]
+
+
+def test_losses_do_not_depend_on_packing_and_fall_for_a_better_model(
+    corpus: Corpus, config: RunConfig, reader: PairReader
+) -> None:
+    engine = small.make_engine(config)
+    samples = reader.pairs.samples_I
+    wide, narrow = (
+        held_out_losses(
+            engine,
+            corpus,
+            samples,
+            reader.tokenizer,  # type: ignore[arg-type]
+            dataclasses.replace(config, batch=dataclasses.replace(config.batch, micro_batch_tokens=tokens)),
+        )
+        for tokens in (5000, 40)
+    )
+    assert set(wide) >= {"loss/masked_language", "loss/sequence_to_sequence", "accuracy/masked_language"}
+    assert set(wide) >= {"loss/region_regression", "loss/region_classification"}
+    assert wide == pytest.approx(narrow, abs=1e-5)
+    # A model that knows the frequent pieces does better than an untrained one.
+    with torch.no_grad():
+        bias = next(
+            p
+            for name, p in engine.module.named_parameters()
+            if name.startswith("language_head") and p.ndim == 1 and len(p) == config.model.vocabulary_size
+        )
+        for index in range(len(reader.pairs.captions)):
+            bias[reader.tokenizer.encode(reader.text(reader.pairs.captions, index))] = 3.0
+    better = held_out_losses(engine, corpus, samples, reader.tokenizer, config)  # type: ignore[arg-type]
+    assert better["loss/masked_language"] < wide["loss/masked_language"] - 0.5
+
+
+def test_the_report_has_metrics_pictures_and_embeddings(corpus: Corpus, config: RunConfig) -> None:
+    config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, num_pictures=3, num_embeddings=4))
+    report = evaluate_held_out(small.make_engine(config), corpus, config)
+    assert 0 <= report.metrics[BEST_METRIC] <= 1
+    assert {"held_out/rewrites/joint/word", "held_out/rewrites/single/word_chance"} <= set(report.metrics)
+    assert len(report.pictures) == 3
+    height, width, channels = report.pictures[0].shape
+    assert (channels, report.pictures[0].dtype) == (3, np.uint8)
+    assert width > height
+    assert report.embeddings.matrix.shape == (8, config.model.hidden_size)
+    assert len(report.embeddings.labels) == 8
+    assert np.linalg.norm(report.embeddings.matrix, axis=1) == pytest.approx(np.ones(8), abs=1e-5)
+    again = evaluate_held_out(small.make_engine(config), corpus, config)
+    assert again.metrics == report.metrics, "the same at every evaluation"
+
+
+def test_pictures_are_drawn_without_jpegs_too(tmp_path: Path) -> None:
+    folder = small.write_corpus(tmp_path, num_pairs=3, with_jpegs=False)
+    config = small.run_config(folder)
+    report = evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
+    assert len(report.pictures) == 4
+    assert report.pictures[0].std() > 1
+
+
+def test_data_of_another_model_is_refused(corpus: Corpus, config: RunConfig) -> None:
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, region_feature_size=99))
+    with pytest.raises(UserError, match="features of size 8, the model takes 99"):
+        evaluate_held_out(small.make_engine(config), corpus, other)
+
+
+def _write_run(folder: Path, config: RunConfig) -> None:
+    for step in (5, 10, 15):
+        target = folder / "checkpoints" / f"step-{step}"
+        target.mkdir(parents=True)
+        weights = small.make_engine(config).module.state_dict()
+        weights["image_pooler.dense.bias"] = torch.full_like(weights["image_pooler.dense.bias"], float(step))
+        safetensors.torch.save_file(weights, target / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "checkpoints" / "latest").write_text("step-10\n")
+
+
+def test_a_model_is_loaded_from_a_run_a_checkpoint_or_an_export(tmp_path: Path, config: RunConfig) -> None:
+    run = tmp_path / "run"
+    _write_run(run, config)
+
+    def step_of(path: Path) -> float:
+        return checkpoint.load(path, device=torch.device("cpu")).module.image_pooler.dense.bias[0].item()
+
+    assert step_of(run) == 10, "the one that `latest` names"
+    assert step_of(run / "checkpoints" / "step-5") == 5
+    (run / "checkpoints" / "latest").unlink()
+    assert step_of(run) == 15, "the newest where `latest` is lost"
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "model.safetensors").write_bytes((run / "checkpoints" / "step-5" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"no config\.json"):
+        checkpoint.load(exported)
+    (exported / "config.json").write_text((run / "config.json").read_text())
+    assert step_of(exported) == 5
+    model = checkpoint.load(run)
+    assert not model.module.training
+    assert model.config == config
+
+
+def test_bad_checkpoints_are_named(tmp_path: Path, config: RunConfig) -> None:
+    with pytest.raises(UserError, match="no folder at"):
+        checkpoint.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="is not a run"):
+        checkpoint.load(tmp_path)
+    run = tmp_path / "run"
+    _write_run(run, dataclasses.replace(config, recipe="other"))
+    (run / "config.json").write_text(
+        json.dumps(to_dict(dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=64))))
+    )
+    with pytest.raises(UserError, match="does not fit the model"):
+        checkpoint.load(run)
+    (run / "checkpoints" / "step-10" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="take another checkpoint"):
+        checkpoint.load(run)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no finished checkpoint yet"):
+        checkpoint.load(empty)

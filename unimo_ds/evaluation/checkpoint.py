@@ -1,0 +1,142 @@
+"""A trained model without the trainer: from a run directory, one checkpoint of it, or an exported folder. Never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from unimo_ds.config import RunConfig, from_dict
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.utils.communicator import Communicator, SingleProcess
+from unimo_ds.utils.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+LATEST_FILE = "latest"
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the weights and the configuration of a model lie."""
+
+    weights: Path
+    config: Path
+
+    @property
+    def name(self) -> str:
+        """`step-N` of a run's checkpoint, the folder's name otherwise."""
+        return self.weights.parent.name
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on one device, ready to be evaluated (an `Evaluable`)."""
+
+    module: Unimo
+    config: RunConfig
+    files: CheckpointFiles
+    device: torch.device
+    communicator: Communicator = field(default_factory=SingleProcess)
+
+    def forward(self, batch: PackedBatch, /) -> ModelOutput:
+        output: ModelOutput = self.module(batch)
+        return output
+
+
+def find(path: str | os.PathLike[str]) -> CheckpointFiles:
+    """The newest checkpoint of a run directory, or the model in a checkpoint's or an exported folder.
+
+    Raises:
+        UserError: nothing there, or no finished checkpoint yet.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}; give a run directory, one of its checkpoints, or an exported folder")
+    if (folder / WEIGHTS_FILE).is_file():
+        for config in (folder / CONFIG_FILE, folder.parent.parent / CONFIG_FILE):
+            if config.is_file():
+                return CheckpointFiles(folder / WEIGHTS_FILE, config)
+        raise UserError(f"{folder} has {WEIGHTS_FILE} but no {CONFIG_FILE}; give the run directory it belongs to")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
+    chosen = _latest(folder / CHECKPOINTS_FOLDER)
+    if chosen is None:
+        raise UserError(f"the run {folder} has no finished checkpoint yet; run it for at least checkpoint.every_steps")
+    return CheckpointFiles(chosen / WEIGHTS_FILE, folder / CONFIG_FILE)
+
+
+def _latest(checkpoints: Path) -> Path | None:
+    """The checkpoint that `latest` names, or the newest whole one where `latest` is missing or names none."""
+    pointer = checkpoints / LATEST_FILE
+    if pointer.is_file():
+        named = checkpoints / pointer.read_text().strip()
+        if (named / WEIGHTS_FILE).is_file():
+            return named
+    found = {
+        int(matched.group(1)): folder
+        for folder in checkpoints.glob("step-*")
+        if (matched := _STEP.fullmatch(folder.name)) and (folder / WEIGHTS_FILE).is_file()
+    }
+    return found[max(found)] if found else None
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration that a run or an export wrote.
+
+    Raises:
+        UserError: not readable, not JSON, or keys of another version.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a configuration")
+    return from_dict(RunConfig, values, where=str(path))
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> LoadedModel:
+    """The model at `path` (see `find`), in float32 and evaluation mode.
+
+    Raises:
+        UserError: as `find` and `read_config`; weights that are damaged or of another model.
+    """
+    files = find(path)
+    config = read_config(files.config)
+    contrast = config.contrast
+    model = Unimo(
+        config.model,
+        temperature=contrast.temperature,
+        min_temperature=contrast.min_temperature,
+        max_temperature=contrast.max_temperature,
+        attention=config.engine.attention,
+    )
+    try:
+        weights = safetensors.torch.load_file(files.weights)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the weights {files.weights}: {error}; take another checkpoint") from None
+    own = model.state_dict()
+    differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{files.weights} does not fit the model of {files.config}: {name!r} is {_shape(weights, name)} in the file and "
+            f"{_shape(own, name)} in the model ({len(differing)} such names)"
+        )
+    model.load_state_dict(weights)
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedModel(model.to(chosen).eval(), config, files, chosen)
+
+
+def _shape(weights: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(weights[name].shape) if name in weights else "absent"

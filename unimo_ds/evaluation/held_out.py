@@ -1,0 +1,138 @@
+"""The evaluation during training: held-out retrieval, rewrites and losses, with pictures and embeddings to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation import pictures, retrieval
+from unimo_ds.evaluation.encode import Evaluable
+from unimo_ds.evaluation.losses import held_out_losses
+from unimo_ds.evaluation.measure import SingleEncodings, encode_single, measure_retrieval, measure_rewrites
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs
+from unimo_ds.evaluation.pictures import Picture
+from unimo_ds.utils.errors import UserError
+
+BEST_METRIC = "held_out/retrieval/mean_recall"
+"""Higher is better; decides which checkpoint is the best one."""
+_RETRIEVED = 5
+
+
+class Embeddings(NamedTuple):
+    """Vectors for TensorBoard's projector: images first, then their first captions."""
+
+    matrix: NDArray[np.float32]
+    """[m, D] of length 1."""
+    labels: list[str]
+    """[m] `image: CAPTION` and `text: CAPTION`."""
+
+
+@dataclass(frozen=True)
+class HeldOutReport:
+    """What one evaluation found. Metrics are the same on every rank; pictures and embeddings are made on rank 0 alone."""
+
+    metrics: dict[str, float]
+    """`held_out/retrieval/...`, `held_out/rewrites/...`, `held_out/loss/...`, `held_out/accuracy/...`"""
+    pictures: list[Picture]
+    """[H, W, 3] uint8 each: a caption, its image, and the five images retrieved for it."""
+    embeddings: Embeddings
+
+
+def make_reader(corpus: Corpus, config: RunConfig, *, num_pairs: int, tokenizer: Tokenizer) -> PairReader:
+    """A reader of `num_pairs` pairs of the corpus (0: all), with the run's limits on lengths."""
+    return PairReader(
+        corpus,
+        choose_pairs(corpus, num_pairs=num_pairs),
+        tokenizer,
+        max_regions=config.data.max_regions,
+        max_text_tokens=config.data.max_text_tokens,
+    )
+
+
+def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> HeldOutReport:
+    """Measure the model on `config.evaluation.num_pairs` held-out pairs. Every rank calls it alike.
+
+    Rewrites are looked at for the first caption of each image, one of each level: enough to follow, cheap to repeat.
+    `unimo evaluate` looks at all of them.
+
+    Raises:
+        UserError: the held-out data has no pairs, does not fit the model, or is damaged.
+    """
+    check_fits(corpus, config)
+    tokenizer = tokenizers.load(corpus.tokenizer_path)
+    reader = make_reader(corpus, config, num_pairs=config.evaluation.num_pairs, tokenizer=tokenizer)
+    budget = config.batch.micro_batch_tokens
+    try:
+        single = encode_single(engine, reader, micro_batch_tokens=budget)
+        metrics = measure_retrieval(single, reader).metrics("held_out/retrieval")
+        accuracies = measure_rewrites(
+            engine, reader, single, micro_batch_tokens=budget, captions_per_image=1, per_level=1
+        )
+        metrics |= accuracies.metrics("held_out/rewrites")
+        losses = held_out_losses(engine, corpus, reader.pairs.samples_I, tokenizer, config)
+        metrics |= {f"held_out/{name}": value for name, value in losses.items()}
+        if engine.communicator.rank != 0:
+            return HeldOutReport(metrics, [], Embeddings(np.zeros((0, 0), np.float32), []))
+        drawn = draw_pictures(reader, single, count=config.logging.num_pictures)
+        return HeldOutReport(metrics, drawn, make_embeddings(reader, single, count=config.logging.num_embeddings))
+    except CorruptSample as error:
+        raise UserError(f"held-out sample {error}; run `unimo prepare verify` on the held-out folder") from error
+
+
+def check_fits(corpus: Corpus, config: RunConfig) -> None:
+    """Refuse data that was prepared for another model.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if corpus.vocabulary_size != config.model.vocabulary_size:
+        raise UserError(
+            f"{corpus.location} has a tokenizer of {corpus.vocabulary_size} pieces, the model one of "
+            f"{config.model.vocabulary_size}; prepare the data with `--like` the training data"
+        )
+    if corpus.feature_size != config.model.region_feature_size:
+        raise UserError(
+            f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
+            f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
+        )
+
+
+def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) -> list[Picture]:
+    """Retrieval of `count` captions, spread evenly over the pairs."""
+    captions = reader.pairs.captions
+    result = []
+    for caption in _spread(len(captions), count).tolist():
+        scores = single.scores_CI[caption]
+        found = retrieval.best_candidates(scores[None], _RETRIEVED)[0]
+        own = int(captions.image_n[caption])
+        shown = [pictures.tile(reader.corpus, int(reader.pairs.samples_I[image])) for image in (own, *found.tolist())]
+        text = reader.text(captions, caption)
+        result.append(pictures.compose(text, shown, is_right=(found == own).tolist(), scores=scores[found].tolist()))
+    return result
+
+
+def make_embeddings(reader: PairReader, single: SingleEncodings, *, count: int) -> Embeddings:
+    """Vectors of `count` images and of the first caption of each."""
+    captions = reader.pairs.captions
+    images = _spread(len(reader.pairs.samples_I), count)
+    _, first_caption_I = np.unique(captions.image_n, return_index=True)
+    vectors = np.concatenate(
+        [single.images_ID.cpu().numpy()[images], single.captions_CD.cpu().numpy()[first_caption_I[images]]]
+    ).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    texts = [reader.text(captions, int(caption)) for caption in first_caption_I[images]]
+    labels = [f"{kind}: {' '.join(text.split())}" for kind in ("image", "text") for text in texts]
+    return Embeddings(vectors / np.maximum(lengths, 1e-12), labels)
+
+
+def _spread(total: int, count: int) -> NDArray[np.int64]:
+    """`count` numbers below `total`, evenly apart; all of them where there are no more."""
+    chosen = min(total, count)
+    return np.arange(chosen) * total // max(chosen, 1)

@@ -1,0 +1,88 @@
+"""Retrieval made visible: a caption, its image, and what the model took for it, side by side.
+
+Drawn with Pillow from the stored JPEGs; where a folder was prepared without them, an image's regions are drawn as boxes.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.images import BadImage, decode
+from unimo_ds.data.schema import Regions
+
+Picture = NDArray[np.uint8]
+
+_TILE, _GAP, _LINE = 144, 8, 14
+_BACKGROUND, _INK, _RIGHT, _WRONG = (255, 255, 255), (20, 20, 20), (30, 150, 60), (200, 50, 40)
+
+
+def compose(
+    caption: str, tiles: Sequence[Image.Image], *, is_right: Sequence[bool], scores: Sequence[float]
+) -> Picture:
+    """[H, W, 3] uint8: the caption above a row of tiles. The first is the true image; the others are retrieved, best first.
+
+    is_right, scores: of the retrieved tiles; a green frame is the true image, a red one another.
+    """
+    width = _GAP + (_TILE + _GAP) * len(tiles)
+    lines = textwrap.wrap(caption, width // 7)[:3] or [""]
+    top = _GAP + _LINE * len(lines) + _GAP
+    canvas = Image.new("RGB", (width, top + _TILE + _LINE + 2 * _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_LINE - 2)
+    for number, line in enumerate(lines):
+        draw.text((_GAP, _GAP + _LINE * number), line, fill=_INK, font=font)
+    labels = ["true image", *(f"{place}: {score:.3f}" for place, score in enumerate(scores, start=1))]
+    colours = [_INK, *(_RIGHT if right else _WRONG for right in is_right)]
+    for number, (tile, label, colour) in enumerate(zip(tiles, labels, colours, strict=True)):
+        left = _GAP + (_TILE + _GAP) * number
+        canvas.paste(tile, (left, top))
+        draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2)
+        draw.text((left, top + _TILE + 3), label, fill=colour, font=font)
+    return np.asarray(canvas)
+
+
+def tile(corpus: Corpus, sample: int) -> Image.Image:
+    """A square thumbnail of a sample's image: the stored JPEG, or its regions as boxes where there is none to be decoded."""
+    image = _decoded(corpus.read_jpeg(sample))
+    if image is None:
+        regions = corpus.read(sample).regions
+        image = _draw_boxes(regions) if regions is not None else Image.new("RGB", (_TILE, _TILE), _BACKGROUND)
+    scale = _TILE / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    square = Image.new("RGB", (_TILE, _TILE), (235, 235, 235))
+    square.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
+    return square
+
+
+def _decoded(content: bytes | None) -> Image.Image | None:
+    if content is None:
+        return None
+    try:
+        return decode(content, shrink_to=_TILE)
+    except BadImage:
+        return None
+
+
+def _draw_boxes(regions: Regions) -> Image.Image:
+    """Each region's outline in a colour of its most likely class."""
+    image = Image.new("RGB", (_TILE, _TILE), (250, 250, 250))
+    draw = ImageDraw.Draw(image)
+    for box, classes in zip(regions.boxes, regions.class_ids, strict=True):
+        hue = int(classes[0]) * 47 % 360
+        left, top, right, bottom = (box * (_TILE - 1)).tolist()
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=f"hsl({hue}, 70%, 45%)", width=2)
+    return image
+
+
+def to_png(picture: Picture) -> bytes:
+    """The picture as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()
