@@ -1,0 +1,197 @@
+"""Examples: targets are what was there, nothing masked leaves a trace, and clean sequences are clean (choice 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions
+from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
+from unimo_ds.data.examples import (
+    PreparedSample,
+    image_input,
+    make_example,
+    prepare_sample,
+    text_input,
+    texts_to_encode,
+)
+from unimo_ds.data.masking import Vocabulary
+from unimo_ds.data.schema import CLS, SEP, Example, Kind, LanguageObjective, Regions, SequenceInput, SequenceRole
+from unimo_ds.data.selection import Selection, select
+
+TOKENIZER = WordTokenizer()
+VOCABULARY = Vocabulary.of(TOKENIZER)
+CORPUS = make_corpus()
+
+
+def build(
+    sample: int, position: int, config: RunConfig, prepared: PreparedSample | None = None
+) -> tuple[Example, Selection]:
+    selection = select(CORPUS, sample, position, config)
+    limit = config.data.max_regions
+    prepared = prepared or prepare_sample(CORPUS.read(sample), max_regions=limit)
+    texts = texts_to_encode(prepared, selection)
+    related = {
+        planned.image: prepare_sample(CORPUS.read(planned.image), max_regions=limit).image
+        for planned in selection.sequences
+        if planned.image not in (-1, sample)
+    }
+    ids = dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True))
+    example = make_example(
+        prepared, selection, token_ids=ids, related_images=related, vocabulary=VOCABULARY, config=config
+    )
+    return example, selection
+
+
+def test_inputs_of_image_and_text() -> None:
+    regions = make_regions(np.random.default_rng(0), 5)
+    image = image_input(regions, max_regions=3)
+    assert image.features.shape == (4, FEATURES)
+    assert (image.features[1:] == regions.features[:3]).all()
+    assert image.features[0] == pytest.approx(regions.features[:3].astype(np.float64).mean(0), rel=2e-3)
+    assert image.boxes[0].tolist() == [0, 0, 1, 1, 1]
+    x1, y1, x2, y2 = regions.boxes[2].tolist()
+    assert image.boxes[3].tolist() == pytest.approx([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)], rel=1e-5)
+    assert text_input(np.array([7, 8, 9], np.int32), max_text_tokens=4).tolist() == [CLS, 7, 8, SEP]
+
+
+def test_every_example_matches_its_plan() -> None:
+    config = make_config(max_text_tokens=24, max_regions=4)
+    for position, sample in enumerate([*range(CORPUS.num_samples)] * 2):
+        example, selection = build(sample, position, config)
+        assert [s.role for s in example.sequences] == [planned.role for planned in selection.sequences]
+        for sequence, planned in zip(example.sequences, selection.sequences, strict=True):
+            assert sequence.seed == planned.seed
+            assert sequence.level is planned.level
+            if planned.role is SequenceRole.CORRUPTED:
+                assert sequence.length <= planned.length
+            else:
+                assert sequence.length == planned.length
+        assert (example.position, example.kind, example.key) == (position, selection.kind, CORPUS.key(sample))
+        assert (example.text_key > 0) == (example.image_key > 0) == (selection.kind is Kind.PAIR)
+
+
+def assert_clean(sequence: SequenceInput) -> None:
+    assert sequence.prefix_length == sequence.length
+    assert len(sequence.language_at) == len(sequence.language_targets) == len(sequence.masked_region_at) == 0
+    assert sequence.masked_region_features is None
+    if sequence.token_ids is not None and sequence.token_positions is not None:
+        assert TOKENIZER.mask_id not in sequence.token_ids
+        assert sequence.token_ids[0] == CLS
+        assert sequence.token_ids[-1] == SEP
+        assert sequence.token_positions.tolist() == list(range(2, 2 + len(sequence.token_ids)))
+    if sequence.region_features is not None:
+        assert (sequence.region_features != 0).all()
+
+
+def test_clean_sequences_carry_no_corruption() -> None:
+    config = make_config(contrast=ContrastConfig(positives=2, word_negatives=2, related_images=2, single_rewrites=True))
+    seen = set()
+    for position, sample in enumerate(np.flatnonzero(CORPUS.kinds == Kind.PAIR).tolist()):
+        example, selection = build(sample, position, config)
+        stored = prepare_sample(CORPUS.read(sample), max_regions=6)
+        for sequence, planned in zip(example.sequences[1:], selection.sequences[1:], strict=True):
+            assert_clean(sequence)
+            seen.add(sequence.role)
+            if planned.text >= 0 and sequence.token_ids is not None:
+                assert sequence.token_ids[1:-1].tolist() == TOKENIZER.encode(stored.texts[planned.text]).tolist()[:62]
+            if planned.image == sample:
+                assert sequence.region_features is not None
+                assert (sequence.region_features[1:] == CORPUS.read(sample).regions.features[:6]).all()
+    assert seen == set(SequenceRole) - {SequenceRole.CORRUPTED}
+
+
+def test_masked_language_targets_are_the_hidden_tokens() -> None:
+    config = make_config(masking=MaskingConfig(sequence_to_sequence_share=0.0))
+    num_masked = 0
+    for position, sample in enumerate(np.flatnonzero(CORPUS.kinds != Kind.IMAGE).tolist()):
+        example, selection = build(sample, position, config)
+        corrupted = example.sequences[0]
+        text = prepare_sample(CORPUS.read(sample), max_regions=6).texts[selection.sequences[0].text]
+        original = np.concatenate([[CLS], TOKENIZER.encode(text)[:62], [SEP]])
+        at = corrupted.language_at - corrupted.num_regions
+        assert corrupted.language_objective is LanguageObjective.MASKED
+        assert corrupted.language_targets.tolist() == original[at].tolist()
+        assert corrupted.token_ids is not None
+        unmasked = np.setdiff1d(np.arange(len(original)), at)
+        assert corrupted.token_ids[unmasked].tolist() == original[unmasked].tolist()
+        assert corrupted.prefix_length == corrupted.length
+        assert len(at) >= 1
+        num_masked += int((corrupted.token_ids == TOKENIZER.mask_id).sum())
+    assert num_masked > 100
+
+
+def test_sequence_to_sequence_prefix_is_image_and_source() -> None:
+    config = make_config(masking=MaskingConfig(sequence_to_sequence_share=1.0))
+    for position, sample in enumerate(np.flatnonzero(CORPUS.kinds != Kind.IMAGE).tolist()):
+        example, _ = build(sample, position, config)
+        corrupted = example.sequences[0]
+        assert corrupted.token_ids is not None
+        assert corrupted.language_objective is LanguageObjective.SEQUENCE_TO_SEQUENCE
+        prefix = corrupted.prefix_length - corrupted.num_regions
+        assert corrupted.token_ids[0] == corrupted.token_ids[prefix] == CLS
+        assert corrupted.token_ids[prefix - 1] == SEP
+        assert corrupted.language_at[0] == corrupted.prefix_length
+        # Each predicting position's successor in the stream is its target.
+        follows = corrupted.token_ids[corrupted.language_at - corrupted.num_regions + 1]
+        assert corrupted.language_targets.tolist() == follows.tolist()
+        assert corrupted.token_positions is not None
+        assert corrupted.token_positions.max() < 66
+        assert TOKENIZER.mask_id not in corrupted.token_ids
+
+
+def test_masked_regions_leave_no_trace() -> None:
+    config = make_config()
+    for position, sample in enumerate(np.flatnonzero(CORPUS.kinds != Kind.TEXT).tolist()):
+        stored = CORPUS.read(sample)
+        assert stored.regions is not None
+        corrupted = build(sample, position, config)[0].sequences[0]
+        rows = corrupted.masked_region_at - 1
+        assert len(rows)
+        assert corrupted.region_features is not None
+        assert corrupted.region_boxes is not None
+        assert (corrupted.region_features[corrupted.masked_region_at] == 0).all()
+        assert (corrupted.masked_region_features == stored.regions.features[rows]).all()
+        assert (corrupted.masked_region_class_ids == stored.regions.class_ids[rows]).all()
+        assert (corrupted.masked_region_class_probabilities == stored.regions.class_probabilities[rows]).all()
+        # Check 6 of unimo.md section 9: other features in the masked places, the same input.
+        features = stored.regions.features.copy()
+        features[rows] += 7
+        changed = dataclasses.replace(stored, regions=dataclasses.replace(stored.regions, features=features))
+        other = build(sample, position, config, prepare_sample(changed, max_regions=6))[0].sequences[0]
+        assert (other.region_features == corrupted.region_features).all()
+        assert (other.region_boxes == corrupted.region_boxes).all()
+        assert (other.masked_region_features == features[rows]).all()
+        visible = np.setdiff1d(np.arange(min(len(features), 6)), rows)
+        mean = stored.regions.features[visible].astype(np.float64).mean(0) if len(visible) else np.zeros(FEATURES)
+        assert corrupted.region_features[0] == pytest.approx(mean, rel=2e-3)
+
+
+def test_unreadable_related_images_are_left_out() -> None:
+    config = make_config()
+    related = np.flatnonzero(np.diff(CORPUS.related_image_start) > 0)
+    sample = int(related[0])
+    selection = select(CORPUS, sample, 0, config)
+    prepared = prepare_sample(CORPUS.read(sample), max_regions=6)
+    texts = texts_to_encode(prepared, selection)
+    images = {s.image: None for s in selection.sequences if s.image not in (-1, sample)}
+    assert images
+    example = make_example(
+        prepared,
+        selection,
+        token_ids=dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True)),
+        related_images=images,
+        vocabulary=VOCABULARY,
+        config=config,
+    )
+    planned = [s.role for s in selection.sequences if s.role is not SequenceRole.RELATED_IMAGE]
+    assert [s.role for s in example.sequences] == planned
+
+
+def test_an_image_without_regions_is_its_global_input() -> None:
+    none = make_regions(np.random.default_rng(0), 1)
+    empty = Regions(none.boxes[:0], none.features[:0], none.class_ids[:0], none.class_probabilities[:0])
+    image = image_input(empty, max_regions=5)
+    assert image.features.tolist() == [[0.0] * FEATURES]

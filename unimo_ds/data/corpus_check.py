@@ -1,0 +1,132 @@
+"""What a run refuses before it starts: data that its recipe cannot train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.draws import Integers
+from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.data.selection import NUM_TEXT_SPECIALS
+from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.utils.errors import UserError
+
+_SAMPLES_AT_ONCE = 1 << 18
+"""Bounds the memory of the check, whatever the size of the corpus."""
+
+
+class CheckableCorpus(OrderedCorpus, Protocol):
+    """What the check reads of `corpus.Corpus`."""
+
+    num_samples: int
+    feature_size: int
+    num_region_classes: int
+
+    @property
+    def tokenizer_path(self) -> Path: ...
+
+
+def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size: int | None = None) -> None:
+    """Refuse data that does not fit the recipe. Cheap: the index alone is looked at.
+
+    vocabulary_size: of the corpus's tokenizer; None loads it. Sizes of 0 in the configuration stand for "as the data has it".
+
+    Raises:
+        UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
+            region classes or vocabulary other than the model's, or a sample that cannot fit into a micro-batch.
+    """
+    if not corpus.num_samples:
+        raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
+    if config.contrast.enabled and not (corpus.kinds == Kind.PAIR).any():
+        raise UserError("contrast.enabled=true but the data holds no pair; add pairs or set contrast.enabled=false")
+    StepPlanner(corpus, config, world_size=1)
+    uses_regions = config.data.kind_weights.image or config.data.kind_weights.pair
+    if vocabulary_size is None:
+        vocabulary_size = tokenizers.load(corpus.tokenizer_path).vocabulary_size
+    sizes = [("vocabulary_size", "its tokenizer has", vocabulary_size)]
+    if uses_regions:
+        sizes.append(("region_feature_size", "its regions have", corpus.feature_size))
+        sizes.append(("num_region_classes", "its extractor knows", corpus.num_region_classes))
+    for name, owner, actual in sizes:
+        wanted = getattr(config.model, name)
+        if wanted not in (0, actual):
+            raise UserError(
+                f"model.{name}={wanted} does not fit the data at {config.data.path!r}, where {owner} {actual}; "
+                f"set model.{name}={actual} or prepare the data with the model's own"
+            )
+    longest, positions = largest_sample(corpus, config)
+    if positions > config.batch.micro_batch_tokens:
+        raise UserError(
+            f"sample {corpus.key(longest)} can make up to {positions} stream positions, more than batch.micro_batch_tokens="
+            f"{config.batch.micro_batch_tokens}; raise that, or lower data.max_text_tokens, data.max_regions or the "
+            "contrast.* counts"
+        )
+
+
+def largest_sample(corpus: CheckableCorpus, config: RunConfig) -> tuple[int, int]:
+    """The sample that can make the most stream positions at one visit, and how many: an upper bound over all draws."""
+    longest, positions = 0, 0
+    for start in range(0, corpus.num_samples, _SAMPLES_AT_ONCE):
+        stop = min(start + _SAMPLES_AT_ONCE, corpus.num_samples)
+        bounds = _largest_visits(corpus, start, stop, config)
+        bounds[~_has_weight(corpus, start, stop, config)] = 0
+        if bounds.max() > positions:
+            longest, positions = start + int(bounds.argmax()), int(bounds.max())
+    return longest, positions
+
+
+def _has_weight(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> np.ndarray:
+    weights = config.data.kind_weights
+    by_kind = np.array([weights.image, weights.text, weights.pair]) > 0
+    by_source = np.array([config.data.source_weights.get(name, 1.0) > 0 for name in corpus.source_names])
+    result: np.ndarray = by_kind[corpus.kinds[start:stop]] & by_source[corpus.source_ids[start:stop]]
+    return result
+
+
+def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Integers:
+    """[n] upper bound of the positions of each sample's visits: as many of its longest texts as may be drawn."""
+    data, contrast, masking = config.data, config.contrast, config.masking
+    kinds = corpus.kinds[start:stop]
+    images = np.minimum(corpus.num_regions[start:stop].astype(np.int64), data.max_regions) + 1
+    first = corpus.text_start[start]
+    texts = slice(int(first), int(corpus.text_start[stop]))
+    tokens = np.minimum(corpus.text_tokens[texts].astype(np.int64), data.max_text_tokens - NUM_TEXT_SPECIALS)
+    roles, levels = corpus.text_role[texts], corpus.text_level[texts]
+    owner = np.repeat(np.arange(stop - start), np.diff(corpus.text_start[start : stop + 1]))
+
+    def most(is_wanted: np.ndarray, values: Integers) -> Integers:
+        result = np.zeros(stop - start, np.int64)
+        np.maximum.at(result, owner[is_wanted], values[is_wanted])
+        return result
+
+    lengths = tokens + NUM_TEXT_SPECIALS
+    captions = most(roles == TextRole.TEXT, lengths)
+    budgets = np.ceil(masking.fragment_share * tokens)
+    fragments = np.ceil(budgets / masking.min_fragment_tokens).astype(np.int64)
+    total = np.where(kinds == Kind.TEXT, 0, images)
+    total += most(roles == TextRole.TEXT, lengths + NUM_TEXT_SPECIALS * fragments)
+    if not contrast.enabled:
+        return total
+    clean = 2 * (images + captions)
+    drawn = [(roles == TextRole.POSITIVE, contrast.positives)]
+    for level, wanted in (
+        (Level.SENTENCE, contrast.sentence_negatives),
+        (Level.PHRASE, contrast.phrase_negatives),
+        (Level.WORD, contrast.word_negatives),
+    ):
+        drawn.append(((roles == TextRole.NEGATIVE) & (levels == level), wanted))
+    for is_rewrite, wanted in drawn:
+        longest = most(is_rewrite, lengths)
+        number = np.minimum(np.bincount(owner[is_rewrite], minlength=stop - start), wanted)
+        clean += number * (images + longest * (2 if contrast.single_rewrites else 1))
+    is_related = roles == TextRole.RELATED
+    number = np.minimum(np.bincount(owner[is_related], minlength=stop - start), contrast.related_texts)
+    clean += number * most(is_related, lengths)
+    number = np.minimum(np.diff(corpus.related_image_start[start : stop + 1]), contrast.related_images)
+    regions = corpus.num_regions[corpus.related_image_index]
+    clean += number * (min(int(regions.max(initial=0)), data.max_regions) + 1)
+    return total + np.where(kinds == Kind.PAIR, clean, 0)

@@ -1,0 +1,139 @@
+"""The training loader: steps in order, each a pure function of its number, made ahead by loader processes.
+
+Worker processes share nothing but the corpus on disk. Any of them makes any step, so their number changes neither the batches
+nor their order, and a run resumes at any step without replay.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.schema import BadSample, StepBatch
+from unimo_ds.data.step_reader import ReadableCorpus, StepReader, TextTokenizer
+from unimo_ds.data.transport import FlatStep, flatten, restore
+from unimo_ds.utils.errors import UserError
+
+_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StepLoader(Iterable[StepBatch]):
+    """The batches of steps start_step .. stop_step - 1 for one rank, in order."""
+
+    def __init__(
+        self,
+        corpus: ReadableCorpus,
+        config: RunConfig,
+        rank: int,
+        world_size: int,
+        start_step: int,
+        stop_step: int,
+        *,
+        tokenizer: TextTokenizer | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        tokenizer: of the corpus; None loads it from `corpus.tokenizer_path`.
+
+        Raises:
+            UserError: a kind or source with weight but without samples (see also `corpus_check.check_corpus`).
+        """
+        if tokenizer is None:
+            if not isinstance(corpus, Corpus):
+                raise UserError("a corpus that is not a data folder needs its tokenizer given")
+            tokenizer = tokenizers.load(corpus.tokenizer_path)
+        self._reader = StepReader(corpus, tokenizer, config, rank=rank, world_size=world_size)
+        self._steps = range(start_step, stop_step)
+        self._num_workers = config.data.num_workers
+        self._prefetch_steps = config.data.prefetch_steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """Raises:
+        UserError: as `StepReader.read`, in the trainer's own process whoever met it.
+        """
+        if not self._num_workers:
+            yield from map(self._reader.read, self._steps)
+            return
+        loader: DataLoader[FlatStep | str] = DataLoader(
+            _Steps(self._reader),
+            batch_size=None,
+            sampler=self._steps,
+            collate_fn=_as_it_is,
+            num_workers=self._num_workers,
+            # Each worker is ahead by at least one step; together by what was asked for.
+            prefetch_factor=max(1, -(-self._prefetch_steps // self._num_workers)),
+            worker_init_fn=_ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for item in loader:
+            if isinstance(item, str):
+                raise UserError(item)
+            yield restore(item)
+
+
+class _Steps(Dataset[FlatStep | str]):
+    """A step as it travels; a refusal travels as its sentence, because exceptions come out of workers with a traceback."""
+
+    def __init__(self, reader: StepReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, step: int) -> FlatStep | str:
+        try:
+            return flatten(self._reader.read(step))
+        except UserError as error:
+            return str(error)
+
+
+def _as_it_is(item: Any) -> Any:
+    """Keeps torch from collating."""
+    return item
+
+
+def _ignore_signals(worker: int) -> None:
+    """Slurm and terminals signal every process of a step; a worker that died of it would take the trainer's save with it."""
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class BadSampleLimit:
+    """Stops a run whose data is worse than agreed. Feed it the sums over all ranks, so that all ranks stop at one step."""
+
+    FREE = 10
+    """Bad samples that are let pass whatever their share, unless no share is allowed at all."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._num_bad = self._num_samples = 0
+        self._keys: dict[str, str] = {}
+
+    def add(self, bad_samples: Iterable[BadSample], *, num_bad: int, num_samples: int) -> None:
+        """Count one step. bad_samples: this rank's, for the message; the numbers: of the global batch.
+
+        Raises:
+            UserError: more than the share was unreadable, naming shards.
+        """
+        self._num_bad += num_bad
+        self._num_samples += num_samples
+        for sample in bad_samples:
+            if len(self._keys) < 1000:
+                self._keys[sample.key] = sample.reason
+        allowed = max(self._max_share * self._num_samples, self.FREE if self._max_share else 0)
+        if self._num_bad > allowed:
+            shards = sorted({key.partition(":")[0] for key in self._keys})
+            named = f" in {', '.join(shards[:5])}" if shards else " (named in other ranks' logs)"
+            example = next(iter(self._keys.items()), None)
+            shown = f"; for example {example[0]}: {example[1]}" if example else ""
+            raise UserError(
+                f"{self._num_bad} of {self._num_samples} samples could not be read{named}, more than data.max_bad_share="
+                f"{self._max_share} allows{shown}; run `unimo prepare verify` on the data, or raise data.max_bad_share"
+            )

@@ -1,0 +1,94 @@
+"""A step before anything is read: its samples, what is drawn for each, and which rank makes which of them.
+
+A pure function of (index, configuration, world size, step), so every rank and every worker finds the same; and the global batch
+does not depend on the world size at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.balance import StepPlan, contrast_groups, estimate_costs, plan_step
+from unimo_ds.data.draws import Integers
+from unimo_ds.data.mixture import Order
+from unimo_ds.data.schema import Kind
+from unimo_ds.data.selection import CorpusIndex, StepSelection, select_step
+
+
+class OrderedCorpus(CorpusIndex, Protocol):
+    """What planning reads of `corpus.Corpus`."""
+
+    source_ids: NDArray[np.int32]
+    source_names: tuple[str, ...]
+    shard_of: NDArray[np.int32]
+
+    def key(self, sample: int, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step's global batch, in position order, and its split."""
+
+    step: int
+    selection: StepSelection
+    groups: Integers
+    """[B] contrastive group of each pair."""
+    split: StepPlan
+
+    @property
+    def samples(self) -> Integers:
+        """[B] global sample indices."""
+        return self.selection.samples
+
+
+class StepPlanner:
+    """Plans any step of a run, each in the same time."""
+
+    def __init__(self, corpus: OrderedCorpus, config: RunConfig, *, world_size: int) -> None:
+        """Raises:
+        UserError: as `mixture.Order`.
+        """
+        self._index, self._key = corpus, corpus.key
+        self.config, self.world_size = config, world_size
+        self.order = Order(
+            corpus.kinds,
+            corpus.source_ids,
+            corpus.shard_of,
+            config.data.kind_weights,
+            config.data.source_weights,
+            config.data.shuffle_window_shards,
+            config.seed,
+            source_names=tuple(corpus.source_names),
+        )
+
+    def plan(self, step: int) -> PlannedStep:
+        """The samples at positions step * B ... of the global sequence, B = `batch.global_samples`.
+
+        Raises:
+            UserError: a sample is too large for a micro-batch, by key.
+        """
+        size = self.config.batch.global_samples
+        positions = np.arange(step * size, (step + 1) * size)
+        samples = self.order.samples_at(positions)
+        selection = select_step(self._index, samples, positions, self.config)
+        is_pair = selection.kinds == Kind.PAIR
+        split = plan_step(
+            estimate_costs(selection.lengths, selection.sequence_starts, hidden_size=self.config.model.hidden_size),
+            selection.num_positions,
+            is_pair,
+            self.world_size,
+            self.config.batch.micro_batch_tokens,
+            name_of=_namer(self._key, samples),
+        )
+        groups = contrast_groups(is_pair, group_pairs=self.config.contrast.group_pairs)
+        return PlannedStep(step=step, selection=selection, groups=groups, split=split)
+
+
+def _namer(key: Callable[[int], str], samples: Integers) -> Callable[[int], str]:
+    return lambda row: f"sample {key(int(samples[row]))}"

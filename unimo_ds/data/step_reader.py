@@ -1,0 +1,188 @@
+"""Reads one rank's part of a step: stored samples to packed micro-batches, with substitutes for what cannot be read."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import CorruptSample
+from unimo_ds.data.examples import ImageInput, PreparedSample, make_example, prepare_sample, texts_to_encode
+from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
+from unimo_ds.data.packing import pack
+from unimo_ds.data.schema import BadSample, Example, PackedBatch, Sample, StepBatch
+from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.seed import generator
+
+_SAMPLE_CACHE_BYTES = 128 * 2**20
+"""Prepared samples kept for the next visit, per process: small corpora are decoded once."""
+_TEXT_CACHE_TOKENS = 4_000_000
+_SUBSTITUTE = 0x73756273
+_CANDIDATES, _ROUNDS = 64, 8
+"""Substitutes drawn at once, and how often, before a bad sample is left out."""
+
+
+class ReadableCorpus(OrderedCorpus, Protocol):
+    """What reading asks of `corpus.Corpus`."""
+
+    feature_size: int
+    classes_per_region: int
+    bytes_read: int
+
+    def read(self, sample: int, /) -> Sample: ...
+
+
+class TextTokenizer(WordTable, Protocol):
+    """What reading asks of `tokenizer.Tokenizer`."""
+
+    def encode_batch(self, texts: Sequence[str], /) -> list[Tokens]: ...
+
+
+class StepReader:
+    """`read(step)` is a pure function of the step (caches and counters aside), so any process may make any step."""
+
+    def __init__(
+        self, corpus: ReadableCorpus, tokenizer: TextTokenizer, config: RunConfig, *, rank: int, world_size: int
+    ) -> None:
+        self._corpus, self._config, self._rank = corpus, config, rank
+        self._planner = StepPlanner(corpus, config, world_size=world_size)
+        self._vocabulary = Vocabulary.of(tokenizer)
+        self._tokens = _TokenCache(tokenizer)
+        self._samples: OrderedDict[int, PreparedSample] = OrderedDict()
+        self._samples_bytes = 0
+
+    def read(self, step: int) -> StepBatch:
+        """This rank's micro-batches of a step.
+
+        Raises:
+            UserError: a sample too large for a micro-batch, or an index made with another tokenizer.
+        """
+        started, bytes_before = time.perf_counter(), self._corpus.bytes_read
+        planned = self._planner.plan(step)
+        bad: list[BadSample] = []
+        micro_batches = []
+        for rows in planned.split.ranks[self._rank]:
+            visits = [(row, *visit) for row in rows.tolist() if (visit := self._visit(planned.selection[row], bad))]
+            examples = self._examples([visit[1:] for visit in visits], bad)
+            micro_batches.append(self._pack(examples, planned.groups[[visit[0] for visit in visits]]))
+        return StepBatch(
+            step=step,
+            micro_batches=tuple(micro_batches),
+            num_samples=len(planned.samples),
+            bad_samples=tuple(bad),
+            bytes_read=self._corpus.bytes_read - bytes_before,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _examples(self, visits: list[tuple[Selection, PreparedSample]], bad: list[BadSample]) -> list[Example]:
+        texts = [text for selection, sample in visits for text in texts_to_encode(sample, selection)]
+        token_ids = self._tokens.encode(texts)
+        examples = []
+        for selection, sample in visits:
+            example = make_example(
+                sample,
+                selection,
+                token_ids=token_ids,
+                related_images=self._related_images(selection, bad),
+                vocabulary=self._vocabulary,
+                config=self._config,
+            )
+            length = sum(sequence.length for sequence in example.sequences)
+            if length > selection.num_positions:
+                raise UserError(
+                    f"sample {sample.key} makes {length} positions where its index promised {selection.num_positions}: "
+                    "the index was made with another tokenizer; build it again with `unimo prepare pack`"
+                )
+            examples.append(example)
+        return examples
+
+    def _pack(self, examples: list[Example], groups: NDArray[np.int64]) -> PackedBatch:
+        return pack(
+            examples,
+            groups.tolist(),
+            feature_size=self._corpus.feature_size or self._config.model.region_feature_size,
+            classes_per_region=self._corpus.classes_per_region,
+        )
+
+    def _visit(self, selection: Selection, bad: list[BadSample]) -> tuple[Selection, PreparedSample] | None:
+        """The sample of a visit, or its substitute: another one of its kind and source that is no longer; None where none is.
+
+        The substitute is drawn by (seed, position), so whichever rank meets the damage replaces it alike.
+        """
+        try:
+            return selection, self._prepared(selection.sample)
+        except CorruptSample as error:
+            damage = error
+        corpus = self._corpus
+        is_like = corpus.kinds == corpus.kinds[selection.sample]
+        is_like &= corpus.source_ids == corpus.source_ids[selection.sample]
+        like = np.flatnonzero(is_like)
+        random = generator(self._config.seed, selection.position, _SUBSTITUTE)
+        for _ in range(_ROUNDS):
+            candidates = like[random.integers(0, len(like), _CANDIDATES)]
+            visits = select_step(corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
+            for row in np.flatnonzero(visits.num_positions <= selection.num_positions).tolist():
+                try:
+                    sample = self._prepared(int(candidates[row]))
+                except CorruptSample:
+                    continue
+                bad.append(BadSample(damage.key, damage.reason, substitute=sample.key))
+                return visits[row], sample
+        bad.append(BadSample(damage.key, damage.reason, substitute=""))
+        return None
+
+    def _related_images(self, selection: Selection, bad: list[BadSample]) -> dict[int, ImageInput | None]:
+        """Images that the visit shows besides its own; one that cannot be read is left out of the visit."""
+        images: dict[int, ImageInput | None] = {}
+        for planned in selection.sequences:
+            if planned.image >= 0 and planned.image != selection.sample:
+                try:
+                    images[planned.image] = self._prepared(planned.image).image
+                except CorruptSample as error:
+                    images[planned.image] = None
+                    bad.append(BadSample(error.key, error.reason, substitute=""))
+        return images
+
+    def _prepared(self, sample: int) -> PreparedSample:
+        """Read and prepared, or kept from an earlier visit.
+
+        Raises:
+            CorruptSample: it cannot be read.
+        """
+        prepared = self._samples.get(sample)
+        if prepared is not None:
+            self._samples.move_to_end(sample)
+            return prepared
+        prepared = prepare_sample(self._corpus.read(sample), max_regions=self._config.data.max_regions)
+        self._samples[sample] = prepared
+        self._samples_bytes += prepared.num_bytes
+        while self._samples_bytes > _SAMPLE_CACHE_BYTES:
+            _, oldest = self._samples.popitem(last=False)
+            self._samples_bytes -= oldest.num_bytes
+        return prepared
+
+
+class _TokenCache:
+    """Ids of texts met before; emptied when it has grown to its limit, which costs one encoding of each text again."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, Tokens] = {}
+        self._num_tokens = 0
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tokens]:
+        """Ids without specials, by text; holds at least these texts."""
+        if self._num_tokens > _TEXT_CACHE_TOKENS:
+            self._known, self._num_tokens = {}, 0
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+        for text, ids in zip(unknown, self._tokenizer.encode_batch(unknown) if unknown else (), strict=True):
+            self._known[text] = ids
+            self._num_tokens += len(ids)
+        return self._known

@@ -1,0 +1,89 @@
+"""A step's batch as one block of bytes, for the way from a loader process to the trainer.
+
+A packed batch holds some thirty tensors. Sent one by one, each costs a shared-memory file that stays open while the batch
+lives, and a few prefetched steps of several micro-batches exhaust a process's file descriptors. So all of a step travels in
+one tensor, which is also one piece to pin for the copy to a GPU; the batch on the other side is views of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.schema import ContrastTable, PackedBatch, StepBatch
+
+_ALIGNMENT = 64
+_TABLE_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastTable))
+_HOST_FIELDS = ("longest", "keys")
+_TENSOR_FIELDS = tuple(
+    field.name for field in dataclasses.fields(PackedBatch) if field.name not in ("contrast", *_HOST_FIELDS)
+)
+
+
+@dataclass(frozen=True)
+class FlatStep:
+    """A `StepBatch` whose tensors lie in one block."""
+
+    block: torch.Tensor
+    """[bytes] uint8"""
+    places: tuple[tuple[str, tuple[int, ...], int], ...]
+    """dtype name, shape and offset of each tensor, micro-batch after micro-batch."""
+    host_fields: tuple[tuple[Any, ...], ...]
+    """`_HOST_FIELDS` of each micro-batch."""
+    rest: StepBatch
+    """The batch without micro-batches."""
+
+    def pin_memory(self) -> FlatStep:
+        """The same in page-locked memory. (torch's DataLoader calls it where pinning is on.)"""
+        return dataclasses.replace(self, block=self.block.pin_memory())
+
+
+def flatten(batch: StepBatch) -> FlatStep:
+    """All tensors of a CPU batch, copied into one block."""
+    arrays = [array for micro_batch in batch.micro_batches for array in _arrays(micro_batch)]
+    places, size = [], 0
+    for array in arrays:
+        places.append((array.dtype.name, array.shape, size))
+        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = torch.empty(size, dtype=torch.uint8)
+    flat = block.numpy()
+    for array, (_, _, offset) in zip(arrays, places, strict=True):
+        flat[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+    return FlatStep(
+        block=block,
+        places=tuple(places),
+        host_fields=tuple(tuple(getattr(one, name) for name in _HOST_FIELDS) for one in batch.micro_batches),
+        rest=dataclasses.replace(batch, micro_batches=()),
+    )
+
+
+def restore(flat: FlatStep) -> StepBatch:
+    """The batch of `flatten`; its tensors are views of the block."""
+    views = _views(flat)
+    micro_batches = []
+    for host_fields in flat.host_fields:
+        fields: dict[str, Any] = {name: next(views) for name in _TENSOR_FIELDS}
+        fields["contrast"] = ContrastTable(**{name: next(views) for name in _TABLE_FIELDS})
+        fields.update(zip(_HOST_FIELDS, host_fields, strict=True))
+        micro_batches.append(PackedBatch(**fields))
+    return dataclasses.replace(flat.rest, micro_batches=tuple(micro_batches))
+
+
+def _arrays(batch: PackedBatch) -> list[NDArray[Any]]:
+    tensors = [getattr(batch, name) for name in _TENSOR_FIELDS]
+    tensors += [getattr(batch.contrast, name) for name in _TABLE_FIELDS]
+    return [tensor.numpy() for tensor in tensors]
+
+
+def _views(flat: FlatStep) -> Iterator[torch.Tensor]:
+    for name, shape, offset in flat.places:
+        dtype: torch.dtype = getattr(torch, name)
+        size = math.prod(shape) * dtype.itemsize
+        yield flat.block[offset : offset + size].view(dtype).view(shape)
