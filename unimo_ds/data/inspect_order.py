@@ -1,0 +1,71 @@
+"""What each step will read, without reading it: the body of `unimo inspect order`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.utils.errors import UserError
+
+StepOrder = dict[str, Any]
+
+
+def inspect_order(
+    corpus: OrderedCorpus, config: RunConfig, *, steps: range, world_size: int, num_workers: int = 0
+) -> dict[str, list[StepOrder]]:
+    """Per step the global batch in position order, and which rank gets which samples, as keys:
+    `{"steps": [{"step": n, "global_batch": [key, ...], "ranks": [[key, ...], ...]}]}`.
+
+    num_workers: loader processes that make the plans, as they would in training; the result does not depend on it.
+    Takes the same time wherever `steps` begins. Substitutes for unreadable samples are not known before reading.
+
+    Raises:
+        UserError: a range or count that makes no sense, and what `step_plan.StepPlanner` refuses.
+    """
+    if world_size < 1 or num_workers < 0:
+        raise UserError(f"--world-size {world_size} and --workers {num_workers} must be at least 1 and 0")
+    if steps.start < 0 or steps.step != 1 or len(steps) == 0:
+        raise UserError(f"--steps {steps.start}:{steps.stop} must be A:B with 0 <= A < B")
+    plans = _Plans(corpus, StepPlanner(corpus, config, world_size=world_size))
+    loader: DataLoader[StepOrder] = DataLoader(
+        plans, batch_size=None, sampler=steps, collate_fn=_as_it_is, num_workers=num_workers
+    )
+    found = list(loader)
+    refused = [item["refused"] for item in found if "refused" in item]
+    if refused:
+        raise UserError(refused[0])
+    return {"steps": found}
+
+
+def parse_steps(text: str) -> range:
+    """`A:B` as the range of steps A .. B - 1.
+
+    Raises:
+        UserError: anything else.
+    """
+    first, separator, stop = text.partition(":")
+    if not (separator and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+        raise UserError(f"--steps {text!r} must be A:B with whole numbers 0 <= A < B")
+    return range(int(first), int(stop))
+
+
+class _Plans(Dataset[StepOrder]):
+    def __init__(self, corpus: OrderedCorpus, planner: StepPlanner) -> None:
+        self._corpus, self._planner = corpus, planner
+
+    def __getitem__(self, step: int) -> StepOrder:
+        try:
+            planned = self._planner.plan(step)
+        except UserError as error:
+            return {"step": step, "refused": str(error)}
+        keys = [self._corpus.key(sample) for sample in planned.samples.tolist()]
+        ranks = [sorted(row for micro_batch in rank for row in micro_batch.tolist()) for rank in planned.split.ranks]
+        return {"step": step, "global_batch": keys, "ranks": [[keys[row] for row in rank] for rank in ranks]}
+
+
+def _as_it_is(item: Any) -> Any:
+    """Keeps torch from collating."""
+    return item
