@@ -217,7 +217,7 @@ class Corpus:
             except OSError as error:
                 # A stale handle of a network file system is cured by opening the file again.
                 self._files.pop(shard, None)
-                final = error.errno in _NOT_TRANSIENT or isinstance(error, cache.RemoteDamage)
+                final = error.errno in _NOT_TRANSIENT or isinstance(error, (FileNotFoundError, cache.RemoteDamage))
                 if final or attempt == _READ_ATTEMPTS - 1:
                     raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
                 time.sleep(_FIRST_PAUSE * 4**attempt)

@@ -7,6 +7,7 @@ no user names. A shard appears whole or not at all; `SHARD.index.npz` is built a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -24,6 +25,7 @@ from unimo_ds.utils.errors import UserError
 SHARD_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.npz"
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SOURCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGITS = 6
 
 
@@ -127,10 +129,12 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        elif self._open is not None:
-            self._open.abandon()
+        try:
+            if error is None:
+                self.close()
+        finally:
+            if self._open is not None:
+                self._open.abandon()
 
     def _finish(self) -> None:
         if self._open is None:
@@ -155,11 +159,15 @@ class _OpenShard:
         self.num_samples = 0
         self.num_bytes = 0
         with _disk_errors(self.path):
-            self.stream = io.FileIO(self.aside, "wb")
+            # Buffered: a raw file may write less than it was given without a word.
+            self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
     def write(self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None) -> str:
         base = f"{self.stem}-{self.num_samples:0{_DIGITS}d}"
+        # A source is a key in `--set data.source_weights.SOURCE=...`.
+        if sample.source and not _SOURCE.fullmatch(sample.source):
+            raise UserError(f"source {sample.source!r} must be 1 to 64 letters, digits, '-' or '_'")
         try:
             content = members.encode_sample(sample, jpeg=jpeg, details=details)
         except members.DecodeError as error:
@@ -181,7 +189,12 @@ class _OpenShard:
             os.replace(self.aside, self.path)
 
     def abandon(self) -> None:
-        self.stream.close()
+        """Leave no trace; after `finish`, nothing happens."""
+        # What the writers still hold is not wanted, and on a full disk cannot be written.
+        with contextlib.suppress(OSError, ValueError):
+            self.writer.close()
+        with contextlib.suppress(OSError):
+            self.stream.close()
         self.aside.unlink(missing_ok=True)
 
 

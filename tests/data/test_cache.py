@@ -1,0 +1,164 @@
+"""Remote folders are read through a bounded, shared, checked cache."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tests.data.shard_folders import assert_same_sample, make_folder
+from unimo_ds.data import cache
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("local"))
+
+
+@pytest.fixture
+def url(folder: Path) -> Iterator[str]:
+    """The folder in fsspec's memory."""
+    files = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        files.pipe_file(f"/corpus/{path.name}", path.read_bytes())
+    yield "memory://corpus"
+    files.rm("/corpus", recursive=True)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_FIRST_PAUSE", 0.001)
+
+
+def cached_bytes(cache_dir: Path) -> int:
+    return sum(path.stat().st_size for path in cache_dir.glob("*/*"))
+
+
+def test_a_remote_corpus_is_the_local_one(folder: Path, url: str, tmp_path: Path) -> None:
+    local, remote = Corpus.open(folder), Corpus.open(url, cache_dir=str(tmp_path))
+    assert remote.fingerprint == local.fingerprint
+    for number in range(len(local)):
+        assert_same_sample(remote.read(number), local.read(number))
+        assert remote.key(number) == local.key(number)
+    assert remote.tokenizer_path.read_bytes() == local.tokenizer_path.read_bytes()
+
+
+def test_over_http(folder: Path, tmp_path: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            remote = Corpus.open(address, cache_dir=str(tmp_path))
+            assert_same_sample(remote.read(5), Corpus.open(folder).read(5))
+            with pytest.raises(UserError, match=r"cannot read http.*/nowhere/manifest\.json"):
+                Corpus.open(f"{address}/nowhere", cache_dir=str(tmp_path))
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Path) -> None:
+    largest = max(shard.bytes for shard in Corpus.open(url, cache_dir=str(tmp_path)).manifest.shards)
+    bound = 2 * largest
+    corpus = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=bound)
+    samples = [corpus.read(number) for number in range(len(corpus))]
+    assert 0 < cached_bytes(tmp_path) <= bound
+    # Files that were dropped while open are still read; a fresh process fetches them again.
+    again = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=bound)
+    for number in range(len(corpus)):
+        assert_same_sample(corpus.read(number), samples[number])
+        assert_same_sample(again.read(number), samples[number])
+    assert cached_bytes(tmp_path) <= bound
+
+
+def test_a_shard_larger_than_the_cache_is_refused(url: str, tmp_path: Path) -> None:
+    corpus = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=1000)
+    with pytest.raises(UserError, match=r"raise data\.cache_bytes"):
+        corpus.read(0)
+
+
+def test_a_cached_shard_is_not_fetched_twice(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    real = cache.RemoteStorage._fetch
+
+    def counting(self: cache.RemoteStorage, name: str, *arguments: object) -> None:
+        fetched.append(name)
+        real(self, name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache.RemoteStorage, "_fetch", counting)
+    corpora = [Corpus.open(url, cache_dir=str(tmp_path)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda corpus: corpus.read(0), corpora))
+    Corpus.open(url, cache_dir=str(tmp_path)).read(1)
+    assert fetched == ["images-000000.tar"]
+
+
+def test_damage_on_the_way_is_fetched_again(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.open(url, cache_dir=str(tmp_path))
+    files = fsspec.filesystem("memory")
+    whole = files.cat_file("/corpus/images-000000.tar")
+    attempts = []
+    real = cache.RemoteStorage._fetch
+
+    def heals(self: cache.RemoteStorage, *arguments: object) -> None:
+        files.pipe_file("/corpus/images-000000.tar", whole[:5000] if not attempts else whole)
+        attempts.append(1)
+        real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache.RemoteStorage, "_fetch", heals)
+    assert corpus.read(0).source == "albums"
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer"])
+def test_lasting_damage_is_named_and_never_cached(url: str, tmp_path: Path, damage: str) -> None:
+    corpus = Corpus.open(url, cache_dir=str(tmp_path))
+    files = fsspec.filesystem("memory")
+    whole = files.cat_file("/corpus/images-000000.tar")
+    flipped = bytes([whole[0] ^ 1]) + whole[1:]
+    files.pipe_file(
+        "/corpus/images-000000.tar", {"flipped": flipped, "cut": whole[:-1], "longer": whole + b"x"}[damage]
+    )
+    with pytest.raises(CorruptSample, match="is not what the manifest describes"):
+        corpus.read(0)
+    assert cached_bytes(tmp_path) == 0
+    assert corpus.read(4).source == "photos"
+
+
+def test_a_shard_that_is_gone(url: str, tmp_path: Path) -> None:
+    corpus = Corpus.open(url, cache_dir=str(tmp_path))
+    fsspec.filesystem("memory").rm("/corpus/images-000000.tar")
+    with pytest.raises(CorruptSample, match="cannot be read"):
+        corpus.read(0)
+
+
+def test_a_cache_that_cannot_be_made(url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make the cache folder .*set data\.cache_dir"):
+        Corpus.open(url, cache_dir=str(tmp_path / "file"))
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    if _has("s3fs"):
+        pytest.skip("s3fs is installed here")
+    with pytest.raises(UserError, match="s3fs"):
+        Corpus.open("s3://bucket/corpus", cache_dir=str(tmp_path))
+
+
+def _has(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
