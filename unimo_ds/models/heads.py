@@ -12,24 +12,31 @@ from torch import nn
 from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
+from unimo_ds.models.embeddings import TextEmbedding
 from unimo_ds.models.layers import Linear
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.linear import linear
 
 
 class LanguageHead(nn.Module):
-    """FC, gelu, layer norm, then the word table as output matrix, with a bias of its own."""
+    """FC, gelu, layer norm, then the word table as output matrix, with a bias of its own.
 
-    def __init__(self, config: ModelConfig) -> None:
+    The table belongs to the text embedding. It is held here outside of the module tree, and is not an argument of `forward`
+    either: ZeRO-3 wraps tensor arguments, which would keep a gathered copy of the table until the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig, text_embedding: TextEmbedding) -> None:
         super().__init__()
+        self._tied = (text_embedding.word,)
         self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
 
     def forward(
-        self, hidden_ND: torch.Tensor, word_weight_VD: torch.Tensor, targets_N: torch.Tensor | None = None
+        self, hidden_ND: torch.Tensor, targets_N: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """With targets: losses [N] fp32 and is_correct [N] bool. Without: logits [N, V] and None."""
+        word_weight_VD = self._tied[0].weight
         transformed = self.norm(functional.gelu(self.transform(hidden_ND)))
         if targets_N is None:
             return linear(transformed, word_weight_VD, self.bias), None

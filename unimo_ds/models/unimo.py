@@ -72,7 +72,7 @@ class Unimo(nn.Module):
         )
         self.text_pooler = Pooler(config)
         self.image_pooler = Pooler(config)
-        self.language_head = LanguageHead(config)
+        self.language_head = LanguageHead(config, self.text_embedding)
         self.region_regression = Linear(config.hidden_size, config.region_feature_size)
         self.region_classification = Linear(config.hidden_size, config.num_region_classes)
         self.temperature = Temperature(initial=temperature, minimum=min_temperature, maximum=max_temperature)
@@ -84,9 +84,7 @@ class Unimo(nn.Module):
         readers = (batch.language_at, batch.masked_region_at, batch.pooled_image_at, batch.pooled_text_at)
         hidden_ND = self._run_layers(batch, rows_N=torch.cat(readers))
         language, masked_regions, images, texts = torch.split(hidden_ND, [len(rows) for rows in readers])
-        language_losses, language_correct = self.language_head(
-            language, self.text_embedding.word.weight, batch.language_targets
-        )
+        language_losses, language_correct = self.language_head(language, batch.language_targets)
         return ModelOutput(
             language_losses=language_losses,
             language_correct=language_correct,
