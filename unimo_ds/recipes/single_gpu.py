@@ -24,7 +24,7 @@ def single_gpu() -> RunConfig:
         run_dir="runs/single_gpu",
         model=ModelConfig(vocabulary_size=0, region_feature_size=0, num_region_classes=0),
         data=DataConfig(max_text_tokens=512, max_regions=100, num_workers=4),
-        batch=BatchConfig(global_samples=256, micro_batch_tokens=32768),
+        batch=BatchConfig(global_samples=256, micro_batch_tokens=65536),
         schedule=ScheduleConfig(total_steps=100_000, warmup_steps=5_000),
         engine=EngineConfig(deepspeed_config="zero1_bf16"),
         checkpoint=CheckpointConfig(every_steps=1000, keep_last=3),

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation import small
+from unimo_ds import planning, recipes
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_recipe_can_be_planned_and_fits_where_it_is_meant_to_run(name: str) -> None:
+    result = planning.plan(recipes.load(name))
+    stage = int(recipes.load(name).engine.deepspeed_config[len("zero")])
+    assert result.memory[stage].fits
+    totals = [stage.total for stage in result.memory]
+    assert totals == sorted(totals, reverse=True), "a higher stage never needs more"
+    assert name in planning.to_text(result)
+    assert dataclasses.asdict(result)["batches"]
+
+
+def test_the_design_figure_for_the_base_run() -> None:
+    # At 55 % utilisation one day on 32 V100 buys about 745 k tokens a step for 500 k steps.
+    result = planning.plan(recipes.load("base_32xv100"))
+    own, large = result.batches
+    assert (own.global_samples, large.global_samples) == (1024, 6144)
+    assert own.positions_per_step * 500_000 / own.days == pytest.approx(745_000 * 500_000, rel=0.05)
+    assert own.device_hours == pytest.approx(own.days * 24 * 32)
+    assert own.micro_batches == 1
+    # More than one micro-batch costs a rehearsal, which is a third of the plain forward and backward.
+    assert large.flops_per_step / own.flops_per_step == pytest.approx(6 * 4 / 3, rel=1e-3)
+    assert result.encoder_parameters == pytest.approx(125.6e6, rel=1e-3)
+
+
+def test_halving_the_utilisation_doubles_the_time() -> None:
+    config = recipes.load("large_64xv100")
+    fast, slow = (planning.plan(config, utilisation=share).batches[0] for share in (0.5, 0.25))
+    assert slow.days == pytest.approx(2 * fast.days)
+    assert slow.read_bytes_per_second == pytest.approx(fast.read_bytes_per_second / 2)
+
+
+def test_checkpointing_trades_memory_for_operations() -> None:
+    config = recipes.load("large_64xv100")
+    thrifty = dataclasses.replace(config, engine=dataclasses.replace(config.engine, activation_checkpointing=True))
+    plain, less = planning.plan(config), planning.plan(thrifty)
+    assert less.memory[1].activations < plain.memory[1].activations / 4
+    assert less.batches[0].flops_per_step == pytest.approx(plain.batches[0].flops_per_step * 4 / 3, rel=1e-6)
+
+
+def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
+    folder = small.write_corpus(tmp_path, num_pairs=12)
+    config = dataclasses.replace(
+        recipes.load("demo"),
+        data=dataclasses.replace(
+            recipes.load("demo").data, path=str(folder), kind_weights=recipes.load("small").data.kind_weights
+        ),
+    )
+    corpus = Corpus.open(folder)
+    config = recipes.fit_to_data(config, corpus)
+    counted = planning.plan(config, corpus=corpus)
+    assert counted.batches[0].positions_per_step < planning.plan(config).batches[0].positions_per_step
+    assert any("counted over" in line for line in counted.assumptions)
+    cost, _ = planning.counted_cost(config, corpus)
+    # Corrupted, the pair, one positive and three levels of negatives of which one is absent here, and two alone.
+    mean_regions = corpus.num_regions[corpus.kinds == 2].mean()
+    assert cost.pooled == 2 * 4 + 2
+    assert cost.regions == pytest.approx((1 + mean_regions) * 6, rel=0.1)
+    assert 500 < cost.bytes < 20_000, "arrays and JSON of one pair, with the small JPEG between them"
+
+
+def test_what_cannot_be_planned_is_refused() -> None:
+    config = recipes.load("demo")
+    with pytest.raises(UserError, match="did you mean 'v100'"):
+        planning.plan(config, hardware="v10")
+    with pytest.raises(UserError, match="--utilisation 0 "):
+        planning.plan(config, utilisation=0)

@@ -1,0 +1,383 @@
+"""`unimo plan`: what a run will need, before any GPU is booked, from its recipe and, where given, the index of its data.
+
+Estimates, each stated with what it assumes: parameters and operations are exact for the sequences counted; memory is what
+weights, gradients, moments and kept activations add up to; time is operations over peak times a stated utilisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimo_ds.config import ModelConfig, RunConfig
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.mixture import Order
+from unimo_ds.data.schema import LanguageObjective, SequenceRole
+from unimo_ds.data.selection import select_step
+from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
+from unimo_ds.utils.errors import UserError, nearest_name
+
+GLOBAL_BATCHES = (1024, 6144)
+"""Besides the recipe's own: the paper does not publish its batch; these bracket what is believed."""
+UTILISATION = 0.55
+_STAGES = (0, 1, 2, 3)
+_GIB = 2**30
+_PAPER = ModelConfig()
+_COUNTED_SAMPLES = 2048
+_READ_SAMPLES = 48
+# Assumed where no data is given.
+_CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES = 14, 0.75, 8_000
+_OVERLAP_GROWTH = 2.0
+"""Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
+_COMMUNICATION_GIB = 0.5
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device: its peak for matrix products in training precision, and its memory."""
+
+    name: str
+    peak_flops: float
+    memory_gib: float
+
+
+HARDWARE = {
+    "v100": Hardware("V100 (fp16)", 125e12, 32),
+    "a100": Hardware("A100 (bf16)", 312e12, 80),
+    "h100": Hardware("H100 (bf16)", 989e12, 80),
+    "h200": Hardware("H200 (bf16)", 989e12, 141),
+    "cpu": Hardware("CPU core (fp32)", 80e9, 4),
+}
+_RUNS_ON = {
+    "demo": (2, "cpu"),
+    "small": (2, "cpu"),
+    "single_gpu": (1, "h200"),
+    "base_32xv100": (32, "v100"),
+    "large_64xv100": (64, "v100"),
+}
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """What one sample of the global stream brings on average, pairs, images and texts in the recipe's ratio."""
+
+    positions: float
+    squared_lengths: float
+    regions: float
+    language: float
+    masked_regions: float
+    pooled: float
+    bytes: float
+    """Read from storage."""
+
+    def shape(self, num_samples: int) -> StreamShape:
+        """The stream of so many samples."""
+        return StreamShape(
+            num_positions=round(self.positions * num_samples),
+            sum_squared_lengths=round(self.squared_lengths * num_samples),
+            num_regions=round(self.regions * num_samples),
+            num_language=round(self.language * num_samples),
+            num_masked_regions=round(self.masked_regions * num_samples),
+            num_pooled=round(self.pooled * num_samples),
+        )
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """GiB on one device under one ZeRO stage."""
+
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    buffers: float
+    total: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A run at one global batch."""
+
+    global_samples: int
+    positions_per_step: int
+    micro_batches: int
+    """Per rank and step."""
+    flops_per_step: float
+    seconds_per_step: float
+    steps: int
+    days: float
+    device_hours: float
+    read_bytes_per_second: float
+    """All ranks together."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    devices: int
+    hardware: str
+    utilisation: float
+    encoder_parameters: int
+    total_parameters: int
+    memory: tuple[StageMemory, ...]
+    batches: tuple[BatchPlan, ...]
+    assumptions: tuple[str, ...]
+
+
+def plan(
+    config: RunConfig,
+    *,
+    corpus: Corpus | None = None,
+    devices: int | None = None,
+    hardware: str | None = None,
+    utilisation: float = UTILISATION,
+) -> Plan:
+    """What a run of `config` needs.
+
+    corpus: counts sequences as the run will draw them; None: lengths are assumed and stated.
+    devices, hardware: None: what the recipe is named after.
+
+    Raises:
+        UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
+    """
+    default_devices, default_hardware = _RUNS_ON.get(config.recipe, (1, "h200"))
+    devices, hardware = devices or default_devices, hardware or default_hardware
+    if hardware not in HARDWARE:
+        raise UserError(f"unknown hardware {hardware!r}{nearest_name(hardware, HARDWARE)}")
+    if devices < 1 or not 0 < utilisation <= 1:
+        raise UserError(f"--devices {devices} must be at least 1 and --utilisation {utilisation} within (0, 1]")
+    config, assumptions = _with_sizes(config)
+    if corpus is None:
+        cost, assumed = assumed_cost(config)
+    else:
+        cost, assumed = counted_cost(config, corpus)
+    batches = {config.batch.global_samples, *(GLOBAL_BATCHES if hardware != "cpu" else ())}
+    parameters = count_parameters(config.model)
+    return Plan(
+        recipe=config.recipe,
+        devices=devices,
+        hardware=HARDWARE[hardware].name,
+        utilisation=utilisation,
+        encoder_parameters=parameters.encoder,
+        total_parameters=parameters.total,
+        memory=tuple(
+            stage_memory(config, cost, stage=stage, devices=devices, hardware=HARDWARE[hardware]) for stage in _STAGES
+        ),
+        batches=tuple(
+            _batch_plan(config, cost, samples, devices, HARDWARE[hardware], utilisation) for samples in sorted(batches)
+        ),
+        assumptions=(
+            *assumptions,
+            *assumed,
+            f"{utilisation:.0%} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden",
+            "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",
+        ),
+    )
+
+
+def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Sizes that the recipe leaves to the data, filled with the paper's."""
+    model = dataclasses.replace(
+        config.model,
+        vocabulary_size=config.model.vocabulary_size or _PAPER.vocabulary_size,
+        region_feature_size=config.model.region_feature_size or _PAPER.region_feature_size,
+        num_region_classes=config.model.num_region_classes or _PAPER.num_region_classes,
+    )
+    if model == config.model:
+        return config, []
+    stated = (
+        f"vocabulary {model.vocabulary_size}, features {model.region_feature_size}, classes {model.num_region_classes}"
+    )
+    return dataclasses.replace(config, model=model), [f"the recipe takes its sizes from the data; taken here: {stated}"]
+
+
+def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[str]]:
+    """The mean over the first samples of the run's own order, from the index; bytes by reading a few."""
+    order = Order(
+        corpus.kinds,
+        corpus.source_ids,
+        corpus.shard_of,
+        config.data.kind_weights,
+        config.data.source_weights,
+        config.data.shuffle_window_shards,
+        config.seed,
+        source_names=corpus.source_names,
+    )
+    positions = np.arange(_COUNTED_SAMPLES)
+    samples = order.samples_at(positions)
+    chosen = select_step(corpus, samples, positions, config)
+    lengths = chosen.lengths.astype(np.float64)
+    image_lengths = np.where(
+        chosen.images >= 0, 1 + np.minimum(corpus.num_regions[chosen.images], config.data.max_regions), 0
+    )
+    corrupted = chosen.roles == SequenceRole.CORRUPTED
+    text_tokens = (lengths - image_lengths)[corrupted]
+    share = np.where(
+        chosen.objectives == LanguageObjective.SEQUENCE_TO_SEQUENCE,
+        config.masking.fragment_share,
+        config.masking.language_share,
+    )
+    clean = ~corrupted
+    before = corpus.bytes_read
+    for row in range(_READ_SAMPLES):
+        # A pair's own image comes with the pair; a related one is another sample to be read.
+        for sample in {int(samples[row]), *(one.image for one in chosen[row].sequences if one.image >= 0)}:
+            corpus.read(sample)
+    cost = SampleCost(
+        positions=float(lengths.sum() / len(samples)),
+        squared_lengths=float((lengths**2).sum() / len(samples)),
+        regions=float(image_lengths.sum() / len(samples)),
+        language=float((text_tokens * share).sum() / len(samples)),
+        masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
+        pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
+        bytes=(corpus.bytes_read - before) / _READ_SAMPLES,
+    )
+    return cost, [f"sequences counted over the first {_COUNTED_SAMPLES:,} samples of the run's order"]
+
+
+def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
+    """Full images, short captions and nearly full texts."""
+    weights, contrast, masking = config.data.kind_weights, config.contrast, config.masking
+    total = weights.image + weights.text + weights.pair
+    pair, image_only, text_only = weights.pair / total, weights.image / total, weights.text / total
+    image = 1.0 + config.data.max_regions
+    caption = _CAPTION_TOKENS + 2.0
+    text = max(caption, _TEXT_SHARE * config.data.max_text_tokens)
+    negatives = contrast.sentence_negatives + contrast.phrase_negatives + contrast.word_negatives
+    num_joint = 1 + contrast.positives + negatives if contrast.enabled else 0
+    num_images = 1 + contrast.related_images if contrast.enabled else 0
+    num_texts = 1 + contrast.related_texts if contrast.enabled else 0
+    if contrast.enabled and contrast.single_rewrites:
+        num_texts += contrast.positives + negatives
+    sequences = (
+        (pair * (1 + num_joint), image + caption),
+        (pair * num_images + image_only, image),
+        (pair * num_texts, caption),
+        (text_only, text),
+    )
+    share = (
+        masking.sequence_to_sequence_share * masking.fragment_share
+        + (1 - masking.sequence_to_sequence_share) * masking.language_share
+    )
+    feature_bytes = config.data.max_regions * (config.model.region_feature_size * 2 + 16 + 4 * 6)
+    cost = SampleCost(
+        positions=sum(count * length for count, length in sequences),
+        squared_lengths=sum(count * length**2 for count, length in sequences),
+        regions=image * (pair * (1 + num_joint + num_images) + image_only),
+        language=share * (pair * caption + text_only * text),
+        masked_regions=_masked_regions(config, image * (pair + image_only)),
+        pooled=pair * (2 * num_joint + num_images + num_texts),
+        bytes=feature_bytes * (pair * (1 + (contrast.related_images if contrast.enabled else 0)) + image_only)
+        + _REWRITES_BYTES * pair
+        + 5 * text * text_only,
+    )
+    return cost, [
+        f"captions of {_CAPTION_TOKENS} tokens, images of {config.data.max_regions} regions, texts of {text:.0f} tokens "
+        "(give --data to count them)"
+    ]
+
+
+def _masked_regions(config: RunConfig, regions: float) -> float:
+    return min(regions, regions * config.masking.region_share * _OVERLAP_GROWTH)
+
+
+def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: int, hardware: Hardware) -> StageMemory:
+    """Memory of one device under one ZeRO stage at the recipe's own batch."""
+    parameters = count_parameters(config.model).total
+    is_low = config.engine.deepspeed_config.rsplit("_", 1)[-1] in ("fp16", "bf16")
+    # Low precision: 2 bytes of weights, gradients of 2 accumulated in 4, and a master of 4 with two moments of 4.
+    weight_bytes, gradient_bytes, optimizer_bytes = (2, 6, 12) if is_low else (4, 4, 12 if stage else 8)
+    rank_positions = cost.positions * config.batch.global_samples / devices
+    positions = min(rank_positions, config.batch.micro_batch_tokens)
+    weights = parameters * weight_bytes / (devices if stage >= 3 else 1)
+    gradients = parameters * gradient_bytes / (devices if stage >= 2 else 1)
+    optimizer = parameters * optimizer_bytes / (devices if stage >= 1 else 1)
+    mean_square = cost.squared_lengths / cost.positions
+    activations = positions * activation_bytes(
+        config.model,
+        attended=mean_square,
+        value_bytes=2 if is_low else 4,
+        is_checkpointed=config.engine.activation_checkpointing,
+    )
+    buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
+    total = (weights + gradients + optimizer + activations) / _GIB + buffers
+    return StageMemory(
+        stage=stage,
+        weights=weights / _GIB,
+        gradients=gradients / _GIB,
+        optimizer=optimizer / _GIB,
+        activations=activations / _GIB,
+        buffers=buffers,
+        total=total,
+        # A tenth is left to the allocator and to the CUDA context.
+        fits=total <= 0.9 * hardware.memory_gib,
+    )
+
+
+def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:
+    """Bytes kept for the backward pass per stream position.
+
+    A layer keeps its input, queries, keys, values, attention output, two sums before norms, the norm between, and both sides of
+    the feed-forward activation; dropout masks are recomputed from their keys. attended: mean length that a position attends to.
+    """
+    layer = (8 * model.hidden_size + 2 * model.feed_forward_size + model.num_heads * attended) * value_bytes
+    if is_checkpointed:
+        return model.num_layers * model.hidden_size * value_bytes + layer
+    return model.num_layers * layer
+
+
+def _batch_plan(
+    config: RunConfig, cost: SampleCost, samples: int, devices: int, hardware: Hardware, utilisation: float
+) -> BatchPlan:
+    shape = cost.shape(samples)
+    micro_batches = max(1, math.ceil(shape.num_positions / devices / config.batch.micro_batch_tokens))
+    flops = float(training_flops(config.model, shape))
+    if config.engine.activation_checkpointing:
+        flops += forward_flops(config.model, shape)
+    if micro_batches > 1 and config.contrast.enabled and config.data.kind_weights.pair:
+        # The contrastive group spans micro-batches, so a pass without gradients comes first (engine/step.py).
+        flops += forward_flops(config.model, shape)
+    seconds = flops / (devices * hardware.peak_flops * utilisation)
+    days = seconds * config.schedule.total_steps / 86400
+    return BatchPlan(
+        global_samples=samples,
+        positions_per_step=shape.num_positions,
+        micro_batches=micro_batches,
+        flops_per_step=flops,
+        seconds_per_step=seconds,
+        steps=config.schedule.total_steps,
+        days=days,
+        device_hours=days * 24 * devices,
+        read_bytes_per_second=cost.bytes * samples / seconds,
+    )
+
+
+def to_text(result: Plan) -> str:
+    """Tables for people."""
+    lines = [
+        f"recipe {result.recipe} on {result.devices} x {result.hardware}",
+        f"parameters: {result.encoder_parameters / 1e6:.1f} M encoder, {result.total_parameters / 1e6:.1f} M with heads",
+        "",
+        "memory per device, GiB   weights  gradients  optimizer  activations  buffers    total",
+    ]
+    for stage in result.memory:
+        lines.append(
+            f"  ZeRO stage {stage.stage}           {stage.weights:8.2f} {stage.gradients:10.2f} {stage.optimizer:10.2f}"
+            f" {stage.activations:12.2f} {stage.buffers:8.2f} {stage.total:8.2f}{'' if stage.fits else '  does not fit'}"
+        )
+    lines += [
+        "",
+        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s",
+    ]
+    for batch in result.batches:
+        lines.append(
+            f"{batch.global_samples:12,} {batch.positions_per_step:16,} {batch.micro_batches:14,}"
+            f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
+            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g}"
+        )
+    return "\n".join([*lines, "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)])
