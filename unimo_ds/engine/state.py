@@ -1,0 +1,167 @@
+"""The whole training state in one plain form: fp32 tensors by parameter name, and a few numbers.
+
+Nothing in it depends on world size, ZeRO stage or precision, so a checkpoint moves freely between them. There is no random
+state to keep: all randomness is a function of the seed and the position in the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from unimo_ds.engine import partitions
+from unimo_ds.engine.optim import MOMENTS
+from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.tensor_file import TensorFileWriter
+from unimo_ds.utils.errors import UserError
+
+FILES = {
+    partitions.WEIGHT: "model.safetensors",
+    **{moment: f"{moment}.safetensors" for moment in MOMENTS},
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is. The data position follows: step `n` reads positions n * global_samples and on."""
+
+    step: int = 0
+    """Steps taken, skipped ones included; the next step to take has this number."""
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+    """Steps without an update since the start of the run."""
+    best: Best | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        best = values.get("best")
+        return cls(**{**values, "best": Best(**best) if best else None})
+
+
+@dataclass(frozen=True)
+class OptimizerNumbers:
+    """What Adam and the loss scaler remember beside tensors."""
+
+    applied_steps: int
+    scaler: dict[str, float] = field(default_factory=dict)
+
+
+def read_numbers(engine: Engine) -> OptimizerNumbers:
+    """Of a running engine."""
+    return OptimizerNumbers(engine.applied_steps, partitions.scaler_state(engine.wrapper))
+
+
+def write_numbers(engine: Engine, numbers: OptimizerNumbers) -> None:
+    """Into an engine."""
+    engine.set_applied_steps(numbers.applied_steps)
+    partitions.set_scaler_state(engine.wrapper, numbers.scaler)
+
+
+def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in the module's order; whole ones under ZeRO-3 too."""
+    return {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+    }
+
+
+def state_bytes(engine: Engine) -> int:
+    """Bytes that a checkpoint's tensors take."""
+    return 4 * len(FILES) * sum(math.prod(shape) for shape in parameter_shapes(engine).values())
+
+
+def write_tensors(engine: Engine, folder: Path) -> tuple[dict[str, dict[str, Any]], OSError | None]:
+    """Collect every tensor and let rank 0 write them into `folder`. A collective.
+
+    Returns each file's size and hash (rank 0; empty elsewhere) and what went wrong with writing. An error does not
+    interrupt the collective: the other ranks are in it.
+    """
+    shapes = parameter_shapes(engine)
+    entries: dict[str, dict[str, Any]] = {}
+    failure: OSError | None = None
+    for slot, name in FILES.items():
+        if engine.communicator.rank != 0 or failure is not None:
+            _visit(engine, slot, lambda *_: None)
+            continue
+        writer = TensorFileWriter(folder / name, shapes)
+        visited: list[str] = []
+
+        def record(parameter_name: str, tensor: torch.Tensor, writer: TensorFileWriter = writer) -> None:
+            writer.write(parameter_name, tensor)
+
+        try:
+            with writer:
+                _visit(engine, slot, record, visited)
+        except OSError as error:
+            failure = error
+            _visit(engine, slot, lambda *_: None, visited)
+        else:
+            entries[name] = {"bytes": writer.num_bytes, "sha256": writer.sha256}
+    return entries, failure
+
+
+def _visit(
+    engine: Engine, slot: str, take: Callable[[str, torch.Tensor], None], visited: list[str] | None = None
+) -> None:
+    """Read every parameter's tensor of a slot, those in `visited` excepted, and give it to `take`."""
+    seen = visited if visited is not None else []
+    for name, parameter in engine.module.named_parameters():
+        if name not in seen:
+            tensor = engine.masters.read(parameter, slot)
+            seen.append(name)
+            take(name, tensor)
+
+
+def read_tensors(engine: Engine, folder: Path) -> None:
+    """Put the tensors of `folder` into the engine. A collective; each rank reads the files and keeps its share.
+
+    Raises:
+        UserError: on all ranks, where any of them could not read a file or the tensors are those of another model.
+    """
+    problem = ""
+    shapes = parameter_shapes(engine)
+    for slot, name in FILES.items():
+        try:
+            with safetensors.safe_open(folder / name, framework="pt") as file:
+                found = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+                problem = _differences(found, shapes)
+                if problem:
+                    break
+                for parameter_name, parameter in engine.module.named_parameters():
+                    engine.masters.write(parameter, slot, file.get_tensor(parameter_name))
+        except (OSError, safetensors.SafetensorError) as error:
+            problem = f"cannot read {folder / name}: {error}"
+            break
+    problems = [text for text in engine.communicator.all_gather_object(problem) if text]
+    if problems:
+        raise UserError(problems[0])
+    engine.masters.publish()
+
+
+def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            return (
+                f"the checkpoint is of another model: {name!r} is {found.get(name, 'missing')} in it and "
+                f"{expected.get(name, 'missing')} in this one; give the configuration it was made with or another run_dir"
+            )
+    return ""
