@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from unimo_ds.data.prepare import scene_regions
@@ -28,8 +29,8 @@ class FittedExtractor(Protocol):
     @property
     def num_classes(self) -> int: ...
 
-    def regions(self, scene: Scene, jpeg: bytes) -> Regions:
-        """Regions of one drawing, computed from its stored JPEG."""
+    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
+        """Regions of each drawing, computed from its stored JPEG."""
         ...
 
     def save(self, folder: Path) -> Path:
@@ -51,7 +52,8 @@ class ExactExtractor:
 
     @classmethod
     def fit(cls, scenes: Sequence[Scene], *, seed: int) -> ExactExtractor:
-        statistics = np.concatenate([_pool(draw_jpeg(scene), _boxes(scene)) for scene in scenes])
+        boxes, crops = _crop(scenes, [draw_jpeg(scene) for scene in scenes])
+        statistics = scene_regions.pool_statistics(np.concatenate(crops), np.concatenate(boxes))
         class_ids = np.concatenate([_class_ids(scene) for scene in scenes])
         return cls(scene_regions.fit(statistics, class_ids, seed=seed))
 
@@ -63,24 +65,38 @@ class ExactExtractor:
     def num_classes(self) -> int:
         return self.inner.num_classes
 
-    def regions(self, scene: Scene, jpeg: bytes) -> Regions:
-        boxes = _boxes(scene)
-        return self.inner.regions(boxes, _pool(jpeg, boxes))
+    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
+        boxes, crops = _crop(scenes, jpegs)
+        # Together, since for one drawing NumPy's calls cost more than its sums.
+        joined = self.inner.regions(np.concatenate(boxes), np.concatenate(crops))
+        stops = np.cumsum([len(part) for part in boxes])
+        return [
+            Regions(
+                part,
+                joined.features[stop - len(part) : stop],
+                joined.class_ids[stop - len(part) : stop],
+                joined.class_probabilities[stop - len(part) : stop],
+            )
+            for part, stop in zip(boxes, stops.tolist(), strict=True)
+        ]
 
     def save(self, folder: Path) -> Path:
         return self.inner.save(folder)
 
 
-def _boxes(scene: Scene) -> scene_regions.Floats:
-    return np.concatenate([boxes_of(scene), scene_regions.QUARTERS])
+def _crop(
+    scenes: Sequence[Scene], jpegs: Sequence[bytes]
+) -> tuple[list[scene_regions.Floats], list[NDArray[np.uint8]]]:
+    """Boxes and crops of each drawing: of its things, then of the quarters."""
+    boxes = [np.concatenate([boxes_of(scene), scene_regions.QUARTERS]) for scene in scenes]
+    crops = []
+    for part, jpeg in zip(boxes, jpegs, strict=True):
+        # The stored JPEG, not the drawing, is what features come from, so that they can be computed again from a shard.
+        with Image.open(io.BytesIO(jpeg)) as image:
+            crops.append(scene_regions.crop_regions(image.convert("RGB"), part))
+    return boxes, crops
 
 
-def _pool(jpeg: bytes, boxes: scene_regions.Floats) -> scene_regions.Floats:
-    # The stored JPEG, not the drawing, is what the features come from, so that they can be computed again from a shard.
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return scene_regions.pool_regions(image.convert("RGB"), boxes)
-
-
-def _class_ids(scene: Scene) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _class_ids(scene: Scene) -> NDArray[np.int32]:
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things] + [scene.ground] * len(scene_regions.QUARTERS)
     return np.array([scene_regions.CLASSES.index(name) for name in names], np.int32)

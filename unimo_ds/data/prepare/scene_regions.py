@@ -42,22 +42,20 @@ _SMALLEST_SCALE = 1e-3
 Floats = NDArray[np.float32]
 
 
-def pool_regions(image: Image.Image, boxes: Floats) -> Floats:
-    """Statistics of each region's pixels.
+def crop_regions(image: Image.Image, boxes: Floats) -> NDArray[np.uint8]:
+    """Each region's pixels averaged to 8 x 8.
 
-    boxes: [R, 4] x1, y1, x2, y2 as shares. Returns [R, S] float32.
+    boxes: [R, 4] x1, y1, x2, y2 as shares. Returns [R, 8, 8, 3] uint8.
     """
     width, height = image.size
-    scale = np.array([width, height, width, height], np.float32)
-    pooled = np.stack(
-        [
-            np.asarray(
-                image.resize((_POOLED, _POOLED), Image.Resampling.BOX, box=tuple((box * scale).tolist())), np.float32
-            )
-            for box in boxes
-        ]
-    )
-    pixels = pooled / 255.0  # [R, 8, 8, 3]
+    corners = (boxes * np.array([width, height, width, height], np.float32)).tolist()
+    crops = [image.resize((_POOLED, _POOLED), Image.Resampling.BOX, box=tuple(corner)) for corner in corners]
+    return np.stack([np.asarray(crop) for crop in crops])
+
+
+def pool_statistics(crops: NDArray[np.uint8], boxes: Floats) -> Floats:
+    """Statistics of regions, of one image or of many: [R, 8, 8, 3] crops and [R, 4] boxes give [R, S] float32."""
+    pixels = crops.astype(np.float32) / 255.0  # [R, 8, 8, 3]
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], axis=1)
     ground = np.median(border, axis=1)  # [R, 3]
     difference = np.linalg.norm(pixels - ground[:, None, None, :], axis=-1)  # [R, 8, 8]
@@ -126,8 +124,8 @@ class SceneExtractor:
 
         features: [R, F]. Returns ids [R, K] and probabilities [R, K]; what is not stored of the distribution is left out.
         """
-        wide = features.astype(np.float32)
-        squares = (wide**2).sum(axis=1, keepdims=True) - 2 * wide @ self.centroids.T + (self.centroids**2).sum(axis=1)
+        wide, centroids = features.astype(np.float64), self.centroids.astype(np.float64)
+        squares = (wide**2).sum(axis=1, keepdims=True) - 2 * wide @ centroids.T + (centroids**2).sum(axis=1)
         logits = -squares / (2 * self.spread * _SOFTNESS)
         logits -= logits.max(axis=1, keepdims=True)
         probabilities = np.exp(logits)
@@ -135,9 +133,9 @@ class SceneExtractor:
         ids = np.argsort(-probabilities, axis=1, kind="stable")[:, :STORED_CLASSES].astype(np.int32)
         return ids, np.take_along_axis(probabilities, ids, axis=1).astype(np.float16)
 
-    def regions(self, boxes: Floats, statistics: Floats) -> Regions:
-        """The regions of one image from their boxes [R, 4] and `pool_regions` [R, S]."""
-        features = self.features(statistics)
+    def regions(self, boxes: Floats, crops: NDArray[np.uint8]) -> Regions:
+        """Regions, of one image or of many, from their boxes [R, 4] and crops [R, 8, 8, 3]."""
+        features = self.features(pool_statistics(crops, boxes))
         class_ids, class_probabilities = self.classify(features)
         return Regions(boxes.astype(np.float32), features, class_ids, class_probabilities)
 

@@ -28,7 +28,7 @@ from unimo_ds.data.prepare.scene_drawing import PICTURE_SIZE, draw_jpeg
 from unimo_ds.data.prepare.scene_extraction import FittedExtractor, fit_extractor
 from unimo_ds.data.prepare.scene_grammar import sample_text
 from unimo_ds.data.prepare.scene_model import Scene
-from unimo_ds.data.schema import Caption, Kind, Sample
+from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.shards import ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils.errors import UserError
@@ -39,6 +39,7 @@ VOCABULARY_SIZE = 512
 CAPTIONS_PER_PAIR = 2
 """In `train`; a held-out pair has one, so that chance at retrieval is one in the number of pairs."""
 SAMPLES_PER_SHARD = 500
+DRAWINGS_AT_ONCE = 64
 
 _FINISHED = "demo.json"
 _STARTED = "demo.unfinished.json"
@@ -158,9 +159,8 @@ def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtrac
     """Store image samples; returns (shard file name, index within the shard) of each."""
     places: list[tuple[str, int]] = []
     with ShardWriter(folder, "images", max_samples=SAMPLES_PER_SHARD) as writer:
-        for scene in _with_progress(scenes, scenes, "images"):
-            jpeg = draw_jpeg(scene)
-            sample = Sample("", Kind.IMAGE, "scene images", regions=extractor.regions(scene, jpeg))
+        for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True):
+            sample = Sample("", Kind.IMAGE, "scene-images", regions=regions)
             key = writer.write(sample, jpeg=jpeg, details=_details(scene))
             places.append((key.partition(":")[0], len(places) % SAMPLES_PER_SHARD))
     return places
@@ -169,7 +169,7 @@ def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtrac
 def _write_texts(folder: Path, texts: Sequence[str]) -> None:
     with ShardWriter(folder, "texts", max_samples=SAMPLES_PER_SHARD) as writer:
         for text in texts:
-            writer.write(Sample("", Kind.TEXT, "scene texts", text=text))
+            writer.write(Sample("", Kind.TEXT, "scene-texts", text=text))
 
 
 def _write_pairs(
@@ -181,19 +181,28 @@ def _write_pairs(
     *,
     label: str,
 ) -> None:
+    drawn = _drawn([pair.scene for pair in pairs], extractor, label)
     with ShardWriter(folder, "pairs", max_samples=SAMPLES_PER_SHARD) as writer:
-        for pair, group, items in _with_progress(zip(pairs, captions, related, strict=True), pairs, label):
-            jpeg = draw_jpeg(pair.scene)
+        for pair, group, items, (jpeg, regions) in zip(pairs, captions, related, drawn, strict=True):
             sample = Sample(
                 "",
                 Kind.PAIR,
                 "scenes",
-                regions=extractor.regions(pair.scene, jpeg),
+                regions=regions,
                 captions=group,
                 related_texts=items.texts,
                 related_images=items.images,
             )
             writer.write(sample, jpeg=jpeg, details=_details(pair.scene))
+
+
+def _drawn(scenes: Sequence[Scene], extractor: FittedExtractor, label: str) -> Iterator[tuple[bytes, Regions]]:
+    """JPEG and regions of each scene."""
+    starts = range(0, len(scenes), DRAWINGS_AT_ONCE)
+    for start in _with_progress(starts, starts, label):
+        part = scenes[start : start + DRAWINGS_AT_ONCE]
+        jpegs = [draw_jpeg(scene) for scene in part]
+        yield from zip(jpegs, extractor.regions(part, jpegs), strict=True)
 
 
 def _details(scene: Scene) -> dict[str, Any]:
