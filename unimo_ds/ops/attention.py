@@ -54,7 +54,7 @@ def attention_reference(
     keys_TH = seed.head_keys(seed.row_keys(layout.position_keys, site), num_heads)
     starts = layout.sequence_starts.tolist()
     outputs = [query_key_value_T3HD[:0, 0]]
-    for start, stop, prefix in zip(starts, starts[1:], layout.prefix_lengths.tolist(), strict=True):
+    for start, stop, prefix in zip(starts[:-1], starts[1:], layout.prefix_lengths.tolist(), strict=True):
         query, key, value = query_key_value_T3HD[start:stop].permute(1, 2, 0, 3)  # each [H, L, D]
         scores = query @ key.transpose(1, 2) / math.sqrt(head_size)
         hidden = ~sequence_mask(stop - start, prefix, device=scores.device)

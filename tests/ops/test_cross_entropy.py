@@ -1,0 +1,49 @@
+"""Cross-entropy in chunks against all logits at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.comparing import DTYPES, assert_within_budget
+from unimo_ds.ops import cross_entropy
+from unimo_ds.ops.cross_entropy import tied_cross_entropy
+
+SIZE, VOCABULARY = 16, 37
+
+
+def random_problem(num_rows: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_rows)
+    shapes = ((num_rows, SIZE), (VOCABULARY, SIZE), (VOCABULARY,))
+    inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return inputs, torch.randint(0, VOCABULARY, (num_rows,), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chunk", [1 << 22, VOCABULARY * 4, 1])
+@pytest.mark.parametrize("num_rows", [0, 1, 11])
+def test_chunked_equals_reference(num_rows, chunk, dtype, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_LOGITS", chunk)
+    inputs, targets = random_problem(num_rows)
+
+    def call(path):
+        return lambda hidden, weight, bias: tied_cross_entropy(hidden, weight, bias, targets, path=path)[0]
+
+    assert_within_budget(call("chunked"), call("reference"), inputs, dtype)
+
+
+def test_is_correct_says_whether_the_target_wins():
+    (hidden, weight, bias), _ = random_problem(11)
+    best = (hidden @ weight.T + bias).argmax(-1)
+    for path in ("chunked", "reference"):
+        _, is_correct = tied_cross_entropy(hidden, weight, bias, best, path=path)
+        assert is_correct.all()
+        _, is_correct = tied_cross_entropy(hidden, weight, bias, (best + 1) % VOCABULARY, path=path)
+        assert not is_correct.any()
+
+
+def test_losses_are_fp32_in_low_precision():
+    inputs, targets = random_problem(3)
+    losses, is_correct = tied_cross_entropy(*(tensor.bfloat16() for tensor in inputs), targets)
+    assert losses.dtype == torch.float32
+    assert is_correct.dtype == torch.bool
