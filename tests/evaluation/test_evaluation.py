@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -254,7 +255,17 @@ def test_bad_checkpoints_are_named(tmp_path: Path, config: RunConfig) -> None:
     )
     with pytest.raises(UserError, match="does not fit the model"):
         checkpoint.load(run)
-    (run / "checkpoints" / "step-10" / "model.safetensors").write_bytes(b"cut")
+    folder = run / "checkpoints" / "step-10"
+    content = (folder / "model.safetensors").read_bytes()
+    listed = {"model.safetensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": listed}))
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    checkpoint.load(run)
+    (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        checkpoint.load(run)
+    (folder / "manifest.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="take another checkpoint"):
         checkpoint.load(run)
     empty = tmp_path / "empty"

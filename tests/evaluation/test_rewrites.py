@@ -39,4 +39,8 @@ def test_levels_without_rewrites_are_left_out_of_the_metrics() -> None:
     one = rewrites.accuracies_by_level(
         np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64), np.array([int(Level.WORD)])
     )
-    assert rewrites.metrics(one, "x") == {"x/word": 1.0, "x/word_chance": 0.5, "x/word_pairwise": 1.0}
+    assert rewrites.metrics(one, "x") == {"x/word": 1.0, "x/word_chance": 0.5}
+    two = rewrites.accuracies_by_level(
+        np.ones(1, np.float32), np.array([0, 2], np.float32), np.zeros(2, np.int64), np.full(2, int(Level.WORD))
+    )
+    assert rewrites.metrics(two, "x") == {"x/word": 0.0, "x/word_chance": 1 / 3, "x/word_pairwise": 0.5}

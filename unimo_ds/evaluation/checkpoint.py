@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 LATEST_FILE = "latest"
+MANIFEST_FILE = "manifest.json"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -121,11 +124,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
         max_temperature=contrast.max_temperature,
         attention=config.engine.attention,
     )
-    try:
-        weights = safetensors.torch.load_file(files.weights)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read the weights {files.weights}: {error}; take another checkpoint") from None
-    own = model.state_dict()
+    weights = read_weights(files.weights)
+    own = dict(model.named_parameters())
     differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))
     if differing:
         name = differing[0]
@@ -133,10 +133,32 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
             f"{files.weights} does not fit the model of {files.config}: {name!r} is {_shape(weights, name)} in the file and "
             f"{_shape(own, name)} in the model ({len(differing)} such names)"
         )
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for parameter_name, parameter in own.items():
+            parameter.copy_(weights[parameter_name])
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(chosen).eval(), config, files, chosen)
 
 
-def _shape(weights: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, checked against the checkpoint's manifest where there is one beside it.
+
+    Raises:
+        UserError: damaged or unreadable.
+    """
+    cure = "take another checkpoint"
+    manifest = path.parent / MANIFEST_FILE
+    try:
+        if manifest.is_file():
+            expected = json.loads(manifest.read_text())["files"][path.name]["sha256"]
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                    raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
+        weights: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
+    return weights
+
+
+def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
     return tuple(weights[name].shape) if name in weights else "absent"

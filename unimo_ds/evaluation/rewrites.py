@@ -61,14 +61,18 @@ def accuracies_by_level(
 
 
 def metrics(accuracies: dict[Level, LevelAccuracy], prefix: str) -> dict[str, float]:
-    """Flat names `PREFIX/word`, `PREFIX/word_chance`, `PREFIX/word_pairwise`, ...; levels without rewrites are left out."""
+    """Flat names `PREFIX/word`, `PREFIX/word_chance`, ...; levels without rewrites are left out.
+
+    `PREFIX/word_pairwise` is there where captions have several rewrites of the level; with one each it is the accuracy.
+    """
     result: dict[str, float] = {}
     for level, accuracy in accuracies.items():
         if accuracy.num_rewrites:
             name = f"{prefix}/{level.name.lower()}"
             result[name] = accuracy.accuracy
             result[f"{name}_chance"] = accuracy.chance
-            result[f"{name}_pairwise"] = accuracy.pairwise
+            if accuracy.num_rewrites > accuracy.num_captions:
+                result[f"{name}_pairwise"] = accuracy.pairwise
     return result
 
 
