@@ -25,6 +25,8 @@ from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
 _OPEN_FILES = 128
+_SPLIT_NAMES = 64
+"""Shards whose keys are held as single strings."""
 _READ_ATTEMPTS = 4
 _FIRST_PAUSE = 0.05
 _LARGEST_GAP = 64 * 1024
@@ -73,7 +75,8 @@ class Corpus:
         self.num_samples = self.manifest.num_samples
         self.bytes_read = 0
         self._files: OrderedDict[int, FileIO] = OrderedDict()
-        self._bases = [one.bases for one in indices]
+        self._base_names = [one.base_names for one in indices]
+        self._bases: OrderedDict[int, list[str]] = OrderedDict()
         self._records = [one.samples for one in indices]
         counts = [one.num_samples for one in indices]
         self.shard_start: NDArray[np.int64] = _offsets(np.array(counts))
@@ -136,7 +139,12 @@ class Corpus:
     def key(self, sample: int) -> str:
         """`SHARD.tar:BASE` of a sample."""
         shard, row = self._locate(sample)
-        return f"{self.manifest.shards[shard].file}:{self._bases[shard][row]}"
+        bases = self._bases.get(shard)
+        if bases is None:
+            bases = self._bases[shard] = self._base_names[shard].splitlines()
+            while len(self._bases) > _SPLIT_NAMES:
+                self._bases.popitem(last=False)
+        return f"{self.manifest.shards[shard].file}:{bases[row]}"
 
     def read(self, sample: int) -> Sample:
         """The sample, checked. Its arrays are read-only.
@@ -313,7 +321,8 @@ def _pread(descriptor: int, offset: int, size: int) -> bytes:
 
 
 def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
+    joined: NDArray[Any] = np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe")
+    return joined
 
 
 def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:

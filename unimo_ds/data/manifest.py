@@ -7,6 +7,7 @@ is seen. Unknown keys, other types and other versions are refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -214,11 +215,16 @@ def _check_names(manifest: Manifest, where: str) -> None:
             raise UserError(f"{where} lists {shard.file!r} as a shard; shards are plain .tar files")
 
 
+@functools.cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _parse(hint: Any, value: Any, where: str) -> Any:
     """`value` (from JSON) as the annotated type, strictly."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
+        hints = _type_hints(hint)
         if not isinstance(value, dict):
             raise UserError(f"{where} is not an object")
         for name in value:

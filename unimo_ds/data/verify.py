@@ -119,8 +119,9 @@ def _same(found: index.ShardIndex, known: index.ShardIndex, *, with_tokens: bool
         np.array_equal(found.samples, known.samples)
         and all(np.array_equal(found.texts[name], known.texts[name]) for name in columns)
         and np.array_equal(found.related_images, known.related_images)
-        and (found.bases, found.source_names, found.related_shards)
-        == (known.bases, known.source_names, known.related_shards)
+        and all(
+            getattr(found, name) == getattr(known, name) for name in ("base_names", "source_names", "related_shards")
+        )
         and (found.feature_size, found.classes_per_region) == (known.feature_size, known.classes_per_region)
     )
 
