@@ -51,23 +51,61 @@ def test_a_remote_corpus_is_the_local_one(folder: Path, url: str, tmp_path: Path
     assert remote.tokenizer_path.read_bytes() == local.tokenizer_path.read_bytes()
 
 
-def test_over_http(folder: Path, tmp_path: Path) -> None:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+@pytest.fixture
+def web(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server's address, and the troubles that its next answers have."""
+    troubles: list[str] = []
+
+    class Server(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        def do_GET(self) -> None:
+            trouble = troubles.pop() if troubles else ""
+            if trouble == "busy":
+                self.send_error(503)
+            elif trouble == "breaks off":
+                self.send_response(200)
+                self.send_header("Content-Length", "20000")
+                self.end_headers()
+                self.wfile.write(bytes(100))
+                self.close_connection = True
+            else:
+                super().do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        try:
-            address = f"http://127.0.0.1:{server.server_port}"
-            remote = Corpus.open(address, cache_dir=str(tmp_path))
-            assert_same_sample(remote.read(5), Corpus.open(folder).read(5))
-            with pytest.raises(UserError, match=r"cannot read http.*/nowhere/manifest\.json"):
-                Corpus.open(f"{address}/nowhere", cache_dir=str(tmp_path))
-        finally:
-            server.shutdown()
-            thread.join()
+        yield f"http://127.0.0.1:{server.server_port}", troubles
+        server.shutdown()
+        thread.join()
+
+
+def test_over_http(folder: Path, web: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, _ = web
+    remote = Corpus.open(address, cache_dir=str(tmp_path))
+    assert_same_sample(remote.read(5), Corpus.open(folder).read(5))
+    with pytest.raises(UserError, match=r"cannot read http.*/nowhere/manifest\.json"):
+        Corpus.open(f"{address}/nowhere", cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="Cannot connect"):
+        Corpus.open("http://127.0.0.1:1/data", cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("trouble", ["busy", "breaks off"])
+def test_passing_troubles_of_a_server_are_survived(
+    folder: Path, web: tuple[str, list[str]], tmp_path: Path, trouble: str
+) -> None:
+    address, troubles = web
+    troubles[:] = [trouble]
+    remote = Corpus.open(address, cache_dir=str(tmp_path))
+    troubles[:] = [trouble, trouble]
+    assert_same_sample(remote.read(5), Corpus.open(folder).read(5))
+    assert troubles == []
+    troubles[:] = [trouble] * 1000
+    with pytest.raises(CorruptSample, match="cannot be read"):
+        remote.read(0)
+    troubles.clear()
+    assert remote.read(0).source == "albums"
 
 
 def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,7 @@ def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
     [
         (lambda record: record.update(schema_version=2), "schema version 2"),
         (lambda record: record.update(colour="red"), "unknown key 'colour'"),
+        (lambda record: record.update(shards=[]), "lists no shards"),
         (lambda record: record["shards"][0].update(samplse=4), "unknown key 'samplse'; did you mean 'samples'"),
         (lambda record: record.pop("tokenizer"), "has no 'tokenizer'"),
         (lambda record: record.update(feature_size="8"), "ill-typed"),
@@ -339,6 +341,23 @@ def test_references_must_lead_somewhere(tmp_path: Path) -> None:
         writer.write(make_image(0))
     with pytest.raises(UserError, match="not there or has no regions"):
         finish(tmp_path)
+
+
+def test_shards_are_indexed_and_verified_concurrently(tmp_path: Path) -> None:
+    write_samples(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with ThreadPoolExecutor(4) as executor:
+        made = finish_folder(
+            tmp_path, tokenizer=WordTokenizer(), num_region_classes=16, command="make test data", executor=executor
+        )
+        assert verify(tmp_path, executor=executor) == []
+        (tmp_path / "texts-000000.tar").write_bytes(b"")
+        assert {problem.file for problem in verify(tmp_path, executor=executor)} == {"texts-000000.tar"}
+        with pytest.raises(UserError, match=r"texts-000000\.tar is damaged"):
+            finish_folder(
+                tmp_path, tokenizer=WordTokenizer("other"), num_region_classes=16, reindex=True, executor=executor
+            )
+    assert len(made.shards) == 4
 
 
 def test_text_only_folders_have_no_feature_size(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ T = TypeVar("T")
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "hf", "memory")
 """What a URL may begin with. Never a shell (`pipe:`), never a chain of file systems (`a::b`)."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_CHUNK = 1 << 20
+_CHUNK = 16 * 2**20
+"""Bytes of one request."""
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25
 
@@ -115,7 +117,8 @@ class RemoteStorage:
             content: bytes = self.files.cat_file(f"{self.root}/{name}")
             return content
 
-        return _retry(fetch)
+        with _remote_errors(self.describe(name)):
+            return _retry(fetch)
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
         """The cached file, fetched and checked where it is not there yet.
@@ -136,7 +139,8 @@ class RemoteStorage:
         with _locked(path.with_name(f".{path.name}.lock")):
             if not self._touch(path, size):
                 self._make_room(size)
-                _retry(lambda: self._fetch(name, path, size, sha256))
+                with _remote_errors(self.describe(name)):
+                    _retry(lambda: self._fetch(name, path, size, sha256))
         return path
 
     def _touch(self, path: Path, size: int) -> bool:
@@ -182,6 +186,35 @@ class RemoteStorage:
                 held -= held_bytes
 
 
+_LIBRARY_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("asyncio", "TimeoutError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("huggingface_hub.errors", "HfHubHTTPError"),
+)
+"""What the libraries behind fsspec raise where a file system would raise OSError."""
+
+
+def _remote_failures() -> tuple[type[Exception], ...]:
+    """OSError and those of them that can occur here: a library that is not loaded has raised nothing."""
+    found = (getattr(sys.modules.get(module), name, None) for module, name in _LIBRARY_ERRORS)
+    return (OSError, *(kind for kind in found if isinstance(kind, type)))
+
+
+@contextlib.contextmanager
+def _remote_errors(where: str) -> Iterator[None]:
+    """Within the block, what a library raises becomes an OSError that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except _remote_failures() as error:
+        raise OSError(f"{where}: {type(error).__name__}: {error}") from error
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a lock between processes for the block. The kernel releases it when a process dies."""
@@ -197,7 +230,7 @@ def _retry(action: Callable[[], T]) -> T:
             return action()
         except FileNotFoundError:
             raise
-        except OSError:
+        except _remote_failures():
             if attempt == _ATTEMPTS - 1:
                 raise
             time.sleep(_FIRST_PAUSE * 2**attempt)

@@ -144,6 +144,8 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     record.pop("checksum", None)
     totals = record.pop("totals", None)
     manifest: Manifest = _parse(Manifest, record, where)
+    if not manifest.shards:
+        raise UserError(f"{where} lists no shards; import something into the folder")
     _check_names(manifest, where)
     if totals != manifest.totals:
         raise UserError(f"{where} has totals {totals} where its shards add up to {manifest.totals}; restore it")

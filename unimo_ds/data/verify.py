@@ -154,8 +154,6 @@ def _check_files(folder: Path, listed: manifest.Manifest) -> Iterator[Problem]:
         if needed is not None and needed not in names:
             yield Problem(needed, "is named by the manifest, but not among its files")
     shard_names = {entry.file for entry in listed.shards}
-    if not shard_names:
-        yield Problem(manifest.MANIFEST_FILE, "lists no shards")
     index_names = {shards.index_path(name).name for name in shard_names}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
