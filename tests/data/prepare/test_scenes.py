@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.prepare.scene_reading import is_true_of
+from unimo_ds.data import regions as grid_regions
 from unimo_ds.data import shards, tokenizer
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
@@ -100,6 +101,17 @@ def test_a_finished_corpus_is_reused_and_another_run_gives_the_same_bytes(demo: 
     assert before == {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
     write_demo_corpus(tmp_path / "again", **SIZES)
     assert tree(tmp_path / "again") == tree(demo)
+
+
+def test_scenes_can_have_the_regions_of_photographs(tmp_path: Path) -> None:
+    write_demo_corpus(
+        tmp_path / "grid", num_pairs=30, num_images=5, num_texts=5, num_held_out=5, seed=1, regions="grid"
+    )
+    assert [verify(tmp_path / "grid" / name) for name in ("train", "held_out")] == [[], []]
+    corpus = Corpus.open(tmp_path / "grid" / "train")
+    extractor = grid_regions.load(tmp_path / "grid" / "held_out")
+    assert (corpus.feature_size, corpus.num_region_classes) == (extractor.feature_size, extractor.num_classes)
+    assert len(set(corpus.num_regions[corpus.kinds != Kind.TEXT])) == 1
 
 
 def test_an_interrupted_corpus_is_rebuilt(demo: Path, tmp_path: Path, monkeypatch) -> None:

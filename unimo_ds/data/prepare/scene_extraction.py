@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unimo_ds.data import regions as grid_regions
 from unimo_ds.data.prepare import scene_regions
 from unimo_ds.data.prepare.scene_drawing import boxes_of, draw_jpeg
 from unimo_ds.data.prepare.scene_model import Scene
@@ -41,6 +42,8 @@ class FittedExtractor(Protocol):
 def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, seed: int) -> FittedExtractor:
     """An extractor fitted on the first scenes of the training part."""
     fitted = scenes[:NUM_FITTED_SCENES]
+    if kind == "grid":
+        return GridOfScenes(grid_regions.fit([_decode(draw_jpeg(scene)) for scene in fitted], seed=seed))
     return ExactExtractor.fit(fitted, seed=seed)
 
 
@@ -84,6 +87,27 @@ class ExactExtractor:
         return self.inner.save(folder)
 
 
+class GridOfScenes:
+    """What photographs get: cells of a grid, which know nothing of the things."""
+
+    def __init__(self, inner: grid_regions.RegionExtractor) -> None:
+        self.inner = inner
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    @property
+    def num_classes(self) -> int:
+        return self.inner.num_classes
+
+    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
+        return self.inner.extract([_decode(jpeg) for jpeg in jpegs])
+
+    def save(self, folder: Path) -> Path:
+        return self.inner.save(folder)
+
+
 def _crop(
     scenes: Sequence[Scene], jpegs: Sequence[bytes]
 ) -> tuple[list[scene_regions.Floats], list[NDArray[np.uint8]]]:
@@ -91,10 +115,14 @@ def _crop(
     boxes = [np.concatenate([boxes_of(scene), scene_regions.QUARTERS]) for scene in scenes]
     crops = []
     for part, jpeg in zip(boxes, jpegs, strict=True):
-        # The stored JPEG, not the drawing, is what features come from, so that they can be computed again from a shard.
-        with Image.open(io.BytesIO(jpeg)) as image:
-            crops.append(scene_regions.crop_regions(image.convert("RGB"), part))
+        crops.append(scene_regions.crop_regions(_decode(jpeg), part))
     return boxes, crops
+
+
+def _decode(jpeg: bytes) -> Image.Image:
+    # The stored JPEG, not the drawing, is what features come from, so that they can be computed again from a shard.
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return image.convert("RGB")
 
 
 def _class_ids(scene: Scene) -> NDArray[np.int32]:
