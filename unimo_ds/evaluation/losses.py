@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import make_example, prepare_sample, texts_to_encode
+from unimo_ds.data.examples import Visit, make_examples, prepare_sample, texts_to_encode
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, LanguageObjective
@@ -47,7 +48,7 @@ def held_out_losses(
     totals = torch.zeros(3, len(task.objectives), dtype=torch.float64)
     with evaluating(engine):
         for rows in dealt[engine.communicator.rank]:
-            examples = [_example(corpus, chosen, tokenizer, vocabulary, config) for chosen in selection.rows(rows)]
+            examples = _examples(corpus, selection.rows(rows), tokenizer, vocabulary, config)
             batch = pack(examples, feature_size=corpus.feature_size, classes_per_region=corpus.classes_per_region).to(
                 engine.device
             )
@@ -68,16 +69,17 @@ def held_out_losses(
     return result
 
 
-def _example(
-    corpus: Corpus, chosen: Selection, tokenizer: Tokenizer, vocabulary: Vocabulary, config: RunConfig
-) -> Example:
-    sample = prepare_sample(corpus.read(chosen.sample), max_regions=config.data.max_regions)
-    texts = texts_to_encode(sample, chosen)
-    return make_example(
-        sample,
-        chosen,
-        token_ids=dict(zip(texts, tokenizer.encode_batch(texts), strict=True)),
-        related_images={},
-        vocabulary=vocabulary,
-        config=config,
-    )
+def _examples(
+    corpus: Corpus, selections: Iterable[Selection], tokenizer: Tokenizer, vocabulary: Vocabulary, config: RunConfig
+) -> list[Example]:
+    visits = []
+    texts: set[str] = set()
+    for selection in selections:
+        sample = prepare_sample(corpus.read(selection.sample), max_regions=config.data.max_regions)
+        visits.append(Visit(selection, sample, {}))
+        texts.update(texts_to_encode(sample, selection))
+    if not visits:
+        return []
+    ordered = sorted(texts)
+    token_ids = dict(zip(ordered, tokenizer.encode_batch(ordered), strict=True))
+    return make_examples(visits, token_ids=token_ids, vocabulary=vocabulary, config=config)

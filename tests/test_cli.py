@@ -1,0 +1,190 @@
+"""The public commands, run as a user runs them: help, results, JSON, and one sentence with status 2 on bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from tests.evaluation import small
+from unimo_ds import cli
+from unimo_ds.config import to_dict
+
+COMMANDS = ("plan", "evaluate", "export", "inspect", "doctor", "prepare")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_corpus(tmp_path_factory.mktemp("data") / "pairs", num_pairs=12)
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as the trainer leaves it, without the training."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    config = small.run_config(folder)
+    target = run / "checkpoints" / "step-7"
+    target.mkdir(parents=True)
+    weights = dict(small.make_engine(config).module.named_parameters())
+    safetensors.torch.save_file(
+        {name: weight.detach() for name, weight in weights.items()}, target / "model.safetensors"
+    )
+    (target / "state.json").write_text(json.dumps({"progress": {"step": 7, "best": None}, "world_size": 2}))
+    (run / "checkpoints" / "latest").write_text("step-7\n")
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    lines = [{"step": 6, "loss": 3.5}, {"step": 7, "loss": 3.25, "held_out/retrieval/mean_recall": 0.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 8, "lo')
+    return run
+
+
+def test_help_is_quick_and_shows_an_example() -> None:
+    code = "import sys; from unimo_ds import cli; cli._parser(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["False", "False"], "heavy packages wait until a command runs"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "example:" in printed
+    assert f"unimo {command}" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["plan", "--recipe", "bas_32xv100"], "did you mean 'base_32xv100'"),
+        (["plan", "--recipe", "demo", "--set", "model.hiden_size=3"], "did you mean 'hidden_size'"),
+        (["plan", "--recipe", "demo", "--data", "nowhere"], "no data folder at nowhere"),
+        (["evaluate", "retrieval", "--checkpoint", "nowhere", "--data", "x"], "no folder at nowhere"),
+        (["evaluate", "retrieval", "--checkpoint", "x", "--data", "x", "--rerank", "-1"], "must not be negative"),
+        (["export", "--checkpoint", "nowhere", "--to", "y"], "no folder at nowhere"),
+        (["inspect", "nowhere"], "nothing to inspect at nowhere"),
+        (["inspect", "order"], "needs --data"),
+        (["inspect", "order", "--data", "x", "--steps", "3"], "must be A:B"),
+        (["prepare", "verify", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert sentence in printed.err
+
+
+def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs_only = ["--set", "data.kind_weights.image=0", "--set", "data.kind_weights.text=0"]
+    assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only]) == 0
+    assert "ZeRO stage 3" in capsys.readouterr().out
+    assert cli.main(["plan", "--recipe", "base_32xv100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"] == 32
+
+
+def test_evaluate_writes_json_and_pictures(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(run_dir), "--data", str(folder), "--device", "cpu"]
+    target = tmp_path / "deep" / "out.json"
+    pictures = ["--rerank", "3", "--json", str(target), "--pictures", str(tmp_path / "pictures")]
+    assert cli.main(["evaluate", "zero-shot", *words, *pictures]) == 0
+    result = json.loads(target.read_text())
+    assert (result["images"], result["captions"]) == (12, 18)
+    assert {
+        "retrieval/text_to_image/r@1",
+        "retrieval_reranked/mean_recall",
+        "rewrites/joint/word",
+        "rewrites/joint/word_pairwise",
+        "loss/sequence_to_sequence",
+    } <= set(result["metrics"])
+    assert 0.2 < result["chance_mean_recall"] < 0.9
+    assert (tmp_path / "pictures" / "retrieval-000.png").read_bytes()[:4] == b"\x89PNG"
+    assert "12 images, 18 captions" in capsys.readouterr().out
+    assert cli.main(["evaluate", "retrieval", *words, "--num-pairs", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 5
+
+
+def test_export_gives_a_folder_that_evaluates_alike(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = tmp_path / "exported"
+    assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 0
+    assert {path.name for path in exported.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 2, "never overwrites"
+    results = []
+    capsys.readouterr()
+    for path in (run_dir, exported):
+        assert cli.main(["evaluate", "retrieval", "--checkpoint", str(path), "--data", str(folder), "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert results[0] == results[1]
+    half = tmp_path / "half"
+    assert cli.main(["export", "--checkpoint", str(exported), "--to", str(half), "--dtype", "bf16"]) == 0
+    assert (half / "model.safetensors").stat().st_size < 0.6 * (exported / "model.safetensors").stat().st_size
+
+
+def test_inspect_shows_folders_shards_runs_and_checkpoints(
+    run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(path: Path, *options: str) -> str:
+        assert cli.main(["inspect", str(path), *options]) == 0
+        return capsys.readouterr().out
+
+    text = shown(folder)
+    assert "data folder" in text
+    assert "a red ball number 0" in text
+    found = json.loads(shown(folder / "pairs-000000.tar", "--json", "--samples", "2"))
+    assert (found["what"], found["samples"], len(found["first_samples"])) == ("shard", 5, 2)
+    assert found["first_samples"][1]["captions"][0]["negatives"][1]["level"] == "word"
+    run = json.loads(shown(run_dir, "--json"))
+    assert (run["what"], run["checkpoints"], run["latest"]) == ("run", [7], "step-7")
+    assert run["metrics"]["loss"] == 3.25, "a line cut by a crash is not read"
+    assert "mean_recall" in shown(run_dir)
+    assert json.loads(shown(run_dir / "checkpoints" / "step-7", "--json"))["what"] == "checkpoint"
+
+
+def test_inspect_names_a_damaged_shard(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (folder / "pairs-000000.tar").read_bytes()
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(content[: len(content) // 2 + 100])
+    assert cli.main(["inspect", str(cut)]) == 2
+    assert "is damaged after" in capsys.readouterr().err
+
+
+def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) -> None:
+    orders = []
+    for world_size in (1, 2):
+        target = tmp_path / f"{world_size}.json"
+        words = ["inspect", "order", "--data", str(folder), "--recipe", "small", "--steps", "5:7"]
+        words += ["--set", "batch.global_samples=6", "--world-size", str(world_size), "--json", str(target)]
+        assert cli.main(words) == 0
+        orders.append(json.loads(target.read_text())["steps"])
+    assert [step["step"] for step in orders[0]] == [5, 6]
+    assert [step["global_batch"] for step in orders[0]] == [step["global_batch"] for step in orders[1]]
+    for step in orders[1]:
+        assert sorted(key for rank in step["ranks"] for key in rank) == sorted(step["global_batch"])
+
+
+def test_doctor_answers_and_says_whether_this_machine_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fit"] is True
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "unimo_ds", "plan", "--recipe", "base_32xv100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    complaint = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert complaint == ""

@@ -1,0 +1,149 @@
+"""`unimo evaluate TASK`: zero-shot measurements of a checkpoint on a data folder, in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.evaluation import checkpoint, retrieval
+from unimo_ds.evaluation.checkpoint import LoadedModel
+from unimo_ds.evaluation.held_out import check_fits, draw_pictures, make_reader
+from unimo_ds.evaluation.losses import held_out_losses
+from unimo_ds.evaluation.measure import (
+    SingleEncodings,
+    encode_single,
+    measure_reranked,
+    measure_retrieval,
+    measure_rewrites,
+)
+from unimo_ds.evaluation.pairs import PairReader
+from unimo_ds.evaluation.pictures import to_png
+from unimo_ds.utils.errors import UserError
+
+Metrics = dict[str, float]
+Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int, int], Metrics]
+
+
+def _retrieval(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
+    metrics = measure_retrieval(single, reader).metrics("retrieval")
+    if rerank:
+        joint = measure_reranked(model, reader, single, num_candidates=rerank, micro_batch_tokens=budget)
+        metrics |= joint.metrics("retrieval_reranked")
+    return metrics
+
+
+def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
+    if not len(reader.pairs.negatives):
+        raise UserError("the data holds no negative rewrites; make some with `unimo prepare rewrite`")
+    return measure_rewrites(model, reader, single, micro_batch_tokens=budget).metrics("rewrites")
+
+
+def _zero_shot(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
+    metrics = _retrieval(model, reader, single, budget, rerank)
+    if len(reader.pairs.negatives):
+        metrics |= _rewrites(model, reader, single, budget, rerank)
+    tokenizer = tokenizers.load(reader.corpus.tokenizer_path)
+    return metrics | held_out_losses(model, reader.corpus, reader.pairs.samples_I, tokenizer, model.config)
+
+
+TASKS: dict[str, Measure] = {"retrieval": _retrieval, "rewrites": _rewrites, "zero-shot": _zero_shot}
+
+
+def evaluate(
+    task: str,
+    *,
+    path: Path,
+    data: str,
+    num_pairs: int = 0,
+    rerank: int = 0,
+    device: str | None = None,
+    pictures: Path | None = None,
+    num_pictures: int = 8,
+    micro_batch_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Measure the model at `path` on the pairs at `data`.
+
+    num_pairs: spread evenly over the data; 0: all. rerank: candidates of each query that are encoded jointly; 0: none.
+    pictures: folder for PNGs of some retrievals.
+    Returns task, checkpoint, data, counts and `metrics`.
+
+    Raises:
+        UserError: bad paths, data of another model, a damaged sample, or a device that is not there.
+    """
+    model = checkpoint.load(path, device=_device(device))
+    corpus = Corpus.open(data)
+    check_fits(corpus, model.config)
+    tokenizer = tokenizers.load(corpus.tokenizer_path)
+    reader = make_reader(corpus, model.config, num_pairs=num_pairs, tokenizer=tokenizer)
+    budget = micro_batch_tokens or model.config.batch.micro_batch_tokens
+    try:
+        single = encode_single(model, reader, micro_batch_tokens=budget)
+        metrics = TASKS[task](model, reader, single, budget, rerank)
+        written = [] if pictures is None else _write_pictures(reader, single, pictures, num_pictures)
+    except CorruptSample as error:
+        raise UserError(f"sample {error}; run `unimo prepare verify {data}`") from error
+    num_images = len(reader.pairs.samples_I)
+    return {
+        "task": task,
+        "checkpoint": str(model.files.weights.parent),
+        "data": data,
+        "images": num_images,
+        "captions": len(reader.pairs.captions),
+        "chance_mean_recall": _chance(num_images, len(reader.pairs.captions)),
+        "metrics": metrics,
+        "pictures": written,
+    }
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """A table for people."""
+    lines = [
+        f"{result['checkpoint']} on {result['data']}: {result['images']:,} images, {result['captions']:,} captions"
+    ]
+    for name, value in result["metrics"].items():
+        is_share = not name.endswith("median_rank") and not name.startswith("loss/")
+        lines.append(f"  {name:<46} {f'{100 * value:7.2f} %' if is_share else f'{value:9.4g}'}")
+    lines.append(f"  chance of mean recall {100 * result['chance_mean_recall']:30.2f} %")
+    return "\n".join([*lines, *(f"  wrote {name}" for name in result["pictures"])])
+
+
+def _chance(num_images: int, num_captions: int) -> float:
+    """Mean recall of a random order, each image having about as many captions as the others."""
+    captions_per_image = num_captions / num_images
+    shares = []
+    for k in retrieval.RECALL_AT:
+        shares.append(min(1.0, k / num_images))
+        missed = 1.0
+        for place in range(min(k, num_captions)):
+            missed *= max(0.0, 1 - captions_per_image / (num_captions - place))
+        shares.append(1 - missed)
+    return sum(shares) / len(shares)
+
+
+def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path, count: int) -> list[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for number, picture in enumerate(draw_pictures(reader, single, count=count)):
+            target = folder / f"retrieval-{number:03d}.png"
+            target.write_bytes(to_png(picture))
+            written.append(str(target))
+    except OSError as error:
+        raise UserError(f"cannot write pictures into {folder}: {error.strerror}") from None
+    return written
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
+    return device

@@ -1,0 +1,236 @@
+"""`unimo inspect PATH`: what a data folder, a shard, a run or a checkpoint holds, told to a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data import members, tars
+from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
+from unimo_ds.data.schema import Sample
+from unimo_ds.data.shards import read_shard
+from unimo_ds.utils.errors import UserError
+
+_LONGEST_TEXT = 110
+_SHOWN_METRICS = 14
+_MIB = 2**20
+
+
+def inspect_path(path: Path, *, num_samples: int = 3) -> dict[str, Any]:
+    """What lies at `path`, as plain values. `what` says which: shard, data folder, run, or checkpoint.
+
+    num_samples: of a shard, or of the first shard of a folder, shown in full.
+
+    Raises:
+        UserError: nothing there, nothing that this program wrote, or damaged.
+    """
+    if path.is_file() and path.suffix == ".tar":
+        return inspect_shard(path, num_samples=num_samples)
+    if not path.is_dir():
+        raise UserError(
+            f"nothing to inspect at {path}; give a shard (.tar), a data folder, a run directory or a checkpoint"
+        )
+    if (path / "state.json").is_file():
+        return inspect_checkpoint(path)
+    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+        return inspect_run(path)
+    if (path / MANIFEST_FILE).is_file() or any(path.glob("*.tar")):
+        return inspect_folder(path, num_samples=num_samples)
+    raise UserError(
+        f"{path} is not a data folder (no {MANIFEST_FILE}), a run (no checkpoints/) or a checkpoint (no state.json)"
+    )
+
+
+def inspect_shard(path: Path, *, num_samples: int) -> dict[str, Any]:
+    """Counts over the whole shard and its first samples."""
+    counts: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    shown: list[dict[str, Any]] = []
+    try:
+        for stored in read_shard(path):
+            counts[stored.sample.kind.name.lower()] += 1
+            sources[stored.sample.source] += 1
+            if len(shown) < num_samples:
+                jpeg_bytes = None if stored.jpeg is None else len(stored.jpeg)
+                shown.append({**_describe(stored.sample), "jpeg_bytes": jpeg_bytes, "details": dict(stored.details)})
+    except (tars.BadTar, members.DecodeError) as error:
+        raise UserError(
+            f"{path} is damaged after {sum(counts.values())} good samples: {error}; run `unimo prepare verify` on its folder"
+        ) from None
+    return {
+        "what": "shard",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "samples": sum(counts.values()),
+        "kinds": dict(counts),
+        "sources": dict(sources),
+        "first_samples": shown,
+    }
+
+
+def inspect_folder(path: Path, *, num_samples: int) -> dict[str, Any]:
+    """The manifest's account of a data folder, and the first samples of its first shard."""
+    manifest = load_manifest(path)
+    sources: Counter[str] = Counter()
+    for shard in manifest.shards:
+        sources.update(shard.sources)
+    first = inspect_shard(path / manifest.shards[0].file, num_samples=num_samples) if manifest.shards else None
+    return {
+        "what": "data folder",
+        "path": str(path),
+        "samples": manifest.num_samples,
+        "kinds": manifest.totals,
+        "sources": dict(sources),
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "feature_size": manifest.feature_size,
+        "region_classes": manifest.num_region_classes,
+        "vocabulary_size": manifest.tokenizer.vocabulary_size,
+        "tokenizer": manifest.tokenizer.fingerprint,
+        "extractor": None if manifest.extractor is None else manifest.extractor.fingerprint,
+        "fingerprint": manifest.fingerprint,
+        "made_by": list(manifest.commands),
+        "first_samples": [] if first is None else first["first_samples"],
+    }
+
+
+def inspect_run(path: Path) -> dict[str, Any]:
+    """How far a run is, its checkpoints, and the last values of its metrics."""
+    config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    checkpoints = path / "checkpoints"
+    steps = sorted(
+        int(folder.name.removeprefix("step-"))
+        for folder in checkpoints.glob("step-*")
+        if folder.name.removeprefix("step-").isdecimal()
+    )
+    latest = checkpoints / "latest"
+    state = checkpoints / f"step-{steps[-1]}" / "state.json" if steps else None
+    return {
+        "what": "run",
+        "path": str(path),
+        "recipe": config.get("recipe"),
+        "data": config.get("data", {}).get("path"),
+        "total_steps": config.get("schedule", {}).get("total_steps"),
+        "checkpoints": steps,
+        "latest": latest.read_text().strip() if latest.is_file() else None,
+        "best": _read_json(state).get("progress", {}).get("best") if state is not None and state.is_file() else None,
+        "metrics": last_metrics(path / "metrics.jsonl"),
+    }
+
+
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint's `state.json` says, and the sizes of its files."""
+    state = _read_json(path / "state.json")
+    sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
+    return {"what": "checkpoint", "path": str(path), **state, "files": sizes}
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The last value of every metric in a `metrics.jsonl`; a line cut by a crash ends the reading."""
+    values: dict[str, float] = {}
+    if not path.is_file():
+        return values
+    with path.open() as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            values |= {name: value for name, value in record.items() if isinstance(value, int | float)}
+    return values
+
+
+def to_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"{found['what']} {found['path']}"]
+    for name, value in found.items():
+        if name in ("what", "path", "first_samples", "metrics", "made_by"):
+            continue
+        if name == "bytes":
+            value = f"{value:,} ({value / _MIB:.1f} MiB)"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "none"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        elif value is None:
+            value = "none"
+        lines.append(f"  {name.replace('_', ' '):<17} {value}")
+    lines += [f"  made by           {command}" for command in found.get("made_by", ())]
+    metrics = found.get("metrics", {})
+    held_out = {name: value for name, value in metrics.items() if name.startswith("held_out/")}
+    others = {name: value for name, value in metrics.items() if name not in held_out}
+    for name, value in [*others.items()][:_SHOWN_METRICS] + [*held_out.items()][:_SHOWN_METRICS]:
+        lines.append(f"    {name:<44} {_short(value)}")
+    for sample in found.get("first_samples", ()):
+        lines += ["", *_sample_lines(sample)]
+    return "\n".join(lines)
+
+
+def _describe(sample: Sample) -> dict[str, Any]:
+    regions = sample.regions
+    return {
+        "key": sample.key,
+        "kind": sample.kind.name.lower(),
+        "source": sample.source,
+        "text": sample.text,
+        "captions": [
+            {
+                "text": caption.text,
+                "positives": [rewrite.text for rewrite in caption.positives],
+                "negatives": [
+                    {"level": rewrite.level.name.lower(), "text": rewrite.text, "from": rewrite.origin}
+                    for rewrite in caption.negatives
+                ],
+            }
+            for caption in sample.captions
+        ],
+        "related_texts": list(sample.related_texts),
+        "related_images": [f"{shard}:{number}" for shard, number in sample.related_images],
+        "regions": None if regions is None else list(regions.features.shape),
+        "first_boxes": [] if regions is None else [[round(float(x), 3) for x in box] for box in regions.boxes[:3]],
+        "first_classes": [] if regions is None else regions.class_ids[:3, 0].tolist(),
+    }
+
+
+def _sample_lines(sample: dict[str, Any]) -> list[str]:
+    lines = [f"  {sample['kind']} {sample['key']} ({sample['source']})"]
+    if sample["text"] is not None:
+        lines.append(f"    text      {_cut(sample['text'])}")
+    for caption in sample["captions"]:
+        lines.append(f"    caption   {_cut(caption['text'])}")
+        lines += [f"      same    {_cut(text)}" for text in caption["positives"][:2]]
+        lines += [
+            f"      not     {_cut(rewrite['text'])}  [{rewrite['level']}: {_cut(rewrite['from'])}]"
+            for rewrite in caption["negatives"][:3]
+        ]
+    lines += [f"    related   {_cut(text)}" for text in sample["related_texts"][:2]]
+    if sample["related_images"]:
+        lines.append(f"    related   {', '.join(sample['related_images'][:4])}")
+    if sample["regions"] is not None:
+        lines.append(f"    regions   {sample['regions'][0]} of {sample['regions'][1]} features")
+        for box, number in zip(sample["first_boxes"], sample["first_classes"], strict=True):
+            lines.append(f"      box     {box} class {number}")
+    if sample.get("jpeg_bytes"):
+        lines.append(f"    jpeg      {sample['jpeg_bytes']:,} bytes")
+    return lines
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else f"{value}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold what this program writes there")
+    return values
