@@ -87,6 +87,7 @@ def sequence(
         role=role,
         seed=seed,
         level=level,
+        item_key=seed if role.name.startswith("RELATED") else 0,
         region_features=None if image is None else image[0],
         region_boxes=None if image is None else image[1],
         token_ids=text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
 from unimo_ds.losses.contrastive import contrastive_loss
-from unimo_ds.ops.contrastive import SharedCandidates, multi_positive_loss, reference
+from unimo_ds.ops.contrastive import Candidates, SharedCandidates, multi_positive_loss, reference
 from unimo_ds.utils.communicator import SingleProcess
 
 FORMS = ("one_log", "two_logs")
@@ -17,7 +18,7 @@ FORMS = ("one_log", "two_logs")
 
 def make_table(num_pairs: int, roles: list[SequenceRole], groups: int = 1, text_keys: list[int] | None = None):
     """Every pair has the same roles, each with vectors of its own; single encodings come first."""
-    rows = {"pair": [], "image": [], "text": [], "role": [], "level": []}
+    rows = {"pair": [], "image": [], "text": [], "role": [], "level": [], "key": []}
     next_image, next_text = num_pairs, num_pairs
     for pair in range(num_pairs):
         for role in roles:
@@ -30,7 +31,8 @@ def make_table(num_pairs: int, roles: list[SequenceRole], groups: int = 1, text_
             elif role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE):
                 text, next_text = next_text, next_text + 1
             level = Level.WORD if role.name.endswith("NEGATIVE") else Level.NONE
-            for name, value in zip(rows, (pair, image, text, role, level), strict=True):
+            key = 1000 + image if role == SequenceRole.RELATED_IMAGE else 2000 + text
+            for name, value in zip(rows, (pair, image, text, role, level, key), strict=True):
                 rows[name].append(int(value))
     index = torch.arange(num_pairs)
     table = ContrastTable(
@@ -124,6 +126,35 @@ def test_equal_captions_are_no_negatives():
     assert run(images, texts, distinct).loss_sum > alone
 
 
+def test_related_items_of_other_pairs_are_negatives():
+    """Else every related item that is scored is a positive, and its corpus alone gives it away."""
+    table, num_images, num_texts = make_table(2, [SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE])
+    images, texts = vectors(num_images), vectors(num_texts)
+    with torch.no_grad():
+        images[3] = texts[0]  # what is related to pair 1 looks like the text of pair 0
+    near = run(images, texts, table).loss_sum
+    with torch.no_grad():
+        images[3] = -texts[0]
+    assert run(images, texts, table).loss_sum < near
+
+
+def test_an_item_related_to_two_pairs_is_no_negative_of_either():
+    roles = [SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE]
+    table, num_images, num_texts = make_table(2, roles)
+    images, texts = vectors(num_images), vectors(num_texts)
+    with torch.no_grad():
+        images[3] = images[2]
+    shared_key = dataclasses.replace(table, score_key=torch.full_like(table.score_key, 77))
+    cosine = torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(texts, dim=-1).T / 0.2
+    expected = 0.0
+    for pair, other in ((0, 1), (1, 0)):
+        positive = torch.stack((cosine[pair, pair], cosine[2, pair])).exp().sum()
+        negative = torch.stack((cosine[pair, other], cosine[other, pair])).exp().sum()
+        expected -= torch.log(positive / (positive + negative)).item()
+    assert run(images, texts, shared_key).loss_sum.item() == pytest.approx(expected, rel=1e-9)
+    assert run(images, texts, table).loss_sum.item() > expected
+
+
 @pytest.mark.parametrize("num_pairs", [0, 1, 2, 7])
 @pytest.mark.parametrize("rows_per_tile", [2, 512])
 def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
@@ -133,13 +164,20 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
     private = torch.rand(num_scores, dtype=torch.float64, requires_grad=True)
     pair = torch.arange(num_pairs).repeat(3)
     positive = torch.arange(num_scores) < num_pairs
-    keys = torch.stack((torch.zeros(num_pairs), torch.arange(num_pairs), torch.arange(num_pairs)), 1).long()
-    leaves = [torch.randn(num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    keys = torch.stack((torch.arange(num_pairs) // 4, torch.arange(num_pairs), torch.arange(num_pairs)), 1)
+    owner = torch.arange(2 * num_pairs) % max(num_pairs, 1)
+    items = torch.arange(2 * num_pairs) % 9
+    own = torch.stack((items[:num_pairs], items[num_pairs:]), 1)
+    candidate_keys = torch.cat((keys[owner], items[:, None]), 1)
+    queries = [torch.randn(num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    candidates = [torch.randn(2 * num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     inverse = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    inputs = (private, *leaves, inverse)
+    inputs = (private, *queries, *candidates, inverse)
 
     def evaluate(loss):
-        shared = SharedCandidates(*leaves, keys, keys)
+        shared = SharedCandidates(
+            *queries, keys, own, own, *(Candidates(vectors, candidate_keys) for vectors in candidates)
+        )
         result = loss(private, pair, positive, num_pairs=num_pairs, shared=shared, inverse_temperature=inverse)
         return result[0] if isinstance(result, tuple) else result
 

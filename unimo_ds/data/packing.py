@@ -6,6 +6,7 @@ All index arithmetic is done on whole arrays: a loader shares its core with trai
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def pack_sequences(
 
 def empty_contrast_table() -> ContrastTable:
     """A table of no pairs and no scores."""
-    return ContrastTable(*(torch.zeros(0, dtype=torch.int64) for _ in range(11)))
+    return ContrastTable(*(torch.zeros(0, dtype=torch.int64) for _ in dataclasses.fields(ContrastTable)))
 
 
 def _stream(
@@ -181,6 +182,7 @@ def _contrast_table(
     scored = (has_image | has_text) & (roles != SequenceRole.SINGLE_TEXT)
     role, pair = roles[scored], pair_of[scored]
     levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
+    item_keys = np.fromiter((sequence.item_key for sequence in sequences), np.int64, len(sequences))
     uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
     score_image = np.where(np.isin(role, _AGAINST_OWN_IMAGE), pair_image[pair], image_row[scored])
     score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
@@ -197,6 +199,7 @@ def _contrast_table(
         score_text=_tensor(score_text, np.int64),
         score_role=_tensor(role, np.int64),
         score_level=_tensor(levels[scored], np.int64),
+        score_key=_tensor(item_keys[scored], np.int64),
     )
 
 

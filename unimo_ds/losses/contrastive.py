@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
-from unimo_ds.ops.contrastive import SharedCandidates, multi_positive_loss
+from unimo_ds.ops.contrastive import NO_ITEM, Candidates, SharedCandidates, multi_positive_loss
 from unimo_ds.utils.communicator import Communicator
 
 JOINT_POSITIVES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE)
@@ -101,18 +101,53 @@ def _has_role(roles: torch.Tensor, wanted: tuple[SequenceRole, ...]) -> torch.Te
 def _shared_candidates(
     images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
 ) -> SharedCandidates:
-    query_images, query_texts = images_ND[table.pair_image], texts_ND[table.pair_text]
+    """The single images and texts of all ranks' pairs, and their related ones."""
     query_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
-    everyone = communicator.all_gather_rows(torch.cat((query_images, query_texts), 1))
-    candidate_images, candidate_texts = everyone.chunk(2, dim=1)
-    return SharedCandidates(
-        query_images=query_images,
-        query_texts=query_texts,
-        candidate_images=candidate_images,
-        candidate_texts=candidate_texts,
-        query_keys=query_keys,
-        candidate_keys=communicator.all_gather_rows(query_keys),
+
+    def candidates(
+        vectors_ND: torch.Tensor,
+        pair_row: torch.Tensor,
+        pair_key: torch.Tensor,
+        score_row: torch.Tensor,
+        related: SequenceRole,
+    ) -> tuple[Candidates, torch.Tensor]:
+        chosen = table.score_role == int(related)
+        owner = torch.cat((torch.arange(len(pair_row), device=pair_row.device), table.score_pair[chosen]))
+        rows = torch.cat((pair_row, score_row[chosen]))
+        items = torch.cat((pair_key, table.score_key[chosen]))
+        keys = torch.cat((query_keys[owner], items.unsqueeze(1)), 1)
+        everyone = Candidates(
+            vectors=communicator.all_gather_rows(vectors_ND[rows]), keys=communicator.all_gather_rows(keys)
+        )
+        return everyone, _items_by_owner(owner, items, num_owners=len(pair_row))
+
+    images, own_images = candidates(
+        images_ND, table.pair_image, table.pair_image_key, table.score_image, SequenceRole.RELATED_IMAGE
     )
+    texts, own_texts = candidates(
+        texts_ND, table.pair_text, table.pair_text_key, table.score_text, SequenceRole.RELATED_TEXT
+    )
+    return SharedCandidates(
+        query_images=images_ND[table.pair_image],
+        query_texts=texts_ND[table.pair_text],
+        query_keys=query_keys,
+        own_images=own_images,
+        own_texts=own_texts,
+        images=images,
+        texts=texts,
+    )
+
+
+def _items_by_owner(owner_N: torch.Tensor, items_N: torch.Tensor, *, num_owners: int) -> torch.Tensor:
+    """[num_owners, k] the items of each owner, padded with NO_ITEM."""
+    order = torch.argsort(owner_N, stable=True)
+    owner_N, items_N = owner_N[order], items_N[order]
+    counts = torch.bincount(owner_N, minlength=num_owners)
+    place = torch.arange(len(owner_N), device=owner_N.device) - (counts.cumsum(0) - counts)[owner_N]
+    width = int(counts.max()) if num_owners else 1
+    table = items_N.new_full((num_owners, width), NO_ITEM)
+    table[owner_N, place] = items_N
+    return table
 
 
 @torch.no_grad()

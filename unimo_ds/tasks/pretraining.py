@@ -120,6 +120,7 @@ def join_tables(batches: Sequence[PackedBatch]) -> ContrastTable:
         score_text=joined("score_text", texts),
         score_role=joined("score_role"),
         score_level=joined("score_level"),
+        score_key=joined("score_key"),
     )
 
 
