@@ -1,7 +1,7 @@
 """Checkpoints that appear whole or not at all, are checked before they are trusted, and load at any world size and stage.
 
     checkpoints/.tmp-step-N/   being written          checkpoints/step-N/   complete: files, state.json, manifest.json
-    checkpoints/latest         text `step-N`, moved last
+    checkpoints/latest         text `step-N`, moved last         checkpoints/best     the one with the best evaluation
 
 Rank 0 writes and checks; every verdict is shared, so that all ranks go on or stop together.
 """
@@ -27,6 +27,7 @@ from unimo_ds.utils.errors import UserError
 
 FOLDER = "checkpoints"
 LATEST = "latest"
+BEST = "best"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
@@ -68,7 +69,9 @@ def save(engine: Engine, run_dir: Path, progress: Progress, config: RunConfig) -
             entries[STATE] = _write_json(temporary / STATE, _describe(engine, progress, numbers, config))
             _write_json(temporary / MANIFEST, {"format": FORMAT, "files": entries})
             _appear(temporary, final)
-            _point(checkpoints, final.name)
+            _point(checkpoints, LATEST, final.name)
+            if progress.best is not None and progress.best.step == progress.step:
+                _point(checkpoints, BEST, final.name)
             _prune(checkpoints, config.checkpoint, progress)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -196,13 +199,13 @@ def _appear(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _point(checkpoints: Path, name: str) -> None:
-    temporary = checkpoints / f".{LATEST}"
+def _point(checkpoints: Path, pointer: str, name: str) -> None:
+    temporary = checkpoints / f".{pointer}"
     with temporary.open("w") as file:
         file.write(name + "\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(checkpoints / LATEST)
+    temporary.rename(checkpoints / pointer)
     _sync_folder(checkpoints)
 
 
@@ -233,16 +236,14 @@ def _choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, An
     pointer = checkpoints / LATEST
     named = pointer.read_text().strip() if pointer.is_file() else ""
     if named and not names:
-        return (
-            "",
-            f"{pointer} names {named!r}, but there is no checkpoint beside it; restore it or give another run_dir",
-        )
+        text = f"{pointer} names {named!r}, but there is no checkpoint beside it; restore it or give another run_dir"
+        return "", text, None
     for name in names:
         problems = problems_of(checkpoints / name)
         if not problems:
             if name != named:
                 say(f"resuming from {name}, though {pointer} says {named or 'nothing'!r}")
-                _point(checkpoints, name)
+                _point(checkpoints, LATEST, name)
             return name, "", _read_json(checkpoints / name / STATE)
         say(f"skipping a damaged checkpoint: {'; '.join(problems)}")
     if names:

@@ -1,0 +1,215 @@
+"""Checkpoints under damage, kills and a full disk, on one process (groups: tests/distributed/test_checkpoint.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from unimo_ds.config import CheckpointConfig, ModelConfig, RunConfig
+from unimo_ds.engine import checkpoint, ds_config
+from unimo_ds.engine.launch import stop_processes
+from unimo_ds.engine.setup import Engine, make_engine
+from unimo_ds.engine.state import Best, Progress
+from unimo_ds.engine.tensor_file import TensorFileWriter
+from unimo_ds.utils.errors import UserError
+
+CONFIG = RunConfig(recipe="test", checkpoint=CheckpointConfig(keep_last=2))
+
+
+def make_model(width: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, width), nn.GELU(), nn.Linear(width, 3))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    made = make_engine(make_model(), CONFIG, ds_config.load("zero0_fp32", CONFIG, 1))
+    yield made
+    made.close()
+    stop_processes()
+
+
+def save(engine: Engine, run_dir: Path, step: int, config: RunConfig = CONFIG, best: Best | None = None) -> Path:
+    return checkpoint.save(engine, run_dir, Progress(step=step, best=best), config)
+
+
+def loaded_step(engine: Engine, run_dir: Path) -> int | None:
+    loaded = checkpoint.load(engine, run_dir, CONFIG, say=lambda _: None)
+    return None if loaded is None else loaded.progress.step
+
+
+def test_nothing_there_is_a_fresh_start(engine: Engine, tmp_path: Path) -> None:
+    assert loaded_step(engine, tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    assert loaded_step(engine, tmp_path) is None
+
+
+def test_weights_file_is_plain_safetensors(engine: Engine, tmp_path: Path) -> None:
+    folder = save(engine, tmp_path, 1)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert weights.keys() == engine.module.state_dict().keys()
+    for name, tensor in engine.module.state_dict().items():
+        assert torch.equal(weights[name], tensor)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-1\n"
+
+
+@pytest.mark.parametrize("pointer", ["absent", "empty", "to nowhere"])
+def test_latest_is_no_single_point_of_failure(engine: Engine, tmp_path: Path, pointer: str) -> None:
+    save(engine, tmp_path, 1)
+    save(engine, tmp_path, 2)
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.unlink()
+    if pointer != "absent":
+        latest.write_text("" if pointer == "empty" else "step-77\n")
+    assert loaded_step(engine, tmp_path) == 2
+    assert latest.read_text() == "step-2\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_damage_falls_back_to_the_one_before(engine: Engine, tmp_path: Path, name: str, damage: str) -> None:
+    save(engine, tmp_path, 1)
+    path = save(engine, tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[random.Random(name).randrange(len(content))] ^= 16
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    said: list[str] = []
+    loaded = checkpoint.load(engine, tmp_path, CONFIG, say=said.append)
+    assert loaded is not None
+    assert loaded.progress.step == 1
+    assert name in said[0]
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"format": 1, "files": {}}', '{"format": 9, "files": {}}'])
+def test_all_damaged_is_never_a_fresh_start(engine: Engine, tmp_path: Path, manifest: str) -> None:
+    folder = save(engine, tmp_path, 1)
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"no checkpoint .* is good"):
+        loaded_step(engine, tmp_path)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="there is no checkpoint beside it"):
+        loaded_step(engine, tmp_path)
+
+
+def test_another_model_is_refused(engine: Engine, tmp_path: Path) -> None:
+    save(engine, tmp_path, 1)
+    other = dataclasses.replace(CONFIG, model=ModelConfig(num_layers=3))
+    with pytest.raises(UserError, match=r"model\.num_layers is 12 in it and 3 in this run"):
+        checkpoint.load(engine, tmp_path, other)
+    wider = make_engine(make_model(7), CONFIG, ds_config.load("zero0_fp32", CONFIG, 1))
+    with pytest.raises(UserError, match=r"'0\.bias' is \(6,\) in it and \(7,\)"):
+        checkpoint.load(wider, tmp_path, CONFIG)
+    wider.close()
+
+
+def test_pruning_keeps_the_last_the_regular_and_the_best(engine: Engine, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(keep_last=2, keep_every=4))
+    for step in range(1, 10):
+        best = Best("recall", 0.5, 3) if step >= 3 else None
+        save(engine, tmp_path, step, config, best)
+    assert checkpoint.completed_steps(tmp_path) == [3, 4, 8, 9]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step-3\n"
+    assert not list((tmp_path / "checkpoints").glob(".[a-z]*-step-*"))
+
+
+def test_saving_the_same_step_again_replaces_it(engine: Engine, tmp_path: Path) -> None:
+    folder = save(engine, tmp_path, 1)
+    (folder / "model.safetensors").write_bytes(b"spoilt")
+    save(engine, tmp_path, 1)
+    assert checkpoint.problems_of(folder) == []
+    # What a kill between the two renames leaves: the old one under another name.
+    folder.rename(folder.with_name(".old-step-1"))
+    assert loaded_step(engine, tmp_path) == 1
+
+
+def test_no_room_is_told_before_writing(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(engine, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1234))
+        with pytest.raises(checkpoint.CheckpointError, match=r"1,234 bytes are free and [\d,]+ are needed"):
+            save(engine, tmp_path, 2)
+    assert loaded_step(engine, tmp_path) == 1
+
+
+def in_child(work: object) -> int:
+    """Run `work()` in a forked process; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        os._exit(9)
+
+
+def test_a_write_that_fails_half_way_leaves_the_previous_one(engine: Engine, tmp_path: Path) -> None:
+    save(engine, tmp_path, 1)
+
+    def fail() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+        try:
+            save(engine, tmp_path, 2)
+        except checkpoint.CheckpointError as error:
+            os._exit(3 if "bytes are free" in str(error) and "intact" in str(error) else 4)
+
+    _, status = os.waitpid(in_child(fail), 0)
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-1"]
+    assert loaded_step(engine, tmp_path) == 1
+
+
+def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engine, tmp_path: Path) -> None:
+    """R4: sixty kills; each restart finds a complete checkpoint, and at most the one being written is lost."""
+    first = 1
+    save(engine, tmp_path, first)
+    delays = random.Random(0)
+    kinds = set()
+    for _ in range(60):
+        start = loaded_step(engine, tmp_path)
+        assert start is not None
+        assert start >= first
+        first = start
+
+        def save_on_and_on(start: int = start) -> None:
+            for step in range(start + 1, start + 1000):
+                save(engine, tmp_path, step)
+                (tmp_path / "announced").write_text(str(step))
+
+        child = in_child(save_on_and_on)
+        time.sleep(delays.uniform(0.002, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kinds |= {item.name.split("-")[0] for item in (tmp_path / "checkpoints").iterdir()}
+        announced = (tmp_path / "announced").read_text() if (tmp_path / "announced").exists() else ""
+        newest = checkpoint.completed_steps(tmp_path)[-1]
+        assert newest >= int(announced or 1)
+        assert checkpoint.problems_of(tmp_path / "checkpoints" / f"step-{newest}") == []
+    assert ".tmp" in kinds, "no kill hit a save"
+    assert first > 10, "hardly any save came to its end"
+
+
+def test_tensor_file_refuses_the_wrong_tensor(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was expected"), TensorFileWriter(tmp_path / "a", {"x": (2,)}) as writer:
+        writer.write("y", torch.zeros(2))
+    with pytest.raises(ValueError, match="ends before x"), TensorFileWriter(tmp_path / "b", {"x": (2,)}):
+        pass

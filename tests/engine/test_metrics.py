@@ -1,0 +1,89 @@
+"""What is logged, what resuming cuts off, and how not-a-number looks in either place."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from unimo_ds.config import RunConfig
+from unimo_ds.engine.metrics import MetricsWriter, cut_after, progress_line
+
+
+class FewEmbeddings:
+    matrix = np.eye(3, dtype=np.float32)
+    labels: tuple[str, ...] = ("a", "b", "c")
+
+
+class SmallReport:
+    metrics = {"held_out/retrieval/mean_recall": 0.25}  # noqa: RUF012
+    pictures = (np.zeros((4, 5, 3), dtype=np.uint8),)
+    embeddings = FewEmbeddings()
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_no_step_is_logged_twice_after_resuming(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, start_step=0)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"loss/total": float(step)})
+    writer.close()
+    writer = MetricsWriter(tmp_path, start_step=2)
+    for step in (3, 4):
+        writer.write(step, {"loss/total": 10.0 + step})
+    writer.close()
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss/total"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0)]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss/total")] == [(1, 1), (2, 2), (3, 13), (4, 14)]
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """Raw in TensorBoard; null in the file, because JSON has no NaN."""
+    writer = MetricsWriter(tmp_path, start_step=0)
+    writer.write(1, {"loss/total": math.nan, "gradient_norm": math.inf})
+    writer.close()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert read(tmp_path / "metrics.jsonl")[0]["loss/total"] is None
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert math.isnan(board.Scalars("loss/total")[0].value)
+    assert math.isinf(board.Scalars("gradient_norm")[0].value)
+
+
+def test_report_and_settings_reach_tensorboard(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, start_step=0)
+    writer.write_report(5, SmallReport())
+    writer.write_settings(RunConfig(recipe="test"))
+    writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["images"] == ["retrieved/0"]
+    assert "final/held_out/retrieval/mean_recall" in board.Tags()["scalars"]
+    assert any(path.name == "metadata.tsv" for path in tmp_path.rglob("*"))
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    cut_after(path, 9)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    cut_after(tmp_path / "absent.jsonl", 1)
+
+
+def test_progress_line() -> None:
+    values = {
+        "loss/total": 2.5,
+        "loss/contrastive": math.nan,
+        "gradient_norm": 1.0,
+        "speed/tokens_per_second": 12345.6,
+        "speed/data_wait_share": 0.04,
+    }
+    line = progress_line(10, 100, values, seconds_per_step=41.0)
+    assert line == "step 10/100  total 2.500  norm 1.00  12,346 tokens/s  data wait 4%  left 1:01:30"

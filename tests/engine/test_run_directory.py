@@ -1,0 +1,85 @@
+"""A run directory takes the configuration that made it, and says what differs from another."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.engine import run_directory
+from unimo_ds.utils.communicator import SingleProcess
+from unimo_ds.utils.errors import UserError
+
+
+def prepare(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
+    run_directory.prepare(
+        folder, config, {"bf16": {"enabled": True}}, data_fingerprint=data, communicator=SingleProcess(), command=["t"]
+    )
+
+
+def test_first_start_writes_everything_and_the_second_adds_to_the_history(tmp_path: Path) -> None:
+    config = RunConfig(recipe="test")
+    prepare(tmp_path / "run", config)
+    prepare(tmp_path / "run", config)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "config.json").read_text())["model"]["hidden_size"] == 768
+    assert json.loads((folder / "deepspeed.json").read_text()) == {"bf16": {"enabled": True}}
+    assert json.loads((folder / "environment.json").read_text())["versions"]["deepspeed"] == "0.19.8"
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert [start["command"] for start in starts] == [["t"], ["t"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "model.hidden_size=384", "batch.global_samples=7", "contrast.form=one_log", "data.max_regions=3"],
+)
+def test_another_run_is_refused_by_name(tmp_path: Path, change: str) -> None:
+    config = RunConfig(recipe="test")
+    prepare(tmp_path, config)
+    with pytest.raises(UserError, match=change.partition("=")[0]):
+        prepare(tmp_path, apply_overrides(config, [change]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "schedule.total_steps=9",
+        "logging.every_steps=3",
+        "evaluation.every_steps=0",
+        "engine.deepspeed_config=zero3_fp32",
+        "batch.micro_batch_tokens=99",
+        "data.num_workers=5",
+        "data.path=elsewhere",
+        "checkpoint.keep_last=1",
+    ],
+)
+def test_length_logging_and_engine_may_differ(tmp_path: Path, change: str) -> None:
+    config = RunConfig(recipe="test")
+    prepare(tmp_path, config)
+    prepare(tmp_path, apply_overrides(config, [change]))
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, RunConfig(recipe="test"), data="aaaa")
+    with pytest.raises(UserError, match="other data"):
+        prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
+
+
+def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        prepare(tmp_path / "file" / "run", RunConfig(recipe="test"))
+    prepare(tmp_path, RunConfig(recipe="test"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        prepare(tmp_path, RunConfig(recipe="test"))
+
+
+def test_a_key_that_one_side_lacks_counts_as_different() -> None:
+    before = dataclasses.asdict(RunConfig(recipe="test"))
+    after = {key: value for key, value in before.items() if key != "seed"}
+    assert run_directory.differing_keys(before, after) == ["seed"]
+    assert run_directory.differing_keys(before, before) == []

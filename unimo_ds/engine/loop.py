@@ -1,0 +1,215 @@
+"""The training loop: steps, and between them logging, evaluation, saving and stopping, on all ranks alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.schema import StepBatch
+from unimo_ds.engine import checkpoint
+from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
+from unimo_ds.engine.schedule import learning_rate
+from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.signals import Stop, StopRequests
+from unimo_ds.engine.speed import SpeedMeter
+from unimo_ds.engine.state import Best, Progress
+from unimo_ds.engine.step import StepMetrics, train_step
+from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils.errors import UserError
+
+
+class Loop:
+    """One start of a run, from its newest checkpoint to its end or to a request to stop.
+
+    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, None for never;
+    best_metric: which of its metrics, higher being better, decides the best checkpoint. on_step: sees every step (data limits).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: PretrainingTask,
+        config: RunConfig,
+        *,
+        make_batches: Callable[[int, int], Iterable[StepBatch]],
+        evaluate: Callable[[], Report] | None = None,
+        best_metric: str = "",
+        on_step: Callable[[StepBatch, StepMetrics], None] = lambda batch, metrics: None,
+    ) -> None:
+        self.engine, self.task, self.config = engine, task, config
+        self.run_dir = Path(config.run_dir)
+        self._make_batches, self._evaluate, self._best_metric, self._on_step = (
+            make_batches,
+            evaluate,
+            best_metric,
+            on_step,
+        )
+        self._is_first_rank = engine.communicator.rank == 0
+        loaded = checkpoint.load(engine, self.run_dir, config, say=self._say)
+        self.progress = loaded.progress if loaded else Progress()
+        if loaded:
+            self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+        self._saved_step = self.progress.step if loaded else -1
+        self._metrics = MetricsWriter(self.run_dir, start_step=self.progress.step) if self._is_first_rank else None
+        self._speed = SpeedMeter(config.model, world_size=engine.communicator.world_size, device=engine.device)
+        self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
+        self._stops.install()
+
+    def run(self) -> int:
+        """Train until `schedule.total_steps` or a request to stop. Returns the exit status.
+
+        Raises:
+            UserError: too many steps in a row without an update, ranks that drifted apart, no room for the last checkpoint.
+        """
+        total_steps = self.config.schedule.total_steps
+        if self.progress.step == 0:
+            self._measure()
+        self.engine.module.train()
+        self._speed.reset()
+        try:
+            for batch in self._speed.waiting(self._make_batches(self.progress.step, total_steps)):
+                self._step(batch)
+                stop = self._stops.check()
+                self._after_step(is_last=self.progress.step == total_steps, stop=stop)
+                if stop is not None:
+                    self._say(
+                        f"stopped at step {self.progress.step} ({stop.reason}); the same command goes on from there"
+                    )
+                    return stop.exit_status
+            if self._metrics is not None:
+                self._metrics.write_settings(self.config)
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+        return 0
+
+    def _step(self, batch: StepBatch) -> None:
+        rate = learning_rate(
+            self.progress.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule
+        )
+        metrics = train_step(self.engine, self.task, batch, learning_rate=rate)
+        skipped = 0 if metrics.applied else 1
+        # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
+        counts = skipped and (not math.isfinite(metrics.loss) or metrics.loss_scale <= 1.0)
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=self.progress.step + 1,
+            skipped=self.progress.skipped + skipped,
+            skipped_in_a_row=self.progress.skipped_in_a_row + 1 if counts else self.progress.skipped_in_a_row * skipped,
+        )
+        self._speed.add(
+            batch, positions=metrics.positions, bytes_read=metrics.bytes_read, bad_samples=metrics.bad_samples
+        )
+        self._log(metrics)
+        if counts:
+            self._report_skipped(batch, metrics)
+        self._on_step(batch, metrics)
+
+    def _log(self, metrics: StepMetrics) -> None:
+        step, total_steps = self.progress.step, self.config.schedule.total_steps
+        is_due = step % self.config.logging.every_steps == 0 or step in (1, total_steps) or not metrics.applied
+        if self._metrics is None or not is_due:
+            return
+        values = step_values(metrics) | {"skipped_steps": float(self.progress.skipped)}
+        if metrics.applied or step % self.config.logging.every_steps == 0:
+            values |= self._speed.read()
+            self._say(progress_line(step, total_steps, values, seconds_per_step=values["speed/seconds_per_step"]))
+        self._metrics.write(step, values)
+
+    def _report_skipped(self, batch: StepBatch, metrics: StepMetrics) -> None:
+        keys = self.engine.communicator.all_gather_object([key for item in batch.micro_batches for key in item.keys])
+        if self._metrics is not None:
+            details = {"samples_by_rank": keys, "loss_scale": metrics.loss_scale}
+            self._metrics.write_note(self.progress.step, "skipped", details)
+        self._say(f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl")
+        limit = self.config.engine.max_skipped_steps
+        if self.progress.skipped_in_a_row >= limit:
+            raise UserError(
+                f"{limit} steps in a row up to step {self.progress.step} had a loss or gradient that is not finite "
+                f"(engine.max_skipped_steps); their samples are in {self.run_dir}/metrics.jsonl; lower "
+                "optimizer.peak_learning_rate or look at these samples, then resume"
+            )
+
+    def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
+        step, evaluation = self.progress.step, self.config.evaluation
+        is_best = False
+        if stop is None and evaluation.every_steps and (is_last or step % evaluation.every_steps == 0):
+            is_best = self._measure()
+            self.engine.module.train()
+        if is_last or stop is not None or is_best or step % self.config.checkpoint.every_steps == 0:
+            self._save(must_succeed=is_last or stop is not None)
+
+    def _measure(self) -> bool:
+        """Evaluate; returns whether this is the best so far."""
+        if self._evaluate is None or not self.config.evaluation.every_steps:
+            return False
+        report = self._evaluate()
+        if self._metrics is not None:
+            self._metrics.write_report(self.progress.step, report)
+        value = report.metrics.get(self._best_metric, math.nan)
+        self._say(f"step {self.progress.step}: {self._best_metric} {value:.4f}")
+        best = self.progress.best
+        is_best = math.isfinite(value) and (best is None or value > best.value)
+        if is_best:
+            self.progress = dataclasses.replace(self.progress, best=Best(self._best_metric, value, self.progress.step))
+        self._speed.reset()
+        return is_best
+
+    def _save(self, *, must_succeed: bool) -> None:
+        if self._saved_step == self.progress.step:
+            return
+        check_replicas(self.engine)
+        try:
+            folder = checkpoint.save(self.engine, self.run_dir, self.progress, self.config)
+        except checkpoint.CheckpointError as error:
+            if must_succeed:
+                raise
+            self._say(f"warning: {error}; training goes on and tries again at the next checkpoint")
+            return
+        self._saved_step = self.progress.step
+        self._say(f"saved {folder}")
+        self._speed.reset()
+
+    def _say(self, text: str) -> None:
+        if self._is_first_rank:
+            print(text, flush=True)
+
+
+def step_values(metrics: StepMetrics) -> dict[str, float]:
+    """The scalars of a step under the names that TensorBoard and metrics.jsonl show."""
+    return {
+        "loss/total": metrics.loss,
+        **{f"loss/{name}": value for name, value in metrics.losses.items()},
+        **{f"count/{name}": float(value) for name, value in metrics.counts.items()},
+        **{f"accuracy/{name}": value for name, value in metrics.accuracies.items()},
+        "learning_rate": metrics.learning_rate,
+        "gradient_norm": metrics.gradient_norm,
+        "loss_scale": metrics.loss_scale,
+        "temperature": metrics.temperature,
+        "positions": float(metrics.positions),
+    }
+
+
+def check_replicas(engine: Engine) -> None:
+    """Compare the weights of all ranks, which must be the same bits (stages 0 to 2). A collective.
+
+    Raises:
+        UserError: on all ranks, naming those that differ: a broken device, or code that ranks did not run alike.
+    """
+    if engine.zero_stage == 3:
+        return
+    sums = [
+        parameter.detach().flatten().view(torch.int16).to(torch.int64).sum() for parameter in engine.module.parameters()
+    ]
+    digests = engine.communicator.all_gather_object(torch.stack(sums).tolist())
+    differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if differing:
+        raise UserError(
+            f"the weights of rank {', '.join(map(str, differing))} are no longer those of rank 0; check that machine, "
+            "and resume from the last checkpoint"
+        )

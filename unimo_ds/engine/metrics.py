@@ -1,0 +1,137 @@
+"""Numbers of a run: one line a logged step in metrics.jsonl, the same in TensorBoard, a line on the terminal.
+
+Only rank 0 writes. On resuming, what was logged after the checkpoint is cut off: no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig, to_dict
+
+FILE = "metrics.jsonl"
+
+
+class EmbeddingTable(Protocol):
+    """Vectors with labels, for TensorBoard's projector."""
+
+    @property
+    def matrix(self) -> NDArray[np.float32]: ...
+
+    @property
+    def labels(self) -> list[str]: ...
+
+
+class Report(Protocol):
+    """What an evaluation during training gives (`evaluation.held_out.HeldOutReport`)."""
+
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+    @property
+    def pictures(self) -> Sequence[NDArray[np.uint8]]: ...
+
+    @property
+    def embeddings(self) -> EmbeddingTable: ...
+
+
+class MetricsWriter:
+    """Open for one start of a run; `start_step` is the step it resumes from."""
+
+    def __init__(self, run_dir: Path, *, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run_dir / FILE
+        cut_after(self._path, start_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
+        self._last: dict[str, float] = {}
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the state after `step` steps. Numbers that are not finite reach TensorBoard as they are, the file as null."""
+        line = {"step": step, "time": round(time.time(), 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # type: ignore[misc]
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._last.update(values)
+
+    def write_note(self, step: int, kind: str, details: Mapping[str, Any]) -> None:
+        """An event with more than numbers, such as the samples of a skipped step."""
+        self._file.write(json.dumps({"step": step, "event": kind, **details}) + "\n")
+        self._file.flush()
+
+    def write_report(self, step: int, report: Report) -> None:
+        """Metrics, pictures and embeddings of an evaluation."""
+        self.write(step, report.metrics)
+        for number, picture in enumerate(report.pictures):
+            self._board.add_image(f"retrieved/{number}", picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        if len(report.embeddings.labels):
+            self._board.add_embedding(  # type: ignore[no-untyped-call]
+                torch.from_numpy(report.embeddings.matrix), report.embeddings.labels, global_step=step, tag="pooled"
+            )
+        self._board.flush()  # type: ignore[no-untyped-call]
+
+    def write_settings(self, config: RunConfig) -> None:
+        """Hyper-parameters with the last value of every metric, once, when the run is done."""
+        settings = {key: value for key, value in _flat(to_dict(config)).items() if isinstance(value, int | float | str)}
+        final = {f"final/{name}": value for name, value in self._last.items() if math.isfinite(value)}
+        self._board.add_hparams(settings, final, run_name=".")  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and a last line that was cut short. Atomic."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(kept))
+    temporary.rename(path)
+
+
+def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_per_step: float) -> str:
+    """One line for the terminal: step, losses, speed, share of time spent waiting for data, time left."""
+    losses = "  ".join(
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in values.items()
+        if name.startswith("loss/") and math.isfinite(value)
+    )
+    left = seconds_per_step * (total_steps - step)
+    return (
+        f"step {step}/{total_steps}  {losses}  norm {values['gradient_norm']:.2f}  "
+        f"{values['speed/tokens_per_second']:,.0f} tokens/s  data wait {values['speed/data_wait_share']:.0%}  "
+        f"left {_duration(left)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

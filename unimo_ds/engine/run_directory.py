@@ -1,0 +1,183 @@
+"""What a run leaves beside its checkpoints, and whether a configuration may continue it.
+
+config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tensorboard/  checkpoints/
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
+
+CONFIG_FILE = "config.json"
+_FREE = (
+    "recipe",
+    "run_dir",
+    "engine.",
+    "checkpoint.",
+    "evaluation.",
+    "logging.",
+    "schedule.",
+    "optimizer.peak_learning_rate",
+    "optimizer.clip_norm",
+    "model.initialize_from",
+    # Where the data lies may change, what it is may not: its fingerprint is compared.
+    "data.path",
+    "data.held_out_path",
+    "data.num_workers",
+    "data.prefetch_steps",
+    "data.max_bad_share",
+    "data.cache_dir",
+    "data.cache_bytes",
+    "batch.micro_batch_tokens",
+)
+"""Keys (and groups, with a dot) in which a continued run may differ from its start."""
+_PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transformers", "webdataset")
+
+
+def prepare(
+    run_dir: Path,
+    config: RunConfig,
+    ds_config: Mapping[str, Any],
+    *,
+    data_fingerprint: str,
+    communicator: Communicator,
+    command: Sequence[str] = tuple(sys.argv),
+) -> None:
+    """Make the run directory or check that `config` continues what is in it. A collective; rank 0 works.
+
+    Raises:
+        UserError: on all ranks: not writable, or the run there has another model, seed or data, naming what differs.
+    """
+    problem = ""
+    if communicator.rank == 0:
+        try:
+            problem = _prepare(run_dir, config, ds_config, data_fingerprint, communicator.world_size, command)
+        except OSError as error:
+            problem = f"cannot write to run_dir={str(run_dir)!r}: {error.strerror}; give another run_dir"
+    problem = communicator.broadcast_object(problem)
+    if problem:
+        raise UserError(problem)
+
+
+def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ, those free to differ left out."""
+    old, new = _flatten(before), _flatten(after)
+    return sorted(
+        key
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key)
+        and not any(key.startswith(free) if free.endswith(".") else key == free for free in _FREE)
+    )
+
+
+def _prepare(
+    run_dir: Path,
+    config: RunConfig,
+    ds_config: Mapping[str, Any],
+    data_fingerprint: str,
+    world_size: int,
+    command: Sequence[str],
+) -> str:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
+    path = run_dir / CONFIG_FILE
+    if path.is_file():
+        problem = _differences(path, run_dir / "environment.json", config, data_fingerprint)
+        if problem:
+            return problem
+    _write(path, to_dict(config))
+    _write(run_dir / "deepspeed.json", ds_config)
+    _write(run_dir / "environment.json", environment)
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "world_size": world_size,
+        "command": list(command),
+        **environment,
+    }
+    with (run_dir / "starts.jsonl").open("a") as file:
+        file.write(json.dumps(start) + "\n")
+    return ""
+
+
+def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
+    try:
+        before = json.loads(path.read_text())
+        data_before = (
+            json.loads(environment.read_text())["data_fingerprint"] if environment.is_file() else data_fingerprint
+        )
+    except (ValueError, KeyError) as error:
+        return f"{path.parent} is damaged ({error}); restore {path.name} and {environment.name} or give another run_dir"
+    keys = differing_keys(before, to_dict(config))
+    if keys:
+        old, new = _flatten(before), _flatten(to_dict(config))
+        shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
+        return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
+    if data_before != data_fingerprint:
+        return f"{path.parent} holds a run on other data than data.path={config.data.path!r}; give that data or another run_dir"
+    return ""
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, code revision and machine."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "revision": _revision(),
+        "host": socket.gethostname(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+    }
+
+
+def _revision() -> str:
+    """Git commit of the code, with `+changes` where files differ from it; empty outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+changes" if changes else "")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.rename(path)

@@ -1,0 +1,65 @@
+"""Stopping in time: signals and a stop file set a flag, all ranks agree on it at a step boundary, then the run is saved.
+
+Saving inside a handler would deadlock: launchers signal ranks one after another, or one alone (measured for `deepspeed`,
+torchrun and Slurm), while a save needs them all. Handlers only remember; the flag is reduced over ranks.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from unimo_ds.utils.communicator import Communicator
+
+STOP_FILE = "stop"
+EXIT_REQUEUE = 75
+"""Exit status after SIGTERM or SIGUSR1: saved, start the same command again (EX_TEMPFAIL of sysexits.h)."""
+EXIT_INTERRUPTED = 130
+_BY_FILE = 1000
+_HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why the run stops now."""
+
+    reason: str
+    exit_status: int
+
+
+class StopRequests:
+    """Collects requests to stop on any rank."""
+
+    def __init__(self, run_dir: Path, communicator: Communicator, device: torch.device) -> None:
+        self._file = run_dir / STOP_FILE
+        self._communicator = communicator
+        self._device = device
+        self._number = 0
+
+    def install(self) -> None:
+        """Take over the signals of this process. A second SIGINT ends it at once."""
+        for number in _HANDLED:
+            signal.signal(number, self._remember)
+
+    def check(self) -> Stop | None:
+        """Whether any rank was asked to stop. A collective, called at every step boundary."""
+        if self._communicator.rank == 0 and not self._number and self._file.exists():
+            self._number = _BY_FILE
+        flag = torch.tensor([self._number], dtype=torch.int32, device=self._device)
+        number = int(self._communicator.all_reduce_max(flag))
+        if not number:
+            return None
+        if number == _BY_FILE:
+            return Stop(f"{self._file} exists; remove it to go on", 0)
+        if number == signal.SIGINT:
+            return Stop("SIGINT", EXIT_INTERRUPTED)
+        return Stop(signal.Signals(number).name, EXIT_REQUEUE)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._number = number

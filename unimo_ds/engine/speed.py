@@ -1,0 +1,82 @@
+"""How fast a run is: tokens and operations per second, and the share of time that waits for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from unimo_ds.config import ModelConfig
+from unimo_ds.data.schema import PackedBatch, StepBatch
+from unimo_ds.models.accounting import StreamShape, training_flops
+
+_PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
+"""Dense half-precision matrix peak of a device, from the vendor's data sheets."""
+
+
+class SpeedMeter:
+    """Sums over the steps since it was last read."""
+
+    def __init__(self, config: ModelConfig, *, world_size: int, device: torch.device) -> None:
+        self._config = config
+        self._world_size = world_size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self._peak = next((peak for key, peak in _PEAK_TERAFLOPS.items() if key in name), None)
+        self.reset()
+
+    def reset(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._positions = self._flops = self._bytes = self._bad = 0
+
+    def waiting(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
+        """The same batches; what their making holds the trainer up is counted."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, batch: StepBatch, *, positions: int, bytes_read: int, bad_samples: int) -> None:
+        """Count one step. positions, bytes_read, bad_samples: of all ranks; batch: this rank's."""
+        self._steps += 1
+        self._positions += positions
+        self._bytes += bytes_read
+        self._bad += bad_samples
+        # Ranks are balanced by cost, so this rank's operations stand for all.
+        self._flops += training_flops(self._config, stream_shape(batch.micro_batches))
+
+    def read(self) -> dict[str, float]:
+        """Averages since the last reading, which starts the next span."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        teraflops = self._flops / seconds / 1e12
+        values = {
+            "speed/seconds_per_step": seconds / max(self._steps, 1),
+            "speed/tokens_per_second": self._positions / seconds,
+            "speed/data_wait_share": self._waited / seconds,
+            "speed/teraflops_per_rank": teraflops,
+            "data/bytes_per_second": self._bytes / seconds,
+            "data/bad_samples": float(self._bad),
+        }
+        if self._peak is not None:
+            values["speed/model_flops_utilisation"] = teraflops / self._peak
+            values["memory/peak_gibibytes"] = torch.cuda.max_memory_allocated() / 2**30
+        self.reset()
+        return values
+
+
+def stream_shape(batches: Sequence[PackedBatch]) -> StreamShape:
+    """What decides the cost of some micro-batches together."""
+    lengths = [torch.diff(batch.sequence_starts.to(torch.int64)) for batch in batches]
+    return StreamShape(
+        num_positions=sum(batch.num_positions for batch in batches),
+        sum_squared_lengths=sum(int((length * length).sum()) for length in lengths),
+        num_regions=sum(len(batch.region_at) for batch in batches),
+        num_language=sum(len(batch.language_at) for batch in batches),
+        num_masked_regions=sum(len(batch.masked_region_at) for batch in batches),
+        num_pooled=sum(len(batch.pooled_image_at) + len(batch.pooled_text_at) for batch in batches),
+    )

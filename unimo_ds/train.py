@@ -1,0 +1,162 @@
+"""The trainer: from prepared data to a trained model. Every call below is a stage of the project, in the order it happens.
+
+    deepspeed unimo_ds/train.py                                                          the demo recipe, on drawn scenes
+    deepspeed unimo_ds/train.py --recipe small --data data/train --run-dir runs/mine     your data
+    torchrun --nproc-per-node 4 -m unimo_ds.train --set schedule.total_steps=2000        one field changed
+
+`mpirun`, `srun` and plain `python` start it as well. The same command again resumes from the newest good checkpoint.
+Exit status: 0 done, 2 bad input (one sentence says what), 75 stopped by SIGTERM or SIGUSR1 and saved, 130 by SIGINT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimo_ds import recipes
+from unimo_ds.config import RunConfig, apply_overrides, check
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus_check import check_corpus
+from unimo_ds.data.loader import BadSampleLimit, StepLoader
+from unimo_ds.data.schema import StepBatch
+from unimo_ds.engine import ds_config, run_directory
+from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.loop import Loop
+from unimo_ds.engine.setup import make_engine
+from unimo_ds.engine.step import StepMetrics
+from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, evaluate_held_out
+from unimo_ds.models.roberta import load_roberta
+from unimo_ds.models.unimo import Unimo
+from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils.communicator import Communicator, make_communicator
+from unimo_ds.utils.errors import UserError, run_command
+
+DEMO_DATA = "demo_data"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says. Returns the exit status."""
+    config = read_configuration(arguments)
+    device = start_processes()
+    communicator = make_communicator(device)
+
+    # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
+    draw_demo(config, communicator)
+    corpus = open_corpus(config.data.path, config)
+    config = recipes.fit_to_data(config, corpus)
+    check(config)
+    check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
+    held_out = open_corpus(config.data.held_out_path, config) if config.data.held_out_path else None
+    engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    run_dir = Path(config.run_dir)
+    run_directory.prepare(
+        run_dir, config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator
+    )
+
+    # Model, objectives, engine.
+    task = PretrainingTask(contrast=config.contrast, weights=config.losses)
+    engine = make_engine(make_model(config), config, engine_settings)
+
+    # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
+    limit = BadSampleLimit(config.data.max_bad_share)
+
+    def make_batches(start: int, stop: int) -> StepLoader:
+        return StepLoader(corpus, config, communicator.rank, communicator.world_size, start, stop)
+
+    def evaluate() -> HeldOutReport:
+        assert held_out is not None
+        return evaluate_held_out(engine, held_out, config)
+
+    def watch_data(batch: StepBatch, metrics: StepMetrics) -> None:
+        for bad in batch.bad_samples:
+            print(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place", flush=True)
+        limit.add(batch.bad_samples, num_bad=metrics.bad_samples, num_samples=batch.num_samples)
+
+    evaluation = evaluate if held_out is not None else None
+    loop = Loop(
+        engine,
+        task,
+        config,
+        make_batches=make_batches,
+        evaluate=evaluation,
+        best_metric=BEST_METRIC,
+        on_step=watch_data,
+    )
+    status = loop.run()
+    stop_processes()
+    return status
+
+
+def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
+    """The recipe with the command line's changes."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
+    parser.add_argument("--data", metavar="PATH", help="folder of shards, or one that holds train/ and held_out/")
+    parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept; the same one again resumes it")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one field, e.g. optimizer.clip_norm=0.5"
+    )
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # given by `deepspeed`, unused
+    options = parser.parse_args(arguments)
+    config = recipes.load(options.recipe)
+    if options.data is not None:
+        parts = {name: Path(options.data) / name for name in ("train", "held_out")}
+        found = {name: str(path) for name, path in parts.items() if (path / "manifest.json").is_file()}
+        data = dataclasses.replace(
+            config.data, path=found.get("train", options.data), held_out_path=found.get("held_out")
+        )
+        config = dataclasses.replace(config, data=data)
+    if options.run_dir is not None:
+        config = dataclasses.replace(config, run_dir=options.run_dir)
+    config = apply_overrides(config, options.set)
+    if not config.data.path:
+        raise UserError(f"recipe {config.recipe!r} names no data; give --data PATH (see `unimo prepare import --help`)")
+    return config
+
+
+def draw_demo(config: RunConfig, communicator: Communicator) -> None:
+    """Draw the demo corpus on rank 0 where the recipe asks for it; a finished one is left as it is."""
+    problem = ""
+    if communicator.rank == 0 and Path(config.data.path) == Path(DEMO_DATA) / "train":
+        from unimo_ds.data.prepare.scenes import write_demo_corpus
+
+        try:
+            write_demo_corpus(DEMO_DATA)
+        except UserError as error:
+            problem = str(error)
+    problem = communicator.broadcast_object(problem)
+    if problem:
+        raise UserError(problem)
+
+
+def open_corpus(path: str, config: RunConfig) -> Corpus:
+    """The data at `path`; remote shards go through a cache beside the run unless one is named."""
+    cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
+    return Corpus.open(path, cache_dir=cache, cache_bytes=config.data.cache_bytes)
+
+
+def make_model(config: RunConfig) -> Unimo:
+    """The model with its starting weights: equal on every rank, since they follow from the seed or a file."""
+    model = Unimo(
+        config.model,
+        temperature=config.contrast.temperature,
+        min_temperature=config.contrast.min_temperature,
+        max_temperature=config.contrast.max_temperature,
+        attention=config.engine.attention,
+        activation_checkpointing=config.engine.activation_checkpointing,
+        seed=config.seed,
+    )
+    if config.model.initialize_from is not None:
+        load_roberta(model, config.model.initialize_from)
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
