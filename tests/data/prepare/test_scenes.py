@@ -149,6 +149,12 @@ def test_a_damaged_note_is_named(demo: Path, tmp_path: Path) -> None:
         write_demo_corpus(tmp_path, **SIZES)
 
 
+def test_a_finished_corpus_that_lost_a_folder_is_named(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_bytes((demo / "demo.json").read_bytes())
+    with pytest.raises(UserError, match="damaged"):
+        write_demo_corpus(tmp_path, **SIZES)
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"num_pairs": 0}, "num_pairs"), ({"num_images": -1}, "num_images"), ({"regions": "magic"}, "magic")],

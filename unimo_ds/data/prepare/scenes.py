@@ -60,7 +60,8 @@ def write_demo_corpus(
 ) -> None:
     """Write `output/train` and `output/held_out`, complete with tokenizer, extractor, indices and manifests.
 
-    A finished folder with the same parameters is left as it is; an interrupted one is built anew.
+    A finished folder with the same parameters is left as it is; an interrupted one is built anew. One process at a time: of many
+    ranks, one calls this and the others wait.
 
     regions: exact: one region per thing, with its true box, and the four quarters; grid: what is used on photographs.
 
@@ -245,7 +246,7 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
     """Whether the corpus of these parameters is there.
 
     Raises:
-        UserError: one of other parameters is.
+        UserError: one of other parameters is, or a damaged one.
     """
     try:
         present = json.loads((output / _FINISHED).read_text(encoding="utf-8"))
@@ -258,8 +259,13 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
         raise UserError(
             f"{output} holds a demo corpus of other parameters ({', '.join(changed)}); remove it or name another folder"
         )
-    for name in _FOLDERS:
-        load_manifest(output / name)
+    try:
+        for name in _FOLDERS:
+            load_manifest(output / name)
+    except UserError as error:
+        raise UserError(
+            f"the demo corpus in {output} is damaged: {error}; remove it, and it will be made again"
+        ) from None
     return True
 
 
