@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.shard_folders import fake_jpeg, make_folder, make_image, make_pair, make_text
+from tests.data.shard_folders import fake_jpeg, finish, make_folder, make_image, make_pair, make_text
 from unimo_ds.data.shards import ShardWriter, read_shard, rewrite_shard
+from unimo_ds.data.verify import verify
 from unimo_ds.utils.errors import UserError
 
 _STOCK_PIPELINE = """
@@ -130,6 +131,20 @@ def test_an_import_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     with ShardWriter(folder, "pairs", replace=True) as writer:
         writer.write(make_pair(0))
     assert sorted(path.name for path in folder.glob("pairs-*")) == ["pairs-000000.tar"]
+    assert [entry.file for entry in finish(folder).shards] == [
+        "images-000000.tar",
+        "pairs-000000.tar",
+        "texts-000000.tar",
+    ]
+    assert verify(folder) == []
+
+
+def test_the_only_import_is_replaced(tmp_path: Path) -> None:
+    for count in (4, 1):
+        with ShardWriter(tmp_path, "texts", max_samples=2, replace=True) as writer:
+            for number in range(count):
+                writer.write(make_text(number))
+        assert sum(entry.samples for entry in finish(tmp_path).shards) == count
 
 
 @pytest.mark.parametrize("prefix", ["", "a.b", "../up", "a/b", "x" * 65, "pipe:ls"])

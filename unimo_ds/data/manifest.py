@@ -174,6 +174,24 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     return path
 
 
+def forget_shards(folder: str | os.PathLike[str], names: set[str]) -> None:
+    """Take shards out of a folder's manifest, where there is one, before they are removed on purpose.
+
+    Raises:
+        UserError: the manifest is damaged, or the folder cannot be written.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    if not path.exists():
+        return
+    known = load_manifest(folder)
+    kept = tuple(entry for entry in known.shards if entry.file not in names)
+    if kept:
+        write_manifest(folder, dataclasses.replace(known, shards=kept))
+    else:
+        # A manifest without shards describes nothing.
+        path.unlink()
+
+
 def serialise(manifest: Manifest) -> bytes:
     """The one text of a manifest."""
     record: dict[str, Any] = {

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from unimo_ds.data import members, tars
+from unimo_ds.data import manifest, members, tars
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
@@ -68,7 +68,8 @@ class ShardWriter:
     ) -> None:
         """
         max_samples, max_bytes: a new shard begins when the current one holds this much.
-        replace: overwrite shards of the same prefix; otherwise they are refused, so that no import is lost by accident.
+        replace: remove the folder's shards of this prefix first; otherwise they are refused, so that no import is lost by
+            accident.
 
         Raises:
             UserError: a prefix other than letters, digits, '-' and '_'; a folder that cannot be made or written; shards of this
@@ -99,6 +100,8 @@ class ShardWriter:
                 f"{self.folder} already holds shards named {prefix}-*{SHARD_SUFFIX}; "
                 "choose another name for this import, or remove them first"
             )
+        if present:
+            manifest.forget_shards(self.folder, {path.name for path in present})
         for path in present:
             index_path(path).unlink(missing_ok=True)
             path.unlink()
