@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from unimo_ds.engine.launch import free_port
 
 
-def launch(script: Path, arguments: list[str], *, processes: int, timeout: float = 240.0) -> str:
-    """Run `script` in `processes` ranks under torchrun and return what they printed; fail with it if they do."""
-    command = [
+def torchrun(processes: int) -> list[str]:
+    return [
         sys.executable,
         *("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())),
-        str(script),
-        *arguments,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    group = subprocess.Popen(
+
+
+def deepspeed(processes: int) -> list[str]:
+    return [
+        sys.executable,
+        *("-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes), "--master_port", str(free_port())),
+    ]
+
+
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A launcher with its whole family in a process group of its own, killed on leaving."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    family = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
     try:
-        output, _ = group.communicate(timeout=timeout)
+        yield family
     finally:
-        if group.poll() is None:
-            os.killpg(group.pid, signal.SIGKILL)
-            group.wait()
-    assert group.returncode == 0, f"exit status {group.returncode}:\n{output[-6000:]}"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(family.pid, signal.SIGKILL)
+        family.wait()
+
+
+def launch(script: Path, arguments: list[str], *, processes: int, timeout: float = 240.0) -> str:
+    """Run `script` in `processes` ranks under torchrun and return what they printed; fail with it if they do."""
+    with started([*torchrun(processes), str(script), *arguments]) as family:
+        output, _ = family.communicate(timeout=timeout)
+    assert family.returncode == 0, f"exit status {family.returncode}:\n{output[-6000:]}"
     return output
+
+
+def processes_of_rank(launcher: int, rank: int) -> list[int]:
+    """Process ids of one rank below a launcher, its loader workers included."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = []
+    for process in parents:
+        ancestor: int | None = process
+        while ancestor is not None and ancestor != launcher:
+            ancestor = parents.get(ancestor)
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            if ancestor == launcher and f"RANK={rank}".encode() in variables:
+                found.append(process)
+    return found

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import warnings
 from collections.abc import Mapping
 
 import deepspeed.ops
@@ -25,6 +26,8 @@ def start_processes() -> torch.device:
         return torch.device(get_accelerator().current_device_name())
     os.environ.update(rank_environment(os.environ))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames; nothing a user could change.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if get_accelerator().device_name() == "cpu":
         # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

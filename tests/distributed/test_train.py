@@ -1,0 +1,121 @@
+"""The trainer through its real launchers: stopped on one rank and resumed bit for bit, and poisoned on one rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import deepspeed, launch, processes_of_rank, started, torchrun
+from unimo_ds.data.prepare.scenes import write_demo_corpus
+
+TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
+SPOILING = Path(__file__).with_name("spoiling_worker.py")
+TOTAL_STEPS = 14
+SETTINGS = {
+    "model.num_layers": 1,
+    "model.hidden_size": 32,
+    "model.feed_forward_size": 64,
+    "model.hidden_dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "batch.global_samples": 14,
+    "schedule.total_steps": TOTAL_STEPS,
+    "schedule.warmup_steps": 2,
+    "logging.every_steps": 1,
+    "checkpoint.every_steps": 5,
+    "evaluation.every_steps": 0,
+    "data.num_workers": 2,
+}
+
+
+def arguments(corpus: Path, run_dir: Path, **changes: object) -> list[str]:
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["--data", str(corpus), "--run-dir", str(run_dir), *flags]
+
+
+def logged(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Every logged number of each step that does not depend on the clock."""
+    result = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        if "event" not in values:
+            step = values.pop("step")
+            assert step not in result, f"step {step} is logged twice"
+            result[step] = {
+                key: value for key, value in values.items() if not key.startswith(("time", "speed", "data"))
+            }
+    return result
+
+
+def steps_so_far(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small enough that the run crosses the end of an epoch."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_demo_corpus(folder / "demo", num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
+    return folder / "demo"
+
+
+def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+    """R1, R6, R7: SIGUSR1 to the second rank and its loader workers; two launchers; the same numbers as a straight run."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    launch(TRAIN, arguments(corpus, straight), processes=2)
+
+    with started([*deepspeed(2), str(TRAIN), *arguments(corpus, stopped)]) as family:
+        deadline = time.monotonic() + 120
+        while steps_so_far(stopped) < 2 and time.monotonic() < deadline and family.poll() is None:
+            time.sleep(0.01)
+        targets = processes_of_rank(family.pid, 1)
+        assert len(targets) >= 3, "a rank and its two loader workers"
+        for target in targets:
+            os.kill(target, signal.SIGUSR1)
+        output, _ = family.communicate(timeout=60)
+    assert family.returncode == 75, output[-4000:]
+    match = re.search(r"stopped at step (\d+) \(SIGUSR1\)", output)
+    assert match, output[-4000:]
+    step = int(match[1])
+    assert 2 <= step < TOTAL_STEPS
+    assert (stopped / "checkpoints" / "latest").read_text() == f"step-{step}\n"
+
+    assert f"resuming from {stopped}/checkpoints/step-{step}" in launch(TRAIN, arguments(corpus, stopped), processes=2)
+    assert logged(stopped) == logged(straight)
+    assert list(logged(straight)) == list(range(1, TOTAL_STEPS + 1))
+    for name in ("model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
+        files = [folder / "checkpoints" / f"step-{TOTAL_STEPS}" / name for folder in (straight, stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path: Path) -> None:
+    """R9: one bad step is skipped and survived; three in a row end the run with a reason, and the samples are on record."""
+    run_dir = tmp_path / "run"
+    flags = arguments(corpus, run_dir, engine__max_skipped_steps=3, checkpoint__every_steps=2)
+    with started([*torchrun(2), str(SPOILING), "2,6,7,8", *flags]) as family:
+        output, _ = family.communicate(timeout=120)
+    assert family.returncode != 0
+    assert "exitcode  : 2" in output, output[-4000:]
+    assert "3 steps in a row up to step 9" in output
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    skipped = {line["step"]: line for line in lines if line.get("event") == "skipped"}
+    assert sorted(skipped) == [3, 7, 8, 9]
+    assert all(len(keys) == 2 and all(keys) for keys in (line["samples_by_rank"] for line in skipped.values()))
+    losses = {line["step"]: line["loss/total"] for line in lines if "event" not in line}
+    assert [step for step, loss in losses.items() if loss is None] == [3, 7, 8, 9]
+    assert losses[6] is not None, "weights are still good after a skipped step"
+
+
+def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:
+    command = [*torchrun(1)[:1], str(TRAIN), "--data", str(corpus), "--run-dir", str(tmp_path), "--set", "sed=1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: unknown key 'sed'; did you mean 'seed'?"
