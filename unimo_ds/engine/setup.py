@@ -32,6 +32,7 @@ from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import WEIGHT, make_masters
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.host_memory import keep_freed_buffers
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,10 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
             # DeepSpeed 0.19.8 broadcasts parameters as bytes, a view that tensors without dimensions do not have.
             raise ValueError(f"parameter {name!r} has no dimension; give it the shape [1]")
     device = start_processes()
-    if device.type == "cpu" and config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
+    if device.type == "cpu":
+        keep_freed_buffers()
+        if config.engine.threads:
+            torch.set_num_threads(config.engine.threads)
     _check_precision(precision(ds_config), device)
     return Engine(model, config, ds_config, device=device)
 
