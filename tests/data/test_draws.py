@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimo_ds.data.draws import draw_distinct, mix_many, ranges, uniform
+from unimo_ds.data.draws import Uniforms, draw_distinct, mix_many, ranges, uniform, uniforms_of
 from unimo_ds.utils.seed import mix
 
 
@@ -43,3 +43,14 @@ def test_every_ordered_draw_is_equally_likely() -> None:
     assert (np.diag(counts) == 0).all()
     # 12 outcomes of 5,000 expected each; five standard deviations are about 340.
     assert np.abs(counts[~np.eye(4, dtype=bool)] - many / 12).max() < 340
+
+
+def test_numbers_are_a_function_of_their_key() -> None:
+    keys = mix_many(np.arange(3))
+    for key, together in zip(keys.tolist(), uniforms_of(keys), strict=True):
+        alone = Uniforms(key)
+        numbers = [next(together) for _ in range(500)]
+        assert numbers == [next(alone) for _ in range(500)]
+        assert len(set(numbers)) == 500
+        assert 0.4 < float(np.mean(numbers)) < 0.6
+    assert sorted({Uniforms(key).below(3) for key in range(100)}) == [0, 1, 2]

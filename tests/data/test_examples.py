@@ -11,8 +11,9 @@ from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
 from unimo_ds.data.examples import (
     PreparedSample,
+    Visit,
     image_input,
-    make_example,
+    make_examples,
     prepare_sample,
     text_input,
     texts_to_encode,
@@ -39,9 +40,8 @@ def build(
         if planned.image not in (-1, sample)
     }
     ids = dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True))
-    example = make_example(
-        prepared, selection, token_ids=ids, related_images=related, vocabulary=VOCABULARY, config=config
-    )
+    visit = Visit(selection, prepared, related)
+    (example,) = make_examples([visit], token_ids=ids, vocabulary=VOCABULARY, config=config)
     return example, selection
 
 
@@ -178,14 +178,9 @@ def test_unreadable_related_images_are_left_out() -> None:
     texts = texts_to_encode(prepared, selection)
     images = {s.image: None for s in selection.sequences if s.image not in (-1, sample)}
     assert images
-    example = make_example(
-        prepared,
-        selection,
-        token_ids=dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True)),
-        related_images=images,
-        vocabulary=VOCABULARY,
-        config=config,
-    )
+    ids = dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True))
+    visit = Visit(selection, prepared, images)
+    (example,) = make_examples([visit], token_ids=ids, vocabulary=VOCABULARY, config=config)
     planned = [s.role for s in selection.sequences if s.role is not SequenceRole.RELATED_IMAGE]
     assert [s.role for s in example.sequences] == planned
 

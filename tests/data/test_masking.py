@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from unimo_ds.config import MaskingConfig
 from unimo_ds.data import masking
+from unimo_ds.data.draws import Uniforms
 from unimo_ds.data.schema import CLS, SEP
+from unimo_ds.utils.seed import mix
 
 MASKING = MaskingConfig()
 V = 1000
@@ -34,19 +36,23 @@ def make_tokens(length: int, seed: int, *, continued: float = 0.3) -> np.ndarray
     return (ids + (random.random(length) < continued)).astype(np.int32)
 
 
-def random_of(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed))
+def draws_of(seed: int) -> Uniforms:
+    return Uniforms(mix(seed))
+
+
+def mask_boxes(boxes: np.ndarray, seed: int, settings: MaskingConfig = MASKING) -> np.ndarray:
+    return masking.mask_regions(boxes, np.array([len(boxes)]), np.array([mix(seed)]), masking=settings)
 
 
 @given(length=st.integers(0, 200), seed=st.integers(0, 10**6), continued=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
 @settings(max_examples=80, deadline=None)
 def test_masked_tokens_are_whole_words_and_reach_their_share(length: int, seed: int, continued: float) -> None:
     tokens = make_tokens(length, seed, continued=continued)
-    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, random=random_of(seed))
+    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(seed))
     untouched = np.setdiff1d(np.arange(length), chosen)
     assert (corrupted[untouched] == tokens[untouched]).all()
     assert np.all(np.diff(chosen) > 0)
-    bounds = masking.word_bounds(tokens, VOCABULARY)
+    bounds = masking.words_of(tokens, VOCABULARY).bounds
     sizes = np.diff(bounds)
     is_chosen = np.isin(np.arange(length), chosen)
     for start, end in itertools.pairwise(bounds):
@@ -59,7 +65,7 @@ def test_mean_share_fates_and_replacements() -> None:
     total = masked = kept = replaced = 0
     for seed in range(300):
         tokens = make_tokens(200, seed)
-        corrupted, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, random=random_of(seed))
+        corrupted, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(seed))
         total += len(chosen)
         masked += int((corrupted[chosen] == VOCABULARY.mask_id).sum())
         kept += int((corrupted[chosen] == tokens[chosen]).sum())
@@ -73,7 +79,8 @@ def test_mean_share_fates_and_replacements() -> None:
 
 
 def test_span_lengths_follow_the_truncated_geometric() -> None:
-    lengths = masking.draw_span_lengths(random_of(1), 200_000, probability=0.2, longest=10)
+    numbers = (np.arange(100_000) + 0.5) / 100_000
+    lengths = np.array([masking.span_length(number, probability=0.2, longest=10) for number in numbers])
     assert lengths.min() == 0
     assert lengths.max() == 10
     assert lengths.mean() == pytest.approx(2.97, abs=0.03)
@@ -84,11 +91,11 @@ def test_specials_are_never_masked() -> None:
     tokens = make_tokens(40, 1)
     tokens[[0, 7, 8, 39]] = [CLS, SEP, 3, V - 1]
     for seed in range(50):
-        _, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, random=random_of(seed))
+        _, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(seed))
         assert len(chosen) >= 6
         assert not set(chosen.tolist()) & {0, 7, 8, 39}
     only_specials = np.array([CLS, SEP, 3], np.int32)
-    corrupted, chosen = masking.mask_tokens(only_specials, vocabulary=VOCABULARY, masking=MASKING, random=random_of(0))
+    corrupted, chosen = masking.mask_tokens(only_specials, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(0))
     assert len(chosen) == 0
     assert corrupted.tolist() == only_specials.tolist()
 
@@ -120,9 +127,9 @@ def test_fragment_lengths_are_spread_over_the_limits() -> None:
 @settings(max_examples=80, deadline=None)
 def test_sequence_to_sequence_moves_whole_words_and_loses_nothing(length: int, seed: int, continued: float) -> None:
     tokens = make_tokens(length, seed, continued=continued)
-    bounds = masking.word_bounds(tokens, VOCABULARY)
+    bounds = masking.words_of(tokens, VOCABULARY).bounds
     _, sizes = masking.fragment_lengths(np.array([length]), np.array([seed]), masking=MASKING)
-    fragments = masking.cut_fragments(bounds, sizes, random=random_of(seed))
+    fragments = masking.cut_fragments(bounds, sizes, draws=draws_of(seed))
     assert 1 <= len(fragments) <= len(sizes)
     assert all(start in bounds and end in bounds and start < end for start, end in fragments)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(fragments))
@@ -147,9 +154,9 @@ def test_sequence_to_sequence_moves_whole_words_and_loses_nothing(length: int, s
 def test_sequence_to_sequence_share_is_a_quarter() -> None:
     taken = 0
     for seed in range(400):
-        bounds = masking.word_bounds(make_tokens(120, seed), VOCABULARY)
+        bounds = masking.words_of(make_tokens(120, seed), VOCABULARY).bounds
         _, sizes = masking.fragment_lengths(np.array([120]), np.array([seed]), masking=MASKING)
-        taken += sum(end - start for start, end in masking.cut_fragments(bounds, sizes, random=random_of(seed)))
+        taken += sum(end - start for start, end in masking.cut_fragments(bounds, sizes, draws=draws_of(seed)))
     assert taken / (400 * 120) == pytest.approx(0.25, abs=0.01)
 
 
@@ -163,14 +170,10 @@ def make_boxes(count: int, seed: int) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_no_visible_region_overlaps_an_anchor(count: int, seed: int) -> None:
     boxes = make_boxes(count, seed)
-    masked = masking.mask_regions(boxes, masking=MASKING, random=random_of(seed))
+    masked = mask_boxes(boxes, seed)
     assert masked.any()
-    overlaps = masking.overlap(boxes, boxes)
-    # The anchors are not returned, so: every masked region is an anchor or touches one, and with the threshold lowered to
-    # nothing the visible ones touch no anchor at all.
-    alone = masking.mask_regions(
-        boxes, masking=MaskingConfig(region_overlap=1.0), random=random_of(seed)
-    )  # no expansion: the anchors themselves
+    overlaps = masking.overlap(boxes[:, None], boxes[None])
+    alone = mask_boxes(boxes, seed, MaskingConfig(region_overlap=1.0))  # no expansion: the anchors themselves
     assert (alone <= masked).all()
     assert not (overlaps[alone][:, ~masked] > MASKING.region_overlap).any()
     assert ((overlaps[alone] > MASKING.region_overlap).any(axis=0) | alone == masked).all()
@@ -178,12 +181,23 @@ def test_no_visible_region_overlaps_an_anchor(count: int, seed: int) -> None:
 
 def test_anchor_share_is_exact_in_the_mean() -> None:
     apart = np.array([[i / 10, 0, i / 10 + 0.01, 1] for i in range(10)], np.float32)
-    masked = [masking.mask_regions(apart, masking=MASKING, random=random_of(seed)).sum() for seed in range(4000)]
+    masked = [mask_boxes(apart, seed).sum() for seed in range(4000)]
     assert np.mean(masked) / 10 == pytest.approx(0.15, abs=0.003)
-    assert masking.mask_regions(apart[:0], masking=MASKING, random=random_of(0)).shape == (0,)
+    assert mask_boxes(apart[:0], 0).shape == (0,)
 
 
 def test_overlap_of_known_boxes() -> None:
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.5, 0.5, 0.5, 0.5]], np.float32)
     expected = [[1, 0.5, 0.5, 0], [0.5, 1, 1 / 3, 0], [0.5, 1 / 3, 1, 0], [0, 0, 0, 0]]
-    assert masking.overlap(boxes, boxes) == pytest.approx(np.array(expected), abs=1e-6)
+    assert masking.overlap(boxes[:, None], boxes[None]) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_an_image_is_masked_alike_in_any_company() -> None:
+    images = [make_boxes(count, count) for count in (3, 1, 20, 7)]
+    keys = np.array([mix(number) for number in range(4)])
+    counts = np.array([len(boxes) for boxes in images])
+    together = np.split(
+        masking.mask_regions(np.concatenate(images), counts, keys, masking=MASKING), np.cumsum(counts)[:-1]
+    )
+    for number, (boxes, masked) in enumerate(zip(images, together, strict=True)):
+        assert masked.tolist() == mask_boxes(boxes, number).tolist()

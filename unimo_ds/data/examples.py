@@ -6,9 +6,10 @@ in docs/choices.md; the same inputs for both would let a model tell a pair from 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import MaskingConfig, RunConfig
 from unimo_ds.data import masking
+from unimo_ds.data.draws import Uniforms, mix_many, uniforms_of
 from unimo_ds.data.masking import Tokens, Vocabulary
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import (
@@ -34,10 +36,9 @@ from unimo_ds.data.schema import (
     SequenceRole,
 )
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
-from unimo_ds.utils.seed import generator
 
-_CORRUPTION = 0x636F7272
-"""Keeps the key of masking apart from the sequence's dropout key."""
+_TEXT, _IMAGE = 0x74657874, 0x696D6167
+"""Keep the keys of masking apart from the sequence's dropout key."""
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -150,53 +151,45 @@ def prepare_sample(sample: Sample, *, max_regions: int) -> PreparedSample:
     return PreparedSample(sample.key, tuple(text.text for text in texts_of(sample)), image, regions)
 
 
-def make_example(
-    sample: PreparedSample,
-    selection: Selection,
-    *,
-    token_ids: Mapping[str, Tokens],
-    related_images: Mapping[int, ImageInput | None],
-    vocabulary: Vocabulary,
-    config: RunConfig,
-) -> Example:
-    """The sequences that `selection` plans.
+class Visit(NamedTuple):
+    """One sample as it is about to enter a step."""
+
+    selection: Selection
+    sample: PreparedSample
+    related_images: Mapping[int, ImageInput | None]
+    """Encoder input of each related image, by global sample index; None leaves it out (it could not be read)."""
+
+
+def make_examples(
+    visits: Sequence[Visit], *, token_ids: Mapping[str, Tokens], vocabulary: Vocabulary, config: RunConfig
+) -> list[Example]:
+    """The sequences that the visits' selections plan. An example depends on its own visit alone.
 
     token_ids: ids without specials of every text that `texts_to_encode` names.
-    related_images: encoder input of each related image, by global sample index; None leaves it out (it could not be read).
     """
-    longest = config.data.max_text_tokens
-    sequences = []
-    for planned in selection.sequences:
-        tokens = token_ids[sample.texts[planned.text]] if planned.text >= 0 else None
-        image = None
-        if planned.image >= 0:
-            image = sample.image if planned.image == selection.sample else related_images[planned.image]
-            if image is None:
-                continue
-        if planned.role is SequenceRole.CORRUPTED:
-            sequence = corrupted_sequence(
-                seed=planned.seed,
-                image=image,
-                regions=sample.regions,
-                tokens=None if tokens is None else tokens[: longest - NUM_TEXT_SPECIALS],
-                objective=selection.objective,
-                fragments=selection.fragments,
-                vocabulary=vocabulary,
-                settings=config.masking,
+    seeds = np.array([visit.selection.sequences[0].seed for visit in visits], np.int64)
+    draws = uniforms_of(mix_many(seeds, _TEXT))
+    has_image = [visit.sample.image is not None for visit in visits]
+    images = [visit.sample.image for visit in visits if visit.sample.image is not None]
+    corrupted_images = iter(corrupt_images(images, mix_many(seeds[has_image], _IMAGE), settings=config.masking))
+    examples = []
+    for visit, own in zip(visits, draws, strict=True):
+        image = next(corrupted_images) if visit.sample.image is not None else None
+        corrupted = _corrupted_sequence(visit, image, token_ids, vocabulary=vocabulary, config=config, draws=own)
+        sequences = (corrupted, *_clean_sequences(visit, token_ids, max_text_tokens=config.data.max_text_tokens))
+        selection, sample = visit.selection, visit.sample
+        is_pair = selection.kind is Kind.PAIR
+        examples.append(
+            Example(
+                key=sample.key,
+                kind=selection.kind,
+                position=selection.position,
+                sequences=sequences,
+                text_key=_hash(sample.texts[selection.sequences[0].text]) if is_pair else 0,
+                image_key=_hash(sample.key) if is_pair else 0,
             )
-        else:
-            text = None if tokens is None else text_input(tokens, max_text_tokens=longest)
-            sequence = clean_sequence(role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text)
-        sequences.append(sequence)
-    is_pair = selection.kind is Kind.PAIR
-    return Example(
-        key=sample.key,
-        kind=selection.kind,
-        position=selection.position,
-        sequences=tuple(sequences),
-        text_key=_hash(sample.texts[selection.sequences[0].text]) if is_pair else 0,
-        image_key=_hash(sample.key) if is_pair else 0,
-    )
+        )
+    return examples
 
 
 def texts_to_encode(sample: PreparedSample, selection: Selection) -> list[str]:
@@ -204,42 +197,71 @@ def texts_to_encode(sample: PreparedSample, selection: Selection) -> list[str]:
     return [sample.texts[planned.text] for planned in selection.sequences if planned.text >= 0]
 
 
-def corrupted_sequence(
-    *,
-    seed: int,
-    image: ImageInput | None,
-    regions: Regions | None,
-    tokens: Tokens | None,
-    objective: LanguageObjective,
-    fragments: Sequence[int],
-    vocabulary: Vocabulary,
-    settings: MaskingConfig,
-) -> SequenceInput:
-    """The input of the masked and generative losses; all masking is a function of `seed`.
+class CorruptedImage(NamedTuple):
+    """An image with regions hidden."""
 
-    image: clean input of the whole image, and regions: the same as stored, for targets; both None for a text.
-    tokens: [n] ids without specials, or None for an image. fragments: lengths, for the sequence-to-sequence objective.
-    """
-    random = generator(seed, _CORRUPTION)
-    fields = _corrupt_text(tokens, objective, fragments, vocabulary, settings, random)
+    features: NDArray[np.float16]
+    """[1 + R, F], hidden rows zero, row 0 the mean of the visible ones."""
+    masked_at: Tokens
+    """[r] rows of the hidden ones, sorted."""
+
+
+def corrupt_images(
+    images: Sequence[ImageInput], keys: NDArray[np.int64], *, settings: MaskingConfig
+) -> list[CorruptedImage]:
+    """Each image with regions masked as its key says, whatever other images it is made with (paper 2.2)."""
+    if not images:
+        return []
+    features = np.concatenate([image.features for image in images])
+    boxes = np.concatenate([image.boxes for image in images])
+    sizes = np.array([len(image.features) for image in images])
+    starts = np.cumsum(sizes) - sizes
+    is_global = np.zeros(len(features), bool)
+    is_global[starts] = True
+    is_masked = np.zeros(len(features), bool)
+    is_masked[~is_global] = masking.mask_regions(boxes[~is_global, :4], sizes - 1, keys, masking=settings)
+    # With the global row zero for the moment as well, the sum of all rows is the sum of the visible regions.
+    features[is_global | is_masked] = 0
+    visible = np.maximum(sizes - 1 - np.add.reduceat(is_masked.astype(np.int64), starts), 1)
+    totals = np.add.reduceat(torch.from_numpy(features).float().numpy(), starts, axis=0)
+    features[starts] = (totals / visible[:, None].astype(np.float32)).astype(np.float16)
+    masked = np.flatnonzero(is_masked)
+    parts = np.split((masked - np.repeat(starts, sizes)[masked]).astype(np.int32), np.searchsorted(masked, starts[1:]))
+    return [
+        CorruptedImage(features[start : start + size], part)
+        for start, size, part in zip(starts.tolist(), sizes.tolist(), parts, strict=True)
+    ]
+
+
+def _corrupted_sequence(
+    visit: Visit,
+    image: CorruptedImage | None,
+    token_ids: Mapping[str, Tokens],
+    *,
+    vocabulary: Vocabulary,
+    config: RunConfig,
+    draws: Uniforms,
+) -> SequenceInput:
+    """The input of the masked and generative losses."""
+    planned, sample = visit.selection.sequences[0], visit.sample
+    text = _NO_TEXT
+    if planned.text >= 0:
+        tokens = token_ids[sample.texts[planned.text]][: config.data.max_text_tokens - NUM_TEXT_SPECIALS]
+        text = _corrupt_text(tokens, visit.selection, vocabulary, config.masking, draws)
     num_regions = 0 if image is None else len(image.features)
-    if num_regions and len(fields.at):
-        fields = fields._replace(at=fields.at + np.int32(num_regions))
-    features, masked_at, rows = None, _NOTHING, _NOTHING
-    if image is not None:
-        features, masked_at = _corrupt_image(image, settings, random)
-        rows = masked_at - 1
+    masked_at = _NOTHING if image is None else image.masked_at
+    regions, rows = sample.regions, masked_at - 1
     return SequenceInput(
         role=SequenceRole.CORRUPTED,
-        seed=seed,
-        region_features=features,
-        region_boxes=None if image is None else image.boxes,
-        token_ids=fields.token_ids,
-        token_positions=fields.positions,
-        prefix_length=num_regions + fields.prefix_length,
-        language_objective=objective,
-        language_at=fields.at,
-        language_targets=fields.targets,
+        seed=planned.seed,
+        region_features=None if image is None else image.features,
+        region_boxes=None if sample.image is None else sample.image.boxes,
+        token_ids=text.token_ids,
+        token_positions=text.positions,
+        prefix_length=num_regions + text.prefix_length,
+        language_objective=visit.selection.objective,
+        language_at=text.at + np.int32(num_regions),
+        language_targets=text.targets,
         masked_region_at=masked_at,
         masked_region_features=None if regions is None else regions.features[rows],
         masked_region_class_ids=None if regions is None else regions.class_ids[rows],
@@ -252,37 +274,47 @@ class _CorruptedText(NamedTuple):
     positions: Tokens | None
     prefix_length: int
     at: Tokens
+    """Offsets from the first token."""
     targets: Tokens
 
 
+_NO_TEXT = _CorruptedText(None, None, 0, _NOTHING, _NOTHING)
+
+
 def _corrupt_text(
-    tokens: Tokens | None,
-    objective: LanguageObjective,
-    fragments: Sequence[int],
-    vocabulary: Vocabulary,
-    settings: MaskingConfig,
-    random: np.random.Generator,
+    tokens: Tokens, selection: Selection, vocabulary: Vocabulary, settings: MaskingConfig, draws: Uniforms
 ) -> _CorruptedText:
-    if tokens is None:
-        return _CorruptedText(None, None, 0, _NOTHING, _NOTHING)
-    if objective is LanguageObjective.SEQUENCE_TO_SEQUENCE:
-        bounds = masking.word_bounds(tokens, vocabulary)
-        cut = masking.sequence_to_sequence(tokens, masking.cut_fragments(bounds, fragments, random=random))
+    if selection.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE:
+        bounds = masking.words_of(tokens, vocabulary).bounds
+        fragments = masking.cut_fragments(bounds, selection.fragments, draws=draws)
+        cut = masking.sequence_to_sequence(tokens, fragments)
         return _CorruptedText(cut.token_ids, cut.positions, cut.source_length, cut.predicts_at, cut.targets)
-    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=vocabulary, masking=settings, random=random)
+    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=vocabulary, masking=settings, draws=draws)
     ids = text_input(corrupted, max_text_tokens=len(tokens) + NUM_TEXT_SPECIALS)
     return _CorruptedText(ids, _positions(len(ids)), len(ids), chosen + np.int32(1), tokens[chosen])
 
 
-def _corrupt_image(
-    image: ImageInput, settings: MaskingConfig, random: np.random.Generator
-) -> tuple[NDArray[np.float16], Tokens]:
-    """Features with masked regions zeroed and [IMG] the mean of the others, and the offsets of the masked ones."""
-    is_masked = masking.mask_regions(image.boxes[1:, :4], masking=settings, random=random)
-    features = image.features.copy()
-    features[1:][is_masked] = 0
-    features[0] = _mean(image.features[1:][~is_masked])
-    return features, np.flatnonzero(is_masked).astype(np.int32) + np.int32(1)
+def _clean_sequences(visit: Visit, token_ids: Mapping[str, Tokens], *, max_text_tokens: int) -> Iterator[SequenceInput]:
+    selection, sample = visit.selection, visit.sample
+    texts: dict[int, Tokens] = {}
+    for planned in selection.sequences[1:]:
+        image = text = None
+        if planned.image >= 0:
+            is_own = planned.image == selection.sample
+            image = sample.image if is_own else visit.related_images[planned.image]
+            if image is None:
+                continue
+        if planned.text >= 0:
+            text = texts.get(planned.text)
+            if text is None:
+                text = text_input(token_ids[sample.texts[planned.text]], max_text_tokens=max_text_tokens)
+                texts[planned.text] = text
+        sequence = clean_sequence(role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text)
+        if planned.role is SequenceRole.RELATED_IMAGE:
+            sequence = dataclasses.replace(sequence, item_key=planned.image)
+        elif planned.role is SequenceRole.RELATED_TEXT:
+            sequence = dataclasses.replace(sequence, item_key=_hash(sample.texts[planned.text]))
+        yield sequence
 
 
 def _hash(text: str) -> int:

@@ -6,24 +6,25 @@ with white space and the pieces that continue it. Words are never cut, specials 
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import MaskingConfig
-from unimo_ds.data.draws import Integers, mix_many
+from unimo_ds.data.draws import Integers, Uniforms, mix_many, ranges, uniform
 from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP
 
 Tokens = NDArray[np.int32]
 
-_FRAGMENT = 0x66726167
-"""Keeps the keys of fragment lengths apart from a sequence's other draws."""
+_FRAGMENT, _REGION = 0x66726167, 0x72656769
+"""Keep the keys of fragment lengths and of regions apart from a sequence's other draws."""
 
 
 class WordTable(Protocol):
@@ -61,19 +62,27 @@ class Vocabulary:
         )
 
 
-def word_bounds(tokens: Tokens, vocabulary: Vocabulary) -> list[int]:
-    """Offsets at which words start, and n at the end: w + 1 numbers. A special is a word of its own."""
+class Words(NamedTuple):
+    """Where the words of a text lie."""
+
+    bounds: list[int]
+    """[w + 1] offset of each word's first token, and n at the end."""
+    is_special: list[bool] | None
+    """[w] True for words that are specials; None where none is."""
+
+
+def words_of(tokens: Tokens, vocabulary: Vocabulary) -> Words:
+    """The words of a text [n]. A special is a word of its own."""
     if not len(tokens):
-        return [0]
-    is_start = vocabulary.starts_word[tokens]
-    is_special = vocabulary.special[tokens]
-    if is_special.any():
+        return Words([0], None)
+    is_start, is_special = vocabulary.starts_word[tokens], vocabulary.special[tokens]
+    is_start[0] = True
+    any_special = bool(is_special.any())
+    if any_special:
         is_start |= is_special
         is_start[1:] |= is_special[:-1]
-    is_start[0] = True
-    bounds: list[int] = np.flatnonzero(is_start).tolist()
-    bounds.append(len(tokens))
-    return bounds
+    starts = is_start.nonzero()[0]
+    return Words([*starts.tolist(), len(tokens)], is_special[starts].tolist() if any_special else None)
 
 
 def budget(num_tokens: int, share: float) -> int:
@@ -82,71 +91,63 @@ def budget(num_tokens: int, share: float) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _span_length_steps(probability: float, longest: int) -> NDArray[np.float64]:
+def _span_length_steps(probability: float, longest: int) -> list[float]:
     weights = probability * (1 - probability) ** np.arange(longest + 1)
-    steps: NDArray[np.float64] = np.cumsum(weights)[:-1] / weights.sum()
+    steps: list[float] = (np.cumsum(weights)[:-1] / weights.sum()).tolist()
     return steps
 
 
-def draw_span_lengths(random: np.random.Generator, count: int, *, probability: float, longest: int) -> Integers:
-    """Span lengths in words: 0..longest with weight p (1 - p)^k (mean 2.97 at 0.2 and 10); a 0 still masks one word."""
-    steps = _span_length_steps(probability, longest)
-    return np.searchsorted(steps, random.random(count), side="right")
+def span_length(number: float, *, probability: float, longest: int) -> int:
+    """Span length in words for a number in [0, 1): 0..longest with weight p (1 - p)^k; mean 2.97 at 0.2 and 10.
+
+    A 0 still masks one word.
+    """
+    return bisect.bisect_right(_span_length_steps(probability, longest), number)
 
 
-def choose_spans(
-    bounds: Sequence[int], is_maskable: Sequence[bool], *, masking: MaskingConfig, random: np.random.Generator
-) -> list[int]:
+def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> list[int]:
     """Tokens to predict, as sorted offsets: whole words in spans, until `masking.language_share` of the tokens is reached.
 
-    bounds: from `word_bounds`. is_maskable: [w], False for words that are specials.
-    Span starts are uniform over tokens (as in the released sampler), a span ends early at a word already taken.
+    Span starts are uniform over tokens (as in the released sampler); a span ends early at a word already taken.
     """
+    bounds = words.bounds
     num_tokens, num_words = bounds[-1], len(bounds) - 1
     wanted = budget(num_tokens, masking.language_share)
-    if not all(is_maskable):
-        sizes = zip(itertools.pairwise(bounds), is_maskable, strict=True)
-        wanted = min(wanted, sum(end - start for (start, end), yes in sizes if yes))
-    if wanted <= 0:
-        return []
-    word_of = np.repeat(np.arange(num_words), np.diff(bounds))
-    is_taken = [not maskable for maskable in is_maskable]
+    is_taken = [False] * num_words
+    if words.is_special is not None:
+        is_taken = list(words.is_special)
+        sizes = zip(itertools.pairwise(bounds), is_taken, strict=True)
+        wanted = min(wanted, sum(end - start for (start, end), taken in sizes if not taken))
     chosen: list[int] = []
-    while True:
-        # Usually one round is enough: drawn spans hold about three words each.
-        words = word_of[random.integers(0, num_tokens, wanted + 4)].tolist()
-        lengths = draw_span_lengths(
-            random, len(words), probability=masking.span_probability, longest=masking.max_span_words
-        )
-        for word, length in zip(words, lengths.tolist(), strict=True):
-            for taken in range(word, min(word + max(length, 1), num_words)):
-                if is_taken[taken]:
-                    break
-                is_taken[taken] = True
-                chosen.extend(range(bounds[taken], bounds[taken + 1]))
-                if len(chosen) >= wanted:
-                    return sorted(chosen)
+    while len(chosen) < wanted:
+        word = bisect.bisect_right(bounds, draws.below(num_tokens)) - 1
+        length = span_length(next(draws), probability=masking.span_probability, longest=masking.max_span_words)
+        for taken in range(word, min(word + max(length, 1), num_words)):
+            if is_taken[taken] or len(chosen) >= wanted:
+                break
+            is_taken[taken] = True
+            chosen.extend(range(bounds[taken], bounds[taken + 1]))
+    chosen.sort()
+    return chosen
 
 
 def mask_tokens(
-    tokens: Tokens, *, vocabulary: Vocabulary, masking: MaskingConfig, random: np.random.Generator
+    tokens: Tokens, *, vocabulary: Vocabulary, masking: MaskingConfig, draws: Uniforms
 ) -> tuple[Tokens, Tokens]:
     """Masked-language corruption of a text (paper 2.3, bidirectional prediction).
 
     tokens: [n] without specials. Returns the corrupted tokens [n] and the sorted offsets [m] to predict; of these, a share
     becomes [MASK], a share a random token, and the rest stays, each token on its own.
     """
-    bounds = word_bounds(tokens, vocabulary)
-    is_maskable = (~vocabulary.special[tokens[bounds[:-1]]]).tolist()
-    chosen = np.array(choose_spans(bounds, is_maskable, masking=masking, random=random), np.int32)
+    chosen = choose_spans(words_of(tokens, vocabulary), masking=masking, draws=draws)
     corrupted = tokens.copy()
-    fate = random.random(len(chosen))
-    becomes_random = fate < masking.mask_token_share + masking.random_token_share
-    becomes_mask = fate < masking.mask_token_share
-    replacements = vocabulary.ordinary[random.integers(0, len(vocabulary.ordinary), len(chosen))]
-    corrupted[chosen[becomes_random]] = replacements[becomes_random]
-    corrupted[chosen[becomes_mask]] = vocabulary.mask_id
-    return corrupted, chosen
+    for offset in chosen:
+        fate = next(draws)
+        if fate < masking.mask_token_share:
+            corrupted[offset] = vocabulary.mask_id
+        elif fate < masking.mask_token_share + masking.random_token_share:
+            corrupted[offset] = vocabulary.ordinary[draws.below(len(vocabulary.ordinary))]
+    return corrupted, np.array(chosen, np.int32)
 
 
 def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingConfig) -> tuple[Integers, Integers]:
@@ -177,28 +178,30 @@ def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingCo
     return text[order], np.concatenate(lengths)[order]
 
 
-def cut_fragments(
-    bounds: Sequence[int], lengths: Sequence[int], *, random: np.random.Generator
-) -> list[tuple[int, int]]:
+def cut_fragments(bounds: Sequence[int], lengths: Sequence[int], *, draws: Uniforms) -> list[tuple[int, int]]:
     """Where fragments of about these lengths lie: disjoint (start, end) offsets in order, all at word bounds, at least one.
 
-    Places are uniform among all ways to lay the fragments out; both ends then move back to the start of their word, so the
-    expected share stays. A fragment that thereby vanishes is left out.
+    bounds: of words, see `Words`. Places are uniform among all ways to lay the fragments out in any order; both ends then move
+    back to the start of their word, so the expected share stays. A fragment that thereby vanishes is left out.
     """
-    num_tokens = bounds[-1]
-    order = random.permutation(len(lengths))
-    sizes = np.asarray(lengths)[order]
-    before = np.cumsum(sizes) - sizes
-    starts = np.sort(random.integers(0, num_tokens - sizes.sum() + 1, len(sizes))) + before
-    ends = starts + sizes
-    table = np.asarray(bounds)
-    first = table[np.searchsorted(table, starts, side="right") - 1].tolist()
-    last = table[np.searchsorted(table, ends, side="right") - 1].tolist()
-    fragments = [(start, end) for start, end in zip(first, last, strict=True) if end > start]
+    num_kept = bounds[-1] - sum(lengths)
+    sizes = [size for _, size in sorted((next(draws), size) for size in lengths)]
+    gaps = sorted(draws.below(num_kept + 1) for _ in sizes)
+    fragments, before = [], 0
+    for gap, size in zip(gaps, sizes, strict=True):
+        start, end = _word_start(bounds, before + gap), _word_start(bounds, before + gap + size)
+        if end > start:
+            fragments.append((start, end))
+        before += size
     if fragments:
         return fragments
-    word = int(np.searchsorted(table, starts[0], side="right")) - 1
+    word = bisect.bisect_right(bounds, gaps[0]) - 1
     return [(bounds[word], bounds[word + 1])]
+
+
+def _word_start(bounds: Sequence[int], offset: int) -> int:
+    """The last bound that is not behind the offset."""
+    return bounds[bisect.bisect_right(bounds, offset) - 1]
 
 
 @dataclass(frozen=True)
@@ -222,66 +225,72 @@ def sequence_to_sequence(tokens: Tokens, fragments: Sequence[tuple[int, int]]) -
 
     tokens: [n] without specials. fragments: from `cut_fragments`.
     """
-    cls, sep = np.array([CLS], np.int32), np.array([SEP], np.int32)
-    kept, targets, ends = [], [], 0
+    plain: list[int] = tokens.tolist()
+    source, target = [CLS], list[int]()
+    target_positions: list[int] = []
+    predicts_at: list[int] = []
+    targets: list[int] = []
+    num_taken = sum(end - start for start, end in fragments)
+    source_length = len(plain) - num_taken + 2
+    kept_to = 0
     for start, end in fragments:
-        kept.append(tokens[ends:start])
-        targets.append(tokens[start:end])
-        ends = end
-    kept.append(tokens[ends:])
-    pieces: list[Tokens] = [cls, *kept, sep]
-    source_length = 2 + sum(len(piece) for piece in kept)
-    sizes = [source_length]
-    for target in targets:
-        pieces += [cls, target, sep]
-        sizes.append(len(target) + 2)
-    token_ids = np.concatenate(pieces)
-    starts = np.cumsum(sizes) - sizes
-    positions = np.arange(len(token_ids)) - np.repeat(starts, sizes) + FIRST_POSITION
-    predicts = np.ones(len(token_ids), bool)
-    predicts[:source_length] = False
-    # The closing [SEP] of a fragment predicts nothing.
-    predicts[np.cumsum(sizes) - 1] = False
-    at = np.flatnonzero(predicts)
+        source += plain[kept_to:start]
+        fragment = plain[start:end]
+        first = source_length + len(target)
+        predicts_at += range(first, first + len(fragment) + 1)
+        targets += fragment
+        targets.append(SEP)
+        target += [CLS, *fragment, SEP]
+        target_positions += range(FIRST_POSITION, FIRST_POSITION + len(fragment) + 2)
+        kept_to = end
+    source += plain[kept_to:]
+    source.append(SEP)
+    source_positions = range(FIRST_POSITION, FIRST_POSITION + source_length)
     return SequenceToSequence(
-        token_ids=token_ids,
-        positions=positions.astype(np.int32),
+        token_ids=np.array(source + target, np.int32),
+        positions=np.array([*source_positions, *target_positions], np.int32),
         source_length=source_length,
-        predicts_at=at.astype(np.int32),
-        targets=token_ids[at + 1],
+        predicts_at=np.array(predicts_at, np.int32),
+        targets=np.array(targets, np.int32),
     )
 
 
 def mask_regions(
-    boxes: NDArray[np.float32], *, masking: MaskingConfig, random: np.random.Generator
+    boxes: NDArray[np.float32], counts: Integers, keys: Integers, *, masking: MaskingConfig
 ) -> NDArray[np.bool_]:
-    """Regions to mask: random anchors, and every region that overlaps an anchor (paper 2.2).
+    """Regions to mask: random anchors, and every region that overlaps an anchor (paper 2.2), for many images at once.
 
-    boxes: [R, 4]. Returns [R] bool. Anchors number `region_share` of R, rounded up or down by chance so that the mean is
-    exact, but at least one; overlap is intersection over union above `region_overlap`.
+    boxes: [sum R, 4], image after image. counts: [b] regions of each image. keys: [b] random key of each.
+    Returns [sum R] bool. Anchors number `region_share` of R, rounded up or down by chance so that the mean is exact, but at
+    least one; overlap is intersection over union above `region_overlap`.
     """
-    num_regions = len(boxes)
-    if not num_regions:
-        return np.zeros(0, bool)
-    draws = random.random(num_regions + 1)
-    num_anchors = max(1, int(masking.region_share * num_regions + draws[-1]))
-    anchors = np.argsort(draws[:-1])[:num_anchors]
-    masked: NDArray[np.bool_] = np.any(overlap(boxes[anchors], boxes) > masking.region_overlap, axis=0)
+    starts = np.cumsum(counts) - counts
+    image_of = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(boxes)) - starts[image_of]
+    # Anchors are the regions with the smallest numbers of their image.
+    order = np.lexsort((mix_many(keys[image_of], _REGION, within), image_of))
+    num_anchors = masking.region_share * counts + uniform(mix_many(keys, _REGION, -1))
+    num_anchors = np.maximum(num_anchors.astype(np.int64), 1)
+    anchors = order[within < num_anchors[image_of]]
+    masked = np.zeros(len(boxes), bool)
     masked[anchors] = True
+    image_of_anchor = image_of[anchors]
+    others = ranges(starts[image_of_anchor], counts[image_of_anchor])
+    overlaps = overlap(np.repeat(boxes[anchors], counts[image_of_anchor], axis=0), boxes[others])
+    masked[others[overlaps > masking.region_overlap]] = True
     return masked
 
 
 def overlap(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of boxes [a, 4] with boxes [b, 4]: [a, b]; 0 where both are empty."""
-    low = np.maximum(ones[:, None, :2], others[None, :, :2])
-    high = np.minimum(ones[:, None, 2:], others[None, :, 2:])
-    sides = np.maximum(high - low, 0)
+    """Intersection over union of boxes [..., 4] that broadcast together: [...]; 0 where both are empty."""
+    sides = np.minimum(ones[..., 2:], others[..., 2:]) - np.maximum(ones[..., :2], others[..., :2])
+    sides = np.maximum(sides, 0)
     shared = sides[..., 0] * sides[..., 1]
-    union = _areas(ones)[:, None] + _areas(others)[None, :] - shared
+    union = _areas(ones) + _areas(others) - shared
     result: NDArray[np.float32] = shared / np.maximum(union, np.float32(1e-12))
     return result
 
 
 def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    result: NDArray[np.float32] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     return result

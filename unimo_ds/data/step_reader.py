@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import CorruptSample
-from unimo_ds.data.examples import ImageInput, PreparedSample, make_example, prepare_sample, texts_to_encode
+from unimo_ds.data.examples import (
+    ImageInput,
+    PreparedSample,
+    Visit,
+    make_examples,
+    prepare_sample,
+    texts_to_encode,
+)
 from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Example, PackedBatch, Sample, StepBatch
@@ -84,23 +91,19 @@ class StepReader:
     def _examples(self, visits: list[tuple[Selection, PreparedSample]], bad: list[BadSample]) -> list[Example]:
         texts = [text for selection, sample in visits for text in texts_to_encode(sample, selection)]
         token_ids = self._tokens.encode(texts)
-        examples = []
-        for selection, sample in visits:
-            example = make_example(
-                sample,
-                selection,
-                token_ids=token_ids,
-                related_images=self._related_images(selection, bad),
-                vocabulary=self._vocabulary,
-                config=self._config,
-            )
+        examples = make_examples(
+            [Visit(selection, sample, self._related_images(selection, bad)) for selection, sample in visits],
+            token_ids=token_ids,
+            vocabulary=self._vocabulary,
+            config=self._config,
+        )
+        for (selection, sample), example in zip(visits, examples, strict=True):
             length = sum(sequence.length for sequence in example.sequences)
             if length > selection.num_positions:
                 raise UserError(
                     f"sample {sample.key} makes {length} positions where its index promised {selection.num_positions}: "
                     "the index was made with another tokenizer; build it again with `unimo prepare pack`"
                 )
-            examples.append(example)
         return examples
 
     def _pack(self, examples: list[Example], groups: NDArray[np.int64]) -> PackedBatch:
