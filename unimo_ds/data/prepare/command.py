@@ -1,0 +1,228 @@
+"""`unimo prepare STAGE ...`: raw corpora to data folders, stage by stage. Each stage may be run again at any time."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimo_ds.utils.errors import UserError, run_command
+
+_EXAMPLE = """example:
+  unimo prepare import --kind pairs --images photos.tar --captions captions.tsv --output data/train
+  unimo prepare rewrite data/train && unimo prepare verify data/train"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `unimo prepare`. Returns the exit status: 0, 1 where `verify` finds problems, 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="unimo prepare",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: run(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stages and their options."""
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    _add_import(_stage(stages, "import", "a raw corpus into a data folder, as one more source", _IMPORT_EXAMPLE))
+    _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
+    for name, purpose in _FOLDER_STAGES.items():
+        stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
+        stage.add_argument("folder", type=Path, help="data folder")
+        stage.add_argument("--json", action="store_true", help="print the result as JSON")
+        if name == "rewrite":
+            stage.add_argument("--negatives", type=int, default=4, help="stored per caption and level (default 4)")
+            stage.add_argument("--positives", type=int, default=4, help="stored per caption (default 4)")
+            stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
+        if name == "retrieve":
+            stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
+        if name in ("rewrite", "regions"):
+            stage.add_argument("--seed", type=int, default=0)
+        if name == "regions":
+            stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
+            stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
+        if name == "pack":
+            stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
+    demo = _stage(stages, "demo", "generate the demo corpus", "unimo prepare demo --output demo_data")
+    demo.add_argument("--output", type=Path, required=True)
+    demo.add_argument("--pairs", type=int, default=4000)
+    demo.add_argument("--images", type=int, default=1000)
+    demo.add_argument("--texts", type=int, default=1000)
+    demo.add_argument("--held-out", type=int, default=500)
+    demo.add_argument("--regions", choices=("exact", "grid"), default="exact")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+_IMPORT_EXAMPLE = "unimo prepare import --kind texts --input wiki.txt --output data/train"
+_TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
+_FOLDER_STAGES = {
+    "rewrite": "store positive and negative rewrites of every caption",
+    "retrieve": "store related texts and images of every pair",
+    "regions": "make regions again from the stored images",
+    "pack": "index and list a folder's shards anew, accepting them as they are",
+    "verify": "prove a folder good (exit 0), or name each bad file and sample (exit 1)",
+}
+
+
+def _stage(
+    stages: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
+) -> argparse.ArgumentParser:
+    return stages.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_import(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument("--kind", choices=("pairs", "texts", "images"), required=True)
+    stage.add_argument("--output", type=Path, required=True, help="data folder, new or with other sources")
+    stage.add_argument("--images", type=Path, help="folder or tar of JPEG, PNG or WebP images")
+    stage.add_argument("--captions", type=Path, help="TSV of file<TAB>caption; a file may come several times")
+    stage.add_argument("--input", type=Path, nargs="+", default=[], help="text files, one text a line")
+    stage.add_argument("--column", help="the inputs are TSVs with a header: take this column")
+    stage.add_argument("--paragraphs", action="store_true", help="join lines up to an empty one into one text")
+    stage.add_argument("--source", help="name of this corpus in the folder (default: its file's name)")
+    stage.add_argument("--skip", type=Path, help="leave out the images named in this file's first column")
+    stage.add_argument("--tokenizer", type=Path, help="tokenizer.json, or a RoBERTa or GPT-2 folder")
+    stage.add_argument("--extractor", type=Path, help="extractor.safetensors of another folder")
+    stage.add_argument("--like", type=Path, help="take tokenizer and extractor of this data folder")
+    stage.add_argument("--vocabulary-size", type=int, default=8192, help="of a tokenizer trained here (default 8192)")
+    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too, for `regions` and pictures")
+    stage.add_argument("--replace", action="store_true", help="replace the shards of an earlier import of this source")
+    stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images")
+    stage.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument("files", type=Path, nargs="+", help="text files; of a .tsv all columns but the first are read")
+    stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
+    stage.add_argument("--vocabulary-size", type=int, default=8192)
+    stage.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out parsed arguments. Returns the exit status.
+
+    Raises:
+        UserError: bad input.
+    """
+    return {
+        "import": _run_import,
+        "tokenizer": _run_tokenizer,
+        "rewrite": _run_rewrite,
+        "retrieve": _run_retrieve,
+        "regions": _run_regions,
+        "pack": _run_pack,
+        "verify": _run_verify,
+        "demo": _run_demo,
+    }[arguments.stage](arguments)
+
+
+def _run_import(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import importing
+
+    names = {field.name for field in dataclasses.fields(importing.ImportSettings)}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    values["input"] = tuple(values["input"])
+    report = importing.run_import(importing.ImportSettings(**values))
+    _print(arguments, dataclasses.asdict(report), report.lines())
+    return 0
+
+
+def _run_tokenizer(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data import tokenizer as tokenizers
+    from unimo_ds.data.prepare.sources import Report, read_lines
+
+    for path in arguments.files:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+    report = Report()
+    texts = (
+        line.partition("\t")[2] if path.suffix == ".tsv" else line
+        for path in arguments.files
+        for _, line in read_lines(path, report)
+    )
+    made = tokenizers.train(texts, vocabulary_size=arguments.vocabulary_size, output=arguments.output)
+    result = {"vocabulary_size": made.vocabulary_size, "fingerprint": made.fingerprint}
+    _print(arguments, result, [f"{name}: {value}" for name, value in result.items()] + report.lines())
+    return 0
+
+
+def _run_rewrite(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import rewriting
+
+    report = rewriting.rewrite_folder(
+        arguments.folder,
+        positives=arguments.positives,
+        negatives=arguments.negatives,
+        seed=arguments.seed,
+        learn_from=arguments.learn_from,
+    )
+    _print(arguments, dataclasses.asdict(report), report.lines())
+    return 0
+
+
+def _run_retrieve(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import retrieval
+
+    report = retrieval.retrieve_folder(arguments.folder, number=arguments.number)
+    _print(arguments, dataclasses.asdict(report), report.lines())
+    return 0
+
+
+def _run_regions(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import pack
+
+    report = pack.extract_again(
+        arguments.folder, refit=arguments.refit, extractor_path=arguments.extractor, seed=arguments.seed
+    )
+    _print(arguments, dataclasses.asdict(report), report.lines())
+    return 0
+
+
+def _run_pack(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import pack
+
+    made = pack.pack_folder(arguments.folder, tokenizer_path=arguments.tokenizer)
+    _print(arguments, {"samples": made.num_samples, **made.totals}, [f"{kind}: {n}" for kind, n in made.totals.items()])
+    return 0
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.verify import verify
+
+    problems = [str(problem) for problem in verify(arguments.folder)]
+    _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
+    return 1 if problems else 0
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import scenes
+
+    scenes.write_demo_corpus(
+        arguments.output,
+        num_pairs=arguments.pairs,
+        num_images=arguments.images,
+        num_texts=arguments.texts,
+        num_held_out=arguments.held_out,
+        seed=arguments.seed,
+        regions=arguments.regions,
+    )
+    result = {name: str(arguments.output / name) for name in ("train", "held_out")}
+    _print(arguments, result, [f"{name}: {path}" for name, path in result.items()])
+    return 0
+
+
+def _print(arguments: argparse.Namespace, result: object, lines: Sequence[str]) -> None:
+    print(json.dumps(result, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines))

@@ -1,0 +1,399 @@
+"""Regions of an image without a detector: a grid at two scales, described by a dictionary of patches learned from the corpus.
+
+UNIMO's regions come from a Faster R-CNN. Its weights are not always at hand, so the default extractor needs none: patches are
+whitened, a dictionary is learned by spherical k-means, activations are soft-thresholded and pooled over each cell (Coates, Lee
+and Ng 2011; Coates and Ng 2012), joined with colour histograms, and mapped to `feature_size` by principal components. Classes
+are a codebook of the cells. Any detector fits the same protocol.
+
+Letters: N images, C cells of the finest grid, R regions, D descriptor size, F feature size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from unimo_ds.config import from_dict
+from unimo_ds.data.schema import Regions
+from unimo_ds.utils.errors import UserError
+
+EXTRACTOR_FILE = "extractor.safetensors"
+_KIND = "grid"
+_IMAGES_AT_ONCE = 8
+"""Small enough that activations stay in the cache and are not handed back to the system after every batch."""
+_NUM_COLOURS = 64
+_COLOUR_POOL = 3
+"""Pixels of the working image on a side that are averaged before their colour is counted."""
+_COLOUR_SOFTNESS = 0.15
+_CONTRAST_FLOOR = 0.01
+"""Added to the variance of a patch (values in [0, 1]), so that flat patches stay flat."""
+_WHITENING_FLOOR = 0.1
+"""Added to the spectrum of patches, as a share of its mean."""
+_THRESHOLD = 0.5
+"""Activations below this count as nothing, on either side of zero."""
+_SPECTRUM_POWER = 0.25
+"""Principal components are divided by variance to this power: half-way between raw (0) and white (0.5)."""
+
+
+class RegionExtractor(Protocol):
+    """Whatever makes regions of images."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all that decides its output."""
+        ...
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def working_side(self) -> int:
+        """Pixels of the shorter side beyond which a larger image adds nothing."""
+        ...
+
+    def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
+        """Regions of RGB images, in their order."""
+        ...
+
+    def save(self, folder: str | os.PathLike[str]) -> Path: ...
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """Sizes of a `GridExtractor`."""
+
+    grids: tuple[int, int] = (4, 2)
+    """Cells on a side, finest first; the finest is a multiple of the other."""
+    feature_size: int = 384
+    num_classes: int = 100
+    stored_classes: int = 4
+    image_side: int = 96
+    patch_side: int = 6
+    stride: int = 2
+    num_patches: int = 400
+    """Entries of the dictionary; each answers with either sign."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: sizes that do not fit together.
+        """
+        if min(self.grids) < 1 or self.grids[0] % self.grids[1]:
+            raise UserError(f"grids {self.grids}: the finer must be a multiple of the coarser")
+        if self.image_side % (_COLOUR_POOL * self.grids[0]):
+            raise UserError(f"image side {self.image_side} must be a multiple of {_COLOUR_POOL * self.grids[0]}")
+        if not 1 <= self.feature_size <= self.descriptor_size:
+            raise UserError(f"feature size {self.feature_size} must lie between 1 and {self.descriptor_size}")
+        if not 1 <= self.stored_classes <= self.num_classes:
+            raise UserError(f"stored classes {self.stored_classes} must lie between 1 and {self.num_classes}")
+
+    @property
+    def descriptor_size(self) -> int:
+        return 2 * self.num_patches + _NUM_COLOURS + 6
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What `fit` learns; all float32."""
+
+    filters: torch.Tensor
+    """[num_patches, 3, side, side] dictionary times whitening, zero mean."""
+    filter_bias: torch.Tensor
+    """[num_patches]"""
+    colour_mean: torch.Tensor
+    """[3]"""
+    colour_scale: torch.Tensor
+    """[3]"""
+    colours: torch.Tensor
+    """[64, 3]"""
+    descriptor_mean: torch.Tensor
+    """[D]"""
+    projection: torch.Tensor
+    """[D, F] standardisation, principal components and scale in one."""
+    classes: torch.Tensor
+    """[num_classes, F]"""
+    class_softness: torch.Tensor
+    """[] squared distance that counts as one unit."""
+
+
+class GridExtractor:
+    """Grid regions of any image, the same for the same image and parameters."""
+
+    def __init__(self, settings: GridSettings, parameters: _Parameters) -> None:
+        self.settings = settings
+        self.parameters = parameters
+        self._boxes = _grid_boxes(settings.grids)
+
+    @property
+    def feature_size(self) -> int:
+        return self.settings.feature_size
+
+    @property
+    def num_classes(self) -> int:
+        return self.settings.num_classes
+
+    @property
+    def working_side(self) -> int:
+        return self.settings.image_side
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over settings and parameters."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings), sort_keys=True).encode())
+        for name, tensor in sorted(vars(self.parameters).items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
+        """One `Regions` an image: the finest grid row by row, then the coarser; float16 features of unit scale."""
+        if not images:
+            return []
+        features_NRF = self._features(_pixels(images, self.settings.image_side))
+        ids, probabilities = self._classify(features_NRF)
+        return [
+            Regions(
+                boxes=self._boxes.copy(),
+                features=features_NRF[n].numpy().astype(np.float16),
+                class_ids=ids[n].numpy().astype(np.int32),
+                class_probabilities=probabilities[n].numpy().astype(np.float16),
+            )
+            for n in range(len(images))
+        ]
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        descriptors_NRD = _describe(pixels, self.settings, self.parameters)
+        return (descriptors_NRD - self.parameters.descriptor_mean) @ self.parameters.projection
+
+    def _classify(self, features_NRF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most likely classes and their probabilities, [N, R, K] each."""
+        distances = _squared_distances(features_NRF, self.parameters.classes)
+        probabilities = torch.softmax(-distances / self.parameters.class_softness, dim=-1)
+        top = torch.topk(probabilities, self.settings.stored_classes, dim=-1)
+        return top.indices, top.values
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path."""
+        path = Path(folder) / EXTRACTOR_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        about = {"kind": _KIND, "settings": json.dumps(dataclasses.asdict(self.settings))}
+        save_file({name: tensor.contiguous() for name, tensor in vars(self.parameters).items()}, aside, metadata=about)
+        # safetensors writes files for their owner alone; a data folder is for everybody who may enter it.
+        aside.chmod(0o644)
+        os.replace(aside, path)
+        return path
+
+
+def load(path: str | os.PathLike[str]) -> RegionExtractor:
+    """The extractor in a file, or in `extractor.safetensors` of a folder.
+
+    Raises:
+        UserError: nothing there, damaged, or not a grid extractor.
+    """
+    file = Path(path) / EXTRACTOR_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"no region extractor at {file}; name a folder made by `unimo prepare import`")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            about = stored.metadata() or {}
+            if about.get("kind") != _KIND:
+                raise UserError(f"{file} does not hold a grid extractor, so it cannot make regions of photographs")
+            settings = from_dict(GridSettings, json.loads(about.get("settings", "{}")), where=f"settings in {file}")
+            names = [field.name for field in dataclasses.fields(_Parameters)]
+            parameters = _Parameters(**{name: stored.get_tensor(name) for name in names})
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the region extractor {file}: {error}") from None
+    settings.check()
+    if parameters.projection.shape != (settings.descriptor_size, settings.feature_size):
+        raise UserError(f"the parameters in {file} do not fit its settings")
+    return GridExtractor(settings, parameters)
+
+
+@torch.inference_mode()
+def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | None = None) -> GridExtractor:
+    """Learn dictionary, colours, components and classes from RGB images (a thousand or two are enough).
+
+    The result is a function of images, their order, seed and settings.
+
+    Raises:
+        UserError: no images, or settings that do not fit together.
+    """
+    settings = settings or GridSettings()
+    settings.check()
+    if not images:
+        raise UserError("a region extractor cannot be fitted on no images; give at least one that can be decoded")
+    randomness = torch.Generator().manual_seed(seed)
+    pixels = _pixels(images, settings.image_side)
+    filters, filter_bias = _fit_filters(pixels, settings, randomness)
+    colours, colour_mean, colour_scale = _fit_colours(pixels, randomness)
+    empty = torch.zeros(0)
+    parameters = _Parameters(filters, filter_bias, colour_mean, colour_scale, colours, empty, empty, empty, empty)
+    descriptors = _describe(pixels, settings, parameters).flatten(0, 1)
+    mean, projection = _fit_projection(descriptors, settings.feature_size)
+    features = (descriptors - mean) @ projection
+    classes = _k_means(features, settings.num_classes, randomness)
+    nearest = _squared_distances(features, classes).topk(min(2, settings.num_classes), largest=False).values
+    # Half the gap between the two nearest classes is the unit: a typical region then has one likely and some possible classes.
+    softness = 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
+    learned = dataclasses.replace(
+        parameters, descriptor_mean=mean, projection=projection, classes=classes, class_softness=softness
+    )
+    return GridExtractor(settings, learned)
+
+
+def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
+    """[N, 3, side, side] float32 in [0, 1]; the aspect ratio is given up, as boxes are shares of width and height."""
+    arrays = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX)) for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def _grid_boxes(grids: Sequence[int]) -> NDArray[np.float32]:
+    """[R, 4] shares, row by row."""
+    boxes = [
+        (column / side, row / side, (column + 1) / side, (row + 1) / side)
+        for side in grids
+        for row in range(side)
+        for column in range(side)
+    ]
+    return np.array(boxes, dtype=np.float32)
+
+
+def _describe(pixels: torch.Tensor, settings: GridSettings, parameters: _Parameters) -> torch.Tensor:
+    """Descriptors of all regions of all images, [N, R, D], a few images at a time."""
+    parts = torch.split(pixels, _IMAGES_AT_ONCE)
+    return torch.cat([_at_all_scales(_cells(part, settings, parameters), settings) for part in parts])
+
+
+def _cells(pixels: torch.Tensor, settings: GridSettings, parameters: _Parameters) -> torch.Tensor:
+    """Mean activations and colour statistics of each cell of the finest grid: [N, C, D]."""
+    grid, side = settings.grids[0], settings.patch_side
+    box = torch.full((1, 3, side, side), 1 / (3 * side * side))
+    mean = functional.conv2d(pixels, box, stride=settings.stride)
+    variance = functional.conv2d(pixels * pixels, box, stride=settings.stride) - mean * mean
+    answers = functional.conv2d(pixels, parameters.filters, stride=settings.stride)
+    answers.mul_(torch.rsqrt(variance.clamp_min(0) + _CONTRAST_FLOOR)).add_(parameters.filter_bias[:, None, None])
+    positive = functional.adaptive_avg_pool2d((answers - _THRESHOLD).relu_(), grid)
+    negative = functional.adaptive_avg_pool2d(answers.neg_().sub_(_THRESHOLD).relu_(), grid)
+    colours = _standard_colours(pixels, parameters.colour_mean, parameters.colour_scale)
+    distances = _squared_distances(colours.permute(0, 2, 3, 1), parameters.colours)
+    shares = torch.softmax(-distances / _COLOUR_SOFTNESS, dim=-1).permute(0, 3, 1, 2)
+    parts = (positive, negative, *(functional.adaptive_avg_pool2d(x, grid) for x in (shares, colours, colours**2)))
+    return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+
+def _at_all_scales(cells_NCD: torch.Tensor, settings: GridSettings) -> torch.Tensor:
+    """Descriptors of all regions, [N, R, D]: cells pooled to each grid, shares square-rooted (Hellinger), colour moments."""
+    fine, coarse = settings.grids
+    ratio = fine // coarse
+    size = cells_NCD.shape[-1]
+    pooled = cells_NCD.reshape(-1, coarse, ratio, coarse, ratio, size).mean(dim=(2, 4)).flatten(1, 2)
+    all_NRD = torch.cat([cells_NCD, pooled], dim=1)
+    shares, mean, square = torch.split(all_NRD, [size - 6, 3, 3], dim=-1)
+    return torch.cat([shares.sqrt(), mean, (square - mean * mean).clamp_min(0).sqrt()], dim=-1)
+
+
+def _standard_colours(pixels: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Brightness, red-green and yellow-blue of small blocks, standardised: [N, 3, side / 3, side / 3]."""
+    red, green, blue = functional.avg_pool2d(pixels, _COLOUR_POOL).unbind(1)
+    opponent = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], dim=1)
+    return (opponent - mean[:, None, None]) / scale[:, None, None]
+
+
+def _fit_filters(
+    pixels: torch.Tensor, settings: GridSettings, randomness: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dictionary of whitened patches, folded into filters on plain pixels and a bias."""
+    num_images, _, height, width = pixels.shape
+    side, wanted = settings.patch_side, max(20_000, 200 * settings.num_patches)
+    steps = torch.arange(side)
+    image = torch.randint(num_images, (wanted,), generator=randomness)
+    top = torch.randint(height - side + 1, (wanted,), generator=randomness)[:, None] + steps
+    left = torch.randint(width - side + 1, (wanted,), generator=randomness)[:, None] + steps
+    patches = pixels[image[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).flatten(1)
+    patches = patches - patches.mean(1, keepdim=True)
+    patches = patches * torch.rsqrt(patches.square().mean(1, keepdim=True) + _CONTRAST_FLOOR)
+    mean = patches.mean(0)
+    spectrum, basis = torch.linalg.eigh((patches - mean).T @ (patches - mean) / wanted)
+    floor = _WHITENING_FLOOR * spectrum.mean().clamp_min(1e-6)
+    whitening = (basis * torch.rsqrt(spectrum.clamp_min(0) + floor)) @ basis.T
+    dictionary = _spherical_k_means((patches - mean) @ whitening, settings.num_patches, randomness)
+    filters = dictionary @ whitening
+    # Filters without mean answer to a patch as to the patch minus its mean.
+    centred = filters - filters.mean(1, keepdim=True)
+    return centred.reshape(-1, 3, side, side), -(filters @ mean)
+
+
+def _fit_colours(pixels: torch.Tensor, randomness: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Palette [64, 3] of standardised opponent colours, with their mean and scale."""
+    raw = _standard_colours(pixels, torch.zeros(3), torch.ones(3)).permute(0, 2, 3, 1).reshape(-1, 3)
+    chosen = raw[torch.randint(len(raw), (60_000,), generator=randomness)]
+    mean, scale = chosen.mean(0), chosen.std(0).clamp_min(1e-3)
+    return _k_means((chosen - mean) / scale, _NUM_COLOURS, randomness), mean, scale
+
+
+def _fit_projection(descriptors: torch.Tensor, feature_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [D] and map [D, F]: standardise, take principal components, flatten their spectrum half-way, scale to unit."""
+    mean = descriptors.mean(0)
+    scale = descriptors.std(0).clamp_min(1e-4) if len(descriptors) > 1 else torch.ones_like(mean)
+    standard = (descriptors - mean) / scale
+    spectrum, basis = torch.linalg.eigh(standard.T @ standard / len(standard))
+    spectrum, basis = spectrum.flip(0)[:feature_size], basis.flip(1)[:, :feature_size]
+    # An eigenvector's sign is arbitrary: its largest entry is made positive.
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = basis * torch.where(largest < 0, -1.0, 1.0)
+    floored = spectrum.clamp_min(1e-3 * spectrum[0].clamp_min(1e-6))
+    weights = floored.pow(-_SPECTRUM_POWER)
+    unit = (spectrum.clamp_min(0) * weights.square()).mean().clamp_min(1e-6).rsqrt()
+    return mean, basis * weights * unit / scale[:, None]
+
+
+def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """[..., n] squared distances of points [..., d] to centres [n, d]."""
+    products = points @ centres.T
+    return (points.square().sum(-1, keepdim=True) - 2 * products + centres.square().sum(-1)).clamp_min(0)
+
+
+def _k_means(points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 12) -> torch.Tensor:
+    """[number, d] centres; one that loses all its points stays where it was."""
+    centres = points[torch.randint(len(points), (number,), generator=randomness)].clone()
+    for _ in range(rounds):
+        nearest = torch.cat([_squared_distances(part, centres).argmin(1) for part in torch.split(points, 16384)])
+        counts = torch.bincount(nearest, minlength=number)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    return centres
+
+
+def _spherical_k_means(
+    points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 8
+) -> torch.Tensor:
+    """[number, d] unit directions; a point counts for the direction it is most parallel to, with its sign."""
+    directions = functional.normalize(torch.randn(number, points.shape[1], generator=randomness), dim=1)
+    for _ in range(rounds):
+        sums = torch.zeros_like(directions)
+        for part in torch.split(points, 16384):
+            products = part @ directions.T
+            best = products.abs().argmax(1, keepdim=True)
+            sums.index_add_(0, best[:, 0], part * products.gather(1, best))
+        empty = sums.norm(dim=1, keepdim=True) < 1e-6
+        directions = functional.normalize(torch.where(empty, directions, sums), dim=1)
+    return directions
