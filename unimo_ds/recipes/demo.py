@@ -51,6 +51,6 @@ def demo() -> RunConfig:
         schedule=ScheduleConfig(total_steps=300, warmup_steps=30),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
-        evaluation=EvaluationConfig(every_steps=100, num_pairs=200),
+        evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
         logging=LoggingConfig(every_steps=10, num_pictures=6, num_embeddings=200),
     )
