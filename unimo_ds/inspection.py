@@ -21,7 +21,7 @@ _MIB = 2**20
 def inspect_path(path: Path, *, num_samples: int = 3) -> dict[str, Any]:
     """What lies at `path`, as plain values. `what` says which: shard, data folder, run, or checkpoint.
 
-    num_samples: of a shard, or of the first shard of a folder, shown in full.
+    num_samples: of a shard, or of a folder's shard with the most pairs, shown in full.
 
     Raises:
         UserError: nothing there, nothing that this program wrote, or damaged.
@@ -71,12 +71,14 @@ def inspect_shard(path: Path, *, num_samples: int) -> dict[str, Any]:
 
 
 def inspect_folder(path: Path, *, num_samples: int) -> dict[str, Any]:
-    """The manifest's account of a data folder, and the first samples of its first shard."""
+    """The manifest's account of a data folder, and the first samples of the shard with the most pairs."""
     manifest = load_manifest(path)
     sources: Counter[str] = Counter()
     for shard in manifest.shards:
         sources.update(shard.sources)
-    first = inspect_shard(path / manifest.shards[0].file, num_samples=num_samples) if manifest.shards else None
+    # Pairs tell the most.
+    richest = max(manifest.shards, key=lambda shard: shard.kinds.get("pair", 0), default=None)
+    first = None if richest is None else inspect_shard(path / richest.file, num_samples=num_samples)
     return {
         "what": "data folder",
         "path": str(path),
