@@ -208,11 +208,14 @@ def test_activation_checkpointing_gives_the_same_bits():
         assert torch.equal(one.grad, other.grad), name
 
 
-def test_bf16_stays_near_fp32():
-    model, batch = make_model(double=False).eval(), training_batch()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_stays_near_fp32(dtype):
+    model, batch = make_model(double=False).train(), training_batch()
     exact = model(batch)
-    rounded = model.bfloat16()(batch)
-    assert rounded.pooled_images.dtype == torch.bfloat16
+    rounded = model.to(dtype)(batch)
+    total(rounded).backward()
+    assert all(parameter.grad.dtype == dtype for parameter in model.parameters())
+    assert rounded.pooled_images.dtype == dtype
     assert rounded.language_losses.dtype == rounded.temperature.dtype == torch.float32
     for name in FIELDS:
         if name != "language_correct":
