@@ -10,9 +10,10 @@ Exit status: 0 done, 2 bad input (one sentence says what), 75 stopped by SIGTERM
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
 import sys
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,21 +41,19 @@ DEMO_DATA = "demo_data"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
     config = read_configuration(arguments)
-    device = start_processes()
-    communicator = make_communicator(device)
+    communicator = make_communicator(start_processes())
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
-    corpus = open_corpus(config.data.path, config)
+    cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
+    open_corpus = functools.partial(Corpus.open, cache_dir=cache, cache_bytes=config.data.cache_bytes)
+    corpus = open_corpus(config.data.path)
     config = recipes.fit_to_data(config, corpus)
     check(config)
     check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
-    held_out = open_corpus(config.data.held_out_path, config) if config.data.held_out_path else None
+    held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
-    run_dir = Path(config.run_dir)
-    run_directory.prepare(
-        run_dir, config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator
-    )
+    run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
 
     # Model, objectives, engine.
     task = PretrainingTask(contrast=config.contrast, weights=config.losses)
@@ -62,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
     limit = BadSampleLimit(config.data.max_bad_share)
-
-    def make_batches(start: int, stop: int) -> StepLoader:
-        return StepLoader(corpus, config, communicator.rank, communicator.world_size, start, stop)
+    make_batches = functools.partial(StepLoader, corpus, config, communicator.rank, communicator.world_size)
 
     def evaluate() -> HeldOutReport:
         assert held_out is not None
@@ -75,13 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place", flush=True)
         limit.add(batch.bad_samples, num_bad=metrics.bad_samples, num_samples=batch.num_samples)
 
-    evaluation = evaluate if held_out is not None else None
     loop = Loop(
         engine,
         task,
         config,
         make_batches=make_batches,
-        evaluate=evaluation,
+        evaluate=evaluate if held_out is not None else None,
         best_metric=BEST_METRIC,
         on_step=watch_data,
     )
@@ -92,27 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     """The recipe with the command line's changes."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="train.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
     parser.add_argument("--data", metavar="PATH", help="folder of shards, or one that holds train/ and held_out/")
     parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept; the same one again resumes it")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one field, e.g. optimizer.clip_norm=0.5"
     )
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
-    )  # given by `deepspeed`, unused
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # given by `deepspeed`, unused
     options = parser.parse_args(arguments)
     config = recipes.load(options.recipe)
     if options.data is not None:
         parts = {name: Path(options.data) / name for name in ("train", "held_out")}
         found = {name: str(path) for name, path in parts.items() if (path / "manifest.json").is_file()}
-        data = dataclasses.replace(
-            config.data, path=found.get("train", options.data), held_out_path=found.get("held_out")
+        path, held_out_path = found.get("train", options.data), found.get("held_out")
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, path=path, held_out_path=held_out_path)
         )
-        config = dataclasses.replace(config, data=data)
     if options.run_dir is not None:
         config = dataclasses.replace(config, run_dir=options.run_dir)
     config = apply_overrides(config, options.set)
@@ -134,12 +126,6 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
     problem = communicator.broadcast_object(problem)
     if problem:
         raise UserError(problem)
-
-
-def open_corpus(path: str, config: RunConfig) -> Corpus:
-    """The data at `path`; remote shards go through a cache beside the run unless one is named."""
-    cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
-    return Corpus.open(path, cache_dir=cache, cache_bytes=config.data.cache_bytes)
 
 
 def make_model(config: RunConfig) -> Unimo:

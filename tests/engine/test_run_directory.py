@@ -15,8 +15,9 @@ from unimo_ds.utils.errors import UserError
 
 
 def prepare(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
+    config = dataclasses.replace(config, run_dir=str(folder))
     run_directory.prepare(
-        folder, config, {"bf16": {"enabled": True}}, data_fingerprint=data, communicator=SingleProcess(), command=["t"]
+        config, {"bf16": {"enabled": True}}, data_fingerprint=data, communicator=SingleProcess(), command=["t"]
     )
 
 

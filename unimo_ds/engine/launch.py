@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ def start_processes() -> torch.device:
     if torch.distributed.is_initialized():
         return torch.device(get_accelerator().current_device_name())
     os.environ.update(rank_environment(os.environ))
+    faulthandler.enable()  # a crash in native code names the Python line it came from
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames; nothing a user could change.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)

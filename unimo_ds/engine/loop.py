@@ -17,6 +17,7 @@ from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.signals import Stop, StopRequests
 from unimo_ds.engine.speed import SpeedMeter
+from unimo_ds.engine.spikes import SpikeDetector
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.tasks.pretraining import PretrainingTask
@@ -57,6 +58,7 @@ class Loop:
         self._saved_step = self.progress.step if loaded else -1
         self._metrics = MetricsWriter(self.run_dir, start_step=self.progress.step) if self._is_first_rank else None
         self._speed = SpeedMeter(config.model, world_size=engine.communicator.world_size, device=engine.device)
+        self._spikes = (SpikeDetector("loss"), SpikeDetector("gradient norm"))
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
         self._stops.install()
 
@@ -69,6 +71,8 @@ class Loop:
         total_steps = self.config.schedule.total_steps
         if self.progress.step == 0:
             self._measure()
+        if self.progress.step >= total_steps:
+            self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
         self._speed.reset()
         try:
@@ -108,6 +112,7 @@ class Loop:
         self._log(metrics)
         if counts:
             self._report_skipped(batch, metrics)
+        self._watch_for_spikes(batch, metrics)
         self._on_step(batch, metrics)
 
     def _log(self, metrics: StepMetrics) -> None:
@@ -122,10 +127,7 @@ class Loop:
         self._metrics.write(step, values)
 
     def _report_skipped(self, batch: StepBatch, metrics: StepMetrics) -> None:
-        keys = self.engine.communicator.all_gather_object([key for item in batch.micro_batches for key in item.keys])
-        if self._metrics is not None:
-            details = {"samples_by_rank": keys, "loss_scale": metrics.loss_scale}
-            self._metrics.write_note(self.progress.step, "skipped", details)
+        self._note_samples(batch, "skipped", f"loss scale {metrics.loss_scale:g}")
         self._say(f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl")
         limit = self.config.engine.max_skipped_steps
         if self.progress.skipped_in_a_row >= limit:
@@ -134,6 +136,21 @@ class Loop:
                 f"(engine.max_skipped_steps); their samples are in {self.run_dir}/metrics.jsonl; lower "
                 "optimizer.peak_learning_rate or look at these samples, then resume"
             )
+
+    def _watch_for_spikes(self, batch: StepBatch, metrics: StepMetrics) -> None:
+        """Every rank sees the same numbers, so all of them collect the samples or none does."""
+        values = (metrics.loss, metrics.gradient_norm)
+        found = [detector.add(value) for detector, value in zip(self._spikes, values, strict=True)]
+        if any(found):
+            text = "; ".join(filter(None, found))
+            self._note_samples(batch, "spike", text)
+            self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
+
+    def _note_samples(self, batch: StepBatch, kind: str, text: str) -> None:
+        """Put the samples of this step on record. A collective."""
+        keys = self.engine.communicator.all_gather_object([key for item in batch.micro_batches for key in item.keys])
+        if self._metrics is not None:
+            self._metrics.write_note(self.progress.step, kind, {"text": text, "samples_by_rank": keys})
 
     def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
         step, evaluation = self.progress.step, self.config.evaluation

@@ -48,7 +48,6 @@ _PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transf
 
 
 def prepare(
-    run_dir: Path,
     config: RunConfig,
     ds_config: Mapping[str, Any],
     *,
@@ -61,7 +60,7 @@ def prepare(
     Raises:
         UserError: on all ranks: not writable, or the run there has another model, seed or data, naming what differs.
     """
-    problem = ""
+    problem, run_dir = "", Path(config.run_dir)
     if communicator.rank == 0:
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, communicator.world_size, command)
