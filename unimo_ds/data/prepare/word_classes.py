@@ -133,9 +133,8 @@ def phrase_spans(words: Sequence[str]) -> list[tuple[int, int]]:
         while start < len(words) and words[start] in DETERMINERS:
             start += 1
         end = start
-        while (
-            end < len(words) and end - start < 3 and words[end] not in FUNCTION_WORDS and not _is_participle(words[end])
-        ):
+        singular = word in ("a", "an")
+        while end < len(words) and end - start < 3 and not _ends_phrase(words[end], singular and end > start):
             end += 1
         if end > start:
             spans.append((start, end))
@@ -152,8 +151,11 @@ def same_root(one: str, other: str) -> bool:
     return shared >= 3 and max(len(one), len(other)) - shared <= 4
 
 
-def _is_participle(word: str) -> bool:
-    return len(word) > 5 and word.endswith("ing")
+def _ends_phrase(word: str, behind_singular: bool) -> bool:
+    """Whether a word stands behind a noun phrase, not in it: a function word, a participle, or a verb ("a dog runs")."""
+    if word in FUNCTION_WORDS or (len(word) > 5 and word.endswith("ing")):
+        return True
+    return behind_singular and word.endswith("s") and not word.endswith(("ss", "us"))
 
 
 def _alternatives(
