@@ -25,13 +25,17 @@ def test_first_host(node_list: str, host: str) -> None:
 def test_launchers_that_speak_for_themselves_are_left_alone() -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     assert rank_environment(dict.fromkeys(names, "1")) == {}
-    assert rank_environment({"OMPI_COMM_WORLD_SIZE": "2"}) == {}
+    helper = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    for mpi in ({"OMPI_COMM_WORLD_SIZE": "2"}, {"PMI_SIZE": "2"}):
+        assert rank_environment(mpi) == {}
+        assert rank_environment(mpi | helper) == {}
 
 
 def test_srun() -> None:
     found = rank_environment(
         {
             "SLURM_STEP_NUM_TASKS": "8",
+            "PMI_SIZE": "8",
             "SLURM_PROCID": "5",
             "SLURM_LOCALID": "1",
             "SLURM_STEP_NODELIST": "gpu[03-04]",

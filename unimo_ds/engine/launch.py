@@ -53,12 +53,16 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """
     if all(name in environment for name in _NAMES):
         return {}
-    if any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")):
+    slurm_tasks = environment.get("SLURM_STEP_NUM_TASKS") if "SLURM_PROCID" in environment else None
+    # Under Slurm, MPI's launchers start one helper per node with srun, whose numbers are not ours; srun itself may offer PMI.
+    if any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
         return {}
-    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+    if environment.get("PMI_SIZE", slurm_tasks) != slurm_tasks:
+        return {}
+    if slurm_tasks is not None:
         found = {
             "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "WORLD_SIZE": slurm_tasks,
             "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
             "MASTER_ADDR": first_host(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", ""))),
             # Jobs that share a node must not share a port.
