@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TO_STDOUT = "-"
 _INTERRUPTED = 130
+_CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,9 +193,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         choices=("retrieval", "rewrites", "zero-shot"),
         help="zero-shot: retrieval, rewrites and held-out losses",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help="run, checkpoint or export"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
     parser.add_argument("--data", required=True, help="data folder with pairs the model has not seen")
     parser.add_argument("--num-pairs", type=int, default=0, help="evaluate so many pairs, evenly spread (default: all)")
     parser.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
@@ -226,9 +225,7 @@ _EXPORT_EXAMPLE = "unimo export --checkpoint runs/demo --to exported/demo"
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help="run, checkpoint or export"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the one of the run's data)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")

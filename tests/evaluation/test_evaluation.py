@@ -229,6 +229,8 @@ def test_a_model_is_loaded_from_a_run_a_checkpoint_or_an_export(tmp_path: Path, 
 
     assert step_of(run) == 10, "the one that `latest` names"
     assert step_of(run / "checkpoints" / "step-5") == 5
+    (run / "checkpoints" / "best").write_text("step-5\n")
+    assert step_of(run / "checkpoints" / "best") == 5
     (run / "checkpoints" / "latest").unlink()
     assert step_of(run) == 15, "the newest where `latest` is lost"
     exported = tmp_path / "exported"

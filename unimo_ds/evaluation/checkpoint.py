@@ -24,6 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 LATEST_FILE = "latest"
+POINTERS = (LATEST_FILE, "best")
 MANIFEST_FILE = "manifest.json"
 _STEP = re.compile(r"step-(\d+)")
 
@@ -59,10 +60,14 @@ class LoadedModel:
 def find(path: str | os.PathLike[str]) -> CheckpointFiles:
     """The newest checkpoint of a run directory, or the model in a checkpoint's or an exported folder.
 
+    `RUN/checkpoints/best` and `RUN/checkpoints/latest` name one of the checkpoints beside them.
+
     Raises:
         UserError: nothing there, or no finished checkpoint yet.
     """
     folder = Path(path)
+    if folder.is_file() and folder.name in POINTERS:
+        folder = folder.parent / folder.read_text().strip()
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a run directory, one of its checkpoints, or an exported folder")
     if (folder / WEIGHTS_FILE).is_file():

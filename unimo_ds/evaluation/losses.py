@@ -10,7 +10,7 @@ import torch
 
 from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import Visit, make_examples, prepare_sample, texts_to_encode
+from unimo_ds.data.examples import Visit, make_examples, prepare_sample, text_input, texts_to_encode
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, LanguageObjective
@@ -81,5 +81,6 @@ def _examples(
     if not visits:
         return []
     ordered = sorted(texts)
-    token_ids = dict(zip(ordered, tokenizer.encode_batch(ordered), strict=True))
-    return make_examples(visits, token_ids=token_ids, vocabulary=vocabulary, config=config)
+    inputs = [text_input(ids, max_text_tokens=config.data.max_text_tokens) for ids in tokenizer.encode_batch(ordered)]
+    text_inputs = dict(zip(ordered, inputs, strict=True))
+    return make_examples(visits, text_inputs=text_inputs, vocabulary=vocabulary, config=config)
