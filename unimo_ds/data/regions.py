@@ -47,6 +47,8 @@ _THRESHOLD = 0.5
 """Activations below this count as nothing, on either side of zero."""
 _SPECTRUM_POWER = 0.25
 """Principal components are divided by variance to this power: half-way between raw (0) and white (0.5)."""
+_LARGEST_FEATURE = 20.0
+"""Images unlike all that were learned from must neither overflow float16 nor swamp a regression loss."""
 
 
 class RegionExtractor(Protocol):
@@ -181,7 +183,8 @@ class GridExtractor:
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         descriptors_NRD = _describe(pixels, self.settings, self.parameters)
-        return (descriptors_NRD - self.parameters.descriptor_mean) @ self.parameters.projection
+        features_NRF = (descriptors_NRD - self.parameters.descriptor_mean) @ self.parameters.projection
+        return features_NRF.clamp_(-_LARGEST_FEATURE, _LARGEST_FEATURE)
 
     def _classify(self, features_NRF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The most likely classes and their probabilities, [N, R, K] each."""

@@ -94,6 +94,16 @@ def related_images(classes: Floats, features: Floats, images: ImageCollection, *
     return found
 
 
+def distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts without those whose words all occur in one kept before, or the other way round."""
+    kept: dict[str, set[str]] = {}
+    for text in texts:
+        words = set(word_classes.words_of(text))
+        if not any(words <= other or other <= words for other in kept.values()):
+            kept[text] = words
+    return tuple(kept)
+
+
 def summarise(regions: Regions, *, num_classes: int) -> tuple[Floats, Floats]:
     """Class vector [C] and mean feature [F] of an image, both of unit length."""
     classes = np.zeros(num_classes, np.float32)
@@ -119,7 +129,7 @@ def _retrieve_shard(
     classes, features = (np.stack(parts) for parts in zip(*summaries, strict=True))
     image_rows = related_images(classes, features, images, number=number)
     text_rows = progress(
-        similar_rows(list(queries.values()), sentences, number=number), label=path.name, total=len(queries)
+        similar_rows(list(queries.values()), sentences, number=3 * number), label=path.name, total=len(queries)
     )
     found = dict(zip(queries, zip(text_rows, image_rows, strict=True), strict=True))
 
@@ -128,11 +138,12 @@ def _retrieve_shard(
             return stored
         of_texts, of_images = found[position]
         report.count("pairs")
-        report.count("related texts", len(of_texts))
+        texts = distinct([sentences[i] for i in of_texts])[:number]
+        report.count("related texts", len(texts))
         report.count("related images", len(of_images))
         sample = replace(
             stored.sample,
-            related_texts=tuple(sentences[i] for i in of_texts),
+            related_texts=texts,
             related_images=tuple(images.references[i] for i in of_images),
         )
         return replace(stored, sample=sample)

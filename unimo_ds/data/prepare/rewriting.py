@@ -193,7 +193,7 @@ def _word_candidates(
                 other = options[int(randomness.choice(len(options), p=classes.weights[word]))]
                 if other in image.known:
                     continue
-            yield _substitute(text, [(match.start(), match.end(), other)]), f"{word}>{other}"
+            yield substitute(text, [(match.start(), match.end(), other)]), f"{word}>{other}"
 
 
 def _phrase_candidates(
@@ -213,7 +213,7 @@ def _phrase_candidates(
             phrase = phrases[int(randomness.integers(len(phrases)))]
             if other_head not in image.known:
                 place = (matches[start].start(), matches[end - 1].end(), phrase)
-                yield _substitute(text, [place]), f"{' '.join(words[start:end])}>{phrase}"
+                yield substitute(text, [place]), f"{' '.join(words[start:end])}>{phrase}"
     for one, other in itertools.pairwise(spans):
         between = words[one[1] : other[0]]
         # "a man and a woman" means the same the other way round.
@@ -221,10 +221,10 @@ def _phrase_candidates(
             continue
         ends = [(matches[start].start(), matches[end - 1].end()) for start, end in (one, other)]
         parts = [" ".join(words[start:end]) for start, end in (one, other)]
-        yield _substitute(text, [(*ends[0], parts[1]), (*ends[1], parts[0])]), f"{parts[0]}<>{parts[1]}"
+        yield substitute(text, [(*ends[0], parts[1]), (*ends[1], parts[0])]), f"{parts[0]}<>{parts[1]}"
 
 
-def _substitute(text: str, places: Sequence[tuple[int, int, str]]) -> str:
+def substitute(text: str, places: Sequence[tuple[int, int, str]]) -> str:
     """The text with [start, end) replaced at each place (from left to right), its capitals and a/an made to fit."""
     result, last = "", 0
     for start, end, new in places:

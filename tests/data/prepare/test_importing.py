@@ -1,0 +1,287 @@
+"""`unimo prepare import` and its companions: complete folders from raw corpora, nothing dropped in silence."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.prepare.raw import captions, picture, small_extractor, write_photographs, write_tar
+from unimo_ds.data import images, regions
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.prepare.command import main
+from unimo_ds.data.schema import Kind
+from unimo_ds.data.verify import verify
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos.tar, captions.tsv, lines.txt and extractor.safetensors."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_photographs(folder, 24)
+    (folder / "lines.txt").write_text(
+        " = Dogs = \n\nA dog runs over the grass . It is black .\nA cat sleeps .\n\nThe end .\n", encoding="utf-8"
+    )
+    small_extractor(folder)
+    return folder
+
+
+def _import(raw: Path, output: Path, *options: str, kind: str = "pairs") -> int:
+    inputs = {
+        "pairs": ["--images", str(raw / "photos.tar"), "--captions", str(raw / "captions.tsv")],
+        "images": ["--images", str(raw / "photos.tar")],
+        "texts": ["--input", str(raw / "lines.txt")],
+    }[kind]
+    if kind != "texts" and not {"--like", "--extractor"} & set(options):
+        options = ("--extractor", str(raw / "extractor.safetensors"), *options)
+    return main(["import", "--kind", kind, "--output", str(output), "--vocabulary-size", "400", *inputs, *options])
+
+
+@pytest.fixture(scope="module")
+def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs, images and texts in one folder."""
+    output = tmp_path_factory.mktemp("data")
+    assert _import(raw, output, "--source", "pairs", "--keep-images") == 0
+    assert _import(raw, output, "--source", "pictures", kind="images") == 0
+    assert _import(raw, output, kind="texts") == 0
+    return output
+
+
+def test_three_imports_make_one_good_folder(folder: Path) -> None:
+    assert verify(folder) == []
+    assert main(["verify", str(folder)]) == 0
+    corpus = Corpus.open(folder)
+    assert Counter(corpus.kinds.tolist()) == {Kind.PAIR: 24, Kind.IMAGE: 24, Kind.TEXT: 4}
+    assert corpus.source_names == ("lines", "pairs", "pictures")
+    assert (corpus.feature_size, corpus.num_region_classes) == (24, 10)
+
+
+def test_samples_are_what_was_given(raw: Path, folder: Path) -> None:
+    corpus = Corpus.open(folder)
+    extractor = regions.load(raw)
+    pairs = np.flatnonzero(corpus.kinds == Kind.PAIR)
+    for number, sample in enumerate(pairs):
+        stored = corpus.read(int(sample))
+        assert [caption.text for caption in stored.captions] == captions(number)
+        jpeg = corpus.read_jpeg(int(sample))
+        assert jpeg == images.encode_jpeg(picture(number))
+        assert corpus.details(int(sample)) == {"file": f"{number:03d}.jpg", "size": [80, 60]}
+        (expected,) = extractor.extract([images.decode(jpeg)])
+        np.testing.assert_allclose(stored.regions.features.astype(float), expected.features.astype(float), atol=2e-3)
+    texts = [corpus.read(int(i)).text for i in np.flatnonzero(corpus.kinds == Kind.TEXT)]
+    assert texts == ["= Dogs =", "A dog runs over the grass . It is black .", "A cat sleeps .", "The end ."]
+    assert corpus.read_jpeg(int(np.flatnonzero(corpus.kinds == Kind.IMAGE)[0])) is None
+
+
+def test_the_same_import_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert _import(raw, tmp_path / name) == 0
+    first, second = (load_manifest(tmp_path / name) for name in ("one", "two"))
+    assert first.shards == second.shards
+    assert first.fingerprint == second.fingerprint
+
+
+def test_extractor_and_tokenizer_are_learned_where_none_is_given(raw: Path, tmp_path: Path) -> None:
+    photos, tsv = raw / "photos.tar", raw / "captions.tsv"
+    arguments = ["--images", str(photos), "--captions", str(tsv), "--output", str(tmp_path / "data")]
+    assert main(["import", "--kind", "pairs", *arguments]) == 0
+    corpus = Corpus.open(tmp_path / "data")
+    assert corpus.feature_size == regions.GridSettings().feature_size
+    assert tokenizers.load(corpus.tokenizer_path).fingerprint == corpus.manifest.tokenizer.fingerprint
+    assert verify(tmp_path / "data") == []
+
+
+def test_like_takes_tokenizer_and_extractor(raw: Path, folder: Path, tmp_path: Path) -> None:
+    assert _import(raw, tmp_path, "--like", str(folder)) == 0
+    one, other = load_manifest(folder), load_manifest(tmp_path)
+    assert one.tokenizer == other.tokenizer
+    assert one.extractor == other.extractor
+
+
+def test_paragraphs_and_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n", encoding="utf-8")
+    (tmp_path / "b.tsv").write_text("sentence\tlabel\na dog runs\t1\na cat\t0\n\t1\n", encoding="utf-8")
+    shared = ["import", "--kind", "texts", "--output", str(tmp_path / "out"), "--vocabulary-size", "300"]
+    assert main([*shared, "--input", str(tmp_path / "a.txt"), "--paragraphs"]) == 0
+    assert main([*shared, "--input", str(tmp_path / "b.tsv"), "--column", "sentence"]) == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert [corpus.read(i).text for i in range(len(corpus))] == ["one two", "three", "a dog runs", "a cat"]
+    assert main([*shared, "--input", str(tmp_path / "b.tsv"), "--column", "sentense"]) == 2
+
+
+def test_a_long_document_becomes_several_texts(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("The dog runs over the grass . " * 300, encoding="utf-8")
+    arguments = ["--input", str(tmp_path / "long.txt"), "--output", str(tmp_path / "out"), "--vocabulary-size", "300"]
+    assert main(["import", "--kind", "texts", *arguments]) == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert len(corpus) > 3
+    assert corpus.text_tokens.max() <= 510
+    assert " ".join(corpus.read(i).text for i in range(len(corpus))).count("dog") == 300
+
+
+def test_whatever_is_skipped_is_counted_and_named(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = images.encode_jpeg(picture(0))
+    png = io.BytesIO()
+    picture(1).save(png, format="PNG")
+    tar = write_tar(
+        tmp_path / "photos.tar",
+        {
+            "sub/good.jpg": good,
+            "second.png": png.getvalue(),
+            "cut.jpg": good[: len(good) // 2],
+            "silent.jpg": good,
+            "../outside.jpg": good,
+            "/absolute.jpg": good,
+            "notes.txt": b"not an image",
+        },
+    )
+    with tarfile.open(tar, "a") as archive:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    tsv = tmp_path / "captions.tsv"
+    tsv.write_bytes(
+        b"good.jpg\tA red dog .\r\nsecond.png\t a green dog \ncut.jpg\ta cat\nlink.jpg\ta link\nlost.jpg\ta bird\n"
+        b"good.jpg\t  \nno tab here\ngood.jpg\tbad \xff byte\n\n"
+    )
+    output = tmp_path / "data"
+    extractor = str(raw / "extractor.safetensors")
+    arguments = ["--images", str(tar), "--captions", str(tsv), "--output", str(output), "--extractor", extractor]
+    assert main(["import", "--kind", "pairs", "--keep-images", "--vocabulary-size", "300", *arguments]) == 0
+    corpus = Corpus.open(output)
+    assert [[one.text for one in corpus.read(i).captions] for i in range(len(corpus))] == [
+        ["A red dog ."],
+        ["a green dog"],
+    ]
+    assert images.is_jpeg(corpus.read_jpeg(1) or b"")
+    report = json.loads((output / "report-photos.json").read_text(encoding="utf-8"))
+    assert report["skipped"] == {
+        "a line that is not file<TAB>caption": ["captions.tsv:7"],
+        "a line that is not UTF-8": ["captions.tsv:8"],
+        "an empty caption": ["captions.tsv:6"],
+        "a tar member that points outside": ["../outside.jpg", "/absolute.jpg"],
+        "not a regular file": ["link.jpg"],
+        "an image without a caption": ["silent.jpg"],
+        "a caption whose image is missing": ["link.jpg", "lost.jpg"],
+        "an image that cannot be decoded": [report["skipped"]["an image that cannot be decoded"][0]],
+    }
+    assert report["skipped"]["an image that cannot be decoded"][0].startswith("cut.jpg: ")
+    printed = capsys.readouterr().out
+    assert "an image that cannot be decoded: 1 (cut.jpg" in printed
+    assert not (tmp_path / "outside.jpg").exists()
+
+
+def test_images_come_from_a_folder_too_and_may_be_left_out(raw: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    for i in range(3):
+        picture(i).save(photos / "deep" / f"{i}.jpg")
+    Image.new("L", (3000, 2000)).save(photos / "large.png")
+    (photos / "away.jpg").symlink_to("/etc/hostname")
+    (tmp_path / "skip.tsv").write_text("1.jpg\tanything\n", encoding="utf-8")
+    arguments = ["--images", str(photos), "--output", str(tmp_path / "data"), "--skip", str(tmp_path / "skip.tsv")]
+    assert main(["import", "--kind", "images", *arguments, "--extractor", str(raw), "--vocabulary-size", "300"]) == 0
+    corpus = Corpus.open(tmp_path / "data")
+    assert [corpus.details(i)["file"] for i in range(len(corpus))] == ["deep/0.jpg", "deep/2.jpg", "large.png"]
+
+
+def test_an_import_is_not_lost_or_doubled_by_accident(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _import(raw, tmp_path, kind="texts") == 0
+    before = load_manifest(tmp_path)
+    assert _import(raw, tmp_path, kind="texts") == 2
+    assert "already holds shards named lines" in capsys.readouterr().err
+    assert _import(raw, tmp_path, "--replace", kind="texts") == 0
+    assert load_manifest(tmp_path).shards == before.shards
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "pairs", "--images", "photos.tar"], "needs --captions"),
+        (["--kind", "texts", "--input", "lines.txt", "--images", "photos.tar"], "no use for --images"),
+        (["--kind", "texts", "--input", "lost.txt"], "does not exist"),
+        (["--kind", "images", "--images", "lines.txt"], "neither a folder nor a tar"),
+        (["--kind", "pairs", "--images", "photos.tar", "--captions", "lines.txt"], "no line of the form"),
+        (["--kind", "texts", "--input", "lines.txt", "--vocabulary-size", "100"], "at least 261"),
+        (["--kind", "images", "--images", "photos.tar", "--like", "."], "no manifest"),
+        (["--kind", "images", "--images", "photos.tar", "--extractor", "lines.txt"], "region extractor"),
+        (["--kind", "images", "--images", "cut.tar"], "damaged or cut"),
+        (["--kind", "texts", "--input", "empty.txt"], "nothing to import"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], message: str, raw: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (raw / "photos.tar").read_bytes()
+    (raw / "cut.tar").write_bytes(content[: len(content) // 2 + 700])
+    (raw / "empty.txt").write_text("\n\n", encoding="utf-8")
+    monkeypatch.chdir(raw)
+    assert main(["import", *arguments, "--output", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_another_tokenizer_or_extractor_is_refused(raw: Path, folder: Path, tmp_path: Path, capsys) -> None:
+    tokenizers.train(["other words"] * 9, vocabulary_size=270, output=tmp_path)
+    regions.fit([picture(40)], seed=5, settings=regions.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
+    for option in ("--tokenizer", "--extractor"):
+        assert _import(raw, folder, "--source", "more", option, str(tmp_path), kind="images") == 2
+        assert "was made with" in capsys.readouterr().err
+
+
+def test_tokenizer_stage_reads_captions_and_texts(raw: Path, tmp_path: Path) -> None:
+    files = [str(raw / "captions.tsv"), str(raw / "lines.txt")]
+    assert main(["tokenizer", *files, "--output", str(tmp_path), "--vocabulary-size", "320"]) == 0
+    made = tokenizers.load(tmp_path)
+    assert "Ġhorse" in made.pieces or "Ġdog" in made.pieces
+    assert not any("jpg" in piece for piece in made.pieces)
+
+
+def test_regions_and_pack_renew_a_folder(raw: Path, tmp_path: Path, capsys) -> None:
+    assert _import(raw, tmp_path, "--keep-images") == 0
+    before = Corpus.open(tmp_path)
+    small = regions.GridSettings(feature_size=16, num_classes=8, image_side=48, num_patches=16)
+    other = regions.fit([picture(i) for i in range(30, 40)], seed=3, settings=small)
+    other.save(tmp_path.parent)
+    assert main(["regions", str(tmp_path), "--extractor", str(tmp_path.parent)]) == 0
+    after = Corpus.open(tmp_path)
+    assert (after.feature_size, after.num_region_classes) == (16, 8)
+    assert after.manifest.extractor.fingerprint == other.fingerprint
+    assert [after.key(i) for i in range(24)] == [before.key(i) for i in range(24)]
+    tokenizers.train(["another dog"] * 4, vocabulary_size=261, output=tmp_path.parent)
+    assert main(["pack", str(tmp_path), "--tokenizer", str(tmp_path.parent)]) == 0
+    packed = Corpus.open(tmp_path)
+    assert packed.text_tokens.sum() > after.text_tokens.sum()
+    assert verify(tmp_path) == []
+    assert _import(raw, tmp_path / "bare") == 0
+    assert main(["regions", str(tmp_path / "bare")]) == 2
+    assert "--keep-images" in capsys.readouterr().err
+
+
+def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
+    assert _import(raw, tmp_path, kind="texts") == 0
+    (shard,) = tmp_path.glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert shard.name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["import", "tokenizer", "rewrite", "retrieve", "regions", "pack", "verify", "demo"])
+def test_every_stage_has_help_with_an_example(stage: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([stage, "--help"])
+    assert stop.value.code == 0
+    assert "example:\n  unimo prepare" in capsys.readouterr().out
