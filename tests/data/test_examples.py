@@ -39,9 +39,9 @@ def build(
         for planned in selection.sequences
         if planned.image not in (-1, sample)
     }
-    ids = dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True))
+    inputs = {text: text_input(TOKENIZER.encode(text), max_text_tokens=config.data.max_text_tokens) for text in texts}
     visit = Visit(selection, prepared, related)
-    (example,) = make_examples([visit], token_ids=ids, vocabulary=VOCABULARY, config=config)
+    (example,) = make_examples([visit], text_inputs=inputs, vocabulary=VOCABULARY, config=config)
     return example, selection
 
 
@@ -178,9 +178,9 @@ def test_unreadable_related_images_are_left_out() -> None:
     texts = texts_to_encode(prepared, selection)
     images = {s.image: None for s in selection.sequences if s.image not in (-1, sample)}
     assert images
-    ids = dict(zip(texts, TOKENIZER.encode_batch(texts), strict=True))
+    inputs = {text: text_input(TOKENIZER.encode(text), max_text_tokens=config.data.max_text_tokens) for text in texts}
     visit = Visit(selection, prepared, images)
-    (example,) = make_examples([visit], token_ids=ids, vocabulary=VOCABULARY, config=config)
+    (example,) = make_examples([visit], text_inputs=inputs, vocabulary=VOCABULARY, config=config)
     planned = [s.role for s in selection.sequences if s.role is not SequenceRole.RELATED_IMAGE]
     assert [s.role for s in example.sequences] == planned
 

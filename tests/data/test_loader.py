@@ -4,9 +4,13 @@ step; every sample once an epoch; damaged samples replaced alike everywhere (R2,
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,22 +198,41 @@ def test_an_index_of_another_tokenizer_is_refused() -> None:
 
 
 def test_workers_outlive_the_signals_of_a_job() -> None:
-    config = make_config(num_workers=2)
-    loader = iter(StepLoader(CORPUS, config, 0, 1, 0, 12, tokenizer=TOKENIZER))
+    others = set(multiprocessing.active_children())
+    loader = iter(StepLoader(CORPUS, make_config(num_workers=2), 0, 1, 0, 12, tokenizer=TOKENIZER))
     next(loader)
-    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
-        children = [int(child) for child in file.read().split()]
-    workers = [child for child in children if _is_ours(child)]
+    # The second worker may still be starting: it must be safe from its first instruction.
+    workers = [process for process in multiprocessing.active_children() if process not in others]
     assert len(workers) == 2
     for worker in workers:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            os.kill(worker, number)
+            os.kill(worker.pid, number)
     assert [batch.step for batch in loader] == list(range(1, 12))
+    assert not any(worker.is_alive() for worker in workers)
 
 
-def _is_ours(process: int) -> bool:
-    with open(f"/proc/{process}/cmdline") as file:
-        return "resource_tracker" not in file.read()
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("os.kill(workers[0].pid, signal.SIGSTOP); raise KeyError('trainer failed')", "trainer failed"),
+        ("os.kill(workers[0].pid, signal.SIGKILL); list(loader)", "Traceback"),
+    ],
+)
+def test_a_failed_run_ends_at_once(trouble: str, message: str) -> None:
+    """Workers that ignore SIGTERM must not keep a failed trainer from exiting."""
+    script = f"""
+import multiprocessing, os, signal
+from tests.data.corpora import WordTokenizer, make_config, make_corpus
+from unimo_ds.data.loader import StepLoader
+loader = iter(StepLoader(make_corpus(), make_config(num_workers=2), 0, 1, 0, 10**6, tokenizer=WordTokenizer()))
+next(loader)
+workers = multiprocessing.active_children()
+{trouble}
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert message in done.stderr
 
 
 def test_a_step_travels_whole_in_one_block() -> None:
@@ -243,7 +266,7 @@ def test_memory_stays_flat(monkeypatch: pytest.MonkeyPatch) -> None:
         if step < 3:
             assert global_step([batch]) == REFERENCE[step]
         assert sum(sample.num_bytes for sample in reader._samples.values()) == reader._samples_bytes <= 5000
-        assert reader._tokens._num_tokens < 300 + 2500
+        assert reader._texts._num_tokens < 300 + 2500
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

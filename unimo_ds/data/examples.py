@@ -6,7 +6,6 @@ in docs/choices.md; the same inputs for both would let a model tell a pair from 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,16 +90,18 @@ def clean_sequence(
     level: Level = Level.NONE,
     image: ImageInput | None = None,
     text: Tokens | None = None,
+    item_key: int = 0,
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
-    image: from `image_input`. text: from `text_input`. At least one of them.
+    image: from `image_input`. text: from `text_input`. At least one of them. item_key: identity of a related item.
     """
     length = (0 if image is None else len(image.features)) + (0 if text is None else len(text))
     return SequenceInput(
         role=role,
         seed=seed,
         level=level,
+        item_key=item_key,
         region_features=None if image is None else image.features,
         region_boxes=None if image is None else image.boxes,
         token_ids=text,
@@ -161,11 +162,11 @@ class Visit(NamedTuple):
 
 
 def make_examples(
-    visits: Sequence[Visit], *, token_ids: Mapping[str, Tokens], vocabulary: Vocabulary, config: RunConfig
+    visits: Sequence[Visit], *, text_inputs: Mapping[str, Tokens], vocabulary: Vocabulary, config: RunConfig
 ) -> list[Example]:
     """The sequences that the visits' selections plan. An example depends on its own visit alone.
 
-    token_ids: ids without specials of every text that `texts_to_encode` names.
+    text_inputs: `text_input` of every text that `texts_to_encode` names.
     """
     seeds = np.array([visit.selection.sequences[0].seed for visit in visits], np.int64)
     draws = uniforms_of(mix_many(seeds, _TEXT))
@@ -175,8 +176,8 @@ def make_examples(
     examples = []
     for visit, own in zip(visits, draws, strict=True):
         image = next(corrupted_images) if visit.sample.image is not None else None
-        corrupted = _corrupted_sequence(visit, image, token_ids, vocabulary=vocabulary, config=config, draws=own)
-        sequences = (corrupted, *_clean_sequences(visit, token_ids, max_text_tokens=config.data.max_text_tokens))
+        corrupted = _corrupted_sequence(visit, image, text_inputs, vocabulary=vocabulary, config=config, draws=own)
+        sequences = (corrupted, *_clean_sequences(visit, text_inputs))
         selection, sample = visit.selection, visit.sample
         is_pair = selection.kind is Kind.PAIR
         examples.append(
@@ -236,7 +237,7 @@ def corrupt_images(
 def _corrupted_sequence(
     visit: Visit,
     image: CorruptedImage | None,
-    token_ids: Mapping[str, Tokens],
+    text_inputs: Mapping[str, Tokens],
     *,
     vocabulary: Vocabulary,
     config: RunConfig,
@@ -246,7 +247,7 @@ def _corrupted_sequence(
     planned, sample = visit.selection.sequences[0], visit.sample
     text = _NO_TEXT
     if planned.text >= 0:
-        tokens = token_ids[sample.texts[planned.text]][: config.data.max_text_tokens - NUM_TEXT_SPECIALS]
+        tokens = text_inputs[sample.texts[planned.text]][1:-1]
         text = _corrupt_text(tokens, visit.selection, vocabulary, config.masking, draws)
     num_regions = 0 if image is None else len(image.features)
     masked_at = _NOTHING if image is None else image.masked_at
@@ -294,9 +295,8 @@ def _corrupt_text(
     return _CorruptedText(ids, _positions(len(ids)), len(ids), chosen + np.int32(1), tokens[chosen])
 
 
-def _clean_sequences(visit: Visit, token_ids: Mapping[str, Tokens], *, max_text_tokens: int) -> Iterator[SequenceInput]:
+def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterator[SequenceInput]:
     selection, sample = visit.selection, visit.sample
-    texts: dict[int, Tokens] = {}
     for planned in selection.sequences[1:]:
         image = text = None
         if planned.image >= 0:
@@ -305,16 +305,15 @@ def _clean_sequences(visit: Visit, token_ids: Mapping[str, Tokens], *, max_text_
             if image is None:
                 continue
         if planned.text >= 0:
-            text = texts.get(planned.text)
-            if text is None:
-                text = text_input(token_ids[sample.texts[planned.text]], max_text_tokens=max_text_tokens)
-                texts[planned.text] = text
-        sequence = clean_sequence(role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text)
+            text = text_inputs[sample.texts[planned.text]]
+        item_key = 0
         if planned.role is SequenceRole.RELATED_IMAGE:
-            sequence = dataclasses.replace(sequence, item_key=planned.image)
+            item_key = planned.image
         elif planned.role is SequenceRole.RELATED_TEXT:
-            sequence = dataclasses.replace(sequence, item_key=_hash(sample.texts[planned.text]))
-        yield sequence
+            item_key = _hash(sample.texts[planned.text])
+        yield clean_sequence(
+            role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text, item_key=item_key
+        )
 
 
 def _hash(text: str) -> int:

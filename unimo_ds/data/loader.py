@@ -6,6 +6,11 @@ nor their order, and a run resumes at any step without replay.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import multiprocessing
+import multiprocessing.process
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -75,10 +80,44 @@ class StepLoader(Iterable[StepBatch]):
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )
-        for item in loader:
-            if isinstance(item, str):
-                raise UserError(item)
-            yield restore(item)
+        with _running(loader) as items:
+            for item in items:
+                if isinstance(item, str):
+                    raise UserError(item)
+                yield restore(item)
+
+
+@contextlib.contextmanager
+def _running(loader: DataLoader[FlatStep | str]) -> Iterator[Iterator[FlatStep | str]]:
+    """The loader's items, from workers that no signal meant for the job can stop, and that never outlive their use.
+
+    Workers that ignore SIGTERM also ignore Python's own request to end: at exit it would wait forever for one that is stuck
+    (its neighbour was killed for memory, say, while holding their queue) or merely idle. So they are killed, here or at exit.
+    """
+    others = set(multiprocessing.active_children())
+    # Blocked over the fork, so that a worker is safe from its first instruction; it unblocks them once it ignores them.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
+    try:
+        items = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    kill = functools.partial(_kill, workers)
+    atexit.register(kill)
+    try:
+        yield items
+    finally:
+        # First torch's own orderly end (it runs when the iterator is released), then whoever is left.
+        del items
+        kill()
+        atexit.unregister(kill)
+
+
+def _kill(workers: list[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
 
 
 class _Steps(Dataset[FlatStep | str]):
@@ -103,6 +142,7 @@ def _ignore_signals(worker: int) -> None:
     """Slurm and terminals signal every process of a step; a worker that died of it would take the trainer's save with it."""
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED_SIGNALS)
 
 
 class BadSampleLimit:

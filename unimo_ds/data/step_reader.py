@@ -18,6 +18,7 @@ from unimo_ds.data.examples import (
     Visit,
     make_examples,
     prepare_sample,
+    text_input,
     texts_to_encode,
 )
 from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
@@ -61,7 +62,7 @@ class StepReader:
         self._corpus, self._config, self._rank = corpus, config, rank
         self._planner = StepPlanner(corpus, config, world_size=world_size)
         self._vocabulary = Vocabulary.of(tokenizer)
-        self._tokens = _TokenCache(tokenizer)
+        self._texts = _TextCache(tokenizer, max_text_tokens=config.data.max_text_tokens)
         self._samples: OrderedDict[int, PreparedSample] = OrderedDict()
         self._samples_bytes = 0
 
@@ -90,10 +91,10 @@ class StepReader:
 
     def _examples(self, visits: list[tuple[Selection, PreparedSample]], bad: list[BadSample]) -> list[Example]:
         texts = [text for selection, sample in visits for text in texts_to_encode(sample, selection)]
-        token_ids = self._tokens.encode(texts)
+        text_inputs = self._texts.inputs(texts)
         examples = make_examples(
             [Visit(selection, sample, self._related_images(selection, bad)) for selection, sample in visits],
-            token_ids=token_ids,
+            text_inputs=text_inputs,
             vocabulary=self._vocabulary,
             config=self._config,
         )
@@ -172,20 +173,21 @@ class StepReader:
         return prepared
 
 
-class _TokenCache:
-    """Ids of texts met before; emptied when it has grown to its limit, which costs one encoding of each text again."""
+class _TextCache:
+    """Inputs of texts met before; emptied when it has grown to its limit, which costs one encoding of each text again."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: TextTokenizer, *, max_text_tokens: int) -> None:
+        self._tokenizer, self._max_text_tokens = tokenizer, max_text_tokens
         self._known: dict[str, Tokens] = {}
         self._num_tokens = 0
 
-    def encode(self, texts: Sequence[str]) -> dict[str, Tokens]:
-        """Ids without specials, by text; holds at least these texts."""
+    def inputs(self, texts: Sequence[str]) -> dict[str, Tokens]:
+        """`text_input` by text; holds at least these texts."""
         if self._num_tokens > _TEXT_CACHE_TOKENS:
             self._known, self._num_tokens = {}, 0
         unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
         for text, ids in zip(unknown, self._tokenizer.encode_batch(unknown) if unknown else (), strict=True):
-            self._known[text] = ids
-            self._num_tokens += len(ids)
+            made = text_input(ids, max_text_tokens=self._max_text_tokens)
+            self._known[text] = made
+            self._num_tokens += len(made)
         return self._known
