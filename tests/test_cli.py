@@ -114,6 +114,20 @@ def test_evaluate_writes_json_and_pictures(
     assert json.loads(capsys.readouterr().out)["images"] == 5
 
 
+def test_a_person_sees_how_far_an_evaluation_is(
+    run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "retrieval", "--checkpoint", str(run_dir), "--data", str(folder), "--json"]
+    assert cli.main(words) == 0
+    quiet = capsys.readouterr()
+    assert quiet.err == "", "nothing where nobody watches"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(words) == 0
+    watched = capsys.readouterr()
+    assert "30 sequences encoded" in watched.err
+    assert watched.out == quiet.out
+
+
 def test_export_gives_a_folder_that_evaluates_alike(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +155,7 @@ def test_inspect_shows_folders_shards_runs_and_checkpoints(
 
     text = shown(folder)
     assert "data folder" in text
-    assert "a red ball number 0" in text
+    assert "caption   a " in text
     found = json.loads(shown(folder / "pairs-000000.tar", "--json", "--samples", "2"))
     assert (found["what"], found["samples"], len(found["first_samples"])) == ("shard", 5, 2)
     assert found["first_samples"][1]["captions"][0]["negatives"][1]["level"] == "word"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.schema import PackedBatch
 from unimo_ds.evaluation import checkpoint, retrieval
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.held_out import check_fits, draw_pictures, make_reader
@@ -23,6 +30,7 @@ from unimo_ds.evaluation.measure import (
 )
 from unimo_ds.evaluation.pairs import PairReader
 from unimo_ds.evaluation.pictures import to_png
+from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
 
 Metrics = dict[str, float]
@@ -54,6 +62,31 @@ def _zero_shot(model: LoadedModel, reader: PairReader, single: SingleEncodings, 
 TASKS: dict[str, Measure] = {"retrieval": _retrieval, "rewrites": _rewrites, "zero-shot": _zero_shot}
 
 
+@dataclass(frozen=True)
+class _WatchedModel(LoadedModel):
+    """Tells how many sequences it has encoded."""
+
+    tell: Callable[[int], None] = lambda _: None
+
+    def forward(self, batch: PackedBatch, /) -> ModelOutput:
+        output = super().forward(batch)
+        self.tell(batch.num_sequences)
+        return output
+
+
+@contextlib.contextmanager
+def _watched(model: LoadedModel) -> Iterator[LoadedModel]:
+    """The model with a running count on stderr, where a person watches."""
+    if not sys.stderr.isatty():
+        yield model
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} sequences encoded"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        counter = progress.add_task("encoding", total=None)
+        fields = {item.name: getattr(model, item.name) for item in dataclasses.fields(model)}
+        yield _WatchedModel(**fields, tell=lambda count: progress.advance(counter, count))
+
+
 def evaluate(
     task: str,
     *,
@@ -82,8 +115,9 @@ def evaluate(
     reader = make_reader(corpus, model.config, num_pairs=num_pairs, tokenizer=tokenizer)
     budget = micro_batch_tokens or model.config.batch.micro_batch_tokens
     try:
-        single = encode_single(model, reader, micro_batch_tokens=budget)
-        metrics = TASKS[task](model, reader, single, budget, rerank)
+        with _watched(model) as watched:
+            single = encode_single(watched, reader, micro_batch_tokens=budget)
+            metrics = TASKS[task](watched, reader, single, budget, rerank)
         written = [] if pictures is None else _write_pictures(reader, single, pictures, num_pictures)
     except CorruptSample as error:
         raise UserError(f"sample {error}; run `unimo prepare verify {data}`") from error
