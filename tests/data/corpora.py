@@ -95,6 +95,7 @@ class MemoryCorpus:
         self.num_samples = len(self.samples)
         self.bytes_read = 0
         self.num_reads = 0
+        self.vocabulary_size = tokenizer.vocabulary_size
         self.feature_size, self.num_region_classes, self.classes_per_region = FEATURES, CLASSES, STORED_CLASSES
         shards = list(dict.fromkeys(sample.key.partition(":")[0] for sample in samples))
         first = {shard: next(i for i, s in enumerate(samples) if s.key.startswith(f"{shard}:")) for shard in shards}

@@ -167,7 +167,7 @@ def test_damage_beyond_repair_is_left_out() -> None:
     texts = np.flatnonzero(CORPUS.kinds == Kind.TEXT).tolist()
     corpus = make_corpus(broken=texts)
     (batch,) = load(make_config(), steps=range(1), corpus=corpus)
-    assert {bad.substitute for bad in batch.bad_samples} == {""}
+    assert {bad.substitute for bad in batch.bad_samples} == {"nothing"}
     assert len(batch.bad_samples) == 2
     assert sum(len(micro.keys) for micro in batch.micro_batches) == 12
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
 from unimo_ds.utils.errors import UserError
+
+Flags = NDArray[np.bool_]
 
 _SAMPLES_AT_ONCE = 1 << 18
 """Bounds the memory of the check, whatever the size of the corpus."""
@@ -25,15 +26,14 @@ class CheckableCorpus(OrderedCorpus, Protocol):
     num_samples: int
     feature_size: int
     num_region_classes: int
-
-    @property
-    def tokenizer_path(self) -> Path: ...
+    vocabulary_size: int
 
 
 def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size: int | None = None) -> None:
     """Refuse data that does not fit the recipe. Cheap: the index alone is looked at.
 
-    vocabulary_size: of the corpus's tokenizer; None loads it. Sizes of 0 in the configuration stand for "as the data has it".
+    vocabulary_size: of the tokenizer to be used; None: of the corpus's own. Sizes of 0 in the configuration stand for "as the
+    data has it".
 
     Raises:
         UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
@@ -46,7 +46,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
     StepPlanner(corpus, config, world_size=1)
     uses_regions = config.data.kind_weights.image or config.data.kind_weights.pair
     if vocabulary_size is None:
-        vocabulary_size = tokenizers.load(corpus.tokenizer_path).vocabulary_size
+        vocabulary_size = corpus.vocabulary_size
     sizes = [("vocabulary_size", "its tokenizer has", vocabulary_size)]
     if uses_regions:
         sizes.append(("region_feature_size", "its regions have", corpus.feature_size))
@@ -79,54 +79,59 @@ def largest_sample(corpus: CheckableCorpus, config: RunConfig) -> tuple[int, int
     return longest, positions
 
 
-def _has_weight(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> np.ndarray:
+def _has_weight(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Flags:
     weights = config.data.kind_weights
     by_kind = np.array([weights.image, weights.text, weights.pair]) > 0
     by_source = np.array([config.data.source_weights.get(name, 1.0) > 0 for name in corpus.source_names])
-    result: np.ndarray = by_kind[corpus.kinds[start:stop]] & by_source[corpus.source_ids[start:stop]]
+    result: Flags = by_kind[corpus.kinds[start:stop]] & by_source[corpus.source_ids[start:stop]]
     return result
 
 
 def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Integers:
-    """[n] upper bound of the positions of each sample's visits: as many of its longest texts as may be drawn."""
+    """[n] upper bound of the positions of each sample's visits: its costliest caption, with its longest rewrites and relations.
+
+    Letters: n samples, c texts of text samples and captions of pairs.
+    """
     data, contrast, masking = config.data, config.contrast, config.masking
     kinds = corpus.kinds[start:stop]
     images = np.minimum(corpus.num_regions[start:stop].astype(np.int64), data.max_regions) + 1
-    first = corpus.text_start[start]
-    texts = slice(int(first), int(corpus.text_start[stop]))
+    texts = slice(int(corpus.text_start[start]), int(corpus.text_start[stop]))
     tokens = np.minimum(corpus.text_tokens[texts].astype(np.int64), data.max_text_tokens - NUM_TEXT_SPECIALS)
-    roles, levels = corpus.text_role[texts], corpus.text_level[texts]
-    owner = np.repeat(np.arange(stop - start), np.diff(corpus.text_start[start : stop + 1]))
-
-    def most(is_wanted: np.ndarray, values: Integers) -> Integers:
-        result = np.zeros(stop - start, np.int64)
-        np.maximum.at(result, owner[is_wanted], values[is_wanted])
-        return result
-
     lengths = tokens + NUM_TEXT_SPECIALS
-    captions = most(roles == TextRole.TEXT, lengths)
-    budgets = np.ceil(masking.fragment_share * tokens)
-    fragments = np.ceil(budgets / masking.min_fragment_tokens).astype(np.int64)
-    total = np.where(kinds == Kind.TEXT, 0, images)
-    total += most(roles == TextRole.TEXT, lengths + NUM_TEXT_SPECIALS * fragments)
-    if not contrast.enabled:
-        return total
-    clean = 2 * (images + captions)
-    drawn = [(roles == TextRole.POSITIVE, contrast.positives)]
-    for level, wanted in (
-        (Level.SENTENCE, contrast.sentence_negatives),
-        (Level.PHRASE, contrast.phrase_negatives),
-        (Level.WORD, contrast.word_negatives),
-    ):
-        drawn.append(((roles == TextRole.NEGATIVE) & (levels == level), wanted))
-    for is_rewrite, wanted in drawn:
-        longest = most(is_rewrite, lengths)
-        number = np.minimum(np.bincount(owner[is_rewrite], minlength=stop - start), wanted)
-        clean += number * (images + longest * (2 if contrast.single_rewrites else 1))
-    is_related = roles == TextRole.RELATED
-    number = np.minimum(np.bincount(owner[is_related], minlength=stop - start), contrast.related_texts)
-    clean += number * most(is_related, lengths)
-    number = np.minimum(np.diff(corpus.related_image_start[start : stop + 1]), contrast.related_images)
-    regions = corpus.num_regions[corpus.related_image_index]
-    clean += number * (min(int(regions.max(initial=0)), data.max_regions) + 1)
-    return total + np.where(kinds == Kind.PAIR, clean, 0)
+    roles, levels = corpus.text_role[texts], corpus.text_level[texts]
+    sample_of = np.repeat(np.arange(stop - start), np.diff(corpus.text_start[start : stop + 1]))
+    is_caption = roles == TextRole.TEXT
+    # A caption's rewrites follow it, so that counting captions numbers every rewrite's caption.
+    caption_of = np.cumsum(is_caption) - 1
+    sample = sample_of[is_caption]
+    image, is_pair = images[sample], kinds[sample] == Kind.PAIR
+
+    def drawn(is_candidate: Flags, wanted: int, owner: Integers, num_owners: int) -> tuple[Integers, Integers]:
+        """How many of its candidates each owner gets, and the longest of them."""
+        longest = np.zeros(num_owners, np.int64)
+        np.maximum.at(longest, owner[is_candidate], lengths[is_candidate])
+        return np.minimum(np.bincount(owner[is_candidate], minlength=num_owners), wanted), longest
+
+    fragments = np.ceil(np.ceil(masking.fragment_share * tokens[is_caption]) / masking.min_fragment_tokens)
+    captions = lengths[is_caption]
+    totals = captions + NUM_TEXT_SPECIALS * fragments.astype(np.int64) + np.where(is_pair, image, 0)
+    if contrast.enabled:
+        clean = 2 * (image + captions)
+        is_negative = roles == TextRole.NEGATIVE
+        for is_rewrite, wanted in (
+            (roles == TextRole.POSITIVE, contrast.positives),
+            (is_negative & (levels == Level.SENTENCE), contrast.sentence_negatives),
+            (is_negative & (levels == Level.PHRASE), contrast.phrase_negatives),
+            (is_negative & (levels == Level.WORD), contrast.word_negatives),
+        ):
+            number, longest = drawn(is_rewrite, wanted, caption_of, len(captions))
+            clean += number * (image + longest * (2 if contrast.single_rewrites else 1))
+        number, longest = drawn(roles == TextRole.RELATED, contrast.related_texts, sample_of, stop - start)
+        clean += (number * longest)[sample]
+        number = np.minimum(np.diff(corpus.related_image_start[start : stop + 1]), contrast.related_images)
+        largest_image = min(int(corpus.num_regions.max(initial=0)), data.max_regions) + 1
+        clean += number[sample] * largest_image
+        totals += np.where(is_pair, clean, 0)
+    bounds = np.where(kinds == Kind.IMAGE, images, 0)
+    np.maximum.at(bounds, sample, totals)
+    return bounds

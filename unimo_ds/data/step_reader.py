@@ -32,6 +32,8 @@ from unimo_ds.utils.seed import generator
 _SAMPLE_CACHE_BYTES = 128 * 2**20
 """Prepared samples kept for the next visit, per process: small corpora are decoded once."""
 _TEXT_CACHE_TOKENS = 4_000_000
+NOTHING = "nothing"
+"""What took the place of a bad sample that has no substitute, and of a related image: the visit goes on without it."""
 _SUBSTITUTE = 0x73756273
 _CANDIDATES, _ROUNDS = 64, 8
 """Substitutes drawn at once, and how often, before a bad sample is left out."""
@@ -139,7 +141,7 @@ class StepReader:
                     continue
                 bad.append(BadSample(damage.key, damage.reason, substitute=sample.key))
                 return visits[row], sample
-        bad.append(BadSample(damage.key, damage.reason, substitute=""))
+        bad.append(BadSample(damage.key, damage.reason, substitute=NOTHING))
         return None
 
     def _related_images(self, selection: Selection, bad: list[BadSample]) -> dict[int, ImageInput | None]:
@@ -151,7 +153,7 @@ class StepReader:
                     images[planned.image] = self._prepared(planned.image).image
                 except CorruptSample as error:
                     images[planned.image] = None
-                    bad.append(BadSample(error.key, error.reason, substitute=""))
+                    bad.append(BadSample(error.key, error.reason, substitute=NOTHING))
         return images
 
     def _prepared(self, sample: int) -> PreparedSample:
