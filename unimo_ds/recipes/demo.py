@@ -48,7 +48,7 @@ def demo() -> RunConfig:
         batch=BatchConfig(global_samples=84, micro_batch_tokens=8192),
         contrast=ContrastConfig(positives=1, sentence_negatives=1, phrase_negatives=1, word_negatives=1),
         optimizer=OptimizerConfig(peak_learning_rate=2e-3),
-        schedule=ScheduleConfig(total_steps=300, warmup_steps=30),
+        schedule=ScheduleConfig(total_steps=400, warmup_steps=40),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),

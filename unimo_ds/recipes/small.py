@@ -58,7 +58,7 @@ def small() -> RunConfig:
             related_texts=0,
         ),
         optimizer=OptimizerConfig(peak_learning_rate=7e-4, weight_decay=0.05),
-        schedule=ScheduleConfig(total_steps=800, warmup_steps=60),
+        schedule=ScheduleConfig(total_steps=1200, warmup_steps=60),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
