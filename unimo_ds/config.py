@@ -169,6 +169,8 @@ class EngineConfig:
     """Path of the packed attention op: auto, reference, or the name of a native path."""
     max_skipped_steps: int = 10
     """Consecutive steps without a finite loss and gradient before the run stops."""
+    hang_minutes: float = 15.0
+    """A step, evaluation or save that takes longer ends every rank, with its stack on stderr; 0: never."""
     threads: int = 0
     """torch threads per rank on CPU; 0: leave OMP_NUM_THREADS as it is."""
 

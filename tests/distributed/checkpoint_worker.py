@@ -89,13 +89,13 @@ def damaged(folder: Path) -> dict:
         verdicts[name] = engine.communicator.all_gather_object(verdict)
 
     def spoil(step: int, name: str) -> None:
-        engine.communicator.barrier()
+        engine.communicator.all_gather_object(None)
         if rank == 0:
             path = run_dir / "checkpoints" / f"step-{step}" / name
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
-        engine.communicator.barrier()
+        engine.communicator.all_gather_object(None)
 
     attempt("good")
     spoil(2, "exp_avg.safetensors")

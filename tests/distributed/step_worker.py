@@ -50,7 +50,7 @@ def step_batch(step: int, *, rank: int, world_size: int, micro_batches: int, gro
 def run(case: dict) -> dict:
     contrast = ContrastConfig(form=case.get("form", "two_logs"))
     config = RunConfig(
-        recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-2, clip_norm=0.5)
+        recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
     )
     model = Unimo(
         support.model_config(),
@@ -70,7 +70,7 @@ def run(case: dict) -> dict:
             micro_batches=case["micro_batches"],
             group_pairs=case.get("group_pairs", 0),
         )
-        steps.append(dataclasses.asdict(train_step(engine, task, batch, learning_rate=1e-2)))
+        steps.append(dataclasses.asdict(train_step(engine, task, batch, learning_rate=1e-3)))
     weights = {
         name: engine.masters.read(parameter, WEIGHT).flatten().tolist()
         for name, parameter in engine.module.named_parameters()

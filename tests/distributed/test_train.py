@@ -100,7 +100,7 @@ def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path
     """R9: one bad step is skipped and survived; three in a row end the run with a reason, and the samples are on record."""
     run_dir = tmp_path / "run"
     flags = arguments(corpus, run_dir, engine__max_skipped_steps=3, checkpoint__every_steps=2)
-    with started([*torchrun(2), str(SPOILING), "2,6,7,8", *flags]) as family:
+    with started([*torchrun(2), str(SPOILING), "nan", "2,6,7,8", *flags]) as family:
         output, _ = family.communicate(timeout=120)
     assert family.returncode != 0
     assert "exitcode  : 2" in output, output[-4000:]
@@ -112,6 +112,17 @@ def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path
     losses = {line["step"]: line["loss/total"] for line in lines if "event" not in line}
     assert [step for step, loss in losses.items() if loss is None] == [3, 7, 8, 9]
     assert losses[6] is not None, "weights are still good after a skipped step"
+
+
+def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Path) -> None:
+    """R12: the limit is twelve seconds here; both ranks say where they stood."""
+    flags = arguments(corpus, tmp_path / "run", engine__hang_minutes=0.2)
+    with started([*torchrun(2), str(SPOILING), "hang", "3", *flags]) as family:
+        output, _ = family.communicate(timeout=120)
+    assert family.returncode != 0
+    assert output.count("Timeout (0:00:12)!") == 2, output[-4000:]
+    assert "spoiling_worker.py" in output, "the line that slept"
+    assert "all_reduce" in output, "the line that waited"
 
 
 def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -69,6 +70,7 @@ class Loop:
             UserError: too many steps in a row without an update, ranks that drifted apart, no room for the last checkpoint.
         """
         total_steps = self.config.schedule.total_steps
+        self._prove_alive()
         if self.progress.step == 0:
             self._measure()
         if self.progress.step >= total_steps:
@@ -88,14 +90,22 @@ class Loop:
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
+            faulthandler.cancel_dump_traceback_later()
             if self._metrics is not None:
                 self._metrics.close()
         return 0
+
+    def _prove_alive(self) -> None:
+        """Put off the end of this process. A rank that hangs takes the others into a collective that never ends; each of them
+        then prints its stack and exits, long before a launcher's or NCCL's own patience runs out."""
+        if self.config.engine.hang_minutes:
+            faulthandler.dump_traceback_later(60.0 * self.config.engine.hang_minutes, exit=True)
 
     def _step(self, batch: StepBatch) -> None:
         rate = learning_rate(
             self.progress.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule
         )
+        self._prove_alive()
         metrics = train_step(self.engine, self.task, batch, learning_rate=rate)
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
@@ -165,6 +175,7 @@ class Loop:
         """Evaluate; returns whether this is the best so far."""
         if self._evaluate is None or not self.config.evaluation.every_steps:
             return False
+        self._prove_alive()
         report = self._evaluate()
         if self._metrics is not None:
             self._metrics.write_report(self.progress.step, report)
@@ -180,6 +191,7 @@ class Loop:
     def _save(self, *, must_succeed: bool) -> None:
         if self._saved_step == self.progress.step:
             return
+        self._prove_alive()
         check_replicas(self.engine)
         try:
             folder = checkpoint.save(self.engine, self.run_dir, self.progress, self.config)

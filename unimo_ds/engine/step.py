@@ -60,14 +60,14 @@ class _Contrast:
 def train_step(engine: Engine, task: PretrainingTask, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
     """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them."""
     local_counts = task.counts(batch.micro_batches).to(engine.device)
-    counts = engine.communicator.all_reduce_sum(local_counts)
+    counts = engine.communicator.all_reduce_sum(local_counts).tolist()
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
     last = len(micro_batches) - 1
     scales = [
         objective.weight * engine.communicator.world_size / max(count, 1.0)
-        for objective, count in zip(task.objectives, counts.tolist(), strict=False)
+        for objective, count in zip(task.objectives, counts, strict=False)
     ]
-    num_pairs = float(counts[-1])
+    num_pairs = counts[-1]
     engine.set_learning_rate(learning_rate)
 
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
@@ -120,8 +120,9 @@ def _contrast(
     *,
     scale: float,
 ) -> _Contrast:
-    images = torch.cat([output.pooled_images.detach() for output in outputs]).requires_grad_()
-    texts = torch.cat([output.pooled_texts.detach() for output in outputs]).requires_grad_()
+    # In fp32: these gradients carry no loss scale, and small ones would vanish in fp16.
+    images = torch.cat([output.pooled_images.detach().float() for output in outputs]).requires_grad_()
+    texts = torch.cat([output.pooled_texts.detach().float() for output in outputs]).requires_grad_()
     temperature = outputs[0].temperature.detach().requires_grad_()
     with torch.enable_grad():
         result = task.contrastive(
@@ -141,8 +142,8 @@ def _contrast(
 
 def _carry(output: ModelOutput, contrast: _Contrast, index: int) -> torch.Tensor:
     """A scalar whose gradient is the contrastive loss's; the temperature's share rides on the first micro-batch alone."""
-    carried = (output.pooled_images.float() * contrast.image_gradients[index].float()).sum()
-    carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index].float()).sum()
+    carried = (output.pooled_images.float() * contrast.image_gradients[index]).sum()
+    carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index]).sum()
     return carried + output.temperature * (contrast.temperature_gradient if index == 0 else 0.0)
 
 
@@ -163,7 +164,7 @@ def _finish(
     task: PretrainingTask,
     batch: StepBatch,
     sums: torch.Tensor,
-    counts: torch.Tensor,
+    counts: Sequence[float],
     contrast: _Contrast | None,
     temperature: torch.Tensor,
     learning_rate: float,
@@ -184,7 +185,7 @@ def _finish(
     num_losses = len(task.names)
     means = {
         name: total / count if count else float("nan")
-        for name, total, count in zip(task.names, totals, counts.tolist(), strict=False)
+        for name, total, count in zip(task.names, totals, counts, strict=False)
     }
     weights = [objective.weight for objective in task.objectives] + [task.contrast_weight]
     loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if mean == mean)
@@ -202,7 +203,7 @@ def _finish(
     return StepMetrics(
         loss=loss if is_finite else float("nan"),
         losses=means,
-        counts={name: int(count) for name, count in zip(task.names, counts.tolist(), strict=True)},
+        counts={name: int(count) for name, count in zip(task.names, counts, strict=True)},
         accuracies=accuracies,
         positions=int(totals[num_losses]),
         bad_samples=int(totals[num_losses + 1]),
