@@ -77,6 +77,14 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     cut_after(tmp_path / "absent.jsonl", 1)
 
 
+def test_a_fresh_start_keeps_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, start_step=-1)
+        writer.write(0, {"held_out/loss/total": 1.0})
+        writer.close()
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [0]
+
+
 def test_progress_line() -> None:
     values = {
         "loss/total": 2.5,

@@ -57,7 +57,9 @@ class Loop:
         if loaded:
             self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
         self._saved_step = self.progress.step if loaded else -1
-        self._metrics = MetricsWriter(self.run_dir, start_step=self.progress.step) if self._is_first_rank else None
+        # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+        start_step = self.progress.step if loaded else -1
+        self._metrics = MetricsWriter(self.run_dir, start_step=start_step) if self._is_first_rank else None
         self._speed = SpeedMeter(config.model, world_size=engine.communicator.world_size, device=engine.device)
         self._spikes = (SpikeDetector("loss"), SpikeDetector("gradient norm"))
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)

@@ -45,7 +45,7 @@ class Report(Protocol):
 
 
 class MetricsWriter:
-    """Open for one start of a run; `start_step` is the step it resumes from."""
+    """Open for one start of a run; `start_step` is the step it resumes from, -1 for a fresh start."""
 
     def __init__(self, run_dir: Path, *, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -134,8 +134,8 @@ def _contrast(
     return _Contrast(
         loss_sum=result.loss_sum.detach(),
         accuracies=result.accuracies,
-        image_gradients=gradients[0].split([len(output.pooled_images) for output in outputs]),
-        text_gradients=gradients[1].split([len(output.pooled_texts) for output in outputs]),
+        image_gradients=torch.split(gradients[0], [len(output.pooled_images) for output in outputs]),
+        text_gradients=torch.split(gradients[1], [len(output.pooled_texts) for output in outputs]),
         temperature_gradient=gradients[2],
     )
 
