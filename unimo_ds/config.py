@@ -298,7 +298,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
-    """The dataclass from `to_dict`'s form; unknown or missing keys are errors.
+    """The dataclass from `to_dict`'s form; missing keys take their defaults, unknown ones are errors.
 
     Raises:
         UserError: a key that `kind` does not have, naming the nearest right one.
@@ -322,48 +322,100 @@ def fingerprint(config: Any) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "model.num_layers": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.hidden_size": (1, math.inf),
+    "model.feed_forward_size": (1, math.inf),
+    "model.vocabulary_size": (0, math.inf),
+    "model.hidden_dropout": (0, 0.95),
+    "model.attention_dropout": (0, 0.95),
+    "data.kind_weights.image": (0, math.inf),
+    "data.kind_weights.text": (0, math.inf),
+    "data.kind_weights.pair": (0, math.inf),
+    "data.shuffle_window_shards": (1, math.inf),
+    "data.max_text_tokens": (3, math.inf),
+    "data.max_regions": (1, math.inf),
+    "data.num_workers": (0, math.inf),
+    "data.prefetch_steps": (1, math.inf),
+    "data.max_bad_share": (0, 1),
+    "batch.global_samples": (1, math.inf),
+    "batch.micro_batch_tokens": (1, math.inf),
+    "masking.language_share": (0, 1),
+    "masking.span_probability": (0.001, 1),
+    "masking.max_span_words": (1, math.inf),
+    "masking.mask_token_share": (0, 1),
+    "masking.random_token_share": (0, 1),
+    "masking.sequence_to_sequence_share": (0, 1),
+    "masking.fragment_share": (0, 1),
+    "masking.min_fragment_tokens": (1, math.inf),
+    "masking.region_share": (0, 1),
+    "masking.region_overlap": (0, 1),
+    "contrast.positives": (0, math.inf),
+    "contrast.sentence_negatives": (0, math.inf),
+    "contrast.phrase_negatives": (0, math.inf),
+    "contrast.word_negatives": (0, math.inf),
+    "contrast.related_images": (0, math.inf),
+    "contrast.related_texts": (0, math.inf),
+    "contrast.group_pairs": (0, math.inf),
+    "contrast.min_temperature": (1e-6, math.inf),
+    "optimizer.peak_learning_rate": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+    "schedule.total_steps": (1, math.inf),
+    "schedule.warmup_steps": (0, math.inf),
+    "engine.max_skipped_steps": (1, math.inf),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep_last": (1, math.inf),
+    "checkpoint.keep_every": (0, math.inf),
+    "evaluation.every_steps": (0, math.inf),
+    "evaluation.num_pairs": (1, math.inf),
+    "logging.every_steps": (1, math.inf),
+}
+"""Lowest and highest value of each number that has bounds of its own."""
+
+
 def check(config: RunConfig) -> None:
     """Refuse a recipe that cannot run, before anything is loaded.
 
     Raises:
         UserError: naming the key and what it may be.
     """
-    model, contrast = config.model, config.contrast
+    for key, (low, high) in _BOUNDS.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UserError(f"{key}={value} must be {limit}")
+    model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
-    for key in ("hidden_dropout", "attention_dropout"):
-        if not 0 <= getattr(model, key) < 1:
-            raise UserError(f"model.{key}={getattr(model, key)} must be at least 0 and below 1")
     if config.data.max_text_tokens + 2 > model.max_positions:
         raise UserError(
             f"data.max_text_tokens={config.data.max_text_tokens} needs model.max_positions of at least "
             f"{config.data.max_text_tokens + 2} (position ids start at 2); it is {model.max_positions}"
         )
-    for key, value in (
-        ("batch.global_samples", config.batch.global_samples),
-        ("batch.micro_batch_tokens", config.batch.micro_batch_tokens),
-        ("schedule.total_steps", config.schedule.total_steps),
-        ("checkpoint.every_steps", config.checkpoint.every_steps),
-        ("checkpoint.keep_last", config.checkpoint.keep_last),
-        ("logging.every_steps", config.logging.every_steps),
-        ("data.shuffle_window_shards", config.data.shuffle_window_shards),
-    ):
-        if value < 1:
-            raise UserError(f"{key}={value} must be at least 1")
-    if not 0 <= config.schedule.warmup_steps <= config.schedule.total_steps:
+    if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(
-            f"schedule.warmup_steps={config.schedule.warmup_steps} must lie between 0 and "
+            f"masking.min_fragment_tokens={masking.min_fragment_tokens} is above "
+            f"masking.max_fragment_tokens={masking.max_fragment_tokens}"
+        )
+    if masking.mask_token_share + masking.random_token_share > 1:
+        raise UserError("masking.mask_token_share and masking.random_token_share together are above 1")
+    if config.schedule.warmup_steps > config.schedule.total_steps:
+        raise UserError(
+            f"schedule.warmup_steps={config.schedule.warmup_steps} is above "
             f"schedule.total_steps={config.schedule.total_steps}"
         )
-    weights = config.data.kind_weights
-    if min(weights.image, weights.text, weights.pair) < 0 or weights.image + weights.text + weights.pair == 0:
-        raise UserError("data.kind_weights must be at least 0 and not all 0")
+    if weights.image + weights.text + weights.pair == 0:
+        raise UserError("data.kind_weights are all 0; give at least one kind a weight")
     if contrast.enabled and weights.pair == 0:
         raise UserError(
             "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "
             "give pairs a weight or set contrast.enabled=false"
         )
-    if not 0 < contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
+    if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="
             f"{contrast.min_temperature} and contrast.max_temperature={contrast.max_temperature}"

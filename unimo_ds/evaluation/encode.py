@@ -114,9 +114,14 @@ def encode(
             return Pooled(nothing, nothing)
         order = np.concatenate([items for batches in dealt for items in batches])
         return Pooled(
-            _in_order(engine.communicator.all_gather_rows(torch.cat(images)), order),
-            _in_order(engine.communicator.all_gather_rows(torch.cat(texts)), order),
+            _in_order(_gather(engine.communicator, torch.cat(images)), order),
+            _in_order(_gather(engine.communicator, torch.cat(texts)), order),
         )
+
+
+def _gather(communicator: Communicator, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks, in rank order."""
+    return communicator.all_gather_rows(rows, communicator.row_counts(len(rows)))
 
 
 def _in_order(rows_nD: torch.Tensor, order: Integers) -> torch.Tensor:

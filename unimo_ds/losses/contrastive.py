@@ -116,8 +116,10 @@ def _shared_candidates(
         rows = torch.cat((pair_row, score_row[chosen]))
         items = torch.cat((pair_key, table.score_key[chosen]))
         keys = torch.cat((query_keys[owner], items.unsqueeze(1)), 1)
+        counts = communicator.row_counts(len(rows))
         everyone = Candidates(
-            vectors=communicator.all_gather_rows(vectors_ND[rows]), keys=communicator.all_gather_rows(keys)
+            vectors=communicator.all_gather_rows(vectors_ND[rows], counts),
+            keys=communicator.all_gather_rows(keys, counts),
         )
         return everyone, _items_by_owner(owner, items, num_owners=len(pair_row))
 

@@ -62,7 +62,8 @@ class Temperature(nn.Module):
 
     def __init__(self, *, initial: float, minimum: float, maximum: float) -> None:
         super().__init__()
-        share = (initial - minimum) / (maximum - minimum)
+        # Equal limits make the temperature a constant; its parameter stays, so that every run has the same ones.
+        share = (initial - minimum) / (maximum - minimum) if maximum > minimum else 0.5
         # The ends of the range are only reached at infinity; start a hair inside.
         share = min(max(share, 1e-4), 1 - 1e-4)
         # One dimension, because DeepSpeed 0.19.8 cannot broadcast a parameter without any.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,15 +19,13 @@ class Communicator(Protocol):
 
     def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
-    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor: ...
+    def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor: ...
 
     def row_counts(self, num_rows: int) -> list[int]: ...
 
     def broadcast_object(self, value: Any) -> Any: ...
 
     def all_gather_object(self, value: Any) -> list[Any]: ...
-
-    def barrier(self) -> None: ...
 
 
 class SingleProcess:
@@ -41,7 +40,7 @@ class SingleProcess:
     def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()
 
-    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         return rows
 
     def row_counts(self, num_rows: int) -> list[int]:
@@ -52,9 +51,6 @@ class SingleProcess:
 
     def all_gather_object(self, value: Any) -> list[Any]:
         return [value]
-
-    def barrier(self) -> None:
-        return None
 
 
 class ProcessGroup:
@@ -85,12 +81,13 @@ class ProcessGroup:
         dist.all_gather(counts, mine, group=self.group)
         return [int(count) for count in torch.cat(counts).tolist()]
 
-    def all_gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Rows of all ranks, in rank order, differentiable: the gradient of a row is the sum of what all ranks made of it.
 
-        rows: [n, ...], n may differ between ranks and may be 0. Returns [sum n, ...].
+        rows: [n, ...], n may differ between ranks and may be 0. counts: n of every rank, from `row_counts`.
+        Returns [sum n, ...].
         """
-        gathered: torch.Tensor = _GatherRows.apply(rows, self)  # type: ignore[no-untyped-call]
+        gathered: torch.Tensor = _GatherRows.apply(rows, counts, self)  # type: ignore[no-untyped-call]
         return gathered
 
     def broadcast_object(self, value: Any) -> Any:
@@ -105,16 +102,12 @@ class ProcessGroup:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def barrier(self) -> None:
-        dist.barrier(group=self.group)
-
 
 class _GatherRows(torch.autograd.Function):
     """all_gather of ragged rows, padded to the longest; backward sums over ranks and takes this rank's slice."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, communicator: ProcessGroup) -> torch.Tensor:
-        counts = communicator.row_counts(rows.shape[0])
+    def forward(ctx: Any, rows: torch.Tensor, counts: Sequence[int], communicator: ProcessGroup) -> torch.Tensor:
         ctx.communicator, ctx.counts = communicator, counts
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: rows.shape[0]] = rows
@@ -124,12 +117,12 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         total = gradients[0].contiguous().clone()
         if total.numel():
             dist.all_reduce(total, group=ctx.communicator.group)
         start = sum(ctx.counts[: ctx.communicator.rank])
-        return total[start : start + ctx.counts[ctx.communicator.rank]], None
+        return total[start : start + ctx.counts[ctx.communicator.rank]], None, None
 
 
 def make_communicator(device: torch.device | None = None) -> Communicator:
