@@ -31,7 +31,7 @@ from unimo_ds.utils.seed import generator
 
 _SAMPLE_CACHE_BYTES = 128 * 2**20
 """Prepared samples kept for the next visit, per process: small corpora are decoded once."""
-_TEXT_CACHE_TOKENS = 4_000_000
+_TEXT_CACHE_TOKENS = 2_000_000
 NOTHING = "nothing"
 """What took the place of a bad sample that has no substitute, and of a related image: the visit goes on without it."""
 _SUBSTITUTE = 0x73756273
