@@ -22,7 +22,7 @@ from unimo_ds.evaluation import checkpoint, measure, retrieval
 from unimo_ds.evaluation.encode import deal, encode, micro_batches
 from unimo_ds.evaluation.held_out import BEST_METRIC, evaluate_held_out, make_reader
 from unimo_ds.evaluation.losses import held_out_losses
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs, pair_set
 from unimo_ds.utils.errors import UserError
 
 
@@ -43,7 +43,7 @@ def config(folder: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def reader(corpus: Corpus, config: RunConfig) -> PairReader:
-    return make_reader(corpus, config, num_pairs=0, tokenizer=tokenizers.load(corpus.tokenizer_path))
+    return make_reader(corpus, config, choose_pairs(corpus), tokenizer=tokenizers.load(corpus.tokenizer_path))
 
 
 def test_micro_batches_cover_everything_once_within_the_budget() -> None:
@@ -61,9 +61,10 @@ def test_micro_batches_cover_everything_once_within_the_budget() -> None:
 
 
 def test_chosen_pairs_carry_their_captions_and_negatives(corpus: Corpus, reader: PairReader) -> None:
-    pairs = choose_pairs(corpus, num_pairs=5)
-    assert len(pairs.samples_I) == 5
-    assert (corpus.kinds[pairs.samples_I] == Kind.PAIR).all()
+    chosen = choose_pairs(corpus, num_pairs=5)
+    assert len(set(chosen.tolist())) == 5
+    assert (corpus.kinds[chosen] == Kind.PAIR).all()
+    assert pair_set(corpus, chosen).samples_I.tolist() == chosen.tolist()
     every = reader.pairs
     assert len(every.samples_I) == 12
     for texts, role in ((every.captions, TextRole.TEXT), (every.negatives, TextRole.NEGATIVE)):
@@ -201,6 +202,25 @@ def test_pictures_are_drawn_without_jpegs_too(tmp_path: Path) -> None:
     report = evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
     assert len(report.pictures) == 4
     assert report.pictures[0].std() > 1
+
+
+def test_a_damaged_pair_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small.write_corpus(tmp_path, num_pairs=6)
+    config = small.run_config(folder)
+    shard = folder / "pairs-000001.tar"
+    content = bytearray(shard.read_bytes())
+    at = content.find(b"number 4")
+    content[at] ^= 1
+    shard.write_bytes(bytes(content))
+    report = evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
+    assert report.metrics["held_out/unreadable_samples"] == 1
+    assert "pairs-000001-000000" in capsys.readouterr().out
+    assert np.isfinite(report.metrics[BEST_METRIC])
+    for damaged in folder.glob("*.tar"):
+        size = damaged.stat().st_size
+        damaged.write_bytes(b"x" * size)
+    with pytest.raises(UserError, match=r"no pair of .* can be read"):
+        evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
 
 
 def test_data_of_another_model_is_refused(corpus: Corpus, config: RunConfig) -> None:

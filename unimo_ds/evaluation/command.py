@@ -28,7 +28,7 @@ from unimo_ds.evaluation.measure import (
     measure_retrieval,
     measure_rewrites,
 )
-from unimo_ds.evaluation.pairs import PairReader
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs
 from unimo_ds.evaluation.pictures import to_png
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
@@ -112,7 +112,8 @@ def evaluate(
     corpus = Corpus.open(data)
     check_fits(corpus, model.config)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
-    reader = make_reader(corpus, model.config, num_pairs=num_pairs, tokenizer=tokenizer)
+    samples = choose_pairs(corpus, num_pairs=num_pairs)
+    reader = make_reader(corpus, model.config, samples, tokenizer=tokenizer)
     budget = micro_batch_tokens or model.config.batch.micro_batch_tokens
     try:
         with _watched(model) as watched:

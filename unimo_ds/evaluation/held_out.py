@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import pictures, retrieval
-from unimo_ds.evaluation.encode import Evaluable
+from unimo_ds.evaluation.encode import Evaluable, Integers
 from unimo_ds.evaluation.losses import held_out_losses
 from unimo_ds.evaluation.measure import SingleEncodings, encode_single, measure_retrieval, measure_rewrites
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs, find_unreadable, pair_set
 from unimo_ds.evaluation.pictures import Picture
 from unimo_ds.utils.errors import UserError
 
@@ -45,11 +45,11 @@ class HeldOutReport:
     embeddings: Embeddings
 
 
-def make_reader(corpus: Corpus, config: RunConfig, *, num_pairs: int, tokenizer: Tokenizer) -> PairReader:
-    """A reader of `num_pairs` pairs of the corpus (0: all), with the run's limits on lengths."""
+def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokenizer: Tokenizer) -> PairReader:
+    """A reader of these pairs, with the run's limits on lengths."""
     return PairReader(
         corpus,
-        choose_pairs(corpus, num_pairs=num_pairs),
+        pair_set(corpus, samples),
         tokenizer,
         max_regions=config.data.max_regions,
         max_text_tokens=config.data.max_text_tokens,
@@ -60,30 +60,35 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> H
     """Measure the model on `config.evaluation.num_pairs` held-out pairs. Every rank calls it alike.
 
     Rewrites are looked at for the first caption of each image, one of each level: enough to follow, cheap to repeat.
-    `unimo evaluate` looks at all of them.
+    `unimo evaluate` looks at all of them. Pairs that cannot be read are named, counted and left out: a run must not end
+    by a damaged byte of its evaluation.
 
     Raises:
-        UserError: the held-out data has no pairs, does not fit the model, or is damaged.
+        UserError: the held-out data has no pairs, none that can be read, or does not fit the model.
     """
     check_fits(corpus, config)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
-    reader = make_reader(corpus, config, num_pairs=config.evaluation.num_pairs, tokenizer=tokenizer)
+    samples = choose_pairs(corpus, num_pairs=config.evaluation.num_pairs)
+    unreadable = find_unreadable(corpus, samples, engine.communicator)
+    samples = samples[~np.isin(samples, list(unreadable))]
+    if not len(samples):
+        raise UserError(f"no pair of {corpus.location} can be read; run `unimo prepare verify {corpus.location}`")
+    reader = make_reader(corpus, config, samples, tokenizer=tokenizer)
     budget = config.batch.micro_batch_tokens
-    try:
-        single = encode_single(engine, reader, micro_batch_tokens=budget)
-        metrics = measure_retrieval(single, reader).metrics("held_out/retrieval")
-        accuracies = measure_rewrites(
-            engine, reader, single, micro_batch_tokens=budget, captions_per_image=1, per_level=1
-        )
-        metrics |= accuracies.metrics("held_out/rewrites")
-        losses = held_out_losses(engine, corpus, reader.pairs.samples_I, tokenizer, config)
-        metrics |= {f"held_out/{name}": value for name, value in losses.items()}
-        if engine.communicator.rank != 0:
-            return HeldOutReport(metrics, [], Embeddings(np.zeros((0, 0), np.float32), []))
-        drawn = draw_pictures(reader, single, count=config.logging.num_pictures)
-        return HeldOutReport(metrics, drawn, make_embeddings(reader, single, count=config.logging.num_embeddings))
-    except CorruptSample as error:
-        raise UserError(f"held-out sample {error}; run `unimo prepare verify` on the held-out folder") from error
+    single = encode_single(engine, reader, micro_batch_tokens=budget)
+    metrics = measure_retrieval(single, reader).metrics("held_out/retrieval")
+    accuracies = measure_rewrites(engine, reader, single, micro_batch_tokens=budget, captions_per_image=1, per_level=1)
+    metrics |= accuracies.metrics("held_out/rewrites")
+    losses = held_out_losses(engine, corpus, samples, tokenizer, config)
+    metrics |= {f"held_out/{name}": value for name, value in losses.items()}
+    if unreadable:
+        metrics["held_out/unreadable_samples"] = float(len(unreadable))
+    if engine.communicator.rank != 0:
+        return HeldOutReport(metrics, [], Embeddings(np.zeros((0, 0), np.float32), []))
+    for reason in unreadable.values():
+        print(f"unreadable held-out sample, left out: {reason}", flush=True)
+    drawn = draw_pictures(reader, single, count=config.logging.num_pictures)
+    return HeldOutReport(metrics, drawn, make_embeddings(reader, single, count=config.logging.num_embeddings))
 
 
 def check_fits(corpus: Corpus, config: RunConfig) -> None:

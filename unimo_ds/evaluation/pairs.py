@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, Sample, SequenceInput, SequenceRole, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
+from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 
 Integers = NDArray[np.int64]
@@ -56,8 +57,8 @@ class PairSet:
     negatives: PairTexts
 
 
-def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> PairSet:
-    """`num_pairs` pairs spread evenly over the corpus (0: all of them), always the same ones.
+def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> Integers:
+    """Sample numbers of `num_pairs` pairs spread evenly over the corpus (0: all of them), always the same ones.
 
     Raises:
         UserError: the corpus holds no pairs.
@@ -67,6 +68,26 @@ def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> PairSet:
         raise UserError("the data holds no image-text pairs, so there is nothing to retrieve; give a folder with pairs")
     if 0 < num_pairs < len(pairs):
         pairs = pairs[np.arange(num_pairs) * len(pairs) // num_pairs]
+    return pairs
+
+
+def find_unreadable(corpus: Corpus, samples: Integers, communicator: Communicator) -> dict[int, str]:
+    """Which of `samples` cannot be read, and why: each rank tries its share, and all learn of all.
+
+    A long run outlives a damaged held-out sample only when every rank leaves it out before the first collective.
+    """
+    mine: dict[int, str] = {}
+    for sample in samples[communicator.rank :: communicator.world_size].tolist():
+        try:
+            corpus.read(sample)
+        except CorruptSample as error:
+            mine[sample] = str(error)
+    everyone = communicator.all_gather_object(mine)
+    return {sample: reason for found in everyone for sample, reason in found.items()}
+
+
+def pair_set(corpus: Corpus, pairs: Integers) -> PairSet:
+    """These pairs with their captions and negative rewrites."""
     starts = np.asarray(corpus.text_start, np.int64)
     counts = starts[pairs + 1] - starts[pairs]
     image = np.repeat(np.arange(len(pairs)), counts)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.images import BadImage, decode
 from unimo_ds.data.schema import Regions
 
@@ -50,7 +50,7 @@ def compose(
 
 def tile(corpus: Corpus, sample: int) -> Image.Image:
     """A square thumbnail of a sample's image: the stored JPEG, or its regions as boxes where there is none to be decoded."""
-    image = _decoded(corpus.read_jpeg(sample))
+    image = _jpeg(corpus, sample)
     if image is None:
         regions = corpus.read(sample).regions
         image = _draw_boxes(regions) if regions is not None else Image.new("RGB", (_TILE, _TILE), _BACKGROUND)
@@ -61,12 +61,12 @@ def tile(corpus: Corpus, sample: int) -> Image.Image:
     return square
 
 
-def _decoded(content: bytes | None) -> Image.Image | None:
-    if content is None:
-        return None
+def _jpeg(corpus: Corpus, sample: int) -> Image.Image | None:
+    """The stored image; None where there is none or it is damaged, for a picture is no reason to stop."""
     try:
-        return decode(content, shrink_to=_TILE)
-    except BadImage:
+        content = corpus.read_jpeg(sample)
+        return None if content is None else decode(content, shrink_to=_TILE)
+    except (BadImage, CorruptSample):
         return None
 
 
