@@ -1,4 +1,7 @@
-"""One rank of the checkpoint tests. `save FOLDER NAMES`: train, save, resume; `load FOLDER NAMES OUT`: read elsewhere."""
+"""One rank of the checkpoint tests: `checkpoint_worker.py FOLDER OUT NAMES MOVES`.
+
+NAMES: configurations to train, save and resume. MOVES: pairs SOURCE:TARGET, checkpoints of one to read into the other.
+"""
 
 from __future__ import annotations
 
@@ -107,14 +110,13 @@ def damaged(folder: Path) -> dict:
 
 
 def main() -> None:
-    mode, folder, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    names = sys.argv[4].split(",")
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    names, moves = (argument.split(",") if argument else [] for argument in sys.argv[3:5])
     start_processes()
-    if mode == "save":
-        results = {name: save_and_resume(folder, name) for name in names}
+    results = {name: save_and_resume(folder, name) for name in names}
+    if names:
         results["damaged"] = damaged(folder)
-    else:
-        results = {pair: load_elsewhere(folder, *pair.split(":")) for pair in names}
+    results |= {move: load_elsewhere(folder, *move.split(":")) for move in moves}
     if torch.distributed.get_rank() == 0:
         output.write_text(json.dumps(results))
     stop_processes()

@@ -29,33 +29,31 @@ MOVES = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Saved by two ranks; then read by one rank and by two."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """Saved and partly moved by two ranks; then read by one."""
     folder = tmp_path_factory.mktemp("runs")
-    results = {}
-    launch(WORKER, ["save", str(folder), str(folder / "save.json"), ",".join(NAMES + OFFLOADED)], processes=2)
-    results["saved"] = json.loads((folder / "save.json").read_text())
-    for processes, moves in ((1, MOVES), (2, MOVES[::3])):
-        output = folder / f"load{processes}.json"
-        launch(WORKER, ["load", str(folder), str(output), ",".join(moves)], processes=processes)
-        results[processes] = json.loads(output.read_text())
-    return results
+    for processes, names, moves in ((2, NAMES + OFFLOADED, MOVES[::3]), (1, [], MOVES)):
+        output = folder / f"by{processes}.json"
+        launch(WORKER, [str(folder), str(output), ",".join(names), ",".join(moves)], processes=processes)
+    return {processes: json.loads((folder / f"by{processes}.json").read_text()) for processes in (1, 2)}
 
 
 @pytest.mark.parametrize("name", NAMES + OFFLOADED)
-def test_resume_is_bit_equal_at_the_same_world_size(runs: dict, name: str) -> None:
+def test_resume_is_bit_equal_at_the_same_world_size(runs: dict[int, dict], name: str) -> None:
     """Weights, both moments, counters and gradient norms, after the checkpoint and two steps later."""
-    result = runs["saved"][name]
+    result = runs[2][name]
     assert result["progress_equal"]
     assert result["restored_equal"]
     assert result["resumed_equal"]
 
 
 @pytest.mark.parametrize(("processes", "move"), [*((1, move) for move in MOVES), *((2, move) for move in MOVES[::3])])
-def test_state_moves_between_world_sizes_stages_and_precisions(runs: dict, processes: int, move: str) -> None:
+def test_state_moves_between_world_sizes_stages_and_precisions(
+    runs: dict[int, dict], processes: int, move: str
+) -> None:
     """fp32 masters and moments arrive bit for bit; steps from there agree to rounding."""
     source, target = move.split(":")
-    saved, moved = runs["saved"][source], runs[processes][move]
+    saved, moved = runs[2][source], runs[processes][move]
     for slot in ("weight", "exp_avg", "exp_avg_sq", "steps"):
         assert moved["restored"][slot] == saved["saved"][slot]
     half = source[-4:] != "fp32" or target[-4:] != "fp32"
@@ -66,8 +64,8 @@ def test_state_moves_between_world_sizes_stages_and_precisions(runs: dict, proce
     assert moved["after"]["steps"] == saved["straight"]["steps"]
 
 
-def test_damage_is_noticed_by_all_ranks_alike(runs: dict) -> None:
-    verdicts = runs["saved"]["damaged"]
+def test_damage_is_noticed_by_all_ranks_alike(runs: dict[int, dict]) -> None:
+    verdicts = runs[2]["damaged"]
     assert verdicts["good"] == ["2", "2"]
     assert verdicts["newest damaged"] == ["1", "1"]
     assert all(verdict.startswith("refused: no checkpoint") for verdict in verdicts["all damaged"])
