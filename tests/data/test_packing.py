@@ -99,8 +99,8 @@ def check_stream(batch: PackedBatch, sequences: list[SequenceInput]) -> None:
         inside = (batch.region_at >= start) & (batch.region_at < end)
         assert (batch.region_at[inside] - start).tolist() == list(range(sequence.num_regions))
         if sequence.region_features is not None and sequence.region_boxes is not None:
-            assert np.array_equal(batch.region_features[inside].numpy(), sequence.region_features)
-            assert np.array_equal(batch.region_boxes[inside].numpy(), sequence.region_boxes)
+            assert np.array_equal(batch.region_features[batch.region_row[inside]].numpy(), sequence.region_features)
+            assert np.array_equal(batch.region_boxes[batch.region_row[inside]].numpy(), sequence.region_boxes)
         inside = (batch.language_at >= start) & (batch.language_at < end)
         assert (batch.language_at[inside] - start).tolist() == sequence.language_at.tolist()
         assert batch.language_targets[inside].tolist() == sequence.language_targets.tolist()
@@ -209,3 +209,16 @@ def test_inconsistent_input_is_refused() -> None:
     blind = make_sequence(SequenceRole.RELATED_IMAGE, 0, tokens=3)
     with pytest.raises(ValueError, match=r"\[IMG\]"):
         pack([dataclasses.replace(pair, sequences=(*pair.sequences, blind))])
+
+
+def test_an_image_shown_by_several_sequences_is_held_once():
+    """The clean sequences of a pair share its regions; its corrupted one does not, though the boxes are the same."""
+    clean = make_sequence(SequenceRole.SINGLE_IMAGE, 0, regions=3)
+    again = dataclasses.replace(clean, role=SequenceRole.JOINT_PAIR, token_ids=np.arange(4, dtype=np.int32))
+    again = dataclasses.replace(again, token_positions=np.arange(4, dtype=np.int32), prefix_length=clean.length + 4)
+    masked = dataclasses.replace(clean, region_features=np.zeros_like(clean.region_features))
+    batch = pack_sequences([clean, again, masked])
+    rows = clean.num_regions
+    assert len(batch.region_features) == len(batch.region_boxes) == 2 * rows
+    assert batch.region_row.tolist() == [*range(rows), *range(rows), *range(rows, 2 * rows)]
+    check_stream(batch, [clean, again, masked])

@@ -126,6 +126,7 @@ def _stream(
     def joined(name: str, dtype: type[np.generic], *columns: int) -> torch.Tensor:
         return _joined(sequences, name, dtype, columns)
 
+    images, image_rows = _distinct_images(sequences, num_regions)
     width = _width(sequences, "region_features", feature_size)
     classes = _width(sequences, "masked_region_class_ids", classes_per_region)
     return PackedBatch(
@@ -138,8 +139,9 @@ def _stream(
         token_ids=joined("token_ids", np.int32),
         token_at=_tensor(ranges(first + num_regions, num_tokens), np.int64),
         token_positions=joined("token_positions", np.int32),
-        region_features=joined("region_features", np.float16, width),
-        region_boxes=joined("region_boxes", np.float32, 5),
+        region_features=_joined(images, "region_features", np.float16, (width,)),
+        region_boxes=_joined(images, "region_boxes", np.float32, (5,)),
+        region_row=_tensor(ranges(image_rows, num_regions), np.int64),
         region_at=_tensor(ranges(first, num_regions), np.int64),
         language_at=joined("language_at", np.int64) + _tensor(np.repeat(first, num_language), np.int64),
         language_targets=joined("language_targets", np.int64),
@@ -154,6 +156,27 @@ def _stream(
         longest=int(lengths.max(initial=0)),
         keys=keys,
     )
+
+
+def _distinct_images(sequences: Sequence[SequenceInput], num_regions: Integers) -> tuple[list[SequenceInput], Integers]:
+    """The first sequence that shows each image, and [S] the row where each sequence's image begins among theirs.
+
+    The clean sequences of a pair share their arrays, which is how an image is known again.
+    """
+    distinct: list[SequenceInput] = []
+    row_of: dict[tuple[int, int], int] = {}
+    next_row = 0
+    rows = np.zeros(len(sequences), np.int64)
+    for index, sequence in enumerate(sequences):
+        if sequence.region_features is None:
+            continue
+        identity = id(sequence.region_features), id(sequence.region_boxes)
+        if identity not in row_of:
+            row_of[identity] = next_row
+            distinct.append(sequence)
+            next_row += int(num_regions[index])
+        rows[index] = row_of[identity]
+    return distinct, rows
 
 
 def _contrast_table(

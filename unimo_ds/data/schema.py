@@ -239,9 +239,11 @@ class PackedBatch:
     token_positions: torch.Tensor
     """[N_text] int32, learned-position ids."""
     region_features: torch.Tensor
-    """[N_regions, F] float16, [IMG] rows included."""
+    """[N_rows, F] float16, [IMG] rows included. An image that several sequences show is held, moved and projected once."""
     region_boxes: torch.Tensor
-    """[N_regions, 5] float32"""
+    """[N_rows, 5] float32"""
+    region_row: torch.Tensor
+    """[N_regions] int64, the row that each image position of the stream shows."""
     region_at: torch.Tensor
     """[N_regions] int64, stream positions."""
     language_at: torch.Tensor

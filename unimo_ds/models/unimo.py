@@ -114,7 +114,8 @@ class Unimo(nn.Module):
     def embed(self, batch: PackedBatch, layout: Layout) -> torch.Tensor:
         """Inputs of the first layer, [T, D]."""
         text = self.text_embedding(batch.token_ids, batch.token_positions)
-        regions = self.region_embedding(batch.region_features, batch.region_boxes)
+        images = self.region_embedding(batch.region_features, batch.region_boxes)
+        regions = images.index_select(0, batch.region_row)
         embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
         embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)
         probability = self.config.hidden_dropout if self.training else 0.0
