@@ -143,7 +143,8 @@ def to_text(result: dict[str, Any]) -> str:
     for name, value in result["metrics"].items():
         is_share = not name.endswith("median_rank") and not name.startswith("loss/")
         lines.append(f"  {name:<46} {f'{100 * value:7.2f} %' if is_share else f'{value:9.4g}'}")
-    lines.append(f"  chance of mean recall {100 * result['chance_mean_recall']:30.2f} %")
+    if "retrieval/mean_recall" in result["metrics"]:
+        lines.append(f"  chance of mean recall {100 * result['chance_mean_recall']:30.2f} %")
     return "\n".join([*lines, *(f"  wrote {name}" for name in result["pictures"])])
 
 
