@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from unimo_ds.config import from_dict
+from unimo_ds.data import region_fitting
 from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
@@ -39,14 +40,8 @@ _NUM_COLOURS = 64
 _COLOUR_POOL = 3
 """Pixels of the working image on a side that are averaged before their colour is counted."""
 _COLOUR_SOFTNESS = 0.15
-_CONTRAST_FLOOR = 0.01
-"""Added to the variance of a patch (values in [0, 1]), so that flat patches stay flat."""
-_WHITENING_FLOOR = 0.1
-"""Added to the spectrum of patches, as a share of its mean."""
 _THRESHOLD = 0.5
 """Activations below this count as nothing, on either side of zero."""
-_SPECTRUM_POWER = 0.25
-"""Principal components are divided by variance to this power: half-way between raw (0) and white (0.5)."""
 _LARGEST_FEATURE = 20.0
 """Images unlike all that were learned from must neither overflow float16 nor swamp a regression loss."""
 
@@ -88,9 +83,10 @@ class GridSettings:
     stored_classes: int = 4
     image_side: int = 96
     patch_side: int = 6
-    stride: int = 2
+    strides: tuple[int, int] = (2, 1)
+    """Steps between patches, in the working image and in its half-size copy."""
     num_patches: int = 400
-    """Entries of the dictionary; each answers with either sign."""
+    """Entries of the dictionary of each size; each answers with either sign."""
 
     def check(self) -> None:
         """
@@ -101,6 +97,8 @@ class GridSettings:
             raise UserError(f"grids {self.grids}: the finer must be a multiple of the coarser")
         if self.image_side % (_COLOUR_POOL * self.grids[0]):
             raise UserError(f"image side {self.image_side} must be a multiple of {_COLOUR_POOL * self.grids[0]}")
+        if self.image_side < 2 * self.patch_side:
+            raise UserError(f"image side {self.image_side} must be at least twice the patch side {self.patch_side}")
         if not 1 <= self.feature_size <= self.descriptor_size:
             raise UserError(f"feature size {self.feature_size} must lie between 1 and {self.descriptor_size}")
         if not 1 <= self.stored_classes <= self.num_classes:
@@ -108,7 +106,7 @@ class GridSettings:
 
     @property
     def descriptor_size(self) -> int:
-        return 2 * self.num_patches + _NUM_COLOURS + 6
+        return 2 * len(self.strides) * self.num_patches + _NUM_COLOURS + 6
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,9 @@ class _Parameters:
     """What `fit` learns; all float32."""
 
     filters: torch.Tensor
-    """[num_patches, 3, side, side] dictionary times whitening, zero mean."""
+    """[2, num_patches, 3, side, side] dictionary of each image size times whitening, zero mean."""
     filter_bias: torch.Tensor
-    """[num_patches]"""
+    """[2, num_patches]"""
     colour_mean: torch.Tensor
     """[3]"""
     colour_scale: torch.Tensor
@@ -188,7 +186,7 @@ class GridExtractor:
 
     def _classify(self, features_NRF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The most likely classes and their probabilities, [N, R, K] each."""
-        distances = _squared_distances(features_NRF, self.parameters.classes)
+        distances = region_fitting.squared_distances(features_NRF, self.parameters.classes)
         probabilities = torch.softmax(-distances / self.parameters.class_softness, dim=-1)
         top = torch.topk(probabilities, self.settings.stored_classes, dim=-1)
         return top.indices, top.values
@@ -246,15 +244,24 @@ def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | No
         raise UserError("a region extractor cannot be fitted on no images; give at least one that can be decoded")
     randomness = torch.Generator().manual_seed(seed)
     pixels = _pixels(images, settings.image_side)
-    filters, filter_bias = _fit_filters(pixels, settings, randomness)
-    colours, colour_mean, colour_scale = _fit_colours(pixels, randomness)
+    fitted = [
+        region_fitting.fit_filters(one, side=settings.patch_side, number=settings.num_patches, randomness=randomness)
+        for one in _sizes(pixels)
+    ]
+    filters, filter_bias = (torch.stack(parts) for parts in zip(*fitted, strict=True))
+    plain_colours = _standard_colours(pixels, torch.zeros(3), torch.ones(3)).permute(0, 2, 3, 1).reshape(-1, 3)
+    colours, colour_mean, colour_scale = region_fitting.fit_colours(
+        plain_colours, number=_NUM_COLOURS, randomness=randomness
+    )
     empty = torch.zeros(0)
     parameters = _Parameters(filters, filter_bias, colour_mean, colour_scale, colours, empty, empty, empty, empty)
     descriptors = _describe(pixels, settings, parameters).flatten(0, 1)
-    mean, projection = _fit_projection(descriptors, settings.feature_size)
+    mean, projection = region_fitting.fit_projection(descriptors, settings.feature_size)
     features = (descriptors - mean) @ projection
-    classes = _k_means(features, settings.num_classes, randomness)
-    nearest = _squared_distances(features, classes).topk(min(2, settings.num_classes), largest=False).values
+    classes = region_fitting.k_means(features, settings.num_classes, randomness)
+    nearest = (
+        region_fitting.squared_distances(features, classes).topk(min(2, settings.num_classes), largest=False).values
+    )
     # Half the gap between the two nearest classes is the unit: a typical region then has one likely and some possible classes.
     softness = 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
     learned = dataclasses.replace(
@@ -288,19 +295,37 @@ def _describe(pixels: torch.Tensor, settings: GridSettings, parameters: _Paramet
 
 def _cells(pixels: torch.Tensor, settings: GridSettings, parameters: _Parameters) -> torch.Tensor:
     """Mean activations and colour statistics of each cell of the finest grid: [N, C, D]."""
-    grid, side = settings.grids[0], settings.patch_side
+    grid = settings.grids[0]
+    answers = [
+        part
+        for i, (image, stride) in enumerate(zip(_sizes(pixels), settings.strides, strict=True))
+        for part in _answers(image, parameters.filters[i], parameters.filter_bias[i], stride=stride, grid=grid)
+    ]
+    colours = _standard_colours(pixels, parameters.colour_mean, parameters.colour_scale)
+    distances = region_fitting.squared_distances(colours.permute(0, 2, 3, 1), parameters.colours)
+    shares = torch.softmax(-distances / _COLOUR_SOFTNESS, dim=-1).permute(0, 3, 1, 2)
+    parts = [*answers, *(functional.adaptive_avg_pool2d(x, grid) for x in (shares, colours, colours**2))]
+    return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+
+def _sizes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image and its half-size copy: the same patch sees twice as much there."""
+    return pixels, functional.avg_pool2d(pixels, 2)
+
+
+def _answers(
+    pixels: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, *, stride: int, grid: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean activation of each filter in each cell, for either sign: [N, num_patches, grid, grid] each."""
+    side = filters.shape[-1]
     box = torch.full((1, 3, side, side), 1 / (3 * side * side))
-    mean = functional.conv2d(pixels, box, stride=settings.stride)
-    variance = functional.conv2d(pixels * pixels, box, stride=settings.stride) - mean * mean
-    answers = functional.conv2d(pixels, parameters.filters, stride=settings.stride)
-    answers.mul_(torch.rsqrt(variance.clamp_min(0) + _CONTRAST_FLOOR)).add_(parameters.filter_bias[:, None, None])
+    mean = functional.conv2d(pixels, box, stride=stride)
+    variance = functional.conv2d(pixels * pixels, box, stride=stride) - mean * mean
+    answers = functional.conv2d(pixels, filters, stride=stride)
+    answers.mul_(torch.rsqrt(variance.clamp_min(0) + region_fitting.CONTRAST_FLOOR)).add_(bias[:, None, None])
     positive = functional.adaptive_avg_pool2d((answers - _THRESHOLD).relu_(), grid)
     negative = functional.adaptive_avg_pool2d(answers.neg_().sub_(_THRESHOLD).relu_(), grid)
-    colours = _standard_colours(pixels, parameters.colour_mean, parameters.colour_scale)
-    distances = _squared_distances(colours.permute(0, 2, 3, 1), parameters.colours)
-    shares = torch.softmax(-distances / _COLOUR_SOFTNESS, dim=-1).permute(0, 3, 1, 2)
-    parts = (positive, negative, *(functional.adaptive_avg_pool2d(x, grid) for x in (shares, colours, colours**2)))
-    return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+    return positive, negative
 
 
 def _at_all_scales(cells_NCD: torch.Tensor, settings: GridSettings) -> torch.Tensor:
@@ -319,84 +344,3 @@ def _standard_colours(pixels: torch.Tensor, mean: torch.Tensor, scale: torch.Ten
     red, green, blue = functional.avg_pool2d(pixels, _COLOUR_POOL).unbind(1)
     opponent = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], dim=1)
     return (opponent - mean[:, None, None]) / scale[:, None, None]
-
-
-def _fit_filters(
-    pixels: torch.Tensor, settings: GridSettings, randomness: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dictionary of whitened patches, folded into filters on plain pixels and a bias."""
-    num_images, _, height, width = pixels.shape
-    side, wanted = settings.patch_side, max(20_000, 200 * settings.num_patches)
-    steps = torch.arange(side)
-    image = torch.randint(num_images, (wanted,), generator=randomness)
-    top = torch.randint(height - side + 1, (wanted,), generator=randomness)[:, None] + steps
-    left = torch.randint(width - side + 1, (wanted,), generator=randomness)[:, None] + steps
-    patches = pixels[image[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).flatten(1)
-    patches = patches - patches.mean(1, keepdim=True)
-    patches = patches * torch.rsqrt(patches.square().mean(1, keepdim=True) + _CONTRAST_FLOOR)
-    mean = patches.mean(0)
-    spectrum, basis = torch.linalg.eigh((patches - mean).T @ (patches - mean) / wanted)
-    floor = _WHITENING_FLOOR * spectrum.mean().clamp_min(1e-6)
-    whitening = (basis * torch.rsqrt(spectrum.clamp_min(0) + floor)) @ basis.T
-    dictionary = _spherical_k_means((patches - mean) @ whitening, settings.num_patches, randomness)
-    filters = dictionary @ whitening
-    # Filters without mean answer to a patch as to the patch minus its mean.
-    centred = filters - filters.mean(1, keepdim=True)
-    return centred.reshape(-1, 3, side, side), -(filters @ mean)
-
-
-def _fit_colours(pixels: torch.Tensor, randomness: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Palette [64, 3] of standardised opponent colours, with their mean and scale."""
-    raw = _standard_colours(pixels, torch.zeros(3), torch.ones(3)).permute(0, 2, 3, 1).reshape(-1, 3)
-    chosen = raw[torch.randint(len(raw), (60_000,), generator=randomness)]
-    mean, scale = chosen.mean(0), chosen.std(0).clamp_min(1e-3)
-    return _k_means((chosen - mean) / scale, _NUM_COLOURS, randomness), mean, scale
-
-
-def _fit_projection(descriptors: torch.Tensor, feature_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [D] and map [D, F]: standardise, take principal components, flatten their spectrum half-way, scale to unit."""
-    mean = descriptors.mean(0)
-    scale = descriptors.std(0).clamp_min(1e-4) if len(descriptors) > 1 else torch.ones_like(mean)
-    standard = (descriptors - mean) / scale
-    spectrum, basis = torch.linalg.eigh(standard.T @ standard / len(standard))
-    spectrum, basis = spectrum.flip(0)[:feature_size], basis.flip(1)[:, :feature_size]
-    # An eigenvector's sign is arbitrary: its largest entry is made positive.
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = basis * torch.where(largest < 0, -1.0, 1.0)
-    floored = spectrum.clamp_min(1e-3 * spectrum[0].clamp_min(1e-6))
-    weights = floored.pow(-_SPECTRUM_POWER)
-    unit = (spectrum.clamp_min(0) * weights.square()).mean().clamp_min(1e-6).rsqrt()
-    return mean, basis * weights * unit / scale[:, None]
-
-
-def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """[..., n] squared distances of points [..., d] to centres [n, d]."""
-    products = points @ centres.T
-    return (points.square().sum(-1, keepdim=True) - 2 * products + centres.square().sum(-1)).clamp_min(0)
-
-
-def _k_means(points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 12) -> torch.Tensor:
-    """[number, d] centres; one that loses all its points stays where it was."""
-    centres = points[torch.randint(len(points), (number,), generator=randomness)].clone()
-    for _ in range(rounds):
-        nearest = torch.cat([_squared_distances(part, centres).argmin(1) for part in torch.split(points, 16384)])
-        counts = torch.bincount(nearest, minlength=number)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    return centres
-
-
-def _spherical_k_means(
-    points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 8
-) -> torch.Tensor:
-    """[number, d] unit directions; a point counts for the direction it is most parallel to, with its sign."""
-    directions = functional.normalize(torch.randn(number, points.shape[1], generator=randomness), dim=1)
-    for _ in range(rounds):
-        sums = torch.zeros_like(directions)
-        for part in torch.split(points, 16384):
-            products = part @ directions.T
-            best = products.abs().argmax(1, keepdim=True)
-            sums.index_add_(0, best[:, 0], part * products.gather(1, best))
-        empty = sums.norm(dim=1, keepdim=True) < 1e-6
-        directions = functional.normalize(torch.where(empty, directions, sums), dim=1)
-    return directions
