@@ -201,3 +201,11 @@ def test_an_image_is_masked_alike_in_any_company() -> None:
     )
     for number, (boxes, masked) in enumerate(zip(images, together, strict=True)):
         assert masked.tolist() == mask_boxes(boxes, number).tolist()
+
+
+def test_a_script_without_spaces_keeps_most_of_its_context() -> None:
+    """One run of 200 tokens in which only the first begins a word is masked in pieces, not whole."""
+    tokens = make_tokens(200, 1, continued=1.0)
+    _, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(2))
+    assert 30 <= len(chosen) < 30 + masking.LONGEST_WORD
+    assert masking.words_of(tokens[: masking.LONGEST_WORD + 1], VOCABULARY).bounds == [0, 8, 9]

@@ -71,8 +71,12 @@ class Words(NamedTuple):
     """[w] True for words that are specials; None where none is."""
 
 
+LONGEST_WORD = 8
+"""Tokens. Scripts without spaces, links and numbers would else be one word each, masked whole with nothing to predict from."""
+
+
 def words_of(tokens: Tokens, vocabulary: Vocabulary) -> Words:
-    """The words of a text [n]. A special is a word of its own."""
+    """The words of a text [n]. A special is a word of its own, and a run longer than LONGEST_WORD is several words."""
     if not len(tokens):
         return Words([0], None)
     is_start, is_special = vocabulary.starts_word[tokens], vocabulary.special[tokens]
@@ -82,6 +86,10 @@ def words_of(tokens: Tokens, vocabulary: Vocabulary) -> Words:
         is_start |= is_special
         is_start[1:] |= is_special[:-1]
     starts = is_start.nonzero()[0]
+    lengths = np.diff(starts, append=len(tokens))
+    if lengths.max() > LONGEST_WORD:
+        parts = -(-lengths // LONGEST_WORD)
+        starts = ranges(np.zeros(len(starts), np.int64), parts) * LONGEST_WORD + np.repeat(starts, parts)
     return Words([*starts.tolist(), len(tokens)], is_special[starts].tolist() if any_special else None)
 
 
