@@ -16,7 +16,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
-from unimo_ds.data.schema import Kind
+from unimo_ds.data.schema import Kind, TextRole
 from unimo_ds.data.verify import verify
 
 
@@ -269,6 +269,30 @@ def test_regions_and_pack_renew_a_folder(raw: Path, tmp_path: Path, capsys) -> N
     assert "--keep-images" in capsys.readouterr().err
 
 
+def test_all_stages_at_once(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, tsv, lines = (str(raw / name) for name in ("photos.tar", "captions.tsv", "lines.txt"))
+    arguments = ["all", "--images", photos, "--captions", tsv, "--texts", lines, "--image-only", photos]
+    arguments += ["--output", str(tmp_path / "data"), "--vocabulary-size", "400", "--extractor", str(raw)]
+    assert main(arguments) == 0
+    corpus = Corpus.open(tmp_path / "data")
+    assert Counter(corpus.kinds.tolist()) == {Kind.PAIR: 24, Kind.IMAGE: 24, Kind.TEXT: 4}
+    assert (corpus.text_role == TextRole.NEGATIVE).any()
+    assert len(corpus.related_image_index) > 0
+    assert main(["verify", str(tmp_path / "data")]) == 0
+    assert main(arguments) == 2
+    assert "already" in capsys.readouterr().err
+
+
+def test_a_killed_import_is_done_again(raw: Path, tmp_path: Path) -> None:
+    assert _import(raw, tmp_path / "whole", "--source", "lines", kind="texts") == 0
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "lines-000000.tar").write_bytes(b"the shard of an import that never wrote its manifest")
+    (tmp_path / "killed" / ".lines-000001.tar.77.partial").write_bytes(b"scraps")
+    assert _import(raw, tmp_path / "killed", kind="texts") == 0
+    assert load_manifest(tmp_path / "killed").shards == load_manifest(tmp_path / "whole").shards
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
 def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
     assert _import(raw, tmp_path, kind="texts") == 0
     (shard,) = tmp_path.glob("*.tar")
@@ -279,7 +303,9 @@ def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
     assert shard.name in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stage", ["import", "tokenizer", "rewrite", "retrieve", "regions", "pack", "verify", "demo"])
+@pytest.mark.parametrize(
+    "stage", ["import", "tokenizer", "rewrite", "retrieve", "regions", "pack", "verify", "all", "demo"]
+)
 def test_every_stage_has_help_with_an_example(stage: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main([stage, "--help"])

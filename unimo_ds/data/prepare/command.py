@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import run_command
 
 _EXAMPLE = """example:
   unimo prepare import --kind pairs --images photos.tar --captions captions.tsv --output data/train
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
         if name == "pack":
             stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
+    _add_all(_stage(stages, "all", "everything from raw files to a verified data folder", _ALL_EXAMPLE))
     demo = _stage(stages, "demo", "generate the demo corpus", "unimo prepare demo --output demo_data")
     demo.add_argument("--output", type=Path, required=True)
     demo.add_argument("--pairs", type=int, default=4000)
@@ -62,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _IMPORT_EXAMPLE = "unimo prepare import --kind texts --input wiki.txt --output data/train"
+_ALL_EXAMPLE = (
+    "unimo prepare all --images photos.tar --captions captions.tsv --texts wiki.txt --image-only more_photos.tar "
+    "--output data/train"
+)
 _TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
 _FOLDER_STAGES = {
     "rewrite": "store positive and negative rewrites of every caption",
@@ -111,6 +116,24 @@ def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_all(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument("--images", type=Path, required=True, help="folder or tar of the images that have captions")
+    stage.add_argument("--captions", type=Path, required=True, help="TSV of file<TAB>caption")
+    stage.add_argument("--texts", type=Path, nargs="+", default=[], help="text files, one text a line")
+    stage.add_argument(
+        "--image-only", type=Path, nargs="+", default=[], help="folders or tars of images without captions"
+    )
+    stage.add_argument("--output", type=Path, required=True, help="new data folder")
+    stage.add_argument(
+        "--tokenizer", type=Path, help="use this tokenizer instead of training one on captions and texts"
+    )
+    stage.add_argument("--extractor", type=Path, help="use this region extractor instead of fitting one on the images")
+    stage.add_argument("--vocabulary-size", type=int, default=8192, help="of a tokenizer trained here (default 8192)")
+    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too")
+    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--json", action="store_true", help="print the reports as JSON")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Carry out parsed arguments. Returns the exit status.
 
@@ -119,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     return {
         "import": _run_import,
+        "all": _run_all,
         "tokenizer": _run_tokenizer,
         "rewrite": _run_rewrite,
         "retrieve": _run_retrieve,
@@ -140,20 +164,32 @@ def _run_import(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_tokenizer(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data import tokenizer as tokenizers
-    from unimo_ds.data.prepare.sources import Report, read_lines
+def _run_all(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import everything
 
-    for path in arguments.files:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist")
-    report = Report()
-    texts = (
-        line.partition("\t")[2] if path.suffix == ".tsv" else line
-        for path in arguments.files
-        for _, line in read_lines(path, report)
+    reports = everything.prepare_all(
+        arguments.output,
+        images=arguments.images,
+        captions=arguments.captions,
+        texts=arguments.texts,
+        image_only=arguments.image_only,
+        tokenizer=arguments.tokenizer,
+        extractor=arguments.extractor,
+        vocabulary_size=arguments.vocabulary_size,
+        keep_images=arguments.keep_images,
+        seed=arguments.seed,
     )
-    made = tokenizers.train(texts, vocabulary_size=arguments.vocabulary_size, output=arguments.output)
+    lines = [f"{stage}: {line}" for stage, report in reports.items() for line in report.lines()]
+    _print(arguments, {stage: dataclasses.asdict(report) for stage, report in reports.items()}, lines)
+    return 0
+
+
+def _run_tokenizer(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import everything
+
+    made, report = everything.train_tokenizer(
+        arguments.files, vocabulary_size=arguments.vocabulary_size, output=arguments.output
+    )
     result = {"vocabulary_size": made.vocabulary_size, "fingerprint": made.fingerprint}
     _print(arguments, result, [f"{name}: {value}" for name, value in result.items()] + report.lines())
     return 0

@@ -24,7 +24,7 @@ from unimo_ds.data.prepare import sources, texts
 from unimo_ds.data.prepare.sources import ImageSource, Report
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.schema import Caption, Kind, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.shards import SHARD_SUFFIX, ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
@@ -69,7 +69,9 @@ def run_import(settings: ImportSettings) -> Report:
     start = time.perf_counter()
     check(settings)
     report = Report()
-    name = _source_name(settings)
+    name = source_name(settings)
+    if _was_interrupted(settings.output, name):
+        settings = dataclasses.replace(settings, replace=True)
     if settings.kind == "texts":
         tokenizer = _tokenizer(settings, lambda: _all_texts(settings, Report()))
         num_samples = _import_texts(settings, name, tokenizer, report)
@@ -128,7 +130,18 @@ def progress(items: Iterable[_T], *, label: str, total: int | None = None) -> It
         yield from bar.track(items, total=total, description=label)
 
 
-def _source_name(settings: ImportSettings) -> str:
+def _was_interrupted(folder: Path, name: str) -> bool:
+    """Whether an earlier import of this source was killed: it left shards that no manifest lists. Its scraps are removed."""
+    for scrap in folder.glob(f".{name}-*.partial"):
+        scrap.unlink()
+    listed = _manifest_of(folder)
+    known = {entry.file for entry in listed.shards} if listed else set()
+    present = {path.name for path in folder.glob(f"{name}-*{SHARD_SUFFIX}")}
+    return bool(present) and not present & known
+
+
+def source_name(settings: ImportSettings) -> str:
+    """The given name, or that of the imported file, in the characters a shard's name may have."""
     path = settings.images if settings.kind != "texts" else settings.input[0]
     raw = settings.source or (path.stem if path else settings.kind)
     return re.sub(r"[^A-Za-z0-9_-]+", "_", raw)[:48] or settings.kind
