@@ -179,12 +179,18 @@ def test_a_write_that_fails_half_way_leaves_the_previous_one(engine: Engine, tmp
 
 
 def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engine, tmp_path: Path) -> None:
-    """R4: sixty kills; each restart finds a complete checkpoint, and at most the one being written is lost."""
+    """R4: fifty kills; each restart finds a complete checkpoint, and at most the one being written is lost."""
     first = 1
     save(engine, tmp_path, first)
     delays = random.Random(0)
+    durations = []  # of a save, fork included: kills are spread over several of them however busy the machine is
+    for _ in range(5):
+        before = time.monotonic()
+        os.waitpid(in_child(lambda: save(engine, tmp_path, 2)), 0)
+        durations.append(time.monotonic() - before)
+    typical = sorted(durations)[2]
     kinds = set()
-    for _ in range(60):
+    for _ in range(50):
         start = loaded_step(engine, tmp_path)
         assert start is not None
         assert start >= first
@@ -196,7 +202,7 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engin
                 (tmp_path / "announced").write_text(str(step))
 
         child = in_child(save_on_and_on)
-        time.sleep(delays.uniform(0.002, 0.03))
+        time.sleep(delays.uniform(0.1, 1.6) * typical)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kinds |= {item.name.split("-")[0] for item in (tmp_path / "checkpoints").iterdir()}
@@ -205,7 +211,7 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engin
         assert newest >= int(announced or 1)
         assert checkpoint.problems_of(tmp_path / "checkpoints" / f"step-{newest}") == []
     assert ".tmp" in kinds, "no kill hit a save"
-    assert first > 10, "hardly any save came to its end"
+    assert first > 5, "hardly any save came to its end"
 
 
 def test_tensor_file_refuses_the_wrong_tensor(tmp_path: Path) -> None:
@@ -213,3 +219,11 @@ def test_tensor_file_refuses_the_wrong_tensor(tmp_path: Path) -> None:
         writer.write("y", torch.zeros(2))
     with pytest.raises(ValueError, match="ends before x"), TensorFileWriter(tmp_path / "b", {"x": (2,)}):
         pass
+
+
+def test_pruning_keeps_the_best_that_was_saved_not_the_best_that_failed(engine: Engine, tmp_path: Path) -> None:
+    config = RunConfig(recipe="test", checkpoint=CheckpointConfig(keep_last=1))
+    save(engine, tmp_path, 1, config, Best("recall", 0.5, 1))
+    save(engine, tmp_path, 3, config, Best("recall", 0.6, 2))  # step 2 was better, but could not be written
+    assert checkpoint.completed_steps(tmp_path) == [1, 3]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step-1\n"

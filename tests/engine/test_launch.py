@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unimo_ds.engine.launch import first_host, rank_environment
+from unimo_ds.engine.launch import first_host, local_rank, rank_environment
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,16 @@ def test_a_batch_script_without_srun_is_one_process() -> None:
     found = rank_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
     assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
     assert 1024 < int(found["MASTER_PORT"]) < 65536
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({"LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 3),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 1),
+        ({"MV2_COMM_WORLD_LOCAL_RANK": "2"}, 2),
+        ({}, 0),
+    ],
+)
+def test_each_process_of_a_machine_has_its_own_device(environment: dict[str, str], rank: int) -> None:
+    assert local_rank(environment) == rank

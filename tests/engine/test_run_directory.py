@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,24 @@ def test_a_key_that_one_side_lacks_counts_as_different() -> None:
     after = {key: value for key, value in before.items() if key != "seed"}
     assert run_directory.differing_keys(before, after) == ["seed"]
     assert run_directory.differing_keys(before, before) == []
+
+
+def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:
+    holder = """if True:
+        import sys
+        from pathlib import Path
+        from unimo_ds.engine import run_directory
+        assert run_directory._lock(Path(sys.argv[1])) == ""
+        print("held", flush=True)
+        sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"in use by process {process.pid} "):
+            prepare(tmp_path, RunConfig(recipe="test"))
+        process.communicate("")
+    prepare(tmp_path, RunConfig(recipe="test"))

@@ -8,6 +8,7 @@ Rank 0 writes and checks; every verdict is shared, so that all ranks go on or st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -72,7 +73,6 @@ def save(engine: Engine, run_dir: Path, progress: Progress, config: RunConfig) -
             _point(checkpoints, LATEST, final.name)
             if progress.best is not None and progress.best.step == progress.step:
                 _point(checkpoints, BEST, final.name)
-            _prune(checkpoints, config.checkpoint, progress)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             problem = (
@@ -81,6 +81,10 @@ def save(engine: Engine, run_dir: Path, progress: Progress, config: RunConfig) -
     problem = communicator.broadcast_object(problem)
     if problem:
         raise CheckpointError(problem)
+    if communicator.rank == 0:
+        # An older folder that will not go away is no reason to doubt the new one.
+        with contextlib.suppress(OSError):
+            _prune(checkpoints, config.checkpoint, progress)
     return final
 
 
@@ -149,7 +153,11 @@ def _begin(temporary: Path, engine: Engine) -> str:
         temporary.mkdir(parents=True)
     except OSError as error:
         return f"cannot make {temporary}: {error.strerror}; free space or give another run_dir"
-    if shutil.disk_usage(checkpoints).free < state.state_bytes(engine) + _SPARE_BYTES:
+    try:
+        free = shutil.disk_usage(checkpoints).free
+    except OSError as error:  # the other ranks wait for a verdict
+        return f"cannot look at {checkpoints}: {error.strerror}; free space or give another run_dir"
+    if free < state.state_bytes(engine) + _SPARE_BYTES:
         shutil.rmtree(temporary, ignore_errors=True)
         return f"no room for a checkpoint in {checkpoints}: {_space(checkpoints, engine)}; earlier ones are intact"
     return ""
@@ -209,13 +217,18 @@ def _point(checkpoints: Path, pointer: str, name: str) -> None:
     _sync_folder(checkpoints)
 
 
+def _pointed(pointer: Path) -> str:
+    """The name in a pointer file; empty where there is none."""
+    return pointer.read_text().strip() if pointer.is_file() else ""
+
+
 def _prune(checkpoints: Path, config: CheckpointConfig, progress: Progress) -> None:
     steps = completed_steps(checkpoints.parent)
     kept = set(steps[-config.keep_last :]) | {progress.step}
     if config.keep_every:
         kept |= {step for step in steps if step % config.keep_every == 0}
-    if progress.best is not None:
-        kept.add(progress.best.step)
+    best = _pointed(checkpoints / BEST)
+    kept |= {step for step in steps if f"step-{step}" == best}
     for step in set(steps) - kept:
         # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
         trash = checkpoints / f".trash-step-{step}"

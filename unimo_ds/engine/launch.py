@@ -34,9 +34,19 @@ def start_processes() -> torch.device:
         # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
     return torch.device(get_accelerator().current_device_name())
+
+
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number on its machine. MPI has its own names for it; DeepSpeed copies them too late, after the device
+    was chosen. Where a launcher shows each process one GPU alone, the caller takes it modulo the number of GPUs.
+    """
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"):
+        if name in environment:
+            return int(environment[name])
+    return 0
 
 
 def stop_processes() -> None:

@@ -57,6 +57,7 @@ class Loop:
         if loaded:
             self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
         self._saved_step = self.progress.step if loaded else -1
+        self._saved_best = self.progress.best
         # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
         start_step = self.progress.step if loaded else -1
         self._metrics = MetricsWriter(self.run_dir, start_step=start_step) if self._is_first_rank else None
@@ -111,7 +112,7 @@ class Loop:
         metrics = train_step(self.engine, self.task, batch, learning_rate=rate)
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
-        counts = skipped and (not math.isfinite(metrics.loss) or metrics.loss_scale <= 1.0)
+        counts = skipped and (not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor)
         self.progress = dataclasses.replace(
             self.progress,
             step=self.progress.step + 1,
@@ -181,7 +182,8 @@ class Loop:
         report = self._evaluate()
         if self._metrics is not None:
             self._metrics.write_report(self.progress.step, report)
-        value = report.metrics.get(self._best_metric, math.nan)
+        # Rank 0's figure decides for all: saving is a collective, and a last bit may differ between machines.
+        value = self.engine.communicator.broadcast_object(report.metrics.get(self._best_metric, math.nan))
         self._say(f"step {self.progress.step}: {self._best_metric} {value:.4f}")
         best = self.progress.best
         is_best = math.isfinite(value) and (best is None or value > best.value)
@@ -201,8 +203,9 @@ class Loop:
             if must_succeed:
                 raise
             self._say(f"warning: {error}; training goes on and tries again at the next checkpoint")
+            self.progress = dataclasses.replace(self.progress, best=self._saved_best)
             return
-        self._saved_step = self.progress.step
+        self._saved_step, self._saved_best = self.progress.step, self.progress.best
         self._say(f"saved {folder}")
         self._speed.reset()
 
@@ -235,7 +238,8 @@ def check_replicas(engine: Engine) -> None:
     if engine.zero_stage == 3:
         return
     sums = [
-        parameter.detach().flatten().view(torch.int16).to(torch.int64).sum() for parameter in engine.module.parameters()
+        parameter.detach().flatten().view(torch.int16).sum(dtype=torch.int64)
+        for parameter in engine.module.parameters()
     ]
     digests = engine.communicator.all_gather_object(torch.stack(sums).tolist())
     differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]

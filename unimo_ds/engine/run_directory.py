@@ -5,6 +5,7 @@ config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tens
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.utils.communicator import Communicator
@@ -82,6 +83,26 @@ def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     )
 
 
+_LOCK = ".lock"
+_held_locks: list[IO[str]] = []
+"""Open for the life of the process: two trainers in one directory would cut each other's records and checkpoints."""
+
+
+def _lock(run_dir: Path) -> str:
+    """Hold the directory; returns who holds it where another process does, else nothing. Freed when the process ends."""
+    file = (run_dir / _LOCK).open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        return file.read().strip() or "another process"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held_locks.append(file)
+    return ""
+
+
 def _prepare(
     run_dir: Path,
     config: RunConfig,
@@ -91,6 +112,8 @@ def _prepare(
     command: Sequence[str],
 ) -> str:
     run_dir.mkdir(parents=True, exist_ok=True)
+    if holder := _lock(run_dir):
+        return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another run_dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
     if path.is_file():

@@ -90,6 +90,12 @@ class Engine:
         return float(self.wrapper.loss_scale if not self._scales_itself else self.wrapper.loss_scale_config.cur_scale)
 
     @property
+    def loss_scale_floor(self) -> float:
+        """The scale below which overflows cannot push it: the fixed one, or the lowest of a dynamic one."""
+        settings = self.ds_config.get("fp16", {})
+        return float(settings.get("loss_scale") or settings.get("min_loss_scale", 1.0))
+
+    @property
     def applied_steps(self) -> int:
         """Updates taken since the first: skipped steps do not count."""
         return optim.applied_steps(self._optimizer)
