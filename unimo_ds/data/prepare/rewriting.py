@@ -142,7 +142,8 @@ def rewrite_caption(
 ) -> Caption:
     """The image's caption `number` with its rewrites. No negative equals a caption of the image or another negative."""
     text = image.captions[number]
-    others = [other for i, other in enumerate(image.captions) if i != number and _normal(other) != _normal(text)]
+    normal = _normal(text)
+    others = [other for i, other in enumerate(image.captions) if i != number and _normal(other) != normal]
     others = list(dict.fromkeys(others))
     chosen = [others[i] for i in sorted(randomness.permutation(len(others))[:positives])]
     taken = set(image.taken)
@@ -156,8 +157,9 @@ def rewrite_caption(
         for candidate, origin in candidates:
             if num_found == negatives:
                 break
-            if _normal(candidate) not in taken:
-                taken.add(_normal(candidate))
+            normal = _normal(candidate)
+            if normal not in taken:
+                taken.add(normal)
                 found.append(Rewrite(candidate, level, origin))
                 num_found += 1
     return Caption(text, tuple(Rewrite(one, Level.NONE, "same image") for one in chosen), tuple(found))

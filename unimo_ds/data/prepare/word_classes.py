@@ -80,7 +80,7 @@ class WordClasses:
 
 def words_of(text: str) -> list[str]:
     """Lower-case words in their order."""
-    return [match.group().lower() for match in WORD.finditer(text)]
+    return WORD.findall(text.lower())
 
 
 def content_words(texts: Iterable[str]) -> set[str]:
