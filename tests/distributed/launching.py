@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unimo_ds.engine.launch import free_port
@@ -24,6 +24,16 @@ def deepspeed(processes: int) -> list[str]:
     return [
         sys.executable,
         *("-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes), "--master_port", str(free_port())),
+    ]
+
+
+def mpirun(processes: int) -> list[str]:
+    """Ranks find each other by mpi4py. Containers and CI run as root, which Open MPI wants to be told."""
+    return [
+        str(Path(sys.executable).with_name("mpirun")),
+        *("-n", str(processes), "--oversubscribe", "--allow-run-as-root"),
+        *("-x", f"MASTER_PORT={free_port()}"),
+        sys.executable,
     ]
 
 
@@ -47,9 +57,16 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         family.wait()
 
 
-def launch(script: Path, arguments: list[str], *, processes: int, timeout: float = 240.0) -> str:
-    """Run `script` in `processes` ranks under torchrun and return what they printed; fail with it if they do."""
-    with started([*torchrun(processes), str(script), *arguments]) as family:
+def launch(
+    script: Path,
+    arguments: list[str],
+    *,
+    processes: int,
+    timeout: float = 240.0,
+    launcher: Callable[[int], list[str]] = torchrun,
+) -> str:
+    """Run `script` in `processes` ranks and return what they printed; fail with it if they do."""
+    with started([*launcher(processes), str(script), *arguments]) as family:
         output, _ = family.communicate(timeout=timeout)
     assert family.returncode == 0, f"exit status {family.returncode}:\n{output[-6000:]}"
     return output

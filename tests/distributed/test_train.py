@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import deepspeed, launch, processes_of_rank, started, torchrun
+from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
 from unimo_ds.data.prepare.scenes import write_demo_corpus
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
@@ -67,11 +68,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "demo"
 
 
-def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
-    """R1, R6, R7: SIGUSR1 to the second rank and its loader workers; two launchers; the same numbers as a straight run."""
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    launch(TRAIN, arguments(corpus, straight), processes=2)
+@pytest.fixture(scope="module")
+def straight(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run under torchrun that nothing disturbs."""
+    run_dir = tmp_path_factory.mktemp("runs") / "straight"
+    launch(TRAIN, arguments(corpus, run_dir), processes=2)
+    return run_dir
 
+
+@pytest.mark.parametrize("launcher", [deepspeed, mpirun])
+def test_every_launcher_takes_the_same_steps(
+    launcher: Callable[[int], list[str]], corpus: Path, straight: Path, tmp_path: Path
+) -> None:
+    launch(TRAIN, arguments(corpus, tmp_path / "run"), processes=2, launcher=launcher)
+    assert len(logged(straight)) == TOTAL_STEPS
+    assert logged(tmp_path / "run") == logged(straight)
+
+
+def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, straight: Path, tmp_path: Path) -> None:
+    """R1, R6, R7: SIGUSR1 to the second rank and its loader workers; two launchers; the same numbers as a straight run."""
+    stopped = tmp_path / "stopped"
     with started([*deepspeed(2), str(TRAIN), *arguments(corpus, stopped)]) as family:
         deadline = time.monotonic() + 120
         while steps_so_far(stopped) < 2 and time.monotonic() < deadline and family.poll() is None:
