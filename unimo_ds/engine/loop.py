@@ -23,6 +23,9 @@ from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.host_memory import return_freed_memory
+
+_TRIM_EVERY = 25
 
 
 class Loop:
@@ -127,6 +130,8 @@ class Loop:
             self._report_skipped(batch, metrics)
         self._watch_for_spikes(batch, metrics)
         self._on_step(batch, metrics)
+        if self.progress.step % _TRIM_EVERY == 0 and self.engine.device.type == "cpu":
+            return_freed_memory()
 
     def _log(self, metrics: StepMetrics) -> None:
         step, total_steps = self.progress.step, self.config.schedule.total_steps
