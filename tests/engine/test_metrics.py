@@ -15,11 +15,11 @@ from unimo_ds.engine.metrics import MetricsWriter, cut_after, progress_line
 
 class FewEmbeddings:
     matrix = np.eye(3, dtype=np.float32)
-    labels: tuple[str, ...] = ("a", "b", "c")
+    labels: tuple[str, ...] = ("image: a disc", "image: b", "text: a disc")
 
 
 class SmallReport:
-    metrics = {"held_out/retrieval/mean_recall": 0.25}  # noqa: RUF012
+    metrics = {"held_out/retrieval/mean_recall": 0.25, "count/contrastive": 4.0}  # noqa: RUF012
     pictures = (np.zeros((4, 5, 3), dtype=np.uint8),)
     embeddings = FewEmbeddings()
 
@@ -66,7 +66,20 @@ def test_report_and_settings_reach_tensorboard(tmp_path: Path) -> None:
     board.Reload()
     assert board.Tags()["images"] == ["retrieved/0"]
     assert "final/held_out/retrieval/mean_recall" in board.Tags()["scalars"]
-    assert any(path.name == "metadata.tsv" for path in tmp_path.rglob("*"))
+    assert "final/count/contrastive" not in board.Tags()["scalars"], "only what a run is judged by"
+    (metadata,) = tmp_path.rglob("metadata.tsv")
+    assert metadata.read_text().splitlines()[:2] == ["label\tkind", "image: a disc\timage"]
+
+
+def test_no_curve_of_what_a_step_had_none_of(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, start_step=0)
+    absent = {"accuracy/hard_negative_word": math.nan, "loss/contrastive": math.nan, "count/contrastive": 0.0}
+    writer.write(1, {"loss/total": math.nan, **absent})
+    writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {"loss/total", "count/contrastive"}
+    assert read(tmp_path / "metrics.jsonl")[0]["accuracy/hard_negative_word"] is None
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:

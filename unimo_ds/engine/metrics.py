@@ -55,16 +55,22 @@ class MetricsWriter:
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
         self._last: dict[str, float] = {}
+        self._last_step = start_step
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the state after `step` steps. Numbers that are not finite reach TensorBoard as they are, the file as null."""
+        """Log the state after `step` steps. Numbers that are not finite reach TensorBoard as they are, the file as null.
+
+        TensorBoard gets no curve of what the step had none of, such as hard negatives of data without rewrites.
+        """
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # type: ignore[misc]
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            if not _is_absent(name, values):
+                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
         self._last.update(values)
+        self._last_step = step
 
     def write_note(self, step: int, kind: str, details: Mapping[str, Any]) -> None:
         """An event with more than numbers, such as the samples of a skipped step."""
@@ -78,15 +84,27 @@ class MetricsWriter:
             self._board.add_image(f"retrieved/{number}", picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
         if len(report.embeddings.labels):
             self._board.add_embedding(  # type: ignore[no-untyped-call]
-                torch.from_numpy(report.embeddings.matrix), report.embeddings.labels, global_step=step, tag="pooled"
+                torch.from_numpy(report.embeddings.matrix),
+                [(label, label.partition(":")[0]) for label in report.embeddings.labels],
+                metadata_header=["label", "kind"],
+                global_step=step,
+                tag="pooled",
             )
         self._board.flush()  # type: ignore[no-untyped-call]
 
     def write_settings(self, config: RunConfig) -> None:
-        """Hyper-parameters with the last value of every metric, once, when the run is done."""
-        settings = {key: value for key, value in _flat(to_dict(config)).items() if isinstance(value, int | float | str)}
-        final = {f"final/{name}": value for name, value in self._last.items() if math.isfinite(value)}
-        self._board.add_hparams(settings, final, run_name=".")  # type: ignore[no-untyped-call]
+        """Hyper-parameters with the last losses and held-out metrics, once, when the run is done."""
+        settings = {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in _flat(to_dict(config)).items()
+            if isinstance(value, int | float | str)
+        }
+        final = {
+            f"final/{name}": value
+            for name, value in self._last.items()
+            if name.startswith(("held_out/", "loss/")) and math.isfinite(value)
+        }
+        self._board.add_hparams(settings, final, run_name=".", global_step=self._last_step)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self._file.close()
@@ -128,6 +146,13 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _is_absent(name: str, values: Mapping[str, float]) -> bool:
+    """Whether a number is missing because nothing was there to be measured; a loss that broke is not missing."""
+    if not math.isnan(values[name]):
+        return False
+    return name.startswith("accuracy/") or values.get(f"count/{name.removeprefix('loss/')}") == 0
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,21 +19,22 @@ from unimo_ds.data.schema import Regions
 
 Picture = NDArray[np.uint8]
 
-_TILE, _GAP, _LINE = 144, 8, 14
+_TILE, _GAP, _LINE, _COLUMNS = 144, 8, 18, 3  # three columns: TensorBoard shows its pictures some 350 pixels wide
 _BACKGROUND, _INK, _RIGHT, _WRONG = (255, 255, 255), (20, 20, 20), (30, 150, 60), (200, 50, 40)
 
 
 def compose(
     caption: str, tiles: Sequence[Image.Image], *, is_right: Sequence[bool], scores: Sequence[float]
 ) -> Picture:
-    """[H, W, 3] uint8: the caption above a row of tiles. The first is the true image; the others are retrieved, best first.
+    """[H, W, 3] uint8: the caption above rows of tiles. The first is the true image; the others are retrieved, best first.
 
     is_right, scores: of the retrieved tiles; a green frame is the true image, a red one another.
     """
-    width = _GAP + (_TILE + _GAP) * len(tiles)
-    lines = textwrap.wrap(caption, width // 7)[:3] or [""]
+    width = _GAP + (_TILE + _GAP) * _COLUMNS
+    lines = textwrap.wrap(caption, width // 8)[:3] or [""]
     top = _GAP + _LINE * len(lines) + _GAP
-    canvas = Image.new("RGB", (width, top + _TILE + _LINE + 2 * _GAP), _BACKGROUND)
+    row_height = _TILE + _LINE + 2 * _GAP
+    canvas = Image.new("RGB", (width, top + row_height * -(-len(tiles) // _COLUMNS)), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_LINE - 2)
     for number, line in enumerate(lines):
@@ -41,10 +42,11 @@ def compose(
     labels = ["true image", *(f"{place}: {score:.3f}" for place, score in enumerate(scores, start=1))]
     colours = [_INK, *(_RIGHT if right else _WRONG for right in is_right)]
     for number, (tile, label, colour) in enumerate(zip(tiles, labels, colours, strict=True)):
-        left = _GAP + (_TILE + _GAP) * number
-        canvas.paste(tile, (left, top))
-        draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2)
-        draw.text((left, top + _TILE + 3), label, fill=colour, font=font)
+        row, column = divmod(number, _COLUMNS)
+        left, upper = _GAP + (_TILE + _GAP) * column, top + row_height * row
+        canvas.paste(tile, (left, upper))
+        draw.rectangle((left - 2, upper - 2, left + _TILE + 1, upper + _TILE + 1), outline=colour, width=2)
+        draw.text((left, upper + _TILE + 3), label, fill=colour, font=font)
     return np.asarray(canvas)
 
 
