@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,7 @@ def test_another_package_called_apex_is_not_taken_for_nvidias(monkeypatch: pytes
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # what is imported here is gone afterwards
     values = ds_config.load("zero1_bf16", CONFIG, 1)
     with pytest.raises(UserError, match="built from source"):
         optim.make_optimizer(nn.Linear(2, 2), OptimizerConfig(name="apex_adam"), values, device=torch.device("cuda"))
