@@ -103,13 +103,16 @@ def test_packed_encoding_equals_one_sequence_at_a_time(config: RunConfig, reader
     assert one.texts_nD.shape[0] == 0
 
 
-def test_reranking_every_candidate_is_retrieval_by_joint_scores(config: RunConfig, reader: PairReader) -> None:
+def test_reranking_every_candidate_is_retrieval_by_single_plus_joint_scores(
+    config: RunConfig, reader: PairReader
+) -> None:
     engine = small.make_engine(config)
     single = measure.encode_single(engine, reader, micro_batch_tokens=200)
     captions = reader.pairs.captions
     grid = np.indices((len(captions), 12)).reshape(2, -1)
     joint = measure.score_joint(engine, reader, captions, grid[1], grid[0], micro_batch_tokens=4000)
-    expected = retrieval.from_scores(joint.reshape(len(captions), 12), captions.image_n)
+    both = joint.reshape(len(captions), 12) + single.scores_CI
+    expected = retrieval.from_scores(both, captions.image_n)
     found = measure.measure_reranked(engine, reader, single, num_candidates=100, micro_batch_tokens=4000)
     assert found == expected
     assert found != measure.measure_retrieval(single, reader)
