@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from unimo_ds.config import RunConfig, apply_overrides, check, fingerprint, from_dict, to_dict
+from unimo_ds.config import RunConfig, apply_overrides, fingerprint, from_dict, to_dict
+from unimo_ds.config_check import check
 from unimo_ds.utils.errors import UserError
 
 CONFIG = RunConfig(recipe="test")

@@ -12,6 +12,7 @@ LEAVES = {"config", "utils"}
 MAY_IMPORT = {
     "utils": {"utils"},
     "config": {"utils"},
+    "config_check": LEAVES,
     "recipes": LEAVES | {"recipes"},
     "data": LEAVES | {"data"},
     "ops": LEAVES | {"ops", "data.schema"},

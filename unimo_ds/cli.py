@@ -143,7 +143,8 @@ def _add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> No
 
 
 def _config(arguments: argparse.Namespace, data: str | None) -> RunConfig:
-    from unimo_ds.config import apply_overrides, check
+    from unimo_ds.config import apply_overrides
+    from unimo_ds.config_check import check
 
     config = apply_overrides(recipes.load(arguments.recipe), arguments.set)
     if data is not None:

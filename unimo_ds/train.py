@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimo_ds import recipes
-from unimo_ds.config import RunConfig, apply_overrides, check
+from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import BadSampleLimit, StepLoader

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from unimo_ds import config, recipes
+from unimo_ds import config, config_check, recipes
 from unimo_ds.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_loads_passes_the_checks_and_survives_json(name: str) -> None:
     recipe = recipes.load(name)
-    config.check(recipe)
+    config_check.check(recipe)
     assert recipe.recipe == name
     assert config.from_dict(config.RunConfig, config.to_dict(recipe)) == recipe
     assert recipe.model.hidden_size == 64 * recipe.model.num_heads, "heads are of size 64"

@@ -97,10 +97,6 @@ class Order:
         self._streams = [stream for _, stream in shares]
         self._splits = _splits([share for share, _ in shares])
 
-    def sample_at(self, position: int) -> int:
-        """Global sample index at one position (>= 0)."""
-        return int(self.samples_at(np.array([position]))[0])
-
     def samples_at(self, positions: NDArray[Any]) -> Integers:
         """Global sample indices at `positions` [n] (each >= 0, any order): [n] int64."""
         stream_of, count = self.streams_at(positions)
@@ -125,11 +121,6 @@ class Order:
             rest[undecided] = np.where(is_taken, count, here - count)
             undecided = undecided[~is_taken]
         return stream_of, rest
-
-    @property
-    def stream_sizes(self) -> list[int]:
-        """Samples of each stream: the length of its epoch."""
-        return [stream.size for stream in self._streams]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Which configurations can run: bounds of every number, and what must hold between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from unimo_ds.config import RunConfig
+from unimo_ds.utils.errors import UserError
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "model.num_layers": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.hidden_size": (1, math.inf),
+    "model.feed_forward_size": (1, math.inf),
+    "model.vocabulary_size": (0, math.inf),
+    "model.hidden_dropout": (0, 0.95),
+    "model.attention_dropout": (0, 0.95),
+    "data.kind_weights.image": (0, math.inf),
+    "data.kind_weights.text": (0, math.inf),
+    "data.kind_weights.pair": (0, math.inf),
+    "data.shuffle_window_shards": (1, math.inf),
+    "data.max_text_tokens": (3, math.inf),
+    "data.max_regions": (1, math.inf),
+    "data.num_workers": (0, math.inf),
+    "data.prefetch_steps": (1, math.inf),
+    "data.max_bad_share": (0, 1),
+    "batch.global_samples": (1, math.inf),
+    "batch.micro_batch_tokens": (1, math.inf),
+    "masking.language_share": (0, 1),
+    "masking.span_probability": (0.001, 1),
+    "masking.max_span_words": (1, math.inf),
+    "masking.mask_token_share": (0, 1),
+    "masking.random_token_share": (0, 1),
+    "masking.sequence_to_sequence_share": (0, 1),
+    "masking.fragment_share": (0, 1),
+    "masking.min_fragment_tokens": (1, math.inf),
+    "masking.region_share": (0, 1),
+    "masking.region_overlap": (0, 1),
+    "contrast.positives": (0, math.inf),
+    "contrast.sentence_negatives": (0, math.inf),
+    "contrast.phrase_negatives": (0, math.inf),
+    "contrast.word_negatives": (0, math.inf),
+    "contrast.related_images": (0, math.inf),
+    "contrast.related_texts": (0, math.inf),
+    "contrast.group_pairs": (0, math.inf),
+    "contrast.min_temperature": (1e-6, math.inf),
+    "optimizer.peak_learning_rate": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+    "schedule.total_steps": (1, math.inf),
+    "schedule.warmup_steps": (0, math.inf),
+    "engine.max_skipped_steps": (1, math.inf),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep_last": (1, math.inf),
+    "checkpoint.keep_every": (0, math.inf),
+    "evaluation.every_steps": (0, math.inf),
+    "evaluation.num_pairs": (1, math.inf),
+    "logging.every_steps": (1, math.inf),
+}
+"""Lowest and highest value of each number that has bounds of its own."""
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a recipe that cannot run, before anything is loaded.
+
+    Raises:
+        UserError: naming the key and what it may be.
+    """
+    for key, (low, high) in _BOUNDS.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UserError(f"{key}={value} must be {limit}")
+    model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
+    if model.hidden_size % model.num_heads:
+        raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
+    if config.data.max_text_tokens + 2 > model.max_positions:
+        raise UserError(
+            f"data.max_text_tokens={config.data.max_text_tokens} needs model.max_positions of at least "
+            f"{config.data.max_text_tokens + 2} (position ids start at 2); it is {model.max_positions}"
+        )
+    if masking.min_fragment_tokens > masking.max_fragment_tokens:
+        raise UserError(
+            f"masking.min_fragment_tokens={masking.min_fragment_tokens} is above "
+            f"masking.max_fragment_tokens={masking.max_fragment_tokens}"
+        )
+    if masking.mask_token_share + masking.random_token_share > 1:
+        raise UserError("masking.mask_token_share and masking.random_token_share together are above 1")
+    if config.schedule.warmup_steps > config.schedule.total_steps:
+        raise UserError(
+            f"schedule.warmup_steps={config.schedule.warmup_steps} is above "
+            f"schedule.total_steps={config.schedule.total_steps}"
+        )
+    if weights.image + weights.text + weights.pair == 0:
+        raise UserError("data.kind_weights are all 0; give at least one kind a weight")
+    if contrast.enabled and weights.pair == 0:
+        raise UserError(
+            "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "
+            "give pairs a weight or set contrast.enabled=false"
+        )
+    if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
+        raise UserError(
+            f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="
+            f"{contrast.min_temperature} and contrast.max_temperature={contrast.max_temperature}"
+        )
