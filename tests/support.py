@@ -87,7 +87,7 @@ def sequence(
         role=role,
         seed=seed,
         level=level,
-        item_key=seed if role.name.startswith("RELATED") else 0,
+        item_key=seed if role.name.startswith("RELATED") or role is SequenceRole.SINGLE_POSITIVE else 0,
         region_features=None if image is None else image[0],
         region_boxes=None if image is None else image[1],
         token_ids=text,
@@ -122,6 +122,8 @@ def example(position: int, *, seed: int = 0, kind: Kind | None = None) -> Exampl
             add(SequenceRole.JOINT_NEGATIVE, image=image, text=tokens(random, 6), level=level)
         add(SequenceRole.RELATED_IMAGE, image=regions(random, 3))
         add(SequenceRole.RELATED_TEXT, text=tokens(random, 4))
+        add(SequenceRole.SINGLE_POSITIVE, text=tokens(random, 5))
+        add(SequenceRole.SINGLE_NEGATIVE, text=tokens(random, 6), level=Level.PHRASE)
     return Example(
         key=f"shard:{position}",
         kind=kind,

@@ -111,13 +111,14 @@ class ContrastConfig:
     enabled: bool = True
     form: Literal["one_log", "two_logs"] = "two_logs"
     positives: int = 1
-    """Positive rewrites drawn per pair and step, jointly encoded with the image."""
+    """Positive rewrites drawn per pair and step."""
     sentence_negatives: int = 1
     phrase_negatives: int = 1
     word_negatives: int = 1
-    """Negative rewrites of each level drawn per pair and step, jointly encoded with the image."""
-    single_rewrites: bool = False
-    """Also encode the drawn rewrites alone and score them against the image alone (not in the paper)."""
+    """Negative rewrites of each level drawn per pair and step."""
+    rewrites: Literal["joint", "single", "both"] = "joint"
+    """How rewrites are encoded: joint, with the image (the paper's way, a pass over the image for each); single, alone, scored
+    against the image alone; or both ways."""
     related_images: int = 1
     related_texts: int = 1
     """Retrieved items drawn per pair and step, encoded alone."""
@@ -127,6 +128,19 @@ class ContrastConfig:
     temperature: float = 0.07
     min_temperature: float = 0.001
     max_temperature: float = 0.5
+
+    @property
+    def encodes_jointly(self) -> bool:
+        """Whether pairs are encoded jointly: for rewrites, or as one more positive of the single logarithm.
+
+        Under two logarithms a joint pair without joint rewrites would stand alone in its own: a loss of 0.
+        """
+        wanted = self.positives + self.sentence_negatives + self.phrase_negatives + self.word_negatives
+        return self.rewrites != "single" and (wanted > 0 or self.form == "one_log")
+
+    @property
+    def encodes_rewrites_alone(self) -> bool:
+        return self.rewrites != "joint"
 
 
 @dataclass(frozen=True)

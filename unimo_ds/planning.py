@@ -249,10 +249,10 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     caption = _CAPTION_TOKENS + 2.0
     text = max(caption, _TEXT_SHARE * config.data.max_text_tokens)
     negatives = contrast.sentence_negatives + contrast.phrase_negatives + contrast.word_negatives
-    num_joint = 1 + contrast.positives + negatives if contrast.enabled else 0
+    num_joint = 1 + contrast.positives + negatives if contrast.enabled and contrast.encodes_jointly else 0
     num_images = 1 + contrast.related_images if contrast.enabled else 0
     num_texts = 1 + contrast.related_texts if contrast.enabled else 0
-    if contrast.enabled and contrast.single_rewrites:
+    if contrast.enabled and contrast.encodes_rewrites_alone:
         num_texts += contrast.positives + negatives
     sequences = (
         (pair * (1 + num_joint), image + caption),

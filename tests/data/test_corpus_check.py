@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,10 +50,10 @@ def test_sizes_of_another_model_are_refused(name: str) -> None:
         check_corpus(CORPUS, other)
 
 
-@pytest.mark.parametrize("single_rewrites", [False, True])
+@pytest.mark.parametrize("rewrites", ["joint", "single", "both"])
 @pytest.mark.parametrize("enabled", [False, True])
-def test_the_largest_sample_bounds_every_visit(enabled: bool, single_rewrites: bool) -> None:
-    contrast = ContrastConfig(enabled=enabled, positives=2, phrase_negatives=2, single_rewrites=single_rewrites)
+def test_the_largest_sample_bounds_every_visit(enabled: bool, rewrites: Literal["joint", "single", "both"]) -> None:
+    contrast = ContrastConfig(enabled=enabled, positives=2, phrase_negatives=2, rewrites=rewrites)
     config = make_config(contrast=contrast)
     longest, positions = largest_sample(CORPUS, config)
     samples = np.tile(np.arange(CORPUS.num_samples), 30)

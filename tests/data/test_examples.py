@@ -87,7 +87,7 @@ def assert_clean(sequence: SequenceInput) -> None:
 
 
 def test_clean_sequences_carry_no_corruption() -> None:
-    config = make_config(contrast=ContrastConfig(positives=2, word_negatives=2, related_images=2, single_rewrites=True))
+    config = make_config(contrast=ContrastConfig(positives=2, word_negatives=2, related_images=2, rewrites="both"))
     seen = set()
     for position, sample in enumerate(np.flatnonzero(CORPUS.kinds == Kind.PAIR).tolist()):
         example, selection = build(sample, position, config)

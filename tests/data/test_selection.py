@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,14 +16,15 @@ from unimo_ds.data.selection import Selection, select, select_step
 
 CORPUS = make_corpus()
 PAIRS = np.flatnonzero(CORPUS.kinds == Kind.PAIR)
+NO_REWRITES = ContrastConfig(positives=0, sentence_negatives=0, phrase_negatives=0, word_negatives=0)
 
 
 def by_role(selection: Selection, role: SequenceRole) -> list:
     return [sequence for sequence in selection.sequences if sequence.role is role]
 
 
-@pytest.mark.parametrize("single_rewrites", [False, True])
-def test_pairs_draw_from_their_own_caption_and_level(single_rewrites: bool) -> None:
+@pytest.mark.parametrize("rewrites", ["joint", "both"])
+def test_pairs_draw_from_their_own_caption_and_level(rewrites: Literal["joint", "both"]) -> None:
     contrast = ContrastConfig(
         positives=2,
         sentence_negatives=1,
@@ -30,7 +32,7 @@ def test_pairs_draw_from_their_own_caption_and_level(single_rewrites: bool) -> N
         word_negatives=2,
         related_images=2,
         related_texts=1,
-        single_rewrites=single_rewrites,
+        rewrites=rewrites,
     )
     config = make_config(contrast=contrast)
     wanted = {Level.SENTENCE: 1, Level.PHRASE: 3, Level.WORD: 2}
@@ -64,7 +66,9 @@ def test_pairs_draw_from_their_own_caption_and_level(single_rewrites: bool) -> N
             (SequenceRole.JOINT_NEGATIVE, SequenceRole.SINGLE_NEGATIVE),
         ):
             alone = by_role(selection, single)
-            assert [s.text for s in alone] == ([s.text for s in by_role(selection, joint)] if single_rewrites else [])
+            assert [s.text for s in alone] == (
+                [s.text for s in by_role(selection, joint)] if rewrites == "both" else []
+            )
             assert all(s.image == -1 for s in alone)
 
         related_texts = by_role(selection, SequenceRole.RELATED_TEXT)
@@ -137,3 +141,17 @@ def test_an_empty_step_is_empty() -> None:
     nothing = np.zeros(0, np.int64)
     step = select_step(CORPUS, nothing, nothing, make_config())
     assert len(step) == len(step.num_positions) == len(step.roles) == 0
+
+
+@pytest.mark.parametrize(
+    ("contrast", "roles"),
+    [
+        (ContrastConfig(rewrites="single"), "SINGLE_IMAGE SINGLE_TEXT SINGLE_POSITIVE SINGLE_NEGATIVE"),
+        (NO_REWRITES, "SINGLE_IMAGE SINGLE_TEXT"),
+        (dataclasses.replace(NO_REWRITES, form="one_log"), "JOINT_PAIR SINGLE_IMAGE SINGLE_TEXT"),
+    ],
+)
+def test_pairs_are_encoded_jointly_only_where_it_counts(contrast: ContrastConfig, roles: str) -> None:
+    config = make_config(contrast=dataclasses.replace(contrast, related_images=0, related_texts=0))
+    selections = select_step(CORPUS, PAIRS, np.arange(len(PAIRS)), config)
+    assert {SequenceRole(role).name for role in selections.roles} == {"CORRUPTED", *roles.split()}

@@ -55,6 +55,8 @@ EVERY_ROLE = [
     SequenceRole.JOINT_NEGATIVE,
     SequenceRole.RELATED_IMAGE,
     SequenceRole.RELATED_TEXT,
+    SequenceRole.SINGLE_POSITIVE,
+    SequenceRole.SINGLE_NEGATIVE,
 ]
 
 
@@ -81,10 +83,23 @@ def test_one_positive_equals_softmax_cross_entropy():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_without_negatives_the_loss_is_exactly_zero(form):
-    positives = [role for role in EVERY_ROLE if role != SequenceRole.JOINT_NEGATIVE]
+    positives = [role for role in EVERY_ROLE if not role.name.endswith("NEGATIVE")]
     table, num_images, num_texts = make_table(3, positives)
     result = run(vectors(num_images), vectors(num_texts), table, form=form, in_batch=False)
     assert result.loss_sum.item() == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_encoded_alone_have_no_joint_part(form):
+    """Rewrites encoded alone, or none at all: nothing is joint, and nothing turns into nan."""
+    for roles in ([SequenceRole.SINGLE_IMAGE], [SequenceRole.SINGLE_IMAGE, SequenceRole.SINGLE_NEGATIVE]):
+        table, num_images, num_texts = make_table(3, roles)
+        images, texts = vectors(num_images), vectors(num_texts)
+        result = run(images, texts, table, form=form)
+        assert result.loss_sum > 0
+        gradients = torch.autograd.grad(result.loss_sum, (images, texts))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        torch.testing.assert_close(result.loss_sum, run(images, texts, table, form="one_log").loss_sum)
 
 
 def test_doubling_a_positive_moves_numerator_and_denominator_alike():
@@ -138,6 +153,17 @@ def test_related_items_of_other_pairs_are_negatives():
     assert run(images, texts, table).loss_sum < near
 
 
+def test_positive_rewrites_of_other_pairs_are_negatives_unless_they_are_my_own_caption():
+    table, num_images, num_texts = make_table(2, [SequenceRole.SINGLE_IMAGE, SequenceRole.SINGLE_POSITIVE])
+    images, texts = vectors(num_images), vectors(num_texts)
+    with torch.no_grad():
+        texts[3] = images[0]  # a rewrite of caption 1 that fits image 0
+    same = torch.where(table.score_pair == 1, table.pair_text_key[0], table.score_key)
+    apart, alike = (run(images, texts, dataclasses.replace(table, score_key=key)) for key in (table.score_key, same))
+    assert apart.accuracies["in_batch_image_to_text"][0] < alike.accuracies["in_batch_image_to_text"][0]
+    assert apart.loss_sum > alike.loss_sum
+
+
 def test_an_item_related_to_two_pairs_is_no_negative_of_either():
     roles = [SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE]
     table, num_images, num_texts = make_table(2, roles)
@@ -163,7 +189,7 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
     num_scores = num_pairs * 3
     private = torch.rand(num_scores, dtype=torch.float64, requires_grad=True)
     pair = torch.arange(num_pairs).repeat(3)
-    positive = torch.arange(num_scores) < num_pairs
+    positive = torch.arange(num_scores) < max(num_pairs - 1, 1)  # the last of several pairs has no positive
     keys = torch.stack((torch.arange(num_pairs) // 4, torch.arange(num_pairs), torch.arange(num_pairs)), 1)
     owner = torch.arange(2 * num_pairs) % max(num_pairs, 1)
     items = torch.arange(2 * num_pairs) % 9
@@ -203,13 +229,18 @@ def test_accuracies_count_by_level_and_direction():
         texts[table.score_text[wrong]] = -images[table.score_image[wrong]]
         images[:2] = torch.eye(2, 8, dtype=torch.float64)
         texts[:2] = images[:2]
+        alone = table.score_text[table.score_role == SequenceRole.SINGLE_NEGATIVE]
+        texts[alone[0]], texts[alone[1]] = -images[0], 2 * images[1]  # the second one ties with the caption itself
     right_and_asked = {
         name: (int(right), int(asked)) for name, (right, asked) in run(images, texts, table).accuracies.items()
     }
     assert right_and_asked == {
-        "hard_negative_sentence": (0, 0),
-        "hard_negative_phrase": (0, 0),
-        "hard_negative_word": (4, 4),
+        "hard_negative_joint_sentence": (0, 0),
+        "hard_negative_joint_phrase": (0, 0),
+        "hard_negative_joint_word": (4, 4),
+        "hard_negative_single_sentence": (0, 0),
+        "hard_negative_single_phrase": (0, 0),
+        "hard_negative_single_word": (1, 2),
         "in_batch_image_to_text": (2, 2),
         "in_batch_text_to_image": (2, 2),
     }

@@ -116,7 +116,7 @@ def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunC
     captions = lengths[is_caption]
     totals = captions + NUM_TEXT_SPECIALS * fragments.astype(np.int64) + np.where(is_pair, image, 0)
     if contrast.enabled:
-        clean = 2 * (image + captions)
+        clean = (2 if contrast.encodes_jointly else 1) * (image + captions)
         is_negative = roles == TextRole.NEGATIVE
         for is_rewrite, wanted in (
             (roles == TextRole.POSITIVE, contrast.positives),
@@ -125,7 +125,8 @@ def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunC
             (is_negative & (levels == Level.WORD), contrast.word_negatives),
         ):
             number, longest = drawn(is_rewrite, wanted, caption_of, len(captions))
-            clean += number * (image + longest * (2 if contrast.single_rewrites else 1))
+            clean += number * (image + longest) * contrast.encodes_jointly
+            clean += number * longest * contrast.encodes_rewrites_alone
         number, longest = drawn(roles == TextRole.RELATED, contrast.related_texts, sample_of, stop - start)
         clean += (number * longest)[sample]
         number = np.minimum(np.diff(corpus.related_image_start[start : stop + 1]), contrast.related_images)

@@ -94,7 +94,7 @@ def clean_sequence(
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
-    image: from `image_input`. text: from `text_input`. At least one of them. item_key: identity of a related item.
+    image: from `image_input`. text: from `text_input`. At least one of them. item_key: identity among other pairs' candidates.
     """
     length = (0 if image is None else len(image.features)) + (0 if text is None else len(text))
     return SequenceInput(
@@ -309,7 +309,7 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         item_key = 0
         if planned.role is SequenceRole.RELATED_IMAGE:
             item_key = planned.image
-        elif planned.role is SequenceRole.RELATED_TEXT:
+        elif planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
             item_key = _hash(sample.texts[planned.text])
         yield clean_sequence(
             role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text, item_key=item_key

@@ -131,7 +131,7 @@ class SequenceInput:
     """63-bit key of its dropout masks: a pure function of (run seed, sample position, role, ordinal)."""
     level: Level = Level.NONE
     item_key: int = 0
-    """Related items: 63-bit identity of the image or text, so that it is never a negative of a pair it is related to."""
+    """63-bit identity of a related item or a positive rewrite encoded alone: never a negative of a pair that has it as well."""
     region_features: NDArray[np.float16] | None = None
     """[1 + R, F], row 0 the global [IMG] input: the mean of the (unmasked) regions' features. Masked rows are zero."""
     region_boxes: NDArray[np.float32] | None = None
@@ -213,7 +213,7 @@ class ContrastTable:
     score_level: torch.Tensor
     """[Q] int64, Level of a negative rewrite."""
     score_key: torch.Tensor
-    """[Q] int64, identity of a related image or text (0 for the other roles)."""
+    """[Q] int64, identity of a related item or a positive rewrite encoded alone (0 for the other roles)."""
 
 
 @dataclass(frozen=True)

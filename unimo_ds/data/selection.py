@@ -214,14 +214,16 @@ def _add_clean(
     samples = draws.samples
     is_pair = np.zeros(len(samples), bool)
     is_pair[pairs] = True
-    table.add(pairs, SequenceRole.JOINT_PAIR, texts=captions[pairs], images=samples[pairs])
+    if contrast.encodes_jointly:
+        table.add(pairs, SequenceRole.JOINT_PAIR, texts=captions[pairs], images=samples[pairs])
     table.add(pairs, SequenceRole.SINGLE_IMAGE, images=samples[pairs])
     table.add(pairs, SequenceRole.SINGLE_TEXT, texts=captions[pairs])
 
     def add_rewrites(rows: Integers, texts: Integers, level: Level) -> None:
-        joint = SequenceRole.JOINT_NEGATIVE if level else SequenceRole.JOINT_POSITIVE
-        table.add(rows, joint, texts=texts, images=samples[rows], level=level)
-        if contrast.single_rewrites:
+        if contrast.encodes_jointly:
+            joint = SequenceRole.JOINT_NEGATIVE if level else SequenceRole.JOINT_POSITIVE
+            table.add(rows, joint, texts=texts, images=samples[rows], level=level)
+        if contrast.encodes_rewrites_alone:
             single = SequenceRole.SINGLE_NEGATIVE if level else SequenceRole.SINGLE_POSITIVE
             table.add(rows, single, texts=texts, level=level)
 

@@ -101,7 +101,7 @@ def _has_role(roles: torch.Tensor, wanted: tuple[SequenceRole, ...]) -> torch.Te
 def _shared_candidates(
     images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
 ) -> SharedCandidates:
-    """The single images and texts of all ranks' pairs, and their related ones."""
+    """The single images and texts of all ranks' pairs, their related ones, and the positive rewrites that stand alone."""
     query_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
 
     def candidates(
@@ -109,9 +109,9 @@ def _shared_candidates(
         pair_row: torch.Tensor,
         pair_key: torch.Tensor,
         score_row: torch.Tensor,
-        related: SequenceRole,
+        others: tuple[SequenceRole, ...],
     ) -> tuple[Candidates, torch.Tensor]:
-        chosen = table.score_role == int(related)
+        chosen = _has_role(table.score_role, others)
         owner = torch.cat((torch.arange(len(pair_row), device=pair_row.device), table.score_pair[chosen]))
         rows = torch.cat((pair_row, score_row[chosen]))
         items = torch.cat((pair_key, table.score_key[chosen]))
@@ -124,10 +124,14 @@ def _shared_candidates(
         return everyone, _items_by_owner(owner, items, num_owners=len(pair_row))
 
     images, own_images = candidates(
-        images_ND, table.pair_image, table.pair_image_key, table.score_image, SequenceRole.RELATED_IMAGE
+        images_ND, table.pair_image, table.pair_image_key, table.score_image, (SequenceRole.RELATED_IMAGE,)
     )
     texts, own_texts = candidates(
-        texts_ND, table.pair_text, table.pair_text_key, table.score_text, SequenceRole.RELATED_TEXT
+        texts_ND,
+        table.pair_text,
+        table.pair_text_key,
+        table.score_text,
+        (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE),
     )
     return SharedCandidates(
         query_images=images_ND[table.pair_image],
@@ -158,18 +162,20 @@ def _accuracies(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """How often the true pair outscores its hard negatives (by level), and the other images and texts of the step."""
     result = {}
-    own = score_Q.new_zeros(len(table.pair_image))
-    own[table.score_pair[table.score_role == SequenceRole.JOINT_PAIR]] = score_Q[
-        table.score_role == SequenceRole.JOINT_PAIR
-    ]
-    negative = table.score_role == SequenceRole.JOINT_NEGATIVE
-    for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
-        asked = negative & (table.score_level == level)
-        right = own[table.score_pair[asked]] > score_Q[asked]
-        result[f"hard_negative_{level.name.lower()}"] = (right.sum(), asked.sum())
-    single = table.score_role == SequenceRole.SINGLE_IMAGE
-    own_single = score_Q.new_zeros(len(table.pair_image))
-    own_single[table.score_pair[single]] = score_Q[single]
+
+    def own_scores(role: SequenceRole) -> torch.Tensor:
+        chosen = table.score_role == role
+        return score_Q.new_zeros(len(table.pair_image)).index_copy(0, table.score_pair[chosen], score_Q[chosen])
+
+    own_joint, own_single = own_scores(SequenceRole.JOINT_PAIR), own_scores(SequenceRole.SINGLE_IMAGE)
+    for name, role, own in (
+        ("joint", SequenceRole.JOINT_NEGATIVE, own_joint),
+        ("single", SequenceRole.SINGLE_NEGATIVE, own_single),
+    ):
+        for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
+            asked = (table.score_role == role) & (table.score_level == level)
+            right = own[table.score_pair[asked]] > score_Q[asked]
+            result[f"hard_negative_{name}_{level.name.lower()}"] = (right.sum(), asked.sum())
     for column, name in enumerate(("image_to_text", "text_to_image")):
         asked = best_P2[:, column].isfinite()
         result[f"in_batch_{name}"] = ((own_single > best_P2[:, column])[asked].sum(), asked.sum())

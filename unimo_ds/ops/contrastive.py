@@ -3,9 +3,9 @@
     loss_p = log sum over all candidates of p exp(score)  -  log sum over the positives of p exp(score)
 
 (UNIMO section 2.1: one logarithm, sums inside.) Private candidates of a pair are few, ragged, and come as ready scores: its
-joint encodings and its related items. Shared candidates are the images and texts of other pairs, their related ones included,
-scored in both directions. (Without the related ones of others, a related item could be told by its corpus alone: every one
-that is scored would be a positive.)
+joint encodings and its related items. Shared candidates are the images and texts of other pairs, with their related ones
+and positive rewrites encoded alone, scored in both directions. (Without the related ones of others, a related item could be
+told by its corpus alone: every one that is scored would be a positive.)
 
 Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vector size.
 """
@@ -74,11 +74,15 @@ def reference(
     shared: SharedCandidates | None,
     inverse_temperature: torch.Tensor,
 ) -> torch.Tensor:
-    """The loss by its formula, one pair at a time. Scores are cosines; the temperature is applied here. Returns [P]."""
+    """The loss by its formula, one pair at a time; 0 for a pair without positives. Scores are cosines, the temperature is
+    applied here. Returns [P]."""
     losses = []
     for pair in range(num_pairs):
         mine = private_pair_Q == pair
         positives = private_scores_Q[mine & private_is_positive_Q]
+        if not len(positives):
+            losses.append(private_scores_Q.sum() * 0)
+            continue
         every = [private_scores_Q[mine]]
         if shared is not None:
             keys = shared.query_keys[pair : pair + 1]
@@ -106,8 +110,8 @@ def multi_positive_loss(
     shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable.
 
     Returns:
-        losses [P] fp32, and [P, 2] the best shared cosine of each pair's image against texts and of its text against
-        images (-inf where there is none; no gradient), for accuracies.
+        losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
+        and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
     scores_Q = private_scores_Q * inverse_temperature
     log_all_P = segment_log_sum_exp(scores_Q, private_pair_Q, num_pairs)
@@ -125,7 +129,9 @@ def multi_positive_loss(
         best_P2 = torch.stack((best_text_P, best_image_P), 1)
         # One logsumexp: its weight for a -inf is 0, where two nested logaddexp of -inf would have a gradient of nan.
         log_all_P = torch.logsumexp(torch.stack((log_all_P, log_texts_P, log_images_P)), 0)
-    return log_all_P - log_positive_P, best_P2
+    has_positive_P = torch.zeros_like(log_all_P, dtype=torch.bool)
+    has_positive_P[private_pair_Q[positive]] = True
+    return torch.where(has_positive_P, log_all_P - log_positive_P, 0.0), best_P2
 
 
 def segment_log_sum_exp(values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int) -> torch.Tensor:
