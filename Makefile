@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test env lint format tensorboard clean
+.PHONY: demo test cluster env lint format tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -20,6 +20,11 @@ lint: env
 format: env
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# base.sh and large.sh on a real Slurm of five and nine nodes on this machine (root, Debian; installs Slurm where it is missing).
+cluster: env
+	tests/cluster/mini-slurm.sh install
+	$(VENV)/bin/python -m tests.cluster.rehearsal
 
 env: $(STAMP)
 

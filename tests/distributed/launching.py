@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unimo_ds.engine.launch import free_port
+from unimo_ds.utils.launchers import free_port
 
 
 def torchrun(processes: int) -> list[str]:

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -88,18 +90,40 @@ def test_a_key_that_one_side_lacks_counts_as_different() -> None:
     assert run_directory.differing_keys(before, before) == []
 
 
-def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:
-    holder = """if True:
-        import sys
-        from pathlib import Path
-        from unimo_ds.engine import run_directory
-        assert run_directory._lock(Path(sys.argv[1])) == ""
-        print("held", flush=True)
-        sys.stdin.read()
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+HOLDER = """if True:
+    import sys
+    from pathlib import Path
+    from unimo_ds.engine import run_directory
+    assert run_directory._lock(Path(sys.argv[1]), patience=0.0) == ""
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+
+
+def test_an_earlier_start_of_the_same_slurm_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent node may still run the tasks of a job that was requeued elsewhere; another job's are not waited for."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with hold(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        with pytest.raises(UserError, match=rf"in use by process {process.pid} on \S+ of Slurm job 17;"):
+            prepare(tmp_path, RunConfig(recipe="test"))
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+        threading.Timer(0.5, process.kill).start()
+        began = time.monotonic()
+        prepare(tmp_path, RunConfig(recipe="test"))
+        assert time.monotonic() - began > 0.4
+
+
+def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:
+    process = hold(tmp_path)
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"

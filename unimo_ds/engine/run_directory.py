@@ -84,20 +84,33 @@ def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 
 _LOCK = ".lock"
+_LOCK_POLL_SECONDS = 1.0
 _held_locks: list[IO[str]] = []
 """Open for the life of the process: two trainers in one directory would cut each other's records and checkpoints."""
 
 
-def _lock(run_dir: Path) -> str:
-    """Hold the directory; returns who holds it where another process does, else nothing. Freed when the process ends."""
+def _lock(run_dir: Path, *, patience: float) -> str:
+    """Hold the directory; returns who holds it where another process does, else nothing. Freed when the process ends.
+
+    Slurm requeues a job whose node fell silent while that node may still run its tasks. Those end by themselves, at the latest
+    `engine.hang_minutes` after their last step: an earlier start of this very job is waited for, up to `patience` seconds.
+    """
     file = (run_dir / _LOCK).open("a+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        return file.read().strip() or "another process"
+    job = os.environ.get("SLURM_JOB_ID")
+    mine = f" of Slurm job {job}" if job else ""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not mine or not holder.endswith(mine) or time.monotonic() > deadline:
+                return holder
+            time.sleep(_LOCK_POLL_SECONDS)
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{mine}\n")
     file.flush()
     _held_locks.append(file)
     return ""
@@ -112,7 +125,7 @@ def _prepare(
     command: Sequence[str],
 ) -> str:
     run_dir.mkdir(parents=True, exist_ok=True)
-    if holder := _lock(run_dir):
+    if holder := _lock(run_dir, patience=60.0 * config.engine.hang_minutes + 60.0):
         return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another run_dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from unimo_ds.engine.launch import first_host, local_rank, rank_environment
+from unimo_ds.utils.launchers import host_names, local_rank, rank_environment, slurm_port
 
 
 @pytest.mark.parametrize(
-    ("node_list", "host"),
+    ("node_list", "names"),
     [
-        ("gpu[03-05,7],login", "gpu03"),
-        ("gpu[3,5]", "gpu3"),
-        ("node1", "node1"),
-        ("node1,node2", "node1"),
-        ("rack[1-2]-gpu", "rack1-gpu"),
-        ("", "127.0.0.1"),
+        ("gpu[03-05,7],login", ["gpu03", "gpu04", "gpu05", "gpu7", "login"]),
+        ("gpu[098-101]", ["gpu098", "gpu099", "gpu100", "gpu101"]),
+        ("node1", ["node1"]),
+        ("node1,node2", ["node1", "node2"]),
+        ("rack[1-2]-gpu[3,5]", ["rack1-gpu3", "rack1-gpu5", "rack2-gpu3", "rack2-gpu5"]),
+        ("rack[1-2]-ib", ["rack1-ib", "rack2-ib"]),
+        ("", []),
     ],
 )
-def test_first_host(node_list: str, host: str) -> None:
-    assert first_host(node_list) == host
+def test_host_names(node_list: str, names: list[str]) -> None:
+    assert host_names(node_list) == names
 
 
 def test_launchers_that_speak_for_themselves_are_left_alone() -> None:
@@ -44,6 +45,19 @@ def test_srun() -> None:
         }
     )
     assert found == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03"}
+
+
+def test_jobs_steps_and_restarts_have_ports_of_their_own() -> None:
+    starts = [
+        {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step), "SLURM_RESTART_COUNT": str(restarts)}
+        for job in (9_999_999, 10_000_000, 10_000_001)
+        for step in (0, 1, 2)
+        for restarts in (0, 1, 2)
+    ]
+    ports = [slurm_port(start) for start in starts]
+    assert len(set(ports)) == len(starts)
+    assert 20000 <= min(ports) <= max(ports) < 32000
+    assert slurm_port({"SLURM_JOB_ID": "7"}) == slurm_port({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"})
 
 
 def test_a_batch_script_without_srun_is_one_process() -> None:

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Raw corpora to shards on one node without a GPU. Killed and requeued at any time; finished parts are not done again.
+#
+#   sbatch slurm/prepare.sh all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
+#
+# The arguments are those of `unimo prepare`.
+#SBATCH --job-name=unimo-prepare
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 2
+SRUN_OPTIONS=()
+source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+exec srun "${SRUN_OPTIONS[@]}" "$PYTHON" -m unimo_ds prepare "$@"

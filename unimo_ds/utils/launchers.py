@@ -1,0 +1,91 @@
+"""What launchers tell a process about its place: torchrun, `deepspeed`, mpirun and srun say it differently."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number on its machine. MPI has its own names for it; DeepSpeed copies them too late, after the device
+    was chosen. Where a launcher shows each process one GPU alone, the caller takes it modulo the number of GPUs.
+    """
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"):
+        if name in environment:
+            return int(environment[name])
+    return 0
+
+
+def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What must be added to `environment` for `torch.distributed` to find its peers.
+
+    Empty where a launcher set it (torchrun, deepspeed) or where DeepSpeed asks MPI (mpirun); Slurm's numbers under srun;
+    a group of one on a free port otherwise.
+    """
+    if all(name in environment for name in _NAMES):
+        return {}
+    slurm_tasks = environment.get("SLURM_STEP_NUM_TASKS") if "SLURM_PROCID" in environment else None
+    # Under Slurm, MPI's launchers start one helper per node with srun, whose numbers are not ours; srun itself may offer PMI.
+    if any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
+        return {}
+    if environment.get("PMI_SIZE", slurm_tasks) != slurm_tasks:
+        return {}
+    if slurm_tasks is not None:
+        found = {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": slurm_tasks,
+            "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+            "MASTER_ADDR": next(iter(host_names(environment.get("SLURM_STEP_NODELIST", ""))), "127.0.0.1"),
+            "MASTER_PORT": str(slurm_port(environment)),
+        }
+    else:
+        found = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+    return {name: value for name, value in found.items() if name not in environment}
+
+
+def slurm_port(environment: Mapping[str, str]) -> int:
+    """A port that all tasks of a Slurm step arrive at by themselves, below those that systems give to outgoing connections.
+
+    Jobs that share a node must not share it, nor may a step take that of the one before, or a requeued job that of a process
+    which a lost node still runs.
+    """
+    job, step, restarts = (
+        int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    )
+    return 20000 + (16 * job + (step + 5 * restarts) % 16) % 12000
+
+
+def host_names(node_list: str) -> list[str]:
+    """The names in a Slurm node list: `gpu[03-05,7],login` -> gpu03, gpu04, gpu05, gpu7, login. Several brackets multiply."""
+    found: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", node_list):
+        names = [""]
+        for text, numbers in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
+            names = [name + end for name in names for end in ([text] if text else _numbers(numbers))]
+        found += names
+    return found
+
+
+def _numbers(ranges: str) -> list[str]:
+    """`03-05,7` -> 03, 04, 05, 7."""
+    found: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        found += [f"{number:0{len(first)}}" for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on just now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
