@@ -46,7 +46,7 @@ def test_overrides_reach_every_type():
         ("seed=four", "takes int"),
         ("seed=1.5", "takes int"),
         ("contrast.in_batch=1", "true or false"),
-        ("contrast.form=both", "one_log, two_logs"),
+        ("contrast.form=both", "one_log, two_logs, log_each"),
         ("optimizer.betas=0.9", "2 values"),
         ("losses.contrastive=nan", "finite"),
         ("seed", "no '='"),

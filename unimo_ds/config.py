@@ -109,7 +109,7 @@ class ContrastConfig:
     """Cross-modal contrastive learning (paper section 2.1): what is drawn per pair and per step, and how it is scored."""
 
     enabled: bool = True
-    form: Literal["one_log", "two_logs"] = "two_logs"
+    form: Literal["one_log", "two_logs", "log_each"] = "two_logs"
     positives: int = 1
     """Positive rewrites drawn per pair and step."""
     sentence_negatives: int = 1

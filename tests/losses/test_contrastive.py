@@ -13,7 +13,7 @@ from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.ops.contrastive import Candidates, SharedCandidates, multi_positive_loss, reference
 from unimo_ds.utils.communicator import SingleProcess
 
-FORMS = ("one_log", "two_logs")
+FORMS = ("one_log", "two_logs", "log_each")
 
 
 def make_table(num_pairs: int, roles: list[SequenceRole], groups: int = 1, text_keys: list[int] | None = None):
@@ -183,13 +183,15 @@ def test_an_item_related_to_two_pairs_is_no_negative_of_either():
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 2, 7])
 @pytest.mark.parametrize("rows_per_tile", [2, 512])
-def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
+@pytest.mark.parametrize("log_each", [False, True])
+def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, monkeypatch):
     monkeypatch.setattr("unimo_ds.ops.contrastive.ROWS_PER_TILE", rows_per_tile)
     torch.manual_seed(num_pairs)
     num_scores = num_pairs * 3
     private = torch.rand(num_scores, dtype=torch.float64, requires_grad=True)
     pair = torch.arange(num_pairs).repeat(3)
-    positive = torch.arange(num_scores) < max(num_pairs - 1, 1)  # the last of several pairs has no positive
+    positive = torch.arange(num_scores) % 4 != 1
+    positive &= (pair != num_pairs - 1) | (num_pairs == 1)  # the last of several pairs has no positive
     keys = torch.stack((torch.arange(num_pairs) // 4, torch.arange(num_pairs), torch.arange(num_pairs)), 1)
     owner = torch.arange(2 * num_pairs) % max(num_pairs, 1)
     items = torch.arange(2 * num_pairs) % 9
@@ -204,7 +206,15 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, monkeypatch):
         shared = SharedCandidates(
             *queries, keys, own, own, *(Candidates(vectors, candidate_keys) for vectors in candidates)
         )
-        result = loss(private, pair, positive, num_pairs=num_pairs, shared=shared, inverse_temperature=inverse)
+        result = loss(
+            private,
+            pair,
+            positive,
+            num_pairs=num_pairs,
+            shared=shared,
+            inverse_temperature=inverse,
+            log_each=log_each,
+        )
         return result[0] if isinstance(result, tuple) else result
 
     weights = torch.rand(num_pairs, dtype=torch.float64)

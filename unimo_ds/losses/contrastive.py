@@ -1,13 +1,15 @@
 """Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
 
 Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: a joint encoding of
-image and text, or two encodings alone. `ContrastTable` says which rows are scored and why. Two forms:
+image and text, or two encodings alone. `ContrastTable` says which rows are scored and why. Three forms:
 
     one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
     two_logs                 -log( joint positives / (those + joint negatives) )
                              -log( (single + related positives) / (those + single negatives + in-batch) )
+    log_each                 the two above with a logarithm for each positive, averaged: it alone against the same negatives
 
-Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot.
+Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot. And
+with a sum of positives inside, one good positive is enough: the others stop learning.
 
 Letters: P local pairs, Q scores, D vector size.
 """
@@ -49,7 +51,7 @@ def contrastive_loss(
     table: ContrastTable,
     *,
     temperature: torch.Tensor,
-    form: Literal["one_log", "two_logs"],
+    form: Literal["one_log", "two_logs", "log_each"],
     in_batch: bool,
     communicator: Communicator,
 ) -> ContrastiveResult:
@@ -76,6 +78,7 @@ def contrastive_loss(
             num_pairs=num_pairs,
             shared=shared if with_shared else None,
             inverse_temperature=inverse_temperature,
+            log_each=form == "log_each",
         )
 
     if form == "one_log":

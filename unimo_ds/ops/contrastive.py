@@ -1,11 +1,17 @@
-"""Multi-positive contrastive loss: two log-sum-exps over private and shared candidates.
+"""Multi-positive contrastive loss: log-sum-exps over private and shared candidates.
 
     loss_p = log sum over all candidates of p exp(score)  -  log sum over the positives of p exp(score)
 
-(UNIMO section 2.1: one logarithm, sums inside.) Private candidates of a pair are few, ragged, and come as ready scores: its
-joint encodings and its related items. Shared candidates are the images and texts of other pairs, with their related ones
-and positive rewrites encoded alone, scored in both directions. (Without the related ones of others, a related item could be
-told by its corpus alone: every one that is scored would be a positive.)
+(UNIMO section 2.1: one logarithm, sums inside.) Or a logarithm for each positive, among itself and the negatives alone:
+
+    loss_p = mean over the positives q of p of  log( exp(score_q) + sum over the negatives of p exp(score) )  -  score_q
+
+(the sum outside, Khosla et al. 2020, equation 2: no positive can rest on another one's score.)
+
+Private candidates of a pair are few, ragged, and come as ready scores: its joint encodings and its related items. Shared
+candidates are the images and texts of other pairs, with their related ones and positive rewrites encoded alone, scored in both
+directions. (Without the related ones of others, a related item could be told by its corpus alone: every one that is scored
+would be a positive.)
 
 Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vector size.
 """
@@ -73,6 +79,7 @@ def reference(
     num_pairs: int,
     shared: SharedCandidates | None,
     inverse_temperature: torch.Tensor,
+    log_each: bool = False,
 ) -> torch.Tensor:
     """The loss by its formula, one pair at a time; 0 for a pair without positives. Scores are cosines, the temperature is
     applied here. Returns [P]."""
@@ -83,15 +90,21 @@ def reference(
         if not len(positives):
             losses.append(private_scores_Q.sum() * 0)
             continue
-        every = [private_scores_Q[mine]]
+        others = [private_scores_Q[mine & ~private_is_positive_Q]]
         if shared is not None:
             keys = shared.query_keys[pair : pair + 1]
             texts = allowed_negatives(keys, shared.own_texts[pair : pair + 1], shared.texts.keys)[0]
             images = allowed_negatives(keys, shared.own_images[pair : pair + 1], shared.images.keys)[0]
-            every.append(shared.texts.vectors[texts] @ shared.query_images[pair])
-            every.append(shared.images.vectors[images] @ shared.query_texts[pair])
-        log_all = torch.logsumexp(torch.cat(every) * inverse_temperature, 0)
-        losses.append(log_all - torch.logsumexp(positives * inverse_temperature, 0))
+            others.append(shared.texts.vectors[texts] @ shared.query_images[pair])
+            others.append(shared.images.vectors[images] @ shared.query_texts[pair])
+        negatives = torch.cat(others)
+        groups = positives.unsqueeze(1) if log_each else positives.unsqueeze(0)
+        each = [
+            torch.logsumexp(torch.cat((group, negatives)) * inverse_temperature, 0)
+            - torch.logsumexp(group * inverse_temperature, 0)
+            for group in groups
+        ]
+        losses.append(torch.stack(each).mean())
     return torch.stack(losses) if losses else private_scores_Q.new_zeros(0) + private_scores_Q.sum() * 0
 
 
@@ -103,21 +116,23 @@ def multi_positive_loss(
     num_pairs: int,
     shared: SharedCandidates | None,
     inverse_temperature: torch.Tensor,
+    log_each: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss per pair, tiled over rows so that no [P, C] score matrix outlives its tile.
 
     private_scores_Q: [Q] fp32 cosines. private_pair_Q: [Q] int64. private_is_positive_Q: [Q] bool.
-    shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable.
+    shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: a logarithm for each
+    positive instead of one for their sum.
 
     Returns:
         losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
         and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
     scores_Q = private_scores_Q * inverse_temperature
-    log_all_P = segment_log_sum_exp(scores_Q, private_pair_Q, num_pairs)
     positive = private_is_positive_Q
-    log_positive_P = segment_log_sum_exp(scores_Q[positive], private_pair_Q[positive], num_pairs)
-    best_P2 = log_all_P.new_full((num_pairs, 2), -torch.inf)
+    owner_Q = private_pair_Q[positive]
+    parts = [segment_log_sum_exp(scores_Q[~positive], private_pair_Q[~positive], num_pairs)]
+    best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
     if shared is not None:
         keys = shared.query_keys
         log_texts_P, best_text_P = _SharedLogSumExp.apply(  # type: ignore[no-untyped-call]
@@ -127,11 +142,28 @@ def multi_positive_loss(
             shared.query_texts, shared.images.vectors, inverse_temperature, keys, shared.own_images, shared.images.keys
         )
         best_P2 = torch.stack((best_text_P, best_image_P), 1)
-        # One logsumexp: its weight for a -inf is 0, where two nested logaddexp of -inf would have a gradient of nan.
-        log_all_P = torch.logsumexp(torch.stack((log_all_P, log_texts_P, log_images_P)), 0)
-    has_positive_P = torch.zeros_like(log_all_P, dtype=torch.bool)
-    has_positive_P[private_pair_Q[positive]] = True
-    return torch.where(has_positive_P, log_all_P - log_positive_P, 0.0), best_P2
+        parts += [log_texts_P, log_images_P]
+    if log_each:
+        losses_P = _mean_of_each(scores_Q[positive], owner_Q, parts, num_pairs)
+    else:
+        log_positive_P = segment_log_sum_exp(scores_Q[positive], owner_Q, num_pairs)
+        losses_P = _log_sum_exp([log_positive_P, *parts]) - log_positive_P
+    has_positive_P = torch.zeros_like(losses_P, dtype=torch.bool).index_fill(0, owner_Q, True)
+    return torch.where(has_positive_P, losses_P, 0.0), best_P2
+
+
+def _mean_of_each(
+    scores_R: torch.Tensor, owner_R: torch.Tensor, negatives: list[torch.Tensor], num_pairs: int
+) -> torch.Tensor:
+    """[P] mean over each pair's positives (scores_R, owner_R) of -log(their share among themselves and the negatives)."""
+    losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)]) - scores_R
+    counts = torch.bincount(owner_R, minlength=num_pairs).clamp(min=1)
+    return losses_R.new_zeros(num_pairs).index_add(0, owner_R, losses_R) / counts
+
+
+def _log_sum_exp(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Elementwise, in one logsumexp: its weight for a -inf is 0, where nested logaddexp of -inf would have a gradient of nan."""
+    return torch.logsumexp(torch.stack(parts), 0)
 
 
 def segment_log_sum_exp(values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int) -> torch.Tensor:

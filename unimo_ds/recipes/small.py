@@ -23,12 +23,13 @@ from unimo_ds.config import (
 
 
 def small() -> RunConfig:
-    """A four-layer model on photographs, for two CPU processes and an hour."""
+    """A two-layer model on photographs, for two CPU processes and less than an hour."""
     return RunConfig(
         recipe="small",
         run_dir="runs/small",
         model=ModelConfig(
-            num_layers=4,
+            # Twice the layers are more than twice the time, and an hour buys more from visits (docs/experiments.md).
+            num_layers=2,
             hidden_size=256,
             num_heads=4,
             feed_forward_size=1024,
@@ -49,18 +50,19 @@ def small() -> RunConfig:
         ),
         batch=BatchConfig(global_samples=128, micro_batch_tokens=16384),
         contrast=ContrastConfig(
-            # Every joint rewrite costs a pass over the image; on two cores an hour buys more from visits than from rewrites.
-            positives=0,
-            sentence_negatives=0,
+            # Encoded alone a rewrite costs its words, jointly a pass over the image as well.
+            rewrites="single",
+            positives=2,
+            sentence_negatives=1,
             phrase_negatives=0,
-            word_negatives=1,
+            word_negatives=0,
             related_images=0,
             related_texts=0,
         ),
-        optimizer=OptimizerConfig(peak_learning_rate=7e-4, weight_decay=0.05),
-        schedule=ScheduleConfig(total_steps=1200, warmup_steps=60),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, weight_decay=0.05),
+        schedule=ScheduleConfig(total_steps=2000, warmup_steps=100),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
-        checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
-        evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
+        checkpoint=CheckpointConfig(every_steps=200, keep_last=2),
+        evaluation=EvaluationConfig(every_steps=200, num_pairs=500),
         logging=LoggingConfig(every_steps=10),
     )
