@@ -33,9 +33,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "no rewrites": NO_REWRITES,
     "no in-batch negatives": ("contrast.in_batch=false",),
-    "one logarithm": ("contrast.form=one_log",),
-    "rewrites in joint encodings alone": ("contrast.rewrites=joint",),
-    "no contrast": ("contrast.enabled=false",),
+    "positives in one sum": ("contrast.form=two_logs",),
+    "joint, a logarithm each": ("contrast.rewrites=both",),
+    "joint, two logarithms": ("contrast.rewrites=both", "contrast.form=two_logs"),
+    "joint, one logarithm": ("contrast.rewrites=both", "contrast.form=one_log"),
 }
 """What each variant changes in the recipe."""
 
@@ -72,7 +73,7 @@ def main() -> int:
 
     # Seed by seed, so that a stopped comparison has whole rows.
     runs = [
-        Run(variant, seed, options.output / f"{variant.replace(' ', '-')}-{seed}")
+        Run(variant, seed, options.output / f"{variant.replace(',', '').replace(' ', '-')}-{seed}")
         for seed in options.seeds
         for variant in options.variants
     ]

@@ -112,7 +112,7 @@ class _Reading:
         self.last = this
 
     def _possess(self, owner: int, owned: int) -> None:
-        """"a man's hand": what was said of the man is said of the hand."""
+        """ "a man's hand": what was said of the man is said of the hand."""
         if self.subject == owner:
             self.subject = owned
         if self.relations and self.relations[-1].target == owner:
