@@ -61,7 +61,7 @@ def small() -> RunConfig:
             related_images=0,
             related_texts=0,
         ),
-        optimizer=OptimizerConfig(peak_learning_rate=1e-3, weight_decay=0.05),
+        optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, weight_decay=0.05),
         schedule=ScheduleConfig(total_steps=4000, warmup_steps=100),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=250, keep_last=2),
