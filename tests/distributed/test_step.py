@@ -57,12 +57,13 @@ def matching_reference(case: dict, results: dict[int, list[dict]]) -> dict:
 def test_every_deal_takes_the_same_steps(world_size, index, results):
     expected = matching_reference(CASES[world_size][index], results)
     actual = results[world_size][index]
-    for one, other in zip(actual["steps"], expected["steps"], strict=True):
+    for number, (one, other) in enumerate(zip(actual["steps"], expected["steps"], strict=True)):
         assert one["counts"] == other["counts"]
         assert one["positions"] == other["positions"]
         assert one["accuracies"] == pytest.approx(other["accuracies"], nan_ok=True)
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-5, nan_ok=True)
-        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)
+        # From the second step on the weights differ by Adam's share of rounding (see below), and the norm is steep in them.
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5 if number == 0 else 1e-4)
         assert one["temperature"] == pytest.approx(other["temperature"], rel=1e-5)
         assert one["applied"]
 
