@@ -21,4 +21,7 @@ DATA=${DATA:-data}
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # export NCCL_IB_HCA=mlx5
 
+# What the check of the nodes asks of them (`unimo doctor preflight --help`), e.g. that an all-reduce over all GPUs reaches 5 GB/s:
+# PREFLIGHT_OPTIONS+=(--min-bandwidth=5 --min-free-gib=100)
+
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What base.sh and large.sh do inside their job: train, and requeue what was interrupted.
+# What base.sh and large.sh do inside their job: check the nodes, train, and requeue what was interrupted.
 #
 # Ten minutes before the time limit Slurm sends SIGUSR1 to every task (--signal without "B:" passes this script by). The trainer
 # saves and leaves with status 75, and the job is requeued. A node that fails is Slurm's to notice; --requeue then does the same.
@@ -8,15 +8,17 @@ recipe=$1
 shift
 cd "$SLURM_SUBMIT_DIR" || exit 2
 SRUN_OPTIONS=()
+PREFLIGHT_OPTIONS=()
 # shellcheck source=environment.sh
 source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
 run_dir=${RUN_DIR:-runs/$recipe}
-most_failures=3
+most_failures=5
 
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
 newest() { cat "$run_dir/checkpoints/latest" 2>/dev/null || echo nothing; }
 
-requeue() {
+requeue() { # [nodes to keep away from, separated by commas]
+    local known
     # A cancelled job could be requeued too, against the wish of who cancelled it.
     if ! scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
         say "not requeued: the job was cancelled or is being requeued already"
@@ -25,15 +27,39 @@ requeue() {
     trap '' TERM # sent to this script by the requeue itself
     say "requeue"
     scontrol requeue "$SLURM_JOB_ID"
+    if [ -n "${1:-}" ]; then # a list of nodes can be changed while a job is pending, which it now is
+        known=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')
+        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${known:+$known,}$1" && say "excluded from now on: $1"
+    fi
     exit "$status"
+}
+failed() { # [nodes to blame]
+    # Go on from the newest checkpoint, unless that has led nowhere several times.
+    local failures=1
+    [ "$before" = "$(newest)" ] && failures=$(($(cat "$run_dir/failed_starts" 2>/dev/null || echo 0) + 1))
+    mkdir -p "$run_dir" && echo "$failures" >"$run_dir/failed_starts"
+    say "status $status, newest checkpoint $(newest), failures without a new one: $failures of $most_failures"
+    [ "$failures" -lt "$most_failures" ] && requeue "${1:-}"
+    say "given up; look for the first error above, then submit again" && exit "$status"
 }
 
 case " $* " in *" --run-dir"*) say "give RUN_DIR=... to sbatch instead of --run-dir"; exit 2 ;; esac
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun stopped inheriting --cpus-per-task in Slurm 22.05
-say "$recipe on $SLURM_JOB_NODELIST, from $(newest)"
+before=$(newest)
+say "$recipe on $SLURM_JOB_NODELIST, from $before"
+
+# A node that is not fit is left out from the next start on. Where the preflight names none, the first node could not even judge.
+reports=$run_dir/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+srun --kill-on-bad-exit=0 --wait=240 "${SRUN_OPTIONS[@]}" \
+    "$PYTHON" -m unimo_ds doctor preflight --data "$DATA" --run-dir "$run_dir" --reports "$reports" "${PREFLIGHT_OPTIONS[@]}"
+status=$?
+if [ "$status" -eq 2 ]; then
+    say "no node is fit, so it is not the nodes; not requeued" && exit 2
+elif [ "$status" -ne 0 ]; then
+    failed "$(cat "$reports/bad_nodes" 2>/dev/null || echo "$SLURMD_NODENAME")"
+fi
 
 # Each task leaves with its own status; the first to leave gives the others a minute, so that nobody waits for a dead rank.
-before=$(newest)
 srun --kill-on-bad-exit=0 --wait=60 "${SRUN_OPTIONS[@]}" \
     "$PYTHON" -m unimo_ds.train --recipe "$recipe" --data "$DATA" --run-dir "$run_dir" "$@"
 status=$?
@@ -42,11 +68,5 @@ case $status in
 0) say "done" && exit 0 ;;
 2 | 130) say "stopped with status $status; not requeued" && exit "$status" ;;
 75) rm -f "$run_dir/failed_starts" && requeue ;;
+*) failed ;; # a crash, a hang, a lost node
 esac
-# A crash, a hang, a lost node: go on from the newest checkpoint, unless that has led nowhere several times.
-failures=1
-[ "$before" = "$(newest)" ] && failures=$(($(cat "$run_dir/failed_starts" 2>/dev/null || echo 0) + 1))
-echo "$failures" >"$run_dir/failed_starts"
-say "status $status, newest checkpoint $(newest), failures without a new one: $failures of $most_failures"
-[ "$failures" -lt "$most_failures" ] && requeue
-say "given up; look for the first error above, then submit again" && exit "$status"

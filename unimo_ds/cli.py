@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unimo_ds.data.prepare import command
 
         return _guarded(lambda: command.main(words[1:]))
+    if words[:2] == ["doctor", "preflight"]:
+        from unimo_ds.preflight import command as preflight
+
+        return _guarded(lambda: preflight.main(words[2:]))
     arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     return _guarded(lambda: run_command(lambda: run(arguments)))
@@ -74,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_json(
         _command(
-            commands, "doctor", "what this machine has, and what each missing piece costs", _doctor, "unimo doctor"
+            commands, "doctor", "what this machine has, and what each missing piece costs", _doctor, _DOCTOR_EXAMPLE
         )
     )
     return parser
@@ -291,6 +295,8 @@ def _inspect_order(arguments: argparse.Namespace) -> None:
 
 
 # unimo doctor
+
+_DOCTOR_EXAMPLE = "unimo doctor\n  srun unimo doctor preflight --data data      the nodes of a job, see its own --help"
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
