@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
-import json
 import os
 import statistics
 import subprocess
@@ -21,10 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from curves import DIRECTIONS, draw, evaluations
 
 NO_REWRITES = tuple(
     f"contrast.{name}=0" for name in ("positives", "sentence_negatives", "phrase_negatives", "word_negatives")
@@ -41,14 +37,13 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """What each variant changes in the recipe."""
 
 MEASURES = {
-    "R@10 text to image": "held_out/retrieval/text_to_image/r@10",
-    "R@10 image to text": "held_out/retrieval/image_to_text/r@10",
+    **DIRECTIONS,
     "mean recall": "held_out/retrieval/mean_recall",
-    "joint, sentence": "held_out/rewrites/joint/sentence",
-    "joint, phrase": "held_out/rewrites/joint/phrase",
-    "joint, word": "held_out/rewrites/joint/word",
+    "sentence": "held_out/rewrites/single/sentence",
+    "phrase": "held_out/rewrites/single/phrase",
+    "word": "held_out/rewrites/single/word",
 }
-"""Columns of the table, as the run's metrics name them: shares of one."""
+"""Columns of the table, as the metrics name them: shares of one. The last three: captions above their rewrites, encoded alone."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +93,9 @@ def train(run: Run, options: argparse.Namespace) -> int:
     return status
 
 
-def evaluations(run: Run) -> list[dict[str, float]]:
-    """The held-out measurements of a run, in the order of their steps; none where it has not begun."""
-    path = run.folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if MEASURES["mean recall"] in row]
-
-
 def report(runs: Sequence[Run], output: Path) -> None:
     """Write what was measured."""
-    measured = {run: evaluations(run) for run in runs}
+    measured = {run: evaluations(run.folder) for run in runs}
     with open(output / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["variant", "seed", "step", *MEASURES])
@@ -117,14 +103,14 @@ def report(runs: Sequence[Run], output: Path) -> None:
             for row in rows:
                 writer.writerow([run.variant, run.seed, row["step"], *(row.get(name) for name in MEASURES.values())])
     lines = ["| variant | seeds | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 2) + "|"]
-    for variant in dict.fromkeys(run.variant for run in runs):
+    variants = dict.fromkeys(run.variant for run in runs)
+    for variant in variants:
         last = [rows[-1] for run, rows in measured.items() if run.variant == variant and rows]
         cells = [spread([row[name] for row in last if row.get(name) is not None]) for name in MEASURES.values()]
         lines.append(f"| {variant} | {len(last)} | " + " | ".join(cells) + " |")
     (output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    num_images = json.loads((runs[0].folder / "config.json").read_text())["evaluation"]["num_pairs"]
-    draw(measured, output / "curves.png", chance=10 / num_images)
+    draw({name: [run.folder for run in runs if run.variant == name] for name in variants}, output / "curves.png")
 
 
 def spread(shares: Sequence[float]) -> str:
@@ -133,31 +119,6 @@ def spread(shares: Sequence[float]) -> str:
         return ""
     text = f"{100 * statistics.mean(shares):.1f}"
     return text if len(shares) == 1 else f"{text} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
-
-
-def draw(measured: Mapping[Run, Sequence[Mapping[str, float]]], path: Path, *, chance: float) -> None:
-    """R@10 of both directions over the steps, a thin line a run, one colour a variant."""
-    variants = list(dict.fromkeys(run.variant for run in measured))
-    figure, panes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for pane, name in zip(panes, list(MEASURES)[:2], strict=True):
-        for run, rows in measured.items():
-            is_first = run == next(other for other in measured if other.variant == run.variant)
-            pane.plot(
-                [row["step"] for row in rows],
-                [100 * row[MEASURES[name]] for row in rows],
-                color=f"C{variants.index(run.variant)}",
-                marker="o",
-                markersize=3,
-                linewidth=1.2,
-                label=run.variant if is_first else None,
-            )
-        pane.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
-        pane.set(title=name, xlabel="step", ylim=(0, None))
-        pane.grid(alpha=0.3)
-    panes[0].set_ylabel("R@10, %")
-    panes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":
