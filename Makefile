@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test cluster env lint format tensorboard clean
+.PHONY: demo test cluster env lint format kernels tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -33,6 +33,11 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# make kernels ARCH=sm_70,sm_90
+ARCH ?= sm_90
+kernels: env
+	$(VENV)/bin/python -m unimo_ds kernels build --arch $(ARCH)
 
 tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs

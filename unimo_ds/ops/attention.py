@@ -1,8 +1,8 @@
 """Self-attention over a packed stream: no padding in the input, prefix masks, dropout keyed by (seed, offset, head, column).
 
 A query at offset i of a sequence of n positions and prefix p sees key j of the same sequence where j < p or j <= i.
-Paths: `bucketed` (sequences of similar length padded together, batched products, one autograd node for the op),
-`reference` (a loop over sequences, differentiated by autograd).
+Paths: `native` (the CUDA kernels: fp16 or bf16, heads of 64), `bucketed` (sequences of similar length padded together,
+batched products, one autograd node for the op), `reference` (a loop over sequences, differentiated by autograd).
 
 Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L padded length of a bucket.
 """
@@ -15,6 +15,7 @@ import torch
 
 from unimo_ds.ops import bucketed_attention, paths
 from unimo_ds.ops.layout import Layout
+from unimo_ds.ops.native import attention as native
 from unimo_ds.utils import seed
 
 
@@ -29,12 +30,16 @@ def packed_attention(
     """`dropout(softmax(q k^T / sqrt(D) + mask)) v` within each sequence, [T, H, D].
 
     query_key_value_T3HD: [T, 3, H, D] floating, as one projection makes it. probability: of dropout on the attention
-    probabilities. site: number of this dropout in the model. Zero positions are allowed.
+    probabilities. site: number of this dropout in the model. Zero positions are allowed. path: `native` compiles the kernels
+    where they are not built yet; `auto` takes them where they are.
 
     Raises:
         UserError: unknown path, or one that cannot run here.
     """
-    chosen = paths.choose("packed_attention", path, {"bucketed": None, "reference": None})
+    refused = native.refusal(query_key_value_T3HD, may_build=path == "native")
+    chosen = paths.choose("packed_attention", path, {"native": refused, "bucketed": None, "reference": None})
+    if chosen == "native":
+        return native.attention(query_key_value_T3HD, layout, probability=probability, site=site)
     if chosen == "reference":
         return attention_reference(query_key_value_T3HD, layout, probability=probability, site=site)
     return bucketed_attention.bucketed_attention(query_key_value_T3HD, layout, probability=probability, site=site)

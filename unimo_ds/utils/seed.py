@@ -102,12 +102,17 @@ def keep_mask(
     columns = torch.arange(num_words, dtype=torch.int32, device=keys.device) * _to_int32(0x27D4EB2F)
     lanes = finalize_32(keys.unsqueeze(-1) + columns).view(torch.int16)
     mask = torch.empty((*keys.shape, num_columns), dtype=dtype, device=keys.device)
-    return torch.ge(lanes[..., :num_columns], _threshold(probability) - 32768, out=mask)
+    return torch.ge(lanes[..., :num_columns], keep_threshold(probability), out=mask)
 
 
 def keep_scale(probability: float) -> float:
     """What kept elements are multiplied by, so that the mean stays: one over the exact share that `keep_mask` keeps."""
     return 65536 / (65536 - _threshold(probability))
+
+
+def keep_threshold(probability: float) -> int:
+    """The least signed 16-bit column value that is kept, for kernels that make the mask themselves."""
+    return _threshold(probability) - 32768
 
 
 def _threshold(probability: float) -> int:

@@ -1,0 +1,99 @@
+// What all attention kernels share: arguments, which rows a block works on, what sees what, and loads of tiles.
+//
+// A block takes 64 rows of one sequence and one head (four warps of 16 rows). Blocks are listed in a table on the device,
+// [num_tiles] of (start of the sequence in the stream, its length, its prefix, first row); length 0 marks unused entries.
+// Row i of a sequence sees key j where j < max(prefix, i + 1): every row sees key 0, so no row is ever empty.
+#pragma once
+
+#include "../common/dropout.cuh"
+#include "../common/matrix.cuh"
+
+namespace unimo {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+constexpr int kStages = 2;
+constexpr int kPairBytes = 2 * kTileBytes;  // two tiles of a stage: keys and values, or queries and output gradients
+
+struct AttentionArguments {
+    const void* query_key_value;   // [T, 3, H, 64]
+    void* output;                  // [T, H, 64]; read by the backward kernels
+    float* log_sums;               // [H, T] log2 of the sum of exp2 of scaled scores
+    const void* output_gradient;   // [T, H, 64]
+    void* input_gradient;          // [T, 3, H, 64]
+    float* deltas;                 // [H, T] sum over the row of output * output gradient
+    const int* tiles;              // [num_tiles, 4]
+    const unsigned* position_keys; // [T]
+    int num_tiles;
+    int num_positions;
+    int num_heads;
+    int dropout_threshold;         // of the signed 16-bit column; -32768 keeps all
+    unsigned site_key;
+    float keep_scale;
+    float scale;                   // of scores: 1 / sqrt(64) / ln 2, for exp2
+};
+
+struct TileOfSequence {
+    int start, length, prefix, first;
+};
+
+__device__ __forceinline__ TileOfSequence tile_of_block(const AttentionArguments& arguments) {
+    const Words4 words = load<Words4>(arguments.tiles + 4 * block_y());
+    return {int(words.word[0]), int(words.word[1]), int(words.word[2]), int(words.word[3])};
+}
+
+__device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+
+// Rows of one head, by their offset within a sequence.
+struct Rows {
+    const unsigned char* base;
+    int stride;  // bytes
+};
+// part: 0 queries, 1 keys, 2 values
+__device__ __forceinline__ Rows input_rows(const void* tensor, int start, int part, int head, int num_heads) {
+    const auto* base = static_cast<const unsigned char*>(tensor);
+    return {base + (3LL * start + part) * num_heads * kRowBytes + head * kRowBytes, 3 * num_heads * kRowBytes};
+}
+__device__ __forceinline__ Rows output_rows(const void* tensor, int start, int head, int num_heads) {
+    const auto* base = static_cast<const unsigned char*>(tensor);
+    return {base + static_cast<long long>(start) * num_heads * kRowBytes + head * kRowBytes, num_heads * kRowBytes};
+}
+
+// Begins to fill a shared tile with rows `first` to `first` + 63; rows from `length` on are zeros.
+__device__ __forceinline__ void begin_tile(unsigned char* tile, Rows rows, int first, int length) {
+#pragma unroll
+    for (int i = 0; i < kTileRows * 8 / kThreads; ++i) {
+        const int row = (i * kThreads + thread_index()) / 8, chunk = thread_index() % 8;
+        const bool valid = first + row < length;
+        const unsigned char* source = rows.base + static_cast<long long>(valid ? first + row : 0) * rows.stride + chunk * 16;
+        copy_16_bytes(chunk_address(tile, row, chunk), source, valid);
+    }
+}
+
+// Writes a warp's 16 x 64 accumulators, times `scales` per row, through 16 rows of shared memory that it alone uses.
+template <class Format>
+__device__ __forceinline__ void write_rows(Accumulator (&sums)[4], const float (&scales)[2], unsigned char* staging,
+                                           Rows rows, int first, int length) {
+    const int lane = lane_index(), row = accumulator_row(lane);
+#pragma unroll
+    for (int part = 0; part < 4; ++part)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int c = 0; c < 4; c += 2)
+                store(element_address(staging, row + r, 16 * part + accumulator_column(lane, c)),
+                      pack<Format>(sums[part].at(r, c) * scales[r], sums[part].at(r, c + 1) * scales[r]));
+    warp_barrier();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int r = 4 * i + lane / 8, chunk = lane % 8;
+        if (first + r < length) {
+            auto* target = const_cast<unsigned char*>(rows.base) + static_cast<long long>(first + r) * rows.stride;
+            store(target + chunk * 16, load<Words4>(chunk_address(staging, r, chunk)));
+        }
+    }
+    warp_barrier();
+}
+
+}  // namespace unimo

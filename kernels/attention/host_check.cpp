@@ -1,0 +1,237 @@
+// Random streams through the kernels on the CPU against a reference in fp64: forward and every gradient.
+//
+//     host_check FIRST_CASE NUM_CASES
+//
+// Every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be equal. Outputs start as
+// NaN, inputs are allocated to the byte (build with sanitizers), and rows beyond the stream are never there. Prints one line
+// per failure and a summary; exit status 1 if any case failed.
+#include "attention.cu"
+
+#include <string>
+
+namespace {
+
+struct Case {
+    std::vector<int> lengths, prefixes;
+    int heads = 1, format = 0;
+    double probability = 0;
+    unsigned site_key = 0;
+    float query_scale = 1;
+};
+
+int draw(std::mt19937& random, int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
+
+Case make_case(unsigned number) {
+    static const int edges[] = {1, 2, 3, 15, 16, 17, 20, 31, 32, 33, 47, 48, 49, 63, 64, 65, 66, 79, 80, 81, 96, 101, 112, 127,
+                                128, 129, 132, 145, 191, 192, 193, 230};
+    std::mt19937 random(number * 2654435761u + 1);
+    Case c;
+    int total = 0;
+    const int wanted = draw(random, 0, 5);
+    while (int(c.lengths.size()) < wanted) {
+        const int length = draw(random, 0, 3) ? edges[draw(random, 0, int(std::size(edges)) - 1)] : draw(random, 1, 150);
+        if (total + length > 330) break;
+        const int prefixes[] = {length, 0, draw(random, 0, length), length - 1, length / 16 * 16, std::min(length, 64)};
+        c.lengths.push_back(length);
+        c.prefixes.push_back(prefixes[draw(random, 0, 5)]);
+        total += length;
+    }
+    c.heads = draw(random, 1, 3);
+#if !defined(UNIMO_HALF_ONLY)
+    c.format = draw(random, 0, 1);
+#endif
+    const double probabilities[] = {0, 0.1, 0.1, 0.5};
+    c.probability = probabilities[draw(random, 0, 3)];
+    c.site_key = unsigned(draw(random, 1, 100)) * 0x9E3779B9u;
+    const float scales[] = {1, 1, 4, 0.1f};
+    c.query_scale = scales[draw(random, 0, 3)];
+    return c;
+}
+
+// Exact: what the format holds, widened.
+struct Tensor {
+    std::vector<std::uint16_t> bits;
+    std::vector<double> values;
+};
+
+template <class Format>
+double widen(std::uint16_t bits) {
+    return unimo::unpack<Format>(bits).low;
+}
+
+template <class Format>
+Tensor random_tensor(std::size_t count, std::mt19937& random, float scale) {
+    std::normal_distribution<float> normal(0, scale);
+    Tensor tensor;
+    for (std::size_t i = 0; i < count; ++i) {
+        tensor.bits.push_back(std::uint16_t(unimo::pack<Format>(normal(random), 0)));
+        tensor.values.push_back(widen<Format>(tensor.bits.back()));
+    }
+    return tensor;
+}
+
+struct Result {
+    std::vector<double> output, gradient;
+};
+
+Result exact(const Case& c, const std::vector<double>& input, const std::vector<double>& upstream,
+             const std::vector<unsigned>& position_keys, int threshold, double keep_scale) {
+    const int heads = c.heads, D = unimo::kSize;
+    Result result{std::vector<double>(upstream.size()), std::vector<double>(input.size())};
+    int start = 0;
+    for (std::size_t s = 0; s < c.lengths.size(); start += c.lengths[s++])
+        for (int head = 0; head < heads; ++head) {
+            const auto in = [&](int row, int part) { return ((std::size_t(start + row) * 3 + part) * heads + head) * D; };
+            const auto out = [&](int row) { return (std::size_t(start + row) * heads + head) * D; };
+            const auto dot = [&](const double* a, const double* b) {
+                double sum = 0;
+                for (int d = 0; d < D; ++d) sum += a[d] * b[d];
+                return sum;
+            };
+            for (int i = 0; i < c.lengths[s]; ++i) {
+                const int visible = std::max(c.prefixes[s], i + 1);
+                const unsigned key = unimo::head_row_key(position_keys[start + i], c.site_key, head);
+                std::vector<double> weight(visible), keep(visible), slope(visible);
+                double highest = -1e300, sum = 0, delta = 0;
+                for (int j = 0; j < visible; ++j) {
+                    weight[j] = dot(&input[in(i, 0)], &input[in(j, 1)]) / 8;
+                    highest = std::max(highest, weight[j]);
+                }
+                for (double& w : weight) sum += w = std::exp(w - highest);
+                for (int j = 0; j < visible; ++j) {
+                    const unsigned word = unimo::dropout_word(key, j & ~1);
+                    const int column = j & 1 ? int(word) >> 16 : int(std::int16_t(word & 0xffff));
+                    weight[j] /= sum;
+                    keep[j] = column >= threshold ? keep_scale : 0;
+                    slope[j] = keep[j] * dot(&upstream[out(i)], &input[in(j, 2)]);
+                    delta += weight[j] * slope[j];
+                }
+                for (int j = 0; j < visible; ++j)
+                    for (int d = 0; d < D; ++d) {
+                        const double score = weight[j] * (slope[j] - delta) / 8;
+                        result.output[out(i) + d] += weight[j] * keep[j] * input[in(j, 2) + d];
+                        result.gradient[in(i, 0) + d] += score * input[in(j, 1) + d];
+                        result.gradient[in(j, 1) + d] += score * input[in(i, 0) + d];
+                        result.gradient[in(j, 2) + d] += weight[j] * keep[j] * upstream[out(i) + d];
+                    }
+            }
+        }
+    return result;
+}
+
+// Largest and root-mean-square error, in roundings of the format at the tensor's largest value.
+template <class Format>
+bool agrees(const std::vector<std::uint16_t>& found, const std::vector<double>& truth, std::size_t modulus, std::size_t from,
+            std::size_t to, const std::string& what) {
+    double largest = 0, worst = 0, squares = 0, truth_squares = 0;
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < truth.size(); ++i) {
+        if (i % modulus < from || i % modulus >= to) continue;
+        const double error = std::fabs(widen<Format>(found[i]) - truth[i]);
+        worst = error > worst || std::isnan(error) ? error : worst;
+        squares += error * error;
+        truth_squares += truth[i] * truth[i];
+        largest = std::max(largest, std::fabs(truth[i]));
+        ++count;
+    }
+    if (count == 0) return true;
+    const double rounding = std::is_same_v<Format, unimo::Half> ? 1.0 / 1024 : 1.0 / 128;
+    // Gradients pass through differences of products; where they cancel, what is left is noise around 1.
+    const double scale = std::max(largest, 0.05), mean_scale = std::max(std::sqrt(truth_squares / count), 0.01);
+    if (worst <= 3 * rounding * scale && std::sqrt(squares / count) <= rounding * mean_scale) return true;
+    std::printf("%s: largest error %.3g of %.3g, root mean square %.3g of %.3g\n", what.c_str(), worst, largest,
+                std::sqrt(squares / count), std::sqrt(truth_squares / count));
+    return false;
+}
+
+template <class Format>
+bool run_case(const Case& c, unsigned number) {
+    std::mt19937 random(number + 17);
+    int positions = 0;
+    std::vector<int> tiles;
+    for (std::size_t s = 0; s < c.lengths.size(); positions += c.lengths[s++])
+        for (int first = 0; first < c.lengths[s]; first += unimo::kTileRows)
+            tiles.insert(tiles.end(), {positions, c.lengths[s], c.prefixes[s], first});
+    if (number % 2) tiles.insert(tiles.end(), {0, 0, 0, 0});  // an unused entry
+    const std::size_t row = std::size_t(c.heads) * unimo::kSize;
+    Tensor input = random_tensor<Format>(positions * 3 * row, random, 1);
+    for (std::size_t i = 0; i < input.bits.size(); ++i)
+        if (i / row % 3 == 0) {
+            input.bits[i] = std::uint16_t(unimo::pack<Format>(float(input.values[i]) * c.query_scale, 0));
+            input.values[i] = widen<Format>(input.bits[i]);
+        }
+    const Tensor upstream = random_tensor<Format>(positions * row, random, 1);
+    std::vector<unsigned> position_keys(positions);
+    for (unsigned& key : position_keys) key = unsigned(random());
+    const int dropped = int(std::lround(c.probability * 65536)), threshold = dropped - 32768;
+    const double keep_scale = 65536.0 / (65536 - dropped);
+
+    std::vector<std::uint16_t> first_output, first_gradient;
+    for (int schedule : {0, 1, int(number) + 2}) {
+        unimo_host_schedule(schedule);
+        std::vector<std::uint16_t> output(positions * row, 0xffff), gradient(positions * 3 * row, 0xffff);
+        std::vector<float> log_sums(std::size_t(positions) * c.heads, NAN), deltas(log_sums);
+        unimo::AttentionArguments arguments{};
+        arguments.query_key_value = input.bits.data();
+        arguments.output = output.data();
+        arguments.log_sums = log_sums.data();
+        arguments.output_gradient = upstream.bits.data();
+        arguments.input_gradient = gradient.data();
+        arguments.deltas = deltas.data();
+        arguments.tiles = tiles.data();
+        arguments.position_keys = c.probability > 0 ? position_keys.data() : nullptr;
+        arguments.num_tiles = int(tiles.size() / 4);
+        arguments.num_positions = positions;
+        arguments.num_heads = c.heads;
+        arguments.dropout_threshold = threshold;
+        arguments.site_key = c.site_key;
+        arguments.keep_scale = float(keep_scale);
+        arguments.scale = float(0.125 / std::log(2.0));
+        emulator::require(unimo_attention_forward(&arguments, c.format, nullptr) == 0, "forward refused");
+        emulator::require(unimo_attention_backward(&arguments, c.format, nullptr) == 0, "backward refused");
+        if (schedule == 0) {
+            first_output = output;
+            first_gradient = gradient;
+        } else if (output != first_output || gradient != first_gradient) {
+            std::printf("case %u: schedule %d gives other bits\n", number, schedule);
+            return false;
+        }
+    }
+    const Result truth = exact(c, input.values, upstream.values, position_keys, threshold, keep_scale);
+    const std::string name = "case " + std::to_string(number) + " ";
+    bool good = agrees<Format>(first_output, truth.output, 1, 0, 1, name + "output");
+    const char* const parts[] = {"queries", "keys", "values"};
+    for (std::size_t part = 0; part < 3; ++part)
+        good &= agrees<Format>(first_gradient, truth.gradient, 3 * row, part * row, (part + 1) * row,
+                               name + "gradient of " + parts[part]);
+    if (!good) {
+        std::printf("  format %d, heads %d, dropout %g, query scale %g, lengths/prefixes:", c.format, c.heads, c.probability,
+                    double(c.query_scale));
+        for (std::size_t s = 0; s < c.lengths.size(); ++s) std::printf(" %d/%d", c.lengths[s], c.prefixes[s]);
+        std::printf("\n");
+    }
+    return good;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    if (count != 3) {
+        std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");
+        return 2;
+    }
+    const unsigned first = unsigned(std::atoi(words[1])), number = unsigned(std::atoi(words[2]));
+    unsigned failed = 0;
+    for (unsigned i = first; i < first + number; ++i) {
+        const Case c = make_case(i);
+#if !defined(UNIMO_HALF_ONLY)
+        if (c.format == 1) {
+            failed += !run_case<unimo::BFloat16>(c, i);
+            continue;
+        }
+#endif
+        failed += !run_case<unimo::Half>(c, i);
+    }
+    std::printf("%u cases, %u failed\n", number, failed);
+    return failed ? 1 : 0;
+}

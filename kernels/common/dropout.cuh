@@ -1,0 +1,32 @@
+// The dropout bits of unimo_ds/utils/seed.py, word for word.
+#pragma once
+
+#include "device.cuh"
+
+namespace unimo {
+
+__device__ __forceinline__ unsigned finalize(unsigned x) {
+    x ^= x >> 16;
+    x *= 0x85EBCA6Bu;
+    x ^= x >> 13;
+    x *= 0xC2B2AE35u;
+    return x ^ (x >> 16);
+}
+
+// Key of one row of attention probabilities. site_key: (site + 1) * 0x9E3779B9 modulo 2^32.
+__device__ __forceinline__ unsigned head_row_key(unsigned position_key, unsigned site_key, int head) {
+    return finalize(finalize(position_key + site_key) + unsigned(head + 1) * 0x85EBCA77u);
+}
+
+// The word of columns `column` and `column` + 1, `column` even.
+__device__ __forceinline__ unsigned dropout_word(unsigned row_key, int column) {
+    return finalize(row_key + unsigned(column / 2) * 0x27D4EB2Fu);
+}
+
+// threshold: of the signed 16-bit column value, round(probability * 65536) - 32768.
+__device__ __forceinline__ bool keeps_even(unsigned word, int threshold) {
+    return int(short(word & 0xffffu)) >= threshold;
+}
+__device__ __forceinline__ bool keeps_odd(unsigned word, int threshold) { return int(word) >> 16 >= threshold; }
+
+}  // namespace unimo

@@ -1,0 +1,63 @@
+"""Registers and spills of the kernels by NVRTC, NVIDIA's compiler as a library, where no nvcc knows an architecture.
+
+    pip install --target nvrtc --no-deps nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-runtime-cu12==12.9.79 \
+        nvidia-cuda-nvcc-cu12==12.9.86
+    python kernels/nvrtc_report.py --packages nvrtc --arch sm_70
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from pathlib import Path
+
+from unimo_ds.ops.native import build, toolchain
+from unimo_ds.utils.errors import UserError, run_command
+
+_KERNELS = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
+_SOURCE = "".join(
+    f'#include "attention/{name}.cuh"\n' for name in ("forward", "backward_queries", "backward_keys")
+).encode()
+
+
+def compile_report(packages: Path, architecture: str) -> build.Built:
+    """Compile every kernel for one architecture; nothing is kept but the report."""
+    libraries = sorted(packages.glob("nvidia/cuda_nvrtc/lib/libnvrtc.so.*"))
+    if not libraries:
+        raise UserError(f"there is no nvidia/cuda_nvrtc/lib/libnvrtc.so.* in {packages}; see the head of this script")
+    nvrtc = ctypes.CDLL(str(libraries[0]))
+    half_only = toolchain.architecture_number(architecture) < 80
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v", f"-I{build.sources_folder()}"]
+    options += [f"-I{folder}" for folder in packages.glob("nvidia/*/include")] + ["-DUNIMO_HALF_ONLY"] * half_only
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), _SOURCE, b"kernels.cu", 0, None, None)
+    for kernel in _KERNELS:
+        for number_format in ("Half",) if half_only else ("Half", "BFloat16"):
+            for dropout in ("true", "false"):
+                name = f"unimo::{kernel}<unimo::{number_format}, {dropout}>"
+                nvrtc.nvrtcAddNameExpression(program, name.encode())
+    words = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+    status = nvrtc.nvrtcCompileProgram(program, len(options), words)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    if status:
+        raise UserError(f"NVRTC failed:\n{log.value.decode()}")
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    uses = tuple(build.parse_kernel_uses(log.value.decode()))
+    return build.Built(Path(), architecture, f"nvrtc {major.value}.{minor.value}", uses)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, required=True, help="folder that holds nvidia/cuda_nvrtc")
+    parser.add_argument("--arch", default="sm_70")
+    arguments = parser.parse_args()
+    return run_command(lambda: print(build.table([compile_report(arguments.packages, arguments.arch)])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The attention operator with the kernels' own sources run on the CPU: errors, gradients, masks, tracing, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.ops.comparing import assert_within_budget
+from unimo_ds.ops.attention import attention_reference, packed_attention
+from unimo_ds.ops.layout import Layout, make_layout
+from unimo_ds.ops.native import attention as native
+from unimo_ds.ops.native import library
+from unimo_ds.utils import seed
+from unimo_ds.utils.errors import UserError
+
+HEADS, SIZE = 2, 64
+STREAMS = {
+    "empty": ([], []),
+    "one position": ([1], [1]),
+    "tile edges": ([63, 64, 65, 16, 1], [63, 64, 65, 16, 1]),
+    "causal": ([17, 70], [0, 0]),
+    "prefixes": ([20, 80, 66], [7, 33, 65]),
+}
+FORMATS = [("sm_70", torch.float16), ("sm_80", torch.float16), ("sm_80", torch.bfloat16)]
+
+
+def stream(name: str) -> Layout:
+    lengths, prefixes = STREAMS[name]
+    return make_layout(lengths, prefix_lengths=prefixes, seeds=[seed.mix(2, index) for index in range(len(lengths))])
+
+
+def random_inputs(num_positions: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_positions)
+    return torch.randn(num_positions, 3, HEADS, SIZE, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), FORMATS)
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+@pytest.mark.parametrize("name", STREAMS)
+def test_native_equals_reference(monkeypatch, name, probability, architecture, dtype):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    layout = stream(name)
+
+    def path(inputs):
+        return packed_attention(inputs, layout, probability=probability, site=5, path="native")
+
+    def reference(inputs):
+        return attention_reference(inputs, layout, probability=probability, site=5)
+
+    assert_within_budget(path, reference, [random_inputs(layout.num_positions)], dtype)
+
+
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80"])
+def test_dropout_mask_is_the_reference_mask_bit_for_bit(monkeypatch, architecture):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    layout = make_layout([SIZE] * 2, seeds=[7, 1 << 40])
+    inputs = torch.zeros(layout.num_positions, 3, HEADS, SIZE, dtype=torch.float16)
+    # Equal scores, and values that tell which key they came from: the output is the row of probabilities itself.
+    inputs[:, 2] = torch.eye(SIZE, dtype=torch.float16).repeat(2, 1)[:, None]
+    output = packed_attention(inputs, layout, probability=0.3, site=11, path="native")
+    keys = seed.head_keys(seed.row_keys(layout.position_keys, 11), HEADS)
+    assert torch.equal(output != 0, seed.keep_mask(keys, SIZE, 0.3))
+
+
+def test_blocks_cover_every_row_once_longest_first():
+    layout = make_layout([5, 200, 64, 1, 65], prefix_lengths=[5, 30, 0, 1, 65])
+    tiles = native.make_tiles(layout).tolist()
+    assert len(tiles) == (335 + 63 * 5) // 64
+    used = [tile for tile in tiles if tile[1]]
+    assert all(tile == [0, 0, 0, 0] for tile in tiles[len(used) :])
+    assert [length for _, length, _, _ in used] == [200] * 4 + [65] * 2 + [64, 5, 1]
+    rows = [start + row for start, length, _, first in used for row in range(first, min(first + 64, length))]
+    assert sorted(rows) == list(range(335))
+    assert {(start, length, prefix) for start, length, prefix, _ in used} == {
+        (0, 5, 5), (5, 200, 30), (205, 64, 0), (269, 1, 1), (270, 65, 65)
+    }  # fmt: skip
+    assert native.make_tiles(make_layout([])).shape == (0, 4)
+
+
+def test_operator_traces_and_differentiates(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    layout = make_layout([20, 3], prefix_lengths=[4, 3])
+    inputs = random_inputs(23).half().requires_grad_()
+    arguments = (inputs, native.tiles_of(layout), layout.position_keys, 0.1, 2)
+    torch.library.opcheck(torch.ops.unimo.attention_forward.default, arguments)
+
+    def loss(query_key_value, tiles, keys):
+        return torch.ops.unimo.attention_forward(query_key_value * 1.5, tiles, keys, 0.1, 2)[0].float().square().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    expected, found = loss(*arguments[:3]), compiled(*arguments[:3])
+    assert torch.equal(expected, found)
+    assert torch.equal(torch.autograd.grad(expected, inputs)[0], torch.autograd.grad(found, inputs)[0])
+
+
+def test_what_the_kernels_cannot_take_is_refused_by_name(monkeypatch):
+    layout = make_layout([3])
+    half = torch.zeros(3, 3, HEADS, SIZE, dtype=torch.float16)
+    with pytest.raises(UserError, match="it runs on NVIDIA GPUs"):
+        packed_attention(half, layout, path="native")
+    monkeypatch.setenv(library.ON_HOST, "sm_70")
+    with pytest.raises(UserError, match="heads of 64, not 32"):
+        packed_attention(half[..., :32], layout, path="native")
+    with pytest.raises(UserError, match="float16 and bfloat16, not float32"):
+        packed_attention(half.float(), layout, path="native")
+    with pytest.raises(UserError, match="use float16 on a V100"):
+        packed_attention(half.bfloat16(), layout, path="native")
+
+
+def test_uniform_attention_is_the_mean(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    inputs = random_inputs(100).half()
+    inputs[:, 0] = 0
+    output = packed_attention(inputs, make_layout([100]), path="native")
+    mean = inputs[:, 2].double().mean(0)
+    assert (output.double() - mean).abs().max() < 4 / 1024 / math.sqrt(100) * 3

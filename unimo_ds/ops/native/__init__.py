@@ -1,0 +1,1 @@
+"""The CUDA kernels of `kernels/`: built by nvcc, loaded with ctypes, called as torch operators."""

@@ -1,0 +1,189 @@
+"""Packed attention by the CUDA kernels of `kernels/attention/`, as the torch operators `unimo::attention_forward` and
+`unimo::attention_backward`: with shapes for tracing and a derivative, no synchronisation with the host, same bits every run.
+
+Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 rows of one sequence each).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+
+from unimo_ds.ops.layout import Layout
+from unimo_ds.ops.native import library
+from unimo_ds.utils import seed
+
+HEAD_SIZE = 64
+TILE_ROWS = 64
+_KEEPS_ALL = -32768
+
+
+class _Arguments(ctypes.Structure):
+    """`AttentionArguments` of kernels/attention/geometry.cuh, field by field."""
+
+    _fields_ = (
+        ("query_key_value", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("log_sums", ctypes.c_void_p),
+        ("output_gradient", ctypes.c_void_p),
+        ("input_gradient", ctypes.c_void_p),
+        ("deltas", ctypes.c_void_p),
+        ("tiles", ctypes.c_void_p),
+        ("position_keys", ctypes.c_void_p),
+        ("num_tiles", ctypes.c_int),
+        ("num_positions", ctypes.c_int),
+        ("num_heads", ctypes.c_int),
+        ("dropout_threshold", ctypes.c_int),
+        ("site_key", ctypes.c_uint),
+        ("keep_scale", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+def refusal(query_key_value_T3HD: torch.Tensor, *, may_build: bool = False) -> str | None:
+    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+    head_size = query_key_value_T3HD.shape[-1]
+    if head_size != HEAD_SIZE:
+        return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
+    return library.refusal(query_key_value_T3HD, may_build=may_build)
+
+
+def attention(
+    query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
+) -> torch.Tensor:
+    """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
+    tiles = tiles_of(layout)
+    keys = layout.position_keys if probability else tiles.new_empty(0)
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, keys, probability, site)
+    return output  # type: ignore[no-any-return]
+
+
+def tiles_of(layout: Layout) -> torch.Tensor:
+    """[B, 4] int32: which rows each block takes; made on the device, once per layout."""
+    if "native_attention" not in layout.tables:
+        layout.tables["native_attention"] = make_tiles(layout)
+    tiles: torch.Tensor = layout.tables["native_attention"]
+    return tiles
+
+
+def make_tiles(layout: Layout) -> torch.Tensor:
+    """(start of the sequence in the stream, its length, its prefix, first row) per block, longest sequences first.
+
+    The number of blocks follows from T and S alone, so that nothing is read back: B = floor((T + 63 S) / 64), the most
+    that S sequences of together T positions can need. Blocks left over have length 0.
+    """
+    num_sequences = layout.num_sequences
+    num_tiles = (layout.num_positions + (TILE_ROWS - 1) * num_sequences) // TILE_ROWS
+    if num_sequences == 0:
+        return layout.sequence_starts.new_empty((0, 4), dtype=torch.int32)
+    starts = layout.sequence_starts
+    lengths, order = (starts[1:] - starts[:-1]).sort(descending=True, stable=True)
+    counts = (lengths + (TILE_ROWS - 1)) // TILE_ROWS
+    ends = counts.cumsum(0)
+    index = torch.arange(num_tiles, device=layout.device)
+    slot = torch.searchsorted(ends, index, right=True)
+    used = slot < num_sequences
+    slot = slot.clamp(max=num_sequences - 1)
+    sequence = order[slot]
+    first = (index - (ends - counts)[slot]) * TILE_ROWS
+    columns = (starts[:-1][sequence], lengths[slot], layout.prefix_lengths[sequence], first)
+    return torch.stack([column.to(torch.int32) * used for column in columns], 1)
+
+
+def _arguments(
+    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+) -> _Arguments:
+    num_positions, _, num_heads, head_size = query_key_value.shape
+    return _Arguments(
+        query_key_value=query_key_value.data_ptr(),
+        tiles=tiles.data_ptr(),
+        position_keys=position_keys.data_ptr(),
+        num_tiles=tiles.shape[0],
+        num_positions=num_positions,
+        num_heads=num_heads,
+        dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
+        site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
+        keep_scale=seed.keep_scale(probability),
+        scale=1 / (math.sqrt(head_size) * math.log(2)),
+    )
+
+
+def _run(name: str, arguments: _Arguments, like: torch.Tensor) -> None:
+    function = getattr(library.library_of(like.device), name)
+    with torch.cuda.device_of(like):
+        status = function(ctypes.byref(arguments), library.FORMATS[like.dtype], library.current_stream(like.device))
+    library.require_done(status, name)
+
+
+def _forward(
+    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    query_key_value = query_key_value.contiguous()
+    output, log_sums = _forward_shapes(query_key_value, tiles, position_keys, probability, site)
+    arguments = _arguments(query_key_value, tiles, position_keys, probability, site)
+    arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
+    _run("unimo_attention_forward", arguments, query_key_value)
+    return output, log_sums
+
+
+def _forward_shapes(
+    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_positions, _, num_heads, head_size = query_key_value.shape
+    output = query_key_value.new_empty((num_positions, num_heads, head_size))
+    return output, query_key_value.new_empty((num_heads, num_positions), dtype=torch.float32)
+
+
+def _backward(
+    gradient: torch.Tensor,
+    query_key_value: torch.Tensor,
+    output: torch.Tensor,
+    log_sums: torch.Tensor,
+    tiles: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
+) -> torch.Tensor:
+    gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
+    input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
+    arguments = _arguments(query_key_value, tiles, position_keys, probability, site)
+    arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
+    arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
+    arguments.input_gradient = input_gradient.data_ptr()
+    _run("unimo_attention_backward", arguments, query_key_value)
+    return input_gradient
+
+
+def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: Any) -> torch.Tensor:
+    return query_key_value.new_empty(query_key_value.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    query_key_value, tiles, position_keys, ctx.probability, ctx.site = inputs
+    ctx.save_for_backward(query_key_value, *output, tiles, position_keys)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site)
+    return result, None, None, None, None
+
+
+_OPERATORS = torch.library.Library("unimo", "DEF")
+_OPERATORS.define(
+    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
+    " -> (Tensor, Tensor)"
+)
+_OPERATORS.define(
+    "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
+    " Tensor position_keys, float probability, int site) -> Tensor"
+)
+for _device in ("CUDA", "CPU"):
+    _OPERATORS.impl("attention_forward", _forward, _device)
+    _OPERATORS.impl("attention_backward", _backward, _device)
+torch.library.register_fake("unimo::attention_forward", _forward_shapes, lib=_OPERATORS)
+torch.library.register_fake("unimo::attention_backward", _backward_shapes, lib=_OPERATORS)
+torch.library.register_autograd("unimo::attention_forward", _derivative, setup_context=_save, lib=_OPERATORS)

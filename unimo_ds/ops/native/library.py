@@ -1,0 +1,103 @@
+"""The built kernels in this process: which library serves a tensor, and why there may be none."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from unimo_ds.ops.native import build, toolchain
+from unimo_ds.utils.errors import UserError
+
+ON_HOST = "UNIMO_KERNELS_ON_HOST"
+"""Environment variable: `sm_70` or `sm_80` runs CPU tensors through that architecture's kernels, emulated. For tests."""
+FORMATS = {torch.float16: 0, torch.bfloat16: 1}
+
+
+def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
+    """Why no library can take this tensor, None where one can. may_build: compile what is missing (a minute, once)."""
+    if tensor.device.type == "cpu":
+        host = os.environ.get(ON_HOST)
+        if host is None:
+            return "it runs on NVIDIA GPUs"
+        number = toolchain.architecture_number(host)
+    elif tensor.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        number = 10 * major + minor
+        if number < 70:
+            return f"it needs compute capability 7.0, this GPU has {major}.{minor}"
+    else:
+        return f"it runs on NVIDIA GPUs, not on {tensor.device.type}"
+    if tensor.dtype not in FORMATS:
+        return f"it takes float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.dtype == torch.bfloat16 and number < 80:
+        return "bfloat16 needs compute capability 8.0; use float16 on a V100"
+    if tensor.device.type == "cpu":
+        return None
+    if _built_for(number) is None:
+        if not may_build:
+            return f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`"
+        build.build(f"sm_{number}")
+        _built_for.cache_clear()
+    return None
+
+
+def library_of(device: torch.device) -> ctypes.CDLL:
+    """The library that serves tensors of a device.
+
+    Raises:
+        UserError: none is built.
+    """
+    if device.type == "cpu":
+        return load(_host_library(os.environ.get(ON_HOST, "sm_80")))
+    major, minor = torch.cuda.get_device_capability(device)
+    path = _built_for(10 * major + minor)
+    if path is None:
+        raise UserError(
+            f"no kernels are built for sm_{major}{minor}: run `unimo kernels build --arch sm_{major}{minor}`"
+        )
+    return load(path)
+
+
+@functools.cache
+def _host_library(architecture: str) -> Path:
+    return build.build_host(architecture)
+
+
+@functools.cache
+def _built_for(number: int) -> Path | None:
+    """The library for a compute capability: machine code runs on later minors of its major."""
+    ending = f"-{build.sources_hash()}.so"
+    numbers = [
+        int(matched.group(1))
+        for path in build.libraries_folder().glob(f"sm_*{ending}")
+        if (matched := re.fullmatch(r"sm_(\d+)", path.name.removesuffix(ending)))
+    ]
+    fitting = [built for built in numbers if built // 10 == number // 10 and built <= number]
+    return build.library_path(f"sm_{max(fitting)}") if fitting else None
+
+
+@functools.cache
+def load(path: Path) -> ctypes.CDLL:
+    """The library at `path`, with the types of its functions."""
+    library = ctypes.CDLL(str(path))
+    for name in ("unimo_attention_forward", "unimo_attention_backward"):
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        function.restype = ctypes.c_int
+    return library
+
+
+def current_stream(device: torch.device) -> int | None:
+    """The handle of torch's current stream, None on the host."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+def require_done(status: int, what: str) -> None:
+    """Raise where a launch failed. Positive numbers are CUDA's errors."""
+    if status:
+        raise RuntimeError(f"{what}: the kernel returned {status} (negative: bad arguments; positive: cudaError_t)")
