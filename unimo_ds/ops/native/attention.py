@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def _arguments(
 
 def _run(name: str, arguments: _Arguments, like: torch.Tensor) -> None:
     function = getattr(library.library_of(like.device), name)
-    with torch.cuda.device_of(like):
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
         status = function(ctypes.byref(arguments), library.FORMATS[like.dtype], library.current_stream(like.device))
     library.require_done(status, name)
 
@@ -172,18 +173,23 @@ def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tup
     return result, None, None, None, None
 
 
-_OPERATORS = torch.library.Library("unimo", "DEF")
-_OPERATORS.define(
-    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
-    " -> (Tensor, Tensor)"
+_OPERATORS = torch.library.Library("unimo", "DEF")  # type: ignore[no-untyped-call]
+_SCHEMAS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    (
+        "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
+        " -> (Tensor, Tensor)",
+        _forward,
+    ),
+    (
+        "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
+        " Tensor position_keys, float probability, int site) -> Tensor",
+        _backward,
+    ),
 )
-_OPERATORS.define(
-    "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
-    " Tensor position_keys, float probability, int site) -> Tensor"
-)
-for _device in ("CUDA", "CPU"):
-    _OPERATORS.impl("attention_forward", _forward, _device)
-    _OPERATORS.impl("attention_backward", _backward, _device)
+for _schema, _function in _SCHEMAS:
+    _OPERATORS.define(_schema)  # type: ignore[no-untyped-call]
+    for _device in ("CUDA", "CPU"):
+        _OPERATORS.impl(_schema.split("(")[0], _function, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("unimo::attention_forward", _forward_shapes, lib=_OPERATORS)
 torch.library.register_fake("unimo::attention_backward", _backward_shapes, lib=_OPERATORS)
 torch.library.register_autograd("unimo::attention_forward", _derivative, setup_context=_save, lib=_OPERATORS)
