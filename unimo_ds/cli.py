@@ -255,6 +255,7 @@ def _export(arguments: argparse.Namespace) -> None:
 # unimo inspect
 
 _INSPECT_EXAMPLE = """unimo inspect demo_data/train
+  unimo inspect runs/demo --html demo.html
   unimo inspect order --data demo_data/train --recipe demo --steps 100:102 --world-size 2 --json order.json"""
 
 
@@ -263,6 +264,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         "path", metavar="PATH", help="shard (.tar), data folder, run or checkpoint; or the word `order`"
     )
     parser.add_argument("--samples", type=int, default=3, help="samples shown of a shard (default 3)")
+    parser.add_argument(
+        "--html", type=Path, metavar="OUT", help="of a run: write its curves, restarts and machines as a page"
+    )
     order = parser.add_argument_group("unimo inspect order: what each step will read, without training")
     order.add_argument("--data", help="data folder")
     _add_recipe(parser, required=False)
@@ -275,6 +279,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.path == "order":
         return _inspect_order(arguments)
+    if arguments.html is not None:
+        from unimo_ds import run_page
+
+        written = run_page.write_page(Path(arguments.path), arguments.html)
+        _emit(written, "\n".join(f"{name}: {value}" for name, value in written.items()), arguments.json)
+        return None
     from unimo_ds import inspection
 
     found = inspection.inspect_path(Path(arguments.path), num_samples=arguments.samples)

@@ -1,0 +1,91 @@
+"""The page of a run, made from files such as the trainer writes."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from unimo_ds import cli
+from unimo_ds.run_page import read_run, start_steps, summary, to_html, write_page
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Ten steps of a second each from 00:01:00 on; after step 6 a minute is lost to a restart."""
+    folder = tmp_path / "run <1>"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"recipe": "test", "schedule": {"total_steps": 12}}))
+    begun = 1_800_000_000.0
+    lines: list[dict[str, object]] = []
+    for step in range(1, 11):
+        at = begun + step + (60.0 if step > 6 else 0.0)
+        loss = None if step == 3 else 10.0 - step
+        lines.append({"step": step, "time": at, "loss/total": loss, "gradient_norm": 2.0, "learning_rate": 0.1 * step})
+    lines.insert(6, {"step": 6, "event": "saved", "stall_seconds": 0.25, "write_seconds": 1.0})
+    lines.insert(3, {"step": 3, "event": "skipped", "text": "loss scale <4>", "samples_by_rank": [["a"]]})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 11')
+    starts = [
+        {"time": "2027-01-15T08:00:00+0000", "world_size": 2, "host": "n1", "versions": {"torch": "2.13.0"}},
+        {"time": "2027-01-15T09:01:04+0100", "world_size": 1, "host": "n2", "slurm_job": "7", "revision": "abc"},
+    ]
+    (folder / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    return folder
+
+
+def test_summary(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert start_steps(run) == [1, 7]
+    found = summary(run)
+    assert (found["steps"], found["total_steps"], found["starts"]) == (10, 12, 2)
+    assert (found["saves"], found["save_stall_seconds"], found["skipped_steps"]) == (1, 0.25, 1)
+    assert found["hours"] == pytest.approx(70 / 3600)
+    assert found["training_share"] == pytest.approx(8 / 70)
+
+
+class Outline(HTMLParser):
+    """Which elements a page has, and whether any of them asks for something outside."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [name for name, _ in attrs if name in ("src", "href")]
+
+
+def test_page_is_whole_and_self_contained(run_dir: Path) -> None:
+    page = to_html(read_run(run_dir))
+    outline = Outline(page)
+    assert outline.tags.count("svg") == 3
+    assert outline.outside == []
+    assert "script" not in outline.tags
+    assert "run &lt;1&gt;" in page
+    assert "loss scale &lt;4&gt;" in page
+    assert page.count("stroke-dasharray") == 3, "a restart in each chart"
+    assert "<td>n2</td><td>7</td>" in page
+
+
+def test_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = run_dir / "pages" / "page.html"
+    assert cli.main(["inspect", str(run_dir), "--html", str(target)]) == 0
+    assert target.read_text().startswith("<!doctype html>")
+    assert "training_share: " in capsys.readouterr().out
+
+
+def test_not_a_run_and_a_damaged_one(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        write_page(tmp_path, tmp_path / "page.html")
+    (run_dir / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        write_page(run_dir, tmp_path / "page.html")
+    (run_dir / "metrics.jsonl").unlink()
+    assert write_page(run_dir, tmp_path / "page.html")["steps"] == 0
+    with pytest.raises(UserError, match="cannot write"):
+        write_page(run_dir, run_dir / "config.json" / "page.html")

@@ -1,0 +1,241 @@
+"""One self-contained HTML page about a run: curves, speed, restarts, machines, configuration; from its directory alone."""
+
+from __future__ import annotations
+
+import datetime
+import html
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.utils.errors import UserError
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
+_MOST_POINTS = 400
+_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+_CHARTS = (
+    ("Loss", ("loss/",)),
+    ("Held out", ("held_out/",)),
+    ("Retrieval accuracy in the batch", ("accuracy/",)),
+    ("Gradient norm", ("gradient_norm",)),
+    ("Learning rate", ("learning_rate",)),
+    ("Temperature", ("temperature",)),
+    ("Tokens per second", ("speed/tokens_per_second",)),
+    ("Share of time that waits for data", ("speed/data_wait_share",)),
+    ("Loss scale", ("loss_scale",)),
+)
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
+border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
+figcaption{font-weight:600}svg text{font:11px system-ui,sans-serif;fill:#4b5563}pre{background:#f3f4f6;padding:1rem;overflow:auto}
+.key{font-size:12px;margin-right:.8rem}"""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run directory holds, read. steps: lines of numbers in rising order; events: the other lines; starts: all of them."""
+
+    name: str
+    steps: Sequence[Mapping[str, Any]]
+    events: Sequence[Mapping[str, Any]]
+    starts: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read metrics.jsonl, starts.jsonl and config.json of a run.
+
+    Raises:
+        UserError: not a run, or a file of it is damaged.
+    """
+    if not (run_dir / "config.json").is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    lines = _lines(run_dir / "metrics.jsonl")
+    return RunFiles(
+        name=run_dir.name,
+        steps=[line for line in lines if "event" not in line],
+        events=[line for line in lines if "event" in line],
+        starts=_lines(run_dir / "starts.jsonl"),
+        config=_parsed((run_dir / "config.json").read_text(), run_dir / "config.json"),
+    )
+
+
+def write_page(run_dir: Path, target: Path) -> dict[str, Any]:
+    """Write the page of a run to `target`. Returns what `summary` says.
+
+    Raises:
+        UserError: as `read_run`, or the page cannot be written.
+    """
+    run = read_run(run_dir)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(to_html(run))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; give another --html") from None
+    return {"run": str(run_dir), "page": str(target), **summary(run)}
+
+
+def start_steps(run: RunFiles) -> list[int]:
+    """Of each start, the first step that was logged after it; starts that came to no step take that of the next."""
+    found = []
+    for start in run.starts:
+        began = _seconds(start)
+        later = [int(line["step"]) for line in run.steps if line["time"] >= began]
+        found.append(min(later, default=int(run.steps[-1]["step"]) if run.steps else 0))
+    return found
+
+
+def summary(run: RunFiles) -> dict[str, Any]:
+    """A run in a few numbers. training_share: of the time since the first start, the part between steps of one start."""
+    steps = run.steps
+    if not steps:
+        return {"steps": 0, "starts": len(run.starts)}
+    begins = [_seconds(start) for start in run.starts]
+    trained = sum(
+        after["time"] - before["time"]
+        for before, after in itertools.pairwise(steps)
+        if not any(before["time"] < began <= after["time"] for began in begins)
+    )
+    elapsed = steps[-1]["time"] - min([*begins, steps[0]["time"]])
+    saves = [event for event in run.events if event["event"] == "saved"]
+    return {
+        "steps": int(steps[-1]["step"]),
+        "total_steps": run.config.get("schedule", {}).get("total_steps"),
+        "starts": len(run.starts),
+        "hours": elapsed / 3600.0,
+        "training_share": trained / elapsed if elapsed > 0 else math.nan,
+        "saves": len(saves),
+        "save_stall_seconds": sum(float(event.get("stall_seconds", 0.0)) for event in saves),
+        "skipped_steps": sum(event["event"] == "skipped" for event in run.events),
+        "spikes": sum(event["event"] == "spike" for event in run.events),
+    }
+
+
+def to_html(run: RunFiles) -> str:
+    """The page. Needs nothing beside itself: no script, no picture, no address."""
+    marks = start_steps(run)[1:]
+    charts = []
+    for title, prefixes in _CHARTS:
+        names = sorted({name for line in run.steps for name in line if name.startswith(prefixes)})
+        curves = {name: _points(run.steps, name) for name in names}
+        curves = {name: points for name, points in curves.items() if points}
+        if curves:
+            charts.append(_figure(title, curves, marks))
+    starts = [
+        (
+            number,
+            start.get("time", ""),
+            step,
+            start.get("host", ""),
+            start.get("slurm_job", ""),
+            start.get("world_size", ""),
+            str(start.get("revision", ""))[:12],
+            ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items()),
+        )
+        for number, (start, step) in enumerate(zip(run.starts, start_steps(run), strict=True), start=1)
+    ]
+    notes = [
+        (event["step"], event["event"], event.get("text", ""))
+        for event in run.events
+        if event["event"] in ("skipped", "spike")
+    ]
+    facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
+    head = ("start", "time", "first step", "host", "Slurm job", "ranks", "revision", "versions")
+    parts = [
+        f"<h1>{_escape(run.name)}</h1>",
+        _table((), facts),
+        "<p>Dashed lines are restarts.</p>" if marks else "",
+        f'<div class="charts">{"".join(charts)}</div>',
+        f"<h2>Starts</h2>{_table(head, starts)}",
+        f"<h2>Skipped steps and spikes</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
+        f"<h2>Configuration</h2><pre>{_escape(json.dumps(run.config, indent=2))}</pre>",
+    ]
+    title = _escape(f"run {run.name}")
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>{"".join(parts)}\n'
+
+
+def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], marks: Sequence[int]) -> str:
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    low_x, high_x = min(xs), max(max(xs), min(xs) + 1.0)
+    low_y, high_y = min(ys), max(ys)
+    if high_y == low_y:
+        low_y, high_y = low_y - abs(low_y or 1.0) * 0.5, high_y + abs(high_y or 1.0) * 0.5
+
+    def place(x: float, y: float) -> str:
+        across = _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - 8)
+        down = 8 + (high_y - y) / (high_y - low_y) * (_HEIGHT - _BOTTOM - 8)
+        return f"{across:.1f},{down:.1f}"
+
+    drawn = []
+    for share in (0.0, 0.5, 1.0):
+        y = low_y + share * (high_y - low_y)
+        left, right = place(low_x, y), place(high_x, y)
+        drawn.append(f'<polyline points="{left} {right}" stroke="#e5e7eb" fill="none"/>')
+        drawn.append(f'<text x="{_LEFT - 6}" y="{float(left.split(",")[1]) + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+        x = low_x + share * (high_x - low_x)
+        anchor = ("start", "middle", "end")[round(2 * share)]
+        at = place(x, low_y).split(",")[0]
+        drawn.append(f'<text x="{at}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{x:,.0f}</text>')
+    for mark in marks:
+        if low_x <= mark <= high_x:
+            line = f"{place(mark, low_y)} {place(mark, high_y)}"
+            drawn.append(f'<polyline points="{line}" stroke="#9ca3af" stroke-dasharray="4 3" fill="none"/>')
+    keys = []
+    for number, (name, points) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        line = " ".join(place(x, y) for x, y in points)
+        drawn.append(f'<polyline points="{line}" stroke="{colour}" stroke-width="1.5" fill="none"/>')
+        keys.append(f'<span class="key" style="color:{colour}">{_escape(name)}</span>')
+    picture = f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(drawn)}</svg>'
+    return f"<figure><figcaption>{_escape(title)}</figcaption>{picture}<br>{''.join(keys)}</figure>"
+
+
+def _points(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) wherever the value was measured, thinned to means of neighbours where there are too many."""
+    found = [(float(line["step"]), float(line[name])) for line in steps if isinstance(line.get(name), int | float)]
+    group = math.ceil(len(found) / _MOST_POINTS)
+    if group <= 1:
+        return found
+    groups = [found[at : at + group] for at in range(0, len(found), group)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in groups]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    top = "<tr>" + "".join(f"<th>{_escape(name)}</th>" for name in head) + "</tr>" if head else ""
+    body = "".join("<tr>" + "".join(f"<td>{_escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{top}{body}</table>"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text)
+
+
+def _seconds(start: Mapping[str, Any]) -> float:
+    """The time of a start since the epoch."""
+    return datetime.datetime.fromisoformat(str(start["time"])).timestamp()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; a last line that is still being written is left out."""
+    if not path.is_file():
+        return []
+    return [_parsed(line, path) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (not an object); restore it")
+    return value
