@@ -1,7 +1,7 @@
 """Registers and spills of the kernels by NVRTC, NVIDIA's compiler as a library, where no nvcc knows an architecture.
 
     pip install --target nvrtc --no-deps nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-runtime-cu12==12.9.79 \
-        nvidia-cuda-nvcc-cu12==12.9.86
+        nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-cccl-cu12==12.9.27
     python kernels/nvrtc_report.py --packages nvrtc --arch sm_70
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from tests.ops.comparing import assert_within_budget
 from unimo_ds.ops.attention import attention_reference, packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
-from unimo_ds.ops.native import library
+from unimo_ds.ops.native import build, library
 from unimo_ds.utils import seed
 from unimo_ds.utils.errors import UserError
 
@@ -93,6 +94,11 @@ def test_operator_traces_and_differentiates(monkeypatch):
     expected, found = loss(*arguments[:3]), compiled(*arguments[:3])
     assert torch.equal(expected, found)
     assert torch.equal(torch.autograd.grad(expected, inputs)[0], torch.autograd.grad(found, inputs)[0])
+
+
+def test_python_and_the_kernels_agree_on_the_arguments():
+    size = library.load(build.build_host("sm_80")).unimo_attention_argument_bytes()
+    assert size == ctypes.sizeof(native._Arguments)
 
 
 def test_what_the_kernels_cannot_take_is_refused_by_name(monkeypatch):

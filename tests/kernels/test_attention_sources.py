@@ -1,11 +1,14 @@
-"""The kernels' sources on emulated thread blocks, under sanitizers and three schedules, against fp64."""
+"""The kernels' sources on emulated thread blocks, under sanitizers and three schedules, against fp64; and that faults show."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from unimo_ds.ops.native import build, toolchain
 
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80"])
@@ -14,3 +17,28 @@ def test_random_streams_equal_fp64_under_sanitizers(architecture):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 cases, 0 failed" in done.stdout
+
+
+FAULTS = {
+    "a missing barrier": ("attention/forward.cuh", "        block_barrier();  // this stage", "        // this stage"),
+    "a mask off by one": (
+        "attention/geometry.cuh",
+        "prefix > row ? prefix : row + 1",
+        "prefix > row ? prefix : row + 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(tmp_path, fault):
+    folder = tmp_path / "kernels"
+    shutil.copytree(build.sources_folder(), folder)
+    name, right, wrong = FAULTS[fault]
+    source = folder / name
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
+    program = tmp_path / "check"
+    command = toolchain.host_command("sm_70", folder / "attention" / "host_check.cpp", program)
+    build.compile_file([word if word != "-O2" else "-O1" for word in command])
+    done = subprocess.run([program, "0", "6"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
