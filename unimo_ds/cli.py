@@ -256,17 +256,18 @@ def _export(arguments: argparse.Namespace) -> None:
 
 _INSPECT_EXAMPLE = """unimo inspect demo_data/train
   unimo inspect runs/demo --html demo.html
+  unimo inspect sample --data demo_data/train --sample 3 --html sample.html
   unimo inspect order --data demo_data/train --recipe demo --steps 100:102 --world-size 2 --json order.json"""
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="PATH", help="shard (.tar), data folder, run or checkpoint; or the word `order`"
+        "path", metavar="PATH", help="shard (.tar), data folder, run or checkpoint; or the word `order` or `sample`"
     )
     parser.add_argument("--samples", type=int, default=3, help="samples shown of a shard (default 3)")
-    parser.add_argument(
-        "--html", type=Path, metavar="OUT", help="of a run: write its curves, restarts and machines as a page"
-    )
+    parser.add_argument("--html", type=Path, metavar="OUT", help="of a run or a sample: write it as a page")
+    sample = parser.add_argument_group("unimo inspect sample: one sample of --data with its picture, as a page (--html)")
+    sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
     order = parser.add_argument_group("unimo inspect order: what each step will read, without training")
     order.add_argument("--data", help="data folder")
     _add_recipe(parser, required=False)
@@ -279,6 +280,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.path == "order":
         return _inspect_order(arguments)
+    if arguments.path == "sample":
+        return _inspect_sample(arguments)
     if arguments.html is not None:
         from unimo_ds import run_page
 
@@ -290,6 +293,23 @@ def _inspect(arguments: argparse.Namespace) -> None:
     found = inspection.inspect_path(Path(arguments.path), num_samples=arguments.samples)
     _emit(found, inspection.to_text(found), arguments.json)
     return None
+
+
+def _inspect_sample(arguments: argparse.Namespace) -> None:
+    from unimo_ds.data.corpus import Corpus
+    from unimo_ds.data.sample_page import sample_number, sample_page
+
+    if arguments.data is None or arguments.html is None:
+        raise UserError("unimo inspect sample needs --data DIR and --html OUT")
+    corpus = Corpus.open(arguments.data)
+    number = sample_number(corpus, arguments.sample)
+    page = sample_page(corpus, number)
+    try:
+        arguments.html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {arguments.html}: {error.strerror}") from None
+    text = f"wrote {arguments.html} ({len(page):,} characters)"
+    _emit({"page": str(arguments.html), "sample": number, "key": corpus.key(number)}, text, arguments.json)
 
 
 def _inspect_order(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,12 @@ def index_path(shard: str | os.PathLike[str]) -> Path:
 def shard_files(folder: str | os.PathLike[str]) -> list[Path]:
     """All shards of a folder, in the order of their names, which is the order of the manifest."""
     return sorted(path for path in Path(folder).glob(f"*{SHARD_SUFFIX}") if not path.name.startswith("."))
+
+
+def files_of(folder: str | os.PathLike[str], prefix: str) -> list[Path]:
+    """The shards of a folder that one writer of this prefix made."""
+    own = re.compile(rf"{re.escape(prefix)}-\d{{{_DIGITS}}}{re.escape(SHARD_SUFFIX)}")
+    return [path for path in shard_files(folder) if own.fullmatch(path.name)]
 
 
 class ShardWriter:
@@ -93,8 +99,7 @@ class ShardWriter:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}") from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise UserError(f"cannot write into the folder {self.folder}; choose another or change its permissions")
-        own = re.compile(rf"{re.escape(prefix)}-\d{{{_DIGITS}}}{re.escape(SHARD_SUFFIX)}")
-        present = [path for path in shard_files(self.folder) if own.fullmatch(path.name)]
+        present = files_of(self.folder, prefix)
         if present and not replace:
             raise UserError(
                 f"{self.folder} already holds shards named {prefix}-*{SHARD_SUFFIX}; "
@@ -113,7 +118,7 @@ class ShardWriter:
             UserError: a sample that readers would refuse (naming what is wrong), or a full or failing disk.
         """
         if self._open is None:
-            path = self.folder / f"{self.prefix}-{len(self.files):0{_DIGITS}d}{SHARD_SUFFIX}"
+            path = self.folder / shard_name(self.prefix, len(self.files))
             self._open = _OpenShard(path)
         key = self._open.write(sample, jpeg=jpeg, details=details)
         self.num_samples += 1
@@ -167,14 +172,17 @@ class _OpenShard:
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
     def write(self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None) -> str:
-        base = f"{self.stem}-{self.num_samples:0{_DIGITS}d}"
         # A source is a key in `--set data.source_weights.SOURCE=...`.
         if sample.source and not _SOURCE.fullmatch(sample.source):
             raise UserError(f"source {sample.source!r} must be 1 to 64 letters, digits, '-' or '_'")
         try:
             content = members.encode_sample(sample, jpeg=jpeg, details=details)
         except members.DecodeError as error:
-            raise UserError(f"cannot store sample {sample.key or base}: {error}") from None
+            raise UserError(f"cannot store sample {sample.key or self.num_samples}: {error}") from None
+        return self.write_members(content)
+
+    def write_members(self, content: Mapping[str, bytes]) -> str:
+        base = f"{self.stem}-{self.num_samples:0{_DIGITS}d}"
         with _disk_errors(self.path):
             self.writer.write({"__key__": base, **content})
         self.num_samples += 1
@@ -231,6 +239,44 @@ def read_shard(path: str | os.PathLike[str]) -> Iterator[StoredSample]:
             content = {column: member.content for column, member in columns.items()}
             sample = members.decode_sample(f"{path.name}:{base}", content)
             yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
+
+
+def shard_name(prefix: str, number: int) -> str:
+    """File name of a source's shard."""
+    return f"{prefix}-{number:0{_DIGITS}d}{SHARD_SUFFIX}"
+
+
+def write_shard(
+    path: str | os.PathLike[str],
+    samples: Iterable[StoredSample],
+    *,
+    refused: Callable[[StoredSample, str], None],
+) -> int:
+    """Write one shard, whole or not at all; what was there takes its place only then. Returns the number of samples.
+
+    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard.
+
+    Raises:
+        UserError: a full or failing disk.
+    """
+    path = Path(path)
+    shard = _OpenShard(path)
+    try:
+        for stored in samples:
+            try:
+                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details)
+            except members.DecodeError as error:
+                refused(stored, str(error))
+                continue
+            shard.write_members(content)
+        if shard.num_samples:
+            shard.finish()
+        else:
+            index_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    finally:
+        shard.abandon()
+    return shard.num_samples
 
 
 def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, StoredSample], StoredSample]) -> None:

@@ -7,8 +7,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from unimo_ds.data.prepare import all_options, import_options, worker_options
 from unimo_ds.utils.errors import run_command
+
+if TYPE_CHECKING:
+    from unimo_ds.data.prepare.sources import Report
+    from unimo_ds.data.prepare.workers import Workers
 
 _EXAMPLE = """example:
   unimo prepare import --kind pairs --images photos.tar --captions captions.tsv --output data/train
@@ -31,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stages and their options."""
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    _add_import(_stage(stages, "import", "a raw corpus into a data folder, as one more source", _IMPORT_EXAMPLE))
+    purpose = "a raw corpus into a data folder, as one more source"
+    import_options.add(_stage(stages, "import", purpose, import_options.EXAMPLE))
     _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
     for name, purpose in _FOLDER_STAGES.items():
         stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
@@ -43,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
         if name == "retrieve":
             stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
+        if name in ("retrieve", "regions"):
+            worker_options.add(stage)
         if name in ("rewrite", "regions"):
             stage.add_argument("--seed", type=int, default=0)
         if name == "regions":
@@ -50,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
         if name == "pack":
             stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
-    _add_all(_stage(stages, "all", "everything from raw files to a verified data folder", _ALL_EXAMPLE))
+    purpose = "everything from raw files to a verified data folder"
+    all_options.add(_stage(stages, "all", purpose, all_options.EXAMPLE))
     demo = _stage(stages, "demo", "generate the demo corpus", "unimo prepare demo --output demo_data")
     demo.add_argument("--output", type=Path, required=True)
     demo.add_argument("--pairs", type=int, default=4000)
@@ -62,11 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-_IMPORT_EXAMPLE = "unimo prepare import --kind texts --input wiki.txt --output data/train"
-_ALL_EXAMPLE = (
-    "unimo prepare all --images photos.tar --captions captions.tsv --texts wiki.txt --image-only more_photos.tar "
-    "--output data/train"
-)
 _TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
 _FOLDER_STAGES = {
     "rewrite": "store positive and negative rewrites of every caption",
@@ -89,49 +94,11 @@ def _stage(
     )
 
 
-def _add_import(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("--kind", choices=("pairs", "texts", "images"), required=True)
-    stage.add_argument("--output", type=Path, required=True, help="data folder, new or with other sources")
-    stage.add_argument("--images", type=Path, help="folder or tar of JPEG, PNG or WebP images")
-    stage.add_argument("--captions", type=Path, help="TSV of file<TAB>caption; a file may come several times")
-    stage.add_argument("--input", type=Path, nargs="+", default=[], help="text files, one text a line")
-    stage.add_argument("--column", help="the inputs are TSVs with a header: take this column")
-    stage.add_argument("--paragraphs", action="store_true", help="join lines up to an empty one into one text")
-    stage.add_argument("--source", help="name of this corpus in the folder (default: its file's name)")
-    stage.add_argument("--skip", type=Path, help="leave out the images named in this file's first column")
-    stage.add_argument("--tokenizer", type=Path, help="tokenizer.json, or a RoBERTa or GPT-2 folder")
-    stage.add_argument("--extractor", type=Path, help="extractor.safetensors of another folder")
-    stage.add_argument("--like", type=Path, help="take tokenizer and extractor of this data folder")
-    stage.add_argument("--vocabulary-size", type=int, default=8192, help="of a tokenizer trained here (default 8192)")
-    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too, for `regions` and pictures")
-    stage.add_argument("--replace", action="store_true", help="replace the shards of an earlier import of this source")
-    stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images")
-    stage.add_argument("--json", action="store_true", help="print the report as JSON")
-
-
 def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("files", type=Path, nargs="+", help="text files; of a .tsv all columns but the first are read")
     stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
     stage.add_argument("--vocabulary-size", type=int, default=8192)
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _add_all(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("--images", type=Path, required=True, help="folder or tar of the images that have captions")
-    stage.add_argument("--captions", type=Path, required=True, help="TSV of file<TAB>caption")
-    stage.add_argument("--texts", type=Path, nargs="+", default=[], help="text files, one text a line")
-    stage.add_argument(
-        "--image-only", type=Path, nargs="+", default=[], help="folders or tars of images without captions"
-    )
-    stage.add_argument("--output", type=Path, required=True, help="new data folder")
-    stage.add_argument(
-        "--tokenizer", type=Path, help="use this tokenizer instead of training one on captions and texts"
-    )
-    stage.add_argument("--extractor", type=Path, help="use this region extractor instead of fitting one on the images")
-    stage.add_argument("--vocabulary-size", type=int, default=8192, help="of a tokenizer trained here (default 8192)")
-    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too")
-    stage.add_argument("--seed", type=int, default=0)
-    stage.add_argument("--json", action="store_true", help="print the reports as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -154,34 +121,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import importing
+    from unimo_ds.data.prepare import importing, settings
 
-    names = {field.name for field in dataclasses.fields(importing.ImportSettings)}
+    names = {field.name for field in dataclasses.fields(settings.ImportSettings)}
     values = {name: value for name, value in vars(arguments).items() if name in names}
-    values["input"] = tuple(values["input"])
-    report = importing.run_import(importing.ImportSettings(**values))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    wanted = settings.ImportSettings(**values)
+    return worker_options.with_workers(
+        arguments, lambda workers: _show(arguments, importing.run_import(wanted, workers))
+    )
+
+
+def _show(arguments: argparse.Namespace, report: Report) -> None:
     _print(arguments, dataclasses.asdict(report), report.lines())
-    return 0
 
 
 def _run_all(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import everything
 
-    reports = everything.prepare_all(
-        arguments.output,
-        images=arguments.images,
-        captions=arguments.captions,
-        texts=arguments.texts,
-        image_only=arguments.image_only,
-        tokenizer=arguments.tokenizer,
-        extractor=arguments.extractor,
-        vocabulary_size=arguments.vocabulary_size,
-        keep_images=arguments.keep_images,
-        seed=arguments.seed,
-    )
-    lines = [f"{stage}: {line}" for stage, report in reports.items() for line in report.lines()]
-    _print(arguments, {stage: dataclasses.asdict(report) for stage, report in reports.items()}, lines)
-    return 0
+    plan = all_options.plan(arguments)
+
+    def body(workers: Workers) -> None:
+        reports = everything.prepare_all(plan, workers)
+        lines = [f"{stage}: {line}" for stage, report in reports.items() for line in report.lines()]
+        _print(arguments, {stage: dataclasses.asdict(report) for stage, report in reports.items()}, lines)
+
+    return worker_options.with_workers(arguments, body)
 
 
 def _run_tokenizer(arguments: argparse.Namespace) -> int:
@@ -212,19 +177,28 @@ def _run_rewrite(arguments: argparse.Namespace) -> int:
 def _run_retrieve(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import retrieval
 
-    report = retrieval.retrieve_folder(arguments.folder, number=arguments.number)
-    _print(arguments, dataclasses.asdict(report), report.lines())
-    return 0
+    return worker_options.with_workers(
+        arguments,
+        lambda workers: _show(
+            arguments, retrieval.retrieve_folder(arguments.folder, number=arguments.number, workers=workers)
+        ),
+    )
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import pack
 
-    report = pack.extract_again(
-        arguments.folder, refit=arguments.refit, extractor_path=arguments.extractor, seed=arguments.seed
-    )
-    _print(arguments, dataclasses.asdict(report), report.lines())
-    return 0
+    def body(workers: Workers) -> None:
+        report = pack.extract_again(
+            arguments.folder,
+            refit=arguments.refit,
+            extractor_path=arguments.extractor,
+            seed=arguments.seed,
+            workers=workers,
+        )
+        _show(arguments, report)
+
+    return worker_options.with_workers(arguments, body)
 
 
 def _run_pack(arguments: argparse.Namespace) -> int:

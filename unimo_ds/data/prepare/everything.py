@@ -1,69 +1,108 @@
-"""`unimo prepare all`: the stages in their order, from raw files to a verified data folder."""
+"""`unimo prepare all`: the stages in their order, from raw files to a verified data folder; what is done is passed over."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unimo_ds.data import manifest, verify
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import importing, retrieval, rewriting
-from unimo_ds.data.prepare.importing import ImportSettings
+from unimo_ds.data.prepare import formats, importing, retrieval, rewriting, stage_marks
+from unimo_ds.data.prepare.corpus_plan import Plan
+from unimo_ds.data.prepare.journal import Journal, sweep
+from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
 from unimo_ds.data.prepare.sources import Report, read_lines
-from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.utils.errors import UserError
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from unimo_ds.utils.errors import UserError, nearest_name
 
 
-def prepare_all(
-    output: Path,
-    *,
-    images: Path,
-    captions: Path,
-    texts: Sequence[Path] = (),
-    image_only: Sequence[Path] = (),
-    tokenizer: Path | None = None,
-    extractor: Path | None = None,
-    vocabulary_size: int = importing.DEFAULT_VOCABULARY,
-    keep_images: bool = False,
-    seed: int = 0,
-) -> dict[str, Report]:
-    """Import pairs, texts and images, rewrite, retrieve where there is something to retrieve, verify. Stage -> report.
+def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]:
+    """Import everything, rewrite, retrieve where there is something to retrieve, verify. Stage -> report.
+
+    Killed and begun again, it goes on; finished, it says so and does nothing.
 
     Raises:
-        UserError: bad input, a folder that is already finished, or one that does not verify.
+        UserError: bad input, a folder made of another plan, or one that does not verify.
     """
+    workers = workers or Workers()
+    output = plan.output
+    options = _options(plan)
     if (output / manifest.MANIFEST_FILE).exists():
-        raise UserError(f"{output} is a data folder already; name a new one, or run the stages one by one")
-    imports = [ImportSettings("pairs", output, images=images, captions=captions)]
-    imports += [ImportSettings("texts", output, input=(path,)) for path in texts]
-    imports += [ImportSettings("images", output, images=path) for path in image_only]
-    for settings in imports:
-        importing.check(settings)
+        if stage_marks.is_done(output, "all", options):
+            Journal(output, "all").forget()
+            return {
+                "all": Report({f"{output} is finished already; shards": len(manifest.load_manifest(output).shards)})
+            }
+        if Journal(output, "all").begun != options:
+            raise UserError(f"{output} is a data folder already; name a new one, or run the stages one by one")
+    for one in plan.imports:
+        formats.check(one)
+    _check_options(plan.rewrite, rewriting.rewrite_folder, "rewrite")
+    _check_options(plan.retrieve, retrieval.retrieve_folder, "retrieve")
+    journal = Journal(output, "all")
+    journal.begin(options)
     reports: dict[str, Report] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if tokenizer is None:
-            train_tokenizer([captions, *texts], vocabulary_size=vocabulary_size, output=Path(scratch))
-        for number, settings in enumerate(imports):
-            # The number keeps files of one name in different folders apart.
-            name = f"{settings.kind}{number}_{importing.source_name(settings)}"
-            settings = dataclasses.replace(
-                settings,
-                source=name,
-                tokenizer=tokenizer or Path(scratch),
-                extractor=extractor,
-                keep_images=keep_images,
-                seed=seed,
-            )
-            reports[f"import {name}"] = importing.run_import(settings)
-    reports["rewrite"] = rewriting.rewrite_folder(output, seed=seed)
-    if texts or image_only:
-        reports["retrieve"] = retrieval.retrieve_folder(output)
+    tokenizer = plan.tokenizer or _trained(plan, journal)
+    for one in plan.imports:
+        settings = dataclasses.replace(
+            one, tokenizer=tokenizer, extractor=plan.extractor, keep_images=plan.keep_images, seed=plan.seed
+        )
+        reports[f"import {settings.source}"] = importing.run_import(settings, workers)
+    totals = manifest.load_manifest(output).totals
+    if plan.rewrite is not None and totals.get("pair"):
+        reports["rewrite"] = _rewrite(plan, plan.rewrite)
+    if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
+        reports["retrieve"] = retrieval.retrieve_folder(output, workers=workers, **plan.retrieve)
+    sweep(output)
     problems = verify.verify(output)
     if problems:
         raise UserError(f"{output} did not verify: {problems[0]}")
+    stage_marks.mark_done(output, "all", options)
+    journal.forget()
     return reports
+
+
+def _options(plan: Plan) -> str:
+    """Fingerprint of the whole plan, its inputs included."""
+    imports = [[one.source, fingerprint(one)] for one in plan.imports]
+    rest = {name: value for name, value in vars(plan).items() if name not in ("imports", "output")}
+    return stage_marks.identity([imports, rest])
+
+
+def _rewrite(plan: Plan, options: Mapping[str, Any]) -> Report:
+    # After retrieval the folder is no longer as rewriting left it, but no less rewritten.
+    done = stage_marks.is_done(plan.output, "rewrite", dict(options)) or stage_marks.was_done(plan.output, "retrieve")
+    if done:
+        return Report({"already rewritten": 1})
+    report = rewriting.rewrite_folder(plan.output, **{"seed": plan.seed, **options})
+    stage_marks.mark_done(plan.output, "rewrite", dict(options))
+    return report
+
+
+def _check_options(options: Mapping[str, Any] | None, function: Callable[..., Any], stage: str) -> None:
+    known = set(inspect.signature(function).parameters) - {"folder", "workers"}
+    for name in options or {}:
+        if name not in known:
+            raise UserError(f"[{stage}] has unknown key {name!r}{nearest_name(name, known)}")
+
+
+def _trained(plan: Plan, journal: Journal) -> Path:
+    """A tokenizer learned from the captions and texts of all imports; kept in the journal."""
+    path = journal.path / TOKENIZER_FILE
+    if not path.exists():
+        tokenizers.train(_texts(plan.imports), vocabulary_size=plan.vocabulary_size, output=journal.path)
+    return path
+
+
+def _texts(imports: Sequence[ImportSettings]) -> Iterator[str]:
+    for one in imports:
+        reader = formats.reader(one)
+        for part in reader.parts(Report()):
+            yield from reader.texts(part)
 
 
 def train_tokenizer(files: Sequence[Path], *, vocabulary_size: int, output: Path) -> tuple[Tokenizer, Report]:

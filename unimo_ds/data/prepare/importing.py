@@ -1,122 +1,116 @@
-"""`unimo prepare import`: a raw corpus in, a complete data folder out (or a folder that has one source more)."""
+"""`unimo prepare import`: a raw corpus in, a complete data folder out (or a folder that has one source more).
+
+The corpus is planned as parts (names, captions and places, no images), tokenizer and extractor are chosen or learned, and every
+part becomes a shard, by as many workers as there are. All of it is kept in a journal until the folder is finished, so that the
+same command goes on after a kill, and does nothing once it is done.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 from rich.progress import Progress
 
 from unimo_ds.data import folder as folders
-from unimo_ds.data import images, manifest, regions
+from unimo_ds.data import images, manifest, regions, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import sources, texts
-from unimo_ds.data.prepare.sources import ImageSource, Report
-from unimo_ds.data.regions import RegionExtractor
-from unimo_ds.data.schema import Caption, Kind, Sample
-from unimo_ds.data.shards import SHARD_SUFFIX, ShardWriter
-from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.prepare import formats, shard_making
+from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep
+from unimo_ds.data.prepare.readers.protocol import Part, Reader
+from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_name
+from unimo_ds.data.prepare.shard_making import Making
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.workers import Workers, one_thread
+from unimo_ds.data.regions import EXTRACTOR_FILE, RegionExtractor
+from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
 
-DEFAULT_VOCABULARY = 8192
 NUM_FITTED_IMAGES = 1500
-_BATCH = 64
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class ImportSettings:
-    """What to import, and into which folder."""
-
-    kind: Literal["pairs", "texts", "images"]
-    output: Path
-    images: Path | None = None
-    captions: Path | None = None
-    input: tuple[Path, ...] = ()
-    source: str | None = None
-    """Name of the corpus in the folder; None: the name of its file."""
-    tokenizer: Path | None = None
-    extractor: Path | None = None
-    like: Path | None = None
-    """A data folder whose tokenizer and extractor are used."""
-    vocabulary_size: int = DEFAULT_VOCABULARY
-    keep_images: bool = False
-    paragraphs: bool = False
-    column: str | None = None
-    skip: Path | None = None
-    """File names (first column) of images to leave out."""
-    replace: bool = False
-    seed: int = 0
-
-
-def run_import(settings: ImportSettings) -> Report:
+def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:
     """Import one corpus, finish the folder, and write `report-SOURCE.json` beside the shards.
+
+    Done already: gives the report of then. Begun and killed: goes on.
 
     Raises:
         UserError: missing or unfit inputs, a folder that has another tokenizer or extractor, nothing to import.
     """
     start = time.perf_counter()
-    check(settings)
-    report = Report()
-    name = source_name(settings)
-    if _was_interrupted(settings.output, name):
-        settings = dataclasses.replace(settings, replace=True)
-    if settings.kind == "texts":
-        tokenizer = _tokenizer(settings, lambda: _all_texts(settings, Report()))
-        num_samples = _import_texts(settings, name, tokenizer, report)
-        extractor = None
-    else:
-        captions = sources.read_captions(settings.captions, report) if settings.captions else {}
-        tokenizer = _tokenizer(settings, lambda: itertools.chain.from_iterable(captions.values()))
-        extractor, num_samples = _import_images(settings, name, captions, report)
+    formats.check(settings)
+    name, identity = source_name(settings), fingerprint(settings)
+    settings = dataclasses.replace(settings, source=name, kind=formats.kind_of(settings))
+    journal = Journal(settings.output, f"import-{name}")
+    if journal.begun != identity:
+        before = finished_report(settings.output, name, identity)
+        if before is not None and not settings.replace:
+            return before
+        _clear(settings, name)
+    journal.begin(identity)
+    sweep(settings.output)
+    reader = formats.reader(settings)
+    report, num_parts = _plan(reader, journal)
+    tokenizer = _tokenizer(settings, journal, lambda: _all_texts(reader, journal, num_parts))
+    extractor = None
+    held = reader.held_regions
+    if held is not None:
+        _check_extractor(settings, held.fingerprint)
+    elif settings.kind != "texts" and num_parts:
+        extractor = _extractor(settings, journal, reader, num_parts)
+    making = Making(
+        reader,
+        name,
+        (journal.path / TOKENIZER_FILE, tokenizer.fingerprint),
+        (journal.path / EXTRACTOR_FILE, extractor.fingerprint) if extractor else None,
+        settings.keep_images,
+    )
+    num_samples = _make_shards(settings, making, journal, num_parts, report, workers or Workers())
     if not num_samples:
+        journal.forget()
         raise UserError("nothing to import: " + "; ".join(report.lines()))
     report.counts = {"samples": num_samples, **report.counts}
     tokenizer.save(settings.output)
-    write_report(settings.output, name, report, seconds=time.perf_counter() - start)
+    write_report(settings.output, name, report, seconds=time.perf_counter() - start, made_of=identity)
     folders.finish_folder(
         settings.output,
         tokenizer=tokenizer,
-        extractor_fingerprint=extractor.fingerprint if extractor else None,
+        extractor_fingerprint=extractor.fingerprint if extractor else held.fingerprint if held else None,
         extractor_file=extractor.save(settings.output).name if extractor else None,
-        num_region_classes=extractor.num_classes if extractor else None,
+        num_region_classes=extractor.num_classes if extractor else held.num_classes if held else None,
     )
+    journal.forget()
     return report
 
 
-def check(settings: ImportSettings) -> None:
-    """
-    Raises:
-        UserError: an input that the kind needs is missing or is not there.
-    """
-    needed = {"pairs": ("images", "captions"), "images": ("images",), "texts": ("input",)}[settings.kind]
-    for name in needed:
-        if not getattr(settings, name):
-            raise UserError(f"--kind {settings.kind} needs --{name}")
-    for name in {"images", "captions", "input"} - set(needed):
-        if getattr(settings, name):
-            raise UserError(f"--kind {settings.kind} has no use for --{name}")
-    for path in (settings.images, settings.captions, settings.skip, *settings.input):
-        if path is not None and not path.exists():
-            raise UserError(f"{path} does not exist")
-
-
-def write_report(folder: Path, name: str, report: Report, *, seconds: float) -> None:
-    """`report-NAME.json`: counts and every name that was skipped."""
-    content = {**dataclasses.asdict(report), "seconds": round(seconds, 1)}
+def write_report(folder: Path, name: str, report: Report, *, seconds: float, made_of: str | None = None) -> None:
+    """`report-NAME.json`: counts, every name that was skipped, and the fingerprint of what was asked for."""
+    content = {**dataclasses.asdict(report), "seconds": round(seconds, 1), "made_of": made_of}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    (folder / f"report-{name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"report-{name}.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def finished_report(folder: Path, name: str, identity: str) -> Report | None:
+    """The report of an import of this source with these settings, if the folder holds all of it."""
+    content = read_json_object(folder / f"report-{name}.json")
+    listed = manifest_of(folder)
+    if listed is None or not isinstance(content, dict) or content.get("made_of") != identity:
+        return None
+    present = {entry.file for entry in listed.shards if name in entry.sources}
+    if not present or not all((folder / file).is_file() for file in present):
+        return None
+    report = report_of(content)
+    report.counts = {"already imported": 1, **report.counts}
+    return report
 
 
 def progress(items: Iterable[_T], *, label: str, total: int | None = None) -> Iterator[_T]:
@@ -130,33 +124,108 @@ def progress(items: Iterable[_T], *, label: str, total: int | None = None) -> It
         yield from bar.track(items, total=total, description=label)
 
 
-def _was_interrupted(folder: Path, name: str) -> bool:
-    """Whether an earlier import of this source was killed: it left shards that no manifest lists. Its scraps are removed."""
-    for scrap in folder.glob(f".{name}-*.partial"):
-        scrap.unlink()
-    listed = _manifest_of(folder)
+def manifest_of(folder: Path | None, *, required: bool = False) -> manifest.Manifest | None:
+    """The folder's manifest; None where there is no folder or, unless it is required, no manifest."""
+    if folder is None or (not required and not (folder / manifest.MANIFEST_FILE).exists()):
+        return None
+    return manifest.load_manifest(folder)
+
+
+def _clear(settings: ImportSettings, name: str) -> None:
+    """Make room for the shards of a source: remove the scraps of an import that was killed, and what is to be replaced.
+
+    Raises:
+        UserError: finished shards of this name that are not to be replaced; or the folder cannot be made.
+    """
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {settings.output}: {error.strerror}") from None
+    listed = manifest_of(settings.output)
     known = {entry.file for entry in listed.shards} if listed else set()
-    present = {path.name for path in folder.glob(f"{name}-*{SHARD_SUFFIX}")}
-    return bool(present) and not present & known
+    own = shards.files_of(settings.output, name)
+    if known & {path.name for path in own}:
+        if not settings.replace:
+            raise UserError(
+                f"{settings.output} already holds shards named {name}-*, made of other inputs or options; "
+                "choose another name for this import with --source, or add --replace"
+            )
+        manifest.forget_shards(settings.output, {path.name for path in own})
+    for path in own:
+        shards.index_path(path).unlink(missing_ok=True)
+        path.unlink()
 
 
-def source_name(settings: ImportSettings) -> str:
-    """The given name, or that of the imported file, in the characters a shard's name may have."""
-    path = settings.images if settings.kind != "texts" else settings.input[0]
-    raw = settings.source or (path.stem if path else settings.kind)
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", raw)[:48] or settings.kind
+def _plan(reader: Reader, journal: Journal) -> tuple[Report, int]:
+    """(what planning found, number of parts); the parts are in the journal."""
+    planned = journal.read("plan.json")
+    if planned is not None:
+        return report_of(planned), planned["parts"]
+    report = Report()
+    number = 0
+    for part in progress(reader.parts(report), label="planning"):
+        journal.write(_part_name(number), part)
+        number += 1
+    journal.write("plan.json", {"parts": number, **dataclasses.asdict(report)})
+    return report, number
 
 
-def _tokenizer(settings: ImportSettings, training_texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The named tokenizer, that of `--like`, the folder's own, or one trained on what is imported."""
-    own = _manifest_of(settings.output)
-    like = _manifest_of(settings.like, required=True) if settings.like else None
+def _part_name(number: int) -> str:
+    return f"part-{number:06d}.json"
+
+
+def _parts(journal: Journal, num_parts: int) -> Iterator[Part]:
+    for number in range(num_parts):
+        yield journal.read(_part_name(number))
+
+
+def _all_texts(reader: Reader, journal: Journal, num_parts: int) -> Iterator[str]:
+    for part in _parts(journal, num_parts):
+        yield from reader.texts(part)
+
+
+def _make_shards(
+    settings: ImportSettings, making: Making, journal: Journal, num_parts: int, report: Report, workers: Workers
+) -> int:
+    """Make all shards that are not there yet, and collect their reports in the order of the parts."""
+    entries = [journal.path / f"done-{number:06d}.json" for number in range(num_parts)]
+    paths = [settings.output / shards.shard_name(making.source, number) for number in range(num_parts)]
+    tasks = [
+        (making, journal.path / _part_name(number), paths[number], entries[number])
+        for number in range(num_parts)
+        if not _is_done(entries[number], paths[number])
+    ]
+    unit = {"texts": "parts"}.get(settings.kind or "", "images")
+    size = 1 if unit == "parts" else 1000
+    for _ in workers.run(shard_making.make_shard, tasks, label=f"importing {making.source}", size=size, unit=unit):
+        pass
+    num_samples = 0
+    for entry in entries:
+        content = read_json_object(entry)
+        if content is None:
+            raise UserError(f"{entry} is gone; run the same command again")
+        num_samples += content["samples"]
+        report.add(report_of(content))
+    return num_samples
+
+
+def _is_done(entry: Path, shard: Path) -> bool:
+    content = read_json_object(entry)
+    return content is not None and (not content["samples"] or shard.is_file())
+
+
+def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The named tokenizer, that of `--like`, the folder's own, or one trained on what is imported; kept in the journal."""
+    if (journal.path / TOKENIZER_FILE).exists():
+        return tokenizers.load(journal.path)
+    own = manifest_of(settings.output)
+    like = manifest_of(settings.like, required=True) if settings.like else None
     if settings.tokenizer is not None:
         chosen = tokenizers.load(settings.tokenizer)
     elif like is not None and settings.like is not None:
         chosen = tokenizers.load(settings.like / like.tokenizer.file)
     elif own is not None:
-        return tokenizers.load(settings.output / own.tokenizer.file)
+        chosen = tokenizers.load(settings.output / own.tokenizer.file)
     else:
         chosen = tokenizers.train(training_texts(), vocabulary_size=settings.vocabulary_size)
     if own is not None and own.tokenizer.fingerprint != chosen.fingerprint:
@@ -164,14 +233,17 @@ def _tokenizer(settings: ImportSettings, training_texts: Callable[[], Iterable[s
             f"{settings.output} was made with tokenizer {own.tokenizer.fingerprint}, not {chosen.fingerprint}; "
             "leave --tokenizer and --like out, or name another --output"
         )
+    chosen.save(journal.path)
     return chosen
 
 
-def _extractor(settings: ImportSettings, source: ImageSource, wanted: Sequence[str]) -> RegionExtractor:
-    """The named extractor, that of `--like`, the folder's own, or one fitted on the images of this import."""
-    own = _manifest_of(settings.output)
+def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_parts: int) -> RegionExtractor:
+    """The named extractor, that of `--like`, the folder's own, or one fitted on the images of this import; kept likewise."""
+    if (journal.path / EXTRACTOR_FILE).exists():
+        return regions.load(journal.path)
+    own = manifest_of(settings.output)
     own_entry = own.extractor if own else None
-    like = _manifest_of(settings.like, required=True) if settings.like else None
+    like = manifest_of(settings.like, required=True) if settings.like else None
     if settings.extractor is not None:
         chosen = regions.load(settings.extractor)
     elif like is not None and settings.like is not None:
@@ -179,114 +251,43 @@ def _extractor(settings: ImportSettings, source: ImageSource, wanted: Sequence[s
             raise UserError(f"{settings.like} has no region extractor; name one with --extractor")
         chosen = regions.load(settings.like / like.extractor.file)
     elif own_entry is not None and own_entry.file is not None:
-        return regions.load(settings.output / own_entry.file)
+        chosen = regions.load(settings.output / own_entry.file)
     else:
-        chosen = fit_extractor(source, wanted, seed=settings.seed)
-    if own_entry is not None and own_entry.fingerprint != chosen.fingerprint:
-        raise UserError(
-            f"{settings.output} was made with region extractor {own_entry.fingerprint}, not {chosen.fingerprint}; "
-            "leave --extractor and --like out, or name another --output"
-        )
+        chosen = one_thread(fit_extractor, reader, lambda: _parts(journal, num_parts), settings.seed)
+    _check_extractor(settings, chosen.fingerprint)
+    chosen.save(journal.path)
     return chosen
 
 
-def fit_extractor(source: ImageSource, names: Sequence[str], *, seed: int) -> RegionExtractor:
-    """A grid extractor fitted on a seeded choice of the named images that can be decoded."""
-    chosen = set(names)
-    if len(names) > NUM_FITTED_IMAGES:
-        order = seeds.generator(seed, 0xF17).permutation(len(names))[:NUM_FITTED_IMAGES]
-        chosen = {names[i] for i in order}
+def _check_extractor(settings: ImportSettings, chosen: str) -> None:
+    own = manifest_of(settings.output)
+    if own is not None and own.extractor is not None and own.extractor.fingerprint != chosen:
+        raise UserError(
+            f"{settings.output} was made with region extractor {own.extractor.fingerprint}, not {chosen}; "
+            "leave --extractor and --like out, or name another --output"
+        )
+
+
+def fit_extractor(reader: Reader, parts: Callable[[], Iterable[Part]], seed: int) -> RegionExtractor:
+    """A grid extractor fitted on a seeded choice of the images of the parts that can be decoded.
+
+    Raises:
+        UserError: none can.
+    """
+    total = sum(len(part["items"]) for part in parts())
+    chosen = set(seeds.generator(seed, 0xF17).permutation(total)[:NUM_FITTED_IMAGES].tolist())
     side = regions.GridSettings().image_side
     pictures: list[Image.Image] = []
-    for _, data in progress(source.read(wanted=chosen), label="reading images to learn from", total=len(chosen)):
+    numbers = itertools.count()
+    wanted = ({**part, "items": [item for item in part["items"] if next(numbers) in chosen]} for part in parts())
+    records = (record for part in wanted if part["items"] for record in reader.records(part, Report()))
+    for record in progress(records, label="reading images to learn from", total=len(chosen)):
         try:
-            picture = images.decode(data, shrink_to=side)
+            picture = images.decode(record.image or b"", shrink_to=side)
         except images.BadImage:
             continue  # counted and named when it is imported
         # Shrunk at once: this list must stay small however large the photographs are.
         pictures.append(picture.resize((side, side), Image.Resampling.BOX))
     if not pictures:
-        raise UserError(f"none of the images in {source.path} that are wanted can be decoded; check the files")
+        raise UserError("none of the images that are wanted can be decoded; check the files")
     return regions.fit(pictures, seed=seed)
-
-
-def _manifest_of(folder: Path | None, *, required: bool = False) -> manifest.Manifest | None:
-    if folder is None or (not required and not (folder / manifest.MANIFEST_FILE).exists()):
-        return None
-    return manifest.load_manifest(folder)
-
-
-def _all_texts(settings: ImportSettings, report: Report) -> Iterator[str]:
-    for path in settings.input:
-        yield from sources.read_texts(path, report, column=settings.column, paragraphs=settings.paragraphs)
-
-
-def _import_texts(settings: ImportSettings, name: str, tokenizer: Tokenizer, report: Report) -> int:
-    def counted() -> Iterator[str]:
-        for text in _all_texts(settings, report):
-            report.count("texts read")
-            yield text
-
-    with ShardWriter(settings.output, name, max_samples=10_000, replace=settings.replace) as writer:
-        for piece in progress(texts.pieces(counted(), tokenizer), label="texts"):
-            writer.write(Sample(key="", kind=Kind.TEXT, source=name, text=piece))
-    return writer.num_samples
-
-
-def _import_images(
-    settings: ImportSettings, name: str, captions: dict[str, list[str]], report: Report
-) -> tuple[RegionExtractor | None, int]:
-    """Pairs, or images alone. Returns the extractor and the number of samples."""
-    if settings.images is None:
-        raise UserError(f"--kind {settings.kind} needs --images")
-    source = ImageSource(settings.images)
-    left_out = sources.read_names(settings.skip) if settings.skip else set()
-    present = source.names(report)
-    wanted: list[str] = []
-    for image in present:
-        if image in left_out or os.path.basename(image) in left_out:
-            report.count("images left out by --skip")
-        elif settings.kind == "pairs" and not _captions_of(image, captions):
-            report.skip("an image without a caption", image)
-        else:
-            wanted.append(image)
-    known = {*present, *(os.path.basename(image) for image in present)}
-    for image in captions:
-        if image not in known:
-            report.skip("a caption whose image is missing", image)
-    if not wanted:
-        return None, 0
-    extractor = _extractor(settings, source, wanted)
-    with ShardWriter(settings.output, name, max_samples=1000, replace=settings.replace) as writer:
-        stream = progress(source.read(wanted=set(wanted)), label=settings.kind, total=len(wanted))
-        while batch := list(itertools.islice(stream, _BATCH)):
-            decoded = list(_decode(batch, extractor.working_side, report))
-            found = extractor.extract([picture for _, _, picture in decoded])
-            for (image, data, picture), one in zip(decoded, found, strict=True):
-                mine = tuple(Caption(text) for text in _captions_of(image, captions))
-                report.count("captions", len(mine))
-                writer.write(
-                    Sample("", Kind.PAIR if mine else Kind.IMAGE, name, regions=one, captions=mine),
-                    jpeg=_stored_jpeg(data, settings),
-                    details={"file": image, "size": list(picture.size)},
-                )
-    return extractor, writer.num_samples
-
-
-def _captions_of(image: str, captions: dict[str, list[str]]) -> list[str]:
-    """By the whole relative name, else by the file name alone."""
-    return captions.get(image) or captions.get(os.path.basename(image)) or []
-
-
-def _decode(batch: Iterable[tuple[str, bytes]], side: int, report: Report) -> Iterator[tuple[str, bytes, Image.Image]]:
-    for name, data in batch:
-        try:
-            yield name, data, images.decode(data, shrink_to=side)
-        except images.BadImage as error:
-            report.skip("an image that cannot be decoded", f"{name}: {error}")
-
-
-def _stored_jpeg(data: bytes, settings: ImportSettings) -> bytes | None:
-    if not settings.keep_images:
-        return None
-    return data if images.is_jpeg(data) else images.encode_jpeg(images.decode(data))

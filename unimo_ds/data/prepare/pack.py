@@ -11,8 +11,11 @@ from unimo_ds.data import folder as folders
 from unimo_ds.data import images, manifest, regions, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.manifest import Manifest
-from unimo_ds.data.prepare.importing import NUM_FITTED_IMAGES, progress
+from unimo_ds.data.prepare import stage_marks
+from unimo_ds.data.prepare.importing import NUM_FITTED_IMAGES
+from unimo_ds.data.prepare.journal import Journal, read_json_object, sweep, write_json
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.shards import StoredSample
 from unimo_ds.data.tokenizer import TOKENIZER_FILE
@@ -49,7 +52,14 @@ def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest
     )
 
 
-def extract_again(folder: Path, *, refit: bool = False, extractor_path: Path | None = None, seed: int = 0) -> Report:
+def extract_again(
+    folder: Path,
+    *,
+    refit: bool = False,
+    extractor_path: Path | None = None,
+    seed: int = 0,
+    workers: Workers | None = None,
+) -> Report:
     """Replace the regions of every image of the folder, computed from the stored JPEGs.
 
     refit: learn a new extractor from those JPEGs; extractor_path: use another one; neither: the folder's own.
@@ -62,18 +72,19 @@ def extract_again(folder: Path, *, refit: bool = False, extractor_path: Path | N
     names = [entry.file for entry in listed.shards if entry.kinds.get("pair") or entry.kinds.get("image")]
     if not names:
         raise UserError(f"{folder} holds no images")
-    extractor = _choose(folder, listed, names, refit, extractor_path, seed)
+    journal = Journal(folder, "regions")
+    sweep(folder)
+    options = [refit, seed, None if extractor_path is None else regions.load(extractor_path).fingerprint]
+    if not journal.begin(stage_marks.identity([options, listed.fingerprint])):
+        one_thread(_choose, folder, listed, names, refit, extractor_path, seed).save(journal.path)
+    extractor = regions.load(journal.path)
     report = Report()
-
-    def transform(_: int, stored: StoredSample) -> StoredSample:
-        if stored.sample.regions is None:
-            return stored
-        found = extractor.extract([_picture(stored, extractor.working_side)])[0]
-        report.count("images")
-        return replace(stored, sample=replace(stored.sample, regions=found))
-
-    for name in progress(names, label="regions"):
-        shards.rewrite_shard(folder / name, transform)
+    entries = {name: journal.path / f"done-{name}.json" for name in names}
+    tasks = [(folder / name, journal.path, entries[name]) for name in names if read_json_object(entries[name]) is None]
+    for _ in (workers or Workers()).run(_extract_shard, tasks, label="regions", unit="shards"):
+        pass
+    for entry in entries.values():
+        report.count("images", read_json_object(entry)["images"])
     folders.finish_folder(
         folder,
         tokenizer=tokenizer,
@@ -82,7 +93,25 @@ def extract_again(folder: Path, *, refit: bool = False, extractor_path: Path | N
         extractor_file=extractor.save(folder).name,
         num_region_classes=extractor.num_classes,
     )
+    journal.forget()
     return report
+
+
+def _extract_shard(path: Path, extractor_path: Path, entry: Path) -> None:
+    """Make the regions of one shard anew, then write the entry that says so."""
+    extractor = regions.load(extractor_path)
+    num_images = 0
+
+    def transform(_: int, stored: StoredSample) -> StoredSample:
+        nonlocal num_images
+        if stored.sample.regions is None:
+            return stored
+        found = extractor.extract([_picture(stored, extractor.working_side)])[0]
+        num_images += 1
+        return replace(stored, sample=replace(stored.sample, regions=found))
+
+    shards.rewrite_shard(path, transform)
+    write_json(entry, {"images": num_images})
 
 
 def _choose(

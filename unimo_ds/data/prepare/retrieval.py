@@ -2,192 +2,253 @@
 
 Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
 classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1, unimo.md 3.3).
+
+The search is exact and runs block by block: a task holds the pairs of one shard and one block of the collection, whatever the
+size of either, and writes its shard anew. Tasks that are done stay done when the stage is killed and started again.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from unimo_ds.data import folder as folders
-from unimo_ds.data import manifest, shards
+from unimo_ds.data import index, manifest, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import word_classes
-from unimo_ds.data.prepare.importing import progress
-from unimo_ds.data.prepare.rewriting import similar_rows
+from unimo_ds.data.prepare import collections_on_disk as collections
+from unimo_ds.data.prepare import stage_marks
+from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, write_json
+from unimo_ds.data.prepare.similarity import Nearest, distinct, tf_idf
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.schema import Kind, Regions
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.schema import Kind
 from unimo_ds.data.shards import StoredSample
 from unimo_ds.utils.errors import UserError
 
-MAX_SENTENCES = 400_000
-MAX_IMAGES = 400_000
-"""Candidates held in memory; of a larger collection every second, third, ... one is taken."""
-_SHORTEST_SENTENCE, _LONGEST_SENTENCE = 4, 60
-"""In words: fragments relate to everything, and long texts cost a full sequence each."""
 _CONSIDERED = 5
 """Times the wanted number of images that class overlap passes on to feature similarity."""
-_BLOCK = 512
-_SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
+_SPARE = 3
+"""Times the wanted number of sentences that are looked at, for many say the same."""
+_QUERIES = 64
+"""Queries whose candidates' features are held at a time."""
+_DIGITS = 5
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ImageCollection:
-    """What is compared of the image samples."""
+class _Block:
+    """One shard's part of a collection."""
 
-    references: tuple[tuple[str, int], ...]
-    """(shard, index within it)"""
-    classes: Floats
-    """[n, C] unit vectors of summed class probabilities."""
-    features: Floats
-    """[n, F] unit vectors of mean region features."""
+    number: int
+    shard: str
+    first: int
+    """Number of its first row in the whole collection."""
+    size: int
 
 
-def retrieve_folder(folder: Path, *, number: int = 10) -> Report:
+@dataclass(frozen=True)
+class _Search:
+    """What all tasks share."""
+
+    folder: Path
+    work: Path
+    fingerprint: str
+    number: int
+    num_classes: int
+    texts: tuple[_Block, ...]
+    images: tuple[_Block, ...]
+    tokenizer: Path
+
+
+def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None = None) -> Report:
     """Store up to `number` related texts and images with every pair; earlier ones are replaced.
 
     Raises:
         UserError: not a data folder, a damaged one, or one without pairs or without single-modal samples.
     """
+    workers = workers or Workers()
     listed = manifest.load_manifest(folder)
+    if number < 1:
+        raise UserError(f"--number {number} must be at least 1")
     if not listed.totals.get("pair"):
         raise UserError(f"{folder} holds no pairs; import some with `unimo prepare import --kind pairs`")
     if not listed.totals.get("text") and not listed.totals.get("image"):
         raise UserError(
             f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
         )
-    tokenizer = tokenizers.load(folder / listed.tokenizer.file)
-    sentences = _sentences(folder, listed)
-    images = _image_collection(folder, listed)
-    report = Report({"sentences searched": len(sentences), "images searched": len(images.references)})
-    for entry in listed.shards:
-        if entry.kinds.get("pair"):
-            _retrieve_shard(folder / entry.file, sentences, images, listed.num_region_classes, number, report)
-    folders.finish_folder(folder, tokenizer=tokenizer, tokenizer_file=listed.tokenizer.file)
+    if stage_marks.is_done(folder, "retrieve", number):
+        return Report({"already retrieved": 1})
+    journal = Journal(folder, "retrieve")
+    fingerprint = stage_marks.identity([number, listed.fingerprint])
+    journal.begin(fingerprint)
+    sweep(folder)
+    texts = _text_blocks(folder, listed, journal, fingerprint, workers)
+    images = _image_blocks(folder, listed, journal, workers)
+    report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
+    search = _Search(
+        folder,
+        journal.path,
+        fingerprint,
+        number,
+        listed.num_region_classes,
+        texts,
+        images,
+        folder / listed.tokenizer.file,
+    )
+    names = [entry.file for entry in listed.shards if entry.kinds.get("pair")]
+    entries = {name: journal.path / f"done-{name}.json" for name in names}
+    tasks = [(search, name, entries[name]) for name in names if read_json_object(entries[name]) is None]
+    for _ in workers.run(retrieve_shard, tasks, label="retrieving", size=1, unit="shards"):
+        pass
+    for entry in entries.values():
+        report.add(report_of(read_json_object(entry)))
+    folders.finish_folder(folder, tokenizer=tokenizers.load(search.tokenizer), tokenizer_file=listed.tokenizer.file)
+    stage_marks.mark_done(folder, "retrieve", number)
+    journal.forget()
     return report
 
 
-def related_images(classes: Floats, features: Floats, images: ImageCollection, *, number: int) -> list[list[int]]:
-    """For each query, up to `number` images: most class overlap first chosen, then ordered by feature similarity.
-
-    classes: [n, C], features: [n, F], unit rows. Ties go to the earlier image.
-    """
-    count = len(images.references)
-    if not count:
-        return [[] for _ in classes]
-    found: list[list[int]] = []
-    for start in range(0, len(classes), _BLOCK):
-        # Rounded, so that the choice does not hang on the last bit of a sum.
-        overlap = np.round(classes[start : start + _BLOCK] @ images.classes.T, 5)
-        for row, one in enumerate(overlap):
-            considered = np.argsort(-one, kind="stable")[: _CONSIDERED * number]
-            considered = considered[one[considered] > 0]
-            likeness = np.round(images.features[considered] @ features[start + row], 5)
-            found.append(considered[np.lexsort((considered, -likeness))][:number].tolist())
-    return found
-
-
-def distinct(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without those whose words all occur in one kept before, or the other way round."""
-    kept: dict[str, set[str]] = {}
-    for text in texts:
-        words = set(word_classes.words_of(text))
-        if not any(words <= other or other <= words for other in kept.values()):
-            kept[text] = words
-    return tuple(kept)
+def _text_blocks(
+    folder: Path, listed: manifest.Manifest, journal: Journal, fingerprint: str, workers: Workers
+) -> tuple[_Block, ...]:
+    """The text samples' sentences, vectorised; done once for a journal."""
+    names = [entry.file for entry in listed.shards if entry.kinds.get("text")]
+    sizes = journal.read("texts.json")
+    if sizes is None:
+        numbers = list(range(len(names)))
+        work = journal.path
+        collecting = [(folder / name, work, number) for number, name in enumerate(names)]
+        for _ in workers.run(collections.collect_sentences, collecting, label="reading texts", unit="shards"):
+            pass
+        num_sentences = collections.keep_first(work, numbers)
+        frequencies: Counter[str] = Counter()
+        counting = [(work, number) for number in numbers]
+        for _, counted in workers.run(collections.count_words, counting, label="counting words", unit="shards"):
+            frequencies.update(counted)
+        collections.write_vocabulary(work, frequencies, num_sentences)
+        vectorising = [(work, number, fingerprint) for number in numbers]
+        found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
+        sizes = [found[number] for number in numbers]
+        journal.write("texts.json", sizes)
+    return _blocks(names, sizes)
 
 
-def summarise(regions: Regions, *, num_classes: int) -> tuple[Floats, Floats]:
-    """Class vector [C] and mean feature [F] of an image, both of unit length."""
-    classes = np.zeros(num_classes, np.float32)
-    np.add.at(classes, regions.class_ids.ravel(), regions.class_probabilities.astype(np.float32).ravel())
-    features = regions.features.astype(np.float32).mean(0)
-    return _unit(classes), _unit(features)
+def _image_blocks(folder: Path, listed: manifest.Manifest, journal: Journal, workers: Workers) -> tuple[_Block, ...]:
+    names = [entry.file for entry in listed.shards if entry.kinds.get("image")]
+    sizes = journal.read("images.json")
+    if sizes is None:
+        tasks = [(folder / name, journal.path, number, listed.num_region_classes) for number, name in enumerate(names)]
+        found = dict(workers.run(collections.summarise_images, tasks, label="reading images", unit="shards"))
+        sizes = [found[number] for number in range(len(names))]
+        journal.write("images.json", sizes)
+    return _blocks(names, sizes)
 
 
-def _unit(vector: Floats) -> Floats:
-    result: Floats = (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
-    return result
+def _blocks(names: Sequence[str], sizes: Sequence[int]) -> tuple[_Block, ...]:
+    firsts = itertools.accumulate(sizes, initial=0)
+    return tuple(_Block(i, *one) for i, one in enumerate(zip(names, firsts, sizes, strict=False)))
 
 
-def _retrieve_shard(
-    path: Path, sentences: Sequence[str], images: ImageCollection, num_classes: int, number: int, report: Report
-) -> None:
-    queries: dict[int, str] = {}
+def _size(blocks: Sequence[_Block]) -> int:
+    return sum(block.size for block in blocks)
+
+
+def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
+    """Find and store the related items of one shard's pairs, index it, and write the entry that says so."""
+    path = search.folder / name
+    captions: list[str] = []
     summaries: list[tuple[Floats, Floats]] = []
+    numbers: dict[int, int] = {}
     for position, stored in enumerate(shards.read_shard(path)):
         if stored.sample.kind is Kind.PAIR and stored.sample.regions is not None:
-            queries[position] = " ".join(caption.text for caption in stored.sample.captions)
-            summaries.append(summarise(stored.sample.regions, num_classes=num_classes))
-    classes, features = (np.stack(parts) for parts in zip(*summaries, strict=True))
-    image_rows = related_images(classes, features, images, number=number)
-    text_rows = progress(
-        similar_rows(list(queries.values()), sentences, number=3 * number), label=path.name, total=len(queries)
-    )
-    found = dict(zip(queries, zip(text_rows, image_rows, strict=True), strict=True))
+            numbers[position] = len(captions)
+            captions.append(" ".join(caption.text for caption in stored.sample.captions))
+            summaries.append(collections.summarise(stored.sample.regions, num_classes=search.num_classes))
+    texts = related_texts(search, captions)
+    images = related_images(search, [one for one, _ in summaries], [other for _, other in summaries])
+    report = Report()
 
     def transform(position: int, stored: StoredSample) -> StoredSample:
-        if position not in found:
+        if position not in numbers:
             return stored
-        of_texts, of_images = found[position]
+        mine = texts[numbers[position]], images[numbers[position]]
         report.count("pairs")
-        texts = distinct([sentences[i] for i in of_texts])[:number]
-        report.count("related texts", len(texts))
-        report.count("related images", len(of_images))
-        sample = replace(
-            stored.sample,
-            related_texts=texts,
-            related_images=tuple(images.references[i] for i in of_images),
-        )
+        report.count("related texts", len(mine[0]))
+        report.count("related images", len(mine[1]))
+        sample = replace(stored.sample, related_texts=tuple(mine[0]), related_images=tuple(mine[1]))
         return replace(stored, sample=sample)
 
     shards.rewrite_shard(path, transform)
+    index.build_index(path, tokenizers.load(search.tokenizer))
+    write_json(entry, asdict(report))
 
 
-def _samples(folder: Path, listed: manifest.Manifest, kind: Kind) -> Iterator[tuple[str, int, StoredSample]]:
-    for entry in listed.shards:
-        if entry.kinds.get(kind.name.lower()):
-            for position, stored in enumerate(shards.read_shard(folder / entry.file)):
-                if stored.sample.kind is kind:
-                    yield entry.file, position, stored
+def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
+    """For each query the nearest sentences, none of which says what a nearer one says."""
+    if not search.texts:
+        return [[] for _ in captions]
+    queries = tf_idf(captions, collections.read_vocabulary(search.work, search.fingerprint))
+    nearest = _nearest(search, "texts", search.texts, queries, _SPARE * search.number)
+    wanted = np.unique(np.concatenate(nearest.rows)) if captions else np.zeros(0, np.int64)
+    strings: dict[int, str] = {}
+    for block in search.texts:
+        inside = wanted[(wanted >= block.first) & (wanted < block.first + block.size)]
+        if len(inside):
+            sentences = collections.sentences(search.work, block.number)
+            strings.update((int(row), sentences[int(row) - block.first]) for row in inside)
+    found = [[strings[int(row)] for row in rows] for rows in nearest.rows]
+    return [list(distinct(texts)[: search.number]) for texts in found]
 
 
-def _stride(total: int, most: int) -> int:
-    return max(1, -(-total // most))
-
-
-def _sentences(folder: Path, listed: manifest.Manifest) -> list[str]:
-    """Distinct sentences of a fit length from the text samples."""
-    stride = _stride(listed.totals.get("text", 0), MAX_SENTENCES)
-    sentences: dict[str, None] = {}
-    for number, (_, _, stored) in enumerate(_samples(folder, listed, Kind.TEXT)):
-        if number % stride or len(sentences) >= MAX_SENTENCES:
+def related_images(
+    search: _Search, classes: Sequence[Floats], features: Sequence[Floats]
+) -> list[list[tuple[str, int]]]:
+    """For each query up to `number` images: those whose classes overlap most, ordered by the similarity of features."""
+    if not search.images:
+        return [[] for _ in classes]
+    queries = collections.class_rows(list(classes), search.num_classes)
+    nearest = _nearest(search, "images", search.images, queries, _CONSIDERED * search.number)
+    firsts = np.array([block.first for block in search.images])
+    places = [collections.positions(search.work, block.number) for block in search.images]
+    found: list[list[tuple[str, int]]] = []
+    for start in range(0, len(classes), _QUERIES):
+        group = nearest.rows[start : start + _QUERIES]
+        wanted = np.unique(np.concatenate(group))
+        if not len(wanted):
+            found += [[] for _ in group]
             continue
-        for sentence in _SENTENCE_BREAK.split(stored.sample.text or ""):
-            if _SHORTEST_SENTENCE <= len(word_classes.words_of(sentence)) <= _LONGEST_SENTENCE:
-                sentences[sentence.strip()] = None
-    return list(sentences)
+        blocks = np.searchsorted(firsts, wanted, side="right") - 1
+        held = np.concatenate([_features(search, block, wanted[blocks == block]) for block in np.unique(blocks)])
+        for i, rows in enumerate(group):
+            likeness = np.round(held[np.searchsorted(wanted, rows)] @ features[start + i], _DIGITS)
+            best = rows[np.lexsort((rows, -likeness))][: search.number]
+            at = np.searchsorted(firsts, best, side="right") - 1
+            found.append(
+                [
+                    (search.images[block].shard, int(places[block][row - firsts[block]]))
+                    for block, row in zip(at.tolist(), best.tolist(), strict=True)
+                ]
+            )
+    return found
 
 
-def _image_collection(folder: Path, listed: manifest.Manifest) -> ImageCollection:
-    stride = _stride(listed.totals.get("image", 0), MAX_IMAGES)
-    references, classes, features = [], [], []
-    for number, (shard, position, stored) in enumerate(_samples(folder, listed, Kind.IMAGE)):
-        if number % stride == 0 and stored.sample.regions is not None:
-            one, other = summarise(stored.sample.regions, num_classes=listed.num_region_classes)
-            references.append((shard, position))
-            classes.append(one)
-            features.append(other)
-    shape = (0, max(listed.num_region_classes, 1))
-    return ImageCollection(
-        tuple(references),
-        np.stack(classes) if classes else np.zeros(shape, np.float32),
-        np.stack(features) if features else np.zeros((0, max(listed.feature_size, 1)), np.float32),
-    )
+def _features(search: _Search, block: int, rows: NDArray[np.int64]) -> Floats:
+    one = search.images[block]
+    stored = collections.features(search.work, one.number, search.fingerprint)
+    return np.asarray(stored[rows - one.first], np.float32)
+
+
+def _nearest(search: _Search, kind: str, blocks: Sequence[_Block], queries: csr_matrix, number: int) -> Nearest:
+    nearest = Nearest(queries, number=number)
+    for block in blocks:
+        if block.size:
+            nearest.search(collections.vectors(search.work, kind, block.number), first=block.first)
+    return nearest

@@ -1,0 +1,316 @@
+"""Every format that others use is read as it was written, and what is wrong in it is counted and named."""
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.prepare.foreign import write_json, write_lines, write_samples
+from tests.data.prepare.raw import picture, small_extractor, write_tar
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.images import encode_jpeg
+from unimo_ds.data.prepare import formats
+from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.readers import text_files
+from unimo_ds.data.prepare.readers.names import read_exclusion
+from unimo_ds.data.prepare.readers.protocol import Record
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.verify import verify
+from unimo_ds.utils.errors import UserError
+
+JPEG = encode_jpeg(picture(0))
+
+
+def read(settings: ImportSettings) -> tuple[list[Record], Report]:
+    """All records, the parts having gone through JSON as they do between processes."""
+    formats.check(settings)
+    reader, report = formats.reader(settings), Report()
+    parts = json.loads(json.dumps(list(reader.parts(report))))
+    return [record for part in parts for record in reader.records(part, report)], report
+
+
+def captions_of(folder: Path, name: str, images: dict[str, bytes], captions: list[Path], **options) -> tuple:
+    tar = write_tar(folder / "images.tar", images)
+    records, report = read(
+        ImportSettings(None, folder / "out", format=name, images=(tar,), captions=tuple(captions), **options)
+    )
+    return {record.name: record.captions for record in records}, report
+
+
+def test_coco_captions(tmp_path: Path) -> None:
+    file = write_json(
+        tmp_path / "captions_train2017.json",
+        {
+            "images": [
+                {"id": 9, "file_name": "COCO_train2014_000000000009.jpg"},
+                {"id": 25, "file_name": "000000000025.jpg"},
+                {"id": 25, "file_name": "again.jpg"},
+                {"id": 30, "file_name": "lost.jpg"},
+                {"file_name": "nameless.jpg"},
+            ],
+            "annotations": [
+                {"image_id": 9, "id": 1, "caption": "A red dog .\n"},
+                {"image_id": 9, "id": 2, "caption": "a dog"},
+                {"image_id": 25, "id": 3, "caption": "a cat"},
+                {"image_id": 25, "id": 4, "caption": " "},
+                {"image_id": 30, "id": 5, "caption": "a bird"},
+                {"image_id": 77, "id": 6, "caption": "a ghost"},
+            ],
+        },
+    )
+    # The pictures are COCO 2017's, which leave the split out of the name.
+    images = {
+        "train2017/000000000009.jpg": JPEG,
+        "train2017/000000000025.jpg": JPEG,
+        "train2017/000000000031.jpg": JPEG,
+    }
+    found, report = captions_of(tmp_path, "coco", images, [file])
+    assert found == {
+        "train2017/000000000009.jpg": ("A red dog .", "a dog"),
+        "train2017/000000000025.jpg": ("a cat",),
+    }
+    assert report.skipped == {
+        "an empty caption": ["captions_train2017.json, annotation 4"],
+        "an id that comes twice": ["captions_train2017.json, image 25"],
+        "an image entry without id and file_name": ["captions_train2017.json, image None"],
+        "a caption of an image that the file does not list": ["captions_train2017.json, image 77"],
+        "an image without a caption": ["train2017/000000000031.jpg"],
+        "a caption whose image is missing": ["lost.jpg"],
+    }
+
+
+def karpathy(folder: Path) -> Path:
+    def image(name: str, number: int, split: str, *sentences: str) -> dict:
+        return {
+            "filepath": "val2014",
+            "filename": name,
+            "cocoid": number,
+            "split": split,
+            "sentences": [{"raw": sentence} for sentence in sentences],
+        }
+
+    images = [
+        image("COCO_val2014_000000000001.jpg", 1, "train", "one", "uno"),
+        image("COCO_val2014_000000000002.jpg", 2, "restval", "two"),
+        image("COCO_val2014_000000000003.jpg", 3, "test", "three"),
+        image("COCO_val2014_000000000004.jpg", 4, "val", "four"),
+    ]
+    return write_json(folder / "dataset_coco.json", {"dataset": "coco", "images": images})
+
+
+def test_karpathy_splits(tmp_path: Path) -> None:
+    file = karpathy(tmp_path)
+    images = {f"val2014/COCO_val2014_{i:012d}.jpg": JPEG for i in (1, 2, 3, 4)}
+    found, report = captions_of(tmp_path, "karpathy", images, [file])
+    assert list(found.values()) == [("one", "uno"), ("two",)]
+    assert report.counts == {"images of the split test left out": 1, "images of the split val left out": 1}
+    found, _ = captions_of(tmp_path, "karpathy", images, [file], splits=("test",))
+    assert list(found.values()) == [("three",)]
+    with pytest.raises(UserError, match="no image has the split 'dev'; there are restval, test, train, val"):
+        captions_of(tmp_path, "karpathy", images, [file], splits=("dev",))
+
+
+def test_visual_genome_and_exclusion_by_coco_ids(tmp_path: Path) -> None:
+    regions = [
+        {"id": 11, "regions": [{"region_id": 1, "image_id": 11, "phrase": "a red hat"}, {"phrase": "a red hat"}]},
+        {"id": 12, "regions": [{"image_id": 12, "phrase": "tall tree"}, {"image_id": 12, "phrase": ""}]},
+        {"regions": [{"image_id": 13, "phrase": "grey sky"}]},
+        {"id": 14},
+    ]
+    file = write_json(tmp_path / "region_descriptions.json", regions)
+    about = write_json(tmp_path / "image_data.json", [{"image_id": 12, "coco_id": 4, "flickr_id": None}])
+    images = {f"VG_100K/{i}.jpg": JPEG for i in (11, 12, 13)}
+    found, report = captions_of(tmp_path, "visual-genome", images, [file])
+    assert list(found.values()) == [("a red hat",), ("tall tree",), ("grey sky",)]
+    assert set(report.skipped) == {"an empty caption", "an image entry without regions"}
+    excluded = {"exclude": (karpathy(tmp_path),), "image_data": about}
+    found, report = captions_of(tmp_path, "visual-genome", images, [file], **excluded)
+    assert list(found) == ["VG_100K/11.jpg", "VG_100K/13.jpg"]
+    assert report.counts == {"images excluded": 1}
+
+
+def test_conceptual_captions_by_line_and_url(tmp_path: Path) -> None:
+    urls = [f"http://example.org/{name}.jpg?size=2" for name in "abc"]
+    table = tmp_path / "Train_GCC-training.tsv"
+    table.write_bytes(b"".join(f"caption {i}\t{url}\n".encode() for i, url in enumerate(urls)) + b"no url\n\xff\tx\n")
+    # Google's downloader leaves the suffix out.
+    images = {f"0/{i}_{zlib.crc32(url.encode())}": JPEG for i, url in enumerate(urls)}
+    found, report = captions_of(tmp_path, "conceptual-captions", images, [table], image_name="{line}_{crc32}")
+    assert list(found.values()) == [("caption 0",), ("caption 1",), ("caption 2",)]
+    assert report.skipped == {
+        "a line without a URL": ["Train_GCC-training.tsv:4"],
+        "a line that is not UTF-8": ["Train_GCC-training.tsv:5"],
+    }
+    found, _ = captions_of(tmp_path, "conceptual-captions", {"b.jpg": JPEG}, [table])
+    assert found == {"b.jpg": ("caption 1",)}
+    with pytest.raises(UserError, match=re.escape("--image-name '{row}' is not a pattern of {url_file}")):
+        captions_of(tmp_path, "conceptual-captions", images, [table], image_name="{row}")
+
+
+def test_sbu_as_json_and_as_two_lists(tmp_path: Path) -> None:
+    urls = ["http://static.example.com/1/7_a.jpg", "http://static.example.com/2/8_b.jpg"]
+    file = write_json(tmp_path / "sbu.json", {"image_urls": urls, "captions": ["a boat", "a hill"], "user_ids": []})
+    images = {"8_b.jpg": JPEG, "7_a.jpg": JPEG}
+    expected = {"8_b.jpg": ("a hill",), "7_a.jpg": ("a boat",)}
+    assert captions_of(tmp_path, "sbu", images, [file])[0] == expected
+    lists = [write_lines(tmp_path / "urls.txt", urls), write_lines(tmp_path / "captions.txt", ["a boat", "a hill"])]
+    assert captions_of(tmp_path, "sbu", images, lists)[0] == expected
+    write_lines(tmp_path / "captions.txt", ["a boat"])
+    with pytest.raises(UserError, match="must belong together"):
+        captions_of(tmp_path, "sbu", images, lists)
+
+
+def test_img2dataset_tars(tmp_path: Path) -> None:
+    shards = tmp_path / "cc3m"
+    shards.mkdir()
+    about = {"caption": "from json", "url": "http://example.org/x.jpg", "key": "000000001", "exif": "{}"}
+    write_samples(
+        shards / "00000.tar",
+        {
+            "000000000": {"jpg": JPEG, "json": b"{}", "txt": b" a dog \n"},
+            "000000001": {"jpg": JPEG, "json": json.dumps(about).encode()},
+            "000000002": {"json": b"{}", "txt": b"no image"},
+            "000000003": {"jpg": JPEG, "txt": b" "},
+            "000000004": {"jpg": JPEG, "json": b"{", "txt": b"bad"},
+        },
+    )
+    write_samples(shards / "00001.tar", {"000010000": {"webp": b"w", "txt": b"a cat"}})
+    records, report = read(ImportSettings(None, tmp_path / "out", format="webdataset", input=(shards,)))
+    assert [(one.name, one.captions, one.image) for one in records] == [
+        ("00000.tar/000000000", ("a dog",), JPEG),
+        ("00000.tar/000000001", ("from json",), JPEG),
+        ("00001.tar/000010000", ("a cat",), b"w"),
+    ]
+    assert records[1].details == {"key": "000000001", "url": "http://example.org/x.jpg"}
+    assert report.skipped == {
+        "a sample without an image": ["00000.tar/000000002"],
+        "an empty caption": ["00000.tar/000000003"],
+        "a sample whose .json cannot be parsed": ["00000.tar/000000004"],
+    }
+    settings = ImportSettings("images", tmp_path / "out", format="webdataset", input=(shards,))
+    assert [one.captions for one in read(settings)[0]] == [(), (), (), ()][: len(read(settings)[0])]
+
+
+TEXTS = {
+    "lines": (" one \n\ntwo\n", ["one", "two"]),
+    "paragraphs": ("one\ntwo\n\n\nthree\n", ["one two", "three"]),
+    "headings": (" = Dogs = \n\n one \n = = Breeds = = \n two . \n three \nx = y\n", ["one", "two . three x = y"]),
+    "json-lines": ('{"text": "one"}\n{"text": 5}\n{\n{"text": "two\\nlines"}\n', ["one", "two\nlines"]),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("part_bytes", [1, 7, 2**20])
+def test_texts_do_not_depend_on_where_parts_end(name: str, part_bytes: int, tmp_path: Path, monkeypatch) -> None:
+    content, expected = TEXTS[name]
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(text_files, "PART_BYTES", part_bytes)
+    records, report = read(ImportSettings(None, tmp_path / "out", format=name, input=(tmp_path / "a.txt",)))
+    assert [record.text for record in records] == expected
+    if name == "json-lines":
+        assert report.skipped == {
+            "a line without a text 'text'": ["a.txt, byte 16"],
+            "a line that is not JSON": ["a.txt, byte 28"],
+        }
+
+
+def test_parquet_by_row_groups(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["one", None, "two", " "], "id": [1, 2, 3, 4]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    settings = ImportSettings(None, tmp_path / "out", format="parquet", input=(tmp_path / "a.parquet",))
+    records, report = read(settings)
+    assert [record.text for record in records] == ["one", "two"]
+    assert report.skipped == {"a row without a text": ["a.parquet, row group 0, row 1"]}
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
+    for file, column, message in (
+        ("a.parquet", "body", "no column 'body'; it has text, id"),
+        ("b.parquet", None, "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(ImportSettings(None, tmp_path, format="parquet", input=(tmp_path / file,), column=column))
+
+
+def test_exclusion_lists(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a/b.jpg\nCOCO_val2014_000000000042.jpg\n391895\n", encoding="utf-8")
+    write_json(tmp_path / "ids.json", [7, "flickr/x.jpg"])
+    held = read_exclusion((tmp_path / "names.txt", tmp_path / "ids.json"))
+    wanted = {"a/b.jpg", "coco_val2014_000000000042.npz", "000000391895.jpg", "photo_7.jpg", "flickr/x.jpg"}
+    others = {"other/b.jpg", "c.jpg", "000000391896.jpg", "x.jpg"}
+    assert {name for name in wanted | others if held.holds(name)} == wanted
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match="names no image"):
+        read_exclusion((tmp_path / "empty.txt",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1, 2", "not valid JSON"), ("{}", "no list of objects named 'annotations'"), ("[]", "no list of objects")],
+)
+def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        captions_of(tmp_path, "coco", {"a.jpg": JPEG}, [tmp_path / "captions.json"])
+
+
+@pytest.mark.parametrize("content", ["[1, 2", '{"a": 1}', "[1 2]", "[1,]", "\udcff"])
+def test_broken_arrays_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "regions.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"regions\.json"):
+        captions_of(tmp_path, "visual-genome", {"a.jpg": JPEG}, [tmp_path / "regions.json"])
+
+
+def test_a_name_that_fits_better_wins(tmp_path: Path) -> None:
+    (tmp_path / "c.tsv").write_text("a.jpg\ta dog\n5.png\ta cat\n", encoding="utf-8")
+    images = {"a.png": JPEG, "x/a.jpg": JPEG, "5.png": JPEG}
+    found, report = captions_of(tmp_path, "table", images, [tmp_path / "c.tsv"])
+    assert found == {"x/a.jpg": ("a dog",), "5.png": ("a cat",)}
+    assert report.skipped == {"an image that comes twice": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "cocoo"}, "no format 'cocoo'; did you mean 'coco'"),
+        ({"format": "coco"}, "--format coco needs --captions"),
+        ({"format": "coco", "captions": ("c",)}, "needs --images or --features"),
+        ({"format": "webdataset", "input": ("c",), "images": ("c",)}, "no use for --images"),
+        ({"format": "lines", "kind": "pairs"}, "gives texts, not --kind pairs"),
+        ({"format": "coco", "captions": ("c",), "features": ("c",)}, "--features needs --features-format"),
+        ({"format": "coco", "captions": ("c",), "images": ("c",), "features": ("c",)}, "name one of them"),
+        ({}, "name a --format"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("", encoding="utf-8")
+    options = {
+        name: tuple(tmp_path / one for one in value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+    }
+    with pytest.raises(UserError, match=message):
+        read(ImportSettings(**{"kind": None, "output": tmp_path / "out", **options}))
+
+
+def test_formats_become_one_good_folder(tmp_path: Path) -> None:
+    extractor, output = str(small_extractor(tmp_path)), str(tmp_path / "data")
+    tar = write_tar(tmp_path / "photos.tar", {f"{i}.jpg": encode_jpeg(picture(i)) for i in range(1, 5)})
+    common = ["--output", output, "--extractor", extractor, "--vocabulary-size", "300"]
+    assert (
+        main(["import", "--format", "karpathy", "--captions", str(karpathy(tmp_path)), "--images", str(tar), *common])
+        == 0
+    )
+    samples = {f"{i:09d}": {"jpg": encode_jpeg(picture(i)), "txt": b"a dog"} for i in range(3)}
+    shard = write_samples(tmp_path / "00000.tar", samples)
+    assert main(["import", "--format", "webdataset", "--input", str(shard), "--keep-images", *common]) == 0
+    assert verify(tmp_path / "data") == []
+    corpus = Corpus.open(tmp_path / "data")
+    captions = [[one.text for one in corpus.read(i).captions] for i in range(len(corpus))]
+    assert captions == [["a dog"]] * 3 + [["one", "uno"], ["two"]]
+    assert corpus.read_jpeg(0) == samples["000000000"]["jpg"]
+    assert np.all(corpus.kinds == corpus.kinds[0])

@@ -1,0 +1,131 @@
+"""A whole corpus as one value: what is imported, rewritten and retrieved. `unimo prepare all --config FILE` reads it from TOML:
+
+    output = "data/train"
+    vocabulary_size = 16384                 # or: tokenizer = "roberta-base"
+    keep_images = true
+
+    [[import]]                              # as often as there are corpora; keys as the options of `unimo prepare import`
+    format = "coco"
+    captions = "captions_train2017.json"
+    images = "train2017"
+    exclude = "dataset_coco.json"
+
+    [[import]]
+    kind = "texts"
+    input = ["books.txt", "wiki.txt"]
+
+    [rewrite]                               # options of that stage; `rewrite = false` leaves it out
+    negatives = 10
+
+    [retrieve]
+    number = 100
+
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings, source_name
+from unimo_ds.utils.errors import UserError, nearest_name
+
+_SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "keep_images", "seed", "replace")
+"""Said once for the whole corpus, not per import (`like` and `replace` have no place here)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare_all` does."""
+
+    output: Path
+    imports: tuple[ImportSettings, ...]
+    tokenizer: Path | None = None
+    extractor: Path | None = None
+    vocabulary_size: int = DEFAULT_VOCABULARY
+    keep_images: bool = False
+    seed: int = 0
+    rewrite: Mapping[str, Any] | None = field(default_factory=dict)
+    """Options of the stage; None: leave it out."""
+    retrieve: Mapping[str, Any] | None = field(default_factory=dict)
+
+
+def read_plan(path: Path) -> Plan:
+    """
+    Raises:
+        UserError: no such file, not TOML, an unknown key or an ill-typed value, naming it.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read --config {path}: {error}") from None
+    imports = content.pop("import", None)
+    if not isinstance(imports, list) or not imports or not all(isinstance(one, dict) for one in imports):
+        raise UserError(f"{path} has no [[import]]; name at least one corpus")
+    values: dict[str, Any] = {}
+    for stage in ("rewrite", "retrieve"):
+        options = content.pop(stage, {})
+        if options is not False and not isinstance(options, dict):
+            raise UserError(f"{path}: {stage} is either a table of options or false")
+        values[stage] = options if isinstance(options, dict) else None
+    hints = typing.get_type_hints(Plan)
+    known = {name: hints[name] for name in hints if name not in ("imports", "rewrite", "retrieve")}
+    values |= _typed(content, known, path.parent, str(path))
+    if "output" not in values:
+        raise UserError(f"{path} has no output; name the data folder to make")
+    hints = {name: hint for name, hint in typing.get_type_hints(ImportSettings).items() if name not in _SHARED}
+    settings = [
+        ImportSettings(
+            **{"kind": None, "output": values["output"], **_typed(one, hints, path.parent, f"{path}, import {i}")}
+        )
+        for i, one in enumerate(imports, start=1)
+    ]
+    return Plan(**values, imports=named(settings))
+
+
+def named(settings: list[ImportSettings]) -> tuple[ImportSettings, ...]:
+    """The imports, each with a name of its own: numbers keep files of one name in different folders apart."""
+    found: list[ImportSettings] = []
+    for number, one in enumerate(settings):
+        found.append(one if one.source else dataclasses.replace(one, source=f"{number}_{source_name(one)}"))
+    names = [source_name(one) for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two imports are named {twice!r}; give each a source of its own")
+    return tuple(found)
+
+
+def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """The values as their types ask, paths relative to a folder, one path where several may stand as a list of one."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = {"split": "splits"}.get(name, name)
+        if key not in hints:
+            raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
+        found[key] = _as(hints[key], value, folder, f"{where}: {name}")
+    return found
+
+
+def _as(hint: Any, value: Any, folder: Path, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        values = value if isinstance(value, list) else [value]
+        return tuple(_as(arguments[0], one, folder, where) for one in values)
+    if origin is types.UnionType or origin is typing.Union:
+        return _as(next(one for one in arguments if one is not type(None)), value, folder, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}, not one of {', '.join(map(str, arguments))}")
+        return value
+    if hint is Path and isinstance(value, str) and value:
+        return folder / Path(value).expanduser()
+    if hint in (str, int, bool) and type(value) is hint:
+        return value
+    raise UserError(f"{where} has an ill-typed value {value!r}")

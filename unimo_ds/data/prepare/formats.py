@@ -1,0 +1,163 @@
+"""The formats that `unimo prepare import` knows, by name: which inputs each needs, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from unimo_ds.data.prepare.readers import coco, karpathy, table, url_table, visual_genome
+from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
+from unimo_ds.data.prepare.readers.hdf5 import Hdf5
+from unimo_ds.data.prepare.readers.image_files import ImageFiles
+from unimo_ds.data.prepare.readers.pairs import AnnotatedPictures, LonePictures
+from unimo_ds.data.prepare.readers.parquet import ParquetTexts
+from unimo_ds.data.prepare.readers.protocol import Annotation, Pictures, Reader
+from unimo_ds.data.prepare.readers.text_files import TextFiles
+from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
+from unimo_ds.data.prepare.readers.vinvl_tsv import VinvlTsv
+from unimo_ds.data.prepare.readers.webdataset_tars import WebDatasetTars
+from unimo_ds.data.prepare.settings import ImportSettings, KindName, input_paths
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError, nearest_name
+
+AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
+
+
+@dataclass(frozen=True)
+class Format:
+    purpose: str
+    kinds: tuple[KindName, ...]
+    """What it can give; the first where none is asked for."""
+    needs: tuple[str, ...]
+    """Inputs it cannot do without."""
+    takes: tuple[str, ...] = ()
+    """Inputs it may have besides."""
+
+
+_PICTURES = ("images", "features")
+_ANNOTATED = ("features_format", "feature_classes", "feature_labels", "exclude", "image_name")
+
+FORMATS: dict[str, Format] = {
+    "table": Format("lines file<TAB>caption, beside images", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
+    "coco": Format("COCO captions JSON", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
+    "karpathy": Format("JSON with Karpathy's splits", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, "splits")),
+    "visual-genome": Format(
+        "Visual Genome's region_descriptions.json", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, "image_data")
+    ),
+    "conceptual-captions": Format(
+        "lines caption<TAB>url, beside downloaded images", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)
+    ),
+    "sbu": Format("SBU captions: JSON, two lists or a table", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
+    "webdataset": Format("tars of img2dataset or WebDataset", ("pairs", "images"), ("input",), ("exclude",)),
+    "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED)),
+    "lines": Format("text files, one text a line", ("texts",), ("input",)),
+    "paragraphs": Format("text files, texts apart by empty lines", ("texts",), ("input",)),
+    "column": Format("a column of TSVs with a header", ("texts",), ("input", "column")),
+    "json-lines": Format("a JSON object a line", ("texts",), ("input",), ("column",)),
+    "parquet": Format("Parquet files", ("texts",), ("input",), ("column",)),
+    "headings": Format("articles under = Headings =", ("texts",), ("input",)),
+}
+_ANNOTATION_FILES: dict[str, AnnotationFile] = {
+    "table": table.annotations,
+    "coco": coco.annotations,
+    "karpathy": karpathy.annotations,
+    "visual-genome": visual_genome.annotations,
+    "conceptual-captions": url_table.conceptual_captions,
+    "sbu": url_table.sbu,
+}
+_FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
+    "bottom-up-tsv": BottomUpTsv,
+    "vinvl-tsv": VinvlTsv,
+    "uniter-lmdb": UniterLmdb,
+    "hdf5": Hdf5,
+}
+_CHECKED = ("images", "captions", "input", "features", "exclude", "splits", "image_name", "image_data", "column")
+
+
+def format_of(settings: ImportSettings) -> str:
+    """The name of the settings' format: the one given, or the plain one of the kind.
+
+    Raises:
+        UserError: no such format, or one that does not give the kind asked for.
+    """
+    name = settings.format
+    if name is None:
+        if settings.kind is None:
+            raise UserError(f"name a --format ({', '.join(FORMATS)}) or a --kind (pairs, texts, images)")
+        if settings.kind == "texts":
+            return "column" if settings.column else "paragraphs" if settings.paragraphs else "lines"
+        return {"pairs": "table", "images": "images"}[settings.kind]
+    if name not in FORMATS:
+        raise UserError(f"there is no format {name!r}{nearest_name(name, FORMATS)}")
+    if settings.kind is not None and settings.kind not in FORMATS[name].kinds:
+        raise UserError(f"--format {name} gives {' or '.join(FORMATS[name].kinds)}, not --kind {settings.kind}")
+    return name
+
+
+def kind_of(settings: ImportSettings) -> KindName:
+    return settings.kind or FORMATS[format_of(settings)].kinds[0]
+
+
+def check(settings: ImportSettings) -> None:
+    """
+    Raises:
+        UserError: an input that the format needs is missing or is not there, or one that it has no use for.
+    """
+    name = format_of(settings)
+    one = FORMATS[name]
+    asked = f"--format {name}" if settings.format else f"--kind {settings.kind}"
+    for option in one.needs:
+        if not getattr(settings, option):
+            raise UserError(f"{asked} needs {_flag(option)}")
+    if set(_PICTURES) <= set(one.takes) and not any(getattr(settings, option) for option in _PICTURES):
+        raise UserError(f"{asked} needs --images or --features")
+    if settings.images and settings.features:
+        raise UserError("--images and --features are two sources of the same regions; name one of them")
+    if settings.features and settings.features_format not in _FEATURE_FILES:
+        known = ", ".join(_FEATURE_FILES)
+        raise UserError(f"--features needs --features-format, one of {known}")
+    if settings.features_format and not settings.features:
+        raise UserError(f"--features-format {settings.features_format} needs --features")
+    if not 1 <= settings.max_classes <= settings.num_classes or settings.feature_size < 1:
+        raise UserError(
+            "--feature-size, --num-classes and --max-classes must be at least 1, the last at most the second"
+        )
+    for option in _CHECKED:
+        if getattr(settings, option) and option not in (*one.needs, *one.takes):
+            raise UserError(f"{asked} has no use for {_flag(option)}")
+    for path in input_paths(settings):
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-").replace("splits", "split")
+
+
+def reader(settings: ImportSettings) -> Reader:
+    """The reader of the settings' format, over checked inputs."""
+    name = format_of(settings)
+    if kind_of(settings) == "texts":
+        return ParquetTexts(settings) if name == "parquet" else TextFiles(settings, name)
+    if name == "webdataset":
+        return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
+    if name == "images":
+        return LonePictures(settings, _pictures(settings, name))
+    return AnnotatedPictures(settings, _pictures(settings, name))
+
+
+def _pictures(settings: ImportSettings, name: str) -> Pictures:
+    if settings.features:
+        return _FEATURE_FILES[settings.features_format or ""](settings)
+    return ImageFiles(settings.images, without_suffix=name in ("conceptual-captions", "sbu"))
+
+
+def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+    """The captions that an annotated format's files hold."""
+    return _ANNOTATION_FILES[format_of(settings)](settings, report)
+
+
+def described() -> str:
+    """The formats for `--help`."""
+    width = max(map(len, FORMATS))
+    return "\n".join(f"  {name:<{width}}  {one.purpose}" for name, one in FORMATS.items())

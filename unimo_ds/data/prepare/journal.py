@@ -1,0 +1,97 @@
+"""What a stage has done so far, on disk: a run that was killed at any moment goes on where it stopped.
+
+A journal is a hidden folder beside the shards. A task's entry is written, whole or not at all, after the files it stands for;
+so an entry says that they are there, and a task without one is done again, with the same result. A finished stage has no
+journal: what it was is then in its report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+JOURNALS = ".prepare"
+_BEGUN = "begun.json"
+_SCRAPS = (".*.partial", ".tokenizer.json.*", ".extractor.safetensors.*")
+
+
+class Journal:
+    """Journal of one stage over one folder."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.path = folder / JOURNALS / stage
+
+    @property
+    def begun(self) -> str | None:
+        """Fingerprint of the work that was begun; None: none."""
+        content = read_json_object(self.path / _BEGUN)
+        return None if content is None else content.get("fingerprint")
+
+    def begin(self, fingerprint: str) -> bool:
+        """Go on with this work, or forget what is there and begin it. Returns whether there is something to go on with."""
+        if self.begun == fingerprint:
+            return True
+        self.forget()
+        self.path.mkdir(parents=True)
+        self.write(_BEGUN, {"fingerprint": fingerprint})
+        return False
+
+    def write(self, name: str, content: Any) -> None:
+        write_json(self.path / name, content)
+
+    def read(self, name: str) -> Any:
+        """The content of an entry; None where there is none."""
+        return read_json_object(self.path / name)
+
+    def forget(self) -> None:
+        """Leave no trace."""
+        if self.path.exists():
+            # The mark goes first: half a journal must not be taken for a whole one.
+            (self.path / _BEGUN).unlink(missing_ok=True)
+            shutil.rmtree(self.path)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
+    for pattern in _SCRAPS:
+        for scrap in folder.glob(pattern):
+            scrap.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, separators=(",", ":"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_json_object(path: Path) -> Any:
+    """The content of a JSON file; None where there is no such file or it was not written by `write_json`."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def report_of(content: dict[str, Any]) -> Report:
+    """A report that was stored."""
+    return Report(dict(content["counts"]), {reason: list(names) for reason, names in content["skipped"].items()})

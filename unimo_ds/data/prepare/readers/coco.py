@@ -1,0 +1,37 @@
+"""COCO captions (captions_train2017.json and its like): images and annotations that name them by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from unimo_ds.data.prepare.readers.json_records import caption_of, objects_under
+from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+
+_WHAT = "a COCO captions file"
+
+
+def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+    """
+    Raises:
+        UserError: a file of another form.
+    """
+    for path in settings.captions:
+        captions: dict[object, list[str]] = {}
+        for one in objects_under(path, "annotations", what=_WHAT):
+            caption = caption_of(one.get("caption"), f"{path.name}, annotation {one.get('id')}", report)
+            if caption is not None:
+                captions.setdefault(one.get("image_id"), []).append(caption)
+        seen: set[object] = set()
+        for image in objects_under(path, "images", what=_WHAT):
+            number, name = image.get("id"), image.get("file_name")
+            if not isinstance(number, int) or not isinstance(name, str) or not name:
+                report.skip("an image entry without id and file_name", f"{path.name}, image {number}")
+            elif number in seen:
+                report.skip("an id that comes twice", f"{path.name}, image {number}")
+            else:
+                seen.add(number)
+                yield Annotation((name, str(number)), tuple(captions.pop(number, ())), number)
+        for number in captions:
+            report.skip("a caption of an image that the file does not list", f"{path.name}, image {number}")

@@ -1,0 +1,154 @@
+"""What a detector left behind, as region features of this project: checked, boxes as shares, the likeliest classes.
+
+Features are bound to the detector that made them: two of them in one folder are refused, unless they are given one name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data.members import MAX_REGIONS
+from unimo_ds.data.prepare.readers.protocol import HeldRegions
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.schema import Regions
+
+MIN_CONFIDENCE, FEWEST_REGIONS, MOST_REGIONS = 0.2, 10, 100
+"""Boxes kept, as in the paper, where a file holds more and says how sure the detector was."""
+_OVERSHOOT = 0.02
+"""Boxes may leave the image by this share, as detectors' boxes do, and are cut to it."""
+_LARGEST_HALF = 65504.0
+
+Floats = NDArray[np.floating[Any]]
+
+
+class BadDetections(ValueError):
+    """Stored detections that cannot be used."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's regions as their file has them; any number of boxes."""
+
+    features: Floats
+    """[R, F]"""
+    boxes: Floats
+    """[R, 4] x1, y1, x2, y2, in pixels where `size` is given, else as shares."""
+    size: tuple[float, float] | None = None
+    """Width and height of the image."""
+    class_ids: NDArray[Any] | None = None
+    """[R] the class of each region."""
+    confidences: Floats | None = None
+    """[R] its confidence."""
+    probabilities: Floats | None = None
+    """[R, C] the detector's whole distribution, where it was stored."""
+
+
+def held_regions(settings: ImportSettings) -> HeldRegions:
+    """What the manifest says of features that came from elsewhere."""
+    name = settings.feature_name or settings.features_format
+    about = f"held:{name}:{settings.feature_size}:{settings.num_classes}:{settings.max_classes}"
+    return HeldRegions(hashlib.sha256(about.encode()).hexdigest()[:16], settings.num_classes)
+
+
+def to_regions(found: Detections, settings: ImportSettings) -> Regions:
+    """The regions of one image: float16 features, boxes within [0, 1], `max_classes` classes with their probabilities.
+
+    A class that is not known has probability 0, and so no part in any loss; none is ever invented.
+
+    Raises:
+        BadDetections: saying what is wrong, by kind.
+    """
+    features, boxes = np.asarray(found.features), np.asarray(found.boxes, np.float64)
+    num_regions = len(features)
+    if features.ndim != 2 or boxes.shape != (num_regions, 4) or not num_regions:
+        raise BadDetections("features of a wrong shape", f"features {features.shape}, boxes {boxes.shape}")
+    if features.shape[1] != settings.feature_size:
+        raise BadDetections(
+            "features of another size", f"{features.shape[1]}, not {settings.feature_size} (--feature-size)"
+        )
+    if not np.isfinite(features).all():
+        raise BadDetections("features with NaN or infinite values")
+    if np.abs(features).max() > _LARGEST_HALF:
+        raise BadDetections("features beyond the range of float16", f"{np.abs(features).max():.3g}")
+    if found.size is not None:
+        if not (np.isfinite(found.size).all() and min(found.size) > 0):
+            raise BadDetections("an image without width and height", f"{found.size}")
+        boxes = boxes / np.array([*found.size, *found.size])
+    if not np.isfinite(boxes).all() or boxes.min() < -_OVERSHOOT or boxes.max() > 1 + _OVERSHOOT:
+        raise BadDetections("boxes outside the image")
+    boxes = boxes.clip(0, 1)
+    if (boxes[:, :2] > boxes[:, 2:]).any():
+        raise BadDetections("boxes whose corners are in the wrong order")
+    class_ids, probabilities = _classes(found, num_regions, settings)
+    chosen = _chosen(found.confidences, num_regions)
+    return Regions(
+        boxes=boxes[chosen].astype(np.float32),
+        features=features[chosen].astype(np.float16),
+        class_ids=class_ids[chosen],
+        class_probabilities=probabilities[chosen],
+    )
+
+
+def _chosen(confidences: Floats | None, num_regions: int) -> NDArray[np.int64]:
+    """Regions kept, in their order: all that are sure enough, at least ten, at most a hundred."""
+    if confidences is None or num_regions <= FEWEST_REGIONS:
+        if num_regions > MAX_REGIONS:
+            raise BadDetections("more regions than a shard may hold", f"{num_regions}")
+        return np.arange(num_regions)
+    surest = np.argsort(-np.asarray(confidences, np.float64), kind="stable")
+    number = int(np.clip((np.asarray(confidences) > MIN_CONFIDENCE).sum(), FEWEST_REGIONS, MOST_REGIONS))
+    return np.sort(surest[:number])
+
+
+def _classes(
+    found: Detections, num_regions: int, settings: ImportSettings
+) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """[R, max_classes] each."""
+    most = settings.max_classes
+    ids, probabilities = np.zeros((num_regions, most), np.int32), np.zeros((num_regions, most), np.float32)
+    if found.probabilities is not None:
+        whole = np.asarray(found.probabilities, np.float32)
+        if whole.shape != (num_regions, settings.num_classes):
+            raise BadDetections(
+                "class probabilities of a wrong shape", f"{whole.shape}, not {settings.num_classes} (--num-classes)"
+            )
+        top = np.argsort(-whole, axis=1, kind="stable")[:, :most]
+        ids[:, : top.shape[1]], probabilities[:, : top.shape[1]] = top, np.take_along_axis(whole, top, 1)
+    elif found.class_ids is not None:
+        if found.class_ids.shape != (num_regions,):
+            raise BadDetections("class ids of a wrong shape", f"{found.class_ids.shape}")
+        ids[:, 0] = found.class_ids
+        probabilities[:, 0] = 1 if found.confidences is None else found.confidences
+    if found.confidences is not None and np.shape(found.confidences) != (num_regions,):
+        raise BadDetections("confidences of a wrong shape", f"{np.shape(found.confidences)}")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
+        raise BadDetections("class probabilities outside [0, 1]")
+    if ids.min() < 0 or ids.max() >= settings.num_classes:
+        raise BadDetections("classes beyond their number", f"{ids.max()} of {settings.num_classes} (--num-classes)")
+    return ids, probabilities.clip(0, 1).astype(np.float16)
+
+
+def from_base64(text: bytes | str, dtype: str, rows: int) -> NDArray[Any]:
+    """[rows, as many as there are] numbers in base64.
+
+    Raises:
+        BadDetections: not base64, or not the same number for every row.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadDetections("a field that is not base64", str(error)) from None
+    if rows < 1 or not content or len(content) % (rows * np.dtype(dtype).itemsize):
+        raise BadDetections("features of a wrong shape", f"{len(content)} bytes for {rows} regions")
+    return np.frombuffer(content, dtype).reshape(rows, -1)

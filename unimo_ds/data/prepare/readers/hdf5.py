@@ -1,0 +1,129 @@
+"""Region features in HDF5, in the two layouts in use.
+
+A group an image (volta, VL-T5): /ID/features, /ID/boxes, /ID/img_w, /ID/img_h, and perhaps obj_id, obj_conf, cls_prob.
+A column a field: /image_id, /features [n, R, F], /boxes [n, R, 4], and perhaps num_boxes, image_w, image_h, objects_id,
+objects_conf, cls_prob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, held_regions, to_regions
+from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+_SPELLINGS = {
+    "image_id": ("image_id", "image_ids", "img_id"),
+    "features": ("features",),
+    "boxes": ("boxes", "bbox"),
+    "num_boxes": ("num_boxes",),
+    "width": ("img_w", "image_w", "width"),
+    "height": ("img_h", "image_h", "height"),
+    "class_ids": ("obj_id", "objects_id", "object_ids"),
+    "confidences": ("obj_conf", "objects_conf"),
+    "probabilities": ("cls_prob", "soft_labels"),
+}
+
+
+@dataclass(frozen=True)
+class Hdf5:
+    """One or several files. A place is (number of the file, row), the row -1 where images are groups."""
+
+    settings: ImportSettings
+
+    @property
+    def held_regions(self) -> HeldRegions:
+        return held_regions(self.settings)
+
+    def items(self, report: Report) -> Iterator[Item]:
+        for number, path in enumerate(self.settings.features):
+            with _open(path) as file:
+                ids = _member(file, "image_id")
+                if ids is not None:
+                    for row, name in enumerate(ids[()].tolist()):
+                        yield Item(
+                            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name), (number, row)
+                        )
+                    continue
+                names = [name for name in file if hasattr(file[name], "keys")]
+                if not names:
+                    raise UserError(f"{path} has neither image_id beside features nor a group for every image")
+                yield from (Item(name, (number, -1)) for name in names)
+
+    def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
+        for number, path in enumerate(self.settings.features):
+            wanted = [(i, item) for i, item in enumerate(items) if item.place[0] == number]
+            if not wanted:
+                continue
+            with _open(path) as file:
+                for i, item in wanted:
+                    row = item.place[1]
+                    try:
+                        found = _detections(file[item.name] if row < 0 else file, row)
+                        yield i, Record(item.name, regions=to_regions(found, self.settings))
+                    except (OSError, KeyError) as error:
+                        report.skip("features that cannot be read", f"{item.name}: {error}")
+                    except BadDetections as error:
+                        report.skip(error.reason, f"{item.name} {error.detail}".rstrip())
+
+
+def _detections(group: Mapping[str, Any], row: int) -> Detections:
+    """
+    Raises:
+        BadDetections: features or boxes are missing, or not numbers.
+    """
+    arrays: dict[str, Any] = {}
+    for field in ("features", "boxes", "num_boxes", "width", "height", "class_ids", "confidences", "probabilities"):
+        data = _member(group, field)
+        if data is not None:
+            array = np.asarray(data[()] if row < 0 else data[row])
+            if array.dtype.kind not in "fiu":
+                raise BadDetections("an array that does not hold numbers", field)
+            arrays[field] = array
+    if "features" not in arrays or "boxes" not in arrays:
+        raise BadDetections("an image without features and boxes", f"it has {', '.join(sorted(arrays)) or 'nothing'}")
+    # Columns are padded to the most regions of any image.
+    present = int(arrays["num_boxes"]) if "num_boxes" in arrays and arrays["num_boxes"].ndim == 0 else None
+    cut = {name: array[:present] if array.ndim else array for name, array in arrays.items()}
+    size = None
+    if "width" in cut and "height" in cut:
+        size = (float(cut["width"]), float(cut["height"]))
+    elif np.abs(cut["boxes"]).max(initial=0) > 2:
+        raise BadDetections("boxes in pixels without the image's width and height")
+    boxes = cut["boxes"]
+    return Detections(
+        features=cut["features"],
+        boxes=boxes[:, :4] if boxes.ndim == 2 else boxes,
+        # Some writers keep the image's size beside boxes that are shares already.
+        size=size if np.abs(boxes).max(initial=0) > 2 else None,
+        class_ids=cut.get("class_ids"),
+        confidences=cut.get("confidences"),
+        probabilities=cut.get("probabilities"),
+    )
+
+
+def _member(group: Mapping[str, Any], field: str) -> Any:
+    return next((group[name] for name in _SPELLINGS[field] if name in group), None)
+
+
+def _open(path: Path) -> Any:
+    """
+    Raises:
+        UserError: h5py is not installed, or this is not HDF5.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("reading HDF5 needs h5py; install it with `pip install h5py`") from None
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened as HDF5: {error}") from None

@@ -1,0 +1,142 @@
+"""Encoded images in folders and tars, read where they lie: one positioned read an image, nothing is extracted."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from unimo_ds.data.members import MAX_MEMBER_BYTES
+from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_TOO_LARGE = f"larger than {MAX_MEMBER_BYTES} bytes"
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images of folders (with their subfolders) and of tars.
+
+    A place is (number of the path, offset, size) for a tar and (number of the path,) for a folder.
+    """
+
+    paths: tuple[Path, ...]
+    without_suffix: bool = False
+    """Also take files without any suffix, as some downloaders name images."""
+
+    @property
+    def held_regions(self) -> HeldRegions | None:
+        return None
+
+    def items(self, report: Report) -> Iterator[Item]:
+        for number, path in enumerate(self.paths):
+            if path.is_dir():
+                yield from self._in_folder(number, report)
+            else:
+                for member in members_of_tar(path, option="--images"):
+                    name = member.name.removeprefix("./")
+                    if not self._is_image(member.name):
+                        continue
+                    reason = refusal(member)
+                    if reason is None:
+                        yield Item(name, (number, member.offset_data, member.size))
+                    else:
+                        report.skip(reason, name)
+
+    def _in_folder(self, number: int, report: Report) -> Iterator[Item]:
+        folder = self.paths[number]
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if not self._is_image(name) or path.is_dir():
+                continue
+            if path.is_symlink() or not path.is_file():
+                report.skip("not a regular file", name)
+            elif path.stat().st_size > MAX_MEMBER_BYTES:
+                report.skip(_TOO_LARGE, name)
+            else:
+                yield Item(name, (number,))
+
+    def _is_image(self, name: str) -> bool:
+        suffix = PurePosixPath(name).suffix.lower()
+        return suffix in IMAGE_SUFFIXES or (self.without_suffix and not suffix)
+
+    def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
+        with ExitStack() as stack:
+            tars: dict[int, BinaryIO] = {}
+            for i, (name, (number, *extent)) in enumerate(items):
+                path = self.paths[number]
+                if not extent:
+                    try:
+                        yield i, Record(name, image=(path / name).read_bytes())
+                    except OSError as error:
+                        report.skip("an image file that cannot be read", f"{name}: {error.strerror}")
+                    continue
+                if number not in tars:
+                    tars[number] = stack.enter_context(open_file(path))
+                yield i, Record(name, image=read_extent(tars[number], path, *extent))
+
+
+def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
+    """Headers of all members but folders, in their order; contents are passed over.
+
+    Raises:
+        UserError: not a plain tar, or a damaged or cut one.
+    """
+    with open_file(path) as stream:
+        start = stream.read(6)
+        if start.startswith((_GZIP, _BZIP2, _XZ)):
+            raise UserError(f"{path} is a compressed tar; unpack it to a plain .tar first (gunzip, bunzip2 or unxz)")
+        stream.seek(0)
+        if not tarfile.is_tarfile(stream):
+            raise UserError(f"{option} {path} is neither a folder nor a tar of images")
+        stream.seek(0)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    # Headers are not kept: a tar may hold millions.
+                    archive.members = []  # type: ignore[attr-defined]
+                    if not member.isdir():
+                        yield member
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UserError(f"the tar {path} is damaged or cut: {error}; fetch it again") from None
+
+
+def refusal(member: tarfile.TarInfo) -> str | None:
+    """Why a tar member is not taken; None: it is."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "a tar member that points outside"
+    if not member.isreg() or member.issparse():
+        return "not a regular file"
+    if member.size > MAX_MEMBER_BYTES:
+        return _TOO_LARGE
+    return None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_extent(stream: BinaryIO, path: Path, offset: int, size: int) -> bytes:
+    """
+    Raises:
+        UserError: the file ends before.
+    """
+    stream.seek(offset)
+    content = stream.read(size)
+    if len(content) < size:
+        raise UserError(f"{path} is shorter than when it was first read; do not change inputs during an import")
+    return content

@@ -1,0 +1,47 @@
+"""Karpathy's splits (dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json): sentences and split of every image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from unimo_ds.data.prepare.readers.json_records import caption_of, objects_under
+from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+TRAINING_SPLITS = ("train", "restval")
+"""Taken where no split is asked for; the others are test images of downstream tasks."""
+
+
+def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+    """
+    Raises:
+        UserError: a file of another form, or a split that no image has.
+    """
+    wanted = settings.splits or TRAINING_SPLITS
+    present: Counter[str] = Counter()
+    for path in settings.captions:
+        for image in objects_under(path, "images", what="a file with Karpathy's splits"):
+            name, split, sentences = image.get("filename"), image.get("split"), image.get("sentences")
+            if not isinstance(name, str) or not isinstance(split, str) or not isinstance(sentences, list):
+                report.skip("an image entry without filename, split and sentences", f"{path.name}, image {name}")
+                continue
+            present[split] += 1
+            if split not in wanted:
+                report.count(f"images of the split {split} left out")
+                continue
+            raw = [one.get("raw") if isinstance(one, dict) else None for one in sentences]
+            captions = [caption_of(one, name, report) for one in raw]
+            number = image.get("cocoid")
+            folder = image.get("filepath")
+            names = (f"{folder}/{name}", name) if isinstance(folder, str) and folder else (name,)
+            yield Annotation(
+                names,
+                tuple(one for one in captions if one is not None),
+                number if isinstance(number, int) else None,
+            )
+    missing = set(settings.splits) - set(present)
+    if missing:
+        raise UserError(f"no image has the split {min(missing)!r}; there are {', '.join(sorted(present)) or 'none'}")

@@ -1,0 +1,111 @@
+"""Images or region features joined with the captions of an annotation file: pairs; or alone, without one: images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
+from unimo_ds.data.prepare.readers.protocol import Annotation, HeldRegions, Item, Part, Pictures, Record, in_parts
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+
+
+@dataclass(frozen=True)
+class AnnotatedPictures:
+    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
+
+    settings: ImportSettings
+    pictures: Pictures
+
+    @property
+    def held_regions(self) -> HeldRegions | None:
+        return self.pictures.held_regions
+
+    def parts(self, report: Report) -> Iterator[Part]:
+        from unimo_ds.data.prepare import formats  # the table of formats names this reader
+
+        annotations = Annotations(formats.annotations(self.settings, report))
+        exclusion = read_exclusion(self.settings.exclude)
+        yield from _as_parts(self._joined(annotations, exclusion, report))
+
+    def _joined(
+        self, annotations: Annotations, exclusion: Exclusion, report: Report
+    ) -> Iterator[tuple[Item, Annotation]]:
+        items = list(self.pictures.items(report))
+        found = [annotations.find(item.name) for item in items]
+        # Of several pictures that may be meant, the one whose name fits best; of equals the first.
+        best: dict[int, tuple[int, int]] = {}
+        for i, match in enumerate(found):
+            if match is not None:
+                position, rank = match
+                best[position] = min(best.get(position, (rank, i)), (rank, i))
+        for i, (item, match) in enumerate(zip(items, found, strict=True)):
+            annotation = annotations.all[match[0]] if match is not None else None
+            if exclusion.holds(item.name, annotation):
+                report.count("images excluded")
+            elif match is None or annotation is None or not annotation.captions:
+                report.skip("an image without a caption", item.name)
+            elif best[match[0]][1] != i:
+                report.skip("an image that comes twice", item.name)
+            else:
+                yield item, annotation
+        for position, annotation in enumerate(annotations.all):
+            if position in best:
+                continue
+            if exclusion.holds(annotation.names[0], annotation):
+                report.count("captioned images excluded that were not there")
+            else:
+                report.skip("a caption whose image is missing", annotation.names[0])
+
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        return _read(self.pictures, part, report)
+
+    def texts(self, part: Part) -> Iterator[str]:
+        for _, _, captions in part["items"]:
+            yield from captions
+
+
+@dataclass(frozen=True)
+class LonePictures:
+    """Pictures without captions."""
+
+    settings: ImportSettings
+    pictures: Pictures
+
+    @property
+    def held_regions(self) -> HeldRegions | None:
+        return self.pictures.held_regions
+
+    def parts(self, report: Report) -> Iterator[Part]:
+        exclusion = read_exclusion(self.settings.exclude)
+        seen: set[str] = set()
+
+        def wanted() -> Iterator[tuple[Item, Annotation]]:
+            for item in self.pictures.items(report):
+                if exclusion.holds(item.name):
+                    report.count("images excluded")
+                elif item.name in seen:
+                    report.skip("an image that comes twice", item.name)
+                else:
+                    seen.add(item.name)
+                    yield item, Annotation((item.name,), ())
+
+        yield from _as_parts(wanted())
+
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        return _read(self.pictures, part, report)
+
+    def texts(self, part: Part) -> Iterator[str]:
+        return iter(())
+
+
+def _as_parts(joined: Iterator[tuple[Item, Annotation]]) -> Iterator[Part]:
+    for run in in_parts(joined):
+        yield {"items": [[item.name, item.place, annotation.captions] for item, annotation in run]}
+
+
+def _read(pictures: Pictures, part: Part, report: Report) -> Iterator[Record]:
+    items = [Item(name, place) for name, place, _ in part["items"]]
+    for i, record in pictures.read(items, report):
+        yield replace(record, captions=tuple(part["items"][i][2]))

@@ -1,0 +1,74 @@
+"""Texts in Parquet files, such as the data sets of Hugging Face: one column of strings, a row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data.prepare.readers.protocol import HeldRegions, Part, Record
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+DEFAULT_COLUMN = "text"
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class ParquetTexts:
+    """The strings of a column. A part is a row group."""
+
+    settings: ImportSettings
+
+    @property
+    def held_regions(self) -> HeldRegions | None:
+        return None
+
+    @property
+    def column(self) -> str:
+        return self.settings.column or DEFAULT_COLUMN
+
+    def parts(self, report: Report) -> Iterator[Part]:
+        for path in self.settings.input:
+            file = _open(path)
+            if self.column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise UserError(f"{path} has no column {self.column!r}; it has {names}: name one with --column")
+            for number in range(file.num_row_groups):
+                yield {"file": str(path), "row_group": number}
+
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        path = Path(part["file"])
+        batches = _open(path).iter_batches(_ROWS, row_groups=[part["row_group"]], columns=[self.column])
+        row = 0
+        for batch in batches:
+            for value in batch.column(0).to_pylist():
+                name = f"{path.name}, row group {part['row_group']}, row {row}"
+                row += 1
+                if not isinstance(value, str):
+                    report.skip("a row without a text", name)
+                elif value.strip():
+                    yield Record(name, text=value.strip())
+
+    def texts(self, part: Part) -> Iterator[str]:
+        for record in self.records(part, Report()):
+            if record.text is not None:
+                yield record.text
+
+
+def _open(path: Path) -> Any:
+    """
+    Raises:
+        UserError: pyarrow is not installed, or the file is not Parquet.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("reading Parquet needs pyarrow; install it with `pip install pyarrow`") from None
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from None

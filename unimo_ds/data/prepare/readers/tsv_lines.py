@@ -1,0 +1,68 @@
+"""Huge tables whose lines are found by their places: one field of a line may be half a megabyte of base64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from unimo_ds.data.prepare.readers.image_files import open_file
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+_LONGEST_ID = 4096
+
+
+class Line(NamedTuple):
+    offset: int
+    size: int
+    """Bytes, line end included."""
+    name: str
+    """The first field."""
+
+
+def find_lines(path: Path, report: Report, *, header: frozenset[str] = frozenset()) -> Iterator[Line]:
+    """Places of all lines: from `FILE.lineidx` beside the table (the offset of each line), where there is one, or by reading
+    it through.
+
+    header: first fields that make a line a header, to be passed over.
+
+    Raises:
+        UserError: unreadable, or an index that does not belong to the table.
+    """
+    index = path.with_suffix(".lineidx")
+    for line in _indexed(path, index) if index.is_file() else _scanned(path):
+        if not line.name:
+            report.skip("a line without an id", f"{path.name}, byte {line.offset}")
+        elif not (line.offset == 0 and line.name in header):
+            yield line
+
+
+def _scanned(path: Path) -> Iterator[Line]:
+    with open_file(path) as stream:
+        offset = 0
+        for content in stream:
+            if content.strip():
+                yield Line(offset, len(content), _first_field(content))
+            offset += len(content)
+
+
+def _indexed(path: Path, index: Path) -> Iterator[Line]:
+    try:
+        offsets = [int(number) for number in index.read_text(encoding="ascii").split()]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the line index {index}: {error}; remove it, and the table is read through"
+        ) from None
+    with open_file(path) as stream:
+        size = stream.seek(0, 2)
+        for start, end in zip(offsets, [*offsets[1:], size], strict=True):
+            stream.seek(max(start - 1, 0))
+            content = stream.read(_LONGEST_ID)
+            if not 0 <= start < end <= size or (start > 0 and content[:1] != b"\n"):
+                raise UserError(f"{index} does not belong to {path.name}; remove it, and the table is read through")
+            yield Line(start, end - start, _first_field(content[1:] if start else content))
+
+
+def _first_field(content: bytes) -> str:
+    return content[:_LONGEST_ID].partition(b"\t")[0].decode("utf-8", errors="replace").strip()

@@ -1,0 +1,168 @@
+"""Tars in which neighbouring members of one base name are a sample: what img2dataset and other WebDataset writers make.
+
+A sample has an image (.jpg, .jpeg, .png or .webp) and a caption (.txt, or `caption` in its .json). Members are found by
+their headers and read in place.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unimo_ds.data.members import MAX_JSON_BYTES
+from unimo_ds.data.prepare.readers.image_files import (
+    IMAGE_SUFFIXES,
+    members_of_tar,
+    open_file,
+    read_extent,
+    refusal,
+)
+from unimo_ds.data.prepare.readers.names import Exclusion, read_exclusion
+from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Annotation, HeldRegions, Part, Record, in_parts
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.errors import UserError
+
+_KEPT_DETAILS = ("key", "url", "original_width", "original_height", "sha256", "license")
+_Extent = tuple[int, int]
+
+
+@dataclass
+class _Group:
+    """Members of one sample: extension -> (offset, size)."""
+
+    base: str
+    members: dict[str, _Extent] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WebDatasetTars:
+    """Tars given one by one, or folders of tars. A part is up to 1000 samples of one tar."""
+
+    settings: ImportSettings
+    with_captions: bool = True
+
+    @property
+    def held_regions(self) -> HeldRegions | None:
+        return None
+
+    def parts(self, report: Report) -> Iterator[Part]:
+        exclusion = read_exclusion(self.settings.exclude)
+        tars = tars_of(self.settings.input)
+        seen: set[str] = set()
+        for path in tars:
+            for run in in_parts(self._groups(path, exclusion, seen, report), size=PART_ITEMS):
+                yield {"tar": str(path), "items": [[group.base, group.members] for group in run]}
+
+    def _groups(self, path: Path, exclusion: Exclusion, seen: set[str], report: Report) -> Iterator[_Group]:
+        for group in _group(members_of_tar(path, option="--input"), report):
+            # Keys of img2dataset are unique over all tars of a download; other writers number each tar anew.
+            name = f"{path.name}/{group.base}"
+            if _image_of(group) is None:
+                report.skip("a sample without an image", name)
+            elif self.with_captions and not {"txt", "json"} & set(group.members):
+                report.skip("an image without a caption", name)
+            elif exclusion.holds(group.base):
+                report.count("images excluded")
+            elif name in seen:
+                report.skip("an image that comes twice", name)
+            else:
+                seen.add(name)
+                yield group
+
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        path = Path(part["tar"])
+        exclusion = read_exclusion(self.settings.exclude)
+        with open_file(path) as stream:
+            for base, members in part["items"]:
+                name = f"{path.name}/{base}"
+                about = _about(stream, path, members)
+                if about is None:
+                    report.skip("a sample whose .json cannot be parsed", name)
+                    continue
+                caption = _caption(stream, path, members, about)
+                # The name that a web page gave the image is known only here.
+                url = str(about.get("url") or "")
+                if url and exclusion.holds(url.rpartition("/")[2], Annotation((str(about.get("key", base)),), ())):
+                    report.count("images excluded")
+                elif self.with_captions and not caption:
+                    report.skip("an empty caption", name)
+                else:
+                    details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
+                    group = _Group(base, {one: tuple(extent) for one, extent in members.items()})
+                    extent = _image_of(group) or (0, 0)
+                    captions = (caption,) if self.with_captions else ()
+                    yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
+
+    def texts(self, part: Part) -> Iterator[str]:
+        if not self.with_captions:
+            return
+        path = Path(part["tar"])
+        with ExitStack() as stack:
+            stream = stack.enter_context(open_file(path))
+            for _, members in part["items"]:
+                about = _about(stream, path, members)
+                if about is not None:
+                    yield _caption(stream, path, members, about)
+
+
+def tars_of(paths: tuple[Path, ...]) -> list[Path]:
+    """The tars named, and those in the folders named.
+
+    Raises:
+        UserError: a folder without tars.
+    """
+    tars: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"--input {path} holds no .tar")
+        tars += inside
+    return tars
+
+
+def _group(members: Iterator[tarfile.TarInfo], report: Report) -> Iterator[_Group]:
+    group: _Group | None = None
+    for member in members:
+        name = member.name.removeprefix("./")
+        reason = refusal(member)
+        if reason is not None:
+            report.skip(reason, name)
+            continue
+        folder, slash, file = name.rpartition("/")
+        first, _, extension = file.partition(".")
+        base = f"{folder}{slash}{first}"
+        if group is None or group.base != base:
+            if group is not None:
+                yield group
+            group = _Group(base)
+        group.members.setdefault(extension.lower(), (member.offset_data, member.size))
+    if group is not None:
+        yield group
+
+
+def _image_of(group: _Group) -> _Extent | None:
+    return next((group.members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in group.members), None)
+
+
+def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, Any] | None:
+    """The sample's .json, {} where it has none, None where it cannot be parsed."""
+    if "json" not in members or members["json"][1] > MAX_JSON_BYTES:
+        return {} if "json" not in members else None
+    try:
+        content = json.loads(read_extent(stream, path, *members["json"]))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _caption(stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any]) -> str:
+    if "txt" in members and members["txt"][1] <= MAX_JSON_BYTES:
+        return read_extent(stream, path, *members["txt"]).decode("utf-8", errors="replace").strip()
+    caption = about.get("caption")
+    return caption.strip() if isinstance(caption, str) else ""

@@ -1,0 +1,124 @@
+"""Exact nearest neighbours under sparse vectors, block by block: memory does not grow with the collection.
+
+A collection is a sequence of blocks of rows of unit length; the score of a query and a row is their dot product. Scores are
+rounded, and equal ones go to the earlier row, so that the result hangs neither on the last bit of a sum nor on how rows are
+divided into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+_QUERY_ROWS, _DOCUMENT_ROWS = 256, 50_000
+"""Rows multiplied at a time: at most 13 million scores, 160 MB."""
+_DIGITS = 6
+_COMMON_SHARE, _FEW = 0.05, 2000
+"""Words of more than this share of a collection of at least so many texts tell nothing apart, and cost the most."""
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return [match.group() for match in _WORD.finditer(text.lower())]
+
+
+def content_words(text: str) -> list[str]:
+    """Its words but those that every English text has."""
+    return [word for word in words_of(text) if word not in ENGLISH_STOP_WORDS]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that are compared, with their weights."""
+
+    numbers: Mapping[str, int]
+    weights: Floats
+    """[V] smoothed inverse document frequency."""
+
+
+def make_vocabulary(frequencies: Mapping[str, int], num_texts: int) -> Vocabulary:
+    """
+    frequencies: word -> number of texts that have it.
+    """
+    most = _COMMON_SHARE * num_texts if num_texts >= _FEW else num_texts
+    words = sorted(word for word, number in frequencies.items() if number <= most)
+    weights = [math.log((1 + num_texts) / (1 + frequencies[word])) + 1 for word in words]
+    return Vocabulary({word: number for number, word in enumerate(words)}, np.array(weights, np.float32))
+
+
+def tf_idf(texts: Iterable[str], vocabulary: Vocabulary) -> csr_matrix:
+    """[n, V] float32: (1 + log count) x weight of every word, each row of unit length (or empty)."""
+    columns: list[int] = []
+    counts: list[int] = []
+    starts = [0]
+    for text in texts:
+        found = Counter(vocabulary.numbers[word] for word in content_words(text) if word in vocabulary.numbers)
+        for column in sorted(found):
+            columns.append(column)
+            counts.append(found[column])
+        starts.append(len(columns))
+    values = (1 + np.log(np.array(counts, np.float32))) * vocabulary.weights[columns]
+    shape = (len(starts) - 1, len(vocabulary.weights))
+    return unit_rows(csr_matrix((values.astype(np.float32), np.array(columns, np.int64), np.array(starts)), shape))
+
+
+def unit_rows(rows: csr_matrix) -> csr_matrix:
+    """The rows scaled to unit length; empty ones stay empty."""
+    lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
+    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    scaled: csr_matrix = rows.multiply(scale[:, None]).tocsr().astype(np.float32)
+    return scaled
+
+
+class Nearest:
+    """The best rows for each query so far."""
+
+    def __init__(self, queries: csr_matrix, *, number: int) -> None:
+        self.queries, self.number = queries, number
+        count = queries.shape[0]
+        self.rows: list[Integers] = [np.zeros(0, np.int64)] * count
+        self.scores: list[Floats] = [np.zeros(0, np.float32)] * count
+
+    def search(self, block: csr_matrix, *, first: int) -> None:
+        """Take in a block whose first row has number `first`; blocks come in the order of their rows."""
+        for start in range(0, block.shape[0], _DOCUMENT_ROWS):
+            documents = block[start : start + _DOCUMENT_ROWS].T.tocsr()
+            for at in range(0, self.queries.shape[0], _QUERY_ROWS):
+                scores = (self.queries[at : at + _QUERY_ROWS] @ documents).tocsr()
+                for i in range(scores.shape[0]):
+                    part = slice(scores.indptr[i], scores.indptr[i + 1])
+                    self._merge(at + i, scores.indices[part] + (first + start), scores.data[part])
+
+    def _merge(self, query: int, rows: NDArray[Any], scores: Floats) -> None:
+        scores = np.round(scores, _DIGITS)
+        kept = scores > (self.scores[query][-1] if len(self.scores[query]) == self.number else 0)
+        rows = np.concatenate([self.rows[query], rows[kept].astype(np.int64)])
+        scores = np.concatenate([self.scores[query], scores[kept]])
+        if len(scores) > self.number:
+            edge = np.partition(scores, len(scores) - self.number)[len(scores) - self.number]
+            rows, scores = rows[scores >= edge], scores[scores >= edge]
+        order = np.lexsort((rows, -scores))[: self.number]
+        self.rows[query], self.scores[query] = rows[order], scores[order]
+
+
+def distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts without those whose words all occur in one kept before, or the other way round."""
+    kept: dict[str, set[str]] = {}
+    for text in texts:
+        words = set(words_of(text))
+        if not any(words <= other or other <= words for other in kept.values()):
+            kept[text] = words
+    return tuple(kept)

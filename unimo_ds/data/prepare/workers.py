@@ -1,0 +1,182 @@
+"""Running the tasks of a stage: in this process, in processes of this machine, or over the ranks of an MPI job.
+
+A task is a call of a module-level function with small arguments. It writes what it makes to files of its own, whole or not at
+all, and gives back next to nothing; so tasks may be done in any order, by anyone, twice or after a kill, and the files are the
+same. Every task computes on one thread, for sums of floats depend on how many threads share them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from unimo_ds.utils.errors import UserError
+
+ExecutorName = Literal["processes", "mpi"]
+_WAITING_PER_WORKER = 2
+"""Tasks handed out beyond those being worked on: enough to keep workers busy, few enough to keep memory flat."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work."""
+
+    number: int = 1
+    """1: this process alone."""
+    executor: Executor | None = None
+    """Given: use this one, whatever the number (the ranks of an MPI job)."""
+
+    def run(
+        self,
+        function: Callable[..., _T],
+        tasks: Sequence[tuple[Any, ...]],
+        *,
+        label: str,
+        size: int = 1,
+        unit: str = "",
+    ) -> Iterator[tuple[int, _T]]:
+        """(number of the task, its result) as they come.
+
+        size, unit: what a task stands for, for the rate shown to a person ("1000 images").
+
+        Raises:
+            UserError: that of a task; the others are not begun. Or a worker died.
+        """
+        number = min(self.number, len(tasks))
+        with _Display(label, len(tasks) * size, unit) as display:
+            if self.executor is None and number <= 1:
+                for i, arguments in enumerate(tasks):
+                    yield i, one_thread(function, *arguments)
+                    display.advance(size)
+                return
+            with self._pool(number) as pool:
+                for i, result in _in_flight(pool, function, tasks, _WAITING_PER_WORKER * max(number, self.number)):
+                    yield i, result
+                    display.advance(size)
+
+    def _pool(self, number: int) -> AbstractContextManager[Executor]:
+        if self.executor is not None:
+            return nullcontext(self.executor)
+        # Forking a process that has run torch or a thread pool may hang; a spawned one starts clean.
+        context = multiprocessing.get_context("spawn")
+        return _cancelled_on_error(ProcessPoolExecutor(number, mp_context=context, initializer=_follow_parent))
+
+
+def default_number() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def one_thread(function: Callable[..., _T], *arguments: Any) -> _T:
+    """The function's result, computed on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def mpi_workers() -> Iterator[Workers | None]:
+    """Workers that are the other ranks of this MPI job; None on those ranks, which work until the first rank is done.
+
+    Raises:
+        UserError: MPI cannot be used, or the job has one rank alone.
+    """
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"--executor mpi needs mpi4py and an MPI library ({error}); use --executor processes") from None
+    ranks = MPI.COMM_WORLD.Get_size()
+    if ranks < 2:
+        raise UserError(
+            "--executor mpi needs at least two ranks; start it with `mpirun -n 4 unimo prepare ...` or srun"
+        )
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+        yield None if executor is None else Workers(ranks - 1, executor)
+
+
+@contextmanager
+def _cancelled_on_error(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_flight(
+    pool: Executor, function: Callable[..., _T], tasks: Sequence[tuple[Any, ...]], most: int
+) -> Iterator[tuple[int, _T]]:
+    """Results as they come, with at most `most` tasks handed out at a time."""
+    waiting: dict[Future[_T], int] = {}
+    rest = iter(enumerate(tasks))
+    try:
+        while True:
+            for i, arguments in rest:
+                waiting[pool.submit(one_thread, function, *arguments)] = i
+                if len(waiting) >= most:
+                    break
+            if not waiting:
+                return
+            done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a worker died (killed, or out of memory); run the same command again to go on, perhaps with fewer --workers"
+        ) from None
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _follow_parent() -> None:
+    """A worker whose parent was killed ends too, instead of waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+class _Display:
+    """Done, total and rate: a bar where a person is watching, nothing elsewhere."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.bar: Any = None
+
+    def __enter__(self) -> _Display:
+        if sys.stderr.isatty() and self.total:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            self.bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total, rate="")
+            self.start = time.perf_counter()
+            self.done = 0
+        return self
+
+    def advance(self, size: int) -> None:
+        if self.bar is not None:
+            self.done += size
+            rate = self.done / max(time.perf_counter() - self.start, 1e-9)
+            self.bar.update(self.task, advance=size, rate=f"{rate:.1f} {self.unit}/s")
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,167 @@
+"""One stored sample as a page for a person: picture with its boxes, captions, rewrites by level, related items.
+
+The page is one file without scripts; nothing in it comes from outside, and every text of the corpus is escaped. Pictures are
+decoded and encoded anew, so that only pixels pass from a shard into a browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+
+from PIL import Image
+
+from unimo_ds.data import images
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.schema import Caption, Level, Regions, Rewrite, Sample
+from unimo_ds.utils.errors import UserError
+
+_PICTURE_SIDE, _RELATED_SIDE = 640, 160
+_MOST_RELATED = 24
+_MOST_BOXES = 100
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 66em; padding: 0 1em; color: #222 }
+h1 { font-size: 1.25em } h2 { font-size: 1.05em; margin: 1.6em 0 .4em }
+figure { margin: 0; position: relative; display: inline-block }
+figure img, figure .blank { display: block; max-width: 100% } .blank { background: #ddd }
+svg { position: absolute; inset: 0; width: 100%; height: 100% }
+rect { fill: none; stroke: #e6550d; stroke-width: 1.5; vector-effect: non-scaling-stroke; pointer-events: all }
+rect:hover { fill: #fd8d3c55; stroke: #a63603 }
+table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2em .7em; vertical-align: top }
+tr { border-top: 1px solid #ddd } .same { color: #00682f } .not { color: #a1261d } .from { color: #777; font-size: .85em }
+.related { display: flex; flex-wrap: wrap; gap: .6em } .related span { font-size: .75em; color: #777; display: block }
+"""
+
+
+def sample_number(corpus: Corpus, wanted: str) -> int:
+    """The sample that a person names by its number or its key `SHARD.tar:BASE`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if wanted.isascii() and wanted.isdecimal():
+        if int(wanted) < len(corpus):
+            return int(wanted)
+        raise UserError(f"there is no sample {wanted}: the folder holds {len(corpus)}, counted from 0")
+    shard = wanted.partition(":")[0]
+    first = 0
+    for entry in corpus.manifest.shards:
+        if entry.file == shard:
+            for number in range(first, first + entry.samples):
+                if corpus.key(number) == wanted:
+                    return number
+        first += entry.samples
+    raise UserError(f"there is no sample {wanted!r}; give its number, or its key as `unimo inspect` shows it")
+
+
+def sample_page(corpus: Corpus, number: int) -> str:
+    """The page of a sample as HTML."""
+    sample = corpus.read(number)
+    details = corpus.details(number)
+    parts = [_heading(sample, details)]
+    if sample.regions is not None:
+        parts.append(_picture(corpus.read_jpeg(number), sample.regions, details.get("size")))
+    if sample.text is not None:
+        parts.append(f"<h2>Text</h2>\n<p>{html.escape(sample.text)}</p>")
+    for i, caption in enumerate(sample.captions, start=1):
+        parts.append(_caption(caption, i))
+    if sample.related_texts:
+        items = "\n".join(f"<li>{html.escape(text)}</li>" for text in sample.related_texts)
+        parts.append(f"<h2>Related texts ({len(sample.related_texts)})</h2>\n<ol>{items}</ol>")
+    if sample.related_images:
+        parts.append(_related_images(corpus, sample.related_images))
+    body = "\n".join(parts)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(sample.key)}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>{_STYLE}</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def _heading(sample: Sample, details: dict[str, object]) -> str:
+    notes = "; ".join(f"{name}: {value}" for name, value in details.items())
+    kind = sample.kind.name.lower()
+    return (
+        f"<h1>{kind} {html.escape(sample.key)}</h1>\n"
+        f'<p class="from">source {html.escape(sample.source)}{"; " if notes else ""}{html.escape(notes)}</p>'
+    )
+
+
+def _picture(jpeg: bytes | None, regions: Regions, size: object) -> str:
+    boxes = "\n".join(
+        f'<rect x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}">'
+        f"<title>{_classes(regions, i)}</title></rect>"
+        for i, (x1, y1, x2, y2) in enumerate(regions.boxes[:_MOST_BOXES].tolist())
+    )
+    overlay = f'<svg viewBox="0 0 1 1" preserveAspectRatio="none">{boxes}</svg>'
+    picture = _embedded(jpeg, _PICTURE_SIDE, overlay)
+    if picture is None:
+        ratio = size[1] / size[0] if _is_size(size) else 1.0  # type: ignore[index]
+        height = round(_PICTURE_SIDE * min(max(ratio, 0.2), 3.0))
+        note = (
+            "the picture is not stored (import with --keep-images)" if jpeg is None else "the picture cannot be decoded"
+        )
+        blank = f'<div class="blank" style="width:{_PICTURE_SIDE}px;height:{height}px"></div>'
+        picture = f'<figure>{blank}{overlay}</figure>\n<p class="from">{note}</p>'
+    count = len(regions.boxes)
+    about = f"{count} regions of {regions.features.shape[1]} features; point at a box for its classes"
+    return f'{picture}\n<p class="from">{about}</p>'
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+
+
+def _classes(regions: Regions, i: int) -> str:
+    pairs = zip(regions.class_ids[i].tolist(), regions.class_probabilities[i].tolist(), strict=True)
+    named = ", ".join(f"class {number}: {probability:.2f}" for number, probability in pairs if probability > 0)
+    return named or "class not known"
+
+
+def _embedded(jpeg: bytes | None, side: int, overlay: str = "") -> str | None:
+    if jpeg is None:
+        return None
+    try:
+        picture = images.decode(jpeg, shrink_to=side)
+    except images.BadImage:
+        return None
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    data = base64.b64encode(images.encode_jpeg(picture, quality=85)).decode("ascii")
+    tag = f'<img width="{picture.width}" height="{picture.height}" alt="" src="data:image/jpeg;base64,{data}">'
+    return f"<figure>{tag}{overlay}</figure>"
+
+
+def _caption(caption: Caption, number: int) -> str:
+    rows = [_row("same", "sentence", one) for one in caption.positives]
+    for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
+        rows += [_row("not", level.name.lower(), one) for one in caption.negatives if one.level is level]
+    table = f"<table>\n{''.join(rows)}</table>" if rows else '<p class="from">no rewrites</p>'
+    return f"<h2>Caption {number}: {html.escape(caption.text)}</h2>\n{table}"
+
+
+def _row(verdict: str, level: str, rewrite: Rewrite) -> str:
+    return (
+        f'<tr><td class="{verdict}">{verdict}</td><td>{level}</td><td>{html.escape(rewrite.text)}</td>'
+        f'<td class="from">{html.escape(rewrite.origin)}</td></tr>\n'
+    )
+
+
+def _related_images(corpus: Corpus, references: Sequence[tuple[str, int]]) -> str:
+    firsts: dict[str, int] = {}
+    first = 0
+    for entry in corpus.manifest.shards:
+        firsts[entry.file] = first
+        first += entry.samples
+    shown = []
+    for shard, position in references[:_MOST_RELATED]:
+        number = firsts[shard] + position
+        picture = _embedded(corpus.read_jpeg(number), _RELATED_SIDE) or ""
+        name = corpus.details(number).get("file", f"{shard}:{position}")
+        shown.append(f"<div>{picture}<span>{html.escape(str(name))}</span></div>")
+    more = len(references) - len(shown)
+    rest = f'<p class="from">and {more} more</p>' if more else ""
+    return f'<h2>Related images ({len(references)})</h2>\n<div class="related">{"".join(shown)}</div>{rest}'
