@@ -31,7 +31,8 @@ class Journal:
     def begun(self) -> str | None:
         """Fingerprint of the work that was begun; None: none."""
         content = read_json_object(self.path / _BEGUN)
-        return None if content is None else content.get("fingerprint")
+        found: str | None = None if content is None else content.get("fingerprint")
+        return found
 
     def begin(self, fingerprint: str) -> bool:
         """Go on with this work, or forget what is there and begin it. Returns whether there is something to go on with."""

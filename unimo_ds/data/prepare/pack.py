@@ -75,7 +75,8 @@ def extract_again(
     journal = Journal(folder, "regions")
     sweep(folder)
     options = [refit, seed, None if extractor_path is None else regions.load(extractor_path).fingerprint]
-    if not journal.begin(stage_marks.identity([options, listed.fingerprint])):
+    journal.begin(stage_marks.identity([options, listed.fingerprint]))
+    if not (journal.path / regions.EXTRACTOR_FILE).exists():
         one_thread(_choose, folder, listed, names, refit, extractor_path, seed).save(journal.path)
     extractor = regions.load(journal.path)
     report = Report()

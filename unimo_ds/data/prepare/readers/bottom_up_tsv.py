@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, from_base64, held_regions, to_regions
 from unimo_ds.data.prepare.readers.image_files import open_file, read_extent
@@ -89,7 +90,7 @@ def parse_line(line: bytes, settings: ImportSettings) -> Detections:
     )
 
 
-def _integers(field: bytes, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _integers(field: bytes, number: int) -> NDArray[Any]:
     """int64, or int32 where there are half as many bytes."""
     halves = from_base64(field, "<i4", number)
     return from_base64(field, "<i8", number)[:, 0] if halves.shape[1] == 2 else halves[:, 0].astype(np.int64)

@@ -94,7 +94,7 @@ class WebDatasetTars:
                     report.skip("an empty caption", name)
                 else:
                     details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
-                    group = _Group(base, {one: tuple(extent) for one, extent in members.items()})
+                    group = _Group(base, {one: (extent[0], extent[1]) for one, extent in members.items()})
                     extent = _image_of(group) or (0, 0)
                     captions = (caption,) if self.with_captions else ()
                     yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
