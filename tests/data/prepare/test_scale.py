@@ -1,5 +1,6 @@
 """Any number of workers makes the same bytes, and a stage that is killed goes on to the same bytes."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -117,11 +118,11 @@ def run_and_kill(arguments: Sequence[str], output: Path, *, after: int) -> bool:
         if done:
             assert os.waitstatus_to_exitcode(status) == 0
             return False
-        for path in output.rglob("*") if output.is_dir() else ():
-            try:
-                seen.add((path.name, path.stat().st_mtime_ns))
-            except FileNotFoundError:
-                continue  # renamed meanwhile
+        # Folders and files come and go meanwhile; os.walk takes no offence.
+        for folder, _, files in os.walk(output):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    seen.add((name, os.stat(os.path.join(folder, name)).st_mtime_ns))
         if len(seen) >= after:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
