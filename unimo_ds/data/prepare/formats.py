@@ -58,10 +58,10 @@ FORMATS: dict[str, Format] = {
     "headings": Format("articles under = Headings =", ("texts",), ("input",)),
 }
 _ANNOTATION_FILES: dict[str, AnnotationFile] = {
-    "table": table.annotations,
-    "coco": coco.annotations,
-    "karpathy": karpathy.annotations,
-    "visual-genome": visual_genome.annotations,
+    "table": table.read_annotations,
+    "coco": coco.read_annotations,
+    "karpathy": karpathy.read_annotations,
+    "visual-genome": visual_genome.read_annotations,
     "conceptual-captions": url_table.conceptual_captions,
     "sbu": url_table.sbu,
 }
@@ -152,7 +152,7 @@ def _pictures(settings: ImportSettings, name: str) -> Pictures:
     return ImageFiles(settings.images, without_suffix=name in ("conceptual-captions", "sbu"))
 
 
-def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """The captions that an annotated format's files hold."""
     return _ANNOTATION_FILES[format_of(settings)](settings, report)
 

@@ -18,7 +18,7 @@ from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.readers.protocol import Reader, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.regions import RegionExtractor
-from unimo_ds.data.schema import Caption, Kind, Sample
+from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.shards import StoredSample
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils.errors import UserError
@@ -100,7 +100,7 @@ def _extracted(
 
 
 def _stored(
-    making: Making, record: Record, found: regions.Regions | None, details: dict[str, object], report: Report
+    making: Making, record: Record, found: Regions | None, details: dict[str, object], report: Report
 ) -> StoredSample:
     captions = tuple(Caption(text) for text in record.captions)
     report.count("captions", len(captions))

@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from unimo_ds.utils.errors import UserError
 
@@ -108,7 +108,8 @@ def mpi_workers() -> Iterator[Workers | None]:
             "--executor mpi needs at least two ranks; start it with `mpirun -n 4 unimo prepare ...` or srun"
         )
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-        yield None if executor is None else Workers(ranks - 1, executor)
+        # An Executor in all but its stubs' name.
+        yield None if executor is None else Workers(ranks - 1, cast(Executor, executor))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from unimo_ds.data.prepare.sources import Report
 _WHAT = "a COCO captions file"
 
 
-def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
         UserError: a file of another form.

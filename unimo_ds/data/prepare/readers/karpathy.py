@@ -15,7 +15,7 @@ TRAINING_SPLITS = ("train", "restval")
 """Taken where no split is asked for; the others are test images of downstream tasks."""
 
 
-def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
         UserError: a file of another form, or a split that no image has.

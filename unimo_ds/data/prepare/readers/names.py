@@ -101,10 +101,14 @@ class Exclusion:
     def __len__(self) -> int:
         return len(self._spellings) + len(self._numbers)
 
+    def holds_name(self, name: str) -> bool:
+        """Whether a line names it; numbers are not compared."""
+        return clean(name) in self._spellings or stem(name) in self._spellings
+
     def holds(self, name: str, annotation: Annotation | None = None) -> bool:
         names = [name, *(annotation.names if annotation else ()), *(annotation.known_as if annotation else ())]
         for one in names:
-            if clean(one) in self._spellings or stem(one) in self._spellings or number_of(one) in self._numbers:
+            if self.holds_name(one) or number_of(one) in self._numbers:
                 return True
         return annotation is not None and annotation.number in self._numbers
 

@@ -25,7 +25,7 @@ class AnnotatedPictures:
     def parts(self, report: Report) -> Iterator[Part]:
         from unimo_ds.data.prepare import formats  # the table of formats names this reader
 
-        annotations = Annotations(formats.annotations(self.settings, report))
+        annotations = Annotations(formats.read_annotations(self.settings, report))
         exclusion = read_exclusion(self.settings.exclude)
         yield from _as_parts(self._joined(annotations, exclusion, report))
 

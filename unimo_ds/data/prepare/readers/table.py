@@ -9,7 +9,7 @@ from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report, read_captions
 
 
-def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
         UserError: unreadable, or no line of this form.

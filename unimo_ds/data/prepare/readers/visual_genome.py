@@ -17,7 +17,7 @@ from unimo_ds.data.prepare.sources import Report
 _WHAT = "Visual Genome's region_descriptions.json"
 
 
-def annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """One annotation an image: its distinct phrases in their order.
 
     Raises:

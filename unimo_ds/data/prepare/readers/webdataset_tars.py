@@ -23,7 +23,7 @@ from unimo_ds.data.prepare.readers.image_files import (
     refusal,
 )
 from unimo_ds.data.prepare.readers.names import Exclusion, read_exclusion
-from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Annotation, HeldRegions, Part, Record, in_parts
+from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, HeldRegions, Part, Record, in_parts
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
@@ -67,7 +67,7 @@ class WebDatasetTars:
                 report.skip("a sample without an image", name)
             elif self.with_captions and not {"txt", "json"} & set(group.members):
                 report.skip("an image without a caption", name)
-            elif exclusion.holds(group.base):
+            elif exclusion.holds_name(group.base):  # a key is a counter: its number is no image's id
                 report.count("images excluded")
             elif name in seen:
                 report.skip("an image that comes twice", name)
@@ -88,7 +88,7 @@ class WebDatasetTars:
                 caption = _caption(stream, path, members, about)
                 # The name that a web page gave the image is known only here.
                 url = str(about.get("url") or "")
-                if url and exclusion.holds(url.rpartition("/")[2], Annotation((str(about.get("key", base)),), ())):
+                if url and exclusion.holds(url.rpartition("/")[2]):
                     report.count("images excluded")
                 elif self.with_captions and not caption:
                     report.skip("an empty caption", name)
