@@ -266,7 +266,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=3, help="samples shown of a shard (default 3)")
     parser.add_argument("--html", type=Path, metavar="OUT", help="of a run or a sample: write it as a page")
-    sample = parser.add_argument_group("unimo inspect sample: one sample of --data with its picture, as a page (--html)")
+    sample = parser.add_argument_group(
+        "unimo inspect sample: one sample of --data with its picture, as a page (--html)"
+    )
     sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
     order = parser.add_argument_group("unimo inspect order: what each step will read, without training")
     order.add_argument("--data", help="data folder")
