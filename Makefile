@@ -21,10 +21,12 @@ format: env
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# base.sh and large.sh on a real Slurm of five and nine nodes on this machine (root, Debian; installs Slurm where it is missing).
+# base.sh and large.sh on a real Slurm of five and nine nodes on this machine (root, Debian; installs Slurm where it is missing),
+# and a run that is killed 200 times.
 cluster: env
 	tests/cluster/mini-slurm.sh install
 	$(VENV)/bin/python -m tests.cluster.rehearsal
+	$(VENV)/bin/python -m tests.cluster.kills --kills 200 --run-dir runs/kills
 
 env: $(STAMP)
 

@@ -192,6 +192,8 @@ class EngineConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: int = 1000
+    in_background: bool = True
+    """Copy the state to host memory (12 bytes a parameter on the first machine) and write it while training goes on."""
     keep_last: int = 3
     keep_every: int = 0
     """Keep every checkpoint whose step is a multiple of this for good; 0: none."""

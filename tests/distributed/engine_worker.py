@@ -13,8 +13,8 @@ from torch import nn
 
 from unimo_ds.config import OptimizerConfig, RunConfig
 from unimo_ds.engine import ds_config
+from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.launch import start_processes, stop_processes
-from unimo_ds.engine.partitions import WEIGHT
 from unimo_ds.engine.setup import Engine, make_engine
 
 

@@ -62,7 +62,7 @@ def launch(
     arguments: list[str],
     *,
     processes: int,
-    timeout: float = 240.0,
+    timeout: float = 600.0,
     launcher: Callable[[int], list[str]] = torchrun,
 ) -> str:
     """Run `script` in `processes` ranks and return what they printed; fail with it if they do."""

@@ -14,8 +14,8 @@ from unimo_ds.config import ContrastConfig, LossWeights, OptimizerConfig, RunCon
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Kind, StepBatch
 from unimo_ds.engine import ds_config
+from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.launch import start_processes, stop_processes
-from unimo_ds.engine.partitions import WEIGHT
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo

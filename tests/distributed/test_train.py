@@ -89,14 +89,14 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, s
     """R1, R6, R7: SIGUSR1 to the second rank and its loader workers; two launchers; the same numbers as a straight run."""
     stopped = tmp_path / "stopped"
     with started([*deepspeed(2), str(TRAIN), *arguments(corpus, stopped)]) as family:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while steps_so_far(stopped) < 2 and time.monotonic() < deadline and family.poll() is None:
             time.sleep(0.01)
         targets = processes_of_rank(family.pid, 1)
         assert len(targets) >= 3, "a rank and its two loader workers"
         for target in targets:
             os.kill(target, signal.SIGUSR1)
-        output, _ = family.communicate(timeout=60)
+        output, _ = family.communicate(timeout=300)
     assert family.returncode == 75, output[-4000:]
     match = re.search(r"stopped at step (\d+) \(SIGUSR1\)", output)
     assert match, output[-4000:]
@@ -117,7 +117,7 @@ def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path
     run_dir = tmp_path / "run"
     flags = arguments(corpus, run_dir, engine__max_skipped_steps=3, checkpoint__every_steps=2)
     with started([*torchrun(2), str(SPOILING), "nan", "2,6,7,8", *flags]) as family:
-        output, _ = family.communicate(timeout=120)
+        output, _ = family.communicate(timeout=300)
     assert family.returncode != 0
     assert "exitcode  : 2" in output, output[-4000:]
     assert "3 steps in a row up to step 9" in output
@@ -134,7 +134,7 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Pa
     """R12: the limit is twelve seconds here; both ranks say where they stood."""
     flags = arguments(corpus, tmp_path / "run", engine__hang_minutes=0.2)
     with started([*torchrun(2), str(SPOILING), "hang", "3", *flags]) as family:
-        output, _ = family.communicate(timeout=120)
+        output, _ = family.communicate(timeout=300)
     assert family.returncode != 0
     assert output.count("Timeout (0:00:12)!") == 2, output[-4000:]
     assert "spoiling_worker.py" in output, "the line that slept"

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from unimo_ds.config import CheckpointConfig, ModelConfig, RunConfig
-from unimo_ds.engine import checkpoint, ds_config
+from unimo_ds.engine import checkpoint, checkpoint_folder, ds_config
 from unimo_ds.engine.launch import stop_processes
 from unimo_ds.engine.setup import Engine, make_engine
 from unimo_ds.engine.state import Best, Progress
@@ -125,7 +125,7 @@ def test_pruning_keeps_the_last_the_regular_and_the_best(engine: Engine, tmp_pat
     for step in range(1, 10):
         best = Best("recall", 0.5, 3) if step >= 3 else None
         save(engine, tmp_path, step, config, best)
-    assert checkpoint.completed_steps(tmp_path) == [3, 4, 8, 9]
+    assert checkpoint_folder.completed_steps(tmp_path) == [3, 4, 8, 9]
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-3\n"
     assert not list((tmp_path / "checkpoints").glob(".[a-z]*-step-*"))
 
@@ -134,7 +134,7 @@ def test_saving_the_same_step_again_replaces_it(engine: Engine, tmp_path: Path) 
     folder = save(engine, tmp_path, 1)
     (folder / "model.safetensors").write_bytes(b"spoilt")
     save(engine, tmp_path, 1)
-    assert checkpoint.problems_of(folder) == []
+    assert checkpoint_folder.problems_of(folder) == []
     # What a kill between the two renames leaves: the old one under another name.
     folder.rename(folder.with_name(".old-step-1"))
     assert loaded_step(engine, tmp_path) == 1
@@ -143,10 +143,62 @@ def test_saving_the_same_step_again_replaces_it(engine: Engine, tmp_path: Path) 
 def test_no_room_is_told_before_writing(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(engine, tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1234))
+        patch.setattr(checkpoint_folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=1234))
         with pytest.raises(checkpoint.CheckpointError, match=r"1,234 bytes are free and [\d,]+ are needed"):
             save(engine, tmp_path, 2)
     assert loaded_step(engine, tmp_path) == 1
+
+
+def settled(engine: Engine, run_dir: Path, step: int, saver: checkpoint.Saver | None = None) -> checkpoint.Saved:
+    saver = saver or checkpoint.Saver(engine, run_dir, CONFIG)
+    saver.save(Progress(step=step), wait=False)
+    saver.settle()
+    saved = saver.take_saved()
+    assert saved is not None
+    return saved
+
+
+def test_in_the_background_the_same_bytes_are_written(engine: Engine, tmp_path: Path) -> None:
+    saved = settled(engine, tmp_path / "one", 4)
+    waited = save(engine, tmp_path / "two", 4)
+    assert saved.folder == tmp_path / "one" / "checkpoints" / "step-4"
+    names = sorted(item.name for item in waited.iterdir())
+    assert names == sorted(item.name for item in saved.folder.iterdir())
+    for name in names:
+        assert (saved.folder / name).read_bytes() == (waited / name).read_bytes()
+    assert checkpoint_folder.problems_of(saved.folder) == []
+
+
+def test_training_that_goes_on_does_not_change_what_is_being_saved(engine: Engine, tmp_path: Path) -> None:
+    """The writer is held up by a pipe in place of a file, while the weights change."""
+    before = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
+    saver = checkpoint.Saver(engine, tmp_path, CONFIG)
+    make_folder = checkpoint_folder.begin
+
+    def begin_with_pipe(*arguments: object) -> Path:
+        folder = make_folder(*arguments)  # type: ignore[arg-type]
+        os.mkfifo(folder / "model.safetensors")
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_folder, "begin", begin_with_pipe)
+        saver.save(Progress(step=1), wait=False)
+    assert saver.take_saved() is None
+    with pytest.raises(AssertionError, match="the save before"):
+        saver.save(Progress(step=2), wait=False)
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            parameter.add_(1.0)
+    (content,) = [(tmp_path / "checkpoints" / ".tmp-step-1" / "model.safetensors").read_bytes()]
+    with pytest.raises(checkpoint.CheckpointError, match="cannot write"):  # a pipe cannot be synchronised to disk
+        saver.settle()
+    weights = safetensors.torch.load(content)
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+    assert not (tmp_path / "checkpoints" / ".tmp-step-1").exists()
+    settled(engine, tmp_path, 2, saver)
+    assert loaded_step(engine, tmp_path) == 2
+    weights = safetensors.torch.load_file(tmp_path / "checkpoints" / "step-2" / "model.safetensors")
+    assert torch.equal(weights["0.weight"], before["0.weight"] + 1.0)
 
 
 def in_child(work: object) -> int:
@@ -161,14 +213,20 @@ def in_child(work: object) -> int:
         os._exit(9)
 
 
-def test_a_write_that_fails_half_way_leaves_the_previous_one(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_write_that_fails_half_way_leaves_the_previous_one(
+    engine: Engine, tmp_path: Path, in_background: bool
+) -> None:
     save(engine, tmp_path, 1)
 
     def fail() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
         try:
-            save(engine, tmp_path, 2)
+            if in_background:
+                settled(engine, tmp_path, 2)
+            else:
+                save(engine, tmp_path, 2)
         except checkpoint.CheckpointError as error:
             os._exit(3 if "bytes are free" in str(error) and "intact" in str(error) else 4)
 
@@ -178,8 +236,11 @@ def test_a_write_that_fails_half_way_leaves_the_previous_one(engine: Engine, tmp
     assert loaded_step(engine, tmp_path) == 1
 
 
-def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engine, tmp_path: Path) -> None:
-    """R4: fifty kills; each restart finds a complete checkpoint, and at most the one being written is lost."""
+@pytest.mark.parametrize("in_background", [False, True])
+def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(
+    engine: Engine, tmp_path: Path, in_background: bool
+) -> None:
+    """R4: fifty kills each; each restart finds a complete checkpoint, and at most the one being written is lost."""
     first = 1
     save(engine, tmp_path, first)
     delays = random.Random(0)
@@ -197,8 +258,10 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engin
         first = start
 
         def save_on_and_on(start: int = start) -> None:
+            saver = checkpoint.Saver(engine, tmp_path, CONFIG)
             for step in range(start + 1, start + 1000):
-                save(engine, tmp_path, step)
+                saver.save(Progress(step=step), wait=not in_background)
+                saver.settle()
                 (tmp_path / "announced").write_text(str(step))
 
         child = in_child(save_on_and_on)
@@ -207,9 +270,9 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_remains(engine: Engin
         os.waitpid(child, 0)
         kinds |= {item.name.split("-")[0] for item in (tmp_path / "checkpoints").iterdir()}
         announced = (tmp_path / "announced").read_text() if (tmp_path / "announced").exists() else ""
-        newest = checkpoint.completed_steps(tmp_path)[-1]
+        newest = checkpoint_folder.completed_steps(tmp_path)[-1]
         assert newest >= int(announced or 1)
-        assert checkpoint.problems_of(tmp_path / "checkpoints" / f"step-{newest}") == []
+        assert checkpoint_folder.problems_of(tmp_path / "checkpoints" / f"step-{newest}") == []
     assert ".tmp" in kinds, "no kill hit a save"
     assert first > 5, "hardly any save came to its end"
 
@@ -225,5 +288,5 @@ def test_pruning_keeps_the_best_that_was_saved_not_the_best_that_failed(engine: 
     config = RunConfig(recipe="test", checkpoint=CheckpointConfig(keep_last=1))
     save(engine, tmp_path, 1, config, Best("recall", 0.5, 1))
     save(engine, tmp_path, 3, config, Best("recall", 0.6, 2))  # step 2 was better, but could not be written
-    assert checkpoint.completed_steps(tmp_path) == [1, 3]
+    assert checkpoint_folder.completed_steps(tmp_path) == [1, 3]
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-1\n"

@@ -239,6 +239,9 @@ def _write_run(folder: Path, config: RunConfig) -> None:
         weights = small.make_engine(config).module.state_dict()
         weights["image_pooler.dense.bias"] = torch.full_like(weights["image_pooler.dense.bias"], float(step))
         safetensors.torch.save_file(weights, target / "model.safetensors")
+        digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+        files = {"model.safetensors": {"sha256": digest}}
+        (target / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "checkpoints" / "latest").write_text("step-10\n")
 

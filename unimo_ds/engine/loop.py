@@ -59,8 +59,9 @@ class Loop:
         self.progress = loaded.progress if loaded else Progress()
         if loaded:
             self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+        self._saver = checkpoint.Saver(engine, self.run_dir, config)
         self._saved_step = self.progress.step if loaded else -1
-        self._saved_best = self.progress.best
+        self._best_on_disk = self._best_in_flight = self.progress.best
         # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
         start_step = self.progress.step if loaded else -1
         self._metrics = MetricsWriter(self.run_dir, start_step=start_step) if self._is_first_rank else None
@@ -173,6 +174,7 @@ class Loop:
     def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
         step, evaluation = self.progress.step, self.config.evaluation
         is_best = False
+        self._report_saved()
         if stop is None and evaluation.every_steps and (is_last or step % evaluation.every_steps == 0):
             is_best = self._measure()
             self.engine.module.train()
@@ -202,17 +204,45 @@ class Loop:
             return
         self._prove_alive()
         check_replicas(self.engine)
+        self._settle()
+        wait = must_succeed or not self.config.checkpoint.in_background
         try:
-            folder = checkpoint.save(self.engine, self.run_dir, self.progress, self.config)
+            self._saver.save(self.progress, wait=wait)
         except checkpoint.CheckpointError as error:
             if must_succeed:
                 raise
-            self._say(f"warning: {error}; training goes on and tries again at the next checkpoint")
-            self.progress = dataclasses.replace(self.progress, best=self._saved_best)
+            self._forget_save(error, self.progress.step)
             return
-        self._saved_step, self._saved_best = self.progress.step, self.progress.best
-        self._say(f"saved {folder}")
+        self._saved_step, self._best_in_flight = self.progress.step, self.progress.best
+        if wait:
+            self._best_on_disk = self._best_in_flight
+            self._report_saved()
         self._speed.reset()
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if one is. A collective."""
+        try:
+            self._saver.settle()
+            self._best_on_disk = self._best_in_flight
+        except checkpoint.CheckpointError as error:
+            self._forget_save(error, self._saved_step)
+        self._report_saved()
+
+    def _forget_save(self, error: checkpoint.CheckpointError, step: int) -> None:
+        """After a save of `step` that failed. The best checkpoint is one that exists."""
+        self._say(f"warning: {error}; training goes on and tries again at the next checkpoint")
+        self._best_in_flight = self._best_on_disk
+        if self.progress.best is not None and self.progress.best.step == step:
+            self.progress = dataclasses.replace(self.progress, best=self._best_on_disk)
+
+    def _report_saved(self) -> None:
+        saved = self._saver.take_saved()
+        if saved is None:
+            return
+        self._say(f"saved {saved.folder}")
+        if self._metrics is not None:
+            seconds = {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds}
+            self._metrics.write_note(saved.step, "saved", {name: round(value, 4) for name, value in seconds.items()})
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:

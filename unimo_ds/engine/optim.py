@@ -14,11 +14,9 @@ import torch
 from torch import nn
 
 from unimo_ds.config import OptimizerConfig
+from unimo_ds.engine.checkpoint_folder import MOMENTS
 from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.utils.errors import UserError
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""State tensors that every optimizer here keeps for each weight, under these names."""
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

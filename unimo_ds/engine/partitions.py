@@ -19,10 +19,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
+from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.optim import prepare_state
-
-WEIGHT = "weight"
-"""Slot of the master weight itself; the others are `optim.MOMENTS`."""
 
 
 class Masters(Protocol):

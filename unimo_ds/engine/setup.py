@@ -27,9 +27,10 @@ from torch import nn
 
 from unimo_ds.config import RunConfig
 from unimo_ds.engine import optim
+from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import precision, zero_stage
 from unimo_ds.engine.launch import start_processes
-from unimo_ds.engine.partitions import WEIGHT, make_masters
+from unimo_ds.engine.partitions import make_masters
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers

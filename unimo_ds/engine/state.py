@@ -17,15 +17,10 @@ import safetensors
 import torch
 
 from unimo_ds.engine import partitions
-from unimo_ds.engine.optim import MOMENTS
+from unimo_ds.engine.checkpoint_folder import FILES
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.tensor_file import TensorFileWriter
 from unimo_ds.utils.errors import UserError
-
-FILES = {
-    partitions.WEIGHT: "model.safetensors",
-    **{moment: f"{moment}.safetensors" for moment in MOMENTS},
-}
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,54 @@ def write_tensors(engine: Engine, folder: Path) -> tuple[dict[str, dict[str, Any
         else:
             entries[name] = {"bytes": writer.num_bytes, "sha256": writer.sha256}
     return entries, failure
+
+
+class Snapshot:
+    """The tensors of one moment in host memory, whole and in fp32, to be written while training goes on."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], *, pinned: bool) -> None:
+        size = sum(math.prod(shape) for shape in shapes.values())
+        self._flat = {slot: torch.empty(size, dtype=torch.float32, pin_memory=pinned) for slot in FILES}
+        self._shapes = shapes
+
+    def views(self, slot: str) -> dict[str, torch.Tensor]:
+        """The memory of each tensor of a slot, by name."""
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        parts = torch.split(self._flat[slot], sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def write(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Write all files; returns each one's size and hash. May raise OSError. Local."""
+        entries = {}
+        for slot, name in FILES.items():
+            with TensorFileWriter(folder / name, self._shapes) as writer:
+                for parameter_name, tensor in self.views(slot).items():
+                    writer.write(parameter_name, tensor)
+            entries[name] = {"bytes": writer.num_bytes, "sha256": writer.sha256}
+        return entries
+
+
+def take_snapshot(engine: Engine, memory: Snapshot | None) -> Snapshot | None:
+    """Copy every tensor to rank 0's host memory, into that of an earlier snapshot where one is given. A collective.
+
+    Returns None on other ranks than 0.
+    """
+    if engine.communicator.rank != 0:
+        for slot in FILES:
+            _visit(engine, slot, lambda *_: None)
+        return None
+    is_cuda = engine.device.type == "cuda"
+    snapshot = memory or Snapshot(parameter_shapes(engine), pinned=is_cuda)
+    for slot in FILES:
+        views = snapshot.views(slot)
+
+        def copy(name: str, tensor: torch.Tensor, views: dict[str, torch.Tensor] = views) -> None:
+            views[name].copy_(tensor.detach(), non_blocking=is_cuda)
+
+        _visit(engine, slot, copy)
+    if is_cuda:
+        torch.cuda.synchronize(engine.device)
+    return snapshot
 
 
 def _visit(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +14,13 @@ import torch
 
 from unimo_ds.config import RunConfig, from_dict
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.engine import checkpoint_folder
 from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = checkpoint_folder.FILES[checkpoint_folder.WEIGHT]
 CONFIG_FILE = "config.json"
-CHECKPOINTS_FOLDER = "checkpoints"
-LATEST_FILE = "latest"
-POINTERS = (LATEST_FILE, "best")
-MANIFEST_FILE = "manifest.json"
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
         UserError: nothing there, or no finished checkpoint yet.
     """
     folder = Path(path)
-    if folder.is_file() and folder.name in POINTERS:
-        folder = folder.parent / folder.read_text().strip()
+    if folder.is_file() and folder.name in checkpoint_folder.POINTERS:
+        folder = folder.parent / checkpoint_folder.named(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a run directory, one of its checkpoints, or an exported folder")
     if (folder / WEIGHTS_FILE).is_file():
@@ -77,25 +71,20 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
         raise UserError(f"{folder} has {WEIGHTS_FILE} but no {CONFIG_FILE}; give the run directory it belongs to")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
-    chosen = _latest(folder / CHECKPOINTS_FOLDER)
+    chosen = _latest(folder)
     if chosen is None:
         raise UserError(f"the run {folder} has no finished checkpoint yet; run it for at least checkpoint.every_steps")
     return CheckpointFiles(chosen / WEIGHTS_FILE, folder / CONFIG_FILE)
 
 
-def _latest(checkpoints: Path) -> Path | None:
+def _latest(run_dir: Path) -> Path | None:
     """The checkpoint that `latest` names, or the newest whole one where `latest` is missing or names none."""
-    pointer = checkpoints / LATEST_FILE
-    if pointer.is_file():
-        named = checkpoints / pointer.read_text().strip()
-        if (named / WEIGHTS_FILE).is_file():
-            return named
-    found = {
-        int(matched.group(1)): folder
-        for folder in checkpoints.glob("step-*")
-        if (matched := _STEP.fullmatch(folder.name)) and (folder / WEIGHTS_FILE).is_file()
-    }
-    return found[max(found)] if found else None
+    checkpoints = run_dir / checkpoint_folder.FOLDER
+    latest = checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST)
+    if latest and (checkpoints / latest / WEIGHTS_FILE).is_file():
+        return checkpoints / latest
+    steps = checkpoint_folder.completed_steps(run_dir)
+    return checkpoints / f"step-{steps[-1]}" if steps else None
 
 
 def read_config(path: Path) -> RunConfig:
@@ -152,13 +141,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         UserError: damaged or unreadable.
     """
     cure = "take another checkpoint"
-    manifest = path.parent / MANIFEST_FILE
+    manifest = path.parent / checkpoint_folder.MANIFEST
     try:
         if manifest.is_file():
-            expected = json.loads(manifest.read_text())["files"][path.name]["sha256"]
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                    raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
+            expected = checkpoint_folder.read_json(manifest)["files"][path.name]["sha256"]
+            if checkpoint_folder.has_changed(path, expected):
+                raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
         weights: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None

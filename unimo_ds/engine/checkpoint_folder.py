@@ -1,0 +1,227 @@
+"""Checkpoints on disk: the one place that knows their form. Plain files, no DeepSpeed, no process group.
+
+checkpoints/.tmp-step-N/   being written          checkpoints/step-N/   complete: files, state.json, manifest.json
+checkpoints/latest         text `step-N`, moved last         checkpoints/best     the one with the best evaluation
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = "checkpoints"
+LATEST = "latest"
+BEST = "best"
+POINTERS = (LATEST, BEST)
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 1
+WEIGHT = "weight"
+"""Slot of the fp32 master weights."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Slots of the state tensors that every optimizer here keeps for each weight, under these names."""
+FILES = {WEIGHT: "model.safetensors", **{moment: f"{moment}.safetensors" for moment in MOMENTS}}
+_COMPLETE = re.compile(r"step-(\d+)")
+_SPARE_BYTES = 16 * 2**20
+
+
+def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
+    """Make the empty folder to write the checkpoint of `step` into.
+
+    Raises:
+        OSError: it cannot be made, or fewer than `num_bytes` and a reserve are free; the message says what to do.
+    """
+    temporary = checkpoints / f".tmp-step-{step}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        free = shutil.disk_usage(checkpoints).free
+    except OSError as error:
+        raise OSError(f"cannot make {temporary}: {error.strerror}; free space or give another run_dir") from None
+    if free < num_bytes + _SPARE_BYTES:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"no room for a checkpoint in {checkpoints}: {_space(checkpoints, num_bytes)}")
+    return temporary
+
+
+def complete(
+    temporary: Path, entries: Mapping[str, Mapping[str, Any]], described: Mapping[str, Any], *, is_best: bool
+) -> Path:
+    """Add state.json and the manifest to the tensor files, make the folder appear, and point to it. Returns it.
+
+    entries: size and hash of the tensor files. described: what state.json tells. May raise OSError; see `give_up`.
+    """
+    checkpoints, final = temporary.parent, temporary.with_name(temporary.name.removeprefix(".tmp-"))
+    files = {**entries, STATE: _write_json(temporary / STATE, described)}
+    _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+    _appear(temporary, final)
+    point(checkpoints, LATEST, final.name)
+    if is_best:
+        point(checkpoints, BEST, final.name)
+    return final
+
+
+def give_up(temporary: Path, error: OSError, num_bytes: int) -> str:
+    """Remove what was written of a checkpoint that failed; returns the sentence about it."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    name = temporary.name.removeprefix(".tmp-")
+    space = _space(temporary.parent, num_bytes)
+    return f"cannot write the checkpoint {temporary.with_name(name)}: {error}; {space}; earlier ones are intact"
+
+
+def _space(checkpoints: Path, num_bytes: int) -> str:
+    free = shutil.disk_usage(checkpoints).free
+    return f"{free:,} bytes are free and {num_bytes + _SPARE_BYTES:,} are needed"
+
+
+def completed_steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints that were written to their end, in rising order (unchecked)."""
+    return sorted(
+        int(match[1])
+        for folder in (run_dir / FOLDER).glob("step-*")
+        if (match := _COMPLETE.fullmatch(folder.name)) and (folder / MANIFEST).is_file()
+    )
+
+
+def named(pointer: Path) -> str:
+    """The name in a pointer file; empty where there is none."""
+    return pointer.read_text().strip() if pointer.is_file() else ""
+
+
+def problems_of(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint: missing or cut files, changed bytes. Empty for a good one."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        entries = manifest["files"].items() if manifest["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{folder / MANIFEST} is unreadable ({error})"]
+    if entries is None:
+        return [f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"]
+    problems = [f"{folder / name} is not listed" for name in FILES.values() if name not in manifest["files"]]
+    for name, entry in entries:
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                problems.append(f"{path} has {size} bytes instead of {entry['bytes']}")
+            elif has_changed(path, entry["sha256"]):
+                problems.append(f"{path} has changed since it was written (SHA-256 differs)")
+        except OSError as error:
+            problems.append(f"{path} cannot be read ({error.strerror})")
+    return problems
+
+
+def has_changed(path: Path, sha256: str) -> bool:
+    """Whether a file's content is no longer what its manifest says. May raise OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() != sha256
+
+
+def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any]:
+    """Name of the newest good checkpoint (empty: there never was one), what is wrong, if anything, and its state.json."""
+    if not checkpoints.is_dir():
+        return "", "", None
+    _tidy(checkpoints)
+    names = sorted(
+        (item.name for item in checkpoints.iterdir() if _COMPLETE.fullmatch(item.name)),
+        key=lambda name: int(name.removeprefix("step-")),
+        reverse=True,
+    )
+    pointer = checkpoints / LATEST
+    latest = named(pointer)
+    if latest and not names:
+        text = f"{pointer} names {latest!r}, but there is no checkpoint beside it; restore it or give another run_dir"
+        return "", text, None
+    for name in names:
+        problems = problems_of(checkpoints / name)
+        if not problems:
+            if name != latest:
+                say(f"resuming from {name}, though {pointer} says {latest or 'nothing'!r}")
+                point(checkpoints, LATEST, name)
+            return name, "", read_json(checkpoints / name / STATE)
+        say(f"skipping a damaged checkpoint: {'; '.join(problems)}")
+    if names:
+        text = f"no checkpoint in {checkpoints} is good ({len(names)} damaged); restore one or give another run_dir"
+        return "", text, None
+    return "", "", None
+
+
+def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int) -> None:
+    """Delete what neither is among the last, nor the best, nor of a step that is kept for good."""
+    steps = completed_steps(checkpoints.parent)
+    kept = set(steps[-keep_last:]) | {newest}
+    if keep_every:
+        kept |= {step for step in steps if step % keep_every == 0}
+    best = named(checkpoints / BEST)
+    kept |= {step for step in steps if f"step-{step}" == best}
+    # An older folder that will not go away is no reason to doubt the new one.
+    with contextlib.suppress(OSError):
+        for step in set(steps) - kept:
+            # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
+            trash = checkpoints / f".trash-step-{step}"
+            (checkpoints / f"step-{step}").rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def point(checkpoints: Path, pointer: str, name: str) -> None:
+    """Make a pointer file name a checkpoint, in one step."""
+    temporary = checkpoints / f".{pointer}"
+    with temporary.open("w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(checkpoints / pointer)
+    _sync_folder(checkpoints)
+
+
+def _appear(temporary: Path, final: Path) -> None:
+    """Make a complete folder visible in one step. An older one of the same name stays until then."""
+    _sync_folder(temporary)
+    old = final.with_name(f".old-{final.name}")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    temporary.rename(final)
+    _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tidy(checkpoints: Path) -> None:
+    """Finish or undo what an interrupted save or deletion left behind."""
+    for item in list(checkpoints.iterdir()):
+        if item.name.startswith(".old-"):
+            final = checkpoints / item.name.removeprefix(".old-")
+            if not final.exists():
+                item.rename(final)
+                continue
+        if item.is_dir() and item.name.startswith((".tmp-", ".old-", ".trash-")):
+            shutil.rmtree(item, ignore_errors=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write and synchronise; returns the manifest's entry."""
+    content = json.dumps(values, indent=2).encode()
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
