@@ -35,5 +35,6 @@ def with_workers(arguments: argparse.Namespace, body: Callable[[Workers], None])
     number = default_number() if arguments.workers is None else arguments.workers
     if number < 1:
         raise UserError(f"--workers {number} must be at least 1")
-    body(Workers(number))
+    with Workers(number) as workers:
+        body(workers)
     return 0

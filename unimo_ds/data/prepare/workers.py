@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 
 from unimo_ds.utils.errors import UserError
@@ -28,14 +27,16 @@ _WAITING_PER_WORKER = 2
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
 class Workers:
-    """Who does the work."""
+    """Who does the work, over all stages of a command: processes take seconds to start, so they are kept until `close`."""
 
-    number: int = 1
-    """1: this process alone."""
-    executor: Executor | None = None
-    """Given: use this one, whatever the number (the ranks of an MPI job)."""
+    def __init__(self, number: int = 1, executor: Executor | None = None) -> None:
+        """
+        number: 1: this process alone.
+        executor: use this one, whatever the number (the ranks of an MPI job).
+        """
+        self.number, self.executor = number, executor
+        self._processes: ProcessPoolExecutor | None = None
 
     def run(
         self,
@@ -60,17 +61,30 @@ class Workers:
                     yield i, one_thread(function, *arguments)
                     display.advance(size)
                 return
-            with self._pool(number) as pool:
-                for i, result in _in_flight(pool, function, tasks, _WAITING_PER_WORKER * max(number, self.number)):
-                    yield i, result
-                    display.advance(size)
+            for i, result in _in_flight(self._pool(), function, tasks, _WAITING_PER_WORKER * self.number):
+                yield i, result
+                display.advance(size)
 
-    def _pool(self, number: int) -> AbstractContextManager[Executor]:
+    def _pool(self) -> Executor:
         if self.executor is not None:
-            return nullcontext(self.executor)
-        # Forking a process that has run torch or a thread pool may hang; a spawned one starts clean.
-        context = multiprocessing.get_context("spawn")
-        return _cancelled_on_error(ProcessPoolExecutor(number, mp_context=context, initializer=_follow_parent))
+            return self.executor
+        if self._processes is None:
+            # Forking a process that has run torch or a thread pool may hang; a spawned one starts clean.
+            context = multiprocessing.get_context("spawn")
+            self._processes = ProcessPoolExecutor(self.number, mp_context=context, initializer=_follow_parent)
+        return self._processes
+
+    def close(self) -> None:
+        """End the processes, if there are any; tasks that have not begun are dropped."""
+        if self._processes is not None:
+            self._processes.shutdown(wait=True, cancel_futures=True)
+            self._processes = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def default_number() -> int:
@@ -110,14 +124,6 @@ def mpi_workers() -> Iterator[Workers | None]:
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
         # An Executor in all but its stubs' name.
         yield None if executor is None else Workers(ranks - 1, cast(Executor, executor))
-
-
-@contextmanager
-def _cancelled_on_error(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_flight(
