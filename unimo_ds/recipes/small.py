@@ -1,7 +1,7 @@
 """unimo prepare import --kind pairs --images photos.tar --captions captions.tsv --output photos
 deepspeed --num_accelerators 2 unimo_ds/train.py --recipe small --data photos --set data.held_out_path=photos_held_out
 
-Photographs with grid regions, from scratch, on one machine of two cores: about an hour for some thousand photographs.
+Photographs with grid regions, from scratch, on one machine of two cores: half an hour for some thousand photographs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from unimo_ds.config import (
 
 
 def small() -> RunConfig:
-    """A two-layer model on photographs, for two CPU processes and less than an hour."""
+    """A two-layer model on photographs, for two CPU processes and half an hour."""
     return RunConfig(
         recipe="small",
         run_dir="runs/small",
         model=ModelConfig(
-            # Twice the layers are more than twice the time, and an hour buys more from visits (docs/experiments.md).
+            # Twice the layers are more than twice the time, and half an hour buys more from visits (docs/experiments.md).
             num_layers=2,
             hidden_size=256,
             num_heads=4,
@@ -62,7 +62,7 @@ def small() -> RunConfig:
             related_texts=0,
         ),
         optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(total_steps=4000, warmup_steps=100),
+        schedule=ScheduleConfig(total_steps=3000, warmup_steps=100),
         engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=250, keep_last=2),
         evaluation=EvaluationConfig(every_steps=250, num_pairs=500),
