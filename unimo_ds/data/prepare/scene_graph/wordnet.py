@@ -68,30 +68,27 @@ class WordNet:
         return tuple(dict.fromkeys(found))
 
     @functools.cache  # noqa: B019
-    def _near(self, word: str, part: str) -> tuple[frozenset[int], frozenset[int]]:
-        """Its synsets; and those together with everything they are kinds of."""
-        senses = {sense for base in self.bases(word, part) for sense in self._senses[part][base]}
-        above, waiting = set(senses), list(senses)
+    def senses(self, word: str, part: str) -> tuple[frozenset[int], frozenset[int]]:
+        """The word's synsets; and those together with everything they are kinds of.
+
+        Of several words ("tennis ball") the last counts for nouns.
+        """
+        if part == "n":
+            word = word.rsplit(" ", 1)[-1]
+        found = {sense for base in self.bases(word, part) for sense in self._senses[part][base]}
+        above, waiting = set(found), list(found)
         while waiting:
             for parent in self._parents[part][waiting.pop()]:
                 if parent not in above:
                     above.add(parent)
                     waiting.append(parent)
-        return frozenset(senses), frozenset(above)
+        return frozenset(found), frozenset(above)
 
-    @functools.cache  # noqa: B019
     def may_both_be_true(self, one: str, other: str, part: str) -> bool:
-        """Whether one word can be said wherever the other can: the same base, synonyms, or one a kind of the other.
-
-        Of several words ("tennis ball") the last counts for nouns.
-        """
-        if part == "n":
-            one, other = one.rsplit(" ", 1)[-1], other.rsplit(" ", 1)[-1]
-        if one == other or set(self.bases(one, part)) & set(self.bases(other, part)):
-            return True
-        senses, above = self._near(one, part)
-        other_senses, other_above = self._near(other, part)
-        return bool(senses & other_above or other_senses & above)
+        """Whether one word can be said wherever the other can: the same base, synonyms, or one a kind of the other."""
+        senses, above = self.senses(one, part)
+        other_senses, other_above = self.senses(other, part)
+        return one == other or bool(senses & other_above or other_senses & above)
 
     @functools.cache  # noqa: B019
     def topic(self, noun: str) -> str:
