@@ -7,6 +7,7 @@ import html
 import itertools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +19,26 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
 _MOST_POINTS = 400
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 _CHARTS = (
-    ("Loss", ("loss/",)),
-    ("Held out", ("held_out/",)),
-    ("Retrieval accuracy in the batch", ("accuracy/",)),
-    ("Gradient norm", ("gradient_norm",)),
-    ("Learning rate", ("learning_rate",)),
-    ("Temperature", ("temperature",)),
-    ("Tokens per second", ("speed/tokens_per_second",)),
-    ("Share of time that waits for data", ("speed/data_wait_share",)),
-    ("Loss scale", ("loss_scale",)),
+    ("Loss", r"loss/(.+)"),
+    ("Held-out loss", r"held_out/loss/(.+)"),
+    ("Held-out retrieval, share found", r"held_out/retrieval/(.+/r@\d+|mean_recall)"),
+    ("Held-out retrieval, median rank", r"held_out/retrieval/(.+)/median_rank"),
+    ("Held-out captions above their rewrites", r"held_out/rewrites/(.+)(?<!_chance)"),
+    ("Held-out accuracy", r"held_out/accuracy/(.+)"),
+    ("Accuracy of the contrast in the step", r"accuracy/(.+)"),
+    ("Gradient norm", r"(gradient_norm)"),
+    ("Learning rate", r"(learning_rate)"),
+    ("Temperature", r"(temperature)"),
+    ("Tokens per second", r"speed/(tokens_per_second)"),
+    ("Share of time that waits for data", r"speed/(data_wait_share)"),
+    ("Loss scale", r"(loss_scale)"),
 )
+"""Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
-border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
+border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:560px}
 figcaption{font-weight:600}svg text{font:11px system-ui,sans-serif;fill:#4b5563}pre{background:#f3f4f6;padding:1rem;overflow:auto}
-.key{font-size:12px;margin-right:.8rem}"""
+.key{display:inline-block;font-size:12px;margin-right:.8rem}"""
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,11 @@ def to_html(run: RunFiles) -> str:
     """The page. Needs nothing beside itself: no script, no picture, no address."""
     marks = start_steps(run)[1:]
     charts = []
-    for title, prefixes in _CHARTS:
-        names = sorted({name for line in run.steps for name in line if name.startswith(prefixes)})
-        curves = {name: _points(run.steps, name) for name in names}
-        curves = {name: points for name, points in curves.items() if points}
+    names = sorted({name for line in run.steps for name in line})
+    for title, pattern in _CHARTS:
+        matches = [match for name in names if (match := re.fullmatch(pattern, name))]
+        curves = {match[1]: _points(run.steps, match[0]) for match in matches}
+        curves = {label: points for label, points in curves.items() if points}
         if curves:
             charts.append(_figure(title, curves, marks))
     starts = [
