@@ -26,7 +26,8 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cluster.cluster import REPOSITORY, wait_until
-from tests.cluster.rehearsal import TINY, logged, write_corpus
+from tests.cluster.rehearsal import TINY, write_corpus
+from tests.runs import logged
 from unimo_ds.engine import checkpoint_folder
 
 _STARTING = 900.0

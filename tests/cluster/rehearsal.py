@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.cluster import REPOSITORY, Cluster, wait_until, why_not
+from tests.runs import logged
 from unimo_ds.data.prepare.scenes import write_demo_corpus
 
 _STARTING = 900.0
@@ -66,20 +67,6 @@ def write_corpus(folder: Path) -> Path:
     """Small enough that a run crosses the ends of epochs."""
     write_demo_corpus(folder, num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
     return folder
-
-
-def logged(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Every logged number of each step that does not depend on the clock; a step that comes twice is an error."""
-    result: dict[int, dict[str, float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "event" not in values:
-            step = values.pop("step")
-            assert step not in result, f"step {step} is logged twice"
-            result[step] = {
-                name: value for name, value in values.items() if not name.startswith(("time", "speed", "data"))
-            }
-    return result
 
 
 class Job:

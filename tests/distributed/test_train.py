@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
+from tests.runs import logged
 from unimo_ds.data.prepare.scenes import write_demo_corpus
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
@@ -39,20 +40,6 @@ def arguments(corpus: Path, run_dir: Path, **changes: object) -> list[str]:
     settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return ["--data", str(corpus), "--run-dir", str(run_dir), *flags]
-
-
-def logged(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Every logged number of each step that does not depend on the clock."""
-    result = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "event" not in values:
-            step = values.pop("step")
-            assert step not in result, f"step {step} is logged twice"
-            result[step] = {
-                key: value for key, value in values.items() if not key.startswith(("time", "speed", "data"))
-            }
-    return result
 
 
 def steps_so_far(run_dir: Path) -> int:
