@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.schema import SCHEMA_VERSION
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError, nearest_name
 
 MANIFEST_FILE = "manifest.json"
@@ -161,16 +162,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
         UserError: the folder cannot be written.
     """
     path = Path(folder) / MANIFEST_FILE
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "wb") as stream:
-            stream.write(serialise(manifest))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, serialise(manifest))
     return path
 
 

@@ -6,7 +6,8 @@
 
     loss_p = mean over the positives q of p of  log( exp(score_q) + sum over the negatives of p exp(score) )  -  score_q
 
-(the sum outside, Khosla et al. 2020, equation 2: no positive can rest on another one's score.)
+(the sum outside, as in equation 2 of Khosla et al. 2020, but without the other positives in the denominator: no positive can
+rest on another one's score, or compete with it.)
 
 Private candidates of a pair are few, ragged, and come as ready scores: its joint encodings and its related items. Shared
 candidates are the images and texts of other pairs, with their related ones and positive rewrites encoded alone, scored in both

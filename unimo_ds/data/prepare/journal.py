@@ -8,13 +8,12 @@ journal: what it was is then in its report.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.utils.errors import UserError
+from unimo_ds.data.whole_file import write_whole
 
 JOURNALS = ".prepare"
 _BEGUN = "begun.json"
@@ -73,16 +72,7 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         UserError: the disk is full or cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(aside, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, separators=(",", ":"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def read_json_object(path: Path) -> Any:
