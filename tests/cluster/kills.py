@@ -2,10 +2,10 @@
 
     python -m tests.cluster.kills --kills 200 --run-dir runs/kills
 
-Every start is killed at a random moment after its first new step, saving included (a checkpoint is saved every other step), and
-started again. Compared at the end: every logged number of every step, in which each sample of the step has its part, no step
-missing or twice, and the bits of weights and moments. Prints JSON: kills, how many of them fell into a save, and the seconds from
-a start to its first new step.
+Two ranks save a checkpoint every other step. Of the kills, one in five falls into the start, the others at a random moment after
+its first new step, saving included; half of them take all ranks at once, as a lost node does, half one rank, as the kernel does when
+memory is short: the other then has to end by itself. Compared at the end: the samples of every step that counts, every logged
+number, TensorBoard's steps, and the bits of weights and moments. Prints JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,12 +31,16 @@ from tests.cluster.cluster import REPOSITORY, wait_until
 from tests.cluster.rehearsal import TINY, write_corpus
 from tests.runs import logged
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.utils.launchers import free_port
 
-_STARTING = 900.0
+WORKER = Path(__file__).with_name("recording_worker.py")
+_RANKS = 2
+_PATIENCE = 900.0
 _STEPS_PER_KILL = 15
 """More than a start takes before it is killed, so that the last one still has something to do."""
 _LONGEST_LIFE = 0.5
 """Seconds between the first new step and the kill, at most."""
+_SHARE_IN_START = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,35 +49,71 @@ class Outcome:
 
     kills: int
     kills_while_saving: int
+    kills_in_start: int
+    kills_of_one_rank: int
     damaged_latest: int
     """Restarts that found `latest` naming no good checkpoint."""
+    samples: int
+    """Read by the undisturbed run over all of its steps."""
+    samples_lost: int
+    samples_doubled: int
+    """Over the steps that count: of each start, those before the step that the next one began at."""
+    steps_taken_again: int
+    """Lost with the kills: taken after the checkpoint that the next start found."""
     equal_files: bool
     equal_metrics: bool
     whole_board: bool
     """Whether TensorBoard shows every step once."""
     seconds_to_first_step_median: float
     seconds_to_first_step_worst: float
+    seconds_until_survivor_ended_worst: float
+    """After one rank alone was killed."""
+
+    @property
+    def is_good(self) -> bool:
+        nothing_lost = not (self.damaged_latest or self.samples_lost or self.samples_doubled)
+        return nothing_lost and self.equal_files and self.equal_metrics and self.whole_board
 
 
-def start(run_dir: Path, corpus: Path, total_steps: int) -> subprocess.Popen[str]:
-    """One process of the trainer, in a session of its own, which the kill takes whole."""
+@contextlib.contextmanager
+def started(run_dir: Path, corpus: Path, total_steps: int, *, number: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two ranks of the trainer without a launcher, none of which outlives the block. Standard output and error go to RUN_DIR.log."""
     settings = [f"--set=schedule.total_steps={total_steps}", "--set=checkpoint.every_steps=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "unimo_ds.train",
-        *TINY,
-        "--data",
-        str(corpus),
-        "--run-dir",
-        str(run_dir),
-        *settings,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    place = {"WORLD_SIZE": str(_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "START": str(number), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(WORKER), str(run_dir.with_suffix(".samples")), *TINY]
+    command += ["--data", str(corpus), "--run-dir", str(run_dir), *settings]
+    ranks: list[subprocess.Popen[str]] = []
     with run_dir.with_suffix(".log").open("a") as log:
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
-        )
+        for rank in map(str, range(_RANKS)):
+            environment = {**os.environ, **fixed, **place, "RANK": rank, "LOCAL_RANK": rank}
+            ranks.append(
+                subprocess.Popen(
+                    command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
+                )
+            )
+    try:
+        yield ranks
+    finally:
+        kill(ranks)
+
+
+def kill(ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """Each with its loader workers, and wait for the last."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
+
+
+def run_to_the_end(run_dir: Path, corpus: Path, total_steps: int, *, number: int) -> None:
+    """Raises:
+    AssertionError: it fails.
+    """
+    with started(run_dir, corpus, total_steps, number=number) as ranks:
+        statuses = [rank.wait(_PATIENCE + total_steps) for rank in ranks]
+    assert statuses == [0] * _RANKS, run_dir.with_suffix(".log").read_text()[-4000:]
 
 
 def steps_on_board(run_dir: Path) -> list[int]:
@@ -81,53 +123,100 @@ def steps_on_board(run_dir: Path) -> list[int]:
     return [event.step for event in board.Scalars("loss/total")]
 
 
+def samples_read(run_dir: Path) -> tuple[Counter[tuple[int, str]], int]:
+    """(step, key) of every sample over the steps that count, and how many other steps were begun."""
+    notes = [
+        json.loads(line)
+        for rank in range(_RANKS)
+        for line in run_dir.with_suffix(f".samples.{rank}").read_text().splitlines()
+    ]
+    first_steps: dict[int, int] = {}
+    for start, step, _ in notes:
+        first_steps[start] = min(step, first_steps.get(start, step))
+    # A step counts where no later start took it again.
+    limits = {
+        start: min((step for later, step in first_steps.items() if later > start), default=sys.maxsize)
+        for start in first_steps
+    }
+    counts: Counter[tuple[int, str]] = Counter()
+    again: set[tuple[int, int]] = set()
+    for start, step, keys in notes:
+        if step < limits[start]:
+            counts.update((step, key) for key in keys)
+        else:
+            again.add((start, step))
+    return counts, len(again)
+
+
 def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
     """Run once in peace and once under `kills` kills.
 
     Raises:
-        AssertionError: a start that fails by itself or takes no step.
+        AssertionError: a start that fails by itself or takes no step, or a rank that lives on alone.
     """
     corpus = write_corpus(folder / "corpus")
     total_steps = _STEPS_PER_KILL * (kills + 1)
     straight, killed = folder / "straight", folder / "killed"
-    process = start(straight, corpus, total_steps)
-    assert process.wait() == 0, straight.with_suffix(".log").read_text()[-4000:]
-    moments = random.Random(seed)
-    durations, while_saving, damaged = [], 0, 0
+    run_to_the_end(straight, corpus, total_steps, number=0)
+    chance = random.Random(seed)
+    durations, survivals = [], [0.0]
+    while_saving = in_start = of_one_rank = damaged = 0
     checkpoints, log = killed / checkpoint_folder.FOLDER, killed.with_suffix(".log")
-    for _ in range(kills):
+    for number in range(kills):
         newest = checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST)
         damaged += bool(newest and checkpoint_folder.problems_of(checkpoints / newest))
         told_before = log.stat().st_size if log.is_file() else 0
-        began = time.monotonic()
-        process = start(killed, corpus, total_steps)
+        with started(killed, corpus, total_steps, number=number) as ranks:
+            began = time.monotonic()
+            if durations and chance.random() < _SHARE_IN_START:
+                in_start += 1
+                time.sleep(chance.uniform(0.0, statistics.median(durations)))
+            else:
 
-        def has_stepped(process: subprocess.Popen[str] = process, told_before: int = told_before) -> bool:
-            return process.poll() is not None or "\nstep " in log.read_text()[told_before:]
+                def has_stepped(ranks: Sequence[subprocess.Popen[str]] = ranks, told: int = told_before) -> bool:
+                    return any(rank.poll() is not None for rank in ranks) or "\nstep " in log.read_text()[told:]
 
-        wait_until(has_stepped, timeout=_STARTING, what="a new step")
-        assert process.poll() is None, f"ended before it was killed:\n{log.read_text()[-4000:]}"
-        durations.append(time.monotonic() - began)
-        time.sleep(moments.uniform(0.0, _LONGEST_LIFE))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        while_saving += bool(list(checkpoints.glob(".tmp-step-*")))
-    process = start(killed, corpus, total_steps)
-    assert process.wait() == 0, killed.with_suffix(".log").read_text()[-4000:]
+                wait_until(has_stepped, timeout=_PATIENCE, what="a new step", every=0.02)
+                durations.append(time.monotonic() - began)
+                alive = [rank.poll() is None for rank in ranks]
+                assert all(alive), f"ended before it was killed:\n{log.read_text()[-4000:]}"
+                time.sleep(chance.uniform(0.0, _LONGEST_LIFE))
+            if chance.random() < 0.5:
+                of_one_rank += 1
+                kill([chance.choice(ranks)])
+                while_saving += bool(list(checkpoints.glob(".tmp-step-*")))
+                survived = time.monotonic()
+                for rank in ranks:
+                    rank.wait(_PATIENCE)
+                survivals.append(time.monotonic() - survived)
+            else:
+                kill(ranks)
+                while_saving += bool(list(checkpoints.glob(".tmp-step-*")))
+        if (number + 1) % 10 == 0:
+            print(f"{number + 1} kills", file=sys.stderr, flush=True)
+    run_to_the_end(killed, corpus, total_steps, number=kills)
     last = f"{checkpoint_folder.FOLDER}/step-{total_steps}"
+    (expected, none_again), (found, taken_again) = samples_read(straight), samples_read(killed)
+    assert none_again == 0
     return Outcome(
         kills=kills,
         kills_while_saving=while_saving,
+        kills_in_start=in_start,
+        kills_of_one_rank=of_one_rank,
         damaged_latest=damaged,
+        samples=expected.total(),
+        samples_lost=(expected - found).total(),
+        samples_doubled=(found - expected).total(),
+        steps_taken_again=taken_again,
         equal_files=all(
             (straight / last / name).read_bytes() == (killed / last / name).read_bytes()
             for name in checkpoint_folder.FILES.values()
         ),
         equal_metrics=logged(straight) == logged(killed) and sorted(logged(killed)) == list(range(1, total_steps + 1)),
         whole_board=steps_on_board(killed) == list(range(1, total_steps + 1)),
-        seconds_to_first_step_median=statistics.median(durations),
-        seconds_to_first_step_worst=max(durations),
+        seconds_to_first_step_median=round(statistics.median(durations), 2),
+        seconds_to_first_step_worst=round(max(durations), 2),
+        seconds_until_survivor_ended_worst=round(max(survivals), 2),
     )
 
 
@@ -143,9 +232,7 @@ def main() -> int:
     options.run_dir.mkdir(parents=True, exist_ok=True)
     outcome = torment(options.run_dir.resolve(), kills=options.kills, seed=options.seed)
     print(json.dumps(asdict(outcome)), flush=True)
-    return (
-        0 if outcome.equal_files and outcome.equal_metrics and outcome.whole_board and not outcome.damaged_latest else 1
-    )
+    return 0 if outcome.is_good else 1
 
 
 if __name__ == "__main__":
