@@ -33,6 +33,8 @@ _CHARTS = (
     ("Share of time that waits for data", r"speed/(data_wait_share)"),
     ("Loss scale", r"(loss_scale)"),
 )
+_TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
+"""Events that have a line of their own."""
 """Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
@@ -145,11 +147,7 @@ def to_html(run: RunFiles) -> str:
         )
         for number, (start, step) in enumerate(zip(run.starts, start_steps(run), strict=True), start=1)
     ]
-    notes = [
-        (event["step"], event["event"], event.get("text", ""))
-        for event in run.events
-        if event["event"] in ("skipped", "spike")
-    ]
+    notes = [(event["step"], event["event"], event.get("text", "")) for event in run.events if event["event"] in _TOLD]
     facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
     head = ("start", "time", "first step", "host", "Slurm job", "ranks", "revision", "versions")
     parts = [
@@ -158,7 +156,7 @@ def to_html(run: RunFiles) -> str:
         "<p>Dashed lines are restarts.</p>" if marks else "",
         f'<div class="charts">{"".join(charts)}</div>',
         f"<h2>Starts</h2>{_table(head, starts)}",
-        f"<h2>Skipped steps and spikes</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
+        f"<h2>What happened</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
         f"<h2>Configuration</h2><pre>{_escape(json.dumps(run.config, indent=2))}</pre>",
     ]
     title = _escape(f"run {run.name}")

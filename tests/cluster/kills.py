@@ -3,9 +3,9 @@
     python -m tests.cluster.kills --kills 200 --run-dir runs/kills
 
 Two ranks save a checkpoint every other step. Of the kills, one in five falls into the start, the others at a random moment after
-its first new step, saving included; half of them take all ranks at once, as a lost node does, half one rank, as the kernel does when
-memory is short: the other then has to end by itself. Compared at the end: the samples of every step that counts, every logged
-number, TensorBoard's steps, and the bits of weights and moments. Prints JSON.
+its first new step, saving included; half of them take all ranks at once, as a lost node does, half one rank, as the kernel does
+when memory is short: the other then has to end by itself. Compared at the end: the samples of every step that counts, every
+logged number, TensorBoard's steps, and the bits of weights and moments. Prints JSON.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def started(run_dir: Path, corpus: Path, total_steps: int, *, number: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two ranks of the trainer without a launcher, none of which outlives the block. Standard output and error go to RUN_DIR.log."""
+    """Two ranks of the trainer without a launcher, none of which outlives the block. Their output goes to RUN_DIR.log."""
     settings = [f"--set=schedule.total_steps={total_steps}", "--set=checkpoint.every_steps=2"]
     place = {"WORLD_SIZE": str(_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "START": str(number), "GLOO_SOCKET_IFNAME": "lo"}

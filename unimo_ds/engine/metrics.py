@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from unimo_ds.config import RunConfig, to_dict
 
 FILE = "metrics.jsonl"
+LAST_SAMPLES = "last_samples.json"
 
 
 class EmbeddingTable(Protocol):
@@ -76,6 +77,12 @@ class MetricsWriter:
         """An event with more than numbers, such as the samples of a skipped step."""
         self._file.write(json.dumps({"step": step, "event": kind, **details}) + "\n")
         self._file.flush()
+
+    def write_last_samples(self, step: int, keys: Sequence[str]) -> None:
+        """Remember what rank 0 read in its last logged step, in place of what it read before."""
+        temporary = self._path.with_name(f".{LAST_SAMPLES}")
+        temporary.write_text(json.dumps({"step": step, "samples_of_rank_0": list(keys)}) + "\n")
+        temporary.rename(self._path.with_name(LAST_SAMPLES))
 
     def write_report(self, step: int, report: Report) -> None:
         """Metrics, pictures and embeddings of an evaluation."""

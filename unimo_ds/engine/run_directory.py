@@ -27,6 +27,7 @@ _FREE = (
     "recipe",
     "run_dir",
     "engine.",
+    "spikes.",
     "checkpoint.",
     "evaluation.",
     "logging.",
