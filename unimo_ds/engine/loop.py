@@ -26,6 +26,7 @@ from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
+from unimo_ds.utils.redact import redact
 
 _TRIM_EVERY = 25
 
@@ -348,7 +349,7 @@ class Loop:
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:
-            print(text, flush=True)
+            print(redact(text), flush=True)
 
 
 def step_values(metrics: StepMetrics) -> dict[str, float]:

@@ -15,11 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.utils.redact import redacted
 
 FILE = "metrics.jsonl"
 LAST_SAMPLES = "last_samples.json"
+PICTURES = "pictures"
+"""Folder with the pictures of the last evaluation."""
 
 
 class EmbeddingTable(Protocol):
@@ -85,9 +89,12 @@ class MetricsWriter:
         temporary.rename(self._path.with_name(LAST_SAMPLES))
 
     def write_report(self, step: int, report: Report) -> None:
-        """Metrics, pictures and embeddings of an evaluation."""
+        """Metrics, pictures and embeddings of an evaluation. The newest pictures are files too, for the run's page."""
         self.write(step, report.metrics)
+        folder = self._path.with_name(PICTURES)
+        folder.mkdir(exist_ok=True)
         for number, picture in enumerate(report.pictures):
+            Image.fromarray(picture).save(folder / f"{number}.jpg", quality=85)
             self._board.add_image(f"retrieved/{number}", picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
         if len(report.embeddings.labels):
             self._board.add_embedding(  # type: ignore[no-untyped-call]
@@ -103,7 +110,7 @@ class MetricsWriter:
         """Hyper-parameters with the last losses and held-out metrics, once, when the run is done."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in _flat(to_dict(config)).items()
+            for key, value in _flat(redacted(to_dict(config))).items()
             if isinstance(value, int | float | str)
         }
         final = {
