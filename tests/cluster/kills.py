@@ -36,10 +36,13 @@ from unimo_ds.utils.launchers import free_port
 WORKER = Path(__file__).with_name("recording_worker.py")
 _RANKS = 2
 _PATIENCE = 900.0
-_STEPS_PER_KILL = 15
-"""More than a start takes before it is killed, so that the last one still has something to do."""
-_LONGEST_LIFE = 0.5
+_STEPS_PER_KILL = 8
+_LEAST_LEFT = 60
+"""Steps before the end of the run at which killing ends, all kills done or not."""
+_LONGEST_LIFE = 0.25
 """Seconds between the first new step and the kill, at most."""
+_WAIT_IN_START = 5.0
+"""Seconds after which those left behind in a start are killed too, as `srun --wait` does: nothing has begun."""
 _SHARE_IN_START = 0.2
 
 
@@ -107,6 +110,17 @@ def kill(ranks: Sequence[subprocess.Popen[str]]) -> None:
         rank.wait()
 
 
+def wait_until_ended(ranks: Sequence[subprocess.Popen[str]], patience: float) -> bool:
+    """Whether all have ended within so many seconds."""
+    deadline = time.monotonic() + patience
+    try:
+        for rank in ranks:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def run_to_the_end(run_dir: Path, corpus: Path, total_steps: int, *, number: int) -> None:
     """Raises:
     AssertionError: it fails.
@@ -155,7 +169,7 @@ def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
         AssertionError: a start that fails by itself or takes no step, or a rank that lives on alone.
     """
     corpus = write_corpus(folder / "corpus")
-    total_steps = _STEPS_PER_KILL * (kills + 1)
+    total_steps = _STEPS_PER_KILL * kills + 2 * _LEAST_LEFT
     straight, killed = folder / "straight", folder / "killed"
     run_to_the_end(straight, corpus, total_steps, number=0)
     chance = random.Random(seed)
@@ -165,13 +179,19 @@ def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
     for number in range(kills):
         newest = checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST)
         damaged += bool(newest and checkpoint_folder.problems_of(checkpoints / newest))
+        if newest and int(newest.removeprefix("step-")) > total_steps - _LEAST_LEFT:
+            kills = number
+            break
         told_before = log.stat().st_size if log.is_file() else 0
+        if number % 10 == 0:
+            print(f"{number} kills", file=sys.stderr, flush=True)
         with started(killed, corpus, total_steps, number=number) as ranks:
             began = time.monotonic()
             if durations and chance.random() < _SHARE_IN_START:
-                in_start += 1
+                in_start, is_start = in_start + 1, True
                 time.sleep(chance.uniform(0.0, statistics.median(durations)))
             else:
+                is_start = False
 
                 def has_stepped(ranks: Sequence[subprocess.Popen[str]] = ranks, told: int = told_before) -> bool:
                     return any(rank.poll() is not None for rank in ranks) or "\nstep " in log.read_text()[told:]
@@ -186,14 +206,14 @@ def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
                 kill([chance.choice(ranks)])
                 while_saving += bool(list(checkpoints.glob(".tmp-step-*")))
                 survived = time.monotonic()
-                for rank in ranks:
-                    rank.wait(_PATIENCE)
+                if is_start:
+                    wait_until_ended(ranks, _WAIT_IN_START)
+                    continue
+                assert wait_until_ended(ranks, _PATIENCE), "a rank lives on alone"
                 survivals.append(time.monotonic() - survived)
             else:
                 kill(ranks)
                 while_saving += bool(list(checkpoints.glob(".tmp-step-*")))
-        if (number + 1) % 10 == 0:
-            print(f"{number + 1} kills", file=sys.stderr, flush=True)
     run_to_the_end(killed, corpus, total_steps, number=kills)
     last = f"{checkpoint_folder.FOLDER}/step-{total_steps}"
     (expected, none_again), (found, taken_again) = samples_read(straight), samples_read(killed)

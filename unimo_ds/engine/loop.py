@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -349,7 +350,8 @@ class Loop:
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:
-            print(redact(text), flush=True)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                print(redact(text), flush=True)
 
 
 def step_values(metrics: StepMetrics) -> dict[str, float]:
