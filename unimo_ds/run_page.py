@@ -115,12 +115,14 @@ def summary(run: RunFiles) -> dict[str, Any]:
     if not steps:
         return {"steps": 0, "starts": len(run.starts)}
     begins = [_seconds(start) for start in run.starts]
+    # Gaps rather than last minus first: wall clocks may be set back.
     trained = sum(
-        after["time"] - before["time"]
+        max(0.0, after["time"] - before["time"])
         for before, after in itertools.pairwise(steps)
         if not any(before["time"] < began <= after["time"] for began in begins)
     )
-    elapsed = steps[-1]["time"] - min([*begins, steps[0]["time"]])
+    moments = [min([*begins, steps[0]["time"]]), *(line["time"] for line in steps)]
+    elapsed = sum(max(0.0, after - before) for before, after in itertools.pairwise(moments))
     saves = [event for event in run.events if event["event"] == "saved"]
     return {
         "steps": int(steps[-1]["step"]),

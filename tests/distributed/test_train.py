@@ -159,6 +159,18 @@ def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path
     assert losses[6] is not None, "weights are still good after a skipped step"
 
 
+def test_data_that_one_rank_cannot_read_stops_all_with_the_shards_named(corpus: Path, tmp_path: Path) -> None:
+    """R11's bound over ranks: the others read well, yet all stop at one step, with status 2 and a sentence."""
+    flags = arguments(corpus, tmp_path / "run", data__num_workers=0)
+    with started([*torchrun(2), str(SPOILING), "unreadable=2", *flags]) as family:
+        output, _ = family.communicate(timeout=300)
+    assert "exitcode  : 2" in output, output[-4000:]
+    sentences = re.findall(r"^error: (\d+) of (\d+) samples could not be read(.*)$", output, re.MULTILINE)
+    assert len(sentences) == 2, "both ranks say so"
+    assert len({numbers[:2] for numbers in sentences}) == 1, "of the same step"
+    assert any(".tar" in rest and "Permission denied" in rest for *_, rest in sentences)
+
+
 def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Path) -> None:
     """R12: the limit is twelve seconds here; both ranks say where they stood."""
     flags = arguments(corpus, tmp_path / "run", engine__hang_minutes=0.2)
