@@ -1,4 +1,4 @@
-"""The trainer, which also notes what it reads: `recording_worker.py NOTES START ARGUMENTS...` adds a line for each batch.
+"""The trainer, which also notes what it reads: `recording_worker.py NOTES START ARGUMENTS...` adds a line for each.
 
 A line is `[start, step, [key, ...]]` with the samples of this rank. It is in the file before the step is taken, whatever becomes
 of the process.
