@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(small_disk: Path, mo
 
 def test_a_run_outlives_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     """Checkpoints are given up with a warning, lines of metrics.jsonl wait, and all is well once there is room again."""
-    corpus, run_dir, total = tmp_path / "corpus", small_disk / "run", 300
+    corpus, run_dir, total = tmp_path / "corpus", small_disk / "run", 100
     write_demo_corpus(corpus, num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
     flags = arguments(corpus, run_dir, schedule__total_steps=total, data__num_workers=0)
     log = tmp_path / "log"
