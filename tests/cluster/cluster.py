@@ -44,7 +44,7 @@ class Cluster:
             "MINI_SLURM_DIR": str(folder),
             "MINI_SLURM_SHARED": ":".join(map(str, [REPOSITORY, *shared])),
             "MINI_SLURM_TTL": "7200",
-            "MINI_SLURM_REQUEUE_DELAY": "2",
+            "MINI_SLURM_REQUEUE_DELAY": "10",  # less is not taken, and means two minutes
             "MINI_SLURM_SLURMD_TIMEOUT": "10",
         }
 

@@ -52,6 +52,8 @@ class Outcome:
     starts: list[int]
     """Step that each start of the disturbed job began at."""
     nodes_of_starts: list[str]
+    nodes_excluded: list[str]
+    """By the preflight of the undisturbed job."""
     equal_files: bool
     equal_metrics: bool
     seconds_undisturbed: float
@@ -127,20 +129,26 @@ def rehearse(
     sbatch: Sequence[str] = (),
     at_time_limit: bool = True,
     loss: str = "kill-node",
+    blind: bool = False,
 ) -> Outcome:
     """An undisturbed job, then one that is signalled and loses a node; compares what they leave.
 
     cluster: of at least one node more than the job takes. sbatch: options before the script's name. at_time_limit: the signal
     is that of the script's own --signal line (Slurm takes up to a minute); False: scancel sends it. loss: kill-node takes the
-    first node with everything on it, kill-slurmd the slurmd of the last node alone.
+    first node with everything on it, kill-slurmd the slurmd of the last node alone. blind: node1 does not see the data of the
+    undisturbed job, which has to go on without that node.
 
     Raises:
         AssertionError: a job that fails or does not go on.
     """
     corpus = write_corpus(folder / "corpus")
     write_environment(folder / "environment.sh", corpus=corpus, tasks_per_node=tasks_per_node)
+    if blind:
+        cluster.control("on", "node1", "mount", "-t", "tmpfs", "tmpfs", str(corpus))
     straight = Job(cluster, folder, "straight", script=script, sbatch=sbatch, total_steps=total_steps)
     seconds_undisturbed = straight.finish()
+    if blind:
+        cluster.control("on", "node1", "umount", str(corpus))
 
     job = Job(cluster, folder, "disturbed", script=script, sbatch=sbatch, total_steps=total_steps)
     job.wait_for_step(7)
@@ -166,6 +174,7 @@ def rehearse(
         ranks=nodes * tasks_per_node,
         starts=[0, *map(int, re.findall(r"resuming from .* at step (\d+)", job.text()))],
         nodes_of_starts=re.findall(r" on (\S+), from", job.text()),
+        nodes_excluded=re.findall(r"excluded from now on: (\S+)", straight.text()),
         equal_files=all(
             (straight.run_dir / last / name).read_bytes() == (job.run_dir / last / name).read_bytes() for name in names
         ),
