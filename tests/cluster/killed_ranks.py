@@ -22,6 +22,8 @@ from unimo_ds.utils.launchers import free_port
 
 NUM_RANKS = 2
 _WORKER = Path(__file__).with_name("recording_worker.py")
+_IMPORTED_LATE = ("torch.utils.tensorboard", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer")
+"""What DeepSpeed and torch import when the optimizer is made: most of the processor time of a start."""
 _FIXED = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
 
 
@@ -40,7 +42,7 @@ class _Forked:
 
     def __init__(self, log: str, environment: dict[str, str], arguments: list[str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([recording_worker.__name__, "torch.utils.tensorboard", __name__])
+        context.set_forkserver_preload([recording_worker.__name__, __name__, *_IMPORTED_LATE])
         self._process = context.Process(target=recording_worker.record_forked, args=(log, environment, arguments))
         self._process.start()
 
