@@ -22,7 +22,9 @@ STOP_FILE = "stop"
 EXIT_REQUEUE = 75
 """Exit status after SIGTERM or SIGUSR1: saved, start the same command again (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
-_BY_FILE, _BY_LAUNCHER = 1000, 1001
+_BY_FILE = 1000
+_BY_LAUNCHER = 1
+"""Below every signal: where ranks know different reasons the highest number is told."""
 _HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
