@@ -49,7 +49,7 @@ def sources_folder() -> Path:
         UserError: the package is installed without it.
     """
     folder = _CHECKOUT / "kernels"
-    if not (folder / "attention" / "attention.cu").is_file():
+    if not (folder / "kernels.cu").is_file():
         raise UserError(f"the kernels' sources are not at {folder}; work from a checkout of the project")
     return folder
 
@@ -89,7 +89,7 @@ def build(architecture: str, *, nvcc: str | None = None) -> Built:
             compiler = toolchain.find_nvcc(nvcc)
             toolchain.require_architecture(compiler, architecture)
             aside = target.with_suffix(f".{os.getpid()}.so")
-            source = sources_folder() / "attention" / "attention.cu"
+            source = sources_folder() / "kernels.cu"
             log = compile_file(toolchain.cuda_command(compiler, architecture, source, aside))
             uses = [asdict(use) for use in parse_kernel_uses(log)]
             notes.write_text(json.dumps({"compiler": f"nvcc {compiler.version}", "kernels": uses}, indent=1))
@@ -103,7 +103,7 @@ def build_host(architecture: str) -> Path:
     with _locked(target):
         if not target.exists():
             aside = target.with_suffix(f".{os.getpid()}.so")
-            source = sources_folder() / "attention" / "attention.cu"
+            source = sources_folder() / "kernels.cu"
             compile_file(toolchain.host_command(architecture, source, aside))
             aside.replace(target)
     return target
