@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from unimo_ds.ops.native import contrastive, library, pairs
+from unimo_ds.ops.score_blocks import Keys
 from unimo_ds.utils.errors import UserError, run_command
 
 TEMPERATURE = 0.07
@@ -44,11 +45,11 @@ class Row:
     loss: float
 
 
-def make_keys(count: int, device: torch.device) -> contrastive.Keys:
+def make_keys(count: int, device: torch.device) -> Keys:
     """Every pair distinct: all but its own image and text are its negatives."""
     index = torch.arange(count, device=device)
     keys = torch.stack((torch.zeros_like(index), index, index, index), 1)
-    return contrastive.Keys(keys, keys, index[:, None], index[:, None])
+    return Keys(keys, keys, index[:, None], index[:, None])
 
 
 def ours_pairs(count: int, device: torch.device, *, both: bool) -> Loss:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unimo_ds.ops.native.contrastive import Keys
+from unimo_ds.ops.score_blocks import Keys
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.shared_scores import CASES, Case, make_keys, make_vectors, plain
 from unimo_ds.ops.native import contrastive, library, pairs
+from unimo_ds.ops.score_blocks import Keys
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 BIG = Case(num_rows=4700, num_columns=5100, size=768, groups=2, listed=3)
@@ -33,13 +34,13 @@ def differentiate(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> li
 
 def run_native(rows, columns, inverse, keys, both):
     leaves = [tensor.detach().cuda().requires_grad_() for tensor in (rows, columns, inverse.float())]
-    logs = contrastive.log_sum_exps(*leaves, contrastive.Keys(*(key.cuda() for key in keys)), both=both)
+    logs = contrastive.log_sum_exps(*leaves, Keys(*(key.cuda() for key in keys)), both=both)
     return differentiate([logs.rows, logs.columns] if both else [logs.rows], leaves)
 
 
 def run_plain(rows, columns, inverse, keys, both, device):
     leaves = [tensor.detach().to(device).requires_grad_() for tensor in (rows, columns, inverse)]
-    logs = plain(*leaves, contrastive.Keys(*(key.to(device) for key in keys)))
+    logs = plain(*leaves, Keys(*(key.to(device) for key in keys)))
     return differentiate([logs[0], logs[2]] if both else [logs[0]], leaves)
 
 
@@ -101,7 +102,7 @@ def test_pairs_equal_fp64_and_themselves(dtype):
 
 def test_no_synchronisation_and_cuda_graphs():
     case = CASES["tile edges"]
-    keys = contrastive.Keys(*(key.cuda() for key in make_keys(case)))
+    keys = Keys(*(key.cuda() for key in make_keys(case)))
     leaves = [vectors.half().cuda().requires_grad_() for vectors in make_vectors(case)]
     leaves.append(torch.tensor(1 / case.temperature, device="cuda", requires_grad=True))
     index = torch.arange(case.num_rows, device="cuda")

@@ -6,24 +6,24 @@ once, for the statistics of its rows and, where asked, of its columns. Backward 
 16-bit weights in place, and two products carry them to the vectors. No score matrix, no atomics, no synchronisation with the
 host; the same bits every run.
 
-Letters: A row vectors, B column vectors, D vector size, k items of their own that a row or a column has among the others.
+Letters as in `ops/score_blocks.py`.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from unimo_ds.ops.native import launcher, products
+from unimo_ds.ops.native import launcher, library, products
+from unimo_ds.ops.score_blocks import Keys, Logs
 
 CHUNK_ROWS = 4096
 CHUNK_COLUMNS = 4096
 TILE_ROWS = 64
 TILE_COLUMNS = 1024
 _LARGEST_WEIGHT = 4096.0
-_NUM_KEYS = 4
 
 
 class BlockArguments(ctypes.Structure):
@@ -69,30 +69,10 @@ class BlockArguments(ctypes.Structure):
     )
 
 
-class Keys(NamedTuple):
-    """Who may be whose negative: see `ops/contrastive.py`."""
-
-    rows: torch.Tensor
-    """[A, 4] int64: group, image key, text key, key of the item itself."""
-    columns: torch.Tensor
-    """[B, 4]"""
-    row_items: torch.Tensor
-    """[A, k] int64: keys of columns' items that are the row's own."""
-    column_items: torch.Tensor
-    """[B, k] keys of rows' items that are the column's own; read where columns are queries too."""
-
-
-class Logs(NamedTuple):
-    """Per row, and per column where columns are queries too (else empty)."""
-
-    rows: torch.Tensor
-    """[A] fp32 log of the sum over allowed columns of exp(cosine / temperature); -inf where there is none."""
-    best_rows: torch.Tensor
-    """[A] the highest cosine."""
-    columns: torch.Tensor
-    best_columns: torch.Tensor
-    conflicts: torch.Tensor
-    """For the backward pass."""
+def refusal(vectors: torch.Tensor, *, may_build: bool = False) -> str | None:
+    """Why the kernels cannot take these vectors, None where they can. may_build: compile a missing library."""
+    narrow = vectors.new_empty(0, dtype=torch.float16) if vectors.dtype == torch.float32 else vectors
+    return library.refusal(narrow, may_build=may_build)
 
 
 def log_sum_exps(
@@ -101,9 +81,29 @@ def log_sum_exps(
     """Log-sum-exps of every row over the columns and, where `both`, of every column over the rows.
 
     rows: [A, D], columns: [B, D], fp16 or bf16, or fp32, which is rounded to fp16: they are meant to be unit vectors.
-    inverse_temperature: fp32 scalar. Differentiable in all three. Callers ask `library.refusal` first.
+    inverse_temperature: fp32 scalar. Differentiable in all three. Callers ask `refusal` first.
     """
     return Logs(*torch.ops.unimo.contrastive_forward(rows, columns, inverse_temperature, *keys, both))
+
+
+def gradients(
+    row_gradients: torch.Tensor,
+    column_gradients: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    inverse_temperature: torch.Tensor,
+    keys: Keys,
+    row_logs: torch.Tensor,
+    column_logs: torch.Tensor,
+    *,
+    both: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `score_blocks.gradients`; those of the vectors are fp32."""
+    vectors = (rows, columns, inverse_temperature)
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.unimo.contrastive_backward(
+        row_gradients, column_gradients, *vectors, *keys, row_logs, column_logs, both, True
+    )
+    return found
 
 
 def _narrow(vectors: torch.Tensor) -> torch.Tensor:
@@ -114,51 +114,52 @@ def _chunks(size: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _length(chunk: slice) -> int:
+    return int(chunk.stop - chunk.start)
+
+
+def _tiles(number: int, size: int) -> int:
+    return -(-number // size)
 
 
 class _Walk:
     """The rectangles of one score matrix: the buffer, and the kernels' arguments at each of them."""
 
     def __init__(
-        self, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, conflicts: torch.Tensor
+        self, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, column_logs: torch.Tensor
     ) -> None:
+        """column_logs: [B] statistics of columns, running or final; empty where columns are no queries."""
         self.rows, self.columns = rows, columns
         self.row_chunks = _chunks(len(rows), CHUNK_ROWS)
         self.column_chunks = _chunks(len(columns), CHUNK_COLUMNS)
         self.height = min(CHUNK_ROWS, len(rows))
-        self.pitch = _round_up(min(CHUNK_COLUMNS, len(columns)), 8)
+        self.pitch = 8 * _tiles(min(CHUNK_COLUMNS, len(columns)), 8)
         self.scores = rows.new_empty((self.height, self.pitch), dtype=torch.float32)
+        self.conflicts = rows.new_empty((_tiles(len(rows), TILE_ROWS), _tiles(len(columns), 32)), dtype=torch.int32)
         # Held here: the structure has their addresses alone.
+        keys = Keys(*(tensor.contiguous() for tensor in keys))
         self.by_row: dict[str, torch.Tensor] = {"row_keys": keys.rows, "row_items": keys.row_items}
         self.by_column: dict[str, torch.Tensor] = {"column_keys": keys.columns, "column_items": keys.column_items}
-        self.conflicts = conflicts
         self.arguments = BlockArguments(
             scores=self.scores.data_ptr(),
             inverse_temperature=inverse.data_ptr(),
+            column_maxima=column_logs.data_ptr() if len(column_logs) else None,
             pitch=self.pitch,
-            conflict_stride=conflicts.shape[1],
+            conflict_stride=self.conflicts.shape[1],
             row_items_width=keys.row_items.shape[1],
             column_items_width=keys.column_items.shape[1],
         )
-
-    def whole(self) -> BlockArguments:
-        """Arguments for the whole matrix."""
-        return self._at(slice(0, len(self.rows)), slice(0, len(self.columns)))
+        launcher.bound("unimo_contrastive_conflicts", rows)(self._at(slice(0, len(rows)), slice(0, len(columns))))
 
     def score(self, row_chunk: slice, column_chunk: slice) -> BlockArguments:
         """Fill the buffer with a rectangle's cosines. Returns the arguments for it."""
-        products.multiply(self.rows[row_chunk], self.columns[column_chunk].T, self._buffer(row_chunk, column_chunk))
+        buffer = self.scores[: _length(row_chunk), : _length(column_chunk)]
+        products.multiply(self.rows[row_chunk], self.columns[column_chunk].T, buffer)
         return self._at(row_chunk, column_chunk)
 
     def weights(self, row_chunk: slice, column_chunk: slice) -> torch.Tensor:
         """The 16-bit weights that took the cosines' place in the buffer."""
-        narrow = self.scores.view(self.rows.dtype)
-        return narrow[: row_chunk.stop - row_chunk.start, : column_chunk.stop - column_chunk.start]
-
-    def _buffer(self, row_chunk: slice, column_chunk: slice) -> torch.Tensor:
-        return self.scores[: row_chunk.stop - row_chunk.start, : column_chunk.stop - column_chunk.start]
+        return self.scores.view(self.rows.dtype)[: _length(row_chunk), : _length(column_chunk)]
 
     def _at(self, row_chunk: slice, column_chunk: slice) -> BlockArguments:
         arguments = self.arguments
@@ -167,8 +168,7 @@ class _Walk:
                 setattr(arguments, name, tensor.data_ptr() + chunk.start * tensor.stride(0) * tensor.element_size())
         place = row_chunk.start // TILE_ROWS * self.conflicts.shape[1] + column_chunk.start // 32
         arguments.conflicts = self.conflicts.data_ptr() + 4 * place
-        arguments.num_rows = row_chunk.stop - row_chunk.start
-        arguments.num_columns = column_chunk.stop - column_chunk.start
+        arguments.num_rows, arguments.num_columns = _length(row_chunk), _length(column_chunk)
         return arguments
 
 
@@ -183,51 +183,36 @@ def _forward(
     both: bool,
 ) -> Logs:
     rows, columns, inverse = _narrow(rows), _narrow(columns), inverse_temperature.float()
-    keys = Keys(*(tensor.contiguous() for tensor in (row_keys, column_keys, row_items, column_items)))
     num_columns = len(columns) if both else 0
     row_maxima = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
     column_maxima = rows.new_full((num_columns,), -torch.inf, dtype=torch.float32)
     row_sums, column_sums = torch.zeros_like(row_maxima), torch.zeros_like(column_maxima)
-    conflicts = _conflicts(rows, columns)
     if len(rows) and len(columns):
-        walk = _Walk(rows, columns, inverse, keys, conflicts)
+        walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_maxima)
         walk.by_row |= {"row_maxima": row_maxima, "row_sums": row_sums}
-        row_partials = rows.new_empty((-(-walk.pitch // TILE_COLUMNS), walk.height, 2), dtype=torch.float32)
+        row_partials = row_maxima.new_empty((_tiles(walk.pitch, TILE_COLUMNS), walk.height, 2))
         walk.arguments.row_partials = row_partials.data_ptr()
         if both:
             walk.by_column |= {"column_maxima": column_maxima, "column_sums": column_sums}
-            column_partials = rows.new_empty((-(-walk.height // TILE_ROWS), walk.pitch, 2), dtype=torch.float32)
+            column_partials = row_maxima.new_empty((_tiles(walk.height, TILE_ROWS), walk.pitch, 2))
             walk.arguments.column_partials = column_partials.data_ptr()
-        launcher.bound("unimo_contrastive_conflicts", rows)(walk.whole())
-        statistics = launcher.bound("unimo_contrastive_statistics", rows)
+        take_statistics = launcher.bound("unimo_contrastive_statistics", rows)
         for row_chunk in walk.row_chunks:
             for column_chunk in walk.column_chunks:
-                statistics(walk.score(row_chunk, column_chunk))
-    return Logs(
-        _logs(row_maxima, row_sums, inverse),
-        row_maxima,
-        _logs(column_maxima, column_sums, inverse),
-        column_maxima,
-        conflicts,
-    )
-
-
-def _logs(maxima: torch.Tensor, sums: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    return torch.where(maxima.isinf(), -torch.inf, maxima * inverse + torch.log(sums))
-
-
-def _conflicts(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return rows.new_empty((-(-len(rows) // TILE_ROWS), -(-len(columns) // 32)), dtype=torch.int32)
+                take_statistics(walk.score(row_chunk, column_chunk))
+    logs = [
+        torch.where(maxima.isinf(), -torch.inf, maxima * inverse + torch.log(sums))
+        for maxima, sums in ((row_maxima, row_sums), (column_maxima, column_sums))
+    ]
+    return Logs(logs[0], row_maxima, logs[1], column_maxima)
 
 
 def _forward_shapes(
-    rows: torch.Tensor, columns: torch.Tensor, inverse_temperature: torch.Tensor, *rest: Any
+    rows: torch.Tensor, columns: torch.Tensor, inverse_temperature: torch.Tensor, *keys_and_both: Any
 ) -> tuple[torch.Tensor, ...]:
-    of_rows = [rows.new_empty((rows.shape[0],), dtype=torch.float32) for _ in range(2)]
-    num_columns = columns.shape[0] if rest[-1] else 0
-    of_columns = [rows.new_empty((num_columns,), dtype=torch.float32) for _ in range(2)]
-    conflicts = rows.new_empty((-(-rows.shape[0] // TILE_ROWS), -(-columns.shape[0] // 32)), dtype=torch.int32)
-    return (*of_rows, *of_columns, conflicts)
+    num_columns = columns.shape[0] if keys_and_both[-1] else 0
+    sizes = (rows.shape[0], rows.shape[0], num_columns, num_columns)
+    return tuple(rows.new_empty((size,), dtype=torch.float32) for size in sizes)
 
 
 def _backward(
@@ -242,64 +227,64 @@ def _backward(
     column_items: torch.Tensor,
     row_logs: torch.Tensor,
     column_logs: torch.Tensor,
-    conflicts: torch.Tensor,
     both: bool,
+    wide: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    to_rows, to_inverse = (
-        torch.empty_like(rows, memory_format=torch.contiguous_format),
-        inverse_temperature.new_zeros(()),
+    to_rows, to_columns, to_inverse = _backward_shapes(
+        row_gradients, column_gradients, rows, columns, inverse_temperature, wide
     )
     if not len(rows) or not len(columns):
-        return to_rows.zero_(), torch.zeros_like(columns), to_inverse
-    narrow_rows, narrow_columns, inverse = _narrow(rows), _narrow(columns), inverse_temperature.float()
-    keys = Keys(*(tensor.contiguous() for tensor in (row_keys, column_keys, row_items, column_items)))
+        return to_rows.zero_(), to_columns.zero_(), to_inverse.zero_()
+    rows, columns, inverse = _narrow(rows), _narrow(columns), inverse_temperature.float()
     of_rows, of_columns = row_gradients.float().contiguous(), column_gradients.float().contiguous()
+    # The largest weight is near _LARGEST_WEIGHT, so that fp16 holds those 10^11 times smaller; `back` undoes it.
     largest = torch.cat((of_rows, of_columns)).abs().amax() if both else of_rows.abs().amax()
     scale = _LARGEST_WEIGHT / largest.clamp(min=1e-30)
+    back = inverse / scale
     temperature_sums = torch.zeros_like(row_logs)
-    walk = _Walk(narrow_rows, narrow_columns, inverse, keys, conflicts)
+
+    walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_logs)
     walk.arguments.weight_scale = scale.data_ptr()
     walk.by_row |= {"row_logs": row_logs, "row_gradients": of_rows, "temperature_sums": temperature_sums}
     if both:
         walk.by_column |= {"column_logs": column_logs, "column_gradients": of_columns}
-    weigh = launcher.bound("unimo_contrastive_weights", narrow_rows)
-    back = inverse / scale
-    column_sums = torch.empty(columns.shape, dtype=torch.float32, device=columns.device)
-    row_sums = rows.new_empty((walk.height, rows.shape[1]), dtype=torch.float32)
+    weigh = launcher.bound("unimo_contrastive_weights", rows)
+    column_sums = to_columns if wide else to_columns.new_empty(to_columns.shape, dtype=torch.float32)
+    row_sums = column_sums.new_empty((walk.height, rows.shape[1]))
     for row_chunk in walk.row_chunks:
-        block = row_sums[: row_chunk.stop - row_chunk.start]
+        block = row_sums[: _length(row_chunk)]
         for column_chunk in walk.column_chunks:
             weigh(walk.score(row_chunk, column_chunk))
             weights = walk.weights(row_chunk, column_chunk)
-            products.multiply_add(weights, narrow_columns[column_chunk], block, fresh=column_chunk.start == 0)
-            products.multiply_add(
-                weights.T, narrow_rows[row_chunk], column_sums[column_chunk], fresh=row_chunk.start == 0
-            )
+            products.multiply_add(weights, columns[column_chunk], block, fresh=column_chunk.start == 0)
+            products.multiply_add(weights.T, rows[row_chunk], column_sums[column_chunk], fresh=row_chunk.start == 0)
         torch.mul(block, back, out=to_rows[row_chunk])
-    to_columns = (
-        column_sums.mul_(back) if columns.dtype == torch.float32 else (column_sums.mul_(back)).to(columns.dtype)
-    )
-    return to_rows, to_columns, (temperature_sums.sum() / scale).to(to_inverse.dtype).reshape(inverse_temperature.shape)
+    torch.mul(column_sums, back, out=to_columns)
+    torch.div(temperature_sums.sum(), scale, out=to_inverse)
+    return to_rows, to_columns, to_inverse
 
 
 def _backward_shapes(
-    _: torch.Tensor, __: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, *___: Any
+    _: torch.Tensor, __: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return rows.new_empty(rows.shape), columns.new_empty(columns.shape), inverse.new_empty(inverse.shape)
+    wide = rest[-1]
+    to_rows, to_columns = (
+        vectors.new_empty(vectors.shape, dtype=torch.float32 if wide else vectors.dtype) for vectors in (rows, columns)
+    )
+    return to_rows, to_columns, inverse.new_empty(inverse.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.both = inputs
-    row_logs, best_rows, column_logs, best_columns, conflicts = output
-    ctx.save_for_backward(*tensors, row_logs, column_logs, conflicts)
-    ctx.mark_non_differentiable(best_rows, best_columns, conflicts)
+    row_logs, best_rows, column_logs, best_columns = output
+    ctx.save_for_backward(*tensors, row_logs, column_logs)
+    ctx.mark_non_differentiable(best_rows, best_columns)
 
 
-def _derivative(ctx: Any, of_rows: torch.Tensor, _: Any, of_columns: torch.Tensor, *__: Any) -> tuple[Any, ...]:
-    to_rows, to_columns, to_inverse = torch.ops.unimo.contrastive_backward(
-        of_rows, of_columns, *ctx.saved_tensors, ctx.both
-    )
-    return to_rows, to_columns, to_inverse, None, None, None, None, None
+def _derivative(ctx: Any, of_rows: torch.Tensor, _: Any, of_columns: torch.Tensor, __: Any) -> tuple[Any, ...]:
+    wide = ctx.saved_tensors[0].dtype == torch.float32
+    found = torch.ops.unimo.contrastive_backward(of_rows, of_columns, *ctx.saved_tensors, ctx.both, wide)
+    return *found, None, None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -307,14 +292,14 @@ _KEYS = "Tensor row_keys, Tensor column_keys, Tensor row_items, Tensor column_it
 launcher.define(
     _OPERATORS,
     f"contrastive_forward(Tensor rows, Tensor columns, Tensor inverse_temperature, {_KEYS}, bool both)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )
 launcher.define(
     _OPERATORS,
     "contrastive_backward(Tensor row_gradients, Tensor column_gradients, Tensor rows, Tensor columns,"
-    f" Tensor inverse_temperature, {_KEYS}, Tensor row_logs, Tensor column_logs, Tensor conflicts, bool both)"
+    f" Tensor inverse_temperature, {_KEYS}, Tensor row_logs, Tensor column_logs, bool both, bool wide)"
     " -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_shapes,
