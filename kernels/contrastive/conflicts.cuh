@@ -11,13 +11,6 @@ constexpr int kConflictThreads = 256;
 constexpr int kKeyFilterWords = 512;
 constexpr int kMaxItemFilterWords = 8192;
 
-// Of the filter of own items: 32 places per item where that fits.
-inline int item_filter_words(int row_items_width) {
-    int words = 64;
-    while (words < kMaxItemFilterWords && words < kBandRows * row_items_width) words *= 2;
-    return words;
-}
-
 __device__ __forceinline__ unsigned long long mixed(long long key, unsigned kind) {
     unsigned long long x = static_cast<unsigned long long>(key) + kind * 0x9E3779B97F4A7C15ull;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;

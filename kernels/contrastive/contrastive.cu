@@ -9,6 +9,13 @@ namespace unimo {
 
 inline int tiles(int count, int size) { return (count + size - 1) / size; }
 
+// Of the filter of own items: 32 places per item where that fits.
+inline int item_filter_words(int row_items_width) {
+    int words = 64;
+    while (words < kMaxItemFilterWords && words < kBandRows * row_items_width) words *= 2;
+    return words;
+}
+
 inline bool is_empty(const BlockArguments& a) { return a.num_rows == 0 || a.num_columns == 0; }
 
 template <bool kBoth>

@@ -18,6 +18,12 @@ from unimo_ds.utils.errors import UserError
 
 _CHECKOUT = Path(__file__).parents[3]
 _TIMEOUT = 1800
+_FLAGS = {
+    "attention": "dropout",
+    "contrastive_pair_gradients": "to fp32",
+    "contrastive": "both directions",
+}
+"""How the names of kernels with a flag begin -> what it turns on."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def parse_kernel_uses(log: str) -> list[KernelUse]:
 
 
 def readable_name(mangled: str) -> str:
-    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true>`."""
+    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true>`; what a flag means, by the kernel."""
     matched = re.match(r"_ZN5unimo(\d+)", mangled)
     if matched is None:
         return mangled
@@ -168,7 +174,8 @@ def readable_name(mangled: str) -> str:
     name, rest = mangled[matched.end() : matched.end() + size], mangled[matched.end() + size :]
     formats = {"4Half": " fp16", "8BFloat16": " bf16"}
     name += next((word for tag, word in formats.items() if tag in rest), "")
-    return name + (" dropout" if "Lb1E" in rest else "")
+    meaning = next((word for start, word in _FLAGS.items() if name.startswith(start)), "")
+    return name + (f" {meaning}" if "Lb1E" in rest else "")
 
 
 def table(built: Iterable[Built]) -> str:

@@ -106,7 +106,8 @@ def gradients(
     return found
 
 
-def _narrow(vectors: torch.Tensor) -> torch.Tensor:
+def narrow(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors as the kernels take them: fp32 becomes fp16."""
     return (vectors.half() if vectors.dtype == torch.float32 else vectors).contiguous()
 
 
@@ -182,7 +183,7 @@ def _forward(
     column_items: torch.Tensor,
     both: bool,
 ) -> Logs:
-    rows, columns, inverse = _narrow(rows), _narrow(columns), inverse_temperature.float()
+    rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
     num_columns = len(columns) if both else 0
     row_maxima = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
     column_maxima = rows.new_full((num_columns,), -torch.inf, dtype=torch.float32)
@@ -235,7 +236,7 @@ def _backward(
     )
     if not len(rows) or not len(columns):
         return to_rows.zero_(), to_columns.zero_(), to_inverse.zero_()
-    rows, columns, inverse = _narrow(rows), _narrow(columns), inverse_temperature.float()
+    rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
     of_rows, of_columns = row_gradients.float().contiguous(), column_gradients.float().contiguous()
     # The largest weight is near _LARGEST_WEIGHT, so that fp16 holds those 10^11 times smaller; `back` undoes it.
     largest = torch.cat((of_rows, of_columns)).abs().amax() if both else of_rows.abs().amax()
