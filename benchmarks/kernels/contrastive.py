@@ -110,7 +110,8 @@ def eager_cmcl(images: torch.Tensor, texts: torch.Tensor, inverse: torch.Tensor,
     own = (images[:, None] * private).sum(-1)
     scores = images @ texts.T
     itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
-    to_texts, to_images = (matrix.masked_fill(itself, -torch.inf) for matrix in (scores, scores.T))
+    # Not -inf: its product with a gradient of 0 would be nan for the temperature.
+    to_texts, to_images = (matrix.masked_fill(itself, -1e4) for matrix in (scores, scores.T))
     logits = torch.cat((own, to_texts, to_images), 1).float() * inverse
     return (torch.logsumexp(logits, 1) - torch.logsumexp(logits[:, :POSITIVES], 1)).mean()
 
@@ -191,7 +192,7 @@ def _time(loss: Loss, inputs: Sequence[torch.Tensor]) -> tuple[float, float, flo
     torch.cuda.synchronize()
     stop = time.perf_counter()
     memory = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return (middle - start) * 1e3, (stop - start) * 1e3, memory, float(value)
+    return (middle - start) * 1e3, (stop - start) * 1e3, memory, float(value.detach())
 
 
 def profile(task: str, count: int, arguments: argparse.Namespace) -> str:
