@@ -54,6 +54,10 @@ inline float shuffle(float value, int source) {
     const auto& mail = emulator::meet(2, [&](auto& mailbox) { mailbox.left[emulator::lane()][0] = value; });
     return mail.left[source & 31][0];
 }
+inline unsigned shuffle(unsigned value, int source) {
+    const auto& mail = emulator::meet(9, [&](auto& mailbox) { mailbox.words[emulator::lane()][0] = value; });
+    return mail.words[source & 31][0];
+}
 inline float shuffle_xor(float value, int mask) { return shuffle(value, emulator::lane() ^ mask); }
 inline unsigned shuffle_xor(unsigned value, int mask) {
     const auto& mail = emulator::meet(3, [&](auto& mailbox) { mailbox.words[emulator::lane()][0] = value; });
@@ -136,6 +140,9 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 __device__ __forceinline__ void block_barrier() { __syncthreads(); }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 __device__ __forceinline__ float shuffle(float value, int source) { return __shfl_sync(0xffffffffu, value, source); }
+__device__ __forceinline__ unsigned shuffle(unsigned value, int source) {
+    return __shfl_sync(0xffffffffu, value, source);
+}
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }

@@ -12,7 +12,7 @@ from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError, run_command
 
 _DEFAULT_ARCHITECTURE = "sm_90"
-_CHECKED = ("attention",)
+_CHECKED = ("attention", "contrastive")
 
 
 def main(words: Sequence[str]) -> int:
