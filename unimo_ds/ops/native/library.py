@@ -19,6 +19,8 @@ FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
     "unimo_attention_backward",
+    "unimo_dropout_norm_forward",
+    "unimo_dropout_norm_backward",
     "unimo_contrastive_conflicts",
     "unimo_contrastive_statistics",
     "unimo_contrastive_weights",
