@@ -35,6 +35,7 @@ _CHARTS = (
     ("Temperature", r"(temperature)"),
     ("Tokens per second", r"speed/(tokens_per_second)"),
     ("Share of time that waits for data", r"speed/(data_wait_share)"),
+    ("Own work of the slowest rank, the median rank's being 1", r"speed/(slowest_rank_ratio)"),
     ("Loss scale", r"(loss_scale)"),
 )
 _TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
