@@ -107,6 +107,12 @@ def samples_read(run_dir: Path) -> tuple[Counter[tuple[int, str]], int]:
     return counts, len(again)
 
 
+def tail_of(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace")
+
+
 def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
     """Run once in peace and once under `kills` kills.
 
@@ -137,7 +143,7 @@ def torment(folder: Path, *, kills: int, seed: int = 0) -> Outcome:
         else:
 
             def has_stepped() -> bool:
-                return any(rank.poll() is not None for rank in ranks) or "\nstep " in log.read_text()[told_before:]
+                return any(rank.poll() is not None for rank in ranks) or "\nstep " in tail_of(log, told_before)
 
             wait_until(has_stepped, timeout=_PATIENCE, what="a new step", every=0.02)
             known.append(time.monotonic() - began)
