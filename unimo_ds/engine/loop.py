@@ -117,6 +117,7 @@ class Loop:
             self._after_step(is_last=self.progress.step == spans[-1].stop, stop=stop)
             if stop is not None:
                 return stop
+        assert self.progress.step == spans[-1].stop, "batches for every step that was asked for"
         return None
 
     def _resume(self) -> None:
