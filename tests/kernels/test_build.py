@@ -129,3 +129,15 @@ def test_the_command_is_part_of_unimo():
     )
     assert "build" in done.stdout
     assert "check" in done.stdout
+
+
+def test_a_build_that_fails_is_a_reason_not_an_end(monkeypatch, tmp_path):
+    """What `auto` meets on a GPU without a compiler."""
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
+    monkeypatch.setenv("UNIMO_KERNELS_DIR", str(tmp_path))
+    library._refusal_to_build.cache_clear()
+    reason = library._refusal_to_build(80)
+    assert reason is not None
+    assert "could not be built" in reason
+    assert "gone" in reason
+    library._refusal_to_build.cache_clear()
