@@ -30,6 +30,9 @@ from unimo_ds.utils.errors import UserError, run_command
 
 TEMPERATURE = 0.07
 POSITIVES, NEGATIVES = 4, 100
+DEFAULT_CHUNK = f"{contrastive.CHUNK_ROWS}x{contrastive.CHUNK_COLUMNS}"
+CHUNKS_AT = 65536
+"""Number of candidates at which other chunks are tried."""
 Loss = Callable[..., torch.Tensor]
 
 
@@ -64,6 +67,17 @@ def ours_pairs(count: int, device: torch.device, *, both: bool) -> Loss:
         return total
 
     return loss
+
+
+def in_chunks(loss: Loss, chunk: str) -> Loss:
+    """With rectangles of other sizes than the default, ROWSxCOLUMNS."""
+    sizes = [int(number) for number in chunk.split("x")]
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        contrastive.CHUNK_ROWS, contrastive.CHUNK_COLUMNS = sizes  # until the next run: backward needs them too
+        return loss(*inputs)
+
+    return run
 
 
 def inf_cl_pairs(folder: Path, *, both: bool) -> Loss:
@@ -140,7 +154,10 @@ def contenders(task: str, count: int, arguments: argparse.Namespace) -> dict[str
     if task == "cmcl":
         return {"ours": ours_cmcl(count, device), "eager": eager_cmcl, "eager fp32": in_fp32(eager_cmcl)}
     both = task == "pairs"
-    found = {"ours": ours_pairs(count, device, both=both)}
+    ours = ours_pairs(count, device, both=both)
+    found = {"ours": in_chunks(ours, DEFAULT_CHUNK)}
+    if count == CHUNKS_AT:
+        found |= {f"ours {chunk}": in_chunks(ours, chunk) for chunk in arguments.chunks.split(",") if chunk}
     if arguments.inf_cl:
         found["Inf-CL"] = inf_cl_pairs(arguments.inf_cl, both=both)
     if both:
@@ -216,8 +233,6 @@ def _main(arguments: argparse.Namespace) -> None:
     )
     if refused is not None:
         raise UserError(f"ours cannot run: {refused}")
-    if arguments.chunk:
-        contrastive.CHUNK_ROWS, contrastive.CHUNK_COLUMNS = (int(number) for number in arguments.chunk.split("x"))
     where = torch.cuda.get_device_name()
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, size {arguments.size}, {arguments.rounds} rounds\n")
     print("| task | candidates | contender | forward ms | forward + backward ms | worst | extra MiB | loss |")
@@ -237,8 +252,8 @@ def _main(arguments: argparse.Namespace) -> None:
             json.dump(
                 {"device": where, "torch": torch.__version__, "rows": [vars(row) for row in rows]}, file, indent=1
             )
-    if arguments.profile:
-        task, count = arguments.profile.split(":")
+    for place in filter(None, arguments.profile.split(",")):
+        task, count = place.split(":")
         print(profile(task, int(count), arguments))
 
 
@@ -255,8 +270,12 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--inf-cl", type=Path, metavar="DIR", help="a checkout of Inf-CLIP")
-    parser.add_argument("--chunk", metavar="ROWSxCOLUMNS", help="other rectangles than the default")
-    parser.add_argument("--profile", metavar="TASK:CANDIDATES", help="print where the time of ours goes")
+    parser.add_argument(
+        "--chunks", default="", metavar="ROWSxCOLUMNS,...", help=f"other rectangles to try at {CHUNKS_AT} candidates"
+    )
+    parser.add_argument(
+        "--profile", default="", metavar="TASK:CANDIDATES,...", help="print where the time of ours goes"
+    )
     parser.add_argument("--json", help="write the rows to this file")
     arguments = parser.parse_args()
     return run_command(lambda: _main(arguments))
