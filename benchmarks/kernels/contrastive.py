@@ -152,7 +152,11 @@ def make_inputs(task: str, count: int, arguments: argparse.Namespace) -> list[to
 def contenders(task: str, count: int, arguments: argparse.Namespace) -> dict[str, Loss]:
     device = torch.device(arguments.device)
     if task == "cmcl":
-        return {"ours": ours_cmcl(count, device), "eager": eager_cmcl, "eager fp32": in_fp32(eager_cmcl)}
+        return {
+            "ours": in_chunks(ours_cmcl(count, device), DEFAULT_CHUNK),
+            "eager": eager_cmcl,
+            "eager fp32": in_fp32(eager_cmcl),
+        }
     both = task == "pairs"
     ours = ours_pairs(count, device, both=both)
     found = {"ours": in_chunks(ours, DEFAULT_CHUNK)}

@@ -231,27 +231,39 @@ def _backward(
     both: bool,
     wide: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    to_rows, to_columns, to_inverse = _backward_shapes(
-        row_gradients, column_gradients, rows, columns, inverse_temperature, wide
-    )
     if not len(rows) or not len(columns):
-        return to_rows.zero_(), to_columns.zero_(), to_inverse.zero_()
-    rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
+        shapes = _backward_shapes(row_gradients, column_gradients, rows, columns, inverse_temperature, wide)
+        return shapes[0].zero_(), shapes[1].zero_(), shapes[2].zero_()
     of_rows, of_columns = row_gradients.float().contiguous(), column_gradients.float().contiguous()
     # The largest weight is near _LARGEST_WEIGHT, so that fp16 holds those 10^11 times smaller; `back` undoes it.
     largest = torch.cat((of_rows, of_columns)).abs().amax() if both else of_rows.abs().amax()
     scale = _LARGEST_WEIGHT / largest.clamp(min=1e-30)
+    inverse = inverse_temperature.float()
     back = inverse / scale
+    walk = _Walk(
+        narrow(rows), narrow(columns), inverse, Keys(row_keys, column_keys, row_items, column_items), column_logs
+    )
     temperature_sums = torch.zeros_like(row_logs)
-
-    walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_logs)
     walk.arguments.weight_scale = scale.data_ptr()
     walk.by_row |= {"row_logs": row_logs, "row_gradients": of_rows, "temperature_sums": temperature_sums}
     if both:
         walk.by_column |= {"column_logs": column_logs, "column_gradients": of_columns}
+    to_rows, column_sums = _carry(walk, back, torch.float32 if wide else rows.dtype)
+    del walk  # its buffer makes room for the result
+    to_columns = column_sums if wide else torch.empty_like(column_sums, dtype=columns.dtype)
+    torch.mul(column_sums, back, out=to_columns)
+    to_inverse = inverse_temperature.new_empty(inverse_temperature.shape)
+    torch.div(temperature_sums.sum(), scale, out=to_inverse)
+    return to_rows, to_columns, to_inverse
+
+
+def _carry(walk: _Walk, back: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights to vectors: ([A, D] of the rows, times `back`; [B, D] fp32 sums for the columns, without it)."""
+    rows, columns = walk.rows, walk.columns
     weigh = launcher.bound("unimo_contrastive_weights", rows)
-    column_sums = to_columns if wide else to_columns.new_empty(to_columns.shape, dtype=torch.float32)
-    row_sums = column_sums.new_empty((walk.height, rows.shape[1]))
+    to_rows = rows.new_empty(rows.shape, dtype=dtype)
+    column_sums = columns.new_empty(columns.shape, dtype=torch.float32)
+    row_sums = rows.new_empty((walk.height, rows.shape[1]), dtype=torch.float32)
     for row_chunk in walk.row_chunks:
         block = row_sums[: _length(row_chunk)]
         for column_chunk in walk.column_chunks:
@@ -260,9 +272,7 @@ def _backward(
             products.multiply_add(weights, columns[column_chunk], block, fresh=column_chunk.start == 0)
             products.multiply_add(weights.T, rows[row_chunk], column_sums[column_chunk], fresh=row_chunk.start == 0)
         torch.mul(block, back, out=to_rows[row_chunk])
-    torch.mul(column_sums, back, out=to_columns)
-    torch.div(temperature_sums.sum(), scale, out=to_inverse)
-    return to_rows, to_columns, to_inverse
+    return to_rows, column_sums
 
 
 def _backward_shapes(
