@@ -1,8 +1,15 @@
 // The C interface of packed attention: raw pointers and a stream, nothing of torch, so one library serves every release.
+//
+// UNIMO_HOPPER (set for sm_90a): the kernels with products of a warpgroup; elsewhere those with products of a warp.
 #include "../common/launch.cuh"
 #include "backward_keys.cuh"
 #include "backward_queries.cuh"
 #include "forward.cuh"
+#if defined(UNIMO_HOPPER)
+#include "hopper_backward_keys.cuh"
+#include "hopper_backward_queries.cuh"
+#include "hopper_forward.cuh"
+#endif
 
 namespace {
 
@@ -10,22 +17,41 @@ using unimo::kDone;
 using unimo::Stream;
 
 template <class Kernel>
-int run(Kernel kernel, const unimo::AttentionArguments& arguments, int shared_bytes, Stream stream) {
-    return unimo::launch(kernel, arguments, {arguments.num_heads, arguments.num_tiles, unimo::kThreads, shared_bytes}, stream);
+int run(Kernel kernel, const unimo::AttentionArguments& arguments, int threads, int shared_bytes, Stream stream,
+        bool starts_early = false) {
+    return unimo::launch(kernel, arguments, {arguments.num_heads, arguments.num_tiles, threads, shared_bytes, starts_early},
+                         stream);
 }
 
+#if defined(UNIMO_HOPPER)
+constexpr int kBlockRows = unimo::kHopperRows;
 template <class Format, bool kDropout>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
-    return run(unimo::attention_forward<Format, kDropout>, arguments, unimo::kForwardSharedBytes, stream);
+    return run(unimo::hopper_forward<Format, kDropout>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
-
 template <class Format, bool kDropout>
 int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::attention_backward_queries<Format, kDropout>, arguments,
+    const int status = run(unimo::hopper_backward_queries<Format, kDropout>, arguments, unimo::kHopperThreads,
+                           unimo::kHopperBackwardQueriesBytes, stream);
+    if (status != kDone) return status;
+    return run(unimo::hopper_backward_keys<Format, kDropout>, arguments, unimo::kHopperThreads,
+               unimo::kHopperBackwardKeysBytes, stream, /*starts_early=*/true);
+}
+#else
+constexpr int kBlockRows = unimo::kTileRows;
+template <class Format, bool kDropout>
+int forward(const unimo::AttentionArguments& arguments, Stream stream) {
+    return run(unimo::attention_forward<Format, kDropout>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
+}
+template <class Format, bool kDropout>
+int backward(const unimo::AttentionArguments& arguments, Stream stream) {
+    const int status = run(unimo::attention_backward_queries<Format, kDropout>, arguments, unimo::kThreads,
                            unimo::kBackwardQueriesSharedBytes, stream);
     if (status != kDone) return status;
-    return run(unimo::attention_backward_keys<Format, kDropout>, arguments, unimo::kBackwardKeysSharedBytes, stream);
+    return run(unimo::attention_backward_keys<Format, kDropout>, arguments, unimo::kThreads,
+               unimo::kBackwardKeysSharedBytes, stream);
 }
+#endif
 
 }  // namespace
 
@@ -54,6 +80,9 @@ extern "C" int unimo_attention_backward(const unimo::AttentionArguments* argumen
 #endif
     return unimo::kNoSuchFormat;
 }
+
+// Rows of a sequence that one block takes: what the table of blocks is made for.
+extern "C" int unimo_attention_block_rows() { return kBlockRows; }
 
 // So that Python's view of the argument structure can be checked against this one.
 extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionArguments)); }

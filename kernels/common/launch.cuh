@@ -9,6 +9,7 @@ enum Status { kDone = 0, kNoSuchFormat = -1, kGridTooLarge = -2, kBadShape = -3 
 
 struct Grid {
     int x, y, threads, shared_bytes;
+    bool starts_early = false;  // while the kernel before it in the stream still ends; it waits for it by itself (sm_90)
 };
 
 constexpr int kMaxGridY = 65535;
@@ -32,8 +33,17 @@ int launch(Kernel kernel, const Arguments& arguments, Grid grid, Stream stream) 
         const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
         if (status != cudaSuccess) return int(status);
     }
-    kernel<<<dim3(unsigned(grid.x), unsigned(grid.y)), grid.threads, grid.shared_bytes, stream>>>(arguments);
-    return int(cudaGetLastError());
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t configuration{};
+    configuration.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
+    configuration.blockDim = dim3(unsigned(grid.threads));
+    configuration.dynamicSmemBytes = std::size_t(grid.shared_bytes);
+    configuration.stream = stream;
+    configuration.attrs = &early;
+    configuration.numAttrs = grid.starts_early ? 1 : 0;
+    return int(cudaLaunchKernelEx(&configuration, kernel, arguments));
 }
 #endif
 

@@ -20,6 +20,7 @@ _CHECKOUT = Path(__file__).parents[3]
 _TIMEOUT = 1800
 _FLAGS = {
     "attention": "dropout",
+    "hopper": "dropout",
     "contrastive_pair_gradients": "to fp32",
     "contrastive": "both directions",
 }

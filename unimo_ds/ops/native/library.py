@@ -14,7 +14,7 @@ from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError
 
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
-"""Environment variable: `sm_70` or `sm_80` runs CPU tensors through that architecture's kernels, emulated. For tests."""
+"""Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
