@@ -37,5 +37,5 @@ if [ -x "$sanitizer" ]; then
 fi
 step tests "$PYTHON" -m pytest -q -x tests/kernels/test_contrastive_gpu.py
 LINES_SHOWN=90 step benchmark "$PYTHON" benchmarks/kernels/contrastive.py ${INF_CL:+--inf-cl "$INF_CL"} \
-    --json "$OUT/contrastive.json" --chunks 4096x8192,8192x8192,16384x4096 --profile pairs:65536,cmcl:32768
+    --json "$OUT/contrastive.json" --captured --chunks 4096x8192,8192x8192,16384x4096 --profile pairs:65536,cmcl:32768
 exit $failed
