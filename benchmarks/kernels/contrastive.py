@@ -247,7 +247,8 @@ def captured(task: str, count: int, arguments: argparse.Namespace) -> Row:
             times[-1].append(float(start.elapsed_time(stop)))
     forward, both = (rounds[1:] for rounds in times)
     middle = statistics.median(both)
-    return Row(task, count, "ours, captured", statistics.median(forward), middle, max(both), float("nan"), float("nan"))
+    *_, memory, value = _time(loss, leaves)
+    return Row(task, count, "ours, captured", statistics.median(forward), middle, max(both), memory, value)
 
 
 def profile(task: str, count: int, arguments: argparse.Namespace) -> str:
@@ -278,8 +279,8 @@ def _main(arguments: argparse.Namespace) -> None:
     rows = []
     for place in arguments.tasks.split(","):
         task, count = place.split(":")
-        also = [captured(task, int(count), arguments)] if arguments.captured else []
-        for row in [*measure(task, int(count), arguments), *also]:
+        found = measure(task, int(count), arguments)
+        for row in [*found, captured(task, int(count), arguments)] if arguments.captured else found:
             rows.append(row)
             print(
                 f"| {row.task} | {row.candidates} | {row.contender} | {row.forward_ms:.3f} | {row.both_ms:.3f} | "
