@@ -9,6 +9,7 @@ from unimo_ds.data.prepare.word_classes import FUNCTION_WORDS
 _WORD = re.compile(r"[^\W\d_][\w'’.-]*[^\W_]|[^\W\d_]")
 _INSIDE = frozenset(("of", "the", "de", "la", "von", "van", "der", "del", "di", "and", "&"))
 """Small words within a name: "Bank of England"."""
+_MOST_CAPITALS = 0.75
 _SENTENCE_END = re.compile(r"[.!?:;\"“”()\n]\s*$")
 
 
@@ -20,7 +21,7 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
     """
     words = list(_WORD.finditer(text))
     capital = [match.group()[0].isupper() for match in words]
-    if not words or sum(capital) > 0.5 * len(words):
+    if not words or sum(capital) > _MOST_CAPITALS * len(words):
         return ()
     found = []
     i = 0
@@ -30,7 +31,7 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
             continue
         last = i
         j = i + 1
-        while j < len(words) and text[words[j - 1].end() : words[j].start()] == " ":
+        while j < len(words) and _side_by_side(text, words, j):
             if capital[j]:
                 last = j
             elif words[j].group() not in _INSIDE or j - last > 2:
@@ -40,6 +41,12 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
             found.append((words[i].start(), words[last].end()))
         i = last + 1
     return tuple(found)
+
+
+def _side_by_side(text: str, words: list[re.Match[str]], j: int) -> bool:
+    """Whether word j follows the one before it at once, or the initial "J."."""
+    between = text[words[j - 1].end() : words[j].start()]
+    return between == " " or (between == ". " and len(words[j - 1].group()) == 1)
 
 
 def _opens_sentence(text: str, start: int) -> bool:
