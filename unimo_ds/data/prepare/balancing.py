@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.prepare.replacements import NO_PLACE, NUM_PLACES, Filling
+from unimo_ds.data.prepare.replacements import Filling
+from unimo_ds.data.prepare.runs_of_words import NO_PLACE, NUM_PLACES, places_of
 from unimo_ds.data.prepare.slots import Slot
 
-_ROUNDS = 60
+_ROUNDS = 30
 _STEP = 0.15
 _SMOOTHING = 1.0
 """Times that everything is taken to have been brought in and taken out besides."""
@@ -162,21 +163,17 @@ def _fit(blocks: Sequence[_Block], number: int, num_places: int) -> Floats:
 
 def _block(fillings: Sequence[Sequence[Filling]]) -> _Block:
     slots = [one for of_caption in fillings for one in of_caption]
-    numbers = [len(one.texts) for one in slots]
     of_captions = [sum(len(one.texts) for one in of_caption) for of_caption in fillings]
-    own = [one.own_places for one in slots]
-    brought = [one.places for one in slots]
+    weights = np.concatenate([*(one.weights for one in slots), np.zeros(0)])
     return _Block(
-        np.log(np.maximum(np.concatenate([*(one.weights for one in slots), np.zeros(0)]), 1e-12)),
-        _starts(numbers),
+        np.log(np.maximum(weights, 1e-12)),
+        _starts([len(one.texts) for one in slots]),
         _starts([size for size in of_captions if size]),
-        np.concatenate([*(rows.reshape(-1) for rows in brought), np.zeros(0, np.int32)]),
-        _starts(np.repeat([rows.shape[1] for rows in brought], [len(rows) for rows in brought]).tolist()),
-        np.concatenate([*own, np.zeros(0, np.int32)]),
-        _starts([len(places) for places in own]),
+        *places_of(slots),
     )
 
 
 def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    ends = np.cumsum(np.array(sizes, np.int64))
-    return np.concatenate([np.zeros(min(1, len(ends)), np.int64), ends[:-1]])
+    numbers = np.array(sizes, np.int64)
+    starts: NDArray[np.int64] = np.cumsum(numbers) - numbers
+    return starts

@@ -31,12 +31,6 @@ _SMOOTHING = 4.0
 """Times that every context is taken to have been seen with words by their frequency alone."""
 _SHARPNESS = 0.75
 """Exponent of each neighbour's word: its neighbours are not independent witnesses."""
-NUM_PLACES = 2**22
-"""Where potentials are kept, by hash: of words, of runs of two or three words, and of pairs."""
-NO_PLACE = 0
-_MULTIPLIERS = tuple(np.uint64(one) for one in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
-_PAIRS = np.array([0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63], np.uint64)
-_SHIFT = np.uint64(64 - 22)
 
 
 @dataclass
@@ -75,10 +69,11 @@ class Filling:
     slot: Slot
     texts: tuple[str, ...]
     """Best first."""
-    own_places: NDArray[np.int32]
-    """[p] where the potentials are of all that the slot's own text is part of; see `_places`."""
-    places: NDArray[np.int32]
-    """[n, p] likewise of the texts."""
+    own: int
+    """Number of the slot's own text in its group."""
+    numbers: NDArray[np.int64]
+    """[n] likewise of the texts."""
+    group: Group
     weights: NDArray[np.float64]
     """[n] shares of the slot's fillings that the corpus suggests."""
 
@@ -123,9 +118,8 @@ class Replacements:
             if group.heads[i] not in blocked and not self.together.go_together(slot.head, group.heads[i])
         ]
         numbers = np.array(kept, dtype=np.int64)
-        own = np.array([group.index[slot.text]], dtype=np.int64)
         texts = tuple(group.texts[i] for i in kept)
-        return Filling(slot, texts, _places(slot, group, own)[0], _places(slot, group, numbers), weights[numbers])
+        return Filling(slot, texts, group.index[slot.text], numbers, group, weights[numbers])
 
     def _blocked(self, slot: Slot, facts: Facts) -> frozenset[str]:
         """Heads that may be true where the slot is, or are said of the image."""
@@ -148,39 +142,8 @@ class Replacements:
         return self._ruled_out[key] | self.compatibility.compatible(slot.head, slot.part)
 
 
-def _places(slot: Slot, group: Group, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-    """[n, 3 m + 5] places of the potentials of texts of up to m words in the slot; `NO_PLACE` where a text has fewer.
-
-    They are those of every word, every run of two and of three words that has one of the text's words in it, and of the text
-    together with each of the two things it is tied to. Hashed, so that memory does not grow with the runs; two that meet in one
-    place are balanced together.
-    """
-    most = group.words.shape[1]
-    places = np.full((len(rows), 3 * most + 5), NO_PLACE, np.int32)
-    around = np.array([_hash_of("a" if word == "an" else word) for word in slot.around], np.uint64)
-    tied = np.array([_hash_of(f"{i} {word}") for i, word in enumerate(slot.context[2:])], np.uint64)
-    for length in np.unique(group.lengths[rows]).tolist():
-        these = group.lengths[rows] == length
-        own = group.words[rows[these], :length]
-        run = np.concatenate([np.tile(around[:2], (len(own), 1)), own, np.tile(around[2:], (len(own), 1))], axis=1)
-        ones = run * _MULTIPLIERS[0]
-        twos = ones[:, :-1] + run[:, 1:] * _MULTIPLIERS[1]
-        threes = twos[:, :-1] + run[:, 2:] * _MULTIPLIERS[2]
-        whole = np.bitwise_xor.reduce(own * (2 * np.arange(length, dtype=np.uint64) + np.uint64(1)), axis=1)
-        found = [
-            ones[:, 2 : length + 2],
-            twos[:, 1 : length + 2],
-            threes[:, : length + 2],
-            whole[:, None] * _PAIRS + tied * _MULTIPLIERS[1],
-        ]
-        hashes = np.concatenate(found, axis=1)
-        hashes ^= hashes >> np.uint64(29)
-        places[these, : 3 * length + 5] = ((hashes * _MULTIPLIERS[0]) >> _SHIFT).astype(np.int32)
-    return places
-
-
 @functools.lru_cache(maxsize=2**17)
-def _hash_of(word: str) -> np.uint64:
+def hash_of(word: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little"))
 
 
@@ -228,7 +191,7 @@ def make_group(texts: list[str], heads: list[str], counts: NDArray[np.float64]) 
     words = [text.split() for text in texts]
     hashes = np.zeros((len(texts), max(map(len, words))), np.uint64)
     for i, of_text in enumerate(words):
-        hashes[i, : len(of_text)] = [_hash_of(word) for word in of_text]
+        hashes[i, : len(of_text)] = [hash_of(word) for word in of_text]
     lengths = np.array([len(of_text) for of_text in words])
     index = {text: i for i, text in enumerate(texts)}
     return Group(texts, heads, counts / counts.sum(), index, hashes, lengths, ({}, {}, {}, {}))
