@@ -110,6 +110,7 @@ def test_closeness() -> None:
         ("A dog has a ball in its mouth .", "A dog has a ball in his mouth .", False),
         ("A man plays the guitar .", "A man touches the guitar .", False),
         ("A dog in the water .", "Dog in water .", False),
+        ("Three boys are in the water .", "Three boys is in the water .", False),
         ("A black and white dog .", "A black dog .", False),
         ("A dog in a pool .", "A dog in a group .", False),
     ],

@@ -36,7 +36,7 @@ along, alongside
 """.strip().splitlines()
 )
 """Prepositions of one row say the same."""
-_SMALL_WORDS = words("a the his her hers its their theirs him them himself herself itself themselves")
+_SMALL_WORDS = words("a the is are was were his her hers its their theirs him them himself herself itself themselves")
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 
@@ -83,9 +83,9 @@ class _Thing:
 def is_same_meaning(graph: SceneGraph, other: SceneGraph) -> bool:
     """Whether the second sentence says what the first says, as far as their scene graphs tell.
 
-    Every object has a counterpart of the same number, attributes and amount, and there are no others; articles and owners are the
-    same; every relation has one with a verb and a preposition of the same meaning, and at least 60 % of them stand between the
-    same objects.
+    Every object has a counterpart of the same number, attributes and amount, and there are no others; articles, owners and forms
+    of "be" are the same; every relation has one with a verb and a preposition of the same meaning, and at least 60 % of them stand
+    between the same objects.
     """
     things, others = _things(graph), _things(other)
     if len(things) != len(others) or len(graph.relations) != len(other.relations):
@@ -105,7 +105,7 @@ def is_same_meaning(graph: SceneGraph, other: SceneGraph) -> bool:
 
 
 def _small_words(text: str) -> list[str]:
-    """Articles, and whose something is: his is not its."""
+    """Articles, whose something is (his is not its), and whether one or many are."""
     said = ("a" if word == "an" else word for word in word_classes.words_of(text))
     return sorted(word for word in said if word in _SMALL_WORDS)
 
