@@ -84,8 +84,8 @@ def is_same_meaning(graph: SceneGraph, other: SceneGraph) -> bool:
     """Whether the second sentence says what the first says, as far as their scene graphs tell.
 
     Every object has a counterpart of the same number, attributes and amount, and there are no others; articles, owners and forms
-    of "be" are the same; every relation has one with a verb and a preposition of the same meaning, and at least 60 % of them stand
-    between the same objects.
+    of "be" are the same; every relation has one with a verb and a preposition of the same meaning, and at least 60 % of them
+    stand between the same objects.
     """
     things, others = _things(graph), _things(other)
     if len(things) != len(others) or len(graph.relations) != len(other.relations):
