@@ -250,9 +250,15 @@ def test_options_of_workers(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'lost.txt'", "does not exist"),
         ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\ntranslater = 'marian'", "did you mean 'translator'"),
         ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\ntranslator = 'babel'", "'babel', not one of marian"),
-        ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\ntranslator = 'marian'", "at least one"),
-        ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\nnegatives = -1", "--negatives -1 must not be negative"),
-        ("output = 'x'\n[[import]]\nkind = 'texts'\n[phrases]\nparser = 'factual'", "needs --parser-path"),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\ntranslator = 'marian'", "at least one"),
+        (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\nnegatives = -1",
+            "--negatives -1 must not be negative",
+        ),
+        (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[phrases]\nparser = 'factual'",
+            "needs --parser-path",
+        ),
     ],
 )
 def test_wrong_plans_are_one_sentence(line: str, message: str, tmp_path: Path, capsys) -> None:
