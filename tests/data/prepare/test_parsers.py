@@ -166,7 +166,7 @@ def test_spacy_pipeline_by_path(tmp_path: Path) -> None:
     spacy.util.fix_random_seed(0)
     pipeline = spacy.blank("en")
     pipeline.add_pipe("tagger")
-    pipeline.add_pipe("parser")
+    pipeline.add_pipe("parser", config={"min_action_freq": 1})
     examples = [
         Example.from_dict(
             pipeline.make_doc(text),
