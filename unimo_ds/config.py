@@ -94,6 +94,8 @@ class MaskingConfig:
     max_span_words: int = 10
     mask_token_share: float = 0.8
     random_token_share: float = 0.1
+    phrases: bool = True
+    """Whether names and other phrases that are stored with a text (`unimo prepare phrases`) are masked as if one word."""
     sequence_to_sequence_share: float = 0.5
     """Chance that a text or caption takes the sequence-to-sequence objective instead of the masked one."""
     fragment_share: float = 0.25
