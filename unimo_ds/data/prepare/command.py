@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             stage.add_argument("--seed", type=int, default=0)
         if name == "regions":
             stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
-            stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
+            import_options.add_extractor(stage)
         if name == "pack":
             stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
     purpose = "everything from raw files to a verified data folder"
@@ -186,13 +186,14 @@ def _run_retrieve(arguments: argparse.Namespace) -> int:
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import pack
+    from unimo_ds.data.prepare import region_extraction
 
     def body(workers: Workers) -> None:
-        report = pack.extract_again(
+        report = region_extraction.extract_again(
             arguments.folder,
             refit=arguments.refit,
             extractor_path=arguments.extractor,
+            weights=arguments.weights,
             seed=arguments.seed,
             workers=workers,
         )

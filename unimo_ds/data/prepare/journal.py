@@ -61,9 +61,10 @@ class Journal:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
-    for pattern in _SCRAPS:
-        for scrap in folder.glob(pattern):
-            scrap.unlink(missing_ok=True)
+    for place in (folder, folder / JOURNALS):
+        for pattern in _SCRAPS:
+            for scrap in place.glob(pattern):
+                scrap.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -84,12 +84,13 @@ def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None =
         raise UserError(
             f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
         )
-    if stage_marks.is_done(folder, "retrieve", number):
-        return Report({"already retrieved": 1})
     journal = Journal(folder, "retrieve")
+    sweep(folder)
+    if stage_marks.is_done(folder, "retrieve", number):
+        journal.forget()
+        return Report({"already retrieved": 1})
     fingerprint = stage_marks.identity([number, listed.fingerprint])
     journal.begin(fingerprint)
-    sweep(folder)
     texts = _text_blocks(folder, listed, journal, fingerprint, workers)
     images = _image_blocks(folder, listed, journal, workers)
     report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
