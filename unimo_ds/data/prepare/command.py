@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
         if name == "retrieve":
             stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
+            stage.add_argument(
+                "--approximate", action="store_true", help="search an index of FAISS: for tens of millions of items"
+            )
         if name in ("retrieve", "regions"):
             worker_options.add(stage)
         if name in ("rewrite", "regions"):
@@ -180,7 +183,10 @@ def _run_retrieve(arguments: argparse.Namespace) -> int:
     return worker_options.with_workers(
         arguments,
         lambda workers: _show(
-            arguments, retrieval.retrieve_folder(arguments.folder, number=arguments.number, workers=workers)
+            arguments,
+            retrieval.retrieve_folder(
+                arguments.folder, number=arguments.number, approximate=arguments.approximate, workers=workers
+            ),
         ),
     )
 

@@ -100,11 +100,15 @@ class Nearest:
                 scores = (self.queries[at : at + _QUERY_ROWS] @ documents).tocsr()
                 for i in range(scores.shape[0]):
                     part = slice(scores.indptr[i], scores.indptr[i + 1])
-                    self._merge(at + i, scores.indices[part] + (first + start), scores.data[part])
+                    self.offer(at + i, scores.indices[part] + (first + start), scores.data[part])
 
-    def _merge(self, query: int, rows: NDArray[Any], scores: Floats) -> None:
-        scores = np.round(scores, _DIGITS)
-        kept = scores > (self.scores[query][-1] if len(self.scores[query]) == self.number else 0)
+    def offer(self, query: int, rows: NDArray[Any], scores: Floats) -> None:
+        """Take in some rows of the collection for one query, with their scores; a row is offered once."""
+        edge = self.scores[query][-1] if len(self.scores[query]) == self.number else np.float32(0)
+        # Most scores are out by far; only the others are worth rounding.
+        near = scores > edge - 10.0**-_DIGITS
+        rows, scores = rows[near], np.round(scores[near], _DIGITS)
+        kept = scores > edge
         rows = np.concatenate([self.rows[query], rows[kept].astype(np.int64)])
         scores = np.concatenate([self.scores[query], scores[kept]])
         if len(scores) > self.number:
