@@ -243,7 +243,7 @@ def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
             sentences = collections.sentences(search.work, block.number)
             strings.update((int(row), sentences[int(row) - block.first]) for row in inside)
     found = [[strings[int(row)] for row in rows] for rows in nearest.rows]
-    return [list(distinct(texts)[: search.number]) for texts in found]
+    return [list(distinct(texts, most=search.number)) for texts in found]
 
 
 def related_images(

@@ -118,10 +118,12 @@ class Nearest:
         self.rows[query], self.scores[query] = rows[order], scores[order]
 
 
-def distinct(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without those whose words all occur in one kept before, or the other way round."""
+def distinct(texts: Sequence[str], *, most: int | None = None) -> tuple[str, ...]:
+    """The first `most` texts (None: all), without those whose words all occur in one kept before, or the other way round."""
     kept: dict[str, set[str]] = {}
     for text in texts:
+        if len(kept) == most:
+            break
         words = set(words_of(text))
         if not any(words <= other or other <= words for other in kept.values()):
             kept[text] = words
