@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,14 @@ def main() -> int:
             for _ in workers.run(search, tasks, label="searching"):
                 pass
             row |= {"queries": len(captions), "sentences": sum(sizes), "workers": options.workers}
-        row_rate(rows[-1], len(captions))
         note({"step": "exactness", **check(options, sizes, captions)})
     if options.peers:
-        peers(options, sizes, captions, note)
+        prepare_peers(options, sizes, captions, note)
+        peers(options, ("sparse_dot_topn", "scikit-learn"), note)
     for probed in options.approximate:
         recall(options, sizes, captions, probed, note)
+    if options.peers:
+        peers(options, ("bm25s",), note)
     return 0
 
 
@@ -128,6 +130,8 @@ def measured(step: str, note: Any) -> Iterator[dict[str, Any]]:
         "cpu_seconds": round(processor_seconds() - before, 1),
         "peak_megabytes": round(max(peak, memory_of(os.getpid())) / 1e6),
     }
+    if "queries" in row:
+        row["queries_per_cpu_second"] = round(row["queries"] / max(row["cpu_seconds"], 1e-9), 1)
     note(row)
 
 
@@ -142,10 +146,6 @@ def processor_seconds() -> float:
         except psutil.NoSuchProcess:
             continue
     return total
-
-
-def row_rate(row: dict[str, Any], queries: int) -> None:
-    row["queries_per_cpu_second"] = round(queries / max(row["cpu_seconds"], 1e-9), 1)
 
 
 def collection(options: argparse.Namespace, workers: Workers, note: Any) -> list[int]:
@@ -260,8 +260,8 @@ def recall(options: argparse.Namespace, sizes: list[int], captions: list[str], p
         row |= {"queries": len(chosen), "recall_at_100": round(float(np.mean(shares)), 4)}
 
 
-def peers(options: argparse.Namespace, sizes: list[int], captions: list[str], note: Any) -> None:
-    """The same vectors and a sample of the queries through other programs, in their own environment."""
+def prepare_peers(options: argparse.Namespace, sizes: list[int], captions: list[str], note: Any) -> None:
+    """The same vectors and a sample of the queries on disk, and this project's own answers to them."""
     step = max(1, len(captions) // PEER_QUERIES)
     chosen = list(range(0, len(captions), step))[:PEER_QUERIES]
     save_npz(options.work / "documents.npz", whole(options.work, sizes), compressed=False)
@@ -279,8 +279,12 @@ def peers(options: argparse.Namespace, sizes: list[int], captions: list[str], no
             first += size
         row["queries"] = len(chosen)
     save(options.work, "own", 0, own)
+
+
+def peers(options: argparse.Namespace, names: Sequence[str], note: Any) -> None:
+    """Other programs, one thread each, in their own environment."""
     script = Path(__file__).with_name("retrieval_peers.py")
-    for name in ("sparse_dot_topn", "bm25s", "scikit-learn"):
+    for name in names:
         done = subprocess.run(
             [options.peers, str(script), name, str(options.work)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
