@@ -61,10 +61,9 @@ class Journal:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
-    for place in (folder, folder / JOURNALS):
-        for pattern in _SCRAPS:
-            for scrap in place.glob(pattern):
-                scrap.unlink(missing_ok=True)
+    for pattern in (*_SCRAPS, f"{JOURNALS}/.*.partial"):
+        for scrap in folder.glob(pattern):
+            scrap.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
