@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "tasks": LEAVES | {"tasks", "losses", "models", "data.schema"},
     "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
     "evaluation": LEAVES | {"evaluation", "engine", "tasks", "losses", "models", "data", "ops"},
+    "generation": LEAVES | {"generation", "models", "ops", "data"},
     "preflight": LEAVES | {"preflight", "data.manifest"},
     "export": LEAVES | {"export", "evaluation", "models", "data"},
 }
