@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "unimo_ds"
-LEAVES = {"config", "utils"}
+LEAVES = {"config", "finetune_config", "utils"}
 MAY_IMPORT = {
     "utils": {"utils"},
-    "config": {"utils"},
+    "config": {"finetune_config", "utils"},
+    "finetune_config": set(),
     "config_check": LEAVES,
     "recipes": LEAVES | {"recipes"},
     "data": LEAVES | {"data"},
@@ -22,6 +23,8 @@ MAY_IMPORT = {
     "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
     "evaluation": LEAVES | {"evaluation", "engine", "tasks", "losses", "models", "data", "ops"},
     "generation": LEAVES | {"generation", "models", "ops", "data"},
+    "finetune": LEAVES
+    | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
     "preflight": LEAVES | {"preflight", "data.manifest"},
     "export": LEAVES | {"export", "evaluation", "models", "data"},
 }

@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
     _add_plan(_command(commands, "plan", "what a run needs, before any GPU is booked", _plan, _PLAN_EXAMPLE))
     _add_evaluate(_command(commands, "evaluate", "measure a checkpoint on held-out data", _evaluate, _EVALUATE_EXAMPLE))
+    _add_finetune(
+        _command(
+            commands, "finetune", "train a checkpoint on a downstream task and measure it", _finetune, _FINETUNE_EXAMPLE
+        )
+    )
     _add_export(
         _command(
             commands, "export", "a run's weights, configuration and tokenizer in one folder", _export, _EXPORT_EXAMPLE
@@ -228,6 +233,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         pictures=arguments.pictures,
     )
     _emit(result, command.to_text(result), arguments.json)
+
+
+# unimo finetune
+
+_FINETUNE_EXAMPLE = "unimo finetune sst2 --data glue/SST-2 --checkpoint runs/base --seeds 3 --json sst2.json"
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    from unimo_ds.finetune import arguments
+
+    arguments.add(parser)
+    _add_json(parser)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from unimo_ds.finetune import command
+
+    status, result = command.run(arguments)
+    if result:
+        _emit(result, command.to_text(result), arguments.json)
+    return status
 
 
 # unimo export

@@ -7,6 +7,7 @@ import faulthandler
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,6 @@ from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.spikes import SpikeDetector
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
-from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
 
@@ -33,15 +33,17 @@ class Loop:
 
     make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, None for never;
     best_metric: which of its metrics, higher being better, decides the best checkpoint. on_step: sees every step (data limits).
+    take_step: one optimizer step of `task` on a batch; pre-training's unless another one is given.
     """
 
     def __init__(
         self,
         engine: Engine,
-        task: PretrainingTask,
+        task: Any,
         config: RunConfig,
         *,
         make_batches: Callable[[int, int], Iterable[StepBatch]],
+        take_step: Callable[..., StepMetrics] = train_step,
         evaluate: Callable[[], Report] | None = None,
         best_metric: str = "",
         on_step: Callable[[StepBatch, StepMetrics], None] = lambda batch, metrics: None,
@@ -54,6 +56,7 @@ class Loop:
             best_metric,
             on_step,
         )
+        self._take_step = take_step
         self._is_first_rank = engine.communicator.rank == 0
         loaded = checkpoint.load(engine, self.run_dir, config, say=self._say)
         self.progress = loaded.progress if loaded else Progress()
@@ -78,7 +81,7 @@ class Loop:
         """
         total_steps = self.config.schedule.total_steps
         self._prove_alive()
-        if self.progress.step == 0:
+        if self.progress.step == 0 and self.config.evaluation.at_start:
             self._measure()
         if self.progress.step >= total_steps:
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
@@ -113,7 +116,7 @@ class Loop:
             self.progress.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule
         )
         self._prove_alive()
-        metrics = train_step(self.engine, self.task, batch, learning_rate=rate)
+        metrics = self._take_step(self.engine, self.task, batch, learning_rate=rate)
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
         counts = skipped and (not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor)

@@ -1,0 +1,34 @@
+"""Arguments of `unimo finetune`, apart from what it does, so that `unimo --help` imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+TASKS = ("sst2", "mnli", "cola", "stsb")
+"""Names of the files in `tasks/`."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the task's official files")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="RUN_OR_DIR",
+        help="run, checkpoint, export, or RoBERTa folder",
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="default: runs/finetune/TASK; the same again resumes"
+    )
+    parser.add_argument("--recipe", choices=("base", "large"), default="base", help="whose numbers of the paper")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1, one after the other")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="fresh weights of the checkpoint's sizes, to compare"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the checkpoint's)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field, e.g. finetune.epochs=3"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
