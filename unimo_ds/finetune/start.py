@@ -81,7 +81,9 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     Raises:
         UserError: nothing there, damaged, or no tokenizer that fits.
     """
-    if (path / checkpoint.CONFIG_FILE).is_file() and "model_type" in _json(path / checkpoint.CONFIG_FILE):
+    if (path / checkpoint.CONFIG_FILE).is_file() and _json(path / checkpoint.CONFIG_FILE).get(
+        "model_type"
+    ) == "roberta":
         return _read_roberta(path)
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
