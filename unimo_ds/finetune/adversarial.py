@@ -23,7 +23,7 @@ from unimo_ds.engine.setup import Engine
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput, anchor
 from unimo_ds.finetune.task import Task
-from unimo_ds.finetune_config import AdversarialConfig
+from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
 from unimo_ds.utils import seed
 from unimo_ds.utils.errors import UserError
 
@@ -33,7 +33,7 @@ _SMALLEST_NORM = 1e-12
 
 
 def accumulate(
-    engine: Engine, task: Task, batch: TaskBatch, *, settings: AdversarialConfig, scale: float, is_last: bool
+    engine: Engine, task: Task, batch: TaskBatch, *, finetuning: FinetuneConfig, scale: float, is_last: bool
 ) -> torch.Tensor:
     """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum, without gradient.
 
@@ -44,6 +44,7 @@ def accumulate(
     """
     if engine.zero_stage == 3:
         raise UserError("adversarial training needs ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
+    settings = finetuning.adversarial
     batch = _with_own_regions(batch)
     text_sequence_N = batch.position_sequence[batch.token_at].long()
     region_sequence_N = batch.position_sequence[batch.region_at].long()
@@ -59,7 +60,7 @@ def accumulate(
         noisy = dataclasses.replace(batch, region_features=batch.region_features.float() + region_ND)
         with_regions: TaskOutput = engine.forward(noisy)
         outputs = (clean, with_texts, with_regions)
-        losses = [task.loss_sum(output, batch) for output in outputs]
+        losses = [task.loss_sum(output, batch, finetuning) for output in outputs]
         divergence = _divergence(with_texts, clean) + _divergence(with_regions, clean)
         loss = sum(losses) / settings.steps + settings.divergence_weight * divergence
         anchors = sum(anchor(output) for output in outputs)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-TASKS = ("sst2", "mnli", "cola", "stsb")
+TASKS = (
+    *("sst2", "mnli", "cola", "stsb"),
+    *("cnndm", "gigaword", "squad-questions", "coqa"),
+    *("retrieval", "captioning", "snli-ve", "vqa"),
+)
 """Names of the files in `tasks/`."""
 
 

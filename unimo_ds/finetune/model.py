@@ -25,6 +25,8 @@ from unimo_ds.utils import seed
 from unimo_ds.utils.seed import mix
 
 HEAD_PREFIX = "head."
+NO_TAG = -1
+"""Of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
 _HEAD_SEED = 0x68656164
 
 
@@ -92,6 +94,7 @@ class ProductHead(nn.Module):
         self.output = Linear(config.model.hidden_size, num_outputs)
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)
         scores: torch.Tensor = self.output(self.dropout(texts_SD * images_SD, keys_S))
         return scores
 
@@ -106,8 +109,18 @@ class SumHead(nn.Module):
         self.output = Linear(middle, num_outputs)
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)
         scores: torch.Tensor = self.output(self.dropout(self.middle(texts_SD + images_SD), keys_S))
         return scores
+
+
+def _joint(
+    texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """No rows at all where the sequences are not pairs: images or texts encoded alone have nothing to be joined with."""
+    if len(texts_SD) == len(images_SD):
+        return texts_SD, images_SD, keys_S
+    return texts_SD[:0], images_SD[:0], keys_S[:0]
 
 
 class NoHead(nn.Module):
@@ -146,9 +159,21 @@ class TaskModel(Unimo):
         self.language_head.smoothing = config.finetune.label_smoothing
         self._keeps_logits = config.finetune.adversarial.steps > 0
         self.head = nn.ModuleDict({"scores": head})
-        self.head["tags"] = nn.ModuleList(nn.Embedding(size, config.model.hidden_size) for size in tag_sizes)
+        # One more row, which stays zero: that of NO_TAG.
+        self.head["tags"] = nn.ModuleList(
+            nn.Embedding(size + 1, config.model.hidden_size, padding_idx=size) for size in tag_sizes
+        )
         generator = torch.Generator().manual_seed(mix(config.seed, _HEAD_SEED))
         initialize(self.head, deviation=config.model.initializer_range, generator=generator)
+        with torch.no_grad():
+            for table in self._tag_tables:
+                table.weight[-1] = 0
+
+    @property
+    def _tag_tables(self) -> list[nn.Embedding]:
+        tables = self.head["tags"]
+        assert isinstance(tables, nn.ModuleList)
+        return [table for table in tables if isinstance(table, nn.Embedding)]
 
     def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> TaskOutput:
         """text_addition_ND: as in `Unimo`."""
@@ -166,12 +191,12 @@ class TaskModel(Unimo):
 
     def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
         """As in `Unimo`, with the tags' embeddings added to those of the tokens."""
-        tables = self.head["tags"]
-        assert isinstance(tables, nn.ModuleList)
+        tables = self._tag_tables
         has_tags = len(batch.token_tags) > 0
         tags_GN = batch.token_tags if has_tags else batch.token_tags.new_zeros(len(tables), 0)
         for table, tags_N in zip(tables, tags_GN, strict=True):
-            embedded_ND = table(tags_N)  # on no rows as well: every rank runs the same modules
+            # On no rows as well: every rank runs the same modules.
+            embedded_ND = table(torch.where(tags_N == NO_TAG, table.num_embeddings - 1, tags_N))
             if has_tags:
                 text_addition_ND = embedded_ND if text_addition_ND is None else text_addition_ND + embedded_ND
         return super().embed(batch, layout, text_addition_ND)

@@ -109,7 +109,7 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
         task,
         config,
         make_batches=reader.steps,
-        take_step=TaskStep(finetuning.adversarial),
+        take_step=TaskStep(finetuning),
         evaluate=evaluate,
         best_metric=DEV_PREFIX + task.best_metric,
     )

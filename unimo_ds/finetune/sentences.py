@@ -23,6 +23,7 @@ from unimo_ds.finetune.files import fingerprint_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 
@@ -140,7 +141,7 @@ class SentenceTask:
     def count(self, batch: TaskBatch) -> int:
         return len(batch.targets)
 
-    def loss_sum(self, output: TaskOutput, batch: TaskBatch) -> torch.Tensor:
+    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Cross-entropy of labels; squared error of a value."""
         scores_SK = output.scores.float()
         if self.labels:

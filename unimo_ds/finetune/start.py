@@ -21,8 +21,9 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.evaluation import checkpoint
-from unimo_ds.evaluation.checkpoint import CheckpointFiles
+from unimo_ds.evaluation.checkpoint import CheckpointFiles, LoadedModel
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
@@ -53,6 +54,23 @@ class Start:
     tokenizer: Tokenizer
     weights: Mapping[str, torch.Tensor]
     """Without those of heads."""
+
+    def engine(self, communicator: Communicator) -> LoadedModel:
+        """The starting model itself, to encode with on this rank's device."""
+        contrast = self.config.contrast
+        model = Unimo(
+            self.config.model,
+            temperature=contrast.temperature,
+            min_temperature=contrast.min_temperature,
+            max_temperature=contrast.max_temperature,
+            attention=self.config.engine.attention,
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.weights[name])
+        device = start_processes()
+        files = CheckpointFiles(self.path, self.path)
+        return LoadedModel(model.to(device).eval(), self.config, files, device, communicator)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ from unimo_ds.finetune import adversarial
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput, anchor
 from unimo_ds.finetune.task import Task
-from unimo_ds.finetune_config import AdversarialConfig
+from unimo_ds.finetune_config import FinetuneConfig
 
 
 class TaskStep:
     """Takes steps of a task; `Loop` calls it as it calls pre-training's `train_step`."""
 
-    def __init__(self, settings: AdversarialConfig) -> None:
-        """settings: adversarial training, or none of it (`steps` of 0)."""
+    def __init__(self, settings: FinetuneConfig) -> None:
         self._settings = settings
 
     def __call__(self, engine: Engine, task: Task, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
@@ -37,13 +36,13 @@ class TaskStep:
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             on_device = cast(TaskBatch, micro_batch.to(engine.device))
-            if self._settings.steps:
+            if self._settings.adversarial.steps:
                 loss_sum += adversarial.accumulate(
-                    engine, task, on_device, settings=self._settings, scale=scale, is_last=is_last
+                    engine, task, on_device, finetuning=self._settings, scale=scale, is_last=is_last
                 )
                 continue
             output: TaskOutput = engine.forward(on_device)
-            loss = task.loss_sum(output, on_device)
+            loss = task.loss_sum(output, on_device, self._settings)
             engine.backward(loss * scale + anchor(output), is_boundary=is_last)
             loss_sum += loss.detach()
             temperature = float(output.temperature.detach())

@@ -130,7 +130,7 @@ class Task(Protocol):
         """What the loss sums over."""
         ...
 
-    def loss_sum(self, output: TaskOutput, batch: TaskBatch) -> torch.Tensor:
+    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """fp32 scalar."""
         ...
 
