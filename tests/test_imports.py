@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
     "preflight": LEAVES | {"preflight", "data.manifest"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
-    "serving": LEAVES | {"serving", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
+    "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
             _EXPORT_EXAMPLE,
         )
     )
+    _add_generate(commands)
     _add_inspect(
         _command(
             commands, "inspect", "show a shard, data folder, run or the order of a run", _inspect, _INSPECT_EXAMPLE
@@ -291,6 +292,25 @@ def _export(arguments: argparse.Namespace) -> None:
     sizes = {str(path): path.stat().st_size for path in written}
     text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
     _emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+
+
+# unimo generate
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from unimo_ds.serving import generate_command
+
+    purpose = "write texts from photographs, from texts, or from both"
+    parser = _command(commands, "generate", purpose, _generate, generate_command.EXAMPLE)
+    generate_command.add(parser)
+    _add_json(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import generate_command
+
+    result = generate_command.run(arguments)
+    _emit(result, generate_command.to_text(result), arguments.json)
 
 
 # unimo inspect

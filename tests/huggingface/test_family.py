@@ -257,7 +257,7 @@ HEADS = [
     (heads.UnimoForSequenceClassification, torch.tensor([0, 2]), {"num_labels": 3}),
     (heads.UnimoForSequenceClassification, torch.tensor([0.5, 2.0]), {"num_labels": 1}),
     (heads.UnimoForVisualEntailment, torch.tensor([0, 2]), {"num_labels": 3, "classifier_hidden_size": 16}),
-    (heads.UnimoForVisualQuestionAnswering, torch.rand(2, 5), {"num_answers": 5}),
+    (heads.UnimoForVisualQuestionAnswering, torch.rand(2, 5), {"num_labels": 5}),
 ]
 
 
@@ -284,16 +284,18 @@ def test_heads_learn(exported: Path, processor: UnimoProcessor, family: type, la
     [
         (task_models.TextHead, heads.UnimoForSequenceClassification, 2),
         (task_models.ProductHead, heads.UnimoForImageTextRetrieval, 1),
+        (task_models.ProductHead, heads.UnimoForVisualQuestionAnswering, 3),
         (functools.partial(task_models.SumHead, middle=40), heads.UnimoForVisualEntailment, 3),
     ],
-    ids=["text", "product", "sum"],
+    ids=["text", "product", "answers", "sum"],
 )
 def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int, tmp_path: Path):
     config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=num_outputs))
     own = task_models.TaskModel(config, head(config, num_outputs=num_outputs)).eval()
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
+    assets = {"answers": ["yes", "no", "2"]} if family is heads.UnimoForVisualQuestionAnswering else {"note": 1}
     found = source.Source(
-        own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), {"answers": ["yes"]}
+        own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), assets
     )
     folder = tmp_path / "exported"
     write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
@@ -309,6 +311,8 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         expected = own(pack_sequences(sequences)).scores
         scores = model(**processor(images=pictures, text=TEXTS[:2])).logits.reshape(expected.shape)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    if family is heads.UnimoForVisualQuestionAnswering:
+        assert model.config.id2label == {0: "yes", 1: "no", 2: "2"}
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert {name.removeprefix("unimo.") for name in stored} == {name for name, _ in own.named_parameters()}
     with pytest.raises(UserError, match="is a fine-tuned model"):
@@ -316,7 +320,8 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
     assert read_start(folder).config.model == config.model, "a fine-tuning may start from it"
     if head is task_models.TextHead:
         again = load_task(folder)
-        assert (again.task.name, again.assets) == ("sst2", {"answers": ["yes"]})
+        assert (again.task.name, again.assets) == ("sst2", {"note": 1})
+        assert model.config.id2label == {0: "0", 1: "1"}
         assert_same(dict(again.module.named_parameters()), dict(own.named_parameters()))
 
 

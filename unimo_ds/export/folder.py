@@ -26,6 +26,7 @@ from unimo_ds.export import source as sources
 from unimo_ds.export.card import write_card
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune import tasks
 from unimo_ds.finetune.start import ASSETS_FILE
 from unimo_ds.huggingface import heads, modeling
 from unimo_ds.huggingface.configuration import UnimoConfig
@@ -34,13 +35,14 @@ from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_CLASSES: dict[type[nn.Module], type[modeling.UnimoPreTrainedModel]] = {
-    task_models.NoHead: heads.UnimoForConditionalGeneration,
-    task_models.TextHead: heads.UnimoForSequenceClassification,
-    task_models.SumHead: heads.UnimoForVisualEntailment,
-    task_models.ProductHead: heads.UnimoForImageTextRetrieval,
+_CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]] = {
+    (task_models.NoHead, False): heads.UnimoForConditionalGeneration,
+    (task_models.TextHead, False): heads.UnimoForSequenceClassification,
+    (task_models.SumHead, False): heads.UnimoForVisualEntailment,
+    (task_models.ProductHead, False): heads.UnimoForImageTextRetrieval,
+    (task_models.ProductHead, True): heads.UnimoForVisualQuestionAnswering,
 }
-"""Head of a fine-tuning -> class with the same weights under the same names."""
+"""Head of a fine-tuning, and whether it has an answer vocabulary -> class with the same weights under the same names."""
 
 
 def export(
@@ -117,14 +119,16 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
     weights = {name: weight.detach().to(dtype) for name, weight in found.module.named_parameters()}
     family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
     if isinstance(found.module, task_models.TaskModel):
-        head = found.module.head["scores"]
-        if type(head) not in _CLASSES or any(name.startswith("head.tags.") for name in weights):
+        head, labels = found.module.head["scores"], labels_of(found)
+        kind = type(head), "answers" in found.assets
+        if kind not in _CLASSES or any(name.startswith("head.tags.") for name in weights):
             raise UserError(
-                f"{found.files.name} is fine-tuned on {found.task}, whose head has no class in transformers' form yet; "
+                f"{found.files.name} is fine-tuned on {found.task}, whose parts no class of transformers' family has yet; "
                 "use the run itself, or export the pre-trained model"
             )
-        family = _CLASSES[type(head)]
-        config.num_labels = max(1, found.config.finetune.num_outputs if found.config.finetune else 0)
+        family = _CLASSES[kind]
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
         if isinstance(head, task_models.SumHead):
             config.classifier_hidden_size = head.middle.out_features
     model: Any = family(config)
@@ -137,6 +141,15 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
             parameter.copy_(weights[name])
     result: modeling.UnimoPreTrainedModel = model
     return result
+
+
+def labels_of(found: Source) -> list[str]:
+    """What the outputs of a fine-tuned model's head mean: answers, the task's labels, or numbers."""
+    assert found.config.finetune is not None
+    task = tasks.load(found.config.finetune.task)
+    number = max(1, found.config.finetune.num_outputs)
+    names = [str(name) for name in found.assets.get("answers", getattr(task, "labels", ()))]
+    return names if len(names) == number else [f"LABEL_{place}" for place in range(number)]
 
 
 def _config_of(config: RunConfig) -> UnimoConfig:

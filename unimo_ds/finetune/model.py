@@ -200,14 +200,3 @@ class TaskModel(Unimo):
             if has_tags:
                 text_addition_ND = embedded_ND if text_addition_ND is None else text_addition_ND + embedded_ND
         return super().embed(batch, layout, text_addition_ND)
-
-    def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
-        """As in `Unimo`; the tags of a target are all 0 (unimo.md 6.3)."""
-        tables = self.head["tags"]
-        assert isinstance(tables, nn.ModuleList)
-        if not len(tables):
-            return super().embed_target(token_ids_N, token_positions_N)
-        addition_D = torch.stack([table.get_parameter("weight")[0] for table in tables]).sum(0)
-        addition_ND = addition_D.expand(len(token_ids_N), -1)
-        embedded: torch.Tensor = self.text_embedding(token_ids_N, token_positions_N, addition_ND)
-        return embedded

@@ -21,7 +21,6 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from unimo_ds.engine.launch import start_processes
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.evaluation.checkpoint import CheckpointFiles, LoadedModel
 from unimo_ds.finetune import tasks
@@ -68,6 +67,9 @@ class Start:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.weights[name])
+        # DeepSpeed takes seconds to import and talks while it does: those who only read a model must not wait for it.
+        from unimo_ds.engine.launch import start_processes
+
         device = start_processes()
         files = CheckpointFiles(self.path, self.path)
         return LoadedModel(model.to(device).eval(), self.config, files, device, communicator)

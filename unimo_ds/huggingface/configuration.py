@@ -51,7 +51,6 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     contrastive_temperature: float = 0.07
     min_contrastive_temperature: float = 0.001
     max_contrastive_temperature: float = 0.5
-    num_answers: int = 3129
     bos_token_id: int | None = CLS
     cls_token_id: int | None = CLS
     pad_token_id: int | None = PAD

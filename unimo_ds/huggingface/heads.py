@@ -151,14 +151,12 @@ class UnimoForVisualEntailment(UnimoPreTrainedModel):
 
 
 class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
-    """Product of both poolers, dropout, FC, gelu, layer norm, FC over the answer vocabulary (`num_answers`): VQA."""
+    """FC(dropout(text pooler * image pooler)) to a score of each answer of the vocabulary (`num_labels` of them): VQA."""
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.hidden = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_answers)
+        self.head = Scores(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(
@@ -174,8 +172,7 @@ class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers. Logits: [B, A]."""
         images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
-        hidden = self.norm(functional.gelu(self.hidden(self.dropout(images * texts))))
-        logits = self.classifier(hidden)
+        logits = self.head.scores.output(self.dropout(images * texts))
         output = UnimoLogitsOutput(logits=logits)
         if labels is not None:
             loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")

@@ -144,7 +144,7 @@ class Unimo(nn.Module):
         return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
 
     def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
-        """[N, D] inputs of text tokens that are generated, outside of any batch and without dropout."""
+        """[N, D] inputs of text tokens that are generated, outside of any batch, without dropout or further embeddings."""
         embedded: torch.Tensor = self.text_embedding(token_ids_N, token_positions_N)
         return embedded
 

@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if paths and len(texts) == 1:
         texts *= len(paths)
     if paths and texts and len(paths) != len(texts):
-        raise UserError(f"{len(paths)} images and {len(texts)} texts; give as many texts as images, one for all, or none")
+        raise UserError(
+            f"{len(paths)} images and {len(texts)} texts; give as many texts as images, one for all, or none"
+        )
     number = max(len(paths), len(texts))
     paths, texts = paths or [None] * number, texts or [None] * number
     model = options.open_model(arguments)

@@ -13,11 +13,13 @@ from PIL import Image
 
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
-from unimo_ds.data.schema import SequenceInput, SequenceRole
+from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.export import source
 from unimo_ds.export.source import Source
+from unimo_ds.finetune import tasks
+from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.generation.generate import Generated, GenerationSettings, generate, make_prompt
 from unimo_ds.utils.errors import UserError
 
@@ -124,3 +126,28 @@ class ServedModel:
         rows = pooled.images_nD if len(pooled.images_nD) else pooled.texts_nD
         vectors: Vectors = torch.nn.functional.normalize(rows, dim=-1).cpu().numpy()
         return vectors.reshape(len(sequences), -1)
+
+
+def own_settings(found: Source) -> GenerationSettings:
+    """How the task that a model was fine-tuned on searches for its texts; the defaults for a pre-trained one.
+
+    Raises:
+        UserError: a model fine-tuned on a task that does not write.
+    """
+    if found.config.finetune is None:
+        return GenerationSettings()
+    task = tasks.load(found.config.finetune.task)
+    if not isinstance(task, WritingTask):
+        raise UserError(
+            f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
+            "fine-tuned on captioning or a text task that writes"
+        )
+    chosen = found.config.finetune.generation
+    return GenerationSettings(
+        num_beams=chosen.beams,
+        length_penalty=chosen.length_penalty,
+        min_tokens=chosen.min_tokens,
+        max_tokens=chosen.max_tokens,
+        no_repeat_words=3 if chosen.block_trigrams else 0,
+        end_id=found.tokenizer.mask_id if task.ends_with_mask else SEP,
+    )

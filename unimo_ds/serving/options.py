@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,39 +54,43 @@ def parse_device(name: str | None) -> torch.device | None:
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to write")
-    group.add_argument("--beams", type=int, default=5, help="hypotheses of the beam search; 1: greedy (default 5)")
-    group.add_argument("--length-penalty", type=float, default=0.6, help="a in log P / ((5 + t) / 6) ** a (default 0.6)")
-    group.add_argument("--min-tokens", type=int, default=0, help="fewest tokens (default 0)")
-    group.add_argument("--max-tokens", type=int, default=50, help="most tokens (default 50)")
-    group.add_argument("--block-words", type=int, default=0, metavar="N", help="no N words come twice (3: trigram blocking)")
-    group.add_argument("--sample", action="store_true", help="draw tokens instead of searching for the best")
-    group.add_argument("--temperature", type=float, default=1.0)
-    group.add_argument("--top-k", type=int, default=0, help="draw among the K likeliest; 0: all (default)")
-    group.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest that make up this share")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts each, best first (default 1)")
-    group.add_argument(
-        "--end", choices=("sep", "mask"), help="token that ends a text (default: the one of the model's task, else sep)"
+    group = parser.add_argument_group(
+        "how to write (defaults: what the model was fine-tuned with, else those in brackets)"
     )
+    group.add_argument("--beams", type=int, help="hypotheses of the beam search; 1: greedy (5)")
+    group.add_argument("--length-penalty", type=float, help="a in log P / ((5 + t) / 6) ** a (0.6)")
+    group.add_argument("--min-tokens", type=int, help="fewest tokens (0)")
+    group.add_argument("--max-tokens", type=int, help="most tokens (50)")
+    group.add_argument(
+        "--block-words", type=int, metavar="N", help="no N words come twice; 3: trigram blocking, 0: off (0)"
+    )
+    group.add_argument("--sample", action="store_true", help="draw tokens instead of searching for the best")
+    group.add_argument("--temperature", type=float, default=1.0, help="of drawing (1)")
+    group.add_argument("--top-k", type=int, default=0, help="draw among the K likeliest; 0: all (0)")
+    group.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest that make up this share (1)")
+    group.add_argument("--seed", type=int, default=0, help="of drawing (0)")
+    group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts each, best first (1)")
 
 
 def generation_settings(arguments: argparse.Namespace, model: ServedModel) -> GenerationSettings:
-    """What the options say; the token that ends a text is the one that the model's task taught."""
-    from unimo_ds.data.schema import SEP
-    from unimo_ds.generation.generate import GenerationSettings
+    """What the options say, the model's own settings for what they leave open."""
+    from unimo_ds.serving.model import own_settings
 
-    return GenerationSettings(
-        num_beams=1 if arguments.sample else arguments.beams,
-        length_penalty=arguments.length_penalty,
-        min_tokens=arguments.min_tokens,
-        max_tokens=arguments.max_tokens,
-        no_repeat_words=arguments.block_words,
+    given = {
+        "num_beams": 1 if arguments.sample else arguments.beams,
+        "length_penalty": arguments.length_penalty,
+        "min_tokens": arguments.min_tokens,
+        "max_tokens": arguments.max_tokens,
+        "no_repeat_words": arguments.block_words,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        own_settings(model.source),
+        **chosen,
         sample=arguments.sample,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
         num_texts=arguments.texts,
-        end_id=model.source.tokenizer.mask_id if arguments.end == "mask" else SEP,
     )
