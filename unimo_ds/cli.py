@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unimo_ds.ops.native import command as kernels
 
         return _guarded(lambda: kernels.main(words[1:]))
+    if words[:1] == ["search"]:
+        from unimo_ds.serving import search_command
+
+        return _guarded(lambda: search_command.main(words[1:]))
     arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     return _guarded(lambda: run_command(lambda: run(arguments)))
@@ -70,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
     # Likewise in ops/native/command.py.
     commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
+    # And in serving/search_command.py.
+    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
     _add_plan(_command(commands, "plan", "what a run needs, before any GPU is booked", _plan, _PLAN_EXAMPLE))
     _add_evaluate(_command(commands, "evaluate", "measure a checkpoint on held-out data", _evaluate, _EVALUATE_EXAMPLE))
     _add_finetune(
