@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
             _EXPORT_EXAMPLE,
         )
     )
+    _add_convert(
+        _command(commands, "convert", "the officially released parameters in a folder", _convert, _CONVERT_EXAMPLE)
+    )
     _add_generate(commands)
     _add_inspect(
         _command(
@@ -298,6 +301,33 @@ def _export(arguments: argparse.Namespace) -> None:
     sizes = {str(path): path.stat().st_size for path in written}
     text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
     _emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+
+
+# unimo convert
+
+_CONVERT_EXAMPLE = "unimo convert --paddle unimo_base_en/params --tokenizer roberta-base --to pretrained/unimo-base"
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--paddle",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with one file a parameter, as PaddlePaddle saves",
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="RoBERTa's tokenizer")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    _add_json(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from unimo_ds.export.released import convert
+
+    report, written = convert(arguments.paddle, arguments.to, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    result = {"folder": str(arguments.to), "files": [str(path) for path in written], **dataclasses.asdict(report)}
+    _emit(result, f"{report.text()}\nwrote {arguments.to}", arguments.json)
 
 
 # unimo generate

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unimo_ds.serving.model import ServedModel
 
 _AT_ONCE = 32
-_EXAMPLE = """examples:
+_EXAMPLE = """example:
   unimo search build --checkpoint runs/photos --images photos/ --output index
   unimo search "two dogs in the snow" --index index
   unimo search holiday.jpg --index index --count 5 --json
