@@ -220,11 +220,16 @@ _EVALUATE_EXAMPLE = "unimo evaluate retrieval --checkpoint runs/demo --data demo
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "task",
-        choices=("retrieval", "rewrites", "zero-shot"),
-        help="zero-shot: retrieval, rewrites and held-out losses",
+        choices=("retrieval", "rewrites", "zero-shot", "classification"),
+        help="zero-shot: retrieval, rewrites and held-out losses; classification: images by their classes' names",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
-    parser.add_argument("--data", required=True, help="data folder with pairs the model has not seen")
+    parser.add_argument(
+        "--data", required=True, help="data folder with pairs the model has not seen; classification: a folder a class"
+    )
+    parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="classification: sentences with {} where the name of the class goes"
+    )
     parser.add_argument("--num-pairs", type=int, default=0, help="evaluate so many pairs, evenly spread (default: all)")
     parser.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
@@ -235,6 +240,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
 
+    if arguments.task == "classification":
+        return _classify(arguments)
     if arguments.num_pairs < 0 or arguments.rerank < 0:
         raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
     result = command.evaluate(
@@ -268,6 +275,16 @@ def _finetune(arguments: argparse.Namespace) -> int:
     if result:
         _emit(result, command.to_text(result), arguments.json)
     return status
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import classification, options
+    from unimo_ds.serving.model import ServedModel
+
+    model = ServedModel.open(arguments.checkpoint, device=options.parse_device(arguments.device))
+    prompts = arguments.prompt or classification.DEFAULT_PROMPTS
+    result = classification.classify(model, Path(arguments.data), prompts=prompts)
+    _emit(result, classification.to_text(result), arguments.json)
 
 
 # unimo export

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from unimo_ds.serving.model import ServedModel, own_settings
 from unimo_ds.utils.errors import UserError
 
 HOST = "127.0.0.1"
-_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+)
 _COUNT = 24
 _SIMILAR = 12
 _LARGEST_UPLOAD = 32 * 2**20
@@ -139,6 +142,7 @@ def serve(index: Index, model: ServedModel, writer: ServedModel, *, port: int) -
         UserError: the port is taken, or a writer that does not write.
     """
     own_settings(writer.source)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every picture
     server = make_local_server(make_app(index, model, writer), port=port)
     print(f"http://{HOST}:{server.server_port}/   ({len(index):,} items; end with Ctrl-C)", flush=True)
     server.serve_forever()
