@@ -101,7 +101,7 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     measured = spread(held_out, finetuning.max_evaluated)
 
     def evaluate() -> _Report:
-        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer)
+        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
         return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
 
     loop = Loop(
