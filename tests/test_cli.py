@@ -133,7 +133,9 @@ def test_export_gives_a_folder_that_evaluates_alike(
 ) -> None:
     exported = tmp_path / "exported"
     assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 0
-    assert {path.name for path in exported.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} < {
+        path.name for path in exported.iterdir()
+    }
     assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 2, "never overwrites"
     results = []
     capsys.readouterr()

@@ -21,12 +21,14 @@ MAY_IMPORT = {
     "losses": LEAVES | {"losses", "ops", "data.schema"},
     "tasks": LEAVES | {"tasks", "losses", "models", "data.schema"},
     "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
-    "evaluation": LEAVES | {"evaluation", "engine", "tasks", "losses", "models", "data", "ops"},
     "generation": LEAVES | {"generation", "models", "ops", "data"},
+    "huggingface": LEAVES | {"huggingface", "generation", "models", "ops", "data"},
+    "evaluation": LEAVES | {"evaluation", "huggingface", "engine", "tasks", "losses", "models", "data", "ops"},
     "finetune": LEAVES
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
     "preflight": LEAVES | {"preflight", "data.manifest"},
-    "export": LEAVES | {"export", "evaluation", "models", "data"},
+    "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
+    "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -79,9 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_export(
         _command(
-            commands, "export", "a run's weights, configuration and tokenizer in one folder", _export, _EXPORT_EXAMPLE
+            commands,
+            "export",
+            "a model with tokenizer and processor in one folder for transformers",
+            _export,
+            _EXPORT_EXAMPLE,
         )
     )
+    _add_generate(commands)
     _add_inspect(
         _command(
             commands, "inspect", "show a shard, data folder, run or the order of a run", _inspect, _INSPECT_EXAMPLE
@@ -265,17 +270,47 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the one of the run's data)")
+    parser.add_argument("--extractor", type=Path, help="region extractor (default: the one of the run's data)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    parser.add_argument("--max-shard-gb", type=float, default=5.0, help="split larger weights over files (default 5)")
     _add_json(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from unimo_ds.export.folder import export
 
-    written = export(arguments.checkpoint, arguments.to, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    if arguments.max_shard_gb <= 0:
+        raise UserError(f"--max-shard-gb {arguments.max_shard_gb} must be more than 0")
+    written = export(
+        arguments.checkpoint,
+        arguments.to,
+        tokenizer=arguments.tokenizer,
+        extractor=arguments.extractor,
+        dtype=arguments.dtype,
+        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+    )
     sizes = {str(path): path.stat().st_size for path in written}
     text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
     _emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+
+
+# unimo generate
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from unimo_ds.serving import generate_command
+
+    purpose = "write texts from photographs, from texts, or from both"
+    parser = _command(commands, "generate", purpose, _generate, generate_command.EXAMPLE)
+    generate_command.add(parser)
+    _add_json(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import generate_command
+
+    result = generate_command.run(arguments)
+    _emit(result, generate_command.to_text(result), arguments.json)
 
 
 # unimo inspect

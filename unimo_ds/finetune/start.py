@@ -21,7 +21,6 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from unimo_ds.engine.launch import start_processes
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.evaluation.checkpoint import CheckpointFiles, LoadedModel
 from unimo_ds.finetune import tasks
@@ -68,6 +67,9 @@ class Start:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.weights[name])
+        # DeepSpeed takes seconds to import and talks while it does: those who only read a model must not wait for it.
+        from unimo_ds.engine.launch import start_processes
+
         device = start_processes()
         files = CheckpointFiles(self.path, self.path)
         return LoadedModel(model.to(device).eval(), self.config, files, device, communicator)
@@ -99,7 +101,9 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     Raises:
         UserError: nothing there, damaged, or no tokenizer that fits.
     """
-    if (path / checkpoint.CONFIG_FILE).is_file() and "model_type" in _json(path / checkpoint.CONFIG_FILE):
+    if (path / checkpoint.CONFIG_FILE).is_file() and _json(path / checkpoint.CONFIG_FILE).get(
+        "model_type"
+    ) == "roberta":
         return _read_roberta(path)
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)

@@ -110,7 +110,7 @@ def make_prompt(
     return clean_sequence(role=role, image=image, text=text)
 
 
-class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc, no-untyped-call]
+class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc]
     """The least that transformers' generation asks for, around a model that is held, not copied."""
 
     config_class = PretrainedConfig

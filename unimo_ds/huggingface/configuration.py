@@ -46,10 +46,11 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     classifier_dropout: float | int = 0.1
+    classifier_hidden_size: int = 2048
+    """Of the visual entailment head."""
     contrastive_temperature: float = 0.07
     min_contrastive_temperature: float = 0.001
     max_contrastive_temperature: float = 0.5
-    num_answers: int = 3129
     bos_token_id: int | None = CLS
     cls_token_id: int | None = CLS
     pad_token_id: int | None = PAD

@@ -1,4 +1,4 @@
-"""Heads of the paper's tasks (forms: the released fine-tuning code; docs/using.md lists them) as `PreTrainedModel`s.
+"""Heads of the paper's tasks as `PreTrainedModel`s. Their weights have the names that fine-tuning gives them: `head.scores.*`.
 
 Letters: B inputs, R image positions, L source and M target positions, D hidden size, V vocabulary, C classes.
 """
@@ -17,6 +17,24 @@ from unimo_ds.generation.mixin import PrefixGenerationMixin
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel
 from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
+
+
+class Head(nn.Module):
+    """The modules of a head, `output` the last one, under the names of `unimo_ds.finetune`."""
+
+    def __init__(self, size: int, num_outputs: int, *, middle: int | None = None) -> None:
+        super().__init__()
+        if middle is not None:
+            self.middle = nn.Linear(size, middle)
+        self.output = nn.Linear(size if middle is None else middle, num_outputs)
+
+
+class Scores(nn.Module):
+    """A head under the name `scores`."""
+
+    def __init__(self, size: int, num_outputs: int, *, middle: int | None = None) -> None:
+        super().__init__()
+        self.scores = Head(size, num_outputs, middle=middle)
 
 
 class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin):
@@ -65,7 +83,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -86,7 +104,7 @@ class UnimoForSequenceClassification(UnimoPreTrainedModel):
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.head = Scores(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(
@@ -103,7 +121,7 @@ class UnimoForSequenceClassification(UnimoPreTrainedModel):
         """labels: [B] int64 classes, or numbers where `num_labels` is 1. Logits: [B, C]."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
         _, texts = self.pooled(inputs)
-        return classified(self.classifier(self.dropout(texts)), labels, return_dict)
+        return classified(self.head.scores.output(self.dropout(texts)), labels, return_dict)
 
 
 class UnimoForVisualEntailment(UnimoPreTrainedModel):
@@ -111,9 +129,8 @@ class UnimoForVisualEntailment(UnimoPreTrainedModel):
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
-        self.hidden = nn.Linear(config.hidden_size, 2048)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(2048, config.num_labels)
+        self.head = Scores(config.hidden_size, config.num_labels or 1, middle=config.classifier_hidden_size)
         self.post_init()
 
     def forward(
@@ -129,18 +146,17 @@ class UnimoForVisualEntailment(UnimoPreTrainedModel):
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B] int64. Logits: [B, C]."""
         images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
-        return classified(self.classifier(self.dropout(self.hidden(images + texts))), labels, return_dict)
+        head = self.head.scores
+        return classified(head.output(self.dropout(head.middle(images + texts))), labels, return_dict)
 
 
 class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
-    """Product of both poolers, dropout, FC, gelu, layer norm, FC over the answer vocabulary (`num_answers`): VQA."""
+    """FC(dropout(text pooler * image pooler)) to a score of each answer of the vocabulary (`num_labels` of them): VQA."""
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.hidden = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_answers)
+        self.head = Scores(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(
@@ -156,10 +172,10 @@ class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers. Logits: [B, A]."""
         images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
-        hidden = self.norm(functional.gelu(self.hidden(self.dropout(images * texts))))
-        output = UnimoLogitsOutput(logits=self.classifier(hidden))
+        logits = self.head.scores.output(self.dropout(images * texts))
+        output = UnimoLogitsOutput(logits=logits)
         if labels is not None:
-            loss = functional.binary_cross_entropy_with_logits(output.logits, labels.float(), reduction="sum")
+            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
             output["loss"] = loss / len(labels)
         return output if return_dict is not False else output.to_tuple()
 
@@ -170,7 +186,7 @@ class UnimoForImageTextRetrieval(UnimoPreTrainedModel):
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.head = Scores(config.hidden_size, 1)
         self.post_init()
 
     def forward(
@@ -185,7 +201,7 @@ class UnimoForImageTextRetrieval(UnimoPreTrainedModel):
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """Logits: [B] scores."""
         images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
-        output = UnimoLogitsOutput(logits=self.scorer(self.dropout(images * texts)).squeeze(-1))
+        output = UnimoLogitsOutput(logits=self.head.scores.output(self.dropout(images * texts)).squeeze(-1))
         return output if return_dict is not False else output.to_tuple()
 
 

@@ -22,14 +22,13 @@ from unimo_ds.utils.errors import UserError
 class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     """Regions of PIL images, [IMG] first. Its parameters are in `extractor.safetensors` beside the configuration."""
 
-    model_input_names = ("region_features", "region_boxes", "region_mask")
-
     def __init__(self, max_regions: int = 100, *, extractor: RegionExtractor | None = None, **others: Any) -> None:
         super().__init__(**others)
+        self.model_input_names = ["region_features", "region_boxes", "region_mask"]
         self.max_regions = max_regions
         self.extractor = extractor
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = "pt", **unused: Any
     ) -> BatchFeature:
         """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64.
@@ -60,7 +59,9 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return written
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **others: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **others: Any
+    ) -> Any:
         processor = super().from_pretrained(pretrained_model_name_or_path, **others)
         file = Path(pretrained_model_name_or_path) / EXTRACTOR_FILE
         processor.extractor = regions.load(file) if file.is_file() else None

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.packing import Grid, PaddedInputs, pack_padded
@@ -24,7 +24,7 @@ IGNORED = -100
 """Label of positions without a target, as everywhere in transformers."""
 
 
-class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-untyped-call]
+class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """What all classes of the family share: a `Unimo`, and inputs as padded tensors."""
 
     config_class = UnimoConfig
@@ -82,7 +82,7 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc, no-untyped-ca
 
 
 @dataclass
-class UnimoModelOutput(ModelOutput):  # type: ignore[misc, no-untyped-call]
+class UnimoModelOutput(ModelOutput):  # type: ignore[misc]
     """What the encoder alone gives."""
 
     last_hidden_state: torch.Tensor | None = None
@@ -143,7 +143,7 @@ class UnimoModel(UnimoPreTrainedModel):
 
 
 @dataclass
-class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc, no-untyped-call]
+class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
     """Every head of pre-training."""
 
     prediction_logits: torch.Tensor | None = None
@@ -188,12 +188,12 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
             output["image_pooled"] = self.unimo.image_pooler(images[:, 0])
         if input_ids is not None:
             output["prediction_logits"] = self.unimo.language_head(texts)[0]
-            output["text_pooled"] = self.unimo.text_pooler(texts[:, 0])
+            output["text_pooled"] = self.unimo.text_pooler(grid.first_token(hidden_TD))
         return output if return_dict is not False else output.to_tuple()
 
 
 @dataclass
-class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc, no-untyped-call]
+class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc]
     """Of every class with one head."""
 
     loss: torch.Tensor | None = None

@@ -46,8 +46,13 @@ class Grid:
         return padded.masked_scatter(self.is_there[..., None], stream_TD)
 
     def first_token(self, stream_TD: torch.Tensor) -> torch.Tensor:
-        """[B, D] at the first token of each text, [CLS]; zero where there is none."""
-        return self.unpacked(stream_TD)[:, self.num_regions : self.num_regions + 1].squeeze(1)
+        """[B, D] at the first token of each text, [CLS]; zero where there are no texts."""
+        texts = slice(self.num_regions, self.num_regions + self.num_tokens)
+        is_token = self.is_there[:, texts]
+        if not self.num_tokens:
+            return stream_TD.new_zeros(len(is_token), stream_TD.shape[-1])
+        rows = torch.arange(len(is_token), device=is_token.device)
+        return self.unpacked(stream_TD)[:, texts][rows, is_token.int().argmax(1)]
 
 
 def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch, Grid]:
@@ -89,7 +94,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
     place = torch.full(is_there.shape, -1, dtype=torch.int64, device=device)
     num_positions = int(starts[-1])
     place[is_there] = torch.arange(num_positions, device=device)
-    region_place, token_place, target_place = place.split(widths, dim=1)
+    region_place, token_place, target_place = torch.split(place, widths, dim=1)
     sequence = torch.repeat_interleave(torch.arange(num_inputs, device=device), lengths)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
 

@@ -19,7 +19,7 @@ def register_image_processor() -> None:
     from unimo_ds.huggingface.configuration import UnimoConfig
     from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
-    IMAGE_PROCESSOR_MAPPING.register(UnimoConfig, {"pil": UnimoImageProcessor}, exist_ok=True)
+    IMAGE_PROCESSOR_MAPPING.register(UnimoConfig, {"pil": UnimoImageProcessor}, exist_ok=True)  # type: ignore[arg-type]
 
 
 def register_processor() -> None:
@@ -29,7 +29,7 @@ def register_processor() -> None:
     from unimo_ds.huggingface.configuration import UnimoConfig
     from unimo_ds.huggingface.processing import UnimoProcessor
 
-    PROCESSOR_MAPPING.register(UnimoConfig, UnimoProcessor, exist_ok=True)
+    PROCESSOR_MAPPING.register(UnimoConfig, UnimoProcessor, exist_ok=True)  # type: ignore[arg-type]
 
 
 def register_models() -> None:

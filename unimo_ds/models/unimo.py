@@ -143,6 +143,11 @@ class Unimo(nn.Module):
         probability = self.config.hidden_dropout if self.training else 0.0
         return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
 
+    def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
+        """[N, D] inputs of text tokens that are generated, outside of any batch, without dropout or further embeddings."""
+        embedded: torch.Tensor = self.text_embedding(token_ids_N, token_positions_N)
+        return embedded
+
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""
         word_weight = self.text_embedding.get_parameter("word.weight")
