@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
             commands, "finetune", "train a checkpoint on a downstream task and measure it", _finetune, _FINETUNE_EXAMPLE
         )
     )
+    _add_report(_command(commands, "report", "the paper's tables with one's own figures", _report, _REPORT_EXAMPLE))
     _add_export(
         _command(
             commands,
@@ -205,29 +206,44 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 # unimo evaluate
 
-_EVALUATE_EXAMPLE = "unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json"
+_EVALUATE_EXAMPLE = """unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json
+  unimo evaluate sst2 --checkpoint runs/finetune/sst2/seed-0/checkpoints/best --data glue/SST-2"""
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "task",
-        choices=("retrieval", "rewrites", "zero-shot"),
-        help="zero-shot: retrieval, rewrites and held-out losses",
-    )
+    from unimo_ds.finetune.arguments import add_evaluation
+
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
-    parser.add_argument("--data", required=True, help="data folder with pairs the model has not seen")
-    parser.add_argument("--num-pairs", type=int, default=0, help="evaluate so many pairs, evenly spread (default: all)")
-    parser.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    zero_shot = parser.add_argument_group("retrieval, rewrites, zero-shot: a pre-trained checkpoint")
+    zero_shot.add_argument("--num-pairs", type=int, default=0, help="so many pairs, evenly spread (default: all)")
+    zero_shot.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
+    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
+    add_evaluation(parser)
     _add_json(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
+    from unimo_ds.finetune import arguments as tuned
 
     if arguments.num_pairs < 0 or arguments.rerank < 0:
         raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
+    if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
+        from unimo_ds.finetune import evaluate
+
+        result = evaluate.evaluate(
+            arguments.task,
+            path=arguments.checkpoint,
+            data=Path(arguments.data),
+            split=arguments.split,
+            max_examples=arguments.max_examples,
+            device=command.device_of(arguments.device),
+            predictions=arguments.predictions,
+        )
+        if int(os.environ.get("RANK", "0")) == 0:
+            _emit(result, evaluate.to_text(result), arguments.json)
+        return
     result = command.evaluate(
         arguments.task,
         path=arguments.checkpoint,
@@ -259,6 +275,37 @@ def _finetune(arguments: argparse.Namespace) -> int:
     if result:
         _emit(result, command.to_text(result), arguments.json)
     return status
+
+
+# unimo report
+
+_REPORT_EXAMPLE = "unimo report --ours base=runs/finetune --markdown tables.md --json tables.json"
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a row of the tables: results below the folder (`unimo finetune`, `unimo evaluate --json`); may be repeated",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables there instead of printing them")
+    _add_json(parser)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from unimo_ds.reporting import report
+
+    rows = [report.parse_row(text) for text in arguments.ours] or [report.Row("this project")]
+    text = report.to_markdown(rows)
+    if arguments.markdown is not None:
+        try:
+            arguments.markdown.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.markdown}: {error.strerror}") from None
+        text = f"wrote {arguments.markdown}"
+    _emit(report.to_json(rows), text.rstrip(), arguments.json)
 
 
 # unimo export
