@@ -100,8 +100,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """The tables as Markdown: published rows, then this project's in bold, and the files they come from."""
     parts = [
         "# UNIMO's tables",
-        "Published figures are those of the paper. Rows in bold are this project's: means over seeds with half of their "
-        "95 % confidence interval's width; empty cells were not measured, and what they were measured on is in the files named below.",
+        "Published figures are those of the paper. Rows in bold are this project's: means over seeds, with half of the width of "
+        "their 95 % confidence interval. Empty cells were not measured; what the others were measured on is told by their files.",
     ]
     for table in TABLES:
         parts.append(f"## {table.title}")
