@@ -240,6 +240,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             max_examples=arguments.max_examples,
             device=command.device_of(arguments.device),
             predictions=arguments.predictions,
+            overrides=arguments.set,
         )
         if int(os.environ.get("RANK", "0")) == 0:
             _emit(result, evaluate.to_text(result), arguments.json)

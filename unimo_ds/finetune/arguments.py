@@ -56,6 +56,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     tuned.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
     tuned.add_argument("--max-examples", type=int, default=0, help="so many examples, evenly spread (default: all)")
     tuned.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. finetune.generation.beams=1"
+    )
+    tuned.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write an answer for each example, as JSON lines"
     )
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unimo_ds.config import apply_overrides
 from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
 from unimo_ds.utils.communicator import Communicator, SingleProcess, make_communicator
 from unimo_ds.utils.errors import UserError
 
-SPLITS = ("train", "dev", "test")
+_FREE = ("finetune.generation.", "finetune.retrieval.rerank", "batch.micro_batch_tokens")
 
 
 def evaluate(
@@ -26,10 +29,12 @@ def evaluate(
     max_examples: int = 0,
     device: torch.device | None = None,
     predictions: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure the fine-tuned model at `path`. A collective where a launcher started several processes.
 
-    max_examples: so many examples, evenly spread; 0: all. predictions: JSON lines to write, an answer each.
+    max_examples: so many examples, evenly spread; 0: all. predictions: JSON lines to write, an answer each. overrides: of how
+    texts are searched for and what is encoded, `finetune.generation.beams=1` for instance.
     Returns task, checkpoint, split, number of examples, metrics and notes; the same on every rank.
 
     Raises:
@@ -43,6 +48,10 @@ def evaluate(
         device = start_processes()
         communicator = make_communicator(device)
     loaded = load_task(path, name=task, device=device, communicator=communicator)
+    for override in overrides:
+        if not override.startswith(_FREE):
+            raise UserError(f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings")
+    loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
     examples = spread(
         loaded.task.open(data, split, tokenizer=loaded.tokenizer, config=loaded.config, assets=loaded.assets),
         max_examples,
