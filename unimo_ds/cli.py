@@ -27,6 +27,8 @@ _CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one check
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
+    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
 

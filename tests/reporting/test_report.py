@@ -35,12 +35,13 @@ def test_measured_cells_are_filled_and_others_stay_empty(tmp_path):
     write(tmp_path / "sst2" / "results.json", "sst2", "dev", {"accuracy": seeds(0.825, 0.0123)}, seeds=[{}, {}, {}])
     recalls = {f"text_to_image/r@{k}": value for k, value in ((1, 0.1), (5, 0.25))}
     write(tmp_path / "retrieval_test.json", "retrieval", "test", recalls)
+    write(tmp_path / "captions.json", "captioning", "dev", {"bleu_4": 0.125, "cider": 0.5})
     (tmp_path / "sst2" / "config.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
     row = report.parse_row(f"two layers={tmp_path}")
     text = report.to_markdown([row])
     assert "| **two layers** | 82.50 ± 1.23 |  |  |  |  |  |  |  |" in text
-    assert "| **two layers** | 10.00/25.00/– |  |  |  |  |" in text
+    assert "| **two layers** | 10.00/25.00/– |  |  |  | 12.50/50.00 (dev) |" in text
     assert "| UNIMO-base | 74.66/93.40/96.08 |" in text
     assert f"`{tmp_path}/sst2/results.json` (3 seeds)" in text
     cell = report.to_json([row])["tables"][1]["this_project"]["two layers"]["SST-2"]

@@ -35,7 +35,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field, e.g. finetune.epochs=3"
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 ZERO_SHOT = ("retrieval", "rewrites", "zero-shot")

@@ -149,15 +149,18 @@ def _percent(share: float | None) -> float | None:
 
 
 def _cell(column: Column, results: Results) -> str:
-    found = [results.get((column.task, split, metric)) for split, metric in column.parts]
-    if not any(found):
-        return ""
-    return "/".join(
-        NOT_MEASURED
-        if one is None
-        else f"{100 * one.mean:.2f}" + ("" if one.confidence_95 is None else f" ± {100 * one.confidence_95:.2f}")
-        for one in found
-    )
+    """Numbers of the splits that the paper reports; where none of them was measured, those of the development split, marked."""
+    parts, mark = column.parts, ""
+    if not any((column.task, split, metric) in results for split, metric in parts):
+        parts, mark = tuple(("dev", metric) for _, metric in parts), " (dev)"
+    found = [results.get((column.task, split, metric)) for split, metric in parts]
+    return "/".join(map(_number, found)) + mark if any(found) else ""
+
+
+def _number(one: Measured | None) -> str:
+    if one is None:
+        return NOT_MEASURED
+    return f"{100 * one.mean:.2f}" + ("" if one.confidence_95 is None else f" ± {100 * one.confidence_95:.2f}")
 
 
 def parse_row(text: str) -> Row:
