@@ -14,7 +14,7 @@ from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
 
-COMMANDS = ("plan", "evaluate", "export", "inspect", "doctor", "prepare")
+COMMANDS = ("plan", "evaluate", "export", "convert", "generate", "search", "inspect", "doctor", "prepare")
 
 
 @pytest.fixture(scope="module")

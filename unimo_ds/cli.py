@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unimo_ds.ops.native import command as kernels
 
         return _guarded(lambda: kernels.main(words[1:]))
+    if words[:1] == ["search"]:
+        from unimo_ds.serving import search_command
+
+        return _guarded(lambda: search_command.main(words[1:]))
     arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     return _guarded(lambda: run_command(lambda: run(arguments)))
@@ -72,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
     # Likewise in ops/native/command.py.
     commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
+    # And in serving/search_command.py.
+    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
     _add_plan(_command(commands, "plan", "what a run needs, before any GPU is booked", _plan, _PLAN_EXAMPLE))
     _add_evaluate(_command(commands, "evaluate", "measure a checkpoint on held-out data", _evaluate, _EVALUATE_EXAMPLE))
     _add_finetune(
@@ -88,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
             _export,
             _EXPORT_EXAMPLE,
         )
+    )
+    _add_convert(
+        _command(commands, "convert", "the officially released parameters in a folder", _convert, _CONVERT_EXAMPLE)
     )
     _add_generate(commands)
     _add_inspect(
@@ -342,6 +351,33 @@ def _export(arguments: argparse.Namespace) -> None:
     sizes = {str(path): path.stat().st_size for path in written}
     text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
     _emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+
+
+# unimo convert
+
+_CONVERT_EXAMPLE = "unimo convert --paddle unimo_base_en/params --tokenizer roberta-base --to pretrained/unimo-base"
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--paddle",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with one file a parameter, as PaddlePaddle saves",
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="RoBERTa's tokenizer")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    _add_json(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from unimo_ds.export.released import convert
+
+    report, written = convert(arguments.paddle, arguments.to, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    result = {"folder": str(arguments.to), "files": [str(path) for path in written], **dataclasses.asdict(report)}
+    _emit(result, f"{report.text()}\nwrote {arguments.to}", arguments.json)
 
 
 # unimo generate

@@ -41,7 +41,7 @@ class ModelConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     initialize_from: str | None = None
-    """Local Hugging Face folder of RoBERTa weights (safetensors); None starts from scratch."""
+    """Local Hugging Face folder of RoBERTa or UNIMO weights (safetensors; `unimo export`, `convert`); None: from scratch."""
 
 
 @dataclass(frozen=True)

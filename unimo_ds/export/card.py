@@ -50,7 +50,7 @@ def write_card(found: Source, path: Path) -> str:
 
 def _title(found: Source) -> str:
     size = f"{found.config.model.num_layers} layers of {found.config.model.hidden_size}"
-    return f"UNIMO, {size}" + (f", fine-tuned on {found.task}" if found.task else f", recipe {found.config.recipe}")
+    return f"UNIMO, {size}" + (f", fine-tuned on {found.task}" if found.task else f", {found.config.recipe}")
 
 
 def _front_matter(found: Source) -> str:
@@ -76,7 +76,7 @@ def _run_of(found: Source) -> Path | None:
 
 def _training(found: Source, run: Path | None) -> dict[str, str]:
     config = found.config
-    if config.recipe == "transformers":
+    if config.recipe in ("transformers", "released"):  # no run of ours
         return {}
     rows = {
         "recipe": f"{config.recipe}, seed {config.seed}",

@@ -16,7 +16,7 @@ from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, PAD, SEP, SequenceInput, SequenceRole
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
-from unimo_ds.generation.words import NoRepeatedWords
+from unimo_ds.generation.words import Forbidden, NoRepeatedWords
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
@@ -163,10 +163,10 @@ def generate(
 
 def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str, Any]:
     """`settings` in transformers' words."""
-    processors = LogitsProcessorList()
+    forbidden = [int(token) for token in np.flatnonzero(vocabulary.special) if token != settings.end_id]
+    processors = LogitsProcessorList([Forbidden(forbidden, end_id=settings.end_id, min_tokens=settings.min_tokens)])
     if settings.no_repeat_words:
         processors.append(NoRepeatedWords(settings.no_repeat_words, vocabulary.starts_word))
-    forbidden = [int(token) for token in np.flatnonzero(vocabulary.special) if token != settings.end_id]
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
     beams = {
         "length_penalty": settings.length_penalty,
@@ -178,10 +178,8 @@ def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str
         "do_sample": settings.sample,
         **(sampling if settings.sample else {}),
         **(beams if settings.num_beams > 1 else {}),
-        "min_new_tokens": settings.min_tokens,
         "max_new_tokens": settings.max_tokens,
         "no_repeat_ngram_size": settings.no_repeat_tokens,
-        "suppress_tokens": forbidden,
         "eos_token_id": settings.end_id,
         "pad_token_id": PAD,
         "logits_processor": processors,
