@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"evaluation", "huggingface", "engine", "tasks", "losses", "models", "data", "ops"},
     "finetune": LEAVES
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
+    "reporting": {"reporting", "utils"},
     "preflight": LEAVES | {"preflight", "data.manifest"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},

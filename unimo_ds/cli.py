@@ -27,6 +27,8 @@ _CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one check
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
+    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
 
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
             commands, "finetune", "train a checkpoint on a downstream task and measure it", _finetune, _FINETUNE_EXAMPLE
         )
     )
+    _add_report(_command(commands, "report", "the paper's tables with one's own figures", _report, _REPORT_EXAMPLE))
     _add_export(
         _command(
             commands,
@@ -214,36 +217,51 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 # unimo evaluate
 
-_EVALUATE_EXAMPLE = "unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json"
+_EVALUATE_EXAMPLE = """unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json
+  unimo evaluate sst2 --checkpoint runs/finetune/sst2/seed-0/checkpoints/best --data glue/SST-2"""
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "task",
-        choices=("retrieval", "rewrites", "zero-shot", "classification"),
-        help="zero-shot: retrieval, rewrites and held-out losses; classification: images by their classes' names",
-    )
+    from unimo_ds.finetune.arguments import add_evaluation
+
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
-    parser.add_argument(
-        "--data", required=True, help="data folder with pairs the model has not seen; classification: a folder a class"
-    )
-    parser.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="classification: sentences with {} where the name of the class goes"
-    )
-    parser.add_argument("--num-pairs", type=int, default=0, help="evaluate so many pairs, evenly spread (default: all)")
-    parser.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    zero_shot = parser.add_argument_group("retrieval, rewrites, zero-shot: a pre-trained checkpoint")
+    zero_shot.add_argument("--num-pairs", type=int, default=0, help="so many pairs, evenly spread (default: all)")
+    zero_shot.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
+    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
+    add_evaluation(parser)
+    classes = parser.add_argument_group("classification: images, a folder a class, by the names of their classes")
+    classes.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="sentences with {} where the name of the class goes"
+    )
     _add_json(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
+    from unimo_ds.finetune import arguments as tuned
 
     if arguments.task == "classification":
         return _classify(arguments)
     if arguments.num_pairs < 0 or arguments.rerank < 0:
         raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
+    if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
+        from unimo_ds.finetune import evaluate
+
+        result = evaluate.evaluate(
+            arguments.task,
+            path=arguments.checkpoint,
+            data=Path(arguments.data),
+            split=arguments.split,
+            max_examples=arguments.max_examples,
+            device=command.device_of(arguments.device),
+            predictions=arguments.predictions,
+            overrides=arguments.set,
+        )
+        if int(os.environ.get("RANK", "0")) == 0:
+            _emit(result, evaluate.to_text(result), arguments.json)
+        return
     result = command.evaluate(
         arguments.task,
         path=arguments.checkpoint,
@@ -285,6 +303,37 @@ def _classify(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompt or classification.DEFAULT_PROMPTS
     result = classification.classify(model, Path(arguments.data), prompts=prompts)
     _emit(result, classification.to_text(result), arguments.json)
+
+
+# unimo report
+
+_REPORT_EXAMPLE = "unimo report --ours base=runs/finetune --markdown tables.md --json tables.json"
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a row of the tables: results below the folder (`unimo finetune`, `unimo evaluate --json`); may be repeated",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables there instead of printing them")
+    _add_json(parser)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from unimo_ds.reporting import report
+
+    rows = [report.parse_row(text) for text in arguments.ours] or [report.Row("this project")]
+    text = report.to_markdown(rows)
+    if arguments.markdown is not None:
+        try:
+            arguments.markdown.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.markdown}: {error.strerror}") from None
+        text = f"wrote {arguments.markdown}"
+    _emit(report.to_json(rows), text.rstrip(), arguments.json)
 
 
 # unimo export

@@ -64,6 +64,18 @@ def test_an_epoch_visits_each_example_once_and_the_next_one_in_another_order(exa
     assert epochs[0] != epochs[1]
 
 
+def test_steps_made_ahead_are_the_steps_in_order(examples):
+    reader = TaskReader(examples, config(), rank=0, world_size=1)
+    made = list(reader.steps(2, 9))
+    assert [batch.step for batch in made] == list(range(2, 9))
+    for batch in made:
+        again = reader.read(batch.step)
+        assert [one.keys for one in batch.micro_batches] == [one.keys for one in again.micro_batches]
+    for batch in reader.steps(0, 100):
+        if batch.step == 1:
+            break  # the thread behind it ends as well
+
+
 def test_another_seed_is_another_order(examples):
     assert visits(examples, 1, range(2)) != visits(examples, 1, range(2), seed=1)
 

@@ -257,7 +257,7 @@ HEADS = [
     (heads.UnimoForSequenceClassification, torch.tensor([0, 2]), {"num_labels": 3}),
     (heads.UnimoForSequenceClassification, torch.tensor([0.5, 2.0]), {"num_labels": 1}),
     (heads.UnimoForVisualEntailment, torch.tensor([0, 2]), {"num_labels": 3, "classifier_hidden_size": 16}),
-    (heads.UnimoForVisualQuestionAnswering, torch.rand(2, 5), {"num_labels": 5}),
+    (heads.UnimoForVisualQuestionAnswering, torch.eye(5)[[0, 2]], {"num_labels": 5}),
 ]
 
 

@@ -35,4 +35,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field, e.g. finetune.epochs=3"
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification")
+"""What `unimo evaluate` measures of a pre-trained checkpoint."""
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """What `unimo evaluate` takes for fine-tuned checkpoints, and what it takes for all."""
+    others = tuple(name for name in TASKS if name not in ZERO_SHOT)
+    parser.add_argument(
+        "task",
+        choices=(*ZERO_SHOT, *others),
+        metavar="TASK",
+        help=f"{', '.join(ZERO_SHOT)} (zero-shot: the first two and losses); of a fine-tuned one {', '.join(TASKS)}",
+    )
+    parser.add_argument("--data", required=True, help="data folder with pairs, or the task's official files")
+    tuned = parser.add_argument_group("a fine-tuned checkpoint")
+    tuned.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
+    tuned.add_argument("--max-examples", type=int, default=0, help="so many examples, evenly spread (default: all)")
+    tuned.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. finetune.generation.beams=1"
+    )
+    tuned.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write an answer for each example, as JSON lines"
+    )
+
+
+def is_for_finetuned(task: str, checkpoint: Path) -> bool:
+    """Whether a measurement is of a fine-tuned model. Retrieval is both: the checkpoint decides."""
+    if task not in TASKS or task not in ZERO_SHOT:
+        return task in TASKS
+    from unimo_ds.finetune.start import is_finetuned
+
+    return is_finetuned(checkpoint)

@@ -42,13 +42,13 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         from_scratch=arguments.from_scratch,
         overrides=tuple(arguments.set),
     )
-    communicator = make_communicator(start_processes())
     found: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         status, result = finetune(order, seed=seed)
         if status or not result:
             return status, {}
         found.append(result)
+    communicator = make_communicator(start_processes())
     joined = {
         "task": task.name,
         "recipe": arguments.recipe,

@@ -40,6 +40,7 @@ class Pairs:
         self.captions = pair_set(corpus, self.samples_I).captions
         self.image_of_C = self.captions.image_n
         self.shelf = SampleShelf(corpus, max_regions=max_regions)
+        self._tokens: dict[int, NDArray[np.int32]] = {}
         self._first_of_I = np.searchsorted(self.image_of_C, np.arange(len(self.samples_I) + 1))
 
     def select(self, images: Sequence[int]) -> Pairs:
@@ -85,5 +86,9 @@ class Pairs:
         return sample.texts[int(self.captions.number_n[caption])]
 
     def tokens(self, caption: int) -> NDArray[np.int32]:
-        """[CLS] ... [SEP]"""
-        return text_input(self.tokenizer.encode(self.text(caption)), max_text_tokens=self.max_text_tokens)
+        """[CLS] ... [SEP], kept once made: a measurement asks for each as often as there are images."""
+        kept = self._tokens.get(caption)
+        if kept is None:
+            kept = text_input(self.tokenizer.encode(self.text(caption)), max_text_tokens=self.max_text_tokens)
+            self._tokens[caption] = kept
+        return kept

@@ -7,7 +7,9 @@ position); so the global batch is the same for every number of ranks, and a run 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -39,8 +41,19 @@ class TaskReader:
         self._order = Order(zeros + Kind.TEXT, zeros, zeros, weights, seed=config.seed)
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatch]:
-        """Steps start .. stop - 1 in order."""
-        return map(self.read, range(start, stop))
+        """Steps start .. stop - 1 in order, `data.prefetch_steps` of them made ahead by a thread.
+
+        Raises:
+            UserError: as `read`.
+        """
+        pending: deque[Future[StepBatch]] = deque()
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            for step in range(start, stop):
+                pending.append(ahead.submit(self.read, step))
+                if len(pending) > self._config.data.prefetch_steps:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
     def read(self, step: int) -> StepBatch:
         """This rank's micro-batches of a step.

@@ -66,7 +66,6 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
         UserError: bad input, on all ranks.
     """
     task, run_dir = order.task, order.run_dir / f"seed-{seed}"
-    communicator = make_communicator(start_processes())
     config = settings.configure(
         task,
         order.size,
@@ -85,6 +84,8 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     training = spread(everything, finetuning.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     config = settings.fit_schedule(config, len(training), order.overrides)
+    # Only now, so that bad input is told before any process group is made.
+    communicator = make_communicator(start_processes())
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
@@ -101,7 +102,7 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     measured = spread(held_out, finetuning.max_evaluated)
 
     def evaluate() -> _Report:
-        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer)
+        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
         return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
 
     loop = Loop(

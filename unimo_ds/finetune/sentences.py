@@ -149,7 +149,7 @@ class SentenceTask:
         return functional.mse_loss(scores_SK, batch.targets, reduction="sum")
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         assert isinstance(examples, SentenceExamples)
         scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)

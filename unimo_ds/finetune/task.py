@@ -135,9 +135,12 @@ class Task(Protocol):
         ...
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """Measure on all examples. Every rank calls it alike and gets the same result."""
+        """Measure on all examples. Every rank calls it alike and gets the same result.
+
+        quick: what training needs to choose a checkpoint; slow measures beside it (METEOR) may be left out.
+        """
         ...
 
 

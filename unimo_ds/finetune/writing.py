@@ -202,8 +202,10 @@ class WritingTask:
     ends_with_mask = True
     """Texts end with [MASK] in the text tasks, with [SEP] in captioning (unimo.md 6.3, 6.6)."""
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics and notes."""
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics and notes. quick: as in `evaluate`."""
         raise NotImplementedError
 
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
@@ -223,7 +225,7 @@ class WritingTask:
         return output.language_losses.sum()
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         """Search for a text for every prompt and compare it with what people wrote."""
         chosen: Any = examples
@@ -247,7 +249,9 @@ class WritingTask:
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
         # The packages measure in processes of their own: once, on the first rank.
         is_first = engine.communicator.rank == 0
-        metrics, notes = engine.communicator.broadcast_object(self.measure(written, found) if is_first else None)
+        metrics, notes = engine.communicator.broadcast_object(
+            self.measure(written, found, quick=quick) if is_first else None
+        )
         return Evaluation(metrics, predictions, notes)
 
 

@@ -23,11 +23,12 @@ _DROPPED = set(".,;:?!-\"'`()[]{}") | {"...", "--", "''", "``"}
 
 
 def measure(
-    written: Sequence[str], references: Sequence[Sequence[str]], *, tokenised: bool = False
+    written: Sequence[str], references: Sequence[Sequence[str]], *, tokenised: bool = False, meteor: bool = True
 ) -> tuple[dict[str, float], dict[str, str]]:
     """bleu_1 to bleu_4, cider, rouge_l and, with Java, meteor, as shares (CIDEr 1.244, not 124.4); and notes.
 
-    tokenised: the texts are words between spaces already, and are compared as they are.
+    tokenised: the texts are words between spaces already, and are compared as they are. meteor: its program takes seconds to
+    start and up to 2 GB of memory.
 
     Raises:
         UserError: pycocoevalcap is not installed.
@@ -43,9 +44,9 @@ def measure(
     for name, module, kind in (("cider", "cider.cider", "Cider"), ("rouge_l", "rouge.rouge", "Rouge")):
         scorer = getattr(_package(module), kind)()
         metrics[name] = float(scorer.compute_score(wanted, hypotheses)[0])
-    if has_java():
+    if meteor and has_java():
         metrics["meteor"] = float(_package("meteor.meteor").Meteor().compute_score(wanted, hypotheses)[0])
-    else:
+    elif meteor:
         notes["meteor"] = "not measured: it needs Java, which is not on the PATH"
     return metrics, notes
 

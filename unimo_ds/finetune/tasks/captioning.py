@@ -115,8 +115,11 @@ class Captioning(WritingTask):
             )
         return CaptionExamples(pairs, max_target_tokens=config.finetune.max_target_tokens)
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
-        return captions.measure(written, [examples.references(number) for number in range(examples.num_prompts)])
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        references = [examples.references(number) for number in range(examples.num_prompts)]
+        return captions.measure(written, references, meteor=not quick)
 
 
 TASK = Captioning()

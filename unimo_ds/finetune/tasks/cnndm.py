@@ -72,7 +72,9 @@ class CnnDm(TextWritingTask):
             ]
         return [TextRow(where, (source,), (sentences_as_lines(target),)) for where, source, target in found]
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
         references = [examples.references(number)[0] for number in range(examples.num_prompts)]
         return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
 

@@ -36,7 +36,7 @@ class CoqaExamples(TextToText):
     def prompt(self, number: int) -> Source:
         passage, *turns = (self._tokenizer.encode(text) for text in self.rows[number].sources)
         room = self._max_source - 2
-        least = min(len(passage), _LEAST_PASSAGE)
+        least = min(len(passage), _LEAST_PASSAGE, room // 2)
         while len(turns) > 1 and sum(len(turn) + 1 for turn in turns) + least > room:
             turns = turns[2:]
         turns = [turn[: max(1, room - least - 1)] for turn in turns]
@@ -80,7 +80,9 @@ class Coqa(TextWritingTask):
             raise UserError(f"{path} is not in CoQA's form ({type(error).__name__}: {error})") from None
         return rows
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
         scores = [turn_f1(text, examples.references(number)) for number, text in enumerate(written)]
         return {"f1": float(np.mean(scores))}, {}
 

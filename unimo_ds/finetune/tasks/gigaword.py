@@ -54,7 +54,9 @@ class Gigaword(TextWritingTask):
         source, target = find_line_files(data, _FILES[split])
         return [TextRow(where, (text,), (title,)) for where, text, title in read_line_files(source, target)]
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
         references = [examples.references(number)[0] for number in range(examples.num_prompts)]
         return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
 

@@ -223,7 +223,7 @@ class RetrievalTask:
         return losses_E.sum() / 2
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         """Every caption against every image, jointly encoded; or the best `rerank` of each under single encodings alone."""
         assert isinstance(examples, RetrievalExamples)

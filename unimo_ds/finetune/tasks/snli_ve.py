@@ -84,7 +84,7 @@ class SnliVe(ImageTextTask):
         return functional.cross_entropy(output.scores.float(), batch.targets[:, 0].long(), reduction="sum")
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         assert isinstance(examples, ImageTextExamples)
         scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)

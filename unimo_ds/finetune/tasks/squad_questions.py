@@ -57,10 +57,11 @@ class SquadQuestions(TextWritingTask):
             rows.append(TextRow(where, (text_of(passage, where), text_of(answer, where)), (question,)))
         return rows
 
-    def measure(self, written: Sequence[str], examples: WritingExamples) -> tuple[dict[str, float], dict[str, str]]:
-        found, notes = captions.measure(
-            written, [examples.references(number) for number in range(examples.num_prompts)]
-        )
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        references = [examples.references(number) for number in range(examples.num_prompts)]
+        found, notes = captions.measure(written, references, meteor=not quick)
         return {name: found[name] for name in ("bleu_4", "meteor", "rouge_l") if name in found}, notes
 
 

@@ -117,7 +117,7 @@ class Vqa(ImageTextTask):
         return functional.binary_cross_entropy_with_logits(output.scores.float(), batch.targets, reduction="sum")
 
     def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         assert isinstance(examples, ImageTextExamples)
         scores_EA = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
