@@ -325,6 +325,17 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         assert_same(dict(again.module.named_parameters()), dict(own.named_parameters()))
 
 
+def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
+    """CoQA's tags: no class of the family takes them yet."""
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("coqa", num_outputs=0))
+    run = small.write_run(
+        tmp_path / "run", task_models.TaskModel(config, task_models.NoHead(), tag_sizes=(3, 16)), config
+    )
+    with pytest.raises(UserError, match="fine-tuned on coqa, whose parts no class"):
+        export(run, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
 def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: UnimoProcessor):
     with pytest.raises(UserError, match="already holds something"):
         export(exported, exported)
