@@ -148,6 +148,8 @@ class SequenceInput:
     """[n], [CLS] first."""
     token_positions: NDArray[np.int32] | None = None
     """[n] learned-position ids."""
+    token_tags: NDArray[np.int32] | None = None
+    """[G, n] numbers of further embeddings of each token, for tasks that have some."""
     prefix_length: int = 0
     """Positions that see each other and nothing later; the whole length where attention is bidirectional."""
     language_objective: LanguageObjective = LanguageObjective.MASKED
@@ -277,6 +279,8 @@ class PackedBatch:
     """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
     keys: tuple[str, ...] = ()
     """Keys of the samples inside, for logs."""
+    token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
 
     @property
     def num_positions(self) -> int:
