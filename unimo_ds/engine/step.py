@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from unimo_ds.data.schema import PackedBatch, StepBatch
-from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
@@ -57,7 +57,7 @@ class _Contrast:
     temperature_gradient: torch.Tensor
 
 
-def train_step(engine: Engine, task: PretrainingTask, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
+def train_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
     """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them."""
     local_counts = task.counts(batch.micro_batches).to(engine.device)
     counts = engine.communicator.all_reduce_sum(local_counts).tolist()
@@ -93,7 +93,7 @@ def train_step(engine: Engine, task: PretrainingTask, batch: StepBatch, *, learn
     return _finish(engine, task, batch, sums, counts, contrast, temperature, learning_rate)
 
 
-def _rehearse(engine: Engine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
+def _rehearse(engine: StepEngine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
     """Outputs of every micro-batch without gradients, for the pooled vectors alone: the other heads get no rows."""
     with torch.no_grad():
         return [engine.forward(_without_targets(micro_batch)) for micro_batch in micro_batches]
@@ -113,7 +113,7 @@ def _without_targets(batch: PackedBatch) -> PackedBatch:
 
 
 def _contrast(
-    engine: Engine,
+    engine: StepEngine,
     task: PretrainingTask,
     micro_batches: Sequence[PackedBatch],
     outputs: Sequence[ModelOutput],
@@ -160,7 +160,7 @@ def _anchor(output: ModelOutput) -> torch.Tensor:
 
 
 def _finish(
-    engine: Engine,
+    engine: StepEngine,
     task: PretrainingTask,
     batch: StepBatch,
     sums: torch.Tensor,
