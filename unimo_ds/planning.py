@@ -230,7 +230,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
             corpus.read(sample)
     cost = SampleCost(
         positions=float(lengths.sum() / len(samples)),
-        squared_lengths=float((lengths**2).sum() / len(samples)),
+        squared_lengths=float((lengths * (lengths + chosen.shared_lengths)).sum() / len(samples)),
         regions=float(image_lengths.sum() / len(samples)),
         language=float((text_tokens * share).sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
@@ -254,24 +254,28 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     num_texts = 1 + contrast.related_texts if contrast.enabled else 0
     if contrast.enabled and contrast.encodes_rewrites_alone:
         num_texts += contrast.positives + negatives
+    # Number, length, and how many positions each of them attends to.
+    is_shared = contrast.joint_encoding == "shared_image"
     sequences = (
-        (pair * (1 + num_joint), image + caption),
-        (pair * num_images + image_only, image),
-        (pair * num_texts, caption),
-        (text_only, text),
+        (pair, image + caption, image + caption),
+        (pair * num_joint, caption if is_shared else image + caption, image + caption),
+        (pair * num_images + image_only, image, image),
+        (pair * num_texts, caption, caption),
+        (text_only, text, text),
     )
+    joint_images = 0 if is_shared else num_joint
     share = (
         masking.sequence_to_sequence_share * masking.fragment_share
         + (1 - masking.sequence_to_sequence_share) * masking.language_share
     )
     feature_bytes = config.data.max_regions * (config.model.region_feature_size * 2 + 16 + 4 * 6)
     cost = SampleCost(
-        positions=sum(count * length for count, length in sequences),
-        squared_lengths=sum(count * length**2 for count, length in sequences),
-        regions=image * (pair * (1 + num_joint + num_images) + image_only),
+        positions=sum(count * length for count, length, _ in sequences),
+        squared_lengths=sum(count * length * attended for count, length, attended in sequences),
+        regions=image * (pair * (1 + joint_images + num_images) + image_only),
         language=share * (pair * caption + text_only * text),
         masked_regions=_masked_regions(config, image * (pair + image_only)),
-        pooled=pair * (2 * num_joint + num_images + num_texts),
+        pooled=pair * (joint_images + num_joint + num_images + num_texts),
         bytes=feature_bytes * (pair * (1 + (contrast.related_images if contrast.enabled else 0)) + image_only)
         + _REWRITES_BYTES * pair
         + 5 * text * text_only,

@@ -24,6 +24,7 @@ from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
+    JOINT_ROLES,
     SEP,
     Example,
     Kind,
@@ -91,6 +92,7 @@ def clean_sequence(
     image: ImageInput | None = None,
     text: Tokens | None = None,
     item_key: int = 0,
+    shares_prefix_at: int = 0,
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
@@ -106,6 +108,7 @@ def clean_sequence(
         region_boxes=None if image is None else image.boxes,
         token_ids=text,
         token_positions=None if text is None else _positions(len(text)),
+        shares_prefix_at=shares_prefix_at,
         prefix_length=length,
         language_at=_NOTHING,
         language_targets=_NOTHING,
@@ -297,8 +300,13 @@ def _corrupt_text(
 
 def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterator[SequenceInput]:
     selection, sample = visit.selection, visit.sample
-    for planned in selection.sequences[1:]:
+    # The image encoded alone, which joint sequences without an image of their own see. Whatever is left out comes behind it.
+    own_image = next(
+        (at for at, planned in enumerate(selection.sequences) if planned.role is SequenceRole.SINGLE_IMAGE), 0
+    )
+    for at, planned in enumerate(selection.sequences[1:], start=1):
         image = text = None
+        shares_prefix_at = own_image - at if planned.role in JOINT_ROLES and planned.image < 0 else 0
         if planned.image >= 0:
             is_own = planned.image == selection.sample
             image = sample.image if is_own else visit.related_images[planned.image]
@@ -312,7 +320,13 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         elif planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
             item_key = _hash(sample.texts[planned.text])
         yield clean_sequence(
-            role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text, item_key=item_key
+            role=planned.role,
+            seed=planned.seed,
+            level=planned.level,
+            image=image,
+            text=text,
+            item_key=item_key,
+            shares_prefix_at=shares_prefix_at,
         )
 
 

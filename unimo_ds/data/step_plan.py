@@ -79,7 +79,12 @@ class StepPlanner:
         selection = select_step(self._index, samples, positions, self.config)
         is_pair = selection.kinds == Kind.PAIR
         split = plan_step(
-            estimate_costs(selection.lengths, selection.sequence_starts, hidden_size=self.config.model.hidden_size),
+            estimate_costs(
+                selection.lengths,
+                selection.sequence_starts,
+                hidden_size=self.config.model.hidden_size,
+                shared_lengths=selection.shared_lengths,
+            ),
             selection.num_positions,
             is_pair,
             self.world_size,

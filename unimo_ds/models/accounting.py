@@ -57,7 +57,7 @@ class StreamShape:
 
     num_positions: int
     sum_squared_lengths: int
-    """Sum over sequences of length squared: attention scores."""
+    """Sum over sequences of length times attended length, which is the same but where prefixes are shared: attention scores."""
     num_regions: int
     """Image inputs, [IMG] included."""
     num_language: int
