@@ -15,10 +15,27 @@ from pathlib import Path
 from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError, run_command
 
-_KERNELS = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
-_SOURCE = "".join(
-    f'#include "attention/{name}.cuh"\n' for name in ("forward", "backward_queries", "backward_keys")
-).encode()
+_HEADERS = (
+    *("attention/forward.cuh", "attention/backward_queries.cuh", "attention/backward_keys.cuh"),
+    *("contrastive/conflicts.cuh", "contrastive/statistics.cuh", "contrastive/weights.cuh", "contrastive/pairs.cuh"),
+)
+_SOURCE = "".join(f'#include "{header}"\n' for header in _HEADERS).encode()
+_OF_FORMAT_AND_FLAG = (
+    *("attention_forward", "attention_backward_queries", "attention_backward_keys"),
+    *("contrastive_weights", "contrastive_pair_gradients"),
+)
+_OF_FLAG = ("contrastive_statistics", "contrastive_join")
+_OF_FORMAT = ("contrastive_pair_scores",)
+_PLAIN = ("contrastive_conflicts", "contrastive_segments")
+
+
+def _names(formats: tuple[str, ...]) -> list[str]:
+    """Every kernel in every variant."""
+    flags = ("true", "false")
+    names = [f"{name}<unimo::{of}, {flag}>" for name in _OF_FORMAT_AND_FLAG for of in formats for flag in flags]
+    names += [f"{name}<{flag}>" for name in _OF_FLAG for flag in flags]
+    names += [f"{name}<unimo::{of}>" for name in _OF_FORMAT for of in formats]
+    return [*names, *_PLAIN]
 
 
 def compile_report(packages: Path, architecture: str) -> build.Built:
@@ -32,11 +49,8 @@ def compile_report(packages: Path, architecture: str) -> build.Built:
     options += [f"-I{folder}" for folder in packages.glob("nvidia/*/include")] + ["-DUNIMO_HALF_ONLY"] * half_only
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), _SOURCE, b"kernels.cu", 0, None, None)
-    for kernel in _KERNELS:
-        for number_format in ("Half",) if half_only else ("Half", "BFloat16"):
-            for dropout in ("true", "false"):
-                name = f"unimo::{kernel}<unimo::{number_format}, {dropout}>"
-                nvrtc.nvrtcAddNameExpression(program, name.encode())
+    for name in _names(("Half",) if half_only else ("Half", "BFloat16")):
+        nvrtc.nvrtcAddNameExpression(program, f"unimo::{name}".encode())
     words = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     status = nvrtc.nvrtcCompileProgram(program, len(options), words)
     size = ctypes.c_size_t()

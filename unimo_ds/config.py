@@ -126,6 +126,9 @@ class ContrastConfig:
     related_texts: int = 1
     """Retrieved items drawn per pair and step, encoded alone."""
     in_batch: bool = True
+    exchange: Literal["gather", "ring"] = "gather"
+    """How ranks see each other's images and texts: all at once on every rank; or in a ring, texts of one rank at a time, which
+    makes every score once instead of twice and never holds more than two ranks' texts."""
     group_pairs: int = 0
     """Pairs that are each other's negatives: consecutive pairs of the global batch; 0: all pairs of the step."""
     temperature: float = 0.07
@@ -184,6 +187,8 @@ class EngineConfig:
     activation_checkpointing: bool = False
     attention: str = "auto"
     """Path of the packed attention op: auto, reference, or the name of a native path."""
+    contrastive: str = "auto"
+    """Path of the contrastive loss: auto, tiled (plain PyTorch), or native (the CUDA kernels; unit vectors in fp16)."""
     max_skipped_steps: int = 10
     """Consecutive steps without a finite loss and gradient before the run stops."""
     hang_minutes: float = 15.0

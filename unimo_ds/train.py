@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
 
     # Model, objectives, engine.
-    task = PretrainingTask(contrast=config.contrast, weights=config.losses)
+    task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
     engine = make_engine(make_model(config), config, engine_settings)
 
     # What happens between steps is the loop's; what a batch and an evaluation are is decided here.

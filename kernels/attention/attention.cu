@@ -1,59 +1,63 @@
 // The C interface of packed attention: raw pointers and a stream, nothing of torch, so one library serves every release.
+//
+// UNIMO_HOPPER (set for sm_90a): the kernels with products of a warpgroup; elsewhere those with products of a warp.
+#include "../common/launch.cuh"
 #include "backward_keys.cuh"
 #include "backward_queries.cuh"
 #include "forward.cuh"
+#if defined(UNIMO_HOPPER)
+#include "hopper_backward_keys.cuh"
+#include "hopper_backward_queries.cuh"
+#include "hopper_forward.cuh"
+#endif
 
 namespace {
 
-enum Status { kDone = 0, kNoSuchFormat = -1, kTooManyTiles = -2 };  // positive: cudaError_t
+using unimo::kDone;
+using unimo::Stream;
 
-constexpr int kMaxTiles = 65535;  // of the grid's second dimension
-
-#if defined(UNIMO_HOST)
-using Stream = void*;
 template <class Kernel>
-int run(Kernel kernel, const unimo::AttentionArguments& arguments, int shared_bytes, Stream) {
-    emulator::launch([=] { kernel(arguments); }, arguments.num_heads, arguments.num_tiles, unimo::kThreads, shared_bytes);
-    return kDone;
+int run(Kernel kernel, const unimo::AttentionArguments& arguments, int threads, int shared_bytes, Stream stream,
+        bool starts_early = false) {
+    return unimo::launch(kernel, arguments, {arguments.num_heads, arguments.num_tiles, threads, shared_bytes, starts_early},
+                         stream);
 }
-#else
-using Stream = cudaStream_t;
-template <class Kernel>
-int run(Kernel kernel, const unimo::AttentionArguments& arguments, int shared_bytes, Stream stream) {
-    if (shared_bytes > 48 * 1024) {
-        const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-        if (status != cudaSuccess) return int(status);
-    }
-    const dim3 grid(unsigned(arguments.num_heads), unsigned(arguments.num_tiles));
-    kernel<<<grid, unimo::kThreads, shared_bytes, stream>>>(arguments);
-    return int(cudaGetLastError());
-}
-#endif
 
+#if defined(UNIMO_HOPPER)
+constexpr int kBlockRows = unimo::kHopperRows;
 template <class Format, bool kDropout>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
-    return run(unimo::attention_forward<Format, kDropout>, arguments, unimo::kForwardSharedBytes, stream);
+    return run(unimo::hopper_forward<Format, kDropout>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
-
 template <class Format, bool kDropout>
 int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::attention_backward_queries<Format, kDropout>, arguments,
+    const int status = run(unimo::hopper_backward_queries<Format, kDropout>, arguments, unimo::kHopperThreads,
+                           unimo::kHopperBackwardQueriesBytes, stream);
+    if (status != kDone) return status;
+    return run(unimo::hopper_backward_keys<Format, kDropout>, arguments, unimo::kHopperThreads,
+               unimo::kHopperBackwardKeysBytes, stream, /*starts_early=*/true);
+}
+#else
+constexpr int kBlockRows = unimo::kTileRows;
+template <class Format, bool kDropout>
+int forward(const unimo::AttentionArguments& arguments, Stream stream) {
+    return run(unimo::attention_forward<Format, kDropout>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
+}
+template <class Format, bool kDropout>
+int backward(const unimo::AttentionArguments& arguments, Stream stream) {
+    const int status = run(unimo::attention_backward_queries<Format, kDropout>, arguments, unimo::kThreads,
                            unimo::kBackwardQueriesSharedBytes, stream);
     if (status != kDone) return status;
-    return run(unimo::attention_backward_keys<Format, kDropout>, arguments, unimo::kBackwardKeysSharedBytes, stream);
+    return run(unimo::attention_backward_keys<Format, kDropout>, arguments, unimo::kThreads,
+               unimo::kBackwardKeysSharedBytes, stream);
 }
-
-bool is_empty(const unimo::AttentionArguments& arguments) {
-    return arguments.num_tiles == 0 || arguments.num_heads == 0;
-}
+#endif
 
 }  // namespace
 
 // format: 0 fp16, 1 bf16 (not on sm_70). Returns 0, a cudaError_t, or a negative Status.
 extern "C" int unimo_attention_forward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
     const bool drops = arguments->dropout_threshold > -32768;
-    if (is_empty(*arguments)) return kDone;
-    if (arguments->num_tiles > kMaxTiles) return kTooManyTiles;
     if (format == 0)
         return drops ? forward<unimo::Half, true>(*arguments, stream) : forward<unimo::Half, false>(*arguments, stream);
 #if !defined(UNIMO_HALF_ONLY)
@@ -61,13 +65,11 @@ extern "C" int unimo_attention_forward(const unimo::AttentionArguments* argument
         return drops ? forward<unimo::BFloat16, true>(*arguments, stream)
                      : forward<unimo::BFloat16, false>(*arguments, stream);
 #endif
-    return kNoSuchFormat;
+    return unimo::kNoSuchFormat;
 }
 
 extern "C" int unimo_attention_backward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
     const bool drops = arguments->dropout_threshold > -32768;
-    if (is_empty(*arguments)) return kDone;
-    if (arguments->num_tiles > kMaxTiles) return kTooManyTiles;
     if (format == 0)
         return drops ? backward<unimo::Half, true>(*arguments, stream)
                      : backward<unimo::Half, false>(*arguments, stream);
@@ -76,18 +78,11 @@ extern "C" int unimo_attention_backward(const unimo::AttentionArguments* argumen
         return drops ? backward<unimo::BFloat16, true>(*arguments, stream)
                      : backward<unimo::BFloat16, false>(*arguments, stream);
 #endif
-    return kNoSuchFormat;
+    return unimo::kNoSuchFormat;
 }
+
+// Rows of a sequence that one block takes: what the table of blocks is made for.
+extern "C" int unimo_attention_block_rows() { return kBlockRows; }
 
 // So that Python's view of the argument structure can be checked against this one.
 extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionArguments)); }
-
-#if defined(UNIMO_HOST)
-// 0 natural, 1 reversed, anything else: shuffled with that seed.
-extern "C" void unimo_host_schedule(int number) {
-    emulator::schedule = number == 0   ? emulator::Schedule::natural
-                         : number == 1 ? emulator::Schedule::reversed
-                                       : emulator::Schedule::shuffled;
-    emulator::shuffler.seed(unsigned(number));
-}
-#endif

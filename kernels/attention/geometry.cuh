@@ -22,6 +22,7 @@ struct AttentionArguments {
     const void* output_gradient;   // [T, H, 64]
     void* input_gradient;          // [T, 3, H, 64]
     float* deltas;                 // [H, T] sum over the row of output * output gradient
+    unsigned* row_keys;            // [H, T] keys of the rows' dropout masks, from the first backward kernel to the second
     const int* tiles;              // [num_tiles, 4]
     const unsigned* position_keys; // [T]
     int num_tiles;

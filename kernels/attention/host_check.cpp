@@ -150,7 +150,7 @@ bool run_case(const Case& c, unsigned number) {
     int positions = 0;
     std::vector<int> tiles;
     for (std::size_t s = 0; s < c.lengths.size(); positions += c.lengths[s++])
-        for (int first = 0; first < c.lengths[s]; first += unimo::kTileRows)
+        for (int first = 0; first < c.lengths[s]; first += unimo_attention_block_rows())
             tiles.insert(tiles.end(), {positions, c.lengths[s], c.prefixes[s], first});
     if (number % 2) tiles.insert(tiles.end(), {0, 0, 0, 0});  // an unused entry
     const std::size_t row = std::size_t(c.heads) * unimo::kSize;
@@ -171,6 +171,7 @@ bool run_case(const Case& c, unsigned number) {
         unimo_host_schedule(schedule);
         std::vector<std::uint16_t> output(positions * row, 0xffff), gradient(positions * 3 * row, 0xffff);
         std::vector<float> log_sums(std::size_t(positions) * c.heads, NAN), deltas(log_sums);
+        std::vector<unsigned> row_keys(log_sums.size(), 0xffffffffu);
         unimo::AttentionArguments arguments{};
         arguments.query_key_value = input.bits.data();
         arguments.output = output.data();
@@ -178,6 +179,7 @@ bool run_case(const Case& c, unsigned number) {
         arguments.output_gradient = upstream.bits.data();
         arguments.input_gradient = gradient.data();
         arguments.deltas = deltas.data();
+        arguments.row_keys = row_keys.data();
         arguments.tiles = tiles.data();
         arguments.position_keys = c.probability > 0 ? position_keys.data() : nullptr;
         arguments.num_tiles = int(tiles.size() / 4);

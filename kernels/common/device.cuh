@@ -54,10 +54,19 @@ inline float shuffle(float value, int source) {
     const auto& mail = emulator::meet(2, [&](auto& mailbox) { mailbox.left[emulator::lane()][0] = value; });
     return mail.left[source & 31][0];
 }
+inline unsigned shuffle(unsigned value, int source) {
+    const auto& mail = emulator::meet(9, [&](auto& mailbox) { mailbox.words[emulator::lane()][0] = value; });
+    return mail.words[source & 31][0];
+}
 inline float shuffle_xor(float value, int mask) { return shuffle(value, emulator::lane() ^ mask); }
 inline unsigned shuffle_xor(unsigned value, int mask) {
     const auto& mail = emulator::meet(3, [&](auto& mailbox) { mailbox.words[emulator::lane()][0] = value; });
     return mail.words[(emulator::lane() ^ mask) & 31][0];
+}
+
+inline bool any_lane(bool claim) {
+    const auto& mail = emulator::meet(10, [&](auto& mailbox) { mailbox.words[emulator::lane()][0] = claim; });
+    return std::any_of(mail.words, mail.words + 32, [](const auto& words) { return words[0] != 0; });
 }
 
 template <class Value>
@@ -74,17 +83,20 @@ void store(void* address, const Value& value) {
 }
 
 // The bytes are read at once and written by wait_for_copies, so that a missing wait shows.
-inline void copy_16_bytes(void* shared, const void* global, bool valid) {
-    emulator::require(reinterpret_cast<std::uintptr_t>(shared) % 16 == 0, "misaligned target of a copy");
-    emulator::Copy copy{shared, {}};
+template <int kBytes>
+void copy_bytes(void* shared, const void* global, bool valid) {
+    emulator::require(reinterpret_cast<std::uintptr_t>(shared) % kBytes == 0, "misaligned target of a copy");
+    emulator::Copy copy{shared, kBytes, {}};
     if (valid) {
-        emulator::require(reinterpret_cast<std::uintptr_t>(global) % 16 == 0, "misaligned source of a copy");
-        std::memcpy(copy.bytes, global, 16);
+        emulator::require(reinterpret_cast<std::uintptr_t>(global) % kBytes == 0, "misaligned source of a copy");
+        std::memcpy(copy.bytes, global, kBytes);
     }
     emulator::block->current->pending.push_back(copy);
 }
+inline void copy_16_bytes(void* shared, const void* global, bool valid) { copy_bytes<16>(shared, global, valid); }
+inline void copy_4_bytes(void* shared, const void* global, bool valid) { copy_bytes<4>(shared, global, valid); }
 inline void wait_for_copies() {
-    for (const auto& copy : emulator::block->current->pending) std::memcpy(copy.target, copy.bytes, 16);
+    for (const auto& copy : emulator::block->current->pending) std::memcpy(copy.target, copy.bytes, std::size_t(copy.size));
     emulator::block->current->pending.clear();
 }
 
@@ -109,6 +121,8 @@ inline Pair unpack<BFloat16>(unsigned word) {
     return {emulator::bfloat16_to_float(word & 0xffffu), emulator::bfloat16_to_float(word >> 16)};
 }
 
+inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() {}
 inline float exp2_approximate(float x) { return std::exp2(x); }
 inline float log2_approximate(float x) { return std::log2(x); }
 inline float larger(float a, float b) { return std::fmax(a, b); }
@@ -120,18 +134,23 @@ __device__ __forceinline__ int thread_index() { return int(threadIdx.x); }
 __device__ __forceinline__ int block_x() { return int(blockIdx.x); }
 __device__ __forceinline__ int block_y() { return int(blockIdx.y); }
 __device__ __forceinline__ unsigned char* shared_memory() {
-    extern __shared__ __align__(128) unsigned char unimo_shared_memory[];
+    extern __shared__ __align__(1024) unsigned char unimo_shared_memory[];
     return unimo_shared_memory;
 }
 __device__ __forceinline__ void block_barrier() { __syncthreads(); }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 __device__ __forceinline__ float shuffle(float value, int source) { return __shfl_sync(0xffffffffu, value, source); }
+__device__ __forceinline__ unsigned shuffle(unsigned value, int source) {
+    return __shfl_sync(0xffffffffu, value, source);
+}
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 __device__ __forceinline__ unsigned shuffle_xor(unsigned value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+
+__device__ __forceinline__ bool any_lane(bool claim) { return __any_sync(0xffffffffu, claim) != 0; }
 
 template <class Value>
 __device__ __forceinline__ Value load(const void* address) {
@@ -152,6 +171,15 @@ __device__ __forceinline__ void copy_16_bytes(void* shared, const void* global, 
     uint4 value = make_uint4(0, 0, 0, 0);
     if (valid) value = *static_cast<const uint4*>(global);
     *static_cast<uint4*>(shared) = value;
+#endif
+}
+__device__ __forceinline__ void copy_4_bytes(void* shared, const void* global, bool valid) {
+#if UNIMO_ARCH >= 800
+    const unsigned target = unsigned(__cvta_generic_to_shared(shared));
+    const int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(target), "l"(global), "r"(bytes) : "memory");
+#else
+    *static_cast<unsigned*>(shared) = valid ? *static_cast<const unsigned*>(global) : 0u;
 #endif
 }
 __device__ __forceinline__ void wait_for_copies() {
@@ -185,6 +213,18 @@ __device__ __forceinline__ Pair unpack<BFloat16>(unsigned word) {
     return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
 }
 #endif
+
+// A kernel that is launched to start early may load what earlier kernels do not write, until it waits for them.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if UNIMO_ARCH >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if UNIMO_ARCH >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ float exp2_approximate(float x) {
     float result;

@@ -1,8 +1,8 @@
 // Runs the kernels' own sources on a CPU: one fiber per CUDA thread, one block after another.
 //
 // What it shows: indices, layouts of matrix instructions, masks, missing barriers (under natural, reversed and shuffled
-// schedules), missing waits of asynchronous copies (a copy lands only when it is waited for), misaligned accesses, and with
-// sanitizers every access out of bounds. What it cannot show: timing, bank conflicts, the memory model between barriers.
+// schedules), missing waits of asynchronous copies (a copy lands only when it is waited for) and of a warpgroup's products (they
+// are computed when they are waited for), misaligned accesses, and with sanitizers every access out of bounds. What it cannot show: timing, bank conflicts, the memory model between barriers.
 //
 // Warp-wide operations (shuffles, matrix products) meet at one rendezvous each: a lane posts its operands, waits until all 32
 // have posted for the same kind of operation, and reads. Two mailboxes alternate, so one rendezvous per operation is enough.
@@ -41,8 +41,11 @@ enum class State : std::uint8_t { runnable, at_warp, at_block, finished };
 
 struct Copy {
     void* target;
+    int size;
     unsigned char bytes[16];
 };
+
+using Products = std::vector<std::function<void()>>;  // a batch of a warpgroup's products, this thread's share of them
 
 struct Thread {
     Context context;
@@ -51,6 +54,8 @@ struct Thread {
     int kind;      // of the warp-wide operation it waits at
     int mailbox;   // which of the two it posts to next
     std::vector<Copy> pending;
+    Products begun;                  // not committed yet
+    std::vector<Products> batches;   // committed, not waited for yet
 };
 
 struct Mailbox {
@@ -75,6 +80,7 @@ inline void enter_thread() {
     finish_switch(nullptr, block->scheduler);
     block->body();
     require(block->current->pending.empty(), "a thread ends with asynchronous copies that nobody waited for");
+    require(block->current->begun.empty() && block->current->batches.empty(), "a thread ends with products nobody waited for");
     block->current->state = State::finished;
     leave_for(block->current->context, block->scheduler, /*last=*/true);
 }

@@ -16,12 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def on_gpu(layout: Layout) -> Layout:
-    tensors = {
-        field.name: getattr(layout, field.name).cuda()
-        for field in dataclasses.fields(layout)
-        if field.name != "longest"
-    }
-    return Layout(**tensors, longest=layout.longest)
+    return layout.to(torch.device("cuda"))
 
 
 def run(inputs: torch.Tensor, layout: Layout, probability: float, path: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -99,7 +99,7 @@ def test_a_build_is_kept_with_its_report_and_found_by_capability(no_nvcc, tmp_pa
 
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_90"])
-def test_kernels_compile_without_spills(architecture, tmp_path):
+def test_kernels_compile_with_next_to_no_spills(architecture, tmp_path):
     try:
         nvcc = toolchain.find_nvcc()
     except UserError as error:
@@ -110,7 +110,8 @@ def test_kernels_compile_without_spills(architecture, tmp_path):
     log = build.compile_file(toolchain.cuda_command(nvcc, architecture, source, tmp_path / "attention.cubin"))
     uses = build.parse_kernel_uses(log)
     assert len(uses) == (6 if architecture == "sm_70" else 12), log
-    assert {use.spilled_bytes for use in uses} == {0}, build.table(
+    # 16 bytes: one loop counter of hopper_backward_queries without dropout, at the 128 registers that let four blocks fit.
+    assert max(use.spilled_bytes for use in uses) <= 16, build.table(
         [build.Built(source, architecture, "nvcc", tuple(uses))]
     )
 

@@ -157,7 +157,8 @@ def test_positive_rewrites_of_other_pairs_are_negatives_unless_they_are_my_own_c
     table, num_images, num_texts = make_table(2, [SequenceRole.SINGLE_IMAGE, SequenceRole.SINGLE_POSITIVE])
     images, texts = vectors(num_images), vectors(num_texts)
     with torch.no_grad():
-        texts[3] = images[0]  # a rewrite of caption 1 that fits image 0
+        texts[3] = images[0]  # a rewrite of caption 1 that fits image 0 better than caption 0 does; caption 1 does not
+        texts[0], texts[1] = images[0] + texts[0] / 10, -images[0]
     same = torch.where(table.score_pair == 1, table.pair_text_key[0], table.score_key)
     apart, alike = (run(images, texts, dataclasses.replace(table, score_key=key)) for key in (table.score_key, same))
     assert apart.accuracies["in_batch_image_to_text"][0] < alike.accuracies["in_batch_image_to_text"][0]
@@ -185,7 +186,7 @@ def test_an_item_related_to_two_pairs_is_no_negative_of_either():
 @pytest.mark.parametrize("rows_per_tile", [2, 512])
 @pytest.mark.parametrize("log_each", [False, True])
 def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, monkeypatch):
-    monkeypatch.setattr("unimo_ds.ops.contrastive.ROWS_PER_TILE", rows_per_tile)
+    monkeypatch.setattr("unimo_ds.ops.score_blocks.ROWS_PER_TILE", rows_per_tile)
     torch.manual_seed(num_pairs)
     num_scores = num_pairs * 3
     private = torch.rand(num_scores, dtype=torch.float64, requires_grad=True)

@@ -23,7 +23,15 @@ import torch
 from torch.nn import functional
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
-from unimo_ds.ops.contrastive import NO_ITEM, Candidates, SharedCandidates, multi_positive_loss
+from unimo_ds.ops.contrastive import (
+    NO_ITEM,
+    Candidates,
+    InBatch,
+    SharedCandidates,
+    multi_positive_loss,
+    pair_scores,
+)
+from unimo_ds.ops.ring import RingCandidates
 from unimo_ds.utils.communicator import Communicator
 
 JOINT_POSITIVES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE)
@@ -54,17 +62,20 @@ def contrastive_loss(
     form: Literal["one_log", "two_logs", "log_each"],
     in_batch: bool,
     communicator: Communicator,
+    exchange: Literal["gather", "ring"] = "gather",
+    path: str = "auto",
 ) -> ContrastiveResult:
     """CMCL over this rank's pairs against the pairs of all ranks.
 
     images_ND, texts_ND: pooled vectors, any float dtype; unit length is made here, in fp32 (fp64 stays fp64).
     temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of one process that
-    holds all pairs; `communicator` brings the other ranks' images and texts, differentiably.
+    holds all pairs; `communicator` brings the other ranks' images and texts, differentiably: all of them at once (`gather`),
+    or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
     """
     images_ND, texts_ND = _unit(images_ND), _unit(texts_ND)
     num_pairs = len(table.pair_image)
-    score_Q = (images_ND[table.score_image] * texts_ND[table.score_text]).sum(-1)
-    shared = _shared_candidates(images_ND, texts_ND, table, communicator) if in_batch else None
+    score_Q = pair_scores(images_ND, texts_ND, table.score_image, table.score_text, path=path)
+    shared = _SHARED[exchange](images_ND, texts_ND, table, communicator) if in_batch else None
     inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
 
     def loss(
@@ -79,6 +90,7 @@ def contrastive_loss(
             shared=shared if with_shared else None,
             inverse_temperature=inverse_temperature,
             log_each=form == "log_each",
+            path=path,
         )
 
     if form == "one_log":
@@ -101,50 +113,82 @@ def _has_role(roles: torch.Tensor, wanted: tuple[SequenceRole, ...]) -> torch.Te
     return torch.isin(roles, torch.tensor([int(role) for role in wanted], device=roles.device))
 
 
-def _shared_candidates(
-    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
-) -> SharedCandidates:
-    """The single images and texts of all ranks' pairs, their related ones, and the positive rewrites that stand alone."""
+@dataclass(frozen=True)
+class _Brought:
+    """What this rank brings of one modality."""
+
+    candidates: Candidates
+    """[n] its pairs' own first."""
+    own: torch.Tensor
+    """[P, k] keys of what each pair brings, padded with NO_ITEM."""
+
+
+def _brought(
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable
+) -> tuple[torch.Tensor, _Brought, _Brought]:
+    """[P, 3] keys of the pairs; their single images and texts, with related ones and the positive rewrites that stand alone."""
     query_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
 
-    def candidates(
+    def brought(
         vectors_ND: torch.Tensor,
         pair_row: torch.Tensor,
         pair_key: torch.Tensor,
         score_row: torch.Tensor,
         others: tuple[SequenceRole, ...],
-    ) -> tuple[Candidates, torch.Tensor]:
+    ) -> _Brought:
         chosen = _has_role(table.score_role, others)
         owner = torch.cat((torch.arange(len(pair_row), device=pair_row.device), table.score_pair[chosen]))
         rows = torch.cat((pair_row, score_row[chosen]))
         items = torch.cat((pair_key, table.score_key[chosen]))
         keys = torch.cat((query_keys[owner], items.unsqueeze(1)), 1)
-        counts = communicator.row_counts(len(rows))
-        everyone = Candidates(
-            vectors=communicator.all_gather_rows(vectors_ND[rows], counts),
-            keys=communicator.all_gather_rows(keys, counts),
-        )
-        return everyone, _items_by_owner(owner, items, num_owners=len(pair_row))
+        own = _items_by_owner(owner, items, num_owners=len(pair_row))
+        return _Brought(Candidates(vectors_ND[rows], keys), own)
 
-    images, own_images = candidates(
+    images = brought(
         images_ND, table.pair_image, table.pair_image_key, table.score_image, (SequenceRole.RELATED_IMAGE,)
     )
-    texts, own_texts = candidates(
-        texts_ND,
-        table.pair_text,
-        table.pair_text_key,
-        table.score_text,
-        (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE),
-    )
+    rewrites_and_related = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE)
+    texts = brought(texts_ND, table.pair_text, table.pair_text_key, table.score_text, rewrites_and_related)
+    return query_keys, images, texts
+
+
+def _gathered(
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
+) -> InBatch:
+    query_keys, images, texts = _brought(images_ND, texts_ND, table)
+
+    def gathered(mine: Candidates) -> Candidates:
+        counts = communicator.row_counts(len(mine.keys))
+        return Candidates(
+            vectors=communicator.all_gather_rows(mine.vectors, counts),
+            keys=communicator.all_gather_rows(mine.keys, counts),
+        )
+
     return SharedCandidates(
         query_images=images_ND[table.pair_image],
         query_texts=texts_ND[table.pair_text],
         query_keys=query_keys,
-        own_images=own_images,
-        own_texts=own_texts,
-        images=images,
-        texts=texts,
+        own_images=images.own,
+        own_texts=texts.own,
+        images=gathered(images.candidates),
+        texts=gathered(texts.candidates),
     )
+
+
+def _in_a_ring(
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
+) -> InBatch:
+    _, images, texts = _brought(images_ND, texts_ND, table)
+    return RingCandidates(
+        images=images.candidates,
+        texts=texts.candidates,
+        own_images=images.own,
+        own_texts=texts.own,
+        communicator=communicator,
+    )
+
+
+_SHARED = {"gather": _gathered, "ring": _in_a_ring}
 
 
 def _items_by_owner(owner_N: torch.Tensor, items_N: torch.Tensor, *, num_owners: int) -> torch.Tensor:

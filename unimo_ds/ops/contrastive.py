@@ -20,11 +20,14 @@ Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vect
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-ROWS_PER_TILE = 512
+from unimo_ds.ops import paths, score_blocks
+from unimo_ds.ops.native import contrastive as native
+from unimo_ds.ops.native import pairs
+from unimo_ds.ops.score_blocks import Keys, allowed_negatives
 
 NO_ITEM = -1
 """Padding among a pair's own items: no key is negative."""
@@ -40,9 +43,18 @@ class Candidates:
     """[C, 4] int64: group, owner's image key, owner's text key, key of the item itself."""
 
 
+class InBatch(Protocol):
+    """Shared candidates, however they are brought together."""
+
+    def log_sum_exps(
+        self, inverse_temperature: torch.Tensor, *, path: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """([P] of each pair's image over texts, [P] of its text over images, [P, 2] the best cosine of either)."""
+
+
 @dataclass(frozen=True)
 class SharedCandidates:
-    """The images and texts that other pairs bring, and who may be whose negative."""
+    """The images and texts that other pairs bring, all of them on this rank, and who may be whose negative."""
 
     query_images: torch.Tensor
     """[P, D] unit vectors."""
@@ -57,19 +69,42 @@ class SharedCandidates:
     images: Candidates
     texts: Candidates
 
+    def log_sum_exps(
+        self, inverse_temperature: torch.Tensor, *, path: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `InBatch`."""
+        found = [
+            _over_candidates(queries, candidates, inverse_temperature, self.query_keys, own_items, path)
+            for queries, candidates, own_items in (
+                (self.query_images, self.texts, self.own_texts),
+                (self.query_texts, self.images, self.own_images),
+            )
+        ]
+        return found[0][0], found[1][0], torch.stack((found[0][1], found[1][1]), 1)
 
-def allowed_negatives(query_keys: torch.Tensor, own_items: torch.Tensor, candidate_keys: torch.Tensor) -> torch.Tensor:
-    """[P, C] bool: the same group, an owner with another image and another text, and an item that is not the pair's own.
 
-    A pair is never its own negative, nor is a pair with an equal caption, nor an item that is related to both.
+def choose_path(vectors: torch.Tensor, path: str) -> str:
+    """`native` (the CUDA kernels; fp32 vectors are rounded to fp16 there) or `tiled` (plain PyTorch); `auto`: the first that can.
+
+    Raises:
+        UserError: unknown path, or one that cannot run on these vectors.
     """
-    query, candidate = query_keys.unsqueeze(1), candidate_keys.unsqueeze(0)
-    return (
-        (query[..., 0] == candidate[..., 0])
-        & (query[..., 1] != candidate[..., 1])
-        & (query[..., 2] != candidate[..., 2])
-        & (own_items.unsqueeze(1) != candidate[..., 3:]).all(-1)
-    )
+    refused = native.refusal(vectors, may_build=path == "native")
+    return paths.choose("contrastive_loss", path, {"native": refused, "tiled": None})
+
+
+def pair_scores(
+    left_ND: torch.Tensor,
+    right_MD: torch.Tensor,
+    left_rows_Q: torch.Tensor,
+    right_rows_Q: torch.Tensor,
+    *,
+    path: str = "auto",
+) -> torch.Tensor:
+    """[Q] products of listed pairs of vectors, left[left_rows] . right[right_rows]; at least fp32."""
+    if choose_path(left_ND, path) == "native":
+        return pairs.pair_scores(left_ND, right_MD, left_rows_Q, right_rows_Q)
+    return (left_ND[left_rows_Q] * right_MD[right_rows_Q]).sum(-1)
 
 
 def reference(
@@ -115,39 +150,34 @@ def multi_positive_loss(
     private_is_positive_Q: torch.Tensor,
     *,
     num_pairs: int,
-    shared: SharedCandidates | None,
+    shared: InBatch | None,
     inverse_temperature: torch.Tensor,
     log_each: bool = False,
+    path: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss per pair, tiled over rows so that no [P, C] score matrix outlives its tile.
+    """The loss per pair; no [P, C] score matrix outlives a tile of it.
 
     private_scores_Q: [Q] fp32 cosines. private_pair_Q: [Q] int64. private_is_positive_Q: [Q] bool.
     shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: a logarithm for each
-    positive instead of one for their sum.
+    positive instead of one for their sum. path: see `choose_path`.
 
     Returns:
         losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
         and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
+    path = choose_path(private_scores_Q, path)
     scores_Q = private_scores_Q * inverse_temperature
     positive = private_is_positive_Q
     owner_Q = private_pair_Q[positive]
-    parts = [segment_log_sum_exp(scores_Q[~positive], private_pair_Q[~positive], num_pairs)]
+    parts = [segment_log_sum_exp(scores_Q[~positive], private_pair_Q[~positive], num_pairs, path=path)]
     best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
     if shared is not None:
-        keys = shared.query_keys
-        log_texts_P, best_text_P = _SharedLogSumExp.apply(  # type: ignore[no-untyped-call]
-            shared.query_images, shared.texts.vectors, inverse_temperature, keys, shared.own_texts, shared.texts.keys
-        )
-        log_images_P, best_image_P = _SharedLogSumExp.apply(  # type: ignore[no-untyped-call]
-            shared.query_texts, shared.images.vectors, inverse_temperature, keys, shared.own_images, shared.images.keys
-        )
-        best_P2 = torch.stack((best_text_P, best_image_P), 1)
+        log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, path=path)
         parts += [log_texts_P, log_images_P]
     if log_each:
         losses_P = _mean_of_each(scores_Q[positive], owner_Q, parts, num_pairs)
     else:
-        log_positive_P = segment_log_sum_exp(scores_Q[positive], owner_Q, num_pairs)
+        log_positive_P = segment_log_sum_exp(scores_Q[positive], owner_Q, num_pairs, path=path)
         losses_P = _log_sum_exp([log_positive_P, *parts]) - log_positive_P
     has_positive_P = torch.zeros_like(losses_P, dtype=torch.bool).index_fill(0, owner_Q, True)
     return torch.where(has_positive_P, losses_P, 0.0), best_P2
@@ -159,7 +189,8 @@ def _mean_of_each(
     """[P] mean over each pair's positives (scores_R, owner_R) of -log(their share among themselves and the negatives)."""
     losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)]) - scores_R
     counts = torch.bincount(owner_R, minlength=num_pairs).clamp(min=1)
-    return losses_R.new_zeros(num_pairs).index_add(0, owner_R, losses_R) / counts
+    # index_add would add in any order on a GPU.
+    return losses_R.new_zeros(num_pairs).index_put((owner_R,), losses_R, accumulate=True) / counts
 
 
 def _log_sum_exp(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -167,8 +198,12 @@ def _log_sum_exp(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
-def segment_log_sum_exp(values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int) -> torch.Tensor:
+def segment_log_sum_exp(
+    values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int, *, path: str = "tiled"
+) -> torch.Tensor:
     """log sum exp of the values of each segment; -inf for an empty one. Returns [num_segments]."""
+    if path == "native":
+        return pairs.segment_log_sum_exp(values_Q, segment_Q, num_segments)
     highest = values_Q.new_full((num_segments,), -torch.inf)
     highest = highest.scatter_reduce(0, segment_Q, values_Q.detach(), "amax")
     highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
@@ -176,56 +211,42 @@ def segment_log_sum_exp(values_Q: torch.Tensor, segment_Q: torch.Tensor, num_seg
     return torch.log(total) + highest
 
 
-class _SharedLogSumExp(torch.autograd.Function):
-    """log sum exp over each query's allowed candidates; backward recomputes each tile's scores."""
+def _over_candidates(
+    queries: torch.Tensor,
+    candidates: Candidates,
+    inverse_temperature: torch.Tensor,
+    query_keys: torch.Tensor,
+    own_items: torch.Tensor,
+    path: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[P] log-sum-exp over each query's allowed candidates, [P] its best cosine."""
+    if choose_path(queries, path) == "tiled":
+        keys = Keys(query_keys, candidates.keys, own_items, own_items[:0])
+        logs: tuple[torch.Tensor, torch.Tensor] = _Tiled.apply(queries, candidates.vectors, inverse_temperature, keys)  # type: ignore[no-untyped-call]
+        return logs
+    row_keys = torch.cat((query_keys, query_keys.new_full((len(query_keys), 1), NO_ITEM)), 1)
+    keys = Keys(row_keys, candidates.keys, own_items, candidates.keys[:, :0])
+    found = native.log_sum_exps(queries, candidates.vectors, inverse_temperature, keys, both=False)
+    return found.rows, found.best_rows
+
+
+class _Tiled(torch.autograd.Function):
+    """Log-sum-exps of queries alone, in plain PyTorch; backward makes each tile's scores again."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        queries: torch.Tensor,
-        candidates: torch.Tensor,
-        inverse_temperature: torch.Tensor,
-        query_keys: torch.Tensor,
-        own_items: torch.Tensor,
-        candidate_keys: torch.Tensor,
+        ctx: Any, queries: torch.Tensor, candidates: torch.Tensor, inverse_temperature: torch.Tensor, keys: Keys
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logs, bests = [queries.new_zeros(0)], [queries.new_zeros(0)]
-        for rows in _tiles(len(queries)):
-            scores = _allowed_scores(queries[rows], candidates, query_keys[rows], own_items[rows], candidate_keys)
-            logs.append(torch.logsumexp(scores * inverse_temperature, 1))
-            bests.append(scores.amax(1) if len(candidates) else scores.new_full((len(scores),), -torch.inf))
-        log_P, best_P = torch.cat(logs), torch.cat(bests)
-        ctx.save_for_backward(queries, candidates, inverse_temperature, query_keys, own_items, candidate_keys, log_P)
-        ctx.mark_non_differentiable(best_P)
-        return log_P, best_P
+        logs = score_blocks.log_sum_exps(queries, candidates, inverse_temperature, keys, both=False)
+        ctx.save_for_backward(queries, candidates, inverse_temperature, *keys, logs.rows)
+        ctx.mark_non_differentiable(logs.best_rows)
+        return logs.rows, logs.best_rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient_P = gradients[0]
-        queries, candidates, inverse_temperature, query_keys, own_items, candidate_keys, log_P = ctx.saved_tensors
-        to_queries, to_candidates = torch.zeros_like(queries), torch.zeros_like(candidates)
-        to_inverse = torch.zeros_like(inverse_temperature)
-        for rows in _tiles(len(queries)):
-            scores = _allowed_scores(queries[rows], candidates, query_keys[rows], own_items[rows], candidate_keys)
-            log_rows = log_P[rows].masked_fill(log_P[rows].isinf(), 0.0)
-            weights = torch.exp(scores * inverse_temperature - log_rows[:, None]) * gradient_P[rows, None]
-            to_inverse += (weights * scores.masked_fill(scores.isinf(), 0.0)).sum()
-            weights = weights * inverse_temperature
-            to_queries[rows] = weights @ candidates
-            to_candidates += weights.T @ queries[rows]
-        return to_queries, to_candidates, to_inverse, None, None, None
-
-
-def _tiles(num_rows: int) -> list[slice]:
-    return [slice(start, start + ROWS_PER_TILE) for start in range(0, num_rows, ROWS_PER_TILE)]
-
-
-def _allowed_scores(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    query_keys: torch.Tensor,
-    own_items: torch.Tensor,
-    candidate_keys: torch.Tensor,
-) -> torch.Tensor:
-    """[rows, C] cosines, -inf where the candidate is no negative of the query."""
-    return (queries @ candidates.T).masked_fill(~allowed_negatives(query_keys, own_items, candidate_keys), -torch.inf)
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        queries, candidates, inverse, row_keys, column_keys, row_items, column_items, logs = ctx.saved_tensors
+        keys, nothing = Keys(row_keys, column_keys, row_items, column_items), logs[:0]
+        found = score_blocks.gradients(
+            upstream[0], nothing, queries, candidates, inverse, keys, logs, nothing, both=False
+        )
+        return *found, None

@@ -45,6 +45,17 @@ class Layout:
     def device(self) -> torch.device:
         return self.position_sequence.device
 
+    def to(self, device: torch.device) -> Layout:
+        """The same stream on another device; what ops derived from it is made again there."""
+        return Layout(
+            sequence_starts=self.sequence_starts.to(device),
+            prefix_lengths=self.prefix_lengths.to(device),
+            sequence_seeds=self.sequence_seeds.to(device),
+            position_sequence=self.position_sequence.to(device),
+            position_offset=self.position_offset.to(device),
+            longest=self.longest,
+        )
+
     @cached_property
     def tables(self) -> dict[str, Any]:
         """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""

@@ -29,8 +29,8 @@ class Objective:
 class PretrainingTask:
     """What to minimise: sum over objectives of weight * (sum over all ranks) / (count over all ranks)."""
 
-    def __init__(self, *, contrast: ContrastConfig, weights: LossWeights) -> None:
-        self.contrast = contrast
+    def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
+        self.contrast, self.contrastive_path = contrast, contrastive_path
         self.contrast_weight = weights.contrastive
         self.objectives = (
             _language("masked_language", weights.masked_language, LanguageObjective.MASKED),
@@ -85,6 +85,8 @@ class PretrainingTask:
             form=self.contrast.form,
             in_batch=self.contrast.in_batch,
             communicator=communicator,
+            exchange=self.contrast.exchange,
+            path=self.contrastive_path,
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+_MAX_TENSORS = 16
+"""That `pass_on` moves at once; tags of its channels are so far apart."""
 
 
 class Communicator(Protocol):
@@ -22,6 +25,10 @@ class Communicator(Protocol):
     def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor: ...
 
     def row_counts(self, num_rows: int) -> list[int]: ...
+
+    def pass_on(
+        self, tensors: Sequence[torch.Tensor], num_coming: int, *, channel: int
+    ) -> Callable[[], list[torch.Tensor]]: ...
 
     def broadcast_object(self, value: Any) -> Any: ...
 
@@ -45,6 +52,11 @@ class SingleProcess:
 
     def row_counts(self, num_rows: int) -> list[int]:
         return [num_rows]
+
+    def pass_on(
+        self, tensors: Sequence[torch.Tensor], num_coming: int, *, channel: int
+    ) -> Callable[[], list[torch.Tensor]]:
+        return lambda: list(tensors)
 
     def broadcast_object(self, value: Any) -> Any:
         return value
@@ -89,6 +101,32 @@ class ProcessGroup:
         """
         gathered: torch.Tensor = _GatherRows.apply(rows, counts, self)  # type: ignore[no-untyped-call]
         return gathered
+
+    def pass_on(
+        self, tensors: Sequence[torch.Tensor], num_coming: int, *, channel: int
+    ) -> Callable[[], list[torch.Tensor]]:
+        """Begin to send tensors to the next rank of a ring and to receive the previous one's, which may have other lengths.
+
+        tensors: [n, ...] each, left alone until the result is called. num_coming: n of the previous rank's. channel: a number
+        for calls that are under way at one time. Returns a function that waits and gives what came. No gradient.
+        """
+        peers = [(self.rank + step) % self.world_size for step in (1, -1)]
+        after, before = peers if self.group is None else [dist.get_global_rank(self.group, peer) for peer in peers]
+        coming = [tensor.new_empty((num_coming, *tensor.shape[1:])) for tensor in tensors]
+        moves = []
+        for place, (mine, other) in enumerate(zip(tensors, coming, strict=True)):
+            tag = _MAX_TENSORS * channel + place
+            moves += [dist.P2POp(dist.isend, mine.contiguous(), after, self.group, tag)] if mine.numel() else []
+            moves += [dist.P2POp(dist.irecv, other, before, self.group, tag)] if other.numel() else []
+        works = dist.batch_isend_irecv(moves) if moves else []
+
+        def wait() -> list[torch.Tensor]:
+            for work in works:
+                work.wait()
+            moves.clear()  # what was sent had to live until now
+            return coming
+
+        return wait
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value on every rank. Plain objects made by this program alone."""

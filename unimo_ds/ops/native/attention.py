@@ -1,7 +1,8 @@
 """Packed attention by the CUDA kernels of `kernels/attention/`, as the torch operators `unimo::attention_forward` and
 `unimo::attention_backward`: with shapes for tracing and a derivative, no synchronisation with the host, same bits every run.
 
-Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 rows of one sequence each).
+Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 or 128 rows of one
+sequence each, as the library wants).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from unimo_ds.ops.native import library
 from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
-TILE_ROWS = 64
 _KEEPS_ALL = -32768
 
 
@@ -32,6 +32,7 @@ class _Arguments(ctypes.Structure):
         ("output_gradient", ctypes.c_void_p),
         ("input_gradient", ctypes.c_void_p),
         ("deltas", ctypes.c_void_p),
+        ("row_keys", ctypes.c_void_p),
         ("tiles", ctypes.c_void_p),
         ("position_keys", ctypes.c_void_p),
         ("num_tiles", ctypes.c_int),
@@ -65,31 +66,32 @@ def attention(
 def tiles_of(layout: Layout) -> torch.Tensor:
     """[B, 4] int32: which rows each block takes; made on the device, once per layout."""
     if "native_attention" not in layout.tables:
-        layout.tables["native_attention"] = make_tiles(layout)
+        rows = library.library_of(layout.device).unimo_attention_block_rows()
+        layout.tables["native_attention"] = make_tiles(layout, rows=rows)
     tiles: torch.Tensor = layout.tables["native_attention"]
     return tiles
 
 
-def make_tiles(layout: Layout) -> torch.Tensor:
+def make_tiles(layout: Layout, *, rows: int) -> torch.Tensor:
     """(start of the sequence in the stream, its length, its prefix, first row) per block, longest sequences first.
 
-    The number of blocks follows from T and S alone, so that nothing is read back: B = floor((T + 63 S) / 64), the most
-    that S sequences of together T positions can need. Blocks left over have length 0.
+    The number of blocks follows from T and S alone, so that nothing is read back: with R `rows` a block, B =
+    floor((T + (R - 1) S) / R), the most that S sequences of together T positions can need. Blocks left over have length 0.
     """
     num_sequences = layout.num_sequences
-    num_tiles = (layout.num_positions + (TILE_ROWS - 1) * num_sequences) // TILE_ROWS
+    num_tiles = (layout.num_positions + (rows - 1) * num_sequences) // rows
     if num_sequences == 0:
         return layout.sequence_starts.new_empty((0, 4), dtype=torch.int32)
     starts = layout.sequence_starts
     lengths, order = (starts[1:] - starts[:-1]).sort(descending=True, stable=True)
-    counts = (lengths + (TILE_ROWS - 1)) // TILE_ROWS
+    counts = (lengths + (rows - 1)) // rows
     ends = counts.cumsum(0)
     index = torch.arange(num_tiles, device=layout.device)
     slot = torch.searchsorted(ends, index, right=True)
     used = slot < num_sequences
     slot = slot.clamp(max=num_sequences - 1)
     sequence = order[slot]
-    first = (index - (ends - counts)[slot]) * TILE_ROWS
+    first = (index - (ends - counts)[slot]) * rows
     columns = (starts[:-1][sequence], lengths[slot], layout.prefix_lengths[sequence], first)
     return torch.stack([column.to(torch.int32) * used for column in columns], 1)
 
@@ -154,6 +156,8 @@ def _backward(
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
     arguments.input_gradient = input_gradient.data_ptr()
+    row_keys = torch.empty_like(log_sums, dtype=torch.int32) if probability else position_keys
+    arguments.row_keys = row_keys.data_ptr()
     _run("unimo_attention_backward", arguments, query_key_value)
     return input_gradient
 

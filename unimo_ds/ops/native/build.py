@@ -18,6 +18,13 @@ from unimo_ds.utils.errors import UserError
 
 _CHECKOUT = Path(__file__).parents[3]
 _TIMEOUT = 1800
+_FLAGS = {
+    "attention": "dropout",
+    "hopper": "dropout",
+    "contrastive_pair_gradients": "to fp32",
+    "contrastive": "both directions",
+}
+"""How the names of kernels with a flag begin -> what it turns on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def sources_folder() -> Path:
         UserError: the package is installed without it.
     """
     folder = _CHECKOUT / "kernels"
-    if not (folder / "attention" / "attention.cu").is_file():
+    if not (folder / "kernels.cu").is_file():
         raise UserError(f"the kernels' sources are not at {folder}; work from a checkout of the project")
     return folder
 
@@ -89,7 +96,7 @@ def build(architecture: str, *, nvcc: str | None = None) -> Built:
             compiler = toolchain.find_nvcc(nvcc)
             toolchain.require_architecture(compiler, architecture)
             aside = target.with_suffix(f".{os.getpid()}.so")
-            source = sources_folder() / "attention" / "attention.cu"
+            source = sources_folder() / "kernels.cu"
             log = compile_file(toolchain.cuda_command(compiler, architecture, source, aside))
             uses = [asdict(use) for use in parse_kernel_uses(log)]
             notes.write_text(json.dumps({"compiler": f"nvcc {compiler.version}", "kernels": uses}, indent=1))
@@ -103,7 +110,7 @@ def build_host(architecture: str) -> Path:
     with _locked(target):
         if not target.exists():
             aside = target.with_suffix(f".{os.getpid()}.so")
-            source = sources_folder() / "attention" / "attention.cu"
+            source = sources_folder() / "kernels.cu"
             compile_file(toolchain.host_command(architecture, source, aside))
             aside.replace(target)
     return target
@@ -160,7 +167,7 @@ def parse_kernel_uses(log: str) -> list[KernelUse]:
 
 
 def readable_name(mangled: str) -> str:
-    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true>`."""
+    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true>`; what a flag means, by the kernel."""
     matched = re.match(r"_ZN5unimo(\d+)", mangled)
     if matched is None:
         return mangled
@@ -168,7 +175,8 @@ def readable_name(mangled: str) -> str:
     name, rest = mangled[matched.end() : matched.end() + size], mangled[matched.end() + size :]
     formats = {"4Half": " fp16", "8BFloat16": " bf16"}
     name += next((word for tag, word in formats.items() if tag in rest), "")
-    return name + (" dropout" if "Lb1E" in rest else "")
+    meaning = next((word for start, word in _FLAGS.items() if name.startswith(start)), "")
+    return name + (f" {meaning}" if "Lb1E" in rest else "")
 
 
 def table(built: Iterable[Built]) -> str:

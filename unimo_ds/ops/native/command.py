@@ -12,7 +12,7 @@ from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError, run_command
 
 _DEFAULT_ARCHITECTURE = "sm_90"
-_CHECKED = ("attention",)
+_CHECKED = ("attention", "contrastive")
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
         epilog="example:\n  unimo kernels check --arch sm_70 --cases 1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    checking.add_argument("--arch", default="sm_70,sm_80", help="whose matrix instructions to emulate")
+    checking.add_argument("--arch", default="sm_70,sm_80,sm_90", help="whose matrix instructions to emulate")
     checking.add_argument("--kernel", choices=_CHECKED, default=_CHECKED[0])
     checking.add_argument("--first", type=int, default=0, help="number of the first case")
     checking.add_argument("--cases", type=int, default=100)

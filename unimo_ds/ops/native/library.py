@@ -14,8 +14,19 @@ from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError
 
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
-"""Environment variable: `sm_70` or `sm_80` runs CPU tensors through that architecture's kernels, emulated. For tests."""
+"""Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
+_FUNCTIONS = (
+    "unimo_attention_forward",
+    "unimo_attention_backward",
+    "unimo_contrastive_conflicts",
+    "unimo_contrastive_statistics",
+    "unimo_contrastive_weights",
+    "unimo_contrastive_pair_scores",
+    "unimo_contrastive_pair_gradients",
+    "unimo_contrastive_segments",
+)
+"""Each of (arguments, number of the format, stream); returns a status."""
 
 
 def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
@@ -85,7 +96,7 @@ def _built_for(number: int) -> Path | None:
 def load(path: Path) -> ctypes.CDLL:
     """The library at `path`, with the types of its functions."""
     library = ctypes.CDLL(str(path))
-    for name in ("unimo_attention_forward", "unimo_attention_backward"):
+    for name in _FUNCTIONS:
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         function.restype = ctypes.c_int

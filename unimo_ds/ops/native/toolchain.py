@@ -109,17 +109,37 @@ def cuda_command(nvcc: Nvcc, architecture: str, source: Path, target: Path) -> l
     """nvcc's command line: machine code for one architecture, the CUDA runtime linked in, a register report on stderr."""
     number = architecture_number(architecture)
     half_only = ["-DUNIMO_HALF_ONLY"] if number < 80 else []
-    code = f"-gencode=arch=compute_{number},code=sm_{number}"
+    # sm_90a: Hopper's own instructions, which nvcc keeps from the plain name.
+    exact = f"{number}a" if number == 90 else str(number)
+    code = f"-gencode=arch=compute_{exact},code=sm_{exact}"
     kind = ["-cubin"] if target.suffix == ".cubin" else ["-shared", "-Xcompiler", "-fPIC", "-cudart", "static"]
-    return [nvcc.path, "-O3", "-std=c++17", code, *half_only, "-Xptxas", "-v", *kind, str(source), "-o", str(target)]
+    return [
+        nvcc.path,
+        "-O3",
+        "-std=c++17",
+        code,
+        *half_only,
+        *_hopper(number),
+        "-Xptxas",
+        "-v",
+        *kind,
+        str(source),
+        "-o",
+        str(target),
+    ]
+
+
+def _hopper(number: int) -> list[str]:
+    """What takes the kernels with products of a warpgroup, on the one architecture that has them."""
+    return ["-DUNIMO_HOPPER"] if number == 90 else []
 
 
 def host_command(architecture: str, source: Path, target: Path, *, sanitize: bool = False) -> list[str]:
     """The C++ compiler's command line: the same source on emulated threads, with that architecture's matrix instructions."""
     number = architecture_number(architecture)
     compiler = os.environ.get("CXX", "g++")
-    family = "700" if number < 80 else "800"
-    flags = [f"-DUNIMO_HOST={family}", *(["-DUNIMO_HALF_ONLY"] if number < 80 else [])]
+    family = "700" if number < 80 else "900" if number == 90 else "800"
+    flags = [f"-DUNIMO_HOST={family}", *(["-DUNIMO_HALF_ONLY"] if number < 80 else []), *_hopper(number)]
     checks = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sanitize else ["-O2"]
     kind = ["-shared", "-fPIC"] if target.suffix == ".so" else []
     language = ["-x", "c++", "-std=c++20", "-Wno-unknown-pragmas"]

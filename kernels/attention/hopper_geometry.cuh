@@ -1,0 +1,71 @@
+// What the attention kernels for sm_90a share. A block takes 64 rows of one sequence and one head, one warpgroup; tiles of the other
+// operands, 64 rows too, pass through shared memory in two stages. Blocks of two warpgroups that share those tiles (kGroups = 2)
+// read half as much, and were 3 to 30 % slower on an H200: fewer of them fit a multiprocessor, and they wait for each other.
+#pragma once
+
+#include "../common/warpgroup.cuh"
+#include "geometry.cuh"
+
+namespace unimo {
+
+constexpr int kGroups = 1;  // warpgroups of a block
+constexpr int kHopperRows = kGroups * kGroupRows;
+constexpr int kHopperThreads = kGroups * kGroupThreads;
+constexpr int kHopperOwnBytes = kHopperRows * kRowBytes;  // one tile of the block's own rows
+
+// Begins to fill kRows rows of a shared tile with rows `first` and on; rows from `length` on are zeros.
+template <int kRows, bool kPairRows = false>
+__device__ __forceinline__ void begin_rows(unsigned char* tile, Rows rows, int first, int length) {
+    constexpr int kStride = kHopperThreads / 8;  // rows from one of a thread's copies to the next
+    const int own = thread_index() / 8, chunk = thread_index() % 8;
+    const unsigned offset = unsigned(first + own) * unsigned(rows.stride) + unsigned(chunk * 16);
+#pragma unroll
+    for (int i = 0; i < kRows / kStride; ++i) {
+        const int row = own + i * kStride;
+        // A lane's two rows of a product, 8 apart, become neighbours of the sequence: one dropout word serves both.
+        const int place = kPairRows ? (row & ~15) | (row & 1) << 3 | (row >> 1 & 7) : row;
+        const bool valid = first + row < length;
+        copy_16_bytes(hopper_chunk(tile, place, chunk),
+                      rows.base + (valid ? offset + unsigned(i * kStride) * unsigned(rows.stride) : 0u), valid);
+    }
+}
+
+// All copies of this thread have landed and the matrix unit sees them; everybody else's after the barrier.
+__device__ __forceinline__ void land_copies() {
+    wait_for_copies();
+    publish_to_matrix_unit();
+    block_barrier();
+}
+
+template <bool kPairRows>
+__device__ __forceinline__ unsigned char* staging_chunk(unsigned char* staging, int row, int chunk) {
+    return staging + row * kRowBytes + ((chunk ^ (kPairRows ? row >> 1 : row) & 7) << 4);  // eight lanes' rows, distinct chunks
+}
+
+// Writes a warp's 16 x 64 sums, times `scales` of the lane's two rows, through 16 rows of shared memory that it alone uses.
+// kPairRows: the lane's rows are neighbours (see begin_rows).
+template <class Format, bool kPairRows>
+__device__ __forceinline__ void write_group(GroupAccumulator& sums, const float (&scales)[2], unsigned char* staging, Rows rows,
+                                            int first, int length) {
+    const int lane = lane_index();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int row = kPairRows ? lane / 4 * 2 + h : lane / 4 + 8 * h;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+            store(staging_chunk<kPairRows>(staging, row, j) + lane % 4 * 4,
+                  pack<Format>(sums.at(j, h, 0) * scales[h], sums.at(j, h, 1) * scales[h]));
+    }
+    warp_barrier();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int row = 4 * i + lane / 8, chunk = lane % 8;
+        if (first + row < length) {
+            auto* target = const_cast<unsigned char*>(rows.base) + static_cast<long long>(first + row) * rows.stride;
+            store(target + chunk * 16, load<Words4>(staging_chunk<kPairRows>(staging, row, chunk)));
+        }
+    }
+    warp_barrier();
+}
+
+}  // namespace unimo

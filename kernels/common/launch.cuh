@@ -1,0 +1,60 @@
+// Starting a kernel of one argument structure on a grid, on a GPU or on the emulator, and what the C functions return.
+#pragma once
+
+#include "device.cuh"
+
+namespace unimo {
+
+enum Status { kDone = 0, kNoSuchFormat = -1, kGridTooLarge = -2, kBadShape = -3 };  // positive: cudaError_t
+
+struct Grid {
+    int x, y, threads, shared_bytes;
+    bool starts_early = false;  // while the kernel before it in the stream still ends; it waits for it by itself (sm_90)
+};
+
+constexpr int kMaxGridY = 65535;
+
+#if defined(UNIMO_HOST)
+using Stream = void*;
+template <class Kernel, class Arguments>
+int launch(Kernel kernel, const Arguments& arguments, Grid grid, Stream) {
+    if (grid.x == 0 || grid.y == 0) return kDone;
+    if (grid.y > kMaxGridY) return kGridTooLarge;
+    emulator::launch([=] { kernel(arguments); }, grid.x, grid.y, grid.threads, std::size_t(grid.shared_bytes));
+    return kDone;
+}
+#else
+using Stream = cudaStream_t;
+template <class Kernel, class Arguments>
+int launch(Kernel kernel, const Arguments& arguments, Grid grid, Stream stream) {
+    if (grid.x == 0 || grid.y == 0) return kDone;
+    if (grid.y > kMaxGridY) return kGridTooLarge;
+    if (grid.shared_bytes > 48 * 1024) {
+        const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+        if (status != cudaSuccess) return int(status);
+    }
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t configuration{};
+    configuration.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
+    configuration.blockDim = dim3(unsigned(grid.threads));
+    configuration.dynamicSmemBytes = std::size_t(grid.shared_bytes);
+    configuration.stream = stream;
+    configuration.attrs = &early;
+    configuration.numAttrs = grid.starts_early ? 1 : 0;
+    return int(cudaLaunchKernelEx(&configuration, kernel, arguments));
+}
+#endif
+
+}  // namespace unimo
+
+#if defined(UNIMO_HOST)
+// 0 natural, 1 reversed, anything else: shuffled with that seed.
+extern "C" void unimo_host_schedule(int number) {
+    emulator::schedule = number == 0   ? emulator::Schedule::natural
+                         : number == 1 ? emulator::Schedule::reversed
+                                       : emulator::Schedule::shuffled;
+    emulator::shuffler.seed(unsigned(number));
+}
+#endif

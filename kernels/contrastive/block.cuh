@@ -1,0 +1,102 @@
+// What the kernels over a block of scores share: its arguments, and who may be whose negative.
+//
+// A block is a rectangle of the matrix of cosines between row vectors and column vectors (images and texts), made by a matrix
+// product into a buffer of bounded size. Each row is a query against the columns, and, where asked, each column one against the
+// rows. Candidate j is a negative of query i where both are of one group, of pairs with another image and another text, and
+// where j's own item is not among the items that i's pair brings itself.
+#pragma once
+
+#include "../common/device.cuh"
+
+namespace unimo {
+
+constexpr int kKeys = 4;            // of a vector: group, image of its pair, text of its pair, item
+constexpr int kBandRows = 64;       // rows that share their conflict bits
+constexpr int kBandColumns = 1024;  // columns of a block of threads
+constexpr int kLaneColumns = 8;     // of a lane at a time: four, and four 128 columns on
+constexpr int kGroupColumns = 32 * kLaneColumns;
+
+struct alignas(16) Floats4 {
+    float value[4];
+};
+
+struct BlockArguments {
+    float* scores;                  // [num_rows, pitch] cosines; the weights, 16 bit, take their place in each row
+    const long long* row_keys;      // [num_rows, 4]
+    const long long* column_keys;   // [num_columns, 4]
+    const long long* row_items;     // [num_rows, row_items_width] keys of columns' items that are a row's own
+    const long long* column_items;  // [num_columns, column_items_width] keys of rows' items that are a column's own
+    unsigned* conflicts;            // [num_rows / 64 rounded up, conflict_stride], a bit per column: not all pairs are allowed
+    const float* inverse_temperature;
+    const float* weight_scale;      // factor on the weights, so that 16 bits hold them well
+    float* row_maxima;              // [num_rows] running over blocks
+    float* row_sums;                // [num_rows] of exp((cosine - maximum) / temperature)
+    float* column_maxima;           // [num_columns]; null: columns are no queries
+    float* column_sums;
+    float* row_partials;            // [num_columns / 1024 rounded up, num_rows] (maximum, sum)
+    float* column_partials;         // [num_rows / 64 rounded up, num_columns]
+    const float* row_logs;          // [num_rows] log of the sum over allowed columns of exp(cosine / temperature)
+    const float* row_gradients;     // [num_rows] of row_logs
+    const float* column_logs;
+    const float* column_gradients;
+    float* temperature_sums;        // [num_rows] running sum of weight * cosine
+    int num_rows, num_columns, pitch, conflict_stride, row_items_width, column_items_width;
+    int item_filter_words;          // power of two
+};
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ bool among(long long item, const long long* items, int width) {
+    for (int i = 0; i < width; ++i)
+        if (items[i] == item) return true;
+    return false;
+}
+
+struct Allowed {
+    bool for_row, for_column;
+};
+__device__ __forceinline__ Allowed allowed(const BlockArguments& a, int row, int column) {
+    const long long* const mine = a.row_keys + static_cast<long long>(row) * kKeys;
+    const long long* const other = a.column_keys + static_cast<long long>(column) * kKeys;
+    if (mine[0] != other[0] || mine[1] == other[1] || mine[2] == other[2]) return {false, false};
+    const auto* const row_items = a.row_items + static_cast<long long>(row) * a.row_items_width;
+    const auto* const column_items = a.column_items + static_cast<long long>(column) * a.column_items_width;
+    return {!among(other[3], row_items, a.row_items_width), !among(mine[3], column_items, a.column_items_width)};
+}
+
+// The conflict bits of a lane's eight columns from `column` on (lane's first one), and whether any lane of the warp has one.
+struct LaneConflicts {
+    unsigned bits;  // 0 to 3 for the first four columns, 4 to 7 for those 128 on
+    bool any;
+};
+__device__ __forceinline__ LaneConflicts lane_conflicts(const BlockArguments& a, int row, int group_column) {
+    const int lane = lane_index();
+    const unsigned* const words = a.conflicts + static_cast<long long>(row / kBandRows) * a.conflict_stride;
+    unsigned all = 0;
+#pragma unroll
+    for (int i = 0; i < kGroupColumns / 32; ++i) {
+        const int word = group_column / 32 + i;
+        all |= word * 32 < a.num_columns ? words[word] : ~0u;
+    }
+    if (all == 0) return {0u, false};
+    const int word = group_column / 32 + lane / 8, shift = lane % 8 * 4;
+    const unsigned low = word * 32 < a.num_columns ? words[word] : ~0u;
+    const unsigned high = (word + 4) * 32 < a.num_columns ? words[word + 4] : ~0u;
+    return {(low >> shift & 15u) | (high >> shift & 15u) << 4, true};
+}
+__device__ __forceinline__ int lane_column(int group_column, int c) {
+    return group_column + lane_index() * 4 + (c & 3) + (c & 4) * 32;
+}
+
+// Running log-sum-exp in units of cosines: base 2 with `rate` = log2(e) / temperature.
+struct Running {
+    float maximum, sum;
+};
+__device__ __forceinline__ float anchored(float maximum) { return maximum == -infinity() ? 0.f : maximum; }
+__device__ __forceinline__ Running joined(Running one, Running other, float rate) {
+    const float maximum = larger(one.maximum, other.maximum), anchor = anchored(maximum);
+    return {maximum, one.sum * exp2_approximate((one.maximum - anchor) * rate) +
+                         other.sum * exp2_approximate((other.maximum - anchor) * rate)};
+}
+
+}  // namespace unimo

@@ -1,0 +1,81 @@
+// Which columns need a look at every pair: one bit per column and 64 rows. Set for nearly none but a query's own candidates,
+// so that the other kernels pay for the rule of negatives only there. A set bit may be in vain, an unset one never is: keys
+// are looked up in two Bloom filters of the 64 rows.
+#pragma once
+
+#include "block.cuh"
+
+namespace unimo {
+
+constexpr int kConflictThreads = 256;
+constexpr int kKeyFilterWords = 512;
+constexpr int kMaxItemFilterWords = 8192;
+
+__device__ __forceinline__ unsigned long long mixed(long long key, unsigned kind) {
+    unsigned long long x = static_cast<unsigned long long>(key) + kind * 0x9E3779B97F4A7C15ull;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+    return x ^ x >> 31;
+}
+__device__ __forceinline__ void set_shared_bit(unsigned* words, unsigned bit) {
+#if defined(UNIMO_HOST)
+    words[bit / 32] |= 1u << bit % 32;
+#else
+    atomicOr(words + bit / 32, 1u << bit % 32);
+#endif
+}
+struct Filter {
+    unsigned* words;
+    int num_words;
+    __device__ __forceinline__ void insert(long long key, unsigned kind) {
+        const unsigned long long hash = mixed(key, kind);
+        set_shared_bit(words, unsigned(hash) & unsigned(num_words * 32 - 1));
+        set_shared_bit(words, unsigned(hash >> 32) & unsigned(num_words * 32 - 1));
+    }
+    __device__ __forceinline__ bool may_hold(long long key, unsigned kind) const {
+        const unsigned long long hash = mixed(key, kind);
+        const unsigned one = unsigned(hash) & unsigned(num_words * 32 - 1);
+        const unsigned two = unsigned(hash >> 32) & unsigned(num_words * 32 - 1);
+        return (words[one / 32] >> one % 32 & 1u) && (words[two / 32] >> two % 32 & 1u);
+    }
+};
+
+__global__ void __launch_bounds__(kConflictThreads) contrastive_conflicts(const BlockArguments arguments) {
+    const BlockArguments& a = arguments;
+    auto* const shared = reinterpret_cast<unsigned*>(shared_memory());
+    const int thread = thread_index(), first_row = block_y() * kBandRows;
+    const int rows = a.num_rows - first_row < kBandRows ? a.num_rows - first_row : kBandRows;
+    Filter keys{shared, kKeyFilterWords}, items{shared + kKeyFilterWords, a.item_filter_words};
+    for (int i = thread; i < kKeyFilterWords + items.num_words; i += kConflictThreads) shared[i] = 0;
+    block_barrier();
+    const long long* const row_keys = a.row_keys + static_cast<long long>(first_row) * kKeys;
+    for (int i = thread; i < rows * 3; i += kConflictThreads)
+        keys.insert(row_keys[i / 3 * kKeys + 1 + i % 3], unsigned(1 + i % 3));
+    const long long* const row_items = a.row_items + static_cast<long long>(first_row) * a.row_items_width;
+    for (int i = thread; i < rows * a.row_items_width; i += kConflictThreads) items.insert(row_items[i], 0u);
+    const long long group = row_keys[0];
+    bool one_group = true;
+    for (int i = 1; i < rows; ++i) one_group &= row_keys[i * kKeys] == group;
+    block_barrier();
+
+    for (int i = 0; i < kBandColumns / kConflictThreads; ++i) {
+        const int column = block_x() * kBandColumns + i * kConflictThreads + thread;
+        bool conflict = true;  // outside of the matrix: every pair is looked at, and refused
+        if (column < a.num_columns && rows == kBandRows) {
+            const long long* const key = a.column_keys + static_cast<long long>(column) * kKeys;
+            conflict = !one_group || key[0] != group || keys.may_hold(key[1], 1u) || keys.may_hold(key[2], 2u) ||
+                       items.may_hold(key[3], 0u);
+            if (a.column_maxima != nullptr) {
+                const auto* const own = a.column_items + static_cast<long long>(column) * a.column_items_width;
+                for (int k = 0; k < a.column_items_width; ++k) conflict |= keys.may_hold(own[k], 3u);
+            }
+        }
+        unsigned word = unsigned(conflict) << lane_index();
+#pragma unroll
+        for (int mask = 1; mask < 32; mask *= 2) word |= shuffle_xor(word, mask);
+        if (lane_index() == 0 && column < a.num_columns)
+            a.conflicts[static_cast<long long>(block_y()) * a.conflict_stride + column / 32] = word;
+    }
+}
+
+}  // namespace unimo

@@ -1,0 +1,3 @@
+// All kernels in one library.
+#include "attention/attention.cu"
+#include "contrastive/contrastive.cu"

@@ -1,0 +1,134 @@
+"""The contrastive operators with the kernels' own sources run on the CPU: errors, gradients, tracing, refusals."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from tests.kernels.shared_scores import CASES, make_keys, make_vectors, plain
+from tests.ops.comparing import assert_within_budget
+from unimo_ds.ops.native import build, contrastive, library, pairs
+
+FORMATS = [("sm_70", torch.float16), ("sm_80", torch.bfloat16)]
+
+
+def of_finite(logs: torch.Tensor) -> torch.Tensor:
+    return torch.where(logs.isinf(), 0.0, logs)
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), FORMATS)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_log_sum_exps_equal_the_formula(monkeypatch, name, both, architecture, dtype):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    monkeypatch.setattr(contrastive, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(contrastive, "CHUNK_COLUMNS", 1024)
+    case, keys = CASES[name], make_keys(CASES[name])
+    rows, columns = make_vectors(case)
+    inverse = torch.tensor(1 / case.temperature, dtype=torch.float64)
+
+    def path(rows, columns, inverse):
+        logs = contrastive.log_sum_exps(rows, columns, inverse.float(), keys, both=both)
+        return torch.cat((of_finite(logs.rows), of_finite(logs.columns)))
+
+    def reference(rows, columns, inverse):
+        logs = plain(rows, columns, inverse, keys)
+        wanted = torch.cat((of_finite(logs[0]), of_finite(logs[2]))) if both else of_finite(logs[0])
+        return wanted.float() if wanted.dtype == dtype else wanted
+
+    assert_within_budget(path, reference, [rows, columns, inverse], dtype)
+    with torch.no_grad():
+        narrow = [vectors.to(dtype) for vectors in (rows, columns)]
+        found = contrastive.log_sum_exps(*narrow, inverse.float(), keys, both=both)
+        exact = plain(*(vectors.double() for vectors in narrow), inverse, keys)
+    torch.testing.assert_close(found.best_rows.double(), exact[1], rtol=1e-5, atol=1e-6)
+    if both:
+        torch.testing.assert_close(found.best_columns.double(), exact[3], rtol=1e-5, atol=1e-6)
+        assert torch.equal(found.columns.isinf(), exact[2].isinf())
+    assert torch.equal(found.rows.isinf(), exact[0].isinf())
+
+
+def test_python_and_the_kernels_agree_on_the_arguments():
+    size = library.load(build.build_host("sm_80")).unimo_contrastive_argument_bytes
+    structures = (contrastive.BlockArguments, pairs.PairArguments, pairs.SegmentArguments)
+    assert [size(which) for which in range(3)] == [ctypes.sizeof(structure) for structure in structures]
+
+
+PAIR_SHAPES = {"none": (3, 4, 16, 0), "a few": (5, 9, 40, 30), "wide": (7, 6, 1030, 12)}
+
+
+def pair_inputs(name: str) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    num_left, num_right, size, count = PAIR_SHAPES[name]
+    generator = torch.Generator().manual_seed(size)
+    vectors = [
+        torch.randn(n, size, generator=generator, dtype=torch.float64) / size**0.5 for n in (num_left, num_right)
+    ]
+    rows = [torch.randint(0, n, (count,), generator=generator) for n in (num_left - 1, num_right)]
+    return vectors, rows[0], rows[1]
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), FORMATS)
+@pytest.mark.parametrize("name", PAIR_SHAPES)
+def test_pair_scores_equal_the_formula(monkeypatch, name, architecture, dtype):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    vectors, left_rows, right_rows = pair_inputs(name)
+
+    def path(left, right):
+        return pairs.pair_scores(left, right, left_rows, right_rows)
+
+    def reference(left, right):
+        scores = (left[left_rows] * right[right_rows]).sum(-1)
+        return scores.float() if dtype == left.dtype else scores
+
+    assert_within_budget(path, reference, vectors, dtype)
+
+
+def test_segments_equal_the_formula(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(90, generator=generator) * 30
+    segment = torch.randint(0, 5, (90,), generator=generator) * 2  # those between are empty
+
+    def reference(values):
+        logs = [torch.logsumexp(values[segment == index], 0) for index in range(10)]
+        return torch.where(torch.arange(10) % 2 == 0, torch.stack(logs), 0.0)
+
+    def path(values):
+        logs = pairs.segment_log_sum_exp(values, segment, 10)
+        assert bool(logs[1::2].isneginf().all())
+        return of_finite(logs)
+
+    assert_within_budget(path, reference, [values.double()], torch.float32)
+    assert bool(pairs.segment_log_sum_exp(values[:0], segment[:0], 3).isneginf().all())
+
+
+def test_fp32_vectors_are_rounded_to_fp16_and_get_fp32_gradients(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    keys = make_keys(CASES["one column"])
+    wide = [vectors.float().requires_grad_() for vectors in make_vectors(CASES["one column"])]
+    narrow = [vectors.detach().half().requires_grad_() for vectors in wide]
+    inverse, results = torch.tensor(14.0), []
+    for vectors in (wide, narrow):
+        logs = contrastive.log_sum_exps(*vectors, inverse, keys, both=True)
+        total = (
+            of_finite(logs.rows).sum()
+            + logs.columns.sum()
+            + pairs.pair_scores(*vectors, *[torch.zeros(2).long()] * 2).sum()
+        )
+        results.append((total.detach(), *torch.autograd.grad(total, vectors)))
+    assert torch.equal(results[0][0], results[1][0])
+    for one, other in zip(results[0][1:], results[1][1:], strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other.float(), rtol=2e-3, atol=1e-6)
+
+
+def test_operators_trace_and_differentiate(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    case = CASES["one row"]
+    vectors = [vectors.half().requires_grad_() for vectors in make_vectors(case)]
+    inverse, index = torch.tensor(14.0, requires_grad=True), torch.tensor([0, 0])
+    torch.library.opcheck(torch.ops.unimo.contrastive_forward.default, (*vectors, inverse, *make_keys(case), True))
+    torch.library.opcheck(torch.ops.unimo.contrastive_pair_scores.default, (*vectors, index, index))
+    torch.library.opcheck(torch.ops.unimo.contrastive_segments.default, (torch.ones(2, requires_grad=True), index, 3))

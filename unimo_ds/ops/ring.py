@@ -1,0 +1,160 @@
+"""Shared candidates in a ring: images stay on their rank, texts travel from rank to rank, and nobody holds all of either.
+
+At every stop of a block of texts, its rank scores it against its own images in one matrix: rows are the images' queries and
+columns those of the texts, so every score of the whole step is made once, where gathering makes it twice. The columns' running
+log-sum-exps travel with the block and come home complete; so do, in the backward pass, the gradients of the texts. The next
+block is under way while this one is worked on.
+
+    stop s of rank r: the texts of rank r - s        after the last stop everything is one step from home
+
+The order of sums is that of the ring, so results differ from gathering by rounding.
+
+Letters: P local pairs, A local image candidates, B local text candidates, D vector size, k own items of a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unimo_ds.ops import score_blocks
+from unimo_ds.ops.contrastive import NO_ITEM, Candidates, choose_path
+from unimo_ds.ops.native import contrastive as native
+from unimo_ds.ops.score_blocks import Keys, Logs
+from unimo_ds.utils.communicator import Communicator
+
+_TEXTS, _RESULTS = 0, 1
+"""Channels: what travels ahead of the work, and what is sent when it is done."""
+
+
+@dataclass(frozen=True)
+class RingCandidates:
+    """What this rank brings; its pairs' own images and texts are the first P of each."""
+
+    images: Candidates
+    """[A, D] vectors of this rank alone."""
+    texts: Candidates
+    """[B, D]"""
+    own_images: torch.Tensor
+    """[P, k] int64, keys of the images that the pair brings itself, padded with NO_ITEM."""
+    own_texts: torch.Tensor
+    """[P, k] int64, likewise for texts."""
+    communicator: Communicator
+
+    def log_sum_exps(
+        self, inverse_temperature: torch.Tensor, *, path: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `contrastive.InBatch`. Every rank calls it, and its backward, together."""
+        num_pairs, communicator = len(self.own_images), self.communicator
+        width = torch.tensor(self.own_images.shape[1], device=self.own_images.device)
+        keys = Keys(
+            self.images.keys,
+            self.texts.keys,
+            _filled(self.own_texts, len(self.images.keys), self.own_texts.shape[1]),
+            _filled(self.own_images, len(self.texts.keys), int(communicator.all_reduce_max(width))),
+        )
+        ring = _Ring(communicator, communicator.row_counts(len(self.texts.keys)))
+        functions = _FUNCTIONS[choose_path(self.images.vectors, path)]
+        vectors = (self.images.vectors, self.texts.vectors)
+        logs = Logs(*_LogSumExps.apply(*vectors, inverse_temperature, keys, ring, functions))  # type: ignore[no-untyped-call]
+        best = torch.stack((logs.best_rows[:num_pairs], logs.best_columns[:num_pairs]), 1)
+        return logs.rows[:num_pairs], logs.columns[:num_pairs], best
+
+
+def _filled(items: torch.Tensor, count: int, width: int) -> torch.Tensor:
+    """[count, width] with NO_ITEM where there was nothing."""
+    filled = items.new_full((count, width), NO_ITEM)
+    filled[: len(items), : items.shape[1]] = items
+    return filled
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """One code path: what vectors travel as, and log-sum-exps of one matrix with their gradients."""
+
+    travelling: Callable[[torch.Tensor], torch.Tensor]
+    log_sum_exps: Callable[..., Logs]
+    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+_FUNCTIONS = {
+    "tiled": _Functions(lambda vectors: vectors, score_blocks.log_sum_exps, score_blocks.gradients),
+    "native": _Functions(native.narrow, native.log_sum_exps, native.gradients),
+}
+
+
+@dataclass(frozen=True)
+class _Ring:
+    communicator: Communicator
+    counts: Sequence[int]
+    """Rows of every rank's block."""
+
+    @property
+    def stops(self) -> int:
+        return len(self.counts)
+
+    def pass_on(self, stop: int, tensors: Sequence[torch.Tensor], channel: int) -> Callable[[], list[torch.Tensor]]:
+        """Send what belongs to the block of this stop to the next rank; call the result for the same of the block to come."""
+        coming = (self.communicator.rank - stop - 1) % self.stops
+        return self.communicator.pass_on(tensors, self.counts[coming], channel=channel)
+
+
+class _LogSumExps(torch.autograd.Function):
+    """[A] and [B] log-sum-exps and best cosines of this rank's images and texts over those of all ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        inverse: torch.Tensor,
+        keys: Keys,
+        ring: _Ring,
+        functions: _Functions,
+    ) -> Logs:
+        ctx.ring, ctx.functions, ctx.wide = ring, functions, images.dtype
+        images, texts = functions.travelling(images), functions.travelling(texts)
+        block = [texts, keys.columns, keys.column_items]
+        mine: list[torch.Tensor] = []
+        theirs: list[torch.Tensor] = []
+        for stop in range(ring.stops):
+            coming = ring.pass_on(stop, block, _TEXTS) if stop + 1 < ring.stops else None
+            here = Keys(keys.rows, block[1], keys.row_items, block[2])
+            logs = functions.log_sum_exps(images, block[0], inverse, here, both=True)
+            mine = _joined(mine, logs.rows, logs.best_rows)
+            theirs = ring.pass_on(stop, _joined(theirs, logs.columns, logs.best_columns), _RESULTS)()
+            block = coming() if coming is not None else block
+        ctx.save_for_backward(images, texts, inverse, *keys, mine[0], theirs[0])
+        ctx.mark_non_differentiable(mine[1], theirs[1])
+        return Logs(*mine, *theirs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        images, texts, inverse, row_keys, column_keys, row_items, column_items, row_logs, column_logs = (
+            ctx.saved_tensors
+        )
+        ring: _Ring = ctx.ring
+        of_rows, of_columns = upstream[0], upstream[2].contiguous()
+        block = [texts, column_keys, column_items, column_logs, of_columns]
+        to_images, to_inverse = torch.zeros_like(images, dtype=ctx.wide), torch.zeros_like(inverse)
+        to_texts: list[torch.Tensor] = []
+        for stop in range(ring.stops):
+            coming = ring.pass_on(stop, block, _TEXTS) if stop + 1 < ring.stops else None
+            vectors, columns, items, logs, of_block = block
+            here = Keys(row_keys, columns, row_items, items)
+            found = ctx.functions.gradients(
+                of_rows, of_block, images, vectors, inverse, here, row_logs, logs, both=True
+            )
+            to_images += found[0]
+            to_inverse += found[2]
+            carried = [found[1] if not to_texts else to_texts[0] + found[1]]
+            to_texts = ring.pass_on(stop, carried, _RESULTS)()
+            block = coming() if coming is not None else block
+        return to_images, to_texts[0].to(ctx.wide), to_inverse, None, None, None
+
+
+def _joined(before: list[torch.Tensor], logs: torch.Tensor, best: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.logaddexp(before[0], logs), torch.maximum(before[1], best)] if before else [logs, best]

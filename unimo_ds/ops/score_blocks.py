@@ -1,0 +1,117 @@
+"""Log-sum-exps over one matrix of scores between row and column vectors: of rows, and of columns where asked. Plain, tiled.
+
+Each row is a query against the columns and, where `both`, each column one against the rows. The score of a row and a column is
+the cosine over the temperature. Which of them count is said by keys; see `allowed_negatives`.
+
+Letters: A row vectors, B column vectors, D vector size, k items of their own that a row or a column has among the others.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+ROWS_PER_TILE = 512
+
+
+class Keys(NamedTuple):
+    """Who may be whose negative."""
+
+    rows: torch.Tensor
+    """[A, 4] int64: group, owner's image key, owner's text key, key of the item itself (unused where rows alone are queries)."""
+    columns: torch.Tensor
+    """[B, 4] int64"""
+    row_items: torch.Tensor
+    """[A, k] int64, keys of columns' items that the row's pair brings itself."""
+    column_items: torch.Tensor
+    """[B, k] int64, keys of rows' items that the column's pair brings itself; unused where rows alone are queries."""
+
+
+class Logs(NamedTuple):
+    """Of every row, and of every column where columns are queries too, else empty."""
+
+    rows: torch.Tensor
+    """[A] log of the sum of exp(score) over the row's allowed columns; -inf where there is none."""
+    best_rows: torch.Tensor
+    """[A] the highest allowed cosine; -inf where there is none. No gradient."""
+    columns: torch.Tensor
+    """[B]"""
+    best_columns: torch.Tensor
+    """[B]"""
+
+
+def allowed_negatives(query_keys: torch.Tensor, own_items: torch.Tensor, candidate_keys: torch.Tensor) -> torch.Tensor:
+    """[P, C] bool: the same group, an owner with another image and another text, and an item that is not the pair's own.
+
+    A pair is never its own negative, nor is a pair with an equal caption, nor an item that is related to both.
+    """
+    query, candidate = query_keys.unsqueeze(1), candidate_keys.unsqueeze(0)
+    return (
+        (query[..., 0] == candidate[..., 0])
+        & (query[..., 1] != candidate[..., 1])
+        & (query[..., 2] != candidate[..., 2])
+        & (own_items.unsqueeze(1) != candidate[..., 3:]).all(-1)
+    )
+
+
+def log_sum_exps(rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, *, both: bool) -> Logs:
+    """No gradient is recorded; see `gradients`. rows: [A, D]; columns: [B, D]; inverse: of the temperature, scalar."""
+    nothing, num_columns = rows.new_zeros(0), len(columns) if both else 0
+    of_rows, best_rows = [nothing], [nothing]
+    of_columns, best_columns = (rows.new_full((num_columns,), -torch.inf) for _ in range(2))
+    for tile in _tiles(len(rows)):
+        scores = rows[tile] @ columns.T
+        by_rows = _allowed_for_rows(scores, keys, tile)
+        of_rows.append(torch.logsumexp(by_rows * inverse, 1))
+        best_rows.append(by_rows.amax(1) if len(columns) else by_rows.new_full((len(by_rows),), -torch.inf))
+        if both:
+            by_columns = _allowed_for_columns(scores, keys, tile)
+            of_columns = torch.logaddexp(of_columns, torch.logsumexp(by_columns * inverse, 0))
+            best_columns = torch.maximum(best_columns, by_columns.amax(0))
+    return Logs(torch.cat(of_rows), torch.cat(best_rows), of_columns, best_columns)
+
+
+def gradients(
+    row_gradients: torch.Tensor,
+    column_gradients: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    inverse: torch.Tensor,
+    keys: Keys,
+    row_logs: torch.Tensor,
+    column_logs: torch.Tensor,
+    *,
+    both: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of rows, columns and `inverse`, given those of the logs; scores are made again, tile by tile.
+
+    The logs may be sums over more than this matrix: the gradient is then this matrix's share.
+    """
+    to_rows, to_columns, to_inverse = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(inverse)
+    for tile in _tiles(len(rows)):
+        scores = rows[tile] @ columns.T
+        parts = [(_allowed_for_rows(scores, keys, tile), row_logs[tile, None], row_gradients[tile, None])]
+        if both:
+            parts.append((_allowed_for_columns(scores, keys, tile), column_logs[None], column_gradients[None]))
+        for allowed, logs, upstream in parts:
+            weights = torch.exp(allowed * inverse - logs.masked_fill(logs.isinf(), 0.0)) * upstream
+            to_inverse += (weights * allowed.masked_fill(allowed.isinf(), 0.0)).sum()
+            weights = weights * inverse
+            to_rows[tile] += weights @ columns
+            to_columns += weights.T @ rows[tile]
+    return to_rows, to_columns, to_inverse
+
+
+def _tiles(num_rows: int) -> list[slice]:
+    return [slice(start, start + ROWS_PER_TILE) for start in range(0, num_rows, ROWS_PER_TILE)]
+
+
+def _allowed_for_rows(scores: torch.Tensor, keys: Keys, tile: slice) -> torch.Tensor:
+    """Cosines, -inf where the column is no negative of the row."""
+    return scores.masked_fill(~allowed_negatives(keys.rows[tile], keys.row_items[tile], keys.columns), -torch.inf)
+
+
+def _allowed_for_columns(scores: torch.Tensor, keys: Keys, tile: slice) -> torch.Tensor:
+    """Cosines, -inf where the row is no negative of the column."""
+    return scores.masked_fill(~allowed_negatives(keys.columns, keys.column_items, keys.rows[tile]).T, -torch.inf)
