@@ -39,12 +39,7 @@ class NumberTokenizer:
 class MixCorpus:
     """A corpus in memory, with what `data.step_reader` asks of one."""
 
-    feature_size, classes_per_region, num_region_classes, vocabulary_size = (
-        FEATURES,
-        STORED_CLASSES,
-        CLASSES,
-        VOCABULARY,
-    )
+    classes_per_region, num_region_classes, vocabulary_size = STORED_CLASSES, CLASSES, VOCABULARY
 
     def __init__(
         self,
@@ -54,9 +49,11 @@ class MixCorpus:
         pairs: int = 96,
         regions: Literal["detected", "full"] = "detected",
         text_tokens: int | None = None,
+        feature_size: int = FEATURES,
         seed: int = 0,
     ) -> None:
-        """text_tokens: length of every text, specials not counted; None draws lengths."""
+        """text_tokens: of every text, specials not counted; None draws lengths. feature_size: 1 where only lengths count."""
+        self.feature_size = feature_size
         random = np.random.default_rng(seed)
         self._random, self._regions, self._text_tokens = random, regions, text_tokens
         image_samples = [Sample(f"image-0.tar:{i}", Kind.IMAGE, "images", self._image()) for i in range(images)]
@@ -101,7 +98,7 @@ class MixCorpus:
         shares = self._random.random((count, STORED_CLASSES))
         return Regions(
             boxes=np.concatenate([corner, corner + size], 1).astype(np.float32),
-            features=self._random.random((count, FEATURES), np.float32).astype(np.float16),
+            features=self._random.random((count, self.feature_size), np.float32).astype(np.float16),
             class_ids=self._random.integers(0, CLASSES, (count, STORED_CLASSES)).astype(np.int32),
             class_probabilities=(shares / shares.sum(1, keepdims=True)).astype(np.float16),
         )
