@@ -23,10 +23,11 @@ from benchmarks import measuring
 from benchmarks.mix import MixCorpus
 from unimo_ds import recipes
 from unimo_ds.config import RunConfig
-from unimo_ds.data.balance import estimate_costs, plan_step
+from unimo_ds.data.balance import plan_step
 from unimo_ds.data.mixture import Order
-from unimo_ds.data.schema import Kind, LanguageObjective, SequenceRole
+from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import StepSelection, select_step
+from unimo_ds.data.step_plan import sample_costs
 from unimo_ds.models.accounting import StreamShape, training_flops
 from unimo_ds.utils.errors import run_command
 
@@ -36,14 +37,8 @@ Dealing = Callable[[StepSelection, RunConfig, int, np.random.Generator], list[ND
 
 def ours(selection: StepSelection, config: RunConfig, world_size: int, random: np.random.Generator) -> list[Any]:
     """What the trainer does."""
-    costs = estimate_costs(
-        selection.lengths,
-        selection.sequence_starts,
-        hidden_size=config.model.hidden_size,
-        shared_lengths=selection.shared_lengths,
-    )
     plan = plan_step(
-        costs,
+        sample_costs(selection, config.model),
         selection.num_positions,
         selection.kinds == Kind.PAIR,
         world_size,
@@ -86,7 +81,7 @@ def work_of(selection: StepSelection, config: RunConfig, corpus: MixCorpus) -> N
     columns = (
         per_sample(selection.lengths),
         per_sample(selection.lengths * (selection.lengths + selection.shared_lengths)),
-        per_sample(images),
+        per_sample(images * ~np.isin(selection.roles, JOINT_ROLES)),
         language.astype(np.int64),
         (per_sample(images * is_corrupted) * 0.2).astype(np.int64),
         per_sample(((images > 0).astype(int) + (tokens > 0)) * ~is_corrupted),

@@ -15,7 +15,7 @@ import numpy as np
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.mixture import Order
-from unimo_ds.data.schema import LanguageObjective, SequenceRole
+from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
 from unimo_ds.utils.errors import UserError, nearest_name
@@ -231,7 +231,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
     cost = SampleCost(
         positions=float(lengths.sum() / len(samples)),
         squared_lengths=float((lengths * (lengths + chosen.shared_lengths)).sum() / len(samples)),
-        regions=float(image_lengths.sum() / len(samples)),
+        regions=float(image_lengths[~np.isin(chosen.roles, JOINT_ROLES)].sum() / len(samples)),
         language=float((text_tokens * share).sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
         pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
@@ -272,7 +272,7 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     cost = SampleCost(
         positions=sum(count * length for count, length, _ in sequences),
         squared_lengths=sum(count * length * attended for count, length, attended in sequences),
-        regions=image * (pair * (1 + joint_images + num_images) + image_only),
+        regions=image * (pair * (1 + num_images) + image_only),
         language=share * (pair * caption + text_only * text),
         masked_regions=_masked_regions(config, image * (pair + image_only)),
         pooled=pair * (joint_images + num_joint + num_images + num_texts),

@@ -32,7 +32,7 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
-from unimo_ds.data.selection import Selection, select
+from unimo_ds.data.selection import Selection, select, select_step
 
 TOKENIZER = WordTokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
@@ -235,3 +235,12 @@ def test_shared_images_make_the_same_scores_from_one_encoding_of_the_image() -> 
     assert torch.isin(packed.sequence_seeds[owners], own).all()
     saved = sum(int(plain.contrast.score_pair[plain.contrast.score_role == role].numel()) for role in JOINT_ROLES)
     assert plain.num_positions - packed.num_positions >= 2 * saved, "each joint image has [IMG] and a region at least"
+
+
+def test_the_plan_knows_about_how_many_tokens_will_be_predicted() -> None:
+    config = make_config()
+    samples = np.flatnonzero(CORPUS.kinds != Kind.IMAGE)
+    selection = select_step(CORPUS, samples, np.arange(len(samples)), config)
+    made = [len(build(sample, at, config)[0].sequences[0].language_at) for at, sample in enumerate(samples.tolist())]
+    assert abs(np.array(made) - selection.predicted).max() <= 4, "whole words, and fragments that fall together"
+    assert sum(made) == pytest.approx(selection.predicted.sum(), rel=0.1)

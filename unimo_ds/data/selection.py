@@ -88,6 +88,8 @@ class StepSelection:
     """[B]"""
     objectives: Integers
     """[B] LanguageObjective"""
+    predicted: Integers
+    """[B] about how many positions will predict a token."""
     fragment_starts: Integers
     """[B + 1]"""
     fragment_lengths: Integers
@@ -193,6 +195,11 @@ def select_step(
         positions=positions,
         kinds=kinds,
         objectives=is_generative.astype(np.int64) * LanguageObjective.SEQUENCE_TO_SEQUENCE,
+        predicted=np.where(
+            is_generative,
+            np.bincount(fragment_of, fragments, minlength=len(samples)) + num_fragments,
+            np.ceil(config.masking.language_share * num_tokens),
+        ).astype(np.int64),
         fragment_starts=_starts(num_fragments),
         fragment_lengths=fragments,
         sequence_starts=_starts(np.bincount(rows, minlength=len(samples))),
