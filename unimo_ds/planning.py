@@ -396,12 +396,12 @@ def to_text(result: Plan) -> str:
         )
     lines += [
         "",
-        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s  comm s/step",
+        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s   comm s",
     ]
     for batch in result.batches:
         lines.append(
             f"{batch.global_samples:12,} {batch.positions_per_step:16,} {batch.micro_batches:14,}"
             f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
-            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:12.3g}"
+            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:8.3g}"
         )
     return "\n".join([*lines, "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)])
