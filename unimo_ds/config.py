@@ -122,6 +122,9 @@ class ContrastConfig:
     rewrites: Literal["joint", "single", "both"] = "joint"
     """How rewrites are encoded: joint, with the image (the paper's way, a pass over the image for each); single, alone, scored
     against the image alone; or both ways."""
+    joint_encoding: Literal["exact", "shared_image"] = "exact"
+    """exact: every text of a pair is encoded with the image, and both see each other. shared_image: the image is encoded once,
+    alone, and each text sees it; the image sees no text, so its vector is the same in all scores (choice 6b)."""
     related_images: int = 1
     related_texts: int = 1
     """Retrieved items drawn per pair and step, encoded alone."""

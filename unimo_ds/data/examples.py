@@ -25,6 +25,7 @@ from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
+    JOINT_ROLES,
     SEP,
     Example,
     Kind,
@@ -93,6 +94,7 @@ def clean_sequence(
     image: ImageInput | None = None,
     text: Tokens | None = None,
     item_key: int = 0,
+    shares_prefix_at: int = 0,
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
@@ -108,6 +110,7 @@ def clean_sequence(
         region_boxes=None if image is None else image.boxes,
         token_ids=text,
         token_positions=None if text is None else _positions(len(text)),
+        shares_prefix_at=shares_prefix_at,
         prefix_length=length,
         language_at=_NOTHING,
         language_targets=_NOTHING,
@@ -238,7 +241,9 @@ def corrupt_images(
     # With the global row zero for the moment as well, the sum of all rows is the sum of the visible regions.
     features[is_global | is_masked] = 0
     visible = np.maximum(sizes - 1 - np.add.reduceat(is_masked.astype(np.int64), starts), 1)
-    totals = np.add.reduceat(torch.from_numpy(features).float().numpy(), starts, axis=0)
+    # An image at a time: `reduceat` over all of them at once is nine times as slow (49 ms for 3,200 rows of 2,048 against 6 ms).
+    wide = torch.from_numpy(features).float().numpy()
+    totals = np.stack([part.sum(axis=0) for part in np.split(wide, starts[1:])])
     features[starts] = (totals / visible[:, None].astype(np.float32)).astype(np.float16)
     masked = np.flatnonzero(is_masked)
     parts = np.split((masked - np.repeat(starts, sizes)[masked]).astype(np.int32), np.searchsorted(masked, starts[1:]))
@@ -319,8 +324,13 @@ def _corrupt_text(
 
 def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterator[SequenceInput]:
     selection, sample = visit.selection, visit.sample
-    for planned in selection.sequences[1:]:
+    # The image encoded alone, which joint sequences without an image of their own see. Whatever is left out comes behind it.
+    own_image = next(
+        (at for at, planned in enumerate(selection.sequences) if planned.role is SequenceRole.SINGLE_IMAGE), 0
+    )
+    for at, planned in enumerate(selection.sequences[1:], start=1):
         image = text = None
+        shares_prefix_at = own_image - at if planned.role in JOINT_ROLES and planned.image < 0 else 0
         if planned.image >= 0:
             is_own = planned.image == selection.sample
             image = sample.image if is_own else visit.related_images[planned.image]
@@ -334,7 +344,13 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         elif planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
             item_key = _hash(sample.texts[planned.text])
         yield clean_sequence(
-            role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text, item_key=item_key
+            role=planned.role,
+            seed=planned.seed,
+            level=planned.level,
+            image=image,
+            text=text,
+            item_key=item_key,
+            shares_prefix_at=shares_prefix_at,
         )
 
 

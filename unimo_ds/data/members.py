@@ -41,6 +41,9 @@ _NPY_HEADER = re.compile(
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
 
 
+Buffer = bytes | memoryview
+
+
 class DecodeError(ValueError):
     """Stored bytes are not a sample; the message says why."""
 
@@ -111,7 +114,7 @@ def encode_sample(
     return members
 
 
-def decode_sample(key: str, members: Mapping[int, bytes]) -> Sample:
+def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
     """The sample of members (column of `EXTENSIONS` -> bytes); the JPEG, if there, is not looked at.
 
     Arrays are read-only views of the given bytes.
@@ -145,7 +148,7 @@ def decode_sample(key: str, members: Mapping[int, bytes]) -> Sample:
     )
 
 
-def details_of(content: bytes) -> dict[str, Any]:
+def details_of(content: Buffer) -> dict[str, Any]:
     """The `details` that were stored in a sample's JSON."""
     details = _parse_json(content).get("details", {})
     if not isinstance(details, dict):
@@ -167,7 +170,7 @@ def encode_array(member: int, array: NDArray[Any]) -> bytes:
     return _NPY_MAGIC + len(header).to_bytes(2, "little") + header + stored.tobytes()
 
 
-def decode_array(member: int, content: bytes) -> NDArray[Any]:
+def decode_array(member: int, content: Buffer) -> NDArray[Any]:
     """A read-only view [R, columns] of `.npy` bytes; nothing is allocated before dtype and shape have been accepted."""
     name = EXTENSIONS[member]
     dtype, most_columns = _ARRAYS[member]
@@ -205,7 +208,7 @@ def check_values(regions: Regions) -> None:
         raise DecodeError("class_ids.npy holds negative ids")
 
 
-def _decode_regions(members: Mapping[int, bytes]) -> Regions:
+def _decode_regions(members: Mapping[int, Buffer]) -> Regions:
     boxes, class_ids, class_probabilities, features = (
         decode_array(member, members[member]) for member in REGION_MEMBERS
     )
@@ -218,11 +221,11 @@ def _decode_regions(members: Mapping[int, bytes]) -> Regions:
     return Regions(boxes=boxes, features=features, class_ids=class_ids, class_probabilities=class_probabilities)
 
 
-def _parse_json(content: bytes) -> dict[str, Any]:
+def _parse_json(content: Buffer) -> dict[str, Any]:
     if len(content) > MAX_JSON_BYTES:
         raise DecodeError(f"its .json has {len(content)} bytes; the limit is {MAX_JSON_BYTES}")
     try:
-        record = json.loads(content.decode("utf-8"))
+        record = json.loads(str(content, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"its .json cannot be parsed: {error}") from None
     if not isinstance(record, dict):

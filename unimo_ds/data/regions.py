@@ -205,15 +205,6 @@ def of_stored(stored: StoredExtractor) -> GridExtractor:
     return GridExtractor(settings, parameters)
 
 
-def makes_regions(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is an extractor that `load` takes. Drawn scenes have one that knows their boxes beforehand."""
-    try:
-        with safe_open(path, framework="pt") as stored:
-            return (stored.metadata() or {}).get("kind") == _KIND
-    except (SafetensorError, OSError):
-        return False
-
-
 @torch.inference_mode()
 def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | None = None) -> GridExtractor:
     """Learn dictionary, colours, components and classes from RGB images (a thousand or two are enough).

@@ -125,6 +125,9 @@ class SequenceRole(enum.IntEnum):
     SINGLE_NEGATIVE = 9
 
 
+JOINT_ROLES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE)
+
+
 class LanguageObjective(enum.IntEnum):
     MASKED = 0
     SEQUENCE_TO_SEQUENCE = 1
@@ -150,6 +153,8 @@ class SequenceInput:
     """[n] learned-position ids."""
     token_tags: NDArray[np.int32] | None = None
     """[G, n] numbers of further embeddings of each token, for tasks that have some."""
+    shares_prefix_at: int = 0
+    """Distance, in sequences, to the one whose prefix part this one sees before its own positions; 0: none."""
     prefix_length: int = 0
     """Positions that see each other and nothing later; the whole length where attention is bidirectional."""
     language_objective: LanguageObjective = LanguageObjective.MASKED
@@ -237,7 +242,7 @@ class PackedBatch:
     sequence_seeds: torch.Tensor
     """[S] int64, key of every dropout mask."""
     prefix_of: torch.Tensor
-    """[S] int32, the sequence whose image prefix this one shares, -1: none."""
+    """[S] int32, the sequence whose prefix part this one sees before its own positions, -1: none."""
     position_sequence: torch.Tensor
     """[T] int32, the sequence of each stream position."""
     position_offset: torch.Tensor
@@ -277,6 +282,8 @@ class PackedBatch:
     contrast: ContrastTable
     longest: int = 0
     """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
+    shares_prefixes: bool = False
+    """Whether any of `prefix_of` names a sequence (known on the host for the same reason)."""
     keys: tuple[str, ...] = ()
     """Keys of the samples inside, for logs."""
     token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
