@@ -1,6 +1,6 @@
 """Sentences per second of text generation, beside transformers' own encoder-decoder (BART) of about as many parameters.
 
-    python -m benchmarks.generation --json benchmarks/results/generation.json
+    python -m benchmarks.generation --rounds 3 --json benchmarks/rows/generation_cpu_2026-11-26.json
 
 Random weights: speed does not depend on them, and every text is forced to the same length. Both sides run in one process on the
 same sources, turn and turn about, so that other load on the machine strikes both alike; a row holds medians over rounds.
