@@ -193,6 +193,11 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--utilisation", type=float, default=0.55, help="share of the peak that is reached (default 0.55)"
     )
+    parser.add_argument(
+        "--measured",
+        metavar="ROWS",
+        help="take the share from a file of `python -m benchmarks.step`, made on such a device",
+    )
     _add_json(parser)
 
 
@@ -211,6 +216,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         devices=arguments.devices,
         hardware=arguments.hardware,
         utilisation=arguments.utilisation,
+        measured=arguments.measured,
     )
     _emit(dataclasses.asdict(result), planning.to_text(result), arguments.json)
 

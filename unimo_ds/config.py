@@ -95,6 +95,8 @@ class MaskingConfig:
     max_span_words: int = 10
     mask_token_share: float = 0.8
     random_token_share: float = 0.1
+    phrases: bool = True
+    """Whether names and other phrases that are stored with a text (`unimo prepare phrases`) are masked as if one word."""
     sequence_to_sequence_share: float = 0.5
     """Chance that a text or caption takes the sequence-to-sequence objective instead of the masked one."""
     fragment_share: float = 0.25
@@ -120,6 +122,9 @@ class ContrastConfig:
     rewrites: Literal["joint", "single", "both"] = "joint"
     """How rewrites are encoded: joint, with the image (the paper's way, a pass over the image for each); single, alone, scored
     against the image alone; or both ways."""
+    joint_encoding: Literal["exact", "shared_image"] = "exact"
+    """exact: every text of a pair is encoded with the image, and both see each other. shared_image: the image is encoded once,
+    alone, and each text sees it; the image sees no text, so its vector is the same in all scores (choice 6b)."""
     related_images: int = 1
     related_texts: int = 1
     """Retrieved items drawn per pair and step, encoded alone."""
@@ -199,6 +204,26 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class SpikeConfig:
+    """What counts as a spike of the loss or the gradient norm, and how far the run goes to get over it: it skips updates, then
+    rolls back and passes over these batches, then stops with a reason."""
+
+    deviations: float = 6.0
+    """Standard deviations above the running mean (but at least a fifth of it) that make a spike."""
+    ratio: float = 10.0
+    """Times the running mean that make one, however noisy the course."""
+    warm_up_steps: int = 50
+    """Steps whose values are taken as they come: a run begins steeply."""
+    skip_update: bool = True
+    """Drop the update of a step whose loss is a spike. A spike of the gradient norm alone is trained on: clipping bounds it."""
+    most_in_a_row: int = 10
+    """Steps in a row with a spike before the run goes back to its newest good checkpoint from before the first of them, and
+    passes over their batches; 0: it never does."""
+    max_rollbacks: int = 3
+    """Of a whole run; the next one stops it."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: int = 1000
     in_background: bool = True
@@ -242,6 +267,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.data.prepare.raw import picture
 from tests.huggingface import small
-from unimo_ds.data import regions
+from unimo_ds.data import extractors, regions
 from unimo_ds.data.examples import clean_sequence, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
@@ -116,7 +116,7 @@ def test_round_trips_are_bit_equal(run: Path, exported: Path, tmp_path: Path):
     export(exported, tmp_path / "twice")
     names = {path.name for path in exported.iterdir()}
     assert names == {path.name for path in (tmp_path / "twice").iterdir()}
-    assert regions.load(tmp_path / "twice").fingerprint == small.make_extractor().fingerprint
+    assert extractors.load(tmp_path / "twice").fingerprint == small.make_extractor().fingerprint
     for name in names - {"README.md", "extractor.safetensors"}:
         assert (tmp_path / "twice" / name).read_bytes() == (exported / name).read_bytes(), name
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import regions
+from unimo_ds.data import extractors
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.regions import EXTRACTOR_FILE, RegionExtractor
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
@@ -73,7 +74,7 @@ def load(
             f"the tokenizer has {found.vocabulary_size} pieces and the model {config.model.vocabulary_size}; "
             "give the model's own with --tokenizer"
         )
-    maker = regions.load(extractor) if extractor is not None else find_extractor(files, config)
+    maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
     if maker is not None and maker.feature_size != config.model.region_feature_size:
         raise UserError(
             f"the region extractor makes features of size {maker.feature_size}, the model takes "
@@ -86,16 +87,16 @@ def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor
     """Beside the weights or the configuration, in the run's data, or where a fine-tuning started from."""
     for folder in (files.weights.parent, files.config.parent):
         if (folder / EXTRACTOR_FILE).is_file():
-            return regions.load(folder)
+            return extractors.load(folder)
     try:
         corpus = Corpus.open(config.data.path)
     except UserError:
         corpus = None
     if corpus is not None:
         entry = corpus.manifest.extractor
-        if entry is None or entry.file is None or not regions.makes_regions(corpus.file_path(entry.file)):
+        if entry is None or entry.file is None or not extractors.makes_regions(corpus.file_path(entry.file)):
             return None
-        return regions.load(corpus.file_path(entry.file))
+        return extractors.load(corpus.file_path(entry.file))
     if config.finetune is not None and config.finetune.start:
         try:
             start = checkpoint.find(config.finetune.start)

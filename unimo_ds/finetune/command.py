@@ -73,8 +73,11 @@ def to_text(result: dict[str, Any]) -> str:
     count = len(result["seeds"])
     lines = [f"{result['task']} ({result['recipe']}), {count} seed{'s' if count > 1 else ''}, {result['split']}"]
     for name, values in result["metrics"].items():
-        spread = "" if values["confidence_95"] is None else f" ± {100 * values['confidence_95']:.2f}"
-        lines.append(f"  {name:<24} {100 * values['mean']:.2f}{spread}   best {100 * values['max']:.2f}")
+        # Ranks are numbers, everything else is a share.
+        scale = 1 if name.endswith("rank") else 100
+        spread = "" if values["confidence_95"] is None else f" ± {scale * values['confidence_95']:.2f}"
+        span = f"{scale * values['min']:.2f} to {scale * values['max']:.2f}"
+        lines.append(f"  {name:<24} {scale * values['mean']:.2f}{spread}   ({span})")
     notes = {name: text for one in result["seeds"] for name, text in one["notes"].items()}
     return "\n".join([*lines, *(f"  {name}: {text}" for name, text in notes.items())])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -24,8 +24,19 @@ class TaskStep:
     def __init__(self, settings: FinetuneConfig) -> None:
         self._settings = settings
 
-    def __call__(self, engine: Engine, task: Task, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
-        """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them."""
+    def __call__(
+        self,
+        engine: Engine,
+        task: Task,
+        batch: StepBatch,
+        *,
+        learning_rate: float,
+        is_wanted: Callable[[float], bool] = lambda loss: True,
+    ) -> StepMetrics:
+        """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them.
+
+        is_wanted: as in `train_step`.
+        """
         micro_batches = [cast(TaskBatch, one) for one in batch.micro_batches]
         local_count = torch.tensor([sum(task.count(one) for one in micro_batches)], dtype=torch.float64)
         count = float(engine.communicator.all_reduce_sum(local_count.to(engine.device)))
@@ -46,7 +57,7 @@ class TaskStep:
             engine.backward(loss * scale + anchor(output), is_boundary=is_last)
             loss_sum += loss.detach()
             temperature = float(output.temperature.detach())
-        return _finish(engine, batch, micro_batches, loss_sum, count, temperature, learning_rate)
+        return _finish(engine, batch, micro_batches, loss_sum, count, temperature, learning_rate, is_wanted)
 
 
 def _finish(
@@ -57,13 +68,14 @@ def _finish(
     count: float,
     temperature: float,
     learning_rate: float,
+    is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
     positions = sum(one.num_positions for one in micro_batches)
     packed = torch.stack((loss_sum, loss_sum.new_tensor(positions)))
     total, all_positions = engine.communicator.all_reduce_sum(packed).tolist()
     mean = total / count if count else float("nan")
     is_finite = math.isfinite(total)
-    result = engine.step(is_finite=is_finite)
+    result = engine.step(is_finite=is_finite, is_wanted=is_wanted(mean))
     return StepMetrics(
         loss=mean if is_finite else float("nan"),
         losses={"task": mean},

@@ -13,9 +13,10 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from unimo_ds.data import regions
+from unimo_ds.data import extractors
 from unimo_ds.data.examples import ImageInput, image_input
-from unimo_ds.data.regions import EXTRACTOR_FILE, RegionExtractor
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.utils.errors import UserError
 
 
@@ -64,7 +65,7 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     ) -> Any:
         processor = super().from_pretrained(pretrained_model_name_or_path, **others)
         file = Path(pretrained_model_name_or_path) / EXTRACTOR_FILE
-        processor.extractor = regions.load(file) if file.is_file() else None
+        processor.extractor = extractors.load(file) if file.is_file() else None
         return processor
 
 

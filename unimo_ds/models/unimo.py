@@ -155,14 +155,7 @@ class Unimo(nn.Module):
 
 
 def layout_of(batch: PackedBatch) -> Layout:
-    """The batch's stream without its content.
-
-    Raises:
-        ValueError: a sequence that shares another's prefix, which no path computes yet (seen on CPU; on a GPU the check would
-            wait for the device, and batches come from the same packing).
-    """
-    if batch.prefix_of.device.type == "cpu" and bool((batch.prefix_of >= 0).any()):
-        raise ValueError("prefix_of names a shared prefix, and this model encodes every prefix where it stands")
+    """The batch's stream without its content."""
     return Layout(
         sequence_starts=batch.sequence_starts,
         prefix_lengths=batch.prefix_lengths,
@@ -170,4 +163,5 @@ def layout_of(batch: PackedBatch) -> Layout:
         position_sequence=batch.position_sequence,
         position_offset=batch.position_offset,
         longest=batch.longest,
+        prefix_of=batch.prefix_of if batch.shares_prefixes else None,
     )

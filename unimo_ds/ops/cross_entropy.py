@@ -95,7 +95,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, targets_N, normalisers_N = ctx.saved_tensors
         weight, bias = _widened(weight_VD), _widened(bias_V)
         hidden_gradient = torch.empty_like(hidden_ND)
-        weight_gradient = torch.zeros_like(weight)
+        # The first chunk's product is written, not added to zeros: a pass over the table less.
+        weight_gradient = torch.empty_like(weight) if len(hidden_ND) else torch.zeros_like(weight)
         bias_gradient = torch.zeros_like(bias)
         for rows in _chunks(hidden_ND, weight_VD):
             hidden = _widened(hidden_ND[rows])
@@ -106,7 +107,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 slopes -= ctx.smoothing / len(weight)
             slopes = slopes.mul_(gradients[0][rows, None]).to(weight.dtype)
             hidden_gradient[rows] = (slopes @ weight).to(hidden_gradient.dtype)
-            weight_gradient.addmm_(slopes.t(), hidden)
+            weight_gradient.addmm_(slopes.t(), hidden, beta=1 if rows.start else 0)
             bias_gradient += slopes.sum(0)
         return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None, None
 
