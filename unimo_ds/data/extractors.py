@@ -41,6 +41,14 @@ def load(path: str | os.PathLike[str]) -> RegionExtractor:
     return found
 
 
+def makes_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is an extractor that `load` takes. Drawn scenes have one that knows their boxes beforehand."""
+    try:
+        return extractor_file.kind_of(Path(path)) in _MODULES
+    except UserError:
+        return False
+
+
 def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | None:
     """What `--extractor` and `--weights` ask for: an extractor's file, or a kind of detector with its weights.
 
