@@ -4,13 +4,32 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test cluster env lint format kernels apex tensorboard clean
+.PHONY: demo test bench cluster env torchvision-environment lint format kernels apex tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
 
 test: env lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+# Every benchmark in its small version, beside its peers: rewrites benchmarks/rows/*.json and the pictures of docs/performance.md.
+# About an hour on two free cores. The same scripts take --device cuda (docs/performance.md).
+PEERS := .venv-peers
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=.
+bench: env $(PEERS)/.installed
+	$(BENCH) $(VENV)/bin/python -m benchmarks.balance
+	$(BENCH) $(VENV)/bin/python -m benchmarks.hard_negatives
+	$(BENCH) $(VENV)/bin/torchrun --standalone --nproc-per-node 2 -m benchmarks.zero
+	$(BENCH) $(PEERS)/bin/python -m benchmarks.loader --folder $(PEERS)/samples
+	$(BENCH) $(VENV)/bin/python -m benchmarks.step
+	$(BENCH) $(VENV)/bin/python -m benchmarks.plots
+
+$(PEERS)/.installed: benchmarks/requirements.txt
+	test -x $(PEERS)/bin/python || $(VENV)/bin/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
+	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(PEERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
+	touch $@
 
 lint: env
 	$(VENV)/bin/ruff format --check .
@@ -41,6 +60,11 @@ ARCH ?= sm_90
 kernels: env
 	$(VENV)/bin/python -m unimo_ds kernels build --arch $(ARCH)
 
+# An environment with torchvision beside the torch it was built for: tests/data/detectors runs its networks there.
+torchvision-environment:
+	test -x .venv-torchvision/bin/python || $(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-torchvision.txt
+
 # NVIDIA's apex, for optimizer.name=apex_adam or apex_lamb: make apex APEX=FOLDER, a clone of https://github.com/NVIDIA/apex at
 # APEX_COMMIT. Needs nvcc of the CUDA version that torch was built with.
 APEX ?= apex
@@ -58,4 +82,4 @@ tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean:
-	rm -rf $(VENV) runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

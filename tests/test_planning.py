@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
     # Corrupted, the pair, one positive and three levels of negatives of which one is absent here, and two alone.
     mean_regions = corpus.num_regions[corpus.kinds == 2].mean()
     assert cost.pooled == 2 * 4 + 2
-    assert cost.regions == pytest.approx((1 + mean_regions) * 6, rel=0.1)
+    # An image is projected once for its corrupted copy and once for all clean sequences that show it.
+    assert cost.regions == pytest.approx((1 + mean_regions) * 2, rel=0.1)
     assert 500 < cost.bytes < 20_000, "arrays and JSON of one pair, with the small JPEG between them"
 
 
@@ -77,3 +79,32 @@ def test_what_cannot_be_planned_is_refused() -> None:
         planning.plan(config, hardware="v10")
     with pytest.raises(UserError, match="--utilisation 0 "):
         planning.plan(config, utilisation=0)
+
+
+def test_the_utilisation_can_come_from_measured_rows(tmp_path: Path) -> None:
+    rows = tmp_path / "step_cuda.json"
+    content = {
+        "hardware": "NVIDIA H200",
+        "threads": 1,
+        "rows": [
+            {"contender": "usual", "useful_teraflops": 99.0},
+            {"contender": "ours", "useful_teraflops": 197.8},
+        ],
+    }
+    rows.write_text(json.dumps(content))
+    plan = planning.plan(recipes.load("single_gpu"), measured=str(rows))
+    assert plan.utilisation == pytest.approx(0.2)
+    assert any("measured" in line for line in plan.assumptions)
+    with pytest.raises(UserError, match="not on v100"):
+        planning.plan(recipes.load("base_32xv100"), measured=str(rows))
+    rows.write_text("[]")
+    with pytest.raises(UserError, match="not a row file"):
+        planning.plan(recipes.load("single_gpu"), measured=str(rows))
+
+
+def test_communication_is_there_between_nodes_alone() -> None:
+    config = recipes.load("base_32xv100")
+    alone, four = (planning.plan(config, devices=devices).batches[0] for devices in (8, 32))
+    assert alone.communication_seconds == 0
+    # Two bytes of each of 130.3 million parameters, three quarters of them leave the node, there and back.
+    assert four.communication_seconds == pytest.approx(130.3e6 * 2 * 2 * 0.75 / 12.5e9, rel=0.01)

@@ -15,9 +15,15 @@ import numpy as np
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.mixture import Order
-from unimo_ds.data.schema import LanguageObjective, SequenceRole
+from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
+from unimo_ds.planning_rates import (
+    DEVICES_PER_NODE,
+    NODE_BYTES_PER_SECOND,
+    communication_seconds,
+    measured_utilisation,
+)
 from unimo_ds.utils.errors import UserError, nearest_name
 
 GLOBAL_BATCHES = (1024, 6144)
@@ -114,6 +120,8 @@ class BatchPlan:
     device_hours: float
     read_bytes_per_second: float
     """All ranks together."""
+    communication_seconds: float
+    """Of a step, on top of `seconds_per_step` where none of it is hidden behind computing."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +144,12 @@ def plan(
     devices: int | None = None,
     hardware: str | None = None,
     utilisation: float = UTILISATION,
+    measured: str | None = None,
 ) -> Plan:
     """What a run of `config` needs.
 
     corpus: counts sequences as the run will draw them; None: lengths are assumed and stated.
-    devices, hardware: None: what the recipe is named after.
+    devices, hardware: None: what the recipe is named after. measured: file of rows that the utilisation is taken from.
 
     Raises:
         UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
@@ -149,6 +158,8 @@ def plan(
     devices, hardware = devices or default_devices, hardware or default_hardware
     if hardware not in HARDWARE:
         raise UserError(f"unknown hardware {hardware!r}{nearest_name(hardware, HARDWARE)}")
+    if measured is not None:
+        utilisation = measured_utilisation(measured, hardware=hardware, peak_flops=HARDWARE[hardware].peak_flops)
     if devices < 1 or not 0 < utilisation <= 1:
         raise UserError(f"--devices {devices} must be at least 1 and --utilisation {utilisation} within (0, 1]")
     config, assumptions = _with_sizes(config)
@@ -174,7 +185,9 @@ def plan(
         assumptions=(
             *assumptions,
             *assumed,
-            f"{utilisation:.0%} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden",
+            *((f"utilisation measured: {measured}",) if measured else ()),
+            f"{utilisation:.3g} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden (its own "
+            f"column: {DEVICES_PER_NODE} devices a node, {NODE_BYTES_PER_SECOND / 1e9:g} GB/s between nodes)",
             "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",
         ),
     )
@@ -230,8 +243,8 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
             corpus.read(sample)
     cost = SampleCost(
         positions=float(lengths.sum() / len(samples)),
-        squared_lengths=float((lengths**2).sum() / len(samples)),
-        regions=float(image_lengths.sum() / len(samples)),
+        squared_lengths=float((lengths * (lengths + chosen.shared_lengths)).sum() / len(samples)),
+        regions=float(image_lengths[~np.isin(chosen.roles, JOINT_ROLES)].sum() / len(samples)),
         language=float((text_tokens * share).sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
         pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
@@ -254,24 +267,28 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     num_texts = 1 + contrast.related_texts if contrast.enabled else 0
     if contrast.enabled and contrast.encodes_rewrites_alone:
         num_texts += contrast.positives + negatives
+    # Number, length, and how many positions each of them attends to.
+    is_shared = contrast.joint_encoding == "shared_image"
     sequences = (
-        (pair * (1 + num_joint), image + caption),
-        (pair * num_images + image_only, image),
-        (pair * num_texts, caption),
-        (text_only, text),
+        (pair, image + caption, image + caption),
+        (pair * num_joint, caption if is_shared else image + caption, image + caption),
+        (pair * num_images + image_only, image, image),
+        (pair * num_texts, caption, caption),
+        (text_only, text, text),
     )
+    joint_images = 0 if is_shared else num_joint
     share = (
         masking.sequence_to_sequence_share * masking.fragment_share
         + (1 - masking.sequence_to_sequence_share) * masking.language_share
     )
     feature_bytes = config.data.max_regions * (config.model.region_feature_size * 2 + 16 + 4 * 6)
     cost = SampleCost(
-        positions=sum(count * length for count, length in sequences),
-        squared_lengths=sum(count * length**2 for count, length in sequences),
-        regions=image * (pair * (1 + num_joint + num_images) + image_only),
+        positions=sum(count * length for count, length, _ in sequences),
+        squared_lengths=sum(count * length * attended for count, length, attended in sequences),
+        regions=image * (pair * (1 + num_images) + image_only),
         language=share * (pair * caption + text_only * text),
         masked_regions=_masked_regions(config, image * (pair + image_only)),
-        pooled=pair * (2 * num_joint + num_images + num_texts),
+        pooled=pair * (joint_images + num_joint + num_images + num_texts),
         bytes=feature_bytes * (pair * (1 + (contrast.related_images if contrast.enabled else 0)) + image_only)
         + _REWRITES_BYTES * pair
         + 5 * text * text_only,
@@ -289,7 +306,7 @@ def _masked_regions(config: RunConfig, regions: float) -> float:
 def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: int, hardware: Hardware) -> StageMemory:
     """Memory of one device under one ZeRO stage at the recipe's own batch."""
     parameters = count_parameters(config.model).total
-    is_low = config.engine.deepspeed_config.rsplit("_", 1)[-1] in ("fp16", "bf16")
+    is_low = _is_low(config)
     # Low precision: 2 bytes of weights, gradients of 2 accumulated in 4, and a master of 4 with two moments of 4.
     weight_bytes, gradient_bytes, optimizer_bytes = (2, 6, 12) if is_low else (4, 4, 12 if stage else 8)
     rank_positions = cost.positions * config.batch.global_samples / devices
@@ -317,6 +334,10 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
         # A tenth is left to the allocator and to the CUDA context.
         fits=total <= 0.9 * hardware.memory_gib,
     )
+
+
+def _is_low(config: RunConfig) -> bool:
+    return config.engine.deepspeed_config.rsplit("_", 1)[-1] in ("fp16", "bf16")
 
 
 def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:
@@ -354,6 +375,9 @@ def _batch_plan(
         days=days,
         device_hours=days * 24 * devices,
         read_bytes_per_second=cost.bytes * samples / seconds,
+        communication_seconds=communication_seconds(
+            count_parameters(config.model).total, devices, is_low=_is_low(config)
+        ),
     )
 
 
@@ -372,12 +396,12 @@ def to_text(result: Plan) -> str:
         )
     lines += [
         "",
-        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s",
+        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s   comm s",
     ]
     for batch in result.batches:
         lines.append(
             f"{batch.global_samples:12,} {batch.positions_per_step:16,} {batch.micro_batches:14,}"
             f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
-            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g}"
+            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:8.3g}"
         )
     return "\n".join([*lines, "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)])

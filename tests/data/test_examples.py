@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
@@ -19,8 +20,19 @@ from unimo_ds.data.examples import (
     texts_to_encode,
 )
 from unimo_ds.data.masking import Vocabulary
-from unimo_ds.data.schema import CLS, SEP, Example, Kind, LanguageObjective, Regions, SequenceInput, SequenceRole
-from unimo_ds.data.selection import Selection, select
+from unimo_ds.data.packing import pack
+from unimo_ds.data.schema import (
+    CLS,
+    JOINT_ROLES,
+    SEP,
+    Example,
+    Kind,
+    LanguageObjective,
+    Regions,
+    SequenceInput,
+    SequenceRole,
+)
+from unimo_ds.data.selection import Selection, select, select_step
 
 TOKENIZER = WordTokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
@@ -190,3 +202,45 @@ def test_an_image_without_regions_is_its_global_input() -> None:
     empty = Regions(none.boxes[:0], none.features[:0], none.class_ids[:0], none.class_probabilities[:0])
     image = image_input(empty, max_regions=5)
     assert image.features.tolist() == [[0.0] * FEATURES]
+
+
+def test_shared_images_make_the_same_scores_from_one_encoding_of_the_image() -> None:
+    exact = make_config(contrast=ContrastConfig(positives=2, word_negatives=2, related_images=1))
+    shared = make_config(
+        contrast=ContrastConfig(positives=2, word_negatives=2, related_images=1, joint_encoding="shared_image")
+    )
+    pairs = [sample for sample in range(CORPUS.num_samples) if CORPUS.kinds[sample] == Kind.PAIR][:8]
+    tables = []
+    for config in (exact, shared):
+        built = [build(sample, position, config) for position, sample in enumerate(pairs)]
+        batch = pack([example for example, _ in built])
+        # Fragments of sequence-to-sequence targets may fall together, which makes the corrupted sequence shorter.
+        assert batch.num_positions <= sum(selection.num_positions for _, selection in built)
+        owner = batch.position_sequence[batch.pooled_image_at].long()
+        tables.append((batch, [batch.sequence_seeds[owner[row]] for row in batch.contrast.score_image]))
+    (plain, _), (packed, image_seeds) = tables
+    assert packed.shares_prefixes
+    assert not plain.shares_prefixes
+    assert packed.contrast.score_role.tolist() == plain.contrast.score_role.tolist()
+    assert packed.contrast.score_level.tolist() == plain.contrast.score_level.tolist()
+    own = packed.sequence_seeds[packed.position_sequence[packed.pooled_image_at[packed.contrast.pair_image]].long()]
+    for role, pair, image_seed in zip(
+        packed.contrast.score_role.tolist(), packed.contrast.score_pair.tolist(), image_seeds, strict=True
+    ):
+        if role in JOINT_ROLES:
+            assert image_seed == own[pair], "a joint text is scored against the image that it saw"
+    sharing = packed.prefix_of >= 0
+    assert int(sharing.sum()) == sum(role in JOINT_ROLES for role in packed.contrast.score_role.tolist())
+    owners = packed.prefix_of[sharing].long()
+    assert torch.isin(packed.sequence_seeds[owners], own).all()
+    saved = sum(int(plain.contrast.score_pair[plain.contrast.score_role == role].numel()) for role in JOINT_ROLES)
+    assert plain.num_positions - packed.num_positions >= 2 * saved, "each joint image has [IMG] and a region at least"
+
+
+def test_the_plan_knows_about_how_many_tokens_will_be_predicted() -> None:
+    config = make_config()
+    samples = np.flatnonzero(CORPUS.kinds != Kind.IMAGE)
+    selection = select_step(CORPUS, samples, np.arange(len(samples)), config)
+    made = [len(build(sample, at, config)[0].sequences[0].language_at) for at, sample in enumerate(samples.tolist())]
+    assert abs(np.array(made) - selection.predicted).max() <= 4, "whole words, and fragments that fall together"
+    assert sum(made) == pytest.approx(selection.predicted.sum(), rel=0.1)

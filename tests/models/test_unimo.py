@@ -10,7 +10,7 @@ import torch
 
 from tests import support
 from unimo_ds.data.packing import pack, pack_sequences
-from unimo_ds.data.schema import PackedBatch, SequenceRole
+from unimo_ds.data.schema import PackedBatch, SequenceInput, SequenceRole
 from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.utils.seed import generator
 
@@ -246,11 +246,31 @@ def test_external_parameters_name_the_tied_table():
     assert logits.shape == (1, support.VOCABULARY)
 
 
-def test_a_shared_prefix_is_refused_rather_than_ignored():
-    batch = training_batch(2)
-    shared = dataclasses.replace(batch, prefix_of=torch.zeros_like(batch.prefix_of))
-    with pytest.raises(ValueError, match="prefix_of"):
-        make_model(double=False)(shared)
+def test_a_text_that_shares_an_image_sees_it_and_the_image_sees_no_text():
+    """The image's states are those of the image alone; the text's change with the image, and not with its neighbours."""
+    model, random = make_model().train(), generator(7)
+    images = [support.regions(random, count) for count in (5, 3)]
+    texts = [support.tokens(random, count) for count in (4, 6, 3)]
+
+    def image(number: int) -> SequenceInput:
+        return support.sequence(SequenceRole.SINGLE_IMAGE, 10 + number, image=images[number])
+
+    def text(number: int, at: int) -> SequenceInput:
+        plain = support.sequence(SequenceRole.JOINT_NEGATIVE, 20 + number, text=texts[number])
+        return dataclasses.replace(plain, shares_prefix_at=at)
+
+    def encode(*sequences: SequenceInput) -> tuple[torch.Tensor, ...]:
+        states = model.encode(pack_sequences(sequences, feature_size=support.FEATURES))
+        return states.split([one.length for one in sequences])
+
+    together = encode(text(0, 2), text(1, 3), image(0), text(2, -1), image(1))
+    own, *_ = encode(image(0))
+    torch.testing.assert_close(together[2], own, rtol=0, atol=1e-12)
+    for place, (number, shown) in {0: (0, 0), 1: (1, 1), 3: (2, 0)}.items():
+        _, alone = encode(image(shown), text(number, -1))
+        torch.testing.assert_close(together[place], alone, rtol=0, atol=1e-12)
+        _, elsewhere = encode(image(1 - shown), text(number, -1))
+        assert not torch.allclose(alone, elsewhere)
 
 
 def test_initial_weights_follow_the_seed_and_the_stated_deviation():

@@ -80,6 +80,66 @@ def test_sequences_do_not_touch_each_other():
     assert gradient[6:15].abs().amin() > 0
 
 
+def shared_stream():
+    """Two images that three and one texts see, a text that sees the prefix of a generative sequence, and ordinary sequences."""
+    lengths = [4, 7, 5, 12, 3, 6, 9, 4, 8]
+    prefixes = [4, 7, 5, 5, 0, 6, 9, 4, 8]
+    owners = [1, -1, 1, -1, 1, 6, -1, 3, -1]
+    seeds = [11, 12, 13, 14, 15, 16, 17, 18, 19]
+    return make_layout(lengths, prefix_lengths=prefixes, seeds=seeds, prefix_of=owners)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_bucketed_equals_reference_where_prefixes_are_shared(probability, dtype):
+    layout = shared_stream()
+
+    def path(inputs):
+        return packed_attention(inputs, layout, probability=probability, site=70, path="bucketed")
+
+    def reference(inputs):
+        return attention_reference(inputs, layout, probability=probability, site=70)
+
+    assert_within_budget(path, reference, [random_inputs(layout.num_positions)], dtype)
+
+
+@pytest.mark.parametrize("path", ["bucketed", "reference"])
+def test_a_shared_prefix_is_seen_as_if_it_stood_in_the_sequence_and_sees_nothing(path):
+    """Against torch's attention over image and text together, with the mask that the sharing stands for."""
+    image, text, other = 5, 4, 3
+    layout = make_layout([text, image, other], prefix_of=[1, -1, 1])
+    inputs = random_inputs(layout.num_positions).requires_grad_()
+    output = packed_attention(inputs, layout, path=path)
+    for rows in (slice(0, text), slice(text + image, text + image + other)):
+        joined = torch.cat((inputs[text : text + image], inputs[rows]))
+        query, key, value = joined.permute(1, 2, 0, 3)
+        seen = torch.ones(len(joined), len(joined), dtype=torch.bool)
+        seen[:image, image:] = False
+        expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(0, 1)
+        torch.testing.assert_close(output[text : text + image], expected[:image])
+        torch.testing.assert_close(output[rows], expected[image:])
+    (gradient,) = torch.autograd.grad(output[text : text + image].sum(), inputs)
+    assert not gradient[:text].any(), "the image saw a text"
+    assert not gradient[text + image :].any(), "the image saw a text"
+
+
+def test_dropout_of_a_shared_prefix_is_that_of_the_joint_sequence():
+    """The same bits as in a joint sequence whose text stands at the offsets of the sequence that shares."""
+    layout = make_layout([6, 6], prefix_of=[-1, 0], seeds=[1, 2])
+    inputs = torch.zeros(12, 3, 1, 16, dtype=torch.float64)
+    inputs[:, 2, 0, :12] = torch.eye(12, dtype=torch.float64)
+    weights = packed_attention(inputs, layout, probability=0.4, site=2, path="bucketed")[6:, 0, :12]
+    joint = torch.zeros(12, 3, 1, 16, dtype=torch.float64)
+    joint[:, 2, 0, :12] = torch.eye(12, dtype=torch.float64)
+    alone = packed_attention(joint, make_layout([12], seeds=[2]), probability=0.4, site=2, path="reference")[:6, 0, :12]
+    torch.testing.assert_close(weights, alone, rtol=0, atol=1e-14)
+
+
+def test_kernels_refuse_shared_prefixes_by_name():
+    with pytest.raises(UserError, match=r"prefix_of.*joint_encoding=exact"):
+        packed_attention(random_inputs(4), make_layout([2, 2], prefix_of=[-1, 0]), path="native")
+
+
 def test_unknown_path_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'bucketed'"):
         packed_attention(random_inputs(1), make_layout([1]), path="buckted")
@@ -96,3 +156,6 @@ def test_layouts_that_cannot_be_are_refused():
     for lengths, prefixes in (([0], [0]), ([3], [4]), ([3], [-1]), ([3, 2], [3])):
         with pytest.raises(ValueError, match=r"prefix|match"):
             make_layout(lengths, prefix_lengths=prefixes)
+    for owners in ([1, 0], [-1, 2]):
+        with pytest.raises(ValueError, match="no prefix of its own"):
+            make_layout([2, 2], prefix_of=owners)

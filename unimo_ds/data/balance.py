@@ -29,15 +29,19 @@ class StepPlan:
         return len(self.ranks[0])
 
 
-def estimate_costs(lengths: Integers, starts: Integers, *, hidden_size: int) -> NDArray[np.float64]:
-    """Relative cost of each sample: sum over its sequences of n + n^2 / (6 h).
+def estimate_costs(
+    lengths: Integers, starts: Integers, *, hidden_size: int, shared_lengths: Integers | None = None
+) -> NDArray[np.float64]:
+    """Relative cost of each sample: sum over its sequences of n + n (n + s) / (6 h).
 
-    lengths: [S] positions of each sequence; starts: [B + 1] offsets of the samples among them. Returns [B].
+    lengths: [S] positions n of each sequence; shared_lengths: [S] positions s of another one that it sees, None: no sequence
+    sees any; starts: [B + 1] offsets of the samples among them. Returns [B].
     A layer does 24 h^2 operations a position in its matrices and 4 h a position and attended position in attention; heads and
     embeddings are left out.
     """
     n = lengths.astype(np.float64)
-    costs = n + n * n / (6.0 * max(hidden_size, 1))
+    attended = n if shared_lengths is None else n + shared_lengths
+    costs = n + n * attended / (6.0 * max(hidden_size, 1))
     result: NDArray[np.float64] = np.add.reduceat(costs, starts[:-1]) if len(starts) > 1 else costs[:0]
     return result
 

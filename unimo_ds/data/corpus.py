@@ -172,7 +172,8 @@ class Corpus:
         Raises:
             CorruptSample: damaged, cut or unreadable.
         """
-        return self._read_members(sample, (members.JPEG,)).get(members.JPEG)
+        jpeg = self._read_members(sample, (members.JPEG,)).get(members.JPEG)
+        return None if jpeg is None else bytes(jpeg)
 
     def details(self, sample: int) -> dict[str, Any]:
         """The free notes stored with the sample (original file name, image size).
@@ -192,13 +193,13 @@ class Corpus:
         shard = int(self.shard_of[sample])
         return shard, int(sample - self.shard_start[shard])
 
-    def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, bytes]:
-        """Column -> checked bytes of the wanted members that the sample has."""
+    def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, memoryview]:
+        """Column -> checked bytes of the wanted members that the sample has, as views of what was read."""
         shard, row = self._locate(sample)
         record = self._records[shard][row]
         start, sizes = int(record["start"]), record["size"].tolist()
         offsets, checksums = record["offset"].tolist(), record["crc32"].tolist()
-        content: dict[int, bytes] = {}
+        content: dict[int, memoryview] = {}
         present = sorted((offsets[column], column) for column in wanted if sizes[column])
         while present:
             first = present[0][0]
@@ -208,7 +209,7 @@ class Corpus:
                     break
                 run.append(column)
                 end = offset + sizes[column]
-            block = self._read_block(sample, shard, start + first, end - first)
+            block = memoryview(self._read_block(sample, shard, start + first, end - first))
             for column in run:
                 offset = offsets[column] - first
                 content[column] = block[offset : offset + sizes[column]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
+    JOINT_ROLES,
     SEP,
     Example,
     Kind,
@@ -33,6 +35,7 @@ from unimo_ds.data.schema import (
     Sample,
     SequenceInput,
     SequenceRole,
+    Spans,
 )
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
 
@@ -91,6 +94,7 @@ def clean_sequence(
     image: ImageInput | None = None,
     text: Tokens | None = None,
     item_key: int = 0,
+    shares_prefix_at: int = 0,
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
@@ -106,6 +110,7 @@ def clean_sequence(
         region_boxes=None if image is None else image.boxes,
         token_ids=text,
         token_positions=None if text is None else _positions(len(text)),
+        shares_prefix_at=shares_prefix_at,
         prefix_length=length,
         language_at=_NOTHING,
         language_targets=_NOTHING,
@@ -128,6 +133,8 @@ class PreparedSample:
     texts: tuple[str, ...]
     """In canonical order (`members.texts_of`)."""
     image: ImageInput | None
+    phrases: Mapping[int, tuple[tuple[int, int], ...]]
+    """Number of a text -> its phrases, as bytes [start, end) of it; for those that have any."""
     regions: Regions | None
     """Cut to the same regions as `image`, for targets."""
 
@@ -149,7 +156,17 @@ def prepare_sample(sample: Sample, *, max_regions: int) -> PreparedSample:
             class_ids=sample.regions.class_ids[:max_regions],
             class_probabilities=sample.regions.class_probabilities[:max_regions],
         )
-    return PreparedSample(sample.key, tuple(text.text for text in texts_of(sample)), image, regions)
+    texts = texts_of(sample)
+    phrases = {number: in_bytes(one.text, one.phrases) for number, one in enumerate(texts) if one.phrases}
+    return PreparedSample(sample.key, tuple(one.text for one in texts), image, phrases, regions)
+
+
+def in_bytes(text: str, spans: Spans) -> Spans:
+    """Spans of characters as spans of the text's UTF-8 bytes."""
+    if text.isascii():
+        return spans
+    ends = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
+    return tuple((ends[start], ends[end]) for start, end in spans)
 
 
 class Visit(NamedTuple):
@@ -224,7 +241,9 @@ def corrupt_images(
     # With the global row zero for the moment as well, the sum of all rows is the sum of the visible regions.
     features[is_global | is_masked] = 0
     visible = np.maximum(sizes - 1 - np.add.reduceat(is_masked.astype(np.int64), starts), 1)
-    totals = np.add.reduceat(torch.from_numpy(features).float().numpy(), starts, axis=0)
+    # An image at a time: `reduceat` over all of them at once is nine times as slow (49 ms for 3,200 rows of 2,048 against 6 ms).
+    wide = torch.from_numpy(features).float().numpy()
+    totals = np.stack([part.sum(axis=0) for part in np.split(wide, starts[1:])])
     features[starts] = (totals / visible[:, None].astype(np.float32)).astype(np.float16)
     masked = np.flatnonzero(is_masked)
     parts = np.split((masked - np.repeat(starts, sizes)[masked]).astype(np.int32), np.searchsorted(masked, starts[1:]))
@@ -248,7 +267,8 @@ def _corrupted_sequence(
     text = _NO_TEXT
     if planned.text >= 0:
         tokens = text_inputs[sample.texts[planned.text]][1:-1]
-        text = _corrupt_text(tokens, visit.selection, vocabulary, config.masking, draws)
+        phrases = sample.phrases.get(planned.text, ()) if config.masking.phrases else ()
+        text = _corrupt_text(tokens, phrases, visit.selection, vocabulary, config.masking, draws)
     num_regions = 0 if image is None else len(image.features)
     masked_at = _NOTHING if image is None else image.masked_at
     regions, rows = sample.regions, masked_at - 1
@@ -283,22 +303,34 @@ _NO_TEXT = _CorruptedText(None, None, 0, _NOTHING, _NOTHING)
 
 
 def _corrupt_text(
-    tokens: Tokens, selection: Selection, vocabulary: Vocabulary, settings: MaskingConfig, draws: Uniforms
+    tokens: Tokens,
+    phrases: Spans,
+    selection: Selection,
+    vocabulary: Vocabulary,
+    settings: MaskingConfig,
+    draws: Uniforms,
 ) -> _CorruptedText:
     if selection.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE:
-        bounds = masking.words_of(tokens, vocabulary).bounds
+        bounds = masking.words_of(tokens, vocabulary, phrases).bounds
         fragments = masking.cut_fragments(bounds, selection.fragments, draws=draws)
         cut = masking.sequence_to_sequence(tokens, fragments)
         return _CorruptedText(cut.token_ids, cut.positions, cut.source_length, cut.predicts_at, cut.targets)
-    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=vocabulary, masking=settings, draws=draws)
+    corrupted, chosen = masking.mask_tokens(
+        tokens, vocabulary=vocabulary, masking=settings, draws=draws, phrases=phrases
+    )
     ids = text_input(corrupted, max_text_tokens=len(tokens) + NUM_TEXT_SPECIALS)
     return _CorruptedText(ids, _positions(len(ids)), len(ids), chosen + np.int32(1), tokens[chosen])
 
 
 def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterator[SequenceInput]:
     selection, sample = visit.selection, visit.sample
-    for planned in selection.sequences[1:]:
+    # The image encoded alone, which joint sequences without an image of their own see. Whatever is left out comes behind it.
+    own_image = next(
+        (at for at, planned in enumerate(selection.sequences) if planned.role is SequenceRole.SINGLE_IMAGE), 0
+    )
+    for at, planned in enumerate(selection.sequences[1:], start=1):
         image = text = None
+        shares_prefix_at = own_image - at if planned.role in JOINT_ROLES and planned.image < 0 else 0
         if planned.image >= 0:
             is_own = planned.image == selection.sample
             image = sample.image if is_own else visit.related_images[planned.image]
@@ -312,7 +344,13 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         elif planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
             item_key = _hash(sample.texts[planned.text])
         yield clean_sequence(
-            role=planned.role, seed=planned.seed, level=planned.level, image=image, text=text, item_key=item_key
+            role=planned.role,
+            seed=planned.seed,
+            level=planned.level,
+            image=image,
+            text=text,
+            item_key=item_key,
+            shares_prefix_at=shares_prefix_at,
         )
 
 

@@ -25,6 +25,7 @@ from unimo_ds.data.schema import BadSample, StepBatch
 from unimo_ds.data.step_reader import ReadableCorpus, StepReader, TextTokenizer
 from unimo_ds.data.transport import FlatStep, flatten, restore
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.host_memory import keep_freed_buffers
 
 _IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -77,7 +78,7 @@ class StepLoader(Iterable[StepBatch]):
             num_workers=self._num_workers,
             # Each worker is ahead by at least one step; together by what was asked for.
             prefetch_factor=max(1, -(-self._prefetch_steps // self._num_workers)),
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
         )
         with _running(loader) as items:
@@ -138,7 +139,14 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _ignore_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """In a worker process, before its first step."""
+    # Every sample is a buffer of some hundred kilobytes: mapping each anew costs as much as reading it from the page cache.
+    keep_freed_buffers()
+    _ignore_signals()
+
+
+def _ignore_signals() -> None:
     """Slurm and terminals signal every process of a step; a worker that died of it would take the trainer's save with it."""
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

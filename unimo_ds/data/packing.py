@@ -15,12 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.draws import Integers, ranges
-from unimo_ds.data.schema import ContrastTable, Example, Kind, PackedBatch, SequenceInput, SequenceRole
+from unimo_ds.data.schema import (
+    JOINT_ROLES,
+    ContrastTable,
+    Example,
+    Kind,
+    PackedBatch,
+    SequenceInput,
+    SequenceRole,
+)
 
-_JOINT_ROLES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE)
-_IMAGE_ROLES = (*_JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
+_IMAGE_ROLES = (*JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
 _TEXT_ROLES = (
-    *_JOINT_ROLES,
+    *JOINT_ROLES,
     SequenceRole.SINGLE_TEXT,
     SequenceRole.RELATED_TEXT,
     SequenceRole.SINGLE_POSITIVE,
@@ -56,7 +63,9 @@ def pack(
     sequences = [sequence for example in examples for sequence in example.sequences]
     example_of = np.repeat(np.arange(len(examples)), _lengths([example.sequences for example in examples]))
     roles = np.fromiter((sequence.role for sequence in sequences), np.int64, len(sequences))
-    has_image, has_text = np.isin(roles, _IMAGE_ROLES), np.isin(roles, _TEXT_ROLES)
+    # A joint sequence that shares the image's prefix holds no image of its own.
+    has_image = np.isin(roles, _IMAGE_ROLES) & (_shared_prefixes(sequences) < 0)
+    has_text = np.isin(roles, _TEXT_ROLES)
     contrast = _contrast_table(examples, groups, sequences, example_of, roles, has_image, has_text)
     return _stream(
         sequences,
@@ -114,7 +123,8 @@ def _stream(
     num_tokens = _lengths([sequence.token_ids for sequence in sequences])
     lengths = num_regions + num_tokens
     prefix_lengths = np.fromiter((sequence.prefix_length for sequence in sequences), np.int64, len(sequences))
-    _refuse_inconsistent(sequences, has_image, has_text, num_regions, num_tokens, prefix_lengths)
+    prefix_of = _shared_prefixes(sequences)
+    _refuse_inconsistent(sequences, has_image, has_text, num_regions, num_tokens, prefix_lengths, prefix_of)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     first = starts[:-1]
     num_positions = int(starts[-1])
@@ -133,7 +143,7 @@ def _stream(
         sequence_starts=_tensor(starts, np.int32),
         prefix_lengths=_tensor(prefix_lengths, np.int32),
         sequence_seeds=_tensor(seeds, np.int64),
-        prefix_of=torch.full((len(sequences),), -1, dtype=torch.int32),
+        prefix_of=_tensor(prefix_of, np.int32),
         position_sequence=_tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32),
         position_offset=_tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32),
         token_ids=joined("token_ids", np.int32),
@@ -154,8 +164,22 @@ def _stream(
         pooled_text_at=_tensor((first + num_regions)[has_text], np.int64),
         contrast=contrast,
         longest=int(lengths.max(initial=0)),
+        shares_prefixes=bool((prefix_of >= 0).any()),
         keys=keys,
+        token_tags=_joined_tags(sequences),
     )
+
+
+def _joined_tags(sequences: Sequence[SequenceInput]) -> torch.Tensor:
+    """[G, N_text] the tags of all tokens, or [0, 0]."""
+    tags = [sequence.token_tags for sequence in sequences if sequence.token_tags is not None]
+    return _tensor(np.concatenate(tags, axis=1) if tags else np.zeros((0, 0)), np.int64)
+
+
+def _shared_prefixes(sequences: Sequence[SequenceInput]) -> Integers:
+    """[S] the sequence whose prefix each one shares, -1: none."""
+    distances = np.fromiter((sequence.shares_prefix_at for sequence in sequences), np.int64, len(sequences))
+    return np.where(distances != 0, np.arange(len(sequences)) + distances, -1)
 
 
 def _distinct_images(sequences: Sequence[SequenceInput], num_regions: Integers) -> tuple[list[SequenceInput], Integers]:
@@ -207,7 +231,8 @@ def _contrast_table(
     levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
     item_keys = np.fromiter((sequence.item_key for sequence in sequences), np.int64, len(sequences))
     uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
-    score_image = np.where(np.isin(role, _AGAINST_OWN_IMAGE), pair_image[pair], image_row[scored])
+    uses_pair_image = np.isin(role, _AGAINST_OWN_IMAGE) | ~has_image[scored]
+    score_image = np.where(uses_pair_image, pair_image[pair], image_row[scored])
     score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
     chosen = [examples[index] for index in pairs]
     return ContrastTable(
@@ -253,11 +278,15 @@ def _refuse_inconsistent(
     num_regions: Integers,
     num_tokens: Integers,
     prefix_lengths: Integers,
+    prefix_of: Integers,
 ) -> None:
     lengths = num_regions + num_tokens
+    owners = np.clip(prefix_of, 0, max(0, len(sequences) - 1))
+    is_wrong_owner = (owners != prefix_of) | (prefix_of[owners] >= 0) if len(sequences) else prefix_of < 0
     claims = (
         ("has no positions", lengths == 0),
         ("has a prefix outside of its length", (prefix_lengths < 0) | (prefix_lengths > lengths)),
+        ("shares the prefix of a sequence that is not there or shares one itself", (prefix_of != -1) & is_wrong_owner),
         ("has no [IMG] to pool", has_image & (num_regions == 0)),
         ("has no [CLS] to pool", has_text & (num_tokens == 0)),
     )

@@ -62,11 +62,17 @@ class Rewrite:
     """What made it: tool, pivot language, or the words changed ("red>blue")."""
 
 
+Spans = tuple[tuple[int, int], ...]
+"""Characters [start, end) of a text, in order and apart."""
+
+
 @dataclass(frozen=True)
 class Caption:
     text: str
     positives: tuple[Rewrite, ...] = ()
     negatives: tuple[Rewrite, ...] = ()
+    phrases: Spans = ()
+    """Names and other phrases that are masked whole (paper section 2.3)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Sample:
     """None for a text."""
     text: str | None = None
     """Text samples only."""
+    phrases: Spans = ()
+    """Text samples only: as a caption's."""
     captions: tuple[Caption, ...] = ()
     """Pairs only."""
     related_texts: tuple[str, ...] = ()
@@ -115,6 +123,9 @@ class SequenceRole(enum.IntEnum):
     RELATED_TEXT = 7
     SINGLE_POSITIVE = 8
     SINGLE_NEGATIVE = 9
+
+
+JOINT_ROLES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE, SequenceRole.JOINT_NEGATIVE)
 
 
 class LanguageObjective(enum.IntEnum):
@@ -140,6 +151,10 @@ class SequenceInput:
     """[n], [CLS] first."""
     token_positions: NDArray[np.int32] | None = None
     """[n] learned-position ids."""
+    token_tags: NDArray[np.int32] | None = None
+    """[G, n] numbers of further embeddings of each token, for tasks that have some."""
+    shares_prefix_at: int = 0
+    """Distance, in sequences, to the one whose prefix part this one sees before its own positions; 0: none."""
     prefix_length: int = 0
     """Positions that see each other and nothing later; the whole length where attention is bidirectional."""
     language_objective: LanguageObjective = LanguageObjective.MASKED
@@ -227,7 +242,7 @@ class PackedBatch:
     sequence_seeds: torch.Tensor
     """[S] int64, key of every dropout mask."""
     prefix_of: torch.Tensor
-    """[S] int32, the sequence whose image prefix this one shares, -1: none."""
+    """[S] int32, the sequence whose prefix part this one sees before its own positions, -1: none."""
     position_sequence: torch.Tensor
     """[T] int32, the sequence of each stream position."""
     position_offset: torch.Tensor
@@ -267,8 +282,12 @@ class PackedBatch:
     contrast: ContrastTable
     longest: int = 0
     """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
+    shares_prefixes: bool = False
+    """Whether any of `prefix_of` names a sequence (known on the host for the same reason)."""
     keys: tuple[str, ...] = ()
     """Keys of the samples inside, for logs."""
+    token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
 
     @property
     def num_positions(self) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unimo_ds.config import ContrastConfig, RunConfig
 from unimo_ds.data.draws import Integers, draw_distinct, mix_many, ranges, uniform
 from unimo_ds.data.masking import fragment_lengths
-from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
+from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, Level, SequenceRole, TextRole
 
 NUM_TEXT_SPECIALS = 2
 """[CLS] and [SEP]."""
@@ -49,7 +49,7 @@ class PlannedSequence(NamedTuple):
     text: int
     """Number of its text in the sample's canonical order (`members.texts_of`), -1: none."""
     image: int
-    """Global index of the sample whose regions it shows, -1: none."""
+    """Global index of the sample whose regions it shows, -1: none. A joint sequence without one shares the pair's own image."""
     length: int
     """Positions; corrupted sequences may turn out a little shorter."""
     seed: int
@@ -88,6 +88,8 @@ class StepSelection:
     """[B]"""
     objectives: Integers
     """[B] LanguageObjective"""
+    predicted: Integers
+    """[B] about how many positions will predict a token."""
     fragment_starts: Integers
     """[B + 1]"""
     fragment_lengths: Integers
@@ -104,6 +106,8 @@ class StepSelection:
     """[S] global sample index, -1: none."""
     lengths: Integers
     """[S]"""
+    shared_lengths: Integers
+    """[S] positions of another sequence that it sees before its own; they cost nothing but attention."""
     seeds: Integers
     """[S]"""
 
@@ -182,6 +186,7 @@ def select_step(
     rows, roles, levels, texts, images = table.sorted()
 
     lengths = _text_lengths(corpus, texts, config) + _image_lengths(corpus, images, config)
+    shares_image = np.isin(roles, JOINT_ROLES) & (images < 0)
     num_fragments = np.bincount(fragment_of, minlength=len(samples))
     is_corrupted = roles == SequenceRole.CORRUPTED
     lengths[is_corrupted] += NUM_TEXT_SPECIALS * num_fragments[rows[is_corrupted]]
@@ -190,6 +195,11 @@ def select_step(
         positions=positions,
         kinds=kinds,
         objectives=is_generative.astype(np.int64) * LanguageObjective.SEQUENCE_TO_SEQUENCE,
+        predicted=np.where(
+            is_generative,
+            np.bincount(fragment_of, fragments, minlength=len(samples)) + num_fragments,
+            np.ceil(config.masking.language_share * num_tokens),
+        ).astype(np.int64),
         fragment_starts=_starts(num_fragments),
         fragment_lengths=fragments,
         sequence_starts=_starts(np.bincount(rows, minlength=len(samples))),
@@ -198,6 +208,7 @@ def select_step(
         texts=np.where(texts >= 0, texts - corpus.text_start[samples[rows]], -1),
         images=images,
         lengths=lengths,
+        shared_lengths=_image_lengths(corpus, np.where(shares_image, samples[rows], -1), config),
         seeds=mix_many(config.seed, positions[rows], roles, _ordinals(rows, roles)),
     )
 
@@ -214,15 +225,19 @@ def _add_clean(
     samples = draws.samples
     is_pair = np.zeros(len(samples), bool)
     is_pair[pairs] = True
+
+    def joint_images(rows: Integers) -> Integers | None:
+        return samples[rows] if contrast.joint_encoding == "exact" else None
+
     if contrast.encodes_jointly:
-        table.add(pairs, SequenceRole.JOINT_PAIR, texts=captions[pairs], images=samples[pairs])
+        table.add(pairs, SequenceRole.JOINT_PAIR, texts=captions[pairs], images=joint_images(pairs))
     table.add(pairs, SequenceRole.SINGLE_IMAGE, images=samples[pairs])
     table.add(pairs, SequenceRole.SINGLE_TEXT, texts=captions[pairs])
 
     def add_rewrites(rows: Integers, texts: Integers, level: Level) -> None:
         if contrast.encodes_jointly:
             joint = SequenceRole.JOINT_NEGATIVE if level else SequenceRole.JOINT_POSITIVE
-            table.add(rows, joint, texts=texts, images=samples[rows], level=level)
+            table.add(rows, joint, texts=texts, images=joint_images(rows), level=level)
         if contrast.encodes_rewrites_alone:
             single = SequenceRole.SINGLE_NEGATIVE if level else SequenceRole.SINGLE_POSITIVE
             table.add(rows, single, texts=texts, level=level)

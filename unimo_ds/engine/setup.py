@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import io
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -31,22 +30,11 @@ from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import precision, zero_stage
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
+from unimo_ds.engine.protocol import StepResult
 from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did."""
-
-    applied: bool
-    """False where all ranks skipped the update: unwanted, or for a loss or gradient that is not finite."""
-    gradient_norm: float
-    """Over all parameters and ranks, before clipping and without loss scale; inf or nan where the step was skipped."""
-    loss_scale: float
-    """Scale in use before this step (1 but for fp16)."""
 
 
 class Engine:

@@ -78,11 +78,20 @@ class SpeedMeter:
 def stream_shape(batches: Sequence[PackedBatch]) -> StreamShape:
     """What decides the cost of some micro-batches together."""
     lengths = [torch.diff(batch.sequence_starts.to(torch.int64)) for batch in batches]
+    attended = [own + _shared_lengths(batch) for own, batch in zip(lengths, batches, strict=True)]
     return StreamShape(
         num_positions=sum(batch.num_positions for batch in batches),
-        sum_squared_lengths=sum(int((length * length).sum()) for length in lengths),
-        num_regions=sum(len(batch.region_at) for batch in batches),
+        sum_squared_lengths=sum(int((own * seen).sum()) for own, seen in zip(lengths, attended, strict=True)),
+        num_regions=sum(len(batch.region_features) for batch in batches),
         num_language=sum(len(batch.language_at) for batch in batches),
         num_masked_regions=sum(len(batch.masked_region_at) for batch in batches),
         num_pooled=sum(len(batch.pooled_image_at) + len(batch.pooled_text_at) for batch in batches),
     )
+
+
+def _shared_lengths(batch: PackedBatch) -> torch.Tensor:
+    """[S] positions of another sequence that each one sees."""
+    if not batch.shares_prefixes:
+        return torch.zeros_like(batch.prefix_lengths, dtype=torch.int64)
+    owners = batch.prefix_of.to(torch.int64)
+    return batch.prefix_lengths.to(torch.int64)[owners.clamp(min=0)] * (owners >= 0)

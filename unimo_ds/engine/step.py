@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from unimo_ds.data.schema import PackedBatch, StepBatch
-from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
@@ -58,7 +58,7 @@ class _Contrast:
 
 
 def train_step(
-    engine: Engine,
+    engine: StepEngine,
     task: PretrainingTask,
     batch: StepBatch,
     *,
@@ -103,7 +103,7 @@ def train_step(
     return _finish(engine, task, batch, sums, counts, contrast, temperature, learning_rate, is_wanted)
 
 
-def _rehearse(engine: Engine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
+def _rehearse(engine: StepEngine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
     """Outputs of every micro-batch without gradients, for the pooled vectors alone: the other heads get no rows."""
     with torch.no_grad():
         return [engine.forward(_without_targets(micro_batch)) for micro_batch in micro_batches]
@@ -123,7 +123,7 @@ def _without_targets(batch: PackedBatch) -> PackedBatch:
 
 
 def _contrast(
-    engine: Engine,
+    engine: StepEngine,
     task: PretrainingTask,
     micro_batches: Sequence[PackedBatch],
     outputs: Sequence[ModelOutput],
@@ -170,7 +170,7 @@ def _anchor(output: ModelOutput) -> torch.Tensor:
 
 
 def _finish(
-    engine: Engine,
+    engine: StepEngine,
     task: PretrainingTask,
     batch: StepBatch,
     sums: torch.Tensor,

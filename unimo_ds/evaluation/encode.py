@@ -89,14 +89,15 @@ def deal(batches: list[Integers], *, world_size: int) -> list[list[Integers]]:
 def encode(
     engine: Evaluable,
     lengths: Integers,
-    make: Callable[[int], SequenceInput],
+    make: Callable[[int], SequenceInput | tuple[SequenceInput, ...]],
     *,
     micro_batch_tokens: int,
     feature_size: int,
 ) -> Pooled:
     """Encode `make(0)`, ..., `make(n - 1)`, all of one kind (images, texts or pairs). Every rank calls it alike.
 
-    lengths: [n] of every sequence, known to all ranks. make: called for this rank's items alone.
+    lengths: [n] of every item, known to all ranks. make: called for this rank's items alone; an item may be several sequences
+    that hold one image and one text between them.
     feature_size: of the regions, for micro-batches that have none.
     """
     world = engine.communicator.world_size
@@ -105,7 +106,8 @@ def encode(
     texts: list[torch.Tensor] = []
     with evaluating(engine):
         for items in dealt[engine.communicator.rank]:
-            sequences = [make(item) for item in items.tolist()]
+            made = [make(item) for item in items.tolist()]
+            sequences = [one for item in made for one in (item if isinstance(item, tuple) else (item,))]
             output = engine.forward(pack_sequences(sequences, feature_size=feature_size).to(engine.device))
             images.append(output.pooled_images.float())
             texts.append(output.pooled_texts.float())

@@ -53,6 +53,7 @@ def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokeniz
         tokenizer,
         max_regions=config.data.max_regions,
         max_text_tokens=config.data.max_text_tokens,
+        shares_images=config.contrast.joint_encoding == "shared_image",
     )
 
 

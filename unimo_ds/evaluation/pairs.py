@@ -124,7 +124,10 @@ class PairReader:
         *,
         max_regions: int,
         max_text_tokens: int,
+        shares_images: bool = False,
     ) -> None:
+        """shares_images: joint sequences are what `contrast.joint_encoding=shared_image` trains."""
+        self.shares_images = shares_images
         self.corpus, self.pairs, self.tokenizer = corpus, pairs, tokenizer
         self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
         self._samples: OrderedDict[int, Sample] = OrderedDict()
@@ -155,11 +158,13 @@ class PairReader:
     def text_sequence(self, texts: PairTexts, index: int) -> SequenceInput:
         return clean_sequence(role=SequenceRole.SINGLE_TEXT, text=self._text_input(texts, index))
 
-    def joint_sequence(self, image: int, texts: PairTexts, index: int) -> SequenceInput:
-        """Any image with any text."""
-        return clean_sequence(
-            role=SequenceRole.JOINT_PAIR, image=self._image_input(image), text=self._text_input(texts, index)
-        )
+    def joint_sequence(self, image: int, texts: PairTexts, index: int) -> tuple[SequenceInput, ...]:
+        """Any image with any text, as the model was trained to see them: in one sequence, or an image and a text that sees it."""
+        text = self._text_input(texts, index)
+        if self.shares_images:
+            seeing = clean_sequence(role=SequenceRole.JOINT_PAIR, text=text, shares_prefix_at=-1)
+            return self.image_sequence(image), seeing
+        return (clean_sequence(role=SequenceRole.JOINT_PAIR, image=self._image_input(image), text=text),)
 
     def _image_input(self, image: int) -> ImageInput:
         regions = self.sample(image).regions

@@ -57,9 +57,9 @@ class StreamShape:
 
     num_positions: int
     sum_squared_lengths: int
-    """Sum over sequences of length squared: attention scores."""
+    """Sum over sequences of length times attended length, which is the same but where prefixes are shared: attention scores."""
     num_regions: int
-    """Image inputs, [IMG] included."""
+    """Image inputs that are projected, [IMG] included: an image that several sequences show counts once."""
     num_language: int
     """Positions that predict a token."""
     num_masked_regions: int

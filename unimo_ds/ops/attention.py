@@ -1,6 +1,8 @@
 """Self-attention over a packed stream: no padding in the input, prefix masks, dropout keyed by (seed, offset, head, column).
 
-A query at offset i of a sequence of n positions and prefix p sees key j of the same sequence where j < p or j <= i.
+A query at offset i of a sequence of n positions and prefix p sees key j of the same sequence where j < p or j <= i. A sequence
+that shares another's prefix (`Layout.prefix_of`) also sees the first positions of that other sequence, as many as its prefix has;
+they count as the columns before its own. What is shared sees nothing of those who share it.
 Paths: `native` (the CUDA kernels: fp16 or bf16, heads of 64), `bucketed` (sequences of similar length padded together,
 batched products, one autograd node for the op), `reference` (a loop over sequences, differentiated by autograd).
 
@@ -37,6 +39,10 @@ def packed_attention(
         UserError: unknown path, or one that cannot run here.
     """
     refused = native.refusal(query_key_value_T3HD, may_build=path in ("native", "auto"))
+    if layout.prefix_of is not None:
+        refused = (
+            "the kernels do not know shared prefixes (prefix_of); set contrast.joint_encoding=exact, or another path"
+        )
     chosen = paths.choose("packed_attention", path, {"native": refused, "bucketed": None, "reference": None})
     if chosen == "native":
         return native.attention(query_key_value_T3HD, layout, probability=probability, site=site)
@@ -57,15 +63,21 @@ def attention_reference(
     """The definition, one sequence at a time. [T, H, D]."""
     _, _, num_heads, head_size = query_key_value_T3HD.shape
     keys_TH = seed.head_keys(seed.row_keys(layout.position_keys, site), num_heads)
-    starts = layout.sequence_starts.tolist()
+    starts, prefixes = layout.sequence_starts.tolist(), layout.prefix_lengths.tolist()
+    owners = [-1] * len(prefixes) if layout.prefix_of is None else layout.prefix_of.tolist()
     outputs = [query_key_value_T3HD[:0, 0]]
-    for start, stop, prefix in zip(starts[:-1], starts[1:], layout.prefix_lengths.tolist(), strict=True):
+    for start, stop, prefix, owner in zip(starts[:-1], starts[1:], prefixes, owners, strict=True):
         query, key, value = query_key_value_T3HD[start:stop].permute(1, 2, 0, 3)  # each [H, L, D]
+        hidden = ~sequence_mask(stop - start, prefix, device=query.device)
+        if owner >= 0:
+            shared = query_key_value_T3HD[starts[owner] : starts[owner] + prefixes[owner]]
+            _, shared_key, shared_value = shared.permute(1, 2, 0, 3)
+            key, value = torch.cat((shared_key, key), 1), torch.cat((shared_value, value), 1)
+            hidden = torch.cat((hidden.new_zeros(stop - start, prefixes[owner]), hidden), 1)
         scores = query @ key.transpose(1, 2) / math.sqrt(head_size)
-        hidden = ~sequence_mask(stop - start, prefix, device=scores.device)
         weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
         if probability:
-            keep = seed.keep_mask(keys_TH[start:stop], stop - start, probability, dtype=weights.dtype)
+            keep = seed.keep_mask(keys_TH[start:stop], key.shape[1], probability, dtype=weights.dtype)
             weights = weights * keep.transpose(0, 1) * seed.keep_scale(probability)
         outputs.append((weights @ value).transpose(0, 1))
     return torch.cat(outputs)

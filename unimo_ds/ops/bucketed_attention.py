@@ -1,10 +1,12 @@
 """The path of packed attention made of plain torch: sequences of similar length are padded together and multiplied in batches.
 
-One gather brings queries, keys and values of all buckets into [3, B, H, L, D] order, one gather brings the result back, and
-the same two index tables, exchanged, serve the backward pass: no scatter, so results are deterministic. Index tables and
-masks depend on the layout alone and are shared by all layers of a forward.
+One gather brings queries, keys and values of all buckets into [B, H, L, D] order, one gather brings the result back, and
+the same two index tables, exchanged, serve the backward pass: no scatter, so results are deterministic. Where prefixes are
+shared, their keys and values are gathered once for each sequence that sees them, and the gradients of the copies are added up.
+Index tables and masks depend on the layout alone and are shared by all layers of a forward.
 
-Letters: T stream positions, H heads, D head size, B sequences of a bucket, L padded length of a bucket, M = sum of B * L.
+Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L padded length of a bucket, K padded
+number of its keys, M = sum of B * L over the buckets, N = sum of B * K.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.linear import widens
 from unimo_ds.utils import seed
+
+Integers = NDArray[np.int64]
 
 _MAX_SCORES = 1 << 21
 """Attention scores of one bucket: 8 MB in fp32, so that the passes over them stay near the processor."""
@@ -26,14 +31,20 @@ _MAX_SCORES = 1 << 21
 
 @dataclass(frozen=True)
 class Bucket:
-    """B sequences padded to L positions; `start` is where its B * H * L rows begin in the bucketed order."""
+    """B sequences padded to L queries and K keys."""
 
     start: int
+    """Where its B * H * L query rows begin in the bucketed order."""
+    key_start: int
+    """Where its B * H * K key rows begin."""
     num_rows: int
     """B * H"""
     length: int
+    """L"""
+    num_keys: int
+    """K; L where no prefix is shared."""
     bias: torch.Tensor | None
-    """[B * H, L, L] fp32, 0 where the query sees the key, -inf elsewhere; None where every query sees every key."""
+    """[B * H, L, K] fp32, 0 where the query sees the key, -inf elsewhere; None where every query sees every key."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +53,47 @@ class Plan:
 
     buckets: tuple[Bucket, ...]
     gather_in: torch.Tensor
-    """[3 * M * H] int64: rows of [T * 3 * H, D] in bucketed order [3, bucket, B, H, L]; padding repeats row 0."""
+    """[(M + 2 N) * H] int64: rows of [T * 3 * H, D], first the queries, then keys, then values, each in bucketed order
+    [bucket, B, H, L or K]; padding repeats row 0."""
     gather_one: torch.Tensor
     """[M * H] int64: rows of [T * H, D] in bucketed order; padding repeats row 0."""
     gather_out: torch.Tensor
     """[T * H] int64: where row (position, head) lies in the bucketed order."""
     gather_out_three: torch.Tensor
-    """[T * 3 * H] int64: the same for [T, 3, H]."""
+    """[T * 3 * H] int64: the same for [T, 3, H] among all rows of `gather_in`."""
     padding: torch.Tensor
-    """int64: bucketed rows that are padding."""
+    """int64: bucketed query rows that are padding."""
+    shared_rows: torch.Tensor
+    """int64: rows of `gather_in` that are copies of shared prefixes."""
+    shared_targets: torch.Tensor
+    """int64: rows of [T * 3 * H, D] that they are copies of."""
 
     @property
     def num_rows(self) -> int:
         """M * H"""
         return int(self.gather_one.shape[0])
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """A layout's sequences on the host: [S] each."""
+
+    starts: Integers
+    lengths: Integers
+    prefixes: Integers
+    shared_starts: Integers
+    """Where the prefix that is shared begins; 0 where none is."""
+    shared: Integers
+    """How many positions of another sequence are seen."""
+
+    def __getitem__(self, chosen: Integers) -> _Sequences:
+        return _Sequences(
+            self.starts[chosen],
+            self.lengths[chosen],
+            self.prefixes[chosen],
+            self.shared_starts[chosen],
+            self.shared[chosen],
+        )
 
 
 def bucket_length(length: int) -> int:
@@ -66,70 +104,127 @@ def bucket_length(length: int) -> int:
 
 def make_plan(layout: Layout, num_heads: int) -> Plan:
     """Buckets and index tables. Reads sequence lengths on the host."""
-    starts = layout.sequence_starts.to("cpu").numpy().astype(np.int64)
-    prefixes = layout.prefix_lengths.to("cpu").numpy().astype(np.int64)
-    lengths = np.diff(starts)
-    padded = np.array([bucket_length(int(length)) for length in lengths], dtype=np.int64)
+    sequences = _on_host(layout)
+    padded = _rounded_up(sequences.lengths)
+    # Without sharing, a bucket has as many keys as queries.
+    padded_keys = np.where(sequences.shared > 0, _rounded_up(sequences.lengths + sequences.shared), padded)
     num_positions, device = layout.num_positions, layout.device
     buckets: list[Bucket] = []
-    positions: list[np.ndarray] = []  # stream position of every bucketed row, in order
-    heads: list[np.ndarray] = []
-    row_of = np.zeros((num_positions, num_heads), dtype=np.int64)
-    head_range = np.arange(num_heads)
-    start_row = 0
-    for length in np.unique(padded):
-        members = np.flatnonzero(padded == length)
-        per_bucket = max(1, _MAX_SCORES // int(num_heads * length * length))
+    query_rows, key_rows = _Rows(num_positions, num_heads), _Rows(num_positions, num_heads)
+    for num_keys, length in np.unique(np.stack((padded_keys, padded), 1), axis=0).tolist():
+        members = np.flatnonzero((padded == length) & (padded_keys == num_keys))
+        per_bucket = max(1, _MAX_SCORES // (num_heads * length * num_keys))
         for first in range(0, len(members), per_bucket):
-            chosen = members[first : first + per_bucket]
-            offsets = np.arange(length)
-            valid = offsets < lengths[chosen, None]  # [B, L]
-            position = np.where(valid, starts[chosen, None] + offsets, 0)
-            shape = (len(chosen), num_heads, int(length))
-            rows = start_row + np.arange(math.prod(shape)).reshape(shape)
-            row_of[position[valid]] = rows.transpose(0, 2, 1)[valid]
-            positions.append(np.broadcast_to(position[:, None, :], shape).reshape(-1))
-            heads.append(np.broadcast_to(head_range[None, :, None], shape).reshape(-1))
-            bias = _bias(lengths[chosen], prefixes[chosen], int(length), num_heads)
+            chosen = sequences[members[first : first + per_bucket]]
+            bias = _bias(chosen, length, num_keys, num_heads)
             buckets.append(
                 Bucket(
-                    start=start_row,
-                    num_rows=len(chosen) * num_heads,
-                    length=int(length),
+                    start=query_rows.count,
+                    key_start=key_rows.count,
+                    num_rows=len(chosen.lengths) * num_heads,
+                    length=length,
+                    num_keys=num_keys,
                     bias=None if bias is None else bias.to(device),
                 )
             )
-            start_row += math.prod(shape)
-    position_of = np.concatenate([np.zeros(0, np.int64), *positions])
-    head_of = np.concatenate([np.zeros(0, np.int64), *heads])
-    gather_in = np.concatenate([(position_of * 3 + part) * num_heads + head_of for part in range(3)])
-    gather_three = np.stack([row_of + part * start_row for part in range(3)], axis=1)
-    is_padding = np.ones(start_row, dtype=bool)
-    is_padding[row_of.reshape(-1)] = False
+            query_rows.add(chosen, length, shared=np.zeros_like(chosen.shared))
+            key_rows.add(chosen, num_keys, shared=chosen.shared)
+    query_position, query_head = query_rows.columns()
+    key_position, key_head = key_rows.columns()
+    values_start = query_rows.count + key_rows.count
+    shared_rows, shared_positions, shared_heads = key_rows.shared_columns()
+    gather_in = [
+        query_position * 3 * num_heads + query_head,
+        *((key_position * 3 + part) * num_heads + key_head for part in (1, 2)),
+    ]
+    out_three = [query_rows.row_of, query_rows.count + key_rows.row_of, values_start + key_rows.row_of]
     tables = (
-        gather_in,
-        position_of * num_heads + head_of,
-        row_of.reshape(-1),
-        gather_three.reshape(-1),
-        np.flatnonzero(is_padding),
+        np.concatenate(gather_in),
+        query_position * num_heads + query_head,
+        query_rows.row_of.reshape(-1),
+        np.stack(out_three, axis=1).reshape(-1),
+        query_rows.padding(),
+        np.concatenate((query_rows.count + shared_rows, values_start + shared_rows)),
+        np.concatenate([(shared_positions * 3 + part) * num_heads + shared_heads for part in (1, 2)]),
     )
     return Plan(tuple(buckets), *(torch.from_numpy(table).to(device) for table in tables))
 
 
-def _bias(
-    lengths: np.ndarray[Any, np.dtype[np.int64]],
-    prefixes: np.ndarray[Any, np.dtype[np.int64]],
-    length: int,
-    num_heads: int,
-) -> torch.Tensor | None:
-    """[B * H, L, L] fp32 of a bucket. Padded queries see key 0, so that no row is empty."""
-    key = torch.arange(length)
-    count, prefix = torch.from_numpy(lengths)[:, None, None], torch.from_numpy(prefixes)[:, None, None]
-    seen = ((key < prefix) | (key <= key[:, None])) & (key < count)  # [B, L, L]
+def _on_host(layout: Layout) -> _Sequences:
+    starts = layout.sequence_starts.to("cpu").numpy().astype(np.int64)
+    prefixes = layout.prefix_lengths.to("cpu").numpy().astype(np.int64)
+    shared_starts, shared = np.zeros_like(prefixes), np.zeros_like(prefixes)
+    if layout.prefix_of is not None:
+        owners = layout.prefix_of.to("cpu").numpy().astype(np.int64)
+        shared_starts = np.where(owners >= 0, starts[owners], 0)
+        shared = np.where(owners >= 0, prefixes[owners], 0)
+    return _Sequences(starts[:-1], np.diff(starts), prefixes, shared_starts, shared)
+
+
+def _rounded_up(lengths: Integers) -> Integers:
+    return np.array([bucket_length(int(length)) for length in lengths], dtype=np.int64)
+
+
+class _Rows:
+    """The rows of queries, or of keys, in bucketed order: one a (position, head), with padding."""
+
+    def __init__(self, num_positions: int, num_heads: int) -> None:
+        self.count = 0
+        self.row_of = np.zeros((num_positions, num_heads), dtype=np.int64)
+        """[T, H] the row of each position among its own sequence's."""
+        self._heads = np.arange(num_heads)
+        self._positions: list[Integers] = [np.zeros(0, np.int64)]
+        self._head_columns: list[Integers] = [np.zeros(0, np.int64)]
+        self._shared: list[tuple[Integers, Integers, Integers]] = []
+
+    def add(self, chosen: _Sequences, length: int, *, shared: Integers) -> None:
+        """The rows of one bucket: for each sequence `shared` positions of another one, its own, and padding up to `length`."""
+        offsets = np.arange(length)
+        is_shared = offsets < shared[:, None]  # [B, L]
+        own = offsets - shared[:, None]
+        is_own = ~is_shared & (own < chosen.lengths[:, None])
+        position = np.where(is_own, chosen.starts[:, None] + own, 0)
+        position = np.where(is_shared, chosen.shared_starts[:, None] + offsets, position)
+        shape = (len(chosen.lengths), len(self._heads), length)
+        rows = self.count + np.arange(math.prod(shape)).reshape(shape)
+        by_position = rows.transpose(0, 2, 1)  # [B, L, H]
+        self.row_of[position[is_own]] = by_position[is_own]
+        if is_shared.any():
+            copies = by_position[is_shared]
+            places = np.broadcast_to(position[is_shared][:, None], copies.shape)
+            self._shared.append((copies.ravel(), places.ravel(), np.broadcast_to(self._heads, copies.shape).ravel()))
+        self._positions.append(np.broadcast_to(position[:, None, :], shape).reshape(-1))
+        self._head_columns.append(np.broadcast_to(self._heads[None, :, None], shape).reshape(-1))
+        self.count += math.prod(shape)
+
+    def columns(self) -> tuple[Integers, Integers]:
+        """Stream position and head of every row."""
+        return np.concatenate(self._positions), np.concatenate(self._head_columns)
+
+    def shared_columns(self) -> tuple[Integers, Integers, Integers]:
+        """Row, stream position and head of every copy of a shared prefix."""
+        nothing = (np.zeros(0, np.int64),) * 3
+        rows, positions, heads = (np.concatenate(parts) for parts in zip(nothing, *self._shared, strict=True))
+        return rows, positions, heads
+
+    def padding(self) -> Integers:
+        is_padding = np.ones(self.count, dtype=bool)
+        is_padding[self.row_of.reshape(-1)] = False
+        return np.flatnonzero(is_padding)
+
+
+def _bias(chosen: _Sequences, length: int, num_keys: int, num_heads: int) -> torch.Tensor | None:
+    """[B * H, L, K] fp32 of a bucket. Padded queries see key 0, so that no row is empty."""
+    query = torch.arange(length)[:, None]
+    shared, count, prefix = (
+        torch.from_numpy(column)[:, None, None] for column in (chosen.shared, chosen.lengths, chosen.prefixes)
+    )
+    own = torch.arange(num_keys) - shared  # [B, 1, K]
+    seen = (own < 0) | (((own < prefix) | (own <= query)) & (own < count))  # [B, L, K]
     if bool(seen.all()):
         return None
     bias = torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)
-    return bias[:, None].expand(-1, num_heads, -1, -1).reshape(-1, length, length)
+    return bias[:, None].expand(-1, num_heads, -1, -1).reshape(-1, length, num_keys)
 
 
 def plan_of(layout: Layout, num_heads: int) -> Plan:
@@ -162,22 +257,22 @@ class _BucketedAttention(torch.autograd.Function):
         plan = plan_of(layout, num_heads)
         scale = 1 / math.sqrt(head_size)
         keep_scale = seed.keep_scale(probability)
-        inputs = query_key_value_T3HD.reshape(-1, head_size).index_select(0, plan.gather_in).view(3, -1, head_size)
-        outputs = torch.empty_like(inputs[0])
+        inputs = query_key_value_T3HD.reshape(-1, head_size).index_select(0, plan.gather_in)
+        outputs = inputs.new_empty((plan.num_rows, head_size))
         keys = None
         if probability:
             keys_TH = seed.head_keys(seed.row_keys(layout.position_keys, site), num_heads)
             keys = keys_TH.reshape(-1).index_select(0, plan.gather_one)
         saved: list[torch.Tensor | None] = [inputs]
         for bucket in plan.buckets:
-            query, key, value = (_part(part, bucket) for part in inputs)
+            query, key, value = _parts(inputs, plan, bucket)
             weights = _scores(query, key, bucket, scale).softmax(-1)
             keep, kept = None, weights
             if keys is not None:
                 rows = keys[bucket.start : bucket.start + bucket.num_rows * bucket.length]
-                keep = seed.keep_mask(rows, bucket.length, probability, dtype=weights.dtype).view_as(weights)
+                keep = seed.keep_mask(rows, bucket.num_keys, probability, dtype=weights.dtype).view_as(weights)
                 kept = weights * keep
-            output = _part(outputs, bucket)
+            output = _queries(outputs, bucket)
             torch.baddbmm(output, kept, value, beta=0, alpha=keep_scale, out=output)
             saved += [weights, keep]
         ctx.save_for_backward(*saved)
@@ -194,9 +289,9 @@ class _BucketedAttention(torch.autograd.Function):
         output_gradient.index_fill_(0, plan.padding, 0)
         input_gradients = torch.empty_like(inputs)
         for bucket, weights, keep in zip(plan.buckets, saved[::2], saved[1::2], strict=True):
-            query, key, value = (_part(part, bucket) for part in inputs)
-            query_gradient, key_gradient, value_gradient = (_part(part, bucket) for part in input_gradients)
-            gradient = _part(output_gradient, bucket)
+            query, key, value = _parts(inputs, plan, bucket)
+            query_gradient, key_gradient, value_gradient = _parts(input_gradients, plan, bucket)
+            gradient = _queries(output_gradient, bucket)
             kept = weights if keep is None else weights * keep
             _product(kept.transpose(1, 2), gradient, value_gradient, ctx.keep_scale)
             weights_gradient = torch.bmm(gradient, value.transpose(1, 2))
@@ -205,17 +300,29 @@ class _BucketedAttention(torch.autograd.Function):
             scores_gradient = torch._softmax_backward_data(weights_gradient, weights, -1, weights.dtype)
             _product(scores_gradient, key, query_gradient, ctx.scale)
             _product(scores_gradient.transpose(1, 2), query, key_gradient, ctx.scale)
-        result = input_gradients.view(-1, head_size).index_select(0, plan.gather_out_three)
+        result = input_gradients.index_select(0, plan.gather_out_three)
+        if len(plan.shared_rows):
+            result.index_add_(0, plan.shared_targets, input_gradients.index_select(0, plan.shared_rows))
         return result.view(num_positions, 3, num_heads, head_size), None, None, None
 
 
-def _part(rows: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """[B * H, L, D] view of a bucket's rows of [M * H, D]."""
+def _queries(rows: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """[B * H, L, D] view of a bucket's rows of [M * H, D] or more."""
     return rows[bucket.start : bucket.start + bucket.num_rows * bucket.length].view(bucket.num_rows, bucket.length, -1)
 
 
+def _parts(rows: torch.Tensor, plan: Plan, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views of a bucket's queries [B * H, L, D], keys and values [B * H, K, D] in rows that are laid out like `gather_in`."""
+    num_key_rows = (len(rows) - plan.num_rows) // 2
+    size = bucket.num_rows * bucket.num_keys
+    first = plan.num_rows + bucket.key_start
+    key, value = (rows[start : start + size] for start in (first, first + num_key_rows))
+    shape = (bucket.num_rows, bucket.num_keys, -1)
+    return _queries(rows, bucket), key.view(shape), value.view(shape)
+
+
 def _scores(query: torch.Tensor, key: torch.Tensor, bucket: Bucket, scale: float) -> torch.Tensor:
-    """[B * H, L, L] scaled and masked."""
+    """[B * H, L, K] scaled and masked."""
     if bucket.bias is None:
         return torch.bmm(query, key.transpose(1, 2)).mul_(scale)
     return torch.baddbmm(bucket.bias.to(query.dtype), query, key.transpose(1, 2), alpha=scale)

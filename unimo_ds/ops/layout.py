@@ -5,6 +5,7 @@ Letters: T stream positions, S sequences.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,8 @@ class Layout:
     """[T] int32, its offset within that sequence."""
     longest: int
     """Length of the longest sequence, known on the host."""
+    prefix_of: torch.Tensor | None = None
+    """[S] int32, the sequence whose prefix part a sequence sees before its own positions, -1: none. None where nobody shares."""
 
     @property
     def num_positions(self) -> int:
@@ -45,14 +48,12 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same stream on another device; what ops derived from it is made again there."""
-        return Layout(
-            sequence_starts=self.sequence_starts.to(device),
-            prefix_lengths=self.prefix_lengths.to(device),
-            sequence_seeds=self.sequence_seeds.to(device),
-            position_sequence=self.position_sequence.to(device),
-            position_offset=self.position_offset.to(device),
-            longest=self.longest,
-        )
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
 
     @cached_property
     def tables(self) -> dict[str, Any]:
@@ -66,14 +67,20 @@ class Layout:
 
 
 def make_layout(
-    lengths: list[int], *, prefix_lengths: list[int] | None = None, seeds: list[int] | None = None
+    lengths: list[int],
+    *,
+    prefix_lengths: list[int] | None = None,
+    seeds: list[int] | None = None,
+    prefix_of: list[int] | None = None,
 ) -> Layout:
     """A layout from sequence lengths, for callers that hold no `PackedBatch`.
 
     prefix_lengths: default, the whole length of each sequence (bidirectional). seeds: default 0, 1, 2, ...
+    prefix_of: per sequence the one whose prefix it shares, -1: none; default, nobody shares.
 
     Raises:
-        ValueError: lists of different lengths, a length below 1, or a prefix outside [0, length].
+        ValueError: lists of different lengths, a length below 1, a prefix outside [0, length], or a shared prefix of a sequence
+            that is not there or shares one itself.
     """
     prefixes = lengths if prefix_lengths is None else prefix_lengths
     keys = list(range(len(lengths))) if seeds is None else seeds
@@ -82,6 +89,9 @@ def make_layout(
     for length, prefix in zip(lengths, prefixes, strict=True):
         if length < 1 or not 0 <= prefix <= length:
             raise ValueError(f"a sequence of {length} positions cannot have a prefix of {prefix}")
+    for owner in prefix_of or ():
+        if not -1 <= owner < len(lengths) or (prefix_of and owner >= 0 and prefix_of[owner] >= 0):
+            raise ValueError(f"sequence {owner} has no prefix of its own to share")
     sizes = torch.tensor(lengths, dtype=torch.int64)
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     starts[1:] = sizes.cumsum(0)
@@ -93,4 +103,5 @@ def make_layout(
         position_sequence=sequence.to(torch.int32),
         position_offset=(torch.arange(len(sequence)) - starts[sequence]).to(torch.int32),
         longest=max(lengths, default=0),
+        prefix_of=None if prefix_of is None else torch.tensor(prefix_of, dtype=torch.int32),
     )

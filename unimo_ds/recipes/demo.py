@@ -49,7 +49,8 @@ def demo() -> RunConfig:
         contrast=ContrastConfig(positives=1, sentence_negatives=1, phrase_negatives=1, word_negatives=1),
         optimizer=OptimizerConfig(peak_learning_rate=2e-3),
         schedule=ScheduleConfig(total_steps=400, warmup_steps=40),
-        engine=EngineConfig(deepspeed_config="zero1_fp32", threads=1),
+        # Nothing to shard in a model this small: stage 1 takes a fifth more time (docs/performance.md).
+        engine=EngineConfig(deepspeed_config="zero0_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
         logging=LoggingConfig(every_steps=10, num_pictures=6, num_embeddings=200),

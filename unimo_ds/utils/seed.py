@@ -105,6 +105,16 @@ def keep_mask(
     return torch.ge(lanes[..., :num_columns], keep_threshold(probability), out=mask)
 
 
+def uniform(keys: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """Numbers in [0, 1): element (row, column) is a function of the row's key and the column.
+
+    keys: [N] int32 from `row_keys`. Returns [N, num_columns] fp32, multiples of 2^-23.
+    """
+    columns = torch.arange(num_columns, dtype=torch.int32, device=keys.device) * _to_int32(0x27D4EB2F)
+    words = finalize_32(keys.unsqueeze(-1) + columns)
+    return ((words >> 9) & 0x7FFFFF).float() * 2.0**-23
+
+
 def keep_scale(probability: float) -> float:
     """What kept elements are multiplied by, so that the mean stays: one over the exact share that `keep_mask` keeps."""
     return 65536 / (65536 - _threshold(probability))

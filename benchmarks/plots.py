@@ -1,0 +1,112 @@
+"""Bars of the row files: ratios of medians, as pictures for docs/performance.md.
+
+python -m benchmarks.plots [--output docs/pictures]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from benchmarks import measuring
+
+OURS_COLOUR, OTHER_COLOUR = "#2a6f97", "#b8b8b8"
+
+
+def bars(axes: Any, rows: Sequence[dict[str, Any]], key: str, *, title: str, unit: str, wanted: float = 0.0) -> None:
+    """A bar for each row, this project's coloured; a line at what is wanted."""
+    names = [str(row["contender"]).replace(", to", ",\nto").replace(", ", ",\n", 1) for row in rows]
+    values = [float(row[key]) for row in rows]
+    colours = [OTHER_COLOUR if _is_other(row) else OURS_COLOUR for row in rows]
+    places = range(len(rows))
+    axes.barh(places, values, color=colours)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    for place, value in zip(places, values, strict=True):
+        axes.text(value, place, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
+    if wanted:
+        axes.axvline(wanted, color="#c1121f", linewidth=1, linestyle="--")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(unit, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_other(row: dict[str, Any]) -> bool:
+    name = str(row["contender"])
+    return not (name.startswith(("ours", "zero")) or name.endswith("packed"))
+
+
+def picture(
+    name: str, key: str, path: Path, *, unit: str, per_case: str = "{case}", wanted: float = 0.0
+) -> Path | None:
+    """A panel for each case of a row file that has `key`; nothing where the file is not there."""
+    if not (measuring.FOLDER / f"{name}.json").is_file():
+        return None
+    content = measuring.read(name)
+    rows = [row for row in content["rows"] if key in row]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    height = 0.6 + 0.36 * max(sum(row["case"] == case for row in rows) for case in cases)
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(4.4 * len(cases), height + 0.9), squeeze=False)
+    for axes, case in zip(panels[0], cases, strict=True):
+        own = [row for row in rows if row["case"] == case]
+        bars(axes, own, key, title=per_case.format(case=case), unit=unit, wanted=wanted)
+    figure.text(
+        0.005, 0.005, f"{content['hardware']}, {content['date']}, {content['commit']}", fontsize=6, color="#707070"
+    )
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
+    output = parser.parse_args().output
+    drawn = [
+        picture(
+            "step_cpu",
+            "processor_ratio_median",
+            output / "performance_step.png",
+            unit="processor time of a step, ours = 1",
+        ),
+        picture("step_cuda", "ratio_median", output / "performance_step_gpu.png", unit="time of a step, ours = 1"),
+        picture(
+            "hard_negatives_cpu",
+            "padded_processor_ratio_median",
+            output / "performance_hard_negatives.png",
+            unit="pairs a processor second, padded = 1",
+        ),
+        picture(
+            "loader",
+            "samples_per_processor_second",
+            output / "performance_loader.png",
+            unit="samples a processor second",
+        ),
+        picture(
+            "balance",
+            "max_over_mean_median",
+            output / "performance_balance.png",
+            unit="largest rank over the mean rank",
+            wanted=1.01,
+        ),
+        picture(
+            "zero_cpu", "ddp_ratio_median", output / "performance_zero.png", unit="time of a step, DDP = 1", wanted=1.02
+        ),
+    ]
+    print("\n".join(str(path) for path in drawn if path is not None))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
