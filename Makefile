@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test bench cluster env lint format kernels tensorboard clean
+.PHONY: demo test bench cluster env lint format kernels apex tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -59,6 +59,19 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 ARCH ?= sm_90
 kernels: env
 	$(VENV)/bin/python -m unimo_ds kernels build --arch $(ARCH)
+
+# NVIDIA's apex, for optimizer.name=apex_adam or apex_lamb: make apex APEX=FOLDER, a clone of https://github.com/NVIDIA/apex at
+# APEX_COMMIT. Needs nvcc of the CUDA version that torch was built with.
+APEX ?= apex
+APEX_COMMIT := 6424da3b4faa6c8f062da4a48c424fff3f02d42d
+apex: env
+	@test -f "$(APEX)/apex/optimizers/fused_lamb.py" || { echo "error: '$(APEX)' holds no source of NVIDIA's apex; clone \
+	https://github.com/NVIDIA/apex and name its folder: make apex APEX=FOLDER"; exit 2; }
+	@test "$$(git -C "$(APEX)" rev-parse HEAD)" = $(APEX_COMMIT) || { echo "error: '$(APEX)' is not at the commit that is known to fit; \
+	git -C '$(APEX)' checkout $(APEX_COMMIT), or name another one: make apex APEX=FOLDER APEX_COMMIT=HASH"; exit 2; }
+	@$(VENV)/bin/python -c "import sys, torch; sys.exit(torch.version.cuda is None)" || { echo "error: torch here is built without \
+	CUDA; install a CUDA build of it first (docs/install.md)"; exit 2; }
+	APEX_CPP_EXT=1 APEX_CUDA_EXT=1 $(VENV)/bin/python -m pip install -v --no-build-isolation --no-deps "$(APEX)"
 
 tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs

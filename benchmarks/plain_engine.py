@@ -58,13 +58,13 @@ class PlainEngine:
         with waits:
             loss.backward()
 
-    def step(self, *, is_finite: bool = True) -> StepResult:
+    def step(self, *, is_finite: bool = True, is_wanted: bool = True) -> StepResult:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self._clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
         gradient_norm = float(norm)
-        applied = is_finite and math.isfinite(gradient_norm)
+        applied = is_finite and is_wanted and math.isfinite(gradient_norm)
         if applied:
             if self._masters is not self._parameters:
                 with torch.no_grad():

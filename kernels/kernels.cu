@@ -1,3 +1,4 @@
 // All kernels in one library.
 #include "attention/attention.cu"
 #include "contrastive/contrastive.cu"
+#include "dropout_norm/dropout_norm.cu"

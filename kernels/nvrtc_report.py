@@ -18,6 +18,7 @@ from unimo_ds.utils.errors import UserError, run_command
 _HEADERS = (
     *("attention/forward.cuh", "attention/backward_queries.cuh", "attention/backward_keys.cuh"),
     *("contrastive/conflicts.cuh", "contrastive/statistics.cuh", "contrastive/weights.cuh", "contrastive/pairs.cuh"),
+    "dropout_norm/dropout_norm.cuh",
 )
 _SOURCE = "".join(f'#include "{header}"\n' for header in _HEADERS).encode()
 _OF_FORMAT_AND_FLAG = (
@@ -26,6 +27,8 @@ _OF_FORMAT_AND_FLAG = (
 )
 _OF_FLAG = ("contrastive_statistics", "contrastive_join")
 _OF_FORMAT = ("contrastive_pair_scores",)
+_OF_FORMAT_WIDTH_AND_FLAG = ("dropout_norm_forward", "dropout_norm_backward")
+_WIDTHS = (1, 2, 3, 4)
 _PLAIN = ("contrastive_conflicts", "contrastive_segments")
 
 
@@ -35,6 +38,13 @@ def _names(formats: tuple[str, ...]) -> list[str]:
     names = [f"{name}<unimo::{of}, {flag}>" for name in _OF_FORMAT_AND_FLAG for of in formats for flag in flags]
     names += [f"{name}<{flag}>" for name in _OF_FLAG for flag in flags]
     names += [f"{name}<unimo::{of}>" for name in _OF_FORMAT for of in formats]
+    names += [
+        f"{name}<unimo::{of}, {width}, {flag}>"
+        for name in _OF_FORMAT_WIDTH_AND_FLAG
+        for of in formats
+        for width in _WIDTHS
+        for flag in flags
+    ]
     return [*names, *_PLAIN]
 
 

@@ -28,10 +28,16 @@ def run_dir(tmp_path: Path) -> Path:
     lines.insert(6, {"step": 6, "event": "saved", "stall_seconds": 0.25, "write_seconds": 1.0})
     lines.insert(3, {"step": 3, "event": "skipped", "text": "loss scale <4>", "samples_by_rank": [["a"]]})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 11')
+    (folder / "last_samples.json").write_text(
+        json.dumps({"step": 10, "samples_of_rank_0": [f"a:{n}" for n in range(40)]})
+    )
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "0.jpg").write_bytes(b"jpeg")
     starts = [
         {"time": "2027-01-15T08:00:00+0000", "world_size": 2, "host": "n1", "versions": {"torch": "2.13.0"}},
         {"time": "2027-01-15T09:01:04+0100", "world_size": 1, "host": "n2", "slurm_job": "7", "revision": "abc"},
     ]
+    starts[1]["machines"] = [{"host": "n2", "ranks": 1, "gpus": ["V100, 32 GiB"] * 8, "cores": 40, "memory_gib": 500.0}]
     (folder / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
     return folder
 
@@ -57,7 +63,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.outside += [name for name, _ in attrs if name in ("src", "href")]
+        self.outside += [name for name, value in attrs if name in ("src", "href") and "data:" not in (value or "")]
 
 
 def test_page_is_whole_and_self_contained(run_dir: Path) -> None:
@@ -70,6 +76,10 @@ def test_page_is_whole_and_self_contained(run_dir: Path) -> None:
     assert "loss scale &lt;4&gt;" in page
     assert page.count("stroke-dasharray") == 3, "a restart in each chart"
     assert "<td>n2</td><td>7</td>" in page
+    assert "8 x V100, 32 GiB" in page
+    assert outline.tags.count("img") == 1
+    assert "Step 10, rank 0: a:0, a:1" in page
+    assert "and 8 more" in page
 
 
 def test_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

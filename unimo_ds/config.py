@@ -94,6 +94,8 @@ class MaskingConfig:
     max_span_words: int = 10
     mask_token_share: float = 0.8
     random_token_share: float = 0.1
+    phrases: bool = True
+    """Whether names and other phrases that are stored with a text (`unimo prepare phrases`) are masked as if one word."""
     sequence_to_sequence_share: float = 0.5
     """Chance that a text or caption takes the sequence-to-sequence objective instead of the masked one."""
     fragment_share: float = 0.25
@@ -198,6 +200,26 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class SpikeConfig:
+    """What counts as a spike of the loss or the gradient norm, and how far the run goes to get over it: it skips updates, then
+    rolls back and passes over these batches, then stops with a reason."""
+
+    deviations: float = 6.0
+    """Standard deviations above the running mean (but at least a fifth of it) that make a spike."""
+    ratio: float = 10.0
+    """Times the running mean that make one, however noisy the course."""
+    warm_up_steps: int = 50
+    """Steps whose values are taken as they come: a run begins steeply."""
+    skip_update: bool = True
+    """Drop the update of a step whose loss is a spike. A spike of the gradient norm alone is trained on: clipping bounds it."""
+    most_in_a_row: int = 10
+    """Steps in a row with a spike before the run goes back to its newest good checkpoint from before the first of them, and
+    passes over their batches; 0: it never does."""
+    max_rollbacks: int = 3
+    """Of a whole run; the next one stops it."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: int = 1000
     in_background: bool = True
@@ -239,6 +261,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

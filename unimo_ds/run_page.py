@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import html
 import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from unimo_ds.utils.errors import UserError
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
 _MOST_POINTS = 400
+_MOST_KEYS = 32
+_MACHINE_HEAD = ("host", "ranks", "GPUs", "processor", "cores", "memory", "system")
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 _CHARTS = (
     ("Loss", r"loss/(.+)"),
@@ -31,13 +35,17 @@ _CHARTS = (
     ("Temperature", r"(temperature)"),
     ("Tokens per second", r"speed/(tokens_per_second)"),
     ("Share of time that waits for data", r"speed/(data_wait_share)"),
+    ("Own work of the slowest rank, the median rank's being 1", r"speed/(slowest_rank_ratio)"),
     ("Loss scale", r"(loss_scale)"),
 )
+_TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
+"""Events that have a line of their own."""
 """Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
 border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:560px}
 figcaption{font-weight:600}svg text{font:11px system-ui,sans-serif;fill:#4b5563}pre{background:#f3f4f6;padding:1rem;overflow:auto}
+img{max-width:100%;display:block;margin:.3rem 0}
 .key{display:inline-block;font-size:12px;margin-right:.8rem}"""
 
 
@@ -50,10 +58,14 @@ class RunFiles:
     events: Sequence[Mapping[str, Any]]
     starts: Sequence[Mapping[str, Any]]
     config: Mapping[str, Any]
+    last_samples: Mapping[str, Any]
+    """Keys of what rank 0 read in its last logged step."""
+    pictures: Sequence[bytes]
+    """JPEGs of the last evaluation."""
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Read metrics.jsonl, starts.jsonl and config.json of a run.
+    """Read metrics.jsonl, starts.jsonl, config.json, last_samples.json and the pictures of a run.
 
     Raises:
         UserError: not a run, or a file of it is damaged.
@@ -61,12 +73,15 @@ def read_run(run_dir: Path) -> RunFiles:
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     lines = _lines(run_dir / "metrics.jsonl")
+    samples = run_dir / "last_samples.json"
     return RunFiles(
         name=run_dir.name,
         steps=[line for line in lines if "event" not in line],
         events=[line for line in lines if "event" in line],
         starts=_lines(run_dir / "starts.jsonl"),
         config=_parsed((run_dir / "config.json").read_text(), run_dir / "config.json"),
+        last_samples=_parsed(samples.read_text(), samples) if samples.is_file() else {},
+        pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
     )
 
 
@@ -101,12 +116,14 @@ def summary(run: RunFiles) -> dict[str, Any]:
     if not steps:
         return {"steps": 0, "starts": len(run.starts)}
     begins = [_seconds(start) for start in run.starts]
+    # Gaps rather than last minus first: wall clocks may be set back.
     trained = sum(
-        after["time"] - before["time"]
+        max(0.0, after["time"] - before["time"])
         for before, after in itertools.pairwise(steps)
         if not any(before["time"] < began <= after["time"] for began in begins)
     )
-    elapsed = steps[-1]["time"] - min([*begins, steps[0]["time"]])
+    moments = [min([*begins, steps[0]["time"]]), *(line["time"] for line in steps)]
+    elapsed = sum(max(0.0, after - before) for before, after in itertools.pairwise(moments))
     saves = [event for event in run.events if event["event"] == "saved"]
     return {
         "steps": int(steps[-1]["step"]),
@@ -145,11 +162,7 @@ def to_html(run: RunFiles) -> str:
         )
         for number, (start, step) in enumerate(zip(run.starts, start_steps(run), strict=True), start=1)
     ]
-    notes = [
-        (event["step"], event["event"], event.get("text", ""))
-        for event in run.events
-        if event["event"] in ("skipped", "spike")
-    ]
+    notes = [(event["step"], event["event"], event.get("text", "")) for event in run.events if event["event"] in _TOLD]
     facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
     head = ("start", "time", "first step", "host", "Slurm job", "ranks", "revision", "versions")
     parts = [
@@ -158,11 +171,44 @@ def to_html(run: RunFiles) -> str:
         "<p>Dashed lines are restarts.</p>" if marks else "",
         f'<div class="charts">{"".join(charts)}</div>',
         f"<h2>Starts</h2>{_table(head, starts)}",
-        f"<h2>Skipped steps and spikes</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
+        f"<h2>What happened</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
+        f"<h2>Hardware of the last start</h2>{_table(_MACHINE_HEAD, _machines(run))}" if _machines(run) else "",
+        f"<h2>Last samples</h2>{_last_samples(run)}",
         f"<h2>Configuration</h2><pre>{_escape(json.dumps(run.config, indent=2))}</pre>",
     ]
     title = _escape(f"run {run.name}")
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>{"".join(parts)}\n'
+
+
+def _machines(run: RunFiles) -> list[Sequence[object]]:
+    """A row for each machine of the last start."""
+    machines = run.starts[-1].get("machines", ()) if run.starts else ()
+    return [
+        (
+            machine.get("host", ""),
+            machine.get("ranks", ""),
+            "; ".join(f"{count} x {name}" for name, count in Counter(machine.get("gpus", ())).items()) or "none",
+            machine.get("processor", ""),
+            machine.get("cores", ""),
+            f"{machine.get('memory_gib', '')} GiB",
+            machine.get("system", ""),
+        )
+        for machine in machines
+    ]
+
+
+def _last_samples(run: RunFiles) -> str:
+    """What the last evaluation retrieved, and what rank 0 read last."""
+    shown = [f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(one).decode()}">' for one in run.pictures]
+    parts = (
+        ["<p>Held-out captions of the last evaluation, and what was retrieved for each:</p>", *shown] if shown else []
+    )
+    keys = run.last_samples.get("samples_of_rank_0", ())
+    if keys:
+        more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
+        told = f"Step {run.last_samples.get('step')}, rank 0: {', '.join(map(str, keys[:_MOST_KEYS]))}{more}"
+        parts.append(f"<p>{_escape(told)} (<code>unimo inspect sample</code> shows one)</p>")
+    return "".join(parts) or "<p>none yet</p>"
 
 
 def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], marks: Sequence[int]) -> str:

@@ -35,6 +35,7 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.redact import redact
 
 DEMO_DATA = "demo_data"
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def watch_data(batch: StepBatch, metrics: StepMetrics) -> None:
         for bad in batch.bad_samples:
-            print(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place", flush=True)
+            print(redact(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place"), flush=True)
         limit.add(batch.bad_samples, num_bad=metrics.bad_samples, num_samples=batch.num_samples)
 
     loop = Loop(

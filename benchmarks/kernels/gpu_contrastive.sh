@@ -30,16 +30,12 @@ checker=$!
 LINES_SHOWN=40 step build "$PYTHON" -m unimo_ds kernels build --arch "sm_$capability"
 wait $checker || failed=1
 step check "$OUT/device_check" 0 60
-if command -v compute-sanitizer >/dev/null; then
-    step memcheck compute-sanitizer --tool memcheck "$OUT/device_check" 0 8
-    step racecheck compute-sanitizer --tool racecheck "$OUT/device_check" 0 8
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+if [ -x "$sanitizer" ]; then
+    step memcheck "$sanitizer" --tool memcheck "$OUT/device_check" 0 8
+    step racecheck "$sanitizer" --tool racecheck "$OUT/device_check" 0 8
 fi
 step tests "$PYTHON" -m pytest -q -x tests/kernels/test_contrastive_gpu.py
-LINES_SHOWN=60 step benchmark "$PYTHON" benchmarks/kernels/contrastive.py ${INF_CL:+--inf-cl "$INF_CL"} \
-    --json "$OUT/contrastive.json" --profile pairs:65536
-for chunk in 4096x8192 8192x8192 16384x4096; do
-    LINES_SHOWN=3 step "chunk_$chunk" "$PYTHON" benchmarks/kernels/contrastive.py --rounds 3 \
-        --tasks pairs_one_way:65536,pairs:65536 --chunk $chunk
-done
-LINES_SHOWN=22 step profile_cmcl "$PYTHON" benchmarks/kernels/contrastive.py --rounds 1 --tasks cmcl:8192 --profile cmcl:32768
+LINES_SHOWN=90 step benchmark "$PYTHON" benchmarks/kernels/contrastive.py ${INF_CL:+--inf-cl "$INF_CL"} \
+    --json "$OUT/contrastive.json" --captured --chunks 4096x8192,8192x8192,16384x4096 --profile pairs:65536,cmcl:32768
 exit $failed

@@ -44,7 +44,7 @@ class Cluster:
             "MINI_SLURM_DIR": str(folder),
             "MINI_SLURM_SHARED": ":".join(map(str, [REPOSITORY, *shared])),
             "MINI_SLURM_TTL": "7200",
-            "MINI_SLURM_REQUEUE_DELAY": "2",
+            "MINI_SLURM_REQUEUE_DELAY": "10",  # less is not taken, and means two minutes
             "MINI_SLURM_SLURMD_TIMEOUT": "10",
         }
 
@@ -92,8 +92,8 @@ class Cluster:
         return self.control("wait", number, str(int(timeout)), timeout=timeout + 30).strip().removeprefix("JobState=")
 
 
-def wait_until(condition: Callable[[], bool], *, timeout: float, what: str) -> None:
-    """Poll until `condition()`.
+def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, every: float = 0.2) -> None:
+    """Poll until `condition()`, once in `every` seconds.
 
     Raises:
         AssertionError: not within `timeout` seconds.
@@ -102,4 +102,4 @@ def wait_until(condition: Callable[[], bool], *, timeout: float, what: str) -> N
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(0.2)
+        time.sleep(every)

@@ -2,12 +2,15 @@
 
     python -m tests.cluster.rehearsal                    base.sh on 4 nodes and large.sh on 8, one spare node each
 
+base.sh loses the node of rank 0 with all of its processes, large.sh the slurmd of its last node, whose rank lives on alone.
+
 The scripts and their headers are taken as they are. An environment file and arguments after the script's name, which are what a
 user has too, put the tiny model on CPU ranks in place of the paper's.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -20,6 +23,7 @@ from pathlib import Path
 from tests.cluster.cluster import REPOSITORY, Cluster, wait_until, why_not
 from tests.runs import logged
 from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.utils.launchers import host_names
 
 _STARTING = 900.0
 """Seconds that a start may take on a busy machine: every rank imports torch and DeepSpeed."""
@@ -42,11 +46,14 @@ class Outcome:
     """What a rehearsal has found."""
 
     script: str
+    loss: str
     nodes: int
     ranks: int
     starts: list[int]
     """Step that each start of the disturbed job began at."""
     nodes_of_starts: list[str]
+    nodes_excluded: list[str]
+    """By the preflight of the undisturbed job."""
     equal_files: bool
     equal_metrics: bool
     seconds_undisturbed: float
@@ -121,19 +128,27 @@ def rehearse(
     total_steps: int,
     sbatch: Sequence[str] = (),
     at_time_limit: bool = True,
+    loss: str = "kill-node",
+    blind: bool = False,
 ) -> Outcome:
     """An undisturbed job, then one that is signalled and loses a node; compares what they leave.
 
     cluster: of at least one node more than the job takes. sbatch: options before the script's name. at_time_limit: the signal
-    is that of the script's own --signal line (Slurm takes up to a minute); False: scancel sends it.
+    is that of the script's own --signal line (Slurm takes up to a minute); False: scancel sends it. loss: kill-node takes the
+    first node with everything on it, kill-slurmd the slurmd of the last node alone. blind: node1 does not see the data of the
+    undisturbed job, which has to go on without that node.
 
     Raises:
         AssertionError: a job that fails or does not go on.
     """
     corpus = write_corpus(folder / "corpus")
     write_environment(folder / "environment.sh", corpus=corpus, tasks_per_node=tasks_per_node)
+    if blind:
+        cluster.control("on", "node1", "mount", "-t", "tmpfs", "tmpfs", str(corpus))
     straight = Job(cluster, folder, "straight", script=script, sbatch=sbatch, total_steps=total_steps)
     seconds_undisturbed = straight.finish()
+    if blind:
+        cluster.control("on", "node1", "umount", str(corpus))
 
     job = Job(cluster, folder, "disturbed", script=script, sbatch=sbatch, total_steps=total_steps)
     job.wait_for_step(7)
@@ -147,16 +162,19 @@ def rehearse(
     wait_until(lambda: "start 2" in job.text(), timeout=300, what="the second start")
     stopped_at = int(re.findall(r"stopped at step (\d+) \(SIGUSR1\)", job.text())[0])
     job.wait_for_step(stopped_at + 6)
-    cluster.control("kill-node", first_node(cluster.job(job.number)["NodeList"]))
+    lost = host_names(cluster.job(job.number)["NodeList"])[0 if loss == "kill-node" else -1]
+    cluster.control(loss, lost)
     seconds_disturbed = job.finish()
     last = f"checkpoints/step-{total_steps}"
     names = ("model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors")
     return Outcome(
         script=script,
+        loss=f"{loss} {lost}",
         nodes=nodes,
         ranks=nodes * tasks_per_node,
         starts=[0, *map(int, re.findall(r"resuming from .* at step (\d+)", job.text()))],
         nodes_of_starts=re.findall(r" on (\S+), from", job.text()),
+        nodes_excluded=re.findall(r"excluded from now on: (\S+)", straight.text()),
         equal_files=all(
             (straight.run_dir / last / name).read_bytes() == (job.run_dir / last / name).read_bytes() for name in names
         ),
@@ -167,26 +185,28 @@ def rehearse(
     )
 
 
-def first_node(node_list: str) -> str:
-    """`node[1-4]` -> `node1`: the one that runs the batch script and rank 0."""
-    found = re.match(r"(\w+)\[(\d+)|(\w+)", node_list)
-    assert found, node_list
-    return found[3] or f"{found[1]}{found[2]}"
-
-
 def main() -> int:
     """The full rehearsal; prints one line of JSON for each script. Returns 0 where all of it held."""
     reason = why_not()
     if reason:
         print(f"no rehearsal: {reason}", file=sys.stderr)
         return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="of each job; Slurm takes up to a minute for its signal")
+    options = parser.parse_args()
     good = True
-    for script, nodes, tasks_per_node in (("base.sh", 4, 2), ("large.sh", 8, 1)):
+    for script, nodes, tasks_per_node, loss in (("large.sh", 8, 1, "kill-slurmd"), ("base.sh", 4, 2, "kill-node")):
         with tempfile.TemporaryDirectory(prefix="unimo-rehearsal-") as name:
             folder = Path(name)
             with Cluster(folder / "slurm", nodes + 1, shared=[folder]) as cluster:
                 outcome = rehearse(
-                    cluster, folder, script=script, nodes=nodes, tasks_per_node=tasks_per_node, total_steps=300
+                    cluster,
+                    folder,
+                    script=script,
+                    nodes=nodes,
+                    tasks_per_node=tasks_per_node,
+                    total_steps=options.steps,
+                    loss=loss,
                 )
         print(json.dumps(vars(outcome)), flush=True)
         good &= outcome.equal_files and outcome.equal_metrics and len(outcome.starts) == 3

@@ -21,13 +21,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-@pytest.mark.parametrize("script", ["base.sh", "large.sh", "evaluate.sh", "prepare.sh"])
+@pytest.mark.parametrize("script", ["base.sh", "large.sh", "evaluate.sh", "finetune.sh", "prepare.sh"])
 def test_headers_are_accepted_as_they_are(cluster: Cluster, script: str) -> None:
     cluster.run("sbatch", "--test-only", "--nodes=2", f"slurm/{script}", "zero-shot")
 
 
 def test_signal_and_lost_node_leave_the_same_bits(cluster: Cluster, tmp_path: Path) -> None:
-    """Two nodes of one rank, a spare third: SIGUSR1 before the time limit, requeue, a node dies, requeue, same weights."""
+    """Two nodes of one rank, a spare third: SIGUSR1 before the time limit, requeue, a node dies, requeue, same weights. The
+    undisturbed job meets a node that does not see the data, and goes on without it."""
     outcome = rehearse(
         cluster,
         tmp_path,
@@ -37,7 +38,9 @@ def test_signal_and_lost_node_leave_the_same_bits(cluster: Cluster, tmp_path: Pa
         total_steps=150,
         sbatch=["--nodes=2"],
         at_time_limit=False,
+        blind=True,
     )
+    assert outcome.nodes_excluded == ["node1"]
     assert outcome.equal_files
     assert outcome.equal_metrics
     assert len(outcome.starts) == 3

@@ -30,6 +30,7 @@ class WordTokenizer:
     mask_id = VOCABULARY - 1
     special = np.isin(np.arange(VOCABULARY), [0, 1, 2, 3, VOCABULARY - 1])
     starts_word = np.arange(VOCABULARY) % 2 == 0
+    num_bytes = np.full(VOCABULARY, 4)
     fingerprint = "words"
 
     def encode(self, text: str) -> np.ndarray:

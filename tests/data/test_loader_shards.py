@@ -11,6 +11,7 @@ import pytest
 from tests.data.corpora import make_config, make_samples
 from tests.data.shard_folders import WordTokenizer as OneTokenAWord
 from unimo_ds.config import RunConfig
+from unimo_ds.data import step_reader
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_corpus
@@ -127,3 +128,39 @@ def test_the_corpus_and_its_loader_keep_to_the_index(folder: Path) -> None:
         assert all(micro.num_positions <= 1500 for micro in batch.micro_batches)
         for micro in batch.micro_batches:
             assert np.isin(micro.token_ids.numpy(), np.arange(corpus.vocabulary_size)).all()
+
+
+@pytest.mark.parametrize("how", ["another file", "other bytes", "cut"])
+def test_a_shard_that_changes_under_its_reader(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read is right, what can no longer be read is named and replaced by what can; nothing in between."""
+    monkeypatch.setattr(step_reader, "_SAMPLE_CACHE_BYTES", 0)
+    folder = write_folder(tmp_path)
+    config = config_for(Corpus.open(folder))
+    expected = list(StepLoader(Corpus.open(folder), config, 0, 1, 0, 6))
+    loader = iter(StepLoader(Corpus.open(folder), config, 0, 1, 0, 6))
+    found = [next(loader), next(loader)]
+    for shard in folder.glob("pair*.tar"):
+        size = shard.stat().st_size
+        if how == "another file":
+            other = shard.with_name("other")
+            other.write_bytes(bytes(size))
+            other.rename(shard)
+        elif how == "other bytes":
+            shard.write_bytes(bytes(size))
+        else:
+            with shard.open("r+b") as file:
+                file.truncate(size // 2)
+    found += loader
+    bad = [sample for batch in found for sample in batch.bad_samples]
+    if how == "another file":
+        assert content(found) == content(expected), "an open shard is read to its end"
+        again = list(StepLoader(Corpus.open(folder), config, 0, 1, 2, 6))
+        bad = [sample for batch in again for sample in batch.bad_samples]
+    assert {sample.key[:4] for sample in bad} == {"pair"}
+    assert all("checksum" in sample.reason or "cut" in sample.reason for sample in bad)
+    assert content(found[:2]) == content(expected[:2])
+    named = {sample.key for sample in bad}
+    pairs = zip(expected, found, strict=True)
+    for before, after in pairs if how == "cut" else ():
+        read = {key for micro in after.micro_batches for key in micro.keys}
+        assert {key for micro in before.micro_batches for key in micro.keys} - named <= read

@@ -23,6 +23,7 @@ class Words:
     """A tokenizer's tables: ids below 4 and the last are special, even ids begin a word."""
 
     mask_id = V - 1
+    num_bytes = np.full(V, 3)
     special = np.isin(np.arange(V), [0, 1, 2, 3, V - 1])
     starts_word = np.arange(V) % 2 == 0
 

@@ -9,8 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from unimo_ds.utils.launchers import free_port
+
+LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def torchrun(processes: int) -> list[str]:
@@ -38,16 +41,17 @@ def mpirun(processes: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def started(command: list[str], *, output: IO[str] | int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """A launcher with its whole family in a process group of its own, killed on leaving."""
     environment = {
-        **os.environ,
+        # Tests that made a process group of their own leave its place in it behind.
+        **{name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES},
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parents[2]),  # workers import what tests share
     }
     family = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
     try:
         yield family

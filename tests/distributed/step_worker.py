@@ -48,7 +48,7 @@ def step_batch(step: int, *, rank: int, world_size: int, micro_batches: int, gro
 
 
 def run(case: dict) -> dict:
-    contrast = ContrastConfig(form=case.get("form", "two_logs"))
+    contrast = ContrastConfig(form=case.get("form", "two_logs"), exchange=case.get("exchange", "gather"))
     config = RunConfig(
         recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
     )

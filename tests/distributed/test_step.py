@@ -31,7 +31,7 @@ CASES = {
     ],
     4: [
         {"deepspeed": "zero1_fp32", "micro_batches": 1},
-        {"deepspeed": "zero2_fp32", "micro_batches": 2},
+        {"deepspeed": "zero2_fp32", "micro_batches": 2, "exchange": "ring"},
         {"deepspeed": "zero3_fp32", "micro_batches": 1},
     ],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
 from tests.runs import logged
 from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.engine import checkpoint_folder
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
 SPOILING = Path(__file__).with_name("spoiling_worker.py")
@@ -99,11 +101,51 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, s
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize(("launcher", "number"), [(deepspeed, signal.SIGTERM), (torchrun, signal.SIGUSR1)])
+def test_a_launcher_that_dies_and_a_storm_of_signals_leave_a_good_checkpoint(
+    launcher: Callable[[int], list[str]], number: signal.Signals, corpus: Path, tmp_path: Path
+) -> None:
+    """R6: the launcher itself is signalled, and ends without a word to its ranks; those then get SIGTERM until they are gone."""
+    run_dir = tmp_path / "run"
+    flags = arguments(corpus, run_dir, schedule__total_steps=10_000, data__num_workers=0)
+    with started([*launcher(2), str(TRAIN), *flags]) as family:
+        deadline = time.monotonic() + 600
+        while steps_so_far(run_dir) < 2 and time.monotonic() < deadline and family.poll() is None:
+            time.sleep(0.01)
+        ranks = [process for rank in range(2) for process in processes_of_rank(family.pid, rank)]
+        os.kill(family.pid, number)
+        assert family.wait(60) != 0
+        storm = number == signal.SIGTERM
+        while any(map(is_running, ranks)) and time.monotonic() < deadline:
+            for rank in ranks if storm else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGTERM)
+            time.sleep(0.002)
+        output, _ = family.communicate(timeout=60)
+    (stop,) = [line for line in read_lines(run_dir) if line.get("event") == "stopped"]
+    assert stop["exit_status"] == 75
+    assert stop["text"] in (("SIGTERM", "the launcher has ended") if storm else ("the launcher has ended",)), output
+    assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{stop['step']}\n"
+    assert checkpoint_folder.problems_of(run_dir / "checkpoints" / f"step-{stop['step']}") == []
+    assert max(logged(run_dir)) == stop["step"]
+
+
+def is_running(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    with contextlib.suppress(OSError):
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def read_lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path: Path) -> None:
     """R9: one bad step is skipped and survived; three in a row end the run with a reason, and the samples are on record."""
     run_dir = tmp_path / "run"
     flags = arguments(corpus, run_dir, engine__max_skipped_steps=3, checkpoint__every_steps=2)
-    with started([*torchrun(2), str(SPOILING), "nan", "2,6,7,8", *flags]) as family:
+    with started([*torchrun(2), str(SPOILING), "nan=2,6,7,8", *flags]) as family:
         output, _ = family.communicate(timeout=300)
     assert family.returncode != 0
     assert "exitcode  : 2" in output, output[-4000:]
@@ -117,15 +159,31 @@ def test_not_a_number_on_one_rank_skips_on_all_then_stops(corpus: Path, tmp_path
     assert losses[6] is not None, "weights are still good after a skipped step"
 
 
+def test_data_that_one_rank_cannot_read_stops_all_with_the_shards_named(corpus: Path, tmp_path: Path) -> None:
+    """R11's bound over ranks: the others read well, yet all stop at one step, with status 2 and a sentence."""
+    flags = arguments(corpus, tmp_path / "run", data__num_workers=0)
+    with started([*torchrun(2), str(SPOILING), "unreadable=2", *flags]) as family:
+        output, _ = family.communicate(timeout=300)
+    assert "exitcode  : 2" in output, output[-4000:]
+    sentences = re.findall(r"^error: (\d+) of (\d+) samples could not be read(.*)$", output, re.MULTILINE)
+    assert len(sentences) == 2, "both ranks say so"
+    assert len({numbers[:2] for numbers in sentences}) == 1, "of the same step"
+    assert any(".tar" in rest and "Permission denied" in rest for *_, rest in sentences)
+
+
 def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Path) -> None:
     """R12: the limit is twelve seconds here; both ranks say where they stood."""
     flags = arguments(corpus, tmp_path / "run", engine__hang_minutes=0.2)
-    with started([*torchrun(2), str(SPOILING), "hang", "3", *flags]) as family:
+    with started([*torchrun(2), str(SPOILING), "hang=3", *flags]) as family:
         output, _ = family.communicate(timeout=300)
     assert family.returncode != 0
     assert output.count("Timeout (0:00:12)!") == 2, output[-4000:]
     assert "spoiling_worker.py" in output, "the line that slept"
     assert "all_reduce" in output, "the line that waited"
+    assert output.count("no progress for") == 1, "one rank tells"
+    assert re.search(r"rank 1 \(\S+, process \d+\) at spoiling_worker\.py:\d+ spoil under .*, in no collective", output)
+    assert re.search(r"rank 0 \(\S+, process \d+\) in all_reduce at .*communicator\.py", output)
+    assert "rank 0 waits for rank 1" in output
 
 
 def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:

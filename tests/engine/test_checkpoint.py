@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.engine.disks import fill
 from unimo_ds.config import CheckpointConfig, ModelConfig, RunConfig
 from unimo_ds.engine import checkpoint, checkpoint_folder, ds_config
 from unimo_ds.engine.launch import stop_processes
@@ -199,6 +200,34 @@ def test_training_that_goes_on_does_not_change_what_is_being_saved(engine: Engin
     assert loaded_step(engine, tmp_path) == 2
     weights = safetensors.torch.load_file(tmp_path / "checkpoints" / "step-2" / "model.safetensors")
     assert torch.equal(weights["0.weight"], before["0.weight"] + 1.0)
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
+    engine: Engine, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room when the save begins; then somebody else takes it."""
+    save(engine, small_disk, 1)
+    make_folder = checkpoint_folder.begin
+    fillers: list[Path] = []
+
+    def begin_then_fill(*items: object) -> Path:
+        made = make_folder(*items)  # type: ignore[arg-type]
+        fillers.append(fill(small_disk))
+        return made
+
+    for in_background in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_folder, "begin", begin_then_fill)
+            saver = checkpoint.Saver(engine, small_disk, CONFIG)
+            if in_background:
+                saver.save(Progress(step=2), wait=False)
+            with pytest.raises(checkpoint.CheckpointError, match=r"No space left .* [\d,]+ bytes are free and"):
+                saver.settle() if in_background else saver.save(Progress(step=2), wait=True)
+        assert sorted(item.name for item in (small_disk / "checkpoints").iterdir()) == ["latest", "step-1"]
+        assert loaded_step(engine, small_disk) == 1
+        fillers.pop().unlink()
+    save(engine, small_disk, 3)
+    assert loaded_step(engine, small_disk) == 3
 
 
 def in_child(work: object) -> int:

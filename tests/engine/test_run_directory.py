@@ -37,6 +37,18 @@ def test_first_start_writes_everything_and_the_second_adds_to_the_history(tmp_pa
     assert [start["command"] for start in starts] == [["t"], ["t"]]
 
 
+def test_secrets_in_addresses_and_arguments_are_not_kept(tmp_path: Path) -> None:
+    """Neither in any file of the run, and the same address again continues it."""
+    config = apply_overrides(RunConfig(recipe="test"), ["data.path=s3://user:hunter2@bucket/train"])
+    config = dataclasses.replace(config, run_dir=str(tmp_path))
+    command = ["--data", config.data.path, "--set=x.api_key=hunter2"]
+    for _ in range(2):
+        run_directory.prepare(config, {}, data_fingerprint="a", communicator=SingleProcess(), command=command)
+    written = [path.read_text() for path in tmp_path.iterdir()]
+    assert any("s3://***@bucket/train" in text for text in written)
+    assert not any("hunter2" in text for text in written)
+
+
 @pytest.mark.parametrize(
     "change",
     ["seed=1", "model.hidden_size=384", "batch.global_samples=7", "contrast.form=one_log", "data.max_regions=3"],

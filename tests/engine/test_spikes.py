@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import random
+from collections.abc import Iterable
 
-from unimo_ds.engine.spikes import WARM_UP, SpikeDetector
+from unimo_ds.config import SpikeConfig
+from unimo_ds.engine.spikes import Course
+from unimo_ds.engine.state import Best, Progress
+
+CONFIG = SpikeConfig()
+
+
+def course_of(values: Iterable[float]) -> tuple[Course, list[float]]:
+    """The course after `values`, and those among them that were spikes."""
+    course, spikes = Course(), []
+    for value in values:
+        if course.is_spike(value, CONFIG):
+            spikes.append(value)
+        course = course.after(value, CONFIG)
+    return course, spikes
 
 
 def test_a_spike_is_seen_at_its_step_and_again_at_the_next() -> None:
-    noise, detector = random.Random(0), SpikeDetector("gradient norm")
-    assert [detector.add(2.0 + noise.gauss(0, 0.1)) for _ in range(300)] == [None] * 300
-    assert "gradient norm 20" in (detector.add(20.0) or "")
-    assert detector.add(2.0 + 0.1 * 7) is not None
-    assert detector.add(20.0) is not None, "spikes do not become usual"
-    assert detector.add(2.05) is None
+    noise = random.Random(0)
+    course, spikes = course_of(2.0 + noise.gauss(0, 0.1) for _ in range(300))
+    assert spikes == []
+    assert course.is_spike(20.0, CONFIG)
+    assert "gradient norm 20 where 2" in course.describe("gradient norm", 20.0)
+    assert course.is_spike(2.0 + 0.1 * 7, CONFIG)
+    assert course.after(20.0, CONFIG) == course, "spikes do not become usual"
+    assert not course.is_spike(2.05, CONFIG)
 
 
 def test_falling_losses_and_warm_up_are_no_spikes() -> None:
-    detector = SpikeDetector("loss")
-    assert [detector.add(10.0 * math.exp(-step / 80) + 1) for step in range(500)] == [None] * 500
-    assert [SpikeDetector("loss").add(value) for value in (1.0, 100.0)] == [None, None]
-    assert WARM_UP > 1
+    assert course_of(10.0 * math.exp(-step / 80) + 1 for step in range(500))[1] == []
+    assert course_of((1.0, 100.0))[1] == []
 
 
 def test_ten_times_the_mean_is_a_spike_however_noisy_the_course() -> None:
-    noise, detector = random.Random(1), SpikeDetector("gradient norm")
-    for _ in range(200):
-        detector.add(abs(noise.gauss(0, 3)) + 0.01)
-    assert detector.add(10 * 2.4 * 1.2) is not None
+    noise = random.Random(1)
+    course, _ = course_of(abs(noise.gauss(0, 3)) + 0.01 for _ in range(200))
+    assert course.is_spike(10 * 2.4 * 1.2, CONFIG)
 
 
 def test_values_that_are_not_finite_are_another_matter() -> None:
-    detector = SpikeDetector("loss")
-    assert detector.add(math.nan) is None
-    assert detector.add(math.inf) is None
+    course, _ = course_of([1.0] * 100)
+    for value in (math.nan, math.inf):
+        assert not course.is_spike(value, CONFIG)
+        assert course.after(value, CONFIG) == course
+
+
+def test_a_course_continues_from_a_checkpoint_to_the_bit() -> None:
+    noise = random.Random(2)
+    course, _ = course_of(abs(noise.gauss(3, 1)) for _ in range(77))
+    progress = Progress(step=77, best=Best("recall", 0.1, 70), loss_course=course, spikes_in_a_row=2, first_spike=75)
+    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+    older = {"step": 5, "skipped_in_a_row": 0, "skipped": 1, "best": None}
+    assert Progress.from_dict(older) == dataclasses.replace(Progress(), step=5, skipped=1)

@@ -106,10 +106,13 @@ def test_kernels_compile_with_next_to_no_spills(architecture, tmp_path):
         pytest.skip(str(error))
     if architecture not in nvcc.architectures:
         pytest.skip(f"nvcc {nvcc.version} does not know {architecture}")
-    source = build.sources_folder() / "attention" / "attention.cu"
-    log = build.compile_file(toolchain.cuda_command(nvcc, architecture, source, tmp_path / "attention.cubin"))
+    source = build.sources_folder() / "kernels.cu"
+    log = build.compile_file(toolchain.cuda_command(nvcc, architecture, source, tmp_path / "kernels.cubin"))
     uses = build.parse_kernel_uses(log)
-    assert len(uses) == (6 if architecture == "sm_70" else 12), log
+    attention = "hopper" if architecture == "sm_90" else "attention"
+    expected = {f"{attention}_{part}" for part in ("forward", "backward_queries", "backward_keys")}
+    expected |= {"dropout_norm_forward", "dropout_norm_backward", "contrastive_statistics", "contrastive_weights"}
+    assert expected <= {use.kernel.split()[0] for use in uses}, log
     # 16 bytes: one loop counter of hopper_backward_queries without dropout, at the 128 registers that let four blocks fit.
     assert max(use.spilled_bytes for use in uses) <= 16, build.table(
         [build.Built(source, architecture, "nvcc", tuple(uses))]
@@ -126,3 +129,15 @@ def test_the_command_is_part_of_unimo():
     )
     assert "build" in done.stdout
     assert "check" in done.stdout
+
+
+def test_a_build_that_fails_is_a_reason_not_an_end(monkeypatch, tmp_path):
+    """What `auto` meets on a GPU without a compiler."""
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
+    monkeypatch.setenv("UNIMO_KERNELS_DIR", str(tmp_path))
+    library._refusal_to_build.cache_clear()
+    reason = library._refusal_to_build(80)
+    assert reason is not None
+    assert "could not be built" in reason
+    assert "gone" in reason
+    library._refusal_to_build.cache_clear()

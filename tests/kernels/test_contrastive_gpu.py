@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from tests.kernels.shared_scores import CASES, Case, make_keys, make_vectors, plain
+from tests.losses.test_contrastive import EVERY_ROLE, FORMS, make_table
+from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
+from unimo_ds.utils.communicator import SingleProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 BIG = Case(num_rows=4700, num_columns=5100, size=768, groups=2, listed=3)
@@ -98,6 +103,36 @@ def test_pairs_equal_fp64_and_themselves(dtype):
     found, again = (run(pairs.pair_scores, native_segments, "cuda", dtype) for _ in range(2))
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
     assert_close(found, other, truth, dtype, [2, 2, 3, 3])
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_whole_loss_equals_the_plain_path_and_itself(form, exchange):
+    table, num_images, num_texts = make_table(200, EVERY_ROLE, groups=3)
+    table = dataclasses.replace(
+        table, **{field.name: getattr(table, field.name).cuda() for field in dataclasses.fields(table)}
+    )
+    generator = torch.Generator().manual_seed(1)
+    vectors = [torch.randn(count, 768, generator=generator) for count in (num_images, num_texts)]
+
+    def run(path: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [tensor.cuda().to(dtype).requires_grad_() for tensor in (*vectors, torch.tensor(0.07))]
+        result = contrastive_loss(
+            *leaves[:2],
+            table,
+            temperature=leaves[2],
+            form=form,
+            in_batch=True,
+            communicator=SingleProcess(),
+            exchange=exchange,
+            path=path,
+        )
+        return [result.loss_sum.detach(), *torch.autograd.grad(result.loss_sum, leaves)]
+
+    truth, found, again = run("tiled", torch.float64), run("native", torch.float32), run("native", torch.float32)
+    assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
+    for one, exact in zip(found, truth, strict=True):
+        assert float((one.double() - exact).abs().max()) <= 4e-3 * float(exact.abs().max())
 
 
 def test_no_synchronisation_and_cuda_graphs():

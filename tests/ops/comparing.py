@@ -38,7 +38,7 @@ def run(
     leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
     output = function(*leaves)
     upstream = torch.linspace(-1, 2, max(1, output.numel()), dtype=torch.float64)[: output.numel()].view(output.shape)
-    gradients = torch.autograd.grad(output, leaves, upstream.to(output.dtype), allow_unused=False)
+    gradients = torch.autograd.grad(output, leaves, upstream.to(output), allow_unused=False)
     return output.detach(), list(gradients)
 
 

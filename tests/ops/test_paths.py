@@ -15,7 +15,9 @@ def test_auto_takes_the_first_path_that_can_run_and_logs_once(caplog):
     with caplog.at_level(logging.INFO, logger="unimo_ds.ops.paths"):
         assert choose("an op of this test", "auto", refusals) == "plain"
         assert choose("an op of this test", "auto", refusals) == "plain"
-    assert [record.getMessage() for record in caplog.records] == ["an op of this test: path plain"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "an op of this test: path plain (not native: there is no GPU)"
+    ]
 
 
 def test_a_named_path_runs_or_is_refused():

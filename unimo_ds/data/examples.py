@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from unimo_ds.data.schema import (
     Sample,
     SequenceInput,
     SequenceRole,
+    Spans,
 )
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
 
@@ -131,6 +133,8 @@ class PreparedSample:
     texts: tuple[str, ...]
     """In canonical order (`members.texts_of`)."""
     image: ImageInput | None
+    phrases: Mapping[int, tuple[tuple[int, int], ...]]
+    """Number of a text -> its phrases, as bytes [start, end) of it; for those that have any."""
     regions: Regions | None
     """Cut to the same regions as `image`, for targets."""
 
@@ -152,7 +156,17 @@ def prepare_sample(sample: Sample, *, max_regions: int) -> PreparedSample:
             class_ids=sample.regions.class_ids[:max_regions],
             class_probabilities=sample.regions.class_probabilities[:max_regions],
         )
-    return PreparedSample(sample.key, tuple(text.text for text in texts_of(sample)), image, regions)
+    texts = texts_of(sample)
+    phrases = {number: in_bytes(one.text, one.phrases) for number, one in enumerate(texts) if one.phrases}
+    return PreparedSample(sample.key, tuple(one.text for one in texts), image, phrases, regions)
+
+
+def in_bytes(text: str, spans: Spans) -> Spans:
+    """Spans of characters as spans of the text's UTF-8 bytes."""
+    if text.isascii():
+        return spans
+    ends = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
+    return tuple((ends[start], ends[end]) for start, end in spans)
 
 
 class Visit(NamedTuple):
@@ -253,7 +267,8 @@ def _corrupted_sequence(
     text = _NO_TEXT
     if planned.text >= 0:
         tokens = text_inputs[sample.texts[planned.text]][1:-1]
-        text = _corrupt_text(tokens, visit.selection, vocabulary, config.masking, draws)
+        phrases = sample.phrases.get(planned.text, ()) if config.masking.phrases else ()
+        text = _corrupt_text(tokens, phrases, visit.selection, vocabulary, config.masking, draws)
     num_regions = 0 if image is None else len(image.features)
     masked_at = _NOTHING if image is None else image.masked_at
     regions, rows = sample.regions, masked_at - 1
@@ -288,14 +303,21 @@ _NO_TEXT = _CorruptedText(None, None, 0, _NOTHING, _NOTHING)
 
 
 def _corrupt_text(
-    tokens: Tokens, selection: Selection, vocabulary: Vocabulary, settings: MaskingConfig, draws: Uniforms
+    tokens: Tokens,
+    phrases: Spans,
+    selection: Selection,
+    vocabulary: Vocabulary,
+    settings: MaskingConfig,
+    draws: Uniforms,
 ) -> _CorruptedText:
     if selection.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE:
-        bounds = masking.words_of(tokens, vocabulary).bounds
+        bounds = masking.words_of(tokens, vocabulary, phrases).bounds
         fragments = masking.cut_fragments(bounds, selection.fragments, draws=draws)
         cut = masking.sequence_to_sequence(tokens, fragments)
         return _CorruptedText(cut.token_ids, cut.positions, cut.source_length, cut.predicts_at, cut.targets)
-    corrupted, chosen = masking.mask_tokens(tokens, vocabulary=vocabulary, masking=settings, draws=draws)
+    corrupted, chosen = masking.mask_tokens(
+        tokens, vocabulary=vocabulary, masking=settings, draws=draws, phrases=phrases
+    )
     ids = text_input(corrupted, max_text_tokens=len(tokens) + NUM_TEXT_SPECIALS)
     return _CorruptedText(ids, _positions(len(ids)), len(ids), chosen + np.int32(1), tokens[chosen])
 

@@ -17,6 +17,7 @@ import unimo_ds
 from unimo_ds.data import index, manifest, shards
 from unimo_ds.data.manifest import ExtractorEntry, FileEntry, Manifest, ShardEntry, TokenizerEntry
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.redact import redact
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _OTHER_FILES = (".json", ".safetensors", ".txt", ".tsv")
@@ -81,7 +82,7 @@ def finish_folder(
             f"{folder} holds region class {largest_class}, but num_region_classes is {num_region_classes}; "
             "name the extractor's number of classes"
         )
-    made_by = command if command is not None else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    made_by = command if command is not None else redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     commands = before.commands if before is not None else ()
     made = Manifest(
         shards=tuple(entries),

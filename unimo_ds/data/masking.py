@@ -38,6 +38,9 @@ class WordTable(Protocol):
     @property
     def special(self) -> NDArray[np.bool_]: ...
 
+    @property
+    def num_bytes(self) -> NDArray[np.int32]: ...
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -50,6 +53,8 @@ class Vocabulary:
     ordinary: Tokens
     """The other ids: candidates of random replacement."""
     mask_id: int
+    num_bytes: NDArray[np.int32]
+    """[V] bytes of text that each token stands for."""
 
     @classmethod
     def of(cls, tokenizer: WordTable) -> Vocabulary:
@@ -59,24 +64,31 @@ class Vocabulary:
             special=special,
             ordinary=np.flatnonzero(~special).astype(np.int32),
             mask_id=tokenizer.mask_id,
+            num_bytes=np.asarray(tokenizer.num_bytes, np.int32),
         )
 
 
 class Words(NamedTuple):
-    """Where the words of a text lie."""
+    """Where the words of a text lie. Where phrases are known, each is as one word."""
 
     bounds: list[int]
     """[w + 1] offset of each word's first token, and n at the end."""
     is_special: list[bool] | None
     """[w] True for words that are specials; None where none is."""
+    phrases: frozenset[int] = frozenset()
+    """Numbers of those that are phrases of several words."""
 
 
 LONGEST_WORD = 8
 """Tokens. Scripts without spaces, links and numbers would else be one word each, masked whole with nothing to predict from."""
 
 
-def words_of(tokens: Tokens, vocabulary: Vocabulary) -> Words:
-    """The words of a text [n]. A special is a word of its own, and a run longer than LONGEST_WORD is several words."""
+def words_of(tokens: Tokens, vocabulary: Vocabulary, phrases: Sequence[tuple[int, int]] = ()) -> Words:
+    """The words of a text [n]. A special is a word of its own, and a run longer than LONGEST_WORD is several words.
+
+    phrases: bytes [start, end) of the text whose words are one, in order and apart; those of more than LONGEST_WORD tokens, and
+    those that the text's end cuts, stay single words.
+    """
     if not len(tokens):
         return Words([0], None)
     is_start, is_special = vocabulary.starts_word[tokens], vocabulary.special[tokens]
@@ -90,7 +102,28 @@ def words_of(tokens: Tokens, vocabulary: Vocabulary) -> Words:
     if lengths.max() > LONGEST_WORD:
         parts = -(-lengths // LONGEST_WORD)
         starts = ranges(np.zeros(len(starts), np.int64), parts) * LONGEST_WORD + np.repeat(starts, parts)
-    return Words([*starts.tolist(), len(tokens)], is_special[starts].tolist() if any_special else None)
+    words = Words([*starts.tolist(), len(tokens)], is_special[starts].tolist() if any_special else None)
+    if not phrases or any_special:
+        return words
+    return _joined(words, np.cumsum(vocabulary.num_bytes[tokens]), phrases)
+
+
+def _joined(words: Words, ends: NDArray[np.int32], phrases: Sequence[tuple[int, int]]) -> Words:
+    """The words with those of each phrase made one. ends: [n] of each token, in bytes."""
+    bounds = words.bounds
+    byte_of = [0, *ends[np.array(bounds[1:]) - 1].tolist()]
+    kept: list[int] = []
+    joined: set[int] = set()
+    word = 0
+    for start, end in phrases:
+        first = bisect.bisect_right(byte_of, start) - 1
+        last = bisect.bisect_left(byte_of, end)
+        if first < word or last >= len(bounds) or last - first < 2 or bounds[last] - bounds[first] > LONGEST_WORD:
+            continue
+        kept += bounds[word : first + 1]
+        joined.add(len(kept) - 1)
+        word = last
+    return Words(kept + bounds[word:], None, frozenset(joined))
 
 
 def budget(num_tokens: int, share: float) -> int:
@@ -116,6 +149,7 @@ def span_length(number: float, *, probability: float, longest: int) -> int:
 def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> list[int]:
     """Tokens to predict, as sorted offsets: whole words in spans, until `masking.language_share` of the tokens is reached.
 
+    A phrase that is larger than what is left of the share is taken with a chance of left over size, so that the mean stays.
     Span starts are uniform over tokens (as in the released sampler); a span ends early at a word already taken.
     """
     bounds = words.bounds
@@ -133,6 +167,9 @@ def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> li
         for taken in range(word, min(word + max(length, 1), num_words)):
             if is_taken[taken] or len(chosen) >= wanted:
                 break
+            left, size = wanted - len(chosen), bounds[taken + 1] - bounds[taken]
+            if taken in words.phrases and chosen and size > left and next(draws) * size >= left:
+                return sorted(chosen)
             is_taken[taken] = True
             chosen.extend(range(bounds[taken], bounds[taken + 1]))
     chosen.sort()
@@ -140,14 +177,19 @@ def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> li
 
 
 def mask_tokens(
-    tokens: Tokens, *, vocabulary: Vocabulary, masking: MaskingConfig, draws: Uniforms
+    tokens: Tokens,
+    *,
+    vocabulary: Vocabulary,
+    masking: MaskingConfig,
+    draws: Uniforms,
+    phrases: Sequence[tuple[int, int]] = (),
 ) -> tuple[Tokens, Tokens]:
     """Masked-language corruption of a text (paper 2.3, bidirectional prediction).
 
-    tokens: [n] without specials. Returns the corrupted tokens [n] and the sorted offsets [m] to predict; of these, a share
-    becomes [MASK], a share a random token, and the rest stays, each token on its own.
+    tokens: [n] without specials. phrases: see `words_of`. Returns the corrupted tokens [n] and the sorted offsets [m] to predict;
+    of these, a share becomes [MASK], a share a random token, and the rest stays, each token on its own.
     """
-    chosen = choose_spans(words_of(tokens, vocabulary), masking=masking, draws=draws)
+    chosen = choose_spans(words_of(tokens, vocabulary, phrases), masking=masking, draws=draws)
     corrupted = tokens.copy()
     for offset in chosen:
         fate = next(draws)

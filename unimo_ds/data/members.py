@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample, TextRole
+from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample, Spans, TextRole
 
 JSON, BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES, JPEG = range(6)
 EXTENSIONS = ("json", "boxes.npy", "class_ids.npy", "class_probabilities.npy", "features.npy", "jpg")
@@ -56,16 +56,17 @@ class StoredText(NamedTuple):
     caption: int
     """Number of the caption it belongs to; -1 for related texts."""
     level: Level
+    phrases: Spans = ()
 
 
 def texts_of(sample: Sample) -> list[StoredText]:
     """All texts of a sample in the index's canonical order: for each caption itself, its positives and its negatives; then
     the related texts. A text sample has one."""
     if sample.text is not None:
-        return [StoredText(sample.text, TextRole.TEXT, 0, Level.NONE)]
+        return [StoredText(sample.text, TextRole.TEXT, 0, Level.NONE, sample.phrases)]
     texts: list[StoredText] = []
     for number, caption in enumerate(sample.captions):
-        texts.append(StoredText(caption.text, TextRole.TEXT, number, Level.NONE))
+        texts.append(StoredText(caption.text, TextRole.TEXT, number, Level.NONE, caption.phrases))
         texts.extend(StoredText(one.text, TextRole.POSITIVE, number, Level.NONE) for one in caption.positives)
         texts.extend(StoredText(one.text, TextRole.NEGATIVE, number, one.level) for one in caption.negatives)
     texts.extend(StoredText(text, TextRole.RELATED, -1, Level.NONE) for text in sample.related_texts)
@@ -85,6 +86,7 @@ def encode_sample(
     record: dict[str, Any] = {"kind": sample.kind.name.lower(), "source": sample.source}
     if sample.kind is Kind.TEXT:
         record["text"] = sample.text
+        record |= _phrases_record(sample.phrases)
     if sample.kind is Kind.PAIR:
         record["captions"] = [_caption_record(caption) for caption in sample.captions]
         record["related_texts"] = list(sample.related_texts)
@@ -130,6 +132,7 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
     if kind is not Kind.TEXT and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
+    text = _text(record.get("text"), "text") if kind is Kind.TEXT else None
     related_texts = _list(record, "related_texts", kind)
     related_images = _list(record, "related_images", kind)
     return Sample(
@@ -137,7 +140,8 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
         kind=kind,
         source=_text(record.get("source"), "source"),
         regions=None if kind is Kind.TEXT else _decode_regions(members),
-        text=_text(record.get("text"), "text") if kind is Kind.TEXT else None,
+        text=text,
+        phrases=() if text is None else _parse_phrases(record, text),
         captions=_parse_captions(record) if kind is Kind.PAIR else (),
         related_texts=tuple(_text(text, "a related text") for text in related_texts),
         related_images=tuple(_parse_reference(reference) for reference in related_images),
@@ -258,7 +262,9 @@ def _list(record: Mapping[str, Any], name: str, kind: Kind) -> list[Any]:
 
 def _parse_captions(record: Mapping[str, Any]) -> tuple[Caption, ...]:
     # One caption may also stand at the top level, with its rewrites beside it.
-    records = [{"text": record["caption"], "rewrites": record.get("rewrites", {})}] if "caption" in record else None
+    records = None
+    if "caption" in record:
+        records = [{**record, "text": record["caption"]}]
     records = records or record.get("captions")
     if not isinstance(records, list) or not records:
         raise DecodeError("a pair has no captions")
@@ -272,11 +278,29 @@ def _parse_caption(record: object) -> Caption:
     positives, negatives = rewrites.get("positive", []), rewrites.get("negative", [])
     if not isinstance(positives, list) or not isinstance(negatives, list):
         raise DecodeError("rewrites are not lists")
+    text = _text(record.get("text"), "a caption")
     return Caption(
-        text=_text(record.get("text"), "a caption"),
+        text=text,
+        phrases=_parse_phrases(record, text),
         positives=tuple(_parse_rewrite(one, positive=True) for one in positives),
         negatives=tuple(_parse_rewrite(one, positive=False) for one in negatives),
     )
+
+
+def _parse_phrases(record: Mapping[str, Any], text: str) -> Spans:
+    spans = record.get("phrases", [])
+    if not isinstance(spans, list):
+        raise DecodeError("phrases is not a list")
+    last, found = 0, []
+    for span in spans:
+        if not (isinstance(span, list) and len(span) == 2 and all(type(one) is int for one in span)):
+            raise DecodeError(f"phrase {span!r} is not [start, end]")
+        start, end = span
+        if not last <= start < end <= len(text):
+            raise DecodeError(f"phrase {span!r} lies outside its text, or over the one before")
+        found.append((start, end))
+        last = end
+    return tuple(found)
 
 
 def _parse_rewrite(record: object, *, positive: bool) -> Rewrite:
@@ -305,4 +329,10 @@ def _parse_reference(reference: object) -> tuple[str, int]:
 def _caption_record(caption: Caption) -> dict[str, Any]:
     positives = [{"text": one.text, "from": one.origin} for one in caption.positives]
     negatives = [{"text": one.text, "level": one.level.name.lower(), "from": one.origin} for one in caption.negatives]
-    return {"text": caption.text, "rewrites": {"positive": positives, "negative": negatives}}
+    rewrites = {"positive": positives, "negative": negatives}
+    return {"text": caption.text, **_phrases_record(caption.phrases), "rewrites": rewrites}
+
+
+def _phrases_record(phrases: Spans) -> dict[str, Any]:
+    """Nothing where there are none: such samples are stored as they always were."""
+    return {"phrases": [list(span) for span in phrases]} if phrases else {}

@@ -62,11 +62,17 @@ class Rewrite:
     """What made it: tool, pivot language, or the words changed ("red>blue")."""
 
 
+Spans = tuple[tuple[int, int], ...]
+"""Characters [start, end) of a text, in order and apart."""
+
+
 @dataclass(frozen=True)
 class Caption:
     text: str
     positives: tuple[Rewrite, ...] = ()
     negatives: tuple[Rewrite, ...] = ()
+    phrases: Spans = ()
+    """Names and other phrases that are masked whole (paper section 2.3)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Sample:
     """None for a text."""
     text: str | None = None
     """Text samples only."""
+    phrases: Spans = ()
+    """Text samples only: as a caption's."""
     captions: tuple[Caption, ...] = ()
     """Pairs only."""
     related_texts: tuple[str, ...] = ()

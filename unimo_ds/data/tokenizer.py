@@ -93,6 +93,11 @@ class Tokenizer:
         return np.array([piece.startswith(_WORD_BREAKS) for piece in self.pieces])
 
     @cached_property
+    def num_bytes(self) -> NDArray[np.int32]:
+        """[V] bytes of text that each piece stands for: in the byte alphabet a character is a byte."""
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int32)
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over the pieces and merges: what decides ids, whatever library version wrote the file."""
         model = json.loads(self.inner.to_str())["model"]

@@ -153,6 +153,12 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
     return "", "", None
 
 
+def has_good(checkpoints: Path, *, up_to: int) -> bool:
+    """Whether any checkpoint of at most that step passes its hashes."""
+    steps = [step for step in completed_steps(checkpoints.parent) if step <= up_to]
+    return any(not problems_of(checkpoints / f"step-{step}") for step in reversed(steps))
+
+
 def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int) -> None:
     """Delete what neither is among the last, nor the best, nor of a step that is kept for good."""
     steps = completed_steps(checkpoints.parent)
@@ -170,15 +176,35 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int) ->
             shutil.rmtree(trash, ignore_errors=True)
 
 
+def remove_after(checkpoints: Path, step: int) -> None:
+    """Delete the checkpoints of steps after `step`, newest first; point to the newest that is left. May raise OSError."""
+    steps = completed_steps(checkpoints.parent)
+    for later in sorted((found for found in steps if found > step), reverse=True):
+        trash = checkpoints / f".trash-step-{later}"
+        (checkpoints / f"step-{later}").rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+    left = [found for found in steps if found <= step]
+    if left:
+        point(checkpoints, LATEST, f"step-{left[-1]}")
+    best = named(checkpoints / BEST)
+    if best and not (checkpoints / best).is_dir():
+        (checkpoints / BEST).unlink()
+
+
 def point(checkpoints: Path, pointer: str, name: str) -> None:
     """Make a pointer file name a checkpoint, in one step."""
-    temporary = checkpoints / f".{pointer}"
+    replace_file(checkpoints / pointer, name + "\n")
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a small file so that it holds the old content or the new, whatever happens. May raise OSError."""
+    temporary = path.with_name(f".{path.name}")
     with temporary.open("w") as file:
-        file.write(name + "\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(checkpoints / pointer)
-    _sync_folder(checkpoints)
+    temporary.rename(path)
+    _sync_folder(path.parent)
 
 
 def _appear(temporary: Path, final: Path) -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import faulthandler
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.engine import checkpoint
+from unimo_ds.engine import checkpoint, checkpoint_folder, rollback
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
 from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.signals import Stop, StopRequests
 from unimo_ds.engine.speed import SpeedMeter
-from unimo_ds.engine.spikes import SpikeDetector
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
+from unimo_ds.engine.stragglers import SlowRanks
+from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
+from unimo_ds.utils.redact import redact
 
 _TRIM_EVERY = 25
 
@@ -55,18 +59,13 @@ class Loop:
             on_step,
         )
         self._is_first_rank = engine.communicator.rank == 0
-        loaded = checkpoint.load(engine, self.run_dir, config, say=self._say)
-        self.progress = loaded.progress if loaded else Progress()
-        if loaded:
-            self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+        self._metrics: MetricsWriter | None = None
+        self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
-        self._saved_step = self.progress.step if loaded else -1
-        self._best_on_disk = self._best_in_flight = self.progress.best
-        # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-        start_step = self.progress.step if loaded else -1
-        self._metrics = MetricsWriter(self.run_dir, start_step=start_step) if self._is_first_rank else None
-        self._speed = SpeedMeter(config.model, world_size=engine.communicator.world_size, device=engine.device)
-        self._spikes = (SpikeDetector("loss"), SpikeDetector("gradient norm"))
+        world_size, device = engine.communicator.world_size, engine.device
+        self._speed = SpeedMeter(config.model, world_size=world_size, device=device, forward_time=engine.forward_time)
+        self._slow_ranks = SlowRanks(engine.communicator)
+        self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
         self._stops.install()
 
@@ -74,59 +73,138 @@ class Loop:
         """Train until `schedule.total_steps` or a request to stop. Returns the exit status.
 
         Raises:
-            UserError: too many steps in a row without an update, ranks that drifted apart, no room for the last checkpoint.
+            UserError: too many steps in a row without an update, spikes without end, ranks that drifted apart, no room for the
+                last checkpoint.
         """
         total_steps = self.config.schedule.total_steps
-        self._prove_alive()
+        self._watchdog.alive()
         if self.progress.step == 0:
             self._measure()
-        if self.progress.step >= total_steps:
+        if not self._spans():
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
         self._speed.reset()
         try:
-            for batch in self._speed.waiting(self._make_batches(self.progress.step, total_steps)):
-                self._step(batch)
-                stop = self._stops.check()
-                self._after_step(is_last=self.progress.step == total_steps, stop=stop)
+            while self._spans():
+                stop = self._train(self._spans())
                 if stop is not None:
-                    self._say(
-                        f"stopped at step {self.progress.step} ({stop.reason}); the same command goes on from there"
-                    )
+                    text = f"stopped at step {self.progress.step} ({stop.reason})"
+                    self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
+                    self._say(f"{text}; the same command goes on from there")
                     return stop.exit_status
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            self._watchdog.stop()
             if self._metrics is not None:
                 self._metrics.close()
         return 0
 
-    def _prove_alive(self) -> None:
-        """Put off the end of this process. A rank that hangs takes the others into a collective that never ends; each of them
-        then prints its stack and exits, long before a launcher's or NCCL's own patience runs out."""
-        if self.config.engine.hang_minutes:
-            faulthandler.dump_traceback_later(60.0 * self.config.engine.hang_minutes, exit=True)
+    def _spans(self) -> list[range]:
+        """Steps that are still to be taken."""
+        return rollback.spans(self.progress.step, self.config.schedule.total_steps, self._rollbacks)
+
+    def _train(self, spans: Sequence[range]) -> Stop | None:
+        """Take steps until the last one, a rollback, or a request to stop, which is returned."""
+        batches = itertools.chain.from_iterable(self._make_batches(span.start, span.stop) for span in spans)
+        for batch in self._speed.waiting(batches):
+            self._step(batch)
+            stop = self._stops.check()
+            most = self.config.spikes.most_in_a_row
+            if most and self.progress.spikes_in_a_row >= most:
+                self._roll_back()
+                return None
+            self._after_step(is_last=self.progress.step == spans[-1].stop, stop=stop)
+            if stop is not None:
+                return stop
+        assert self.progress.step == spans[-1].stop, "batches for every step that was asked for"
+        return None
+
+    def _resume(self) -> None:
+        """Continue from the newest good checkpoint, past the batches of all rollbacks. A collective."""
+        problem: str = ""
+        rollbacks: tuple[rollback.Rollback, ...] = ()
+        if self._is_first_rank:
+            try:
+                rollback.finish(self.run_dir)
+                rollbacks = rollback.read(self.run_dir)
+            except (OSError, UserError) as error:
+                problem = f"cannot continue {self.run_dir}: {error}"
+        problem, self._rollbacks = self.engine.communicator.broadcast_object((problem, rollbacks))
+        if problem:
+            raise UserError(problem)
+        loaded = checkpoint.load(self.engine, self.run_dir, self.config, say=self._say)
+        self.progress = loaded.progress if loaded else Progress()
+        if loaded:
+            self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+        self._saved_step = self.progress.step if loaded else -1
+        self._best_on_disk = self._best_in_flight = self.progress.best
+        self._spiked: list[tuple[int, Any]] = []
+        if self._is_first_rank:
+            if self._metrics is not None:
+                self._metrics.close()
+            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+            self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+
+    def _roll_back(self) -> None:
+        """Leave a spike that does not end: back to before it, and past its batches. A collective.
+
+        Raises:
+            UserError: on all ranks, where the run has gone back often enough, or has nowhere to go back to.
+        """
+        self._settle()
+        first, stop, limit = self.progress.first_spike, self.progress.step, self.config.spikes.max_rollbacks
+        text = f"{stop - first} steps up to step {stop} had a loss or gradient norm far above the usual"
+        cure = "lower optimizer.peak_learning_rate or look at their samples in metrics.jsonl, then resume"
+        problem = ""
+        if len(self._rollbacks) >= limit:
+            problem = f"{text}, after {limit} rollbacks (spikes.max_rollbacks); {cure}"
+        elif self._is_first_rank:
+            try:
+                if checkpoint_folder.has_good(self.run_dir / checkpoint_folder.FOLDER, up_to=first):
+                    rollback.begin(self.run_dir, rollback.Rollback(first, stop, text, tuple(self._spiked)))
+                else:
+                    problem = f"{text}, and there is no checkpoint from before them to go back to; {cure}"
+            except OSError as error:
+                problem = f"{text}, and going back failed: {error}; {cure}"
+        problem = self.engine.communicator.broadcast_object(problem)
+        if problem:
+            raise UserError(problem)
+        self._say(f"{text}: going back; batches {first} to {stop - 1} are passed over from now on")
+        self._resume()
+        self._note("rolled_back", {"text": f"{text}; batches {first} to {stop - 1} are passed over"})
+        self.engine.module.train()
+        self._speed.reset()
 
     def _step(self, batch: StepBatch) -> None:
-        rate = learning_rate(
-            self.progress.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule
+        self._watchdog.alive()
+        spikes = self.config.spikes
+        if batch.step > self.progress.step:
+            self._say(f"batches {self.progress.step} to {batch.step - 1} are passed over ({rollback.FILE})")
+            self.progress = dataclasses.replace(self.progress, step=batch.step)
+        rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
+        course = self.progress.loss_course
+        metrics = train_step(
+            self.engine,
+            self.task,
+            batch,
+            learning_rate=rate,
+            is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
         )
-        self._prove_alive()
-        metrics = train_step(self.engine, self.task, batch, learning_rate=rate)
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
-        counts = skipped and (not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor)
+        is_broken = not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor
+        counts = skipped and is_broken and not course.is_spike(metrics.loss, spikes)
         self.progress = dataclasses.replace(
             self.progress,
-            step=self.progress.step + 1,
+            step=batch.step + 1,
             skipped=self.progress.skipped + skipped,
             skipped_in_a_row=self.progress.skipped_in_a_row + 1 if counts else self.progress.skipped_in_a_row * skipped,
         )
         self._speed.add(
             batch, positions=metrics.positions, bytes_read=metrics.bytes_read, bad_samples=metrics.bad_samples
         )
-        self._log(metrics)
+        self._log(batch, metrics)
         if counts:
             self._report_skipped(batch, metrics)
         self._watch_for_spikes(batch, metrics)
@@ -134,16 +212,23 @@ class Loop:
         if self.progress.step % _TRIM_EVERY == 0 and self.engine.device.type == "cpu":
             return_freed_memory()
 
-    def _log(self, metrics: StepMetrics) -> None:
+    def _log(self, batch: StepBatch, metrics: StepMetrics) -> None:
         step, total_steps = self.progress.step, self.config.schedule.total_steps
-        is_due = step % self.config.logging.every_steps == 0 or step in (1, total_steps) or not metrics.applied
-        if self._metrics is None or not is_due:
+        is_regular = step % self.config.logging.every_steps == 0 or step in (1, total_steps)
+        if not is_regular and metrics.applied:
             return
         values = step_values(metrics) | {"skipped_steps": float(self.progress.skipped)}
-        if metrics.applied or step % self.config.logging.every_steps == 0:
+        if is_regular:
             values |= self._speed.read()
+            slowest, warning = self._slow_ranks.compare(values)
+            values |= slowest
             self._say(progress_line(step, total_steps, values, seconds_per_step=values["speed/seconds_per_step"]))
-        self._metrics.write(step, values)
+            if warning:
+                self._say(f"step {step}: {warning}")
+                self._note("slow_rank", {"text": warning})
+        if self._metrics is not None:
+            self._metrics.write(step, values)
+            self._metrics.write_last_samples(step, [key for item in batch.micro_batches for key in item.keys])
 
     def _report_skipped(self, batch: StepBatch, metrics: StepMetrics) -> None:
         self._note_samples(batch, "skipped", f"loss scale {metrics.loss_scale:g}")
@@ -158,18 +243,39 @@ class Loop:
 
     def _watch_for_spikes(self, batch: StepBatch, metrics: StepMetrics) -> None:
         """Every rank sees the same numbers, so all of them collect the samples or none does."""
-        values = (metrics.loss, metrics.gradient_norm)
-        found = [detector.add(value) for detector, value in zip(self._spikes, values, strict=True)]
-        if any(found):
-            text = "; ".join(filter(None, found))
-            self._note_samples(batch, "spike", text)
-            self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
+        spikes, before = self.config.spikes, self.progress
+        loss, norm = before.loss_course, before.gradient_course
+        seen = (("loss", loss, metrics.loss), ("gradient norm", norm, metrics.gradient_norm))
+        found = [course.describe(name, value) for name, course, value in seen if course.is_spike(value, spikes)]
+        if found:
+            count = before.spikes_in_a_row + 1
+        else:  # a step that is not finite neither ends a row of spikes nor adds to it
+            count = before.spikes_in_a_row if not metrics.applied else 0
+        self.progress = dataclasses.replace(
+            before,
+            loss_course=loss.after(metrics.loss, spikes),
+            gradient_course=norm.after(metrics.gradient_norm, spikes),
+            spikes_in_a_row=count,
+            first_spike=before.first_spike if before.spikes_in_a_row else batch.step,
+        )
+        if not found:
+            self._spiked = self._spiked if count else []
+            return
+        text = "; ".join(found) + ("" if metrics.applied else "; no update")
+        self._spiked.append((batch.step, self._note_samples(batch, "spike", text)))
+        self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
 
-    def _note_samples(self, batch: StepBatch, kind: str, text: str) -> None:
-        """Put the samples of this step on record. A collective."""
-        keys = self.engine.communicator.all_gather_object([key for item in batch.micro_batches for key in item.keys])
+    def _note_samples(self, batch: StepBatch, kind: str, text: str) -> list[list[str]]:
+        """Put the samples of this step, by rank, on record. A collective."""
+        keys: list[list[str]] = self.engine.communicator.all_gather_object(
+            [key for item in batch.micro_batches for key in item.keys]
+        )
+        self._note(kind, {"text": text, "samples_by_rank": keys})
+        return keys
+
+    def _note(self, kind: str, details: Mapping[str, Any]) -> None:
         if self._metrics is not None:
-            self._metrics.write_note(self.progress.step, kind, {"text": text, "samples_by_rank": keys})
+            self._metrics.write_note(self.progress.step, kind, details)
 
     def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
         step, evaluation = self.progress.step, self.config.evaluation
@@ -185,7 +291,7 @@ class Loop:
         """Evaluate; returns whether this is the best so far."""
         if self._evaluate is None or not self.config.evaluation.every_steps:
             return False
-        self._prove_alive()
+        self._watchdog.alive()
         report = self._evaluate()
         if self._metrics is not None:
             self._metrics.write_report(self.progress.step, report)
@@ -202,7 +308,7 @@ class Loop:
     def _save(self, *, must_succeed: bool) -> None:
         if self._saved_step == self.progress.step:
             return
-        self._prove_alive()
+        self._watchdog.alive()
         check_replicas(self.engine)
         self._settle()
         wait = must_succeed or not self.config.checkpoint.in_background
@@ -237,16 +343,16 @@ class Loop:
 
     def _report_saved(self) -> None:
         saved = self._saver.take_saved()
-        if saved is None:
-            return
-        self._say(f"saved {saved.folder}")
-        if self._metrics is not None:
-            seconds = {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds}
-            self._metrics.write_note(saved.step, "saved", {name: round(value, 4) for name, value in seconds.items()})
+        if saved is not None:
+            self._say(f"saved {saved.folder}")
+            seconds = {"stall_seconds": round(saved.stall_seconds, 4), "write_seconds": round(saved.write_seconds, 4)}
+            if self._metrics is not None:
+                self._metrics.write_note(saved.step, "saved", seconds)
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                print(redact(text), flush=True)
 
 
 def step_values(metrics: StepMetrics) -> dict[str, float]:

@@ -5,6 +5,7 @@ Only rank 0 writes. On resuming, what was logged after the checkpoint is cut off
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -15,10 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.engine.patient_files import PatientBoard, PatientLines
+from unimo_ds.utils.redact import redacted
 
 FILE = "metrics.jsonl"
+LAST_SAMPLES = "last_samples.json"
+PICTURES = "pictures"
+"""Folder with the pictures of the last evaluation."""
 
 
 class EmbeddingTable(Protocol):
@@ -48,12 +55,10 @@ class MetricsWriter:
     """Open for one start of a run; `start_step` is the step it resumes from, -1 for a fresh start."""
 
     def __init__(self, run_dir: Path, *, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._path = run_dir / FILE
         cut_after(self._path, start_step)
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
+        self._lines = PatientLines(self._path)
+        self._board = PatientBoard(run_dir / "tensorboard", purge_step=start_step + 1)
         self._last: dict[str, float] = {}
         self._last_step = start_step
 
@@ -64,39 +69,49 @@ class MetricsWriter:
         """
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # type: ignore[misc]
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._lines.write(json.dumps(line))
         for name, value in values.items():
             if not _is_absent(name, values):
-                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self._board.add("scalar", name, value, step)
         self._last.update(values)
         self._last_step = step
 
     def write_note(self, step: int, kind: str, details: Mapping[str, Any]) -> None:
         """An event with more than numbers, such as the samples of a skipped step."""
-        self._file.write(json.dumps({"step": step, "event": kind, **details}) + "\n")
-        self._file.flush()
+        self._lines.write(json.dumps({"step": step, "event": kind, **details}))
+
+    def write_last_samples(self, step: int, keys: Sequence[str]) -> None:
+        """Remember what rank 0 read in its last logged step, in place of what it read before."""
+        temporary = self._path.with_name(f".{LAST_SAMPLES}")
+        with contextlib.suppress(OSError):  # a full disk
+            temporary.write_text(json.dumps({"step": step, "samples_of_rank_0": list(keys)}) + "\n")
+            temporary.rename(self._path.with_name(LAST_SAMPLES))
 
     def write_report(self, step: int, report: Report) -> None:
-        """Metrics, pictures and embeddings of an evaluation."""
+        """Metrics, pictures and embeddings of an evaluation. The newest pictures are files too, for the run's page."""
         self.write(step, report.metrics)
+        folder = self._path.with_name(PICTURES)
         for number, picture in enumerate(report.pictures):
-            self._board.add_image(f"retrieved/{number}", picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._board.add("image", f"retrieved/{number}", picture, step, dataformats="HWC")
+            with contextlib.suppress(OSError):
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(picture).save(folder / f"{number}.jpg", quality=85)
         if len(report.embeddings.labels):
-            self._board.add_embedding(  # type: ignore[no-untyped-call]
+            self._board.add(
+                "embedding",
                 torch.from_numpy(report.embeddings.matrix),
                 [(label, label.partition(":")[0]) for label in report.embeddings.labels],
                 metadata_header=["label", "kind"],
                 global_step=step,
                 tag="pooled",
             )
-        self._board.flush()  # type: ignore[no-untyped-call]
+        self._board.flush()
 
     def write_settings(self, config: RunConfig) -> None:
         """Hyper-parameters with the last losses and held-out metrics, once, when the run is done."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in _flat(to_dict(config)).items()
+            for key, value in _flat(redacted(to_dict(config))).items()
             if isinstance(value, int | float | str)
         }
         final = {
@@ -104,11 +119,11 @@ class MetricsWriter:
             for name, value in self._last.items()
             if name.startswith(("held_out/", "loss/")) and math.isfinite(value)
         }
-        self._board.add_hparams(settings, final, run_name=".", global_step=self._last_step)  # type: ignore[no-untyped-call]
+        self._board.add("hparams", settings, final, run_name=".", global_step=self._last_step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._lines.close()
+        self._board.close()
 
 
 def cut_after(path: Path, step: int) -> None:

@@ -15,7 +15,7 @@ class StepResult:
     """What one optimizer step did."""
 
     applied: bool
-    """False where all ranks skipped the update, for a loss or gradient that is not finite."""
+    """False where all ranks skipped the update: unwanted, or for a loss or gradient that is not finite."""
     gradient_norm: float
     """Over all parameters and ranks, before clipping and without loss scale; inf or nan where the step was skipped."""
     loss_scale: float
@@ -32,6 +32,6 @@ class StepEngine(Protocol):
 
     def backward(self, loss: torch.Tensor, *, is_boundary: bool) -> None: ...
 
-    def step(self, *, is_finite: bool = True) -> StepResult: ...
+    def step(self, *, is_finite: bool = True, is_wanted: bool = True) -> StepResult: ...
 
     def set_learning_rate(self, learning_rate: float) -> None: ...

@@ -21,12 +21,15 @@ from typing import IO, Any
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import describe_machine
+from unimo_ds.utils.redact import redacted
 
 CONFIG_FILE = "config.json"
 _FREE = (
     "recipe",
     "run_dir",
     "engine.",
+    "spikes.",
     "checkpoint.",
     "evaluation.",
     "logging.",
@@ -62,9 +65,10 @@ def prepare(
         UserError: on all ranks: not writable, or the run there has another model, seed or data, naming what differs.
     """
     problem, run_dir = "", Path(config.run_dir)
+    machines = communicator.all_gather_object(describe_machine())
     if communicator.rank == 0:
         try:
-            problem = _prepare(run_dir, config, ds_config, data_fingerprint, communicator.world_size, command)
+            problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
             problem = f"cannot write to run_dir={str(run_dir)!r}: {error.strerror}; give another run_dir"
     problem = communicator.broadcast_object(problem)
@@ -121,7 +125,7 @@ def _prepare(
     config: RunConfig,
     ds_config: Mapping[str, Any],
     data_fingerprint: str,
-    world_size: int,
+    machines: Sequence[Mapping[str, Any]],
     command: Sequence[str],
 ) -> str:
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -133,18 +137,28 @@ def _prepare(
         problem = _differences(path, run_dir / "environment.json", config, data_fingerprint)
         if problem:
             return problem
-    _write(path, to_dict(config))
+    _write(path, redacted(to_dict(config)))
     _write(run_dir / "deepspeed.json", ds_config)
     _write(run_dir / "environment.json", environment)
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "world_size": world_size,
-        "command": list(command),
+        "world_size": len(machines),
+        "machines": _together(machines),
+        "command": redacted(list(command)),
         **environment,
     }
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start) + "\n")
     return ""
+
+
+def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each machine once, with the number of its ranks. machines: of every rank. A rank may see one of its GPUs alone."""
+    found: dict[str, dict[str, Any]] = {}
+    for machine in machines:
+        one = found.setdefault(machine["host"], {**machine, "ranks": 0})
+        one["ranks"] += 1
+    return list(found.values())
 
 
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:

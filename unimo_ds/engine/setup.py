@@ -29,8 +29,9 @@ from unimo_ds.engine import optim
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import precision, zero_stage
 from unimo_ds.engine.launch import start_processes
-from unimo_ds.engine.partitions import make_masters
+from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
 from unimo_ds.engine.protocol import StepResult
+from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
@@ -44,6 +45,7 @@ class Engine:
         self.ds_config = ds_config
         self.module = model
         self.communicator = make_communicator(device)
+        self.forward_time = Stopwatch(device)
         self._outputs = _Outputs(model)
         optimizer = optim.make_optimizer(model.to(device), config.optimizer, ds_config, device=device)
         initial = _host_copies(model) if precision(ds_config) != "fp32" else {}
@@ -100,7 +102,8 @@ class Engine:
         """
         self._outputs.keep_plain = True
         try:
-            output = self._deepspeed(*arguments)
+            with self.forward_time:
+                output = self._deepspeed(*arguments)
         finally:
             self._outputs.keep_plain = False
         return self._outputs.restore(output)
@@ -115,13 +118,21 @@ class Engine:
             loss = loss.float() * self.loss_scale
         self._deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def step(self, *, is_finite: bool = True) -> StepResult:
+    def step(self, *, is_finite: bool = True, is_wanted: bool = True) -> StepResult:
         """Clip and update after the boundary's backward, or drop the gradients on all ranks.
 
-        is_finite: False drops this step's gradients; must be the same on every rank (it follows from summed losses).
+        is_finite, is_wanted: False drops this step's gradients; must be the same on every rank (they follow from summed losses).
+        An unwanted step, unlike one that is not finite, leaves the loss scale as it is.
         """
+        scaler = scaler_state(self.wrapper)
+        result = self._step(is_dropped=not (is_finite and is_wanted))
+        if is_finite and not is_wanted:
+            set_scaler_state(self.wrapper, scaler)
+        return result
+
+    def _step(self, *, is_dropped: bool) -> StepResult:
         scale = self.loss_scale
-        if not is_finite:
+        if is_dropped:
             self.masters.poison()
         if self.wrapper is self._optimizer:
             return self._plain_step(scale)

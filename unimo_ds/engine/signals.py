@@ -1,7 +1,9 @@
-"""Stopping in time: signals and a stop file set a flag, all ranks agree on it at a step boundary, then the run is saved.
+"""Stopping in time: a signal, a stop file or the end of the launcher sets a flag, all ranks agree on it at a step boundary, then
+the run is saved.
 
 Saving inside a handler would deadlock: launchers signal ranks one after another, or one alone (measured for `deepspeed`,
-torchrun and Slurm), while a save needs them all. Handlers only remember; the flag is reduced over ranks.
+torchrun and Slurm), while a save needs them all. Handlers only remember; the flag is reduced over ranks. A launcher that is
+signalled itself may end without a word to its ranks (`deepspeed` on any signal, torchrun on SIGUSR1), so each of them watches it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from types import FrameType
 import torch
 
 from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.launchers import has_lost_launcher, launcher_processes
 
 STOP_FILE = "stop"
 EXIT_REQUEUE = 75
 """Exit status after SIGTERM or SIGUSR1: saved, start the same command again (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 _BY_FILE = 1000
+_BY_LAUNCHER = 1
+"""Below every signal: where ranks know different reasons the highest number is told."""
 _HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -39,6 +44,7 @@ class StopRequests:
         self._communicator = communicator
         self._device = device
         self._number = 0
+        self._launchers = launcher_processes()
 
     def install(self) -> None:
         """Take over the signals of this process. A second SIGINT ends it at once."""
@@ -49,12 +55,16 @@ class StopRequests:
         """Whether any rank was asked to stop. A collective, called at every step boundary."""
         if self._communicator.rank == 0 and not self._number and self._file.exists():
             self._number = _BY_FILE
+        if not self._number and has_lost_launcher(self._launchers):
+            self._number = _BY_LAUNCHER
         flag = torch.tensor([self._number], dtype=torch.int32, device=self._device)
         number = int(self._communicator.all_reduce_max(flag))
         if not number:
             return None
         if number == _BY_FILE:
             return Stop(f"{self._file} exists; remove it to go on", 0)
+        if number == _BY_LAUNCHER:
+            return Stop("the launcher has ended", EXIT_REQUEUE)
         if number == signal.SIGINT:
             return Stop("SIGINT", EXIT_INTERRUPTED)
         return Stop(signal.Signals(number).name, EXIT_REQUEUE)

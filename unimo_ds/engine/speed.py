@@ -9,6 +9,7 @@ import torch
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.data.schema import PackedBatch, StepBatch
+from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.models.accounting import StreamShape, training_flops
 
 _PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
@@ -18,8 +19,11 @@ _PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
 class SpeedMeter:
     """Sums over the steps since it was last read."""
 
-    def __init__(self, config: ModelConfig, *, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, world_size: int, device: torch.device, forward_time: Stopwatch | None = None
+    ) -> None:
         self._config = config
+        self._forward_time = forward_time or Stopwatch(device)
         self._world_size = world_size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = next((peak for key, peak in _PEAK_TERAFLOPS.items() if key in name), None)
@@ -28,6 +32,7 @@ class SpeedMeter:
     def reset(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
+        self._forward_time.read()
         self._steps = self._positions = self._flops = self._bytes = self._bad = 0
 
     def waiting(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
@@ -58,6 +63,7 @@ class SpeedMeter:
             "speed/seconds_per_step": seconds / max(self._steps, 1),
             "speed/tokens_per_second": self._positions / seconds,
             "speed/data_wait_share": self._waited / seconds,
+            "speed/forward_seconds": self._forward_time.read() / max(self._steps, 1),
             "speed/teraflops_per_rank": teraflops,
             "data/bytes_per_second": self._bytes / seconds,
             "data/bad_samples": float(self._bad),

@@ -19,6 +19,7 @@ import torch
 from unimo_ds.engine import partitions
 from unimo_ds.engine.checkpoint_folder import FILES
 from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.spikes import Course
 from unimo_ds.engine.tensor_file import TensorFileWriter
 from unimo_ds.utils.errors import UserError
 
@@ -42,14 +43,21 @@ class Progress:
     skipped: int = 0
     """Steps without an update since the start of the run."""
     best: Best | None = None
+    loss_course: Course = field(default_factory=Course)
+    gradient_course: Course = field(default_factory=Course)
+    spikes_in_a_row: int = 0
+    first_spike: int = 0
+    """Step of the first of them."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
-        best = values.get("best")
-        return cls(**{**values, "best": Best(**best) if best else None})
+        kinds = {"best": Best, "loss_course": Course, "gradient_course": Course}
+        return cls(
+            **{name: kinds[name](**value) if value and name in kinds else value for name, value in values.items()}
+        )
 
 
 @dataclass(frozen=True)

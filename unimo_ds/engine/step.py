@@ -12,7 +12,7 @@ yields the vectors first. Dropout masks are functions of the sequence seeds, so 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class StepMetrics:
     temperature: float
     learning_rate: float
     applied: bool
-    """False where the update was skipped for a loss or gradient that is not finite."""
+    """False where the update was skipped: unwanted, or for a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,18 @@ class _Contrast:
     temperature_gradient: torch.Tensor
 
 
-def train_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, *, learning_rate: float) -> StepMetrics:
-    """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them."""
+def train_step(
+    engine: StepEngine,
+    task: PretrainingTask,
+    batch: StepBatch,
+    *,
+    learning_rate: float,
+    is_wanted: Callable[[float], bool] = lambda loss: True,
+) -> StepMetrics:
+    """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them.
+
+    is_wanted: given the total loss, whether to update; a pure function, since every rank asks for itself.
+    """
     local_counts = task.counts(batch.micro_batches).to(engine.device)
     counts = engine.communicator.all_reduce_sum(local_counts).tolist()
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
@@ -90,7 +100,7 @@ def train_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, *, l
         temperature = output.temperature.detach()
     if contrast is not None:
         sums[-1] = contrast.loss_sum
-    return _finish(engine, task, batch, sums, counts, contrast, temperature, learning_rate)
+    return _finish(engine, task, batch, sums, counts, contrast, temperature, learning_rate, is_wanted)
 
 
 def _rehearse(engine: StepEngine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
@@ -168,6 +178,7 @@ def _finish(
     contrast: _Contrast | None,
     temperature: torch.Tensor,
     learning_rate: float,
+    is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
     """Sum what was measured over ranks (one collective), decide together whether to update, and update."""
     extra = [sum(item.num_positions for item in batch.micro_batches), len(batch.bad_samples), batch.bytes_read]
@@ -199,7 +210,7 @@ def _finish(
         )
     }
     is_finite = all(abs(total) < float("inf") for total in totals[:num_losses])
-    result = engine.step(is_finite=is_finite)
+    result = engine.step(is_finite=is_finite, is_wanted=is_wanted(loss))
     return StepMetrics(
         loss=loss if is_finite else float("nan"),
         losses=means,

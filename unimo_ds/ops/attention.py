@@ -32,13 +32,13 @@ def packed_attention(
     """`dropout(softmax(q k^T / sqrt(D) + mask)) v` within each sequence, [T, H, D].
 
     query_key_value_T3HD: [T, 3, H, D] floating, as one projection makes it. probability: of dropout on the attention
-    probabilities. site: number of this dropout in the model. Zero positions are allowed. path: `native` compiles the kernels
-    where they are not built yet; `auto` takes them where they are.
+    probabilities. site: number of this dropout in the model. Zero positions are allowed. path: `native` and `auto` compile
+    the kernels on first use where they are not built yet; `auto` goes on without them where that fails.
 
     Raises:
         UserError: unknown path, or one that cannot run here.
     """
-    refused = native.refusal(query_key_value_T3HD, may_build=path == "native")
+    refused = native.refusal(query_key_value_T3HD, may_build=path in ("native", "auto"))
     if layout.prefix_of is not None:
         refused = (
             "the kernels do not know shared prefixes (prefix_of); set contrast.joint_encoding=exact, or another path"

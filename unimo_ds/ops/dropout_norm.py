@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from unimo_ds.ops import paths
 from unimo_ds.ops.dropout import dropout_reference, stream_mask
+from unimo_ds.ops.native import dropout_norm as native
 from unimo_ds.utils import seed
 
 
@@ -30,10 +31,15 @@ def dropout_add_layer_norm(
     """`layer_norm(residual + dropout(x))` over the last dimension, [T, D].
 
     x_TD, residual_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
-    site: number of this dropout in the model; no two may share one. path: `fused` (one autograd node; the sum and the mask
-    are stored, nothing else), `reference`, or `auto`.
+    site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernels: fp16 or bf16; the sum is
+    stored, nothing else), `fused` (torch, one autograd node; the sum and the mask are stored), `reference`, or `auto`.
     """
-    chosen = paths.choose("dropout_add_layer_norm", path, {"fused": None, "reference": None})
+    refused = native.refusal(x_TD, weight_D, may_build=path in ("native", "auto"))
+    chosen = paths.choose("dropout_add_layer_norm", path, {"native": refused, "fused": None, "reference": None})
+    if chosen == "native":
+        return native.dropout_add_layer_norm(
+            x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability=probability, site=site, epsilon=epsilon
+        )
     if chosen == "reference":
         if probability:
             x_TD = dropout_reference(x_TD, position_keys_T, probability=probability, site=site)

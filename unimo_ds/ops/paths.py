@@ -1,4 +1,5 @@
-"""Choice of the code path of an op: by name, refused with the reason, never silently replaced; `auto` logs once what it took."""
+"""Choice of the code path of an op: by name, refused with the reason, never silently replaced; `auto` logs once what it took
+and why not what it would have taken first."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def choose(op: str, path: str, refusals: Mapping[str, str | None]) -> str:
     """
     if path == "auto":
         chosen = next(name for name, reason in refusals.items() if reason is None)
-        _log_once(op, chosen)
+        _log_once(op, chosen, tuple(refusals.items()))
         return chosen
     if path not in refusals:
         raise UserError(f"{op} has no path {path!r}{nearest_name(path, ['auto', *refusals])}")
@@ -33,5 +34,6 @@ def choose(op: str, path: str, refusals: Mapping[str, str | None]) -> str:
 
 
 @functools.cache
-def _log_once(op: str, chosen: str) -> None:
-    logger.info("%s: path %s", op, chosen)
+def _log_once(op: str, chosen: str, refusals: tuple[tuple[str, str | None], ...]) -> None:
+    passed_over = "; ".join(f"not {name}: {reason}" for name, reason in refusals if reason is not None)
+    logger.info("%s: path %s%s", op, chosen, f" ({passed_over})" if passed_over else "")

@@ -17,6 +17,8 @@ class Communicator(Protocol):
 
     rank: int
     world_size: int
+    device: torch.device
+    """Of the tensors that travel."""
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
@@ -40,6 +42,7 @@ class SingleProcess:
 
     rank = 0
     world_size = 1
+    device = torch.device("cpu")
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()

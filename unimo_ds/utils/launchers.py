@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -89,3 +91,40 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+_LAUNCHERS = {
+    *("deepspeed", "torchrun", "mpirun", "mpiexec", "orterun", "prterun", "orted", "prted", "hydra_pmi_proxy"),
+    *("torch.distributed.run", "torch.distributed.launch", "deepspeed.launcher.runner", "deepspeed.launcher.launch"),
+}
+
+
+def launcher_processes() -> tuple[int, ...]:
+    """Process ids from this process's parent up to the launcher that somebody started; empty where there is none."""
+    found: list[int] = []
+    process = os.getppid()
+    while process > 1 and _LAUNCHERS & {Path(word).name for word in _command(process)[:4]}:
+        found.append(process)
+        process = parent_of(process)
+    return tuple(found)
+
+
+def has_lost_launcher(launchers: Sequence[int]) -> bool:
+    """Whether any of what `launcher_processes` found has ended: its child then has another parent."""
+    parents = [os.getppid(), *map(parent_of, launchers[:-1])]
+    return any(parent != launcher for parent, launcher in zip(parents, launchers, strict=False))
+
+
+def parent_of(process: int) -> int:
+    """Process id of the parent; 0 where there is no such process."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _command(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []

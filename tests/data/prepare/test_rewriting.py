@@ -10,10 +10,19 @@ import pytest
 from tests.data.prepare.raw import COLOURS, PLACES, THINGS, captions, small_extractor, write_photographs
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
-from unimo_ds.data.prepare import giveaways, replacements, retrieval, rewriting, similar_sentences, word_classes
+from unimo_ds.data.prepare import (
+    balancing,
+    caption_rewrites,
+    giveaways,
+    learned_file,
+    replacements,
+    retrieval,
+    similar_sentences,
+    word_classes,
+)
+from unimo_ds.data.prepare.caption_rewrites import rewritten, substitute
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.replacements import Replacements
-from unimo_ds.data.prepare.rewriting import rewrite_caption
 from unimo_ds.data.prepare.scene_graph.rules import RuleParser
 from unimo_ds.data.schema import Caption, Kind, Level, Rewrite
 from unimo_ds.data.verify import verify
@@ -27,12 +36,9 @@ PARSER = RuleParser()
 
 @pytest.fixture(scope="module")
 def learned() -> Replacements:
-    """What the captions of 256 pictures teach, balanced."""
-    images = [rewriting.read_image(captions, PARSER) for captions in IMAGES]
-    found = replacements.learn(image.graphs for image in images)
-    for level in (Level.WORD, Level.PHRASE):
-        found.calibrate([(image.graphs[0], image.facts) for image in images], level)
-    return found
+    """What the captions of 256 pictures teach."""
+    images = [caption_rewrites.read_image(captions, PARSER) for captions in IMAGES]
+    return replacements.learn(image.graphs for image in images)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def rewrites(
     captions_of_image: list[str], learned: Replacements, level: Level, *, number: int = 0
 ) -> list[tuple[str, str]]:
     """(replaced, put in) of every candidate."""
-    image = rewriting.read_image(captions_of_image, PARSER)
+    image = caption_rewrites.read_image(captions_of_image, PARSER)
     found = learned.fillings(image.graphs[number], image.facts, level)
     return [(one.slot.text, text) for one in found for text in one.texts]
 
@@ -87,7 +93,7 @@ def test_words_said_of_the_same_image_do_not_replace_each_other() -> None:
         for place in PLACES
         for one, other in (("bus", "vehicle"), ("kayak", "raft"), ("tent", "flag"))
     ] * 10
-    read = [rewriting.read_image(captions_of_image, PARSER) for captions_of_image in images]
+    read = [caption_rewrites.read_image(captions_of_image, PARSER) for captions_of_image in images]
     taught = replacements.learn(image.graphs for image in read)
     found = rewrites(["A kayak runs over the grass ."], taught, Level.WORD)
     assert ("kayak", "raft") not in found
@@ -101,7 +107,7 @@ def test_grammar_is_kept() -> None:
         ["Four men push a truck on the road .", "A woman wears a heavy coat"],
         ["Two boys kick a ball near the tree .", "A boy throws an orange frisbee"],
     ] * 5
-    read = [rewriting.read_image(captions_of_image, PARSER) for captions_of_image in images]
+    read = [caption_rewrites.read_image(captions_of_image, PARSER) for captions_of_image in images]
     taught = replacements.learn(image.graphs for image in read)
     plural = {"dogs", "women", "men", "boys"}
     for image in read:
@@ -110,67 +116,110 @@ def test_grammar_is_kept() -> None:
                 for one in taught.fillings(graph, image.facts, level):
                     for new in one.texts:
                         assert (one.slot.text in plural) == (new in plural)
-                        text = rewriting.substitute(graph.text, [(one.slot.start, one.slot.end, new)])
+                        text = substitute(graph.text, [(one.slot.start, one.slot.end, new)])
                         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
                         assert not {one.slot.text, new} & {"chase", "wash"} or one.slot.part == "v"
 
 
-def test_words_are_put_in_as_often_as_they_are_taken_out() -> None:
-    """Without the potentials a common word is replaced often and put in seldom."""
-    randomness = np.random.default_rng(0)
-    colours = ("white", "blue", "red", "green", "yellow", "purple")
-    chances = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
-    drawn = randomness.choice(colours, size=600, p=chances)
-    images = [rewriting.read_image([f"There is a {colour} hat ."], PARSER) for colour in drawn]
+def imbalance(sentences: list[str]) -> tuple[float, float]:
+    """Sum over all sentences of how much more or less often rewrites say them than originals do: as the corpus suggests rewrites,
+    and as they are chosen (over six draws). Every sentence has one colour, which is what is replaced."""
+    images = [caption_rewrites.read_image([one], PARSER) for one in sentences]
     taught = replacements.learn(image.graphs for image in images)
+    fillings = [
+        [one for one in taught.fillings(image.graphs[0], image.facts, Level.WORD) if one.slot.part == "a"]
+        for image in images
+    ]
+    originals = Counter(sentences)
+    suggested: dict[str, float] = dict.fromkeys(originals, 0)
+    for sentence, (one,) in zip(sentences, fillings, strict=True):
+        for text, share in zip(one.texts, one.weights / one.weights.sum(), strict=True):
+            suggested[substitute(sentence, [(one.slot.start, one.slot.end, text)])] += share
+    chosen: Counter[str] = Counter()
+    for seed in range(6):
+        for sentence, taken in zip(
+            sentences, balancing.choose(fillings, number=1, randomness=np.random.default_rng(seed)), strict=True
+        ):
+            assert len({(one.slot.start, one.text) for one in taken}) == len(taken)
+            chosen[substitute(sentence, [(taken[0].slot.start, taken[0].slot.end, taken[0].text)])] += 1
+    return (
+        sum(abs(suggested[one] - number) for one, number in originals.items()),
+        sum(abs(chosen[one] / 6 - number) for one, number in originals.items()),
+    )
 
-    originals = Counter(drawn.tolist())
-    fillings = [taught.fillings(image.graphs[0], image.facts, Level.WORD) for image in images]
 
-    def distance() -> float:
-        """Between the colours of originals and rewrites, the latter averaged over several draws."""
-        generator, times = np.random.default_rng(5), 10
-        put_in = Counter(
-            one.text
-            for found in fillings
-            for _ in range(times)
-            for one in taught.draw(found, Level.WORD, generator, number=1)
-        )
-        return sum(abs(put_in[colour] / times - originals[colour]) for colour in colours)
-
-    before = distance()
-    assert taught.calibrate([(image.graphs[0], image.facts) for image in images], Level.WORD) < 0.01
-    assert before > 60
-    assert distance() < 0.4 * before
+def test_words_are_put_in_as_often_as_they_are_taken_out() -> None:
+    """By their frequency alone common words would be replaced often and put in seldom."""
+    colours = {"white": 240, "blue": 150, "red": 90, "green": 60, "yellow": 36, "purple": 24}
+    suggested, chosen = imbalance([f"There is a {one} hat ." for one, number in colours.items() for _ in range(number)])
+    assert suggested > 80
+    assert chosen < 0.4 * suggested
 
 
-def test_learning_and_drawing_are_deterministic(learned: Replacements) -> None:
-    images = [rewriting.read_image(captions_of_image, PARSER) for captions_of_image in IMAGES]
-    again = replacements.learn(image.graphs for image in images)
-    for level in (Level.WORD, Level.PHRASE):
-        again.calibrate([(image.graphs[0], image.facts) for image in images], level)
-    for image in images[:8]:
-        made = [
-            rewrite_caption(
-                image, 1, similar=[], learned=one, positives=1, negatives=3, randomness=np.random.default_rng(7)
-            )
-            for one in (learned, again)
+def test_neighbours_are_balanced_too() -> None:
+    """Each colour is as frequent as the others, but not on each thing: pairs of colour and thing must keep their frequency."""
+    shares = {"hat": (120, 90, 60, 30), "ball": (30, 60, 90, 120)}
+    colours = ("red", "blue", "green", "black")
+    suggested, chosen = imbalance(
+        [
+            f"There is a {colour} {thing} ."
+            for thing, numbers in shares.items()
+            for colour, number in zip(colours, numbers, strict=True)
+            for _ in range(number)
         ]
-        assert made[0] == made[1]
+    )
+    assert suggested > 50
+    assert chosen < 0.5 * suggested
+
+
+def test_learning_and_choosing_are_deterministic(learned: Replacements, tmp_path: Path) -> None:
+    """Learned again, or read from the file, it suggests the same; and the same is chosen."""
+    images = [caption_rewrites.read_image(captions_of_image, PARSER) for captions_of_image in IMAGES]
+    again = replacements.learn(image.graphs for image in images)
+    learned_file.save(again, tmp_path / "learned.npz")
+    learned_file.save(learned, tmp_path / "same.npz")
+    assert (tmp_path / "learned.npz").read_bytes() == (tmp_path / "same.npz").read_bytes()
+    from_file = learned_file.load(tmp_path / "learned.npz", "")
+    for level in (Level.WORD, Level.PHRASE):
+        chosen = []
+        for one in (learned, again, from_file):
+            fillings = [one.fillings(image.graphs[0], image.facts, level) for image in images]
+            chosen.append(balancing.choose(fillings, number=3, randomness=np.random.default_rng(7)))
+        assert chosen[0] == chosen[1] == chosen[2]
+        assert sum(map(len, chosen[0])) > 256
 
 
 @pytest.mark.parametrize("number", range(0, 64, 7))
 def test_negatives_change_what_they_say_they_change(number: int, learned: Replacements) -> None:
-    caption = rewrite_caption(
-        rewriting.read_image(captions(number), PARSER),
+    image = caption_rewrites.read_image(captions(number), PARSER)
+    candidates = {
+        Level.SENTENCE: [Rewrite(text, Level.SENTENCE) for text in ("a zebra runs", captions(number)[1], "a new one")]
+    }
+    for level in (Level.PHRASE, Level.WORD):
+        fillings = [learned.fillings(image.graphs[0], image.facts, level)]
+        found = balancing.choose(fillings, number=3, randomness=np.random.default_rng(number))[0]
+        candidates[level] = [
+            Rewrite(
+                substitute(captions(number)[0], [(one.slot.start, one.slot.end, one.text)]),
+                level,
+                f"{one.slot.text}>{one.text}",
+            )
+            for one in found
+        ]
+    caption = rewritten(
+        [Caption(text, phrases=((0, 2),)) for text in captions(number)],
         0,
-        similar=["a zebra runs", captions(number)[1]],
-        learned=learned,
+        back_translated=[Rewrite("A new one", Level.NONE, "apertium spa")],
+        candidates=candidates,
         positives=4,
         negatives=3,
         randomness=np.random.default_rng(number),
     )
-    assert [one.text for one in caption.positives] == [captions(number)[1]]
+    assert caption.phrases == ((0, 2),)
+    assert [(one.text, one.origin) for one in caption.positives] == [
+        (captions(number)[1], "same image"),
+        ("A new one", "apertium spa"),
+    ]
     texts = [one.text for one in caption.negatives]
     assert len(set(texts)) == len(texts)
     assert not {*texts} & {*captions(number)}
@@ -192,17 +241,17 @@ def test_negatives_change_what_they_say_they_change(number: int, learned: Replac
 
 
 def test_articles_and_capitals_fit() -> None:
-    assert rewriting.substitute("A dog runs", [(2, 5, "orange")]) == "An orange runs"
-    assert rewriting.substitute("an owl", [(3, 6, "dog")]) == "a dog"
-    assert rewriting.substitute("Dogs run", [(0, 4, "cats")]) == "Cats run"
-    assert rewriting.substitute("the dog", [(4, 7, "owl")]) == "the owl"
-    assert rewriting.substitute("an owl", [(3, 6, "unicycle")]) == "a unicycle"
-    assert rewriting.substitute("a cat", [(2, 5, "hourglass")]) == "an hourglass"
+    assert substitute("A dog runs", [(2, 5, "orange")]) == "An orange runs"
+    assert substitute("an owl", [(3, 6, "dog")]) == "a dog"
+    assert substitute("Dogs run", [(0, 4, "cats")]) == "Cats run"
+    assert substitute("the dog", [(4, 7, "owl")]) == "the owl"
+    assert substitute("an owl", [(3, 6, "unicycle")]) == "a unicycle"
+    assert substitute("a cat", [(2, 5, "hourglass")]) == "an hourglass"
 
 
 def test_similar_captions_are_of_other_images_and_no_duplicates() -> None:
     images = [["a black dog runs", "the dog"], ["a black dog runs"], ["a black dog sleeps"], ["two cats"]]
-    found = similar_sentences.choose(images, number=2)
+    found = similar_sentences.choose(images, number=2, randomness=np.random.default_rng(0))
     assert found[0] == [["a black dog sleeps"], ["a black dog sleeps"]]
     assert found[3] == [[]]
 
@@ -219,7 +268,7 @@ def test_no_similar_caption_is_used_much_more_than_others() -> None:
     assert all(sorted(ranks) == list(range(len(columns))) for columns, ranks in zip(found, order, strict=True))
 
 
-def test_stored_rewrites_are_many_and_deterministic(folder: Path) -> None:
+def test_stored_rewrites_are_many_and_deterministic(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = Corpus.open(folder)
     assert verify(folder) == []
     pairs = np.flatnonzero(corpus.kinds == Kind.PAIR)
@@ -235,8 +284,10 @@ def test_stored_rewrites_are_many_and_deterministic(folder: Path) -> None:
     assert levels[Level.WORD] > 0.95 * 3 * 128
     assert min(levels[level] for level in (Level.SENTENCE, Level.PHRASE)) > 128
     before = load_manifest(folder)
-    assert main(["rewrite", str(folder), "--negatives", "3"]) == 0
+    assert main(["rewrite", str(folder), "--negatives", "3", "--workers", "2"]) == 0
     assert load_manifest(folder).shards == before.shards
+    assert main(["rewrite", str(folder), "--negatives", "3"]) == 0
+    assert capsys.readouterr().out.endswith("already rewritten: 1\n")
 
 
 def test_a_give_away_is_found_and_its_absence_too() -> None:

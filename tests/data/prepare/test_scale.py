@@ -18,6 +18,8 @@ from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare import retrieval
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.corpus_plan import read_plan
+from unimo_ds.data.prepare.settings import PhraseSettings, RewriteSettings
 from unimo_ds.data.verify import verify
 
 NUM_TARS = 5
@@ -169,6 +171,40 @@ def test_worker_processes_make_the_same_bytes(raw: Path, whole: Path, tmp_path: 
     assert shard_bytes(output) == shard_bytes(whole)
 
 
+def test_a_plan_holds_every_setting_of_the_rewrites(tmp_path: Path) -> None:
+    """Paths are relative to the file; what is not said is as the command has it."""
+    (tmp_path / "corpus.toml").write_text(
+        """
+        output = "data"
+        seed = 5
+        [[import]]
+        kind = "texts"
+        input = "a.txt"
+        [phrases]
+        parser = "spacy"
+        parser_path = "pipeline"
+        [rewrite]
+        translator = "marian"
+        to_pivot = ["en-de", "en-fr"]
+        from_pivot = ["de-en", "fr-en"]
+        back_translations = 2
+        """,
+        encoding="utf-8",
+    )
+    plan = read_plan(tmp_path / "corpus.toml")
+    assert plan.phrases == PhraseSettings("spacy", tmp_path / "pipeline")
+    assert plan.rewrite == RewriteSettings(
+        translator="marian",
+        to_pivot=(tmp_path / "en-de", tmp_path / "en-fr"),
+        from_pivot=(tmp_path / "de-en", tmp_path / "fr-en"),
+        back_translations=2,
+        seed=5,
+    )
+    (tmp_path / "less.toml").write_text("output = 'x'\nphrases = false\nrewrite = false\n[[import]]\nkind = 'texts'\n")
+    less = read_plan(tmp_path / "less.toml")
+    assert less.phrases is less.rewrite is None
+
+
 def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     launcher = Path(sys.executable).with_name("mpirun")
@@ -212,6 +248,17 @@ def test_options_of_workers(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("output = 'x'\nretrieve = 5\n[[import]]\nkind = 'texts'", "either a table of options or false"),
         ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[retrieve]\nnumbers = 5", "unknown key 'numbers'"),
         ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'lost.txt'", "does not exist"),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\ntranslater = 'marian'", "did you mean 'translator'"),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\n[rewrite]\ntranslator = 'babel'", "'babel', not one of marian"),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\ntranslator = 'marian'", "at least one"),
+        (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\nnegatives = -1",
+            "--negatives -1 must not be negative",
+        ),
+        (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[phrases]\nparser = 'factual'",
+            "needs --parser-path",
+        ),
     ],
 )
 def test_wrong_plans_are_one_sentence(line: str, message: str, tmp_path: Path, capsys) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unimo_ds.data.prepare import worker_options
 from unimo_ds.data.prepare.corpus_plan import Plan, named, read_plan
-from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings
+from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings, RewriteSettings
 from unimo_ds.utils.errors import UserError
 
 EXAMPLE = """unimo prepare all --config corpus.toml --workers 8
@@ -63,4 +63,5 @@ def plan(arguments: argparse.Namespace) -> Plan:
         vocabulary_size=arguments.vocabulary_size,
         keep_images=arguments.keep_images,
         seed=arguments.seed,
+        rewrite=RewriteSettings(seed=arguments.seed),
     )

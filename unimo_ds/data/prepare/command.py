@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unimo_ds.data.prepare import all_options, import_options, worker_options
+from unimo_ds.data.prepare import all_options, import_options, rewrite_options, worker_options
 from unimo_ds.utils.errors import run_command
 
 if TYPE_CHECKING:
@@ -40,21 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     purpose = "a raw corpus into a data folder, as one more source"
     import_options.add(_stage(stages, "import", purpose, import_options.EXAMPLE))
     _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
+    purpose = "store positive and negative rewrites of every caption"
+    rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
+    purpose = "store the names and phrases of every text, which are masked whole"
+    rewrite_options.add_phrases(_stage(stages, "phrases", purpose, "unimo prepare phrases data/train"))
     for name, purpose in _FOLDER_STAGES.items():
         stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
         stage.add_argument("folder", type=Path, help="data folder")
         stage.add_argument("--json", action="store_true", help="print the result as JSON")
-        if name == "rewrite":
-            stage.add_argument("--negatives", type=int, default=4, help="stored per caption and level (default 4)")
-            stage.add_argument("--positives", type=int, default=4, help="stored per caption (default 4)")
-            stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
         if name == "retrieve":
             stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
         if name in ("retrieve", "regions"):
             worker_options.add(stage)
-        if name in ("rewrite", "regions"):
-            stage.add_argument("--seed", type=int, default=0)
         if name == "regions":
+            stage.add_argument("--seed", type=int, default=0)
             stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
             stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
         if name == "pack":
@@ -74,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
 _FOLDER_STAGES = {
-    "rewrite": "store positive and negative rewrites of every caption",
     "retrieve": "store related texts and images of every pair",
     "regions": "make regions again from the stored images",
     "pack": "index and list a folder's shards anew, accepting them as they are",
@@ -112,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         "all": _run_all,
         "tokenizer": _run_tokenizer,
         "rewrite": _run_rewrite,
+        "phrases": _run_phrases,
         "retrieve": _run_retrieve,
         "regions": _run_regions,
         "pack": _run_pack,
@@ -163,15 +162,20 @@ def _run_tokenizer(arguments: argparse.Namespace) -> int:
 def _run_rewrite(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import rewriting
 
-    report = rewriting.rewrite_folder(
-        arguments.folder,
-        positives=arguments.positives,
-        negatives=arguments.negatives,
-        seed=arguments.seed,
-        learn_from=arguments.learn_from,
+    settings = rewrite_options.settings(arguments)
+    return worker_options.with_workers(
+        arguments, lambda workers: _show(arguments, rewriting.rewrite_folder(arguments.folder, settings, workers))
     )
-    _print(arguments, dataclasses.asdict(report), report.lines())
-    return 0
+
+
+def _run_phrases(arguments: argparse.Namespace) -> int:
+    from unimo_ds.data.prepare import phrases
+    from unimo_ds.data.prepare.settings import PhraseSettings
+
+    settings = PhraseSettings(arguments.parser, arguments.parser_path)
+    return worker_options.with_workers(
+        arguments, lambda workers: _show(arguments, phrases.phrase_folder(arguments.folder, settings, workers))
+    )
 
 
 def _run_retrieve(arguments: argparse.Namespace) -> int:

@@ -61,10 +61,21 @@ _MAX_SHARE = 0.15
 class Together:
     """How often words come in the captions of one image."""
 
-    def __init__(self) -> None:
-        self._images = 0
-        self._with_word: Counter[str] = Counter()
-        self._with_both: Counter[tuple[str, str]] = Counter()
+    def __init__(
+        self,
+        images: int = 0,
+        with_word: Counter[str] | None = None,
+        with_both: Counter[tuple[str, str]] | None = None,
+    ) -> None:
+        """Of another one's `state`, or none yet."""
+        self._images = images
+        self._with_word: Counter[str] = with_word or Counter()
+        self._with_both: Counter[tuple[str, str]] = with_both or Counter()
+
+    @property
+    def state(self) -> tuple[int, Counter[str], Counter[tuple[str, str]]]:
+        """Images, how many of them have each word, and both of two words (in alphabetical order)."""
+        return self._images, self._with_word, self._with_both
 
     def add(self, said: Iterable[str]) -> None:
         """Count one image, by the different words of its captions."""
@@ -90,13 +101,13 @@ class Compatibility:
     def __init__(self, vocabulary: Mapping[str, Iterable[str]]) -> None:
         """vocabulary: part (n, v, a as in WordNet; p prepositions, # numbers) -> words that may replace others."""
         self._known: dict[tuple[str, str], frozenset[str]] = {}
-        self._vocabulary = {part: sorted(set(of_part)) for part, of_part in vocabulary.items()}
+        self.vocabulary = {part: sorted(set(of_part)) for part, of_part in vocabulary.items()}
         self._with_sense: dict[str, dict[int, list[str]]] = {}
         self._under: dict[str, dict[int, list[str]]] = {}
-        self._persons = [word for word in self._vocabulary.get("n", []) if _is_person(word)]
+        self._persons = [word for word in self.vocabulary.get("n", []) if _is_person(word)]
         for part in ("n", "v", "a"):
             with_sense, under = defaultdict(list), defaultdict(list)
-            for word in self._vocabulary.get(part, []):
+            for word in self.vocabulary.get(part, []):
                 senses, above = wordnet.load().senses(word, part)
                 for sense in senses:
                     with_sense[sense].append(word)

@@ -14,8 +14,15 @@
     kind = "texts"
     input = ["books.txt", "wiki.txt"]
 
-    [rewrite]                               # options of that stage; `rewrite = false` leaves it out
+    [phrases]                               # options of that stage; `phrases = false` leaves it out; so with the others
+    parser = "spacy"
+    parser_path = "en_core_web_sm"
+
+    [rewrite]
     negatives = 10
+    translator = "marian"
+    to_pivot = ["opus-mt-en-de", "opus-mt-en-fr"]
+    from_pivot = ["opus-mt-de-en", "opus-mt-fr-en"]
 
     [retrieve]
     number = 100
@@ -34,7 +41,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings, source_name
+from unimo_ds.data.prepare.settings import (
+    DEFAULT_VOCABULARY,
+    ImportSettings,
+    PhraseSettings,
+    RewriteSettings,
+    source_name,
+)
 from unimo_ds.utils.errors import UserError, nearest_name
 
 _SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "keep_images", "seed", "replace")
@@ -52,8 +65,9 @@ class Plan:
     vocabulary_size: int = DEFAULT_VOCABULARY
     keep_images: bool = False
     seed: int = 0
-    rewrite: Mapping[str, Any] | None = field(default_factory=dict)
-    """Options of the stage; None: leave it out."""
+    phrases: PhraseSettings | None = field(default_factory=PhraseSettings)
+    """None: leave the stage out; so with the others."""
+    rewrite: RewriteSettings | None = field(default_factory=RewriteSettings)
     retrieve: Mapping[str, Any] | None = field(default_factory=dict)
 
 
@@ -70,14 +84,21 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(imports, list) or not imports or not all(isinstance(one, dict) for one in imports):
         raise UserError(f"{path} has no [[import]]; name at least one corpus")
     values: dict[str, Any] = {}
-    for stage in ("rewrite", "retrieve"):
+    for stage in ("phrases", "rewrite", "retrieve"):
         options = content.pop(stage, {})
         if options is not False and not isinstance(options, dict):
             raise UserError(f"{path}: {stage} is either a table of options or false")
         values[stage] = options if isinstance(options, dict) else None
     hints = typing.get_type_hints(Plan)
-    known = {name: hints[name] for name in hints if name not in ("imports", "rewrite", "retrieve")}
+    known = {name: hints[name] for name in hints if name not in ("imports", "phrases", "rewrite", "retrieve")}
     values |= _typed(content, known, path.parent, str(path))
+    for stage, made, shared in (
+        ("phrases", PhraseSettings, {}),
+        ("rewrite", RewriteSettings, {"seed": values.get("seed", 0)}),
+    ):
+        if values[stage] is not None:
+            options = _typed(values[stage], typing.get_type_hints(made), path.parent, f"{path}, {stage}")
+            values[stage] = made(**{**shared, **options})
     if "output" not in values:
         raise UserError(f"{path} has no output; name the data folder to make")
     hints = {name: hint for name, hint in typing.get_type_hints(ImportSettings).items() if name not in _SHARED}

@@ -10,10 +10,18 @@ from typing import Any
 
 from unimo_ds.data import manifest, verify
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import formats, importing, retrieval, rewriting, stage_marks
+from unimo_ds.data.prepare import formats, importing, phrases, retrieval, rewriting, stage_marks
 from unimo_ds.data.prepare.corpus_plan import Plan
 from unimo_ds.data.prepare.journal import Journal, sweep
-from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
+from unimo_ds.data.prepare.scene_graph import parsers
+from unimo_ds.data.prepare.settings import (
+    ImportSettings,
+    PhraseSettings,
+    RewriteSettings,
+    files_in,
+    fingerprint,
+    identity_of,
+)
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -41,7 +49,10 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
             raise UserError(f"{output} is a data folder already; name a new one, or run the stages one by one")
     for one in plan.imports:
         formats.check(one)
-    _check_options(plan.rewrite, rewriting.rewrite_folder, "rewrite")
+    if plan.phrases is not None:
+        parsers.check(plan.phrases.parser, plan.phrases.parser_path)
+    if plan.rewrite is not None:
+        rewriting.check(plan.rewrite)
     _check_options(plan.retrieve, retrieval.retrieve_folder, "retrieve")
     journal = Journal(output, "all")
     journal.begin(options)
@@ -53,8 +64,10 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
         )
         reports[f"import {settings.source}"] = importing.run_import(settings, workers)
     totals = manifest.load_manifest(output).totals
+    if plan.phrases is not None and (totals.get("pair") or totals.get("text")):
+        reports["phrases"] = _phrases(output, plan.phrases, workers)
     if plan.rewrite is not None and totals.get("pair"):
-        reports["rewrite"] = _rewrite(plan, plan.rewrite)
+        reports["rewrite"] = _rewrite(plan.output, plan.rewrite, workers)
     if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
         reports["retrieve"] = retrieval.retrieve_folder(output, workers=workers, **plan.retrieve)
     sweep(output)
@@ -69,18 +82,25 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
 def _options(plan: Plan) -> str:
     """Fingerprint of the whole plan, its inputs included."""
     imports = [[one.source, fingerprint(one)] for one in plan.imports]
-    rest = {name: value for name, value in vars(plan).items() if name not in ("imports", "output")}
-    return stage_marks.identity([imports, rest])
+    phrasing = None if plan.phrases is None else [plan.phrases.parser, files_in(plan.phrases.parser_path)]
+    rewrite = None if plan.rewrite is None else identity_of(plan.rewrite)
+    other = ("imports", "output", "phrases", "rewrite")
+    rest = {name: value for name, value in vars(plan).items() if name not in other}
+    return stage_marks.identity([imports, rest, phrasing, rewrite])
 
 
-def _rewrite(plan: Plan, options: Mapping[str, Any]) -> Report:
+def _phrases(output: Path, settings: PhraseSettings, workers: Workers) -> Report:
+    # Later stages keep the phrases, and leave marks of their own.
+    if stage_marks.was_done(output, "rewrite") or stage_marks.was_done(output, "retrieve"):
+        return Report({"phrases are stored already": 1})
+    return phrases.phrase_folder(output, settings, workers)
+
+
+def _rewrite(output: Path, settings: RewriteSettings, workers: Workers) -> Report:
     # After retrieval the folder is no longer as rewriting left it, but no less rewritten.
-    done = stage_marks.is_done(plan.output, "rewrite", dict(options)) or stage_marks.was_done(plan.output, "retrieve")
-    if done:
+    if stage_marks.was_done(output, "retrieve"):
         return Report({"already rewritten": 1})
-    report = rewriting.rewrite_folder(plan.output, **{"seed": plan.seed, **options})
-    stage_marks.mark_done(plan.output, "rewrite", dict(options))
-    return report
+    return rewriting.rewrite_folder(output, settings, workers)
 
 
 def _check_options(options: Mapping[str, Any] | None, function: Callable[..., Any], stage: str) -> None:

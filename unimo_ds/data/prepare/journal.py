@@ -61,7 +61,7 @@ class Journal:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
-    for pattern in _SCRAPS:
+    for pattern in (*_SCRAPS, f"{JOURNALS}/.*.partial"):
         for scrap in folder.glob(pattern):
             scrap.unlink(missing_ok=True)
 

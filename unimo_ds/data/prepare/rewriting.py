@@ -1,256 +1,167 @@
 """`unimo prepare rewrite`: positive and negative rewrites of every caption, stored with the pair (paper section 2.1).
 
-Positives are the other captions of the image. Negatives, by level:
+Positives are the other captions of the image and, where a translator is named, the caption translated there and back. Negatives,
+by level:
 - sentence: captions of other images, the most similar by TF-IDF (`similar_sentences`);
 - phrase: several words of the caption's scene graph replaced at once: an object with its attributes, a verb with its preposition;
 - word: one node replaced: an object, an attribute, a number, a verb, a preposition.
-What may replace what, and how often, is in `replacements`. No rewrite is trusted to be true or false beyond that; each says in
-`from` how it was made.
+What may replace what is in `replacements`, what is chosen in `balancing`. No rewrite is trusted to be true or false beyond that;
+each says in `from` how it was made.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unimo_ds.data import folder as folders
-from unimo_ds.data import manifest, shards
+from unimo_ds.data import manifest
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import replacements, similar_sentences, word_classes
+from unimo_ds.data.prepare import learned_file, replacements, rewrite_tasks, stage_marks
+from unimo_ds.data.prepare.caption_rewrites import NEGATIVE_LEVELS
 from unimo_ds.data.prepare.importing import progress
-from unimo_ds.data.prepare.replacements import Facts, Replacements
-from unimo_ds.data.prepare.scene_graph.graph import SceneGraph, SceneGraphParser
-from unimo_ds.data.prepare.scene_graph.rules import RuleParser
-from unimo_ds.data.prepare.similar_sentences import similar_rows
+from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep
+from unimo_ds.data.prepare.rewrite_tasks import LEARNED, USUAL, Rewriting
+from unimo_ds.data.prepare.scene_graph import parsers
+from unimo_ds.data.prepare.scene_graph.graph import SceneGraph
+from unimo_ds.data.prepare.settings import RewriteSettings, identity_of
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.schema import Caption, Kind, Level, Rewrite, Sample
-from unimo_ds.data.shards import StoredSample
-from unimo_ds.utils import seed as seeds
-
-__all__ = ["ImageCaptions", "read_image", "rewrite_caption", "rewrite_folder", "similar_rows", "substitute"]
+from unimo_ds.data.prepare.translation import opening, wording
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.utils.errors import UserError
 
 POOL_CAPTIONS = 40_000
-"""Similar captions are searched among this many (whole shards), so time and memory stay linear in the corpus."""
-_CALIBRATION_IMAGES = 4000
-"""Images whose captions balance what is replaced against what is put in."""
+"""Captions that are balanced together, and among which similar ones are searched (whole shards): time and memory stay linear in
+the corpus."""
+_TEACHING_PAIRS = 200_000
+"""Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
+_ALREADY = "already rewritten"
 
 
-@dataclass(frozen=True)
-class ImageCaptions:
-    """What is known of one pair while its rewrites are made."""
-
-    graphs: tuple[SceneGraph, ...]
-    """Of its captions, in their order."""
-    facts: Facts
-    taken: frozenset[str]
-    """Its captions, normalised: no negative may equal one."""
-
-
-def rewrite_folder(
-    folder: Path,
-    *,
-    positives: int = 4,
-    negatives: int = 4,
-    seed: int = 0,
-    learn_from: Path | None = None,
-    parser: SceneGraphParser | None = None,
-) -> Report:
-    """Give every caption of every pair up to `positives` and, per level, `negatives` rewrites; earlier ones are replaced.
-
-    learn_from: a data folder whose captions teach what may replace what (a small folder has too few); None: the folder itself.
-    parser: reads captions; None: the rules, which need no weights.
+def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
+    """Give every caption of every pair its rewrites; earlier ones are replaced.
 
     Raises:
-        UserError: not a data folder, or a damaged one.
+        UserError: not a data folder, a damaged one, or a parser or translator that cannot be used.
     """
-    parser = parser or RuleParser()
+    settings, workers = settings or RewriteSettings(), workers or Workers()
     listed = manifest.load_manifest(folder)
-    tokenizer = tokenizers.load(folder / listed.tokenizer.file)
-    teacher = manifest.load_manifest(learn_from) if learn_from else listed
-    learned = _learn(learn_from or folder, teacher, parser)
+    check(settings)
+    if settings.translator == "apertium":
+        # All tasks use what is installed now.
+        settings = dataclasses.replace(settings, pivots=opening.languages(settings))
+    teacher = settings.learn_from or folder
+    taught_by = manifest.load_manifest(teacher)
+    options = [identity_of(settings), taught_by.fingerprint if settings.learn_from else None]
+    if stage_marks.is_done(folder, "rewrite", options):
+        Journal(folder, "rewrite").forget()
+        return Report({_ALREADY: 1})
+    journal = Journal(folder, "rewrite")
+    fingerprint = stage_marks.identity([options, listed.fingerprint])
+    journal.begin(fingerprint)
+    sweep(folder)
+    work = Rewriting(folder, journal.path, fingerprint, settings, folder / listed.tokenizer.file)
+    names = _pair_shards(listed)
+    _parse(work, folder, names, "graphs", workers)
+    _learn(work, teacher, taught_by, workers)
+    _back_translate(work, names, workers)
+    _find_negatives(work, listed, workers)
+    waiting = [name for name in names if not work.is_done("done", name)]
+    _run(workers, rewrite_tasks.store_rewrites, [(work, name) for name in waiting], "storing rewrites")
     report = Report()
-    for pool in _pools(folder, _pair_shards(listed)):
-        pool_captions = list(_captions(folder, pool))
-        similar = similar_sentences.choose(pool_captions, number=negatives, seed=seed)
-        first = 0
-        for name in progress(pool, label="rewriting"):
-            number = next(entry.kinds["pair"] for entry in listed.shards if entry.file == name)
-            images = _read_images(pool_captions[first : first + number], parser)
-            transform = _transformer(
-                images, similar[first : first + number], learned, report, positives, negatives, seed
-            )
-            shards.rewrite_shard(folder / name, transform)
-            first += number
+    for name in names:
+        report.add(report_of(read_json_object(work.entry("done", name))))
+    tokenizer = tokenizers.load(work.tokenizer)
     folders.finish_folder(folder, tokenizer=tokenizer, tokenizer_file=listed.tokenizer.file)
+    stage_marks.mark_done(folder, "rewrite", options)
+    journal.forget()
     return report
 
 
-def rewrite_caption(
-    image: ImageCaptions,
-    number: int,
-    *,
-    similar: Sequence[str],
-    learned: Replacements,
-    positives: int,
-    negatives: int,
-    randomness: np.random.Generator,
-) -> Caption:
-    """The image's caption `number` with its rewrites. No negative equals a caption of the image or another negative."""
-    text = image.graphs[number].text
-    normal = _normal(text)
-    others = [graph.text for i, graph in enumerate(image.graphs) if i != number and _normal(graph.text) != normal]
-    others = list(dict.fromkeys(others))
-    chosen = [others[i] for i in sorted(randomness.permutation(len(others))[:positives])]
-    taken = set(image.taken)
-    found: list[Rewrite] = []
-    for level, candidates in (
-        (Level.SENTENCE, ((one, "tf-idf") for one in similar)),
-        (Level.PHRASE, _replaced(image, number, Level.PHRASE, learned, negatives, randomness)),
-        (Level.WORD, _replaced(image, number, Level.WORD, learned, negatives, randomness)),
-    ):
-        num_found = 0
-        for candidate, origin in candidates:
-            if num_found == negatives:
-                break
-            normal = _normal(candidate)
-            if normal not in taken:
-                taken.add(normal)
-                found.append(Rewrite(candidate, level, origin))
-                num_found += 1
-    return Caption(text, tuple(Rewrite(one, Level.NONE, "same image") for one in chosen), tuple(found))
+def check(settings: RewriteSettings) -> None:
+    """
+    Raises:
+        UserError: numbers out of range, a parser or translator without what it needs.
+    """
+    for name in ("positives", "negatives", "back_translations"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must not be negative")
+    for name in ("translation_batch", "beams"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
+    parsers.check(settings.parser, settings.parser_path)
+    opening.check(settings)
 
 
-def read_image(captions: Sequence[str], parser: SceneGraphParser) -> ImageCaptions:
-    """Parse the captions of one image."""
-    return _image(captions, parser.parse(captions))
+def _parse(work: Rewriting, folder: Path, names: Sequence[str], kind: str, workers: Workers) -> None:
+    waiting = [name for name in names if not work.is_done(kind, name)]
+    tasks = [(work, folder, name, work.entry(kind, name)) for name in waiting]
+    _run(workers, rewrite_tasks.parse_shard, tasks, "parsing")
 
 
-def _read_images(captions_of_images: Sequence[Sequence[str]], parser: SceneGraphParser) -> list[ImageCaptions]:
-    """The same for many images, parsed in one go."""
-    graphs = iter(parser.parse([caption for captions in captions_of_images for caption in captions]))
-    return [_image(captions, [next(graphs) for _ in captions]) for captions in captions_of_images]
+def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers: Workers) -> None:
+    """What may replace what, and which words stand side by side, from the captions of a folder."""
+    path = work.work / LEARNED
+    if path.exists():
+        return
+    names = _pair_shards(taught_by)
+    stride = -(-sum(entry.kinds.get("pair", 0) for entry in taught_by.shards) // _TEACHING_PAIRS)
+    names = names[:: max(stride, 1)]
+    kind = "graphs" if teacher == work.folder else "teacher"
+    _parse(work, teacher, names, kind, workers)
 
-
-def _image(captions: Sequence[str], graphs: Sequence[SceneGraph]) -> ImageCaptions:
-    taken = frozenset(_normal(caption) for caption in captions)
-    return ImageCaptions(tuple(graphs), replacements.facts_of(graphs), taken)
-
-
-def _replaced(
-    image: ImageCaptions, number: int, level: Level, learned: Replacements, wanted: int, randomness: np.random.Generator
-) -> Iterator[tuple[str, str]]:
-    graph = image.graphs[number]
-    fillings = learned.fillings(graph, image.facts, level)
-    # A few more than wanted: two replacements may give one sentence.
-    for one in learned.draw(fillings, level, randomness, number=wanted + 2):
-        yield substitute(graph.text, [(one.slot.start, one.slot.end, one.text)]), f"{one.slot.text}>{one.text}"
-
-
-def substitute(text: str, places: Sequence[tuple[int, int, str]]) -> str:
-    """The text with [start, end) replaced at each place (from left to right), its capitals and a/an made to fit."""
-    result, last = "", 0
-    for start, end, new in places:
-        before = text[last:start]
-        article = re.search(r"\b([Aa])(n?)(\s+)$", before)
-        if article:
-            vowel = word_classes.sounds_like_vowel(new)
-            before = before[: article.start()] + article.group(1) + ("n" if vowel else "") + article.group(3)
-        result += before + (new[0].upper() + new[1:] if text[start].isupper() else new)
-        last = end
-    return result + text[last:]
-
-
-def _normal(text: str) -> str:
-    return " ".join(word_classes.words_of(text))
-
-
-def _transformer(
-    images: Sequence[ImageCaptions],
-    similar: Sequence[Sequence[Sequence[str]]],
-    learned: Replacements,
-    report: Report,
-    positives: int,
-    negatives: int,
-    seed: int,
-) -> Callable[[int, StoredSample], StoredSample]:
-    """Rewrites the pairs of one shard."""
-    numbers = iter(range(len(images)))
-
-    def transform(_: int, stored: StoredSample) -> StoredSample:
-        if stored.sample.kind is not Kind.PAIR:
-            return stored
-        position = next(numbers)
-        captions = []
-        for number in range(len(images[position].graphs)):
-            rewritten = rewrite_caption(
-                images[position],
-                number,
-                similar=similar[position][number],
-                learned=learned,
-                positives=positives,
-                negatives=negatives,
-                randomness=seeds.generator(seed, *_key_parts(stored.sample), number),
-            )
-            captions.append(rewritten)
-            report.count("captions")
-            report.count("positives", len(rewritten.positives))
-            for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
-                found = sum(one.level is level for one in rewritten.negatives)
-                report.count(f"{level.name.lower()} negatives", found)
-        return replace(stored, sample=replace(stored.sample, captions=tuple(captions)))
-
-    return transform
-
-
-def _learn(folder: Path, listed: manifest.Manifest, parser: SceneGraphParser) -> Replacements:
-    """Vocabularies of all captions of a folder, their potentials from an even sample of its images."""
-    names = _pair_shards(listed)
-    stride = max(1, sum(entry.kinds.get("pair", 0) for entry in listed.shards) // _CALIBRATION_IMAGES)
-    sample: list[tuple[SceneGraph, Facts]] = []
-
-    def read() -> Iterator[Sequence[SceneGraph]]:
-        number = 0
+    def read() -> Iterator[list[SceneGraph]]:
         for name in progress(names, label="learning"):
-            for image in _read_images(list(_captions(folder, [name])), parser):
-                if number % stride == 0:
-                    sample.append((image.graphs[number // stride % len(image.graphs)], image.facts))
-                number += 1
-                yield image.graphs
+            yield from rewrite_tasks.read_graphs(work.entry(kind, name))
 
-    learned = replacements.learn(read())
-    for level in (Level.PHRASE, Level.WORD):
-        learned.calibrate(sample, level)
-    return learned
+    if work.settings.translator == "apertium":
+        usual = wording.learn(graph.text for graphs in read() for graph in graphs).hashes
+    else:
+        usual = np.zeros(0, np.uint64)
+    np.save(work.work / USUAL, usual)
+    learned_file.save(replacements.learn(read()), path)
 
 
-def _key_parts(sample: Sample) -> list[int]:
-    return [int.from_bytes(sample.key.encode()[i : i + 7], "little") for i in range(0, len(sample.key), 7)]
+def _back_translate(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
+    if work.settings.translator is not None:
+        waiting = [(work, name) for name in names if not work.is_done("back", name)]
+        _run(workers, rewrite_tasks.translate_shard, waiting, "translating")
+
+
+def _find_negatives(work: Rewriting, listed: manifest.Manifest, workers: Workers) -> None:
+    tasks = [
+        (work, pool, level)
+        for pool in _pools(work, listed)
+        for level in reversed(NEGATIVE_LEVELS)
+        if not all(work.is_done(level.name.lower(), name) for name in pool)
+    ]
+    _run(workers, rewrite_tasks.find_negatives, tasks, "looking for negatives", unit="pools")
+
+
+def _run(
+    workers: Workers, function: Callable[..., None], tasks: Sequence[tuple[Any, ...]], label: str, unit: str = "shards"
+) -> None:
+    for _ in workers.run(function, tasks, label=label, unit=unit):
+        pass
 
 
 def _pair_shards(listed: manifest.Manifest) -> list[str]:
     return [entry.file for entry in listed.shards if entry.kinds.get("pair")]
 
 
-def _captions(folder: Path, names: Sequence[str]) -> Iterator[list[str]]:
-    for name in names:
-        for stored in shards.read_shard(folder / name):
-            if stored.sample.kind is Kind.PAIR:
-                yield [caption.text for caption in stored.sample.captions]
-
-
-def _pools(folder: Path, names: Sequence[str]) -> Iterator[list[str]]:
+def _pools(work: Rewriting, listed: manifest.Manifest) -> Iterator[tuple[str, ...]]:
     """Runs of shards with about `POOL_CAPTIONS` captions."""
     pool: list[str] = []
     size = 0
-    for name in names:
+    for name in _pair_shards(listed):
         pool.append(name)
-        size += sum(len(captions) for captions in _captions(folder, [name]))
+        size += sum(map(len, read_json_object(work.entry("graphs", name))))
         if size >= POOL_CAPTIONS:
-            yield pool
+            yield tuple(pool)
             pool, size = [], 0
     if pool:
-        yield pool
+        yield tuple(pool)

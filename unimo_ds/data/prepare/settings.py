@@ -13,6 +13,8 @@ from typing import Any, Literal
 DEFAULT_VOCABULARY = 8192
 
 KindName = Literal["pairs", "texts", "images"]
+TranslatorName = Literal["marian", "ctranslate2", "apertium"]
+ParserName = Literal["rules", "factual", "spacy"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,43 @@ class ImportSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class RewriteSettings:
+    """How captions are rewritten. Field names are those of the options and of the corpus file."""
+
+    positives: int = 4
+    """Other captions of the image that are stored with each."""
+    negatives: int = 4
+    """Of each level."""
+    back_translations: int = 3
+    """Positives that the translator may add."""
+    translator: TranslatorName | None = None
+    """None: no back-translation."""
+    to_pivot: tuple[Path, ...] = ()
+    """Folders of models (marian, ctranslate2), a pivot language each."""
+    from_pivot: tuple[Path, ...] = ()
+    """Of the way back, in the same order."""
+    pivots: tuple[str, ...] = ()
+    """Languages of apertium; none: all that are installed."""
+    translation_batch: int = 32
+    """Sentences that a model translates at a time."""
+    beams: int = 4
+    parser: ParserName = "rules"
+    parser_path: Path | None = None
+    """Weights or pipeline of the parser, where it has any."""
+    learn_from: Path | None = None
+    """A data folder whose captions teach what may replace what (a small folder has too few); None: the folder itself."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PhraseSettings:
+    """How the phrases that are masked whole are found."""
+
+    parser: ParserName = "rules"
+    parser_path: Path | None = None
+
+
 _NO_INPUT = ("output", "replace", "source")
 """Fields that say where things go, not what is made."""
 
@@ -86,6 +125,18 @@ def fingerprint(settings: ImportSettings) -> str:
     """
     values = {name: _plain(value) for name, value in vars(settings).items() if name not in _NO_INPUT}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity_of(settings: RewriteSettings) -> list[Any]:
+    """All that decides the rewrites, models by their files' sizes and times; where results go plays no part."""
+    values = {name: _plain(value) for name, value in vars(settings).items() if name != "learn_from"}
+    folders = (*settings.to_pivot, *settings.from_pivot, settings.parser_path)
+    return [values, [files_in(path) for path in folders]]
+
+
+def files_in(folder: Path | None) -> list[Any]:
+    """Names, sizes and times of a model folder's files: whether it is still the same."""
+    return [] if folder is None else [_plain(file) for file in sorted(folder.glob("*"))]
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from unimo_ds.data.prepare import word_classes
 from unimo_ds.data.prepare.word_classes import WORD
-from unimo_ds.utils import seed as seeds
 
 _MAX_SIMILARITY = 0.9
 """More similar captions of other images are taken for the same sentence."""
@@ -23,11 +22,11 @@ _BLOCK = 500
 _TEMPERATURE = 0.1
 """Of the choice among the similar: smaller is nearer to the most similar ones, and further from equal use."""
 _ROUNDS = 40
-_STREAM = 0x53454E54
-"""Keeps these draws apart from others of the same seed."""
 
 
-def choose(captions_of_images: Sequence[Sequence[str]], *, number: int, seed: int = 0) -> list[list[list[str]]]:
+def choose(
+    captions_of_images: Sequence[Sequence[str]], *, number: int, randomness: np.random.Generator
+) -> list[list[list[str]]]:
     """For each caption of each image, captions of other images that are similar to it, the chosen first, then some spare ones.
 
     Left out: near-duplicates, captions that another caption of the image equals, and sentences made of the image's own words
@@ -44,7 +43,7 @@ def choose(captions_of_images: Sequence[Sequence[str]], *, number: int, seed: in
         says_more = np.array([bool(content[i] - known[image]) for i in columns], dtype=bool)
         found.append(columns[says_more])
         similarities.append(values[says_more])
-    order = balanced_order(found, similarities, number=number, randomness=seeds.generator(seed, _STREAM))
+    order = balanced_order(found, similarities, number=number, randomness=randomness)
     chosen: list[list[list[str]]] = [[] for _ in captions_of_images]
     for image, columns, ranks in zip(image_of, found, order, strict=True):
         chosen[image].append([texts[i] for i in columns[ranks][: 2 * number + 4]])

@@ -40,6 +40,8 @@ class Slot:
     context: tuple[str, str, str, str]
     """The word before it, the word behind it, and what it is tied to: for a noun the relation that leads to it and the verb it is
     the subject of, for an attribute its noun, for a relation target and subject. Empty where there is none."""
+    around: tuple[str, str, str, str]
+    """The two words before it and the two behind it."""
 
 
 def find(graph: SceneGraph) -> list[Slot]:
@@ -86,9 +88,12 @@ class _Finder:
         who: str = _NOTHING,
     ) -> Slot:
         first, last = bisect_right(self.starts, start) - 1, bisect_left(self.starts, end)
-        before = self.tokens[first - 1][2] if first > 0 else _NOTHING
-        after = self.tokens[last][2] if last < len(self.tokens) else _NOTHING
-        return Slot(level, group, self.graph.text[start:end].lower(), start, end, part, head, (before, after, on, who))
+        around = (self._word(first - 2), self._word(first - 1), self._word(last), self._word(last + 1))
+        context = (around[1], around[2], on, who)
+        return Slot(level, group, self.graph.text[start:end].lower(), start, end, part, head, context, around)
+
+    def _word(self, number: int) -> str:
+        return self.tokens[number][2] if 0 <= number < len(self.tokens) else _NOTHING
 
     def _object(self, index: int, node: Object, attributes: list[Attribute]) -> list[Slot]:
         text = self.graph.text
@@ -106,7 +111,7 @@ class _Finder:
 
     def _article(self, start: int) -> str:
         first = bisect_right(self.starts, start) - 1
-        before = self.tokens[first - 1][2] if first > 0 else _NOTHING
+        before = self._word(first - 1)
         if before in ("a", "an", "one"):
             return _INDEFINITE
         if before in ("the", "his", "her", "its", "their", "this", "that", "another", "'s"):

@@ -24,6 +24,11 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def normal(text: str) -> str:
+    """The text's words alone: equal for texts that differ in capitals, signs and spaces."""
+    return " ".join(words_of(text))
+
+
 def content_words(texts: Iterable[str]) -> set[str]:
     return {word for text in texts for word in words_of(text)} - FUNCTION_WORDS
 

@@ -21,6 +21,7 @@ _TIMEOUT = 1800
 _FLAGS = {
     "attention": "dropout",
     "hopper": "dropout",
+    "dropout_norm": "dropout",
     "contrastive_pair_gradients": "to fp32",
     "contrastive": "both directions",
 }
@@ -175,6 +176,8 @@ def readable_name(mangled: str) -> str:
     name, rest = mangled[matched.end() : matched.end() + size], mangled[matched.end() + size :]
     formats = {"4Half": " fp16", "8BFloat16": " bf16"}
     name += next((word for tag, word in formats.items() if tag in rest), "")
+    width = re.search(r"Li(\d+)E", rest)
+    name += f" to {256 * int(width.group(1))} columns" if name.startswith("dropout_norm") and width else ""
     meaning = next((word for start, word in _FLAGS.items() if name.startswith(start)), "")
     return name + (f" {meaning}" if "Lb1E" in rest else "")
 

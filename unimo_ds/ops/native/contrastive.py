@@ -12,6 +12,7 @@ Letters as in `ops/score_blocks.py`.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -111,31 +112,23 @@ def narrow(vectors: torch.Tensor) -> torch.Tensor:
     return (vectors.half() if vectors.dtype == torch.float32 else vectors).contiguous()
 
 
-def _chunks(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-def _length(chunk: slice) -> int:
-    return int(chunk.stop - chunk.start)
-
-
 def _tiles(number: int, size: int) -> int:
     return -(-number // size)
 
 
 class _Walk:
-    """The rectangles of one score matrix: the buffer, and the kernels' arguments at each of them."""
+    """The rectangles of one score matrix, one after another in one buffer, and the kernels' arguments at each of them.
+
+    The host's work per rectangle is kept to some ten microseconds, less than the GPU's: views and addresses are made once.
+    """
 
     def __init__(
         self, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, column_logs: torch.Tensor
     ) -> None:
-        """column_logs: [B] statistics of columns, running or final; empty where columns are no queries."""
-        self.rows, self.columns = rows, columns
-        self.row_chunks = _chunks(len(rows), CHUNK_ROWS)
-        self.column_chunks = _chunks(len(columns), CHUNK_COLUMNS)
-        self.height = min(CHUNK_ROWS, len(rows))
-        self.pitch = 8 * _tiles(min(CHUNK_COLUMNS, len(columns)), 8)
-        self.scores = rows.new_empty((self.height, self.pitch), dtype=torch.float32)
+        """column_logs: [B] statistics of columns, running or final; empty where they are no queries."""
+        self.row_parts, self.column_parts = torch.split(rows, CHUNK_ROWS), torch.split(columns, CHUNK_COLUMNS)
+        height, pitch = len(self.row_parts[0]), 8 * _tiles(len(self.column_parts[0]), 8)
+        self.scores = rows.new_empty((height, pitch), dtype=torch.float32)
         self.conflicts = rows.new_empty((_tiles(len(rows), TILE_ROWS), _tiles(len(columns), 32)), dtype=torch.int32)
         # Held here: the structure has their addresses alone.
         keys = Keys(*(tensor.contiguous() for tensor in keys))
@@ -143,34 +136,53 @@ class _Walk:
         self.by_column: dict[str, torch.Tensor] = {"column_keys": keys.columns, "column_items": keys.column_items}
         self.arguments = BlockArguments(
             scores=self.scores.data_ptr(),
+            conflicts=self.conflicts.data_ptr(),
             inverse_temperature=inverse.data_ptr(),
             column_maxima=column_logs.data_ptr() if len(column_logs) else None,
-            pitch=self.pitch,
+            num_rows=len(rows),
+            num_columns=len(columns),
+            pitch=pitch,
             conflict_stride=self.conflicts.shape[1],
             row_items_width=keys.row_items.shape[1],
             column_items_width=keys.column_items.shape[1],
         )
-        launcher.bound("unimo_contrastive_conflicts", rows)(self._at(slice(0, len(rows)), slice(0, len(columns))))
+        for name, tensor in (self.by_row | self.by_column).items():
+            setattr(self.arguments, name, tensor.data_ptr())
+        launcher.bound("unimo_contrastive_conflicts", rows)(self.arguments)
 
-    def score(self, row_chunk: slice, column_chunk: slice) -> BlockArguments:
-        """Fill the buffer with a rectangle's cosines. Returns the arguments for it."""
-        buffer = self.scores[: _length(row_chunk), : _length(column_chunk)]
-        products.multiply(self.rows[row_chunk], self.columns[column_chunk].T, buffer)
-        return self._at(row_chunk, column_chunk)
+    def rectangles(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Fill the buffer with each rectangle's cosines and `arguments` with what belongs to it.
 
-    def weights(self, row_chunk: slice, column_chunk: slice) -> torch.Tensor:
-        """The 16-bit weights that took the cosines' place in the buffer."""
-        return self.scores.view(self.rows.dtype)[: _length(row_chunk), : _length(column_chunk)]
-
-    def _at(self, row_chunk: slice, column_chunk: slice) -> BlockArguments:
+        Yields the numbers of its row part and column part, and where its 16-bit weights lie once the kernel has made them.
+        """
         arguments = self.arguments
-        for chunk, tensors in ((row_chunk, self.by_row), (column_chunk, self.by_column)):
-            for name, tensor in tensors.items():
-                setattr(arguments, name, tensor.data_ptr() + chunk.start * tensor.stride(0) * tensor.element_size())
-        place = row_chunk.start // TILE_ROWS * self.conflicts.shape[1] + column_chunk.start // 32
-        arguments.conflicts = self.conflicts.data_ptr() + 4 * place
-        arguments.num_rows, arguments.num_columns = _length(row_chunk), _length(column_chunk)
-        return arguments
+        transposed = [part.T for part in self.column_parts]
+        of_rows, of_columns = _steps(self.by_row, CHUNK_ROWS), _steps(self.by_column, CHUNK_COLUMNS)
+        narrow = self.scores.view(self.row_parts[0].dtype)
+        for row, row_part in enumerate(self.row_parts):
+            arguments.num_rows = height = len(row_part)
+            for name, base, step in of_rows:
+                setattr(arguments, name, base + row * step)
+            conflicts = self.conflicts.data_ptr() + row * (CHUNK_ROWS // TILE_ROWS) * self.conflicts.shape[1] * 4
+            buffer = weights = None
+            for column, column_part in enumerate(transposed):
+                width = column_part.shape[1]
+                if buffer is None or width != arguments.num_columns:
+                    buffer, weights = self.scores[:height, :width], narrow[:height, :width]
+                arguments.num_columns = width
+                for name, base, step in of_columns:
+                    setattr(arguments, name, base + column * step)
+                arguments.conflicts = conflicts + column * (CHUNK_COLUMNS // 32) * 4
+                products.multiply(row_part, column_part, buffer)
+                assert weights is not None
+                yield row, column, weights
+
+
+def _steps(tensors: dict[str, torch.Tensor], chunk: int) -> list[tuple[str, int, int]]:
+    """Name, address and bytes from one part to the next, of each tensor."""
+    return [
+        (name, tensor.data_ptr(), chunk * tensor.stride(0) * tensor.element_size()) for name, tensor in tensors.items()
+    ]
 
 
 def _forward(
@@ -191,16 +203,16 @@ def _forward(
     if len(rows) and len(columns):
         walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_maxima)
         walk.by_row |= {"row_maxima": row_maxima, "row_sums": row_sums}
-        row_partials = row_maxima.new_empty((_tiles(walk.pitch, TILE_COLUMNS), walk.height, 2))
+        height, pitch = walk.scores.shape
+        row_partials = row_maxima.new_empty((_tiles(pitch, TILE_COLUMNS), height, 2))
         walk.arguments.row_partials = row_partials.data_ptr()
         if both:
             walk.by_column |= {"column_maxima": column_maxima, "column_sums": column_sums}
-            column_partials = row_maxima.new_empty((_tiles(walk.height, TILE_ROWS), walk.pitch, 2))
+            column_partials = row_maxima.new_empty((_tiles(height, TILE_ROWS), pitch, 2))
             walk.arguments.column_partials = column_partials.data_ptr()
         take_statistics = launcher.bound("unimo_contrastive_statistics", rows)
-        for row_chunk in walk.row_chunks:
-            for column_chunk in walk.column_chunks:
-                take_statistics(walk.score(row_chunk, column_chunk))
+        for _ in walk.rectangles():
+            take_statistics(walk.arguments)
     logs = [
         torch.where(maxima.isinf(), -torch.inf, maxima * inverse + torch.log(sums))
         for maxima, sums in ((row_maxima, row_sums), (column_maxima, column_sums))
@@ -231,38 +243,52 @@ def _backward(
     both: bool,
     wide: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    to_rows, to_columns, to_inverse = _backward_shapes(
-        row_gradients, column_gradients, rows, columns, inverse_temperature, wide
-    )
     if not len(rows) or not len(columns):
-        return to_rows.zero_(), to_columns.zero_(), to_inverse.zero_()
-    rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
+        shapes = _backward_shapes(row_gradients, column_gradients, rows, columns, inverse_temperature, wide)
+        return shapes[0].zero_(), shapes[1].zero_(), shapes[2].zero_()
     of_rows, of_columns = row_gradients.float().contiguous(), column_gradients.float().contiguous()
     # The largest weight is near _LARGEST_WEIGHT, so that fp16 holds those 10^11 times smaller; `back` undoes it.
     largest = torch.cat((of_rows, of_columns)).abs().amax() if both else of_rows.abs().amax()
     scale = _LARGEST_WEIGHT / largest.clamp(min=1e-30)
+    inverse = inverse_temperature.float()
     back = inverse / scale
+    narrow_rows, narrow_columns = narrow(rows), narrow(columns)
+    keys = Keys(row_keys, column_keys, row_items, column_items)
+    walk = _Walk(narrow_rows, narrow_columns, inverse, keys, column_logs)
     temperature_sums = torch.zeros_like(row_logs)
-
-    walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_logs)
     walk.arguments.weight_scale = scale.data_ptr()
     walk.by_row |= {"row_logs": row_logs, "row_gradients": of_rows, "temperature_sums": temperature_sums}
     if both:
         walk.by_column |= {"column_logs": column_logs, "column_gradients": of_columns}
-    weigh = launcher.bound("unimo_contrastive_weights", rows)
-    column_sums = to_columns if wide else to_columns.new_empty(to_columns.shape, dtype=torch.float32)
-    row_sums = column_sums.new_empty((walk.height, rows.shape[1]))
-    for row_chunk in walk.row_chunks:
-        block = row_sums[: _length(row_chunk)]
-        for column_chunk in walk.column_chunks:
-            weigh(walk.score(row_chunk, column_chunk))
-            weights = walk.weights(row_chunk, column_chunk)
-            products.multiply_add(weights, columns[column_chunk], block, fresh=column_chunk.start == 0)
-            products.multiply_add(weights.T, rows[row_chunk], column_sums[column_chunk], fresh=row_chunk.start == 0)
-        torch.mul(block, back, out=to_rows[row_chunk])
+    dtype = torch.float32 if wide else rows.dtype
+    to_rows, column_sums = _carry(walk, back, narrow_rows, narrow_columns, dtype)
+    del walk  # its buffer makes room for the result
+    to_columns = column_sums if wide else torch.empty_like(column_sums, dtype=columns.dtype)
     torch.mul(column_sums, back, out=to_columns)
+    to_inverse = inverse_temperature.new_empty(inverse_temperature.shape)
     torch.div(temperature_sums.sum(), scale, out=to_inverse)
     return to_rows, to_columns, to_inverse
+
+
+def _carry(
+    walk: _Walk, back: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights to vectors: ([A, D] of the rows, times `back`; [B, D] fp32 sums for the columns, without it)."""
+    weigh, add = launcher.bound("unimo_contrastive_weights", rows), products.adder(rows)
+    to_rows, column_sums = (
+        vectors.new_empty(vectors.shape, dtype=kind) for vectors, kind in ((rows, dtype), (columns, torch.float32))
+    )
+    row_results, column_results = torch.split(to_rows, CHUNK_ROWS), torch.split(column_sums, CHUNK_COLUMNS)
+    row_sums = block = torch.empty_like(walk.row_parts[0], dtype=torch.float32)
+    for row, column, weights in walk.rectangles():
+        weigh(walk.arguments)
+        if column == 0:
+            block = row_sums[: len(row_results[row])]
+        add(weights, walk.column_parts[column], block, column == 0)
+        add(weights.T, walk.row_parts[row], column_results[column], row == 0)
+        if column + 1 == len(column_results):
+            torch.mul(block, back, out=row_results[row])
+    return to_rows, column_sums
 
 
 def _backward_shapes(

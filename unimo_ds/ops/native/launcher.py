@@ -12,7 +12,8 @@ from unimo_ds.ops.native import library
 
 
 def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Callable[[ctypes.Structure], None]:
-    """A C function on a tensor's device and torch's stream there, as a function of its argument structure.
+    """A C function on a tensor's device and torch's stream there, as a function of its argument structure. The device has to
+    be the current one, as it is within operators made by `define`.
 
     format_number: instead of that of the tensor's dtype.
     """
@@ -21,9 +22,7 @@ def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Ca
     number = library.FORMATS[like.dtype] if format_number is None else format_number
 
     def call(arguments: ctypes.Structure) -> None:
-        with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-            status = function(ctypes.byref(arguments), number, stream)
-        library.require_done(status, name)
+        library.require_done(function(ctypes.byref(arguments), number, stream), name)
 
     return call
 
@@ -33,7 +32,12 @@ def define(
 ) -> None:
     """Register an operator for CUDA and, on emulated kernels, the CPU, with its shapes for tracing."""
     name = schema.split("(")[0]
+
+    def on_its_device(*arguments: Any) -> Any:
+        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+            return function(*arguments)
+
     operators.define(schema)  # type: ignore[no-untyped-call]
     for device in ("CUDA", "CPU"):
-        operators.impl(name, function, device)  # type: ignore[no-untyped-call]
+        operators.impl(name, on_its_device, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"unimo::{name}", shapes, lib=operators)

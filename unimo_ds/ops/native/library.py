@@ -15,10 +15,14 @@ from unimo_ds.utils.errors import UserError
 
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
 """Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
+SWITCH = "UNIMO_KERNELS"
+"""Environment variable: `off` leaves the kernels alone on GPUs, whatever is built."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
     "unimo_attention_backward",
+    "unimo_dropout_norm_forward",
+    "unimo_dropout_norm_backward",
     "unimo_contrastive_conflicts",
     "unimo_contrastive_statistics",
     "unimo_contrastive_weights",
@@ -49,11 +53,23 @@ def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
         return "bfloat16 needs compute capability 8.0; use float16 on a V100"
     if tensor.device.type == "cpu":
         return None
+    if os.environ.get(SWITCH) == "off":
+        return f"{SWITCH}=off"
     if _built_for(number) is None:
         if not may_build:
             return f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`"
+        return _refusal_to_build(number)
+    return None
+
+
+@functools.cache
+def _refusal_to_build(number: int) -> str | None:
+    """Builds, or says once and for all why that fails."""
+    try:
         build.build(f"sm_{number}")
-        _built_for.cache_clear()
+    except (UserError, OSError) as error:
+        return f"the kernels could not be built: {error}"
+    _built_for.cache_clear()
     return None
 
 

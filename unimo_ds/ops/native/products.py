@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
+
+Adder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], None]
+"""(left, right, result, fresh): result += left @ right, or where fresh result = left @ right."""
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> None:
@@ -15,16 +19,33 @@ def multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> N
         result.copy_(left.float() @ right.float())
 
 
-def multiply_add(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, *, fresh: bool) -> None:
-    """result += left @ right, or where `fresh` result = left @ right."""
+def adder(like: torch.Tensor) -> Adder:
+    """For matrices of a tensor's dtype and device."""
+    if not like.is_cuda:
+        return _add_on_host
+    return _add if _adds_to_fp32(like.device, like.dtype) else _add_apart
+
+
+def _add(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, fresh: bool) -> None:
     if fresh:
-        multiply(left, right, result)
-    elif not left.is_cuda:
-        result += left.float() @ right.float()
-    elif _adds_to_fp32(left.device, left.dtype):
+        torch.ops.aten.mm.dtype_out(left, right, torch.float32, out=result)
+    else:
         torch.ops.aten.addmm.dtype_out(result, left, right, torch.float32, out=result)
+
+
+def _add_apart(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, fresh: bool) -> None:
+    if fresh:
+        torch.ops.aten.mm.dtype_out(left, right, torch.float32, out=result)
     else:
         result += torch.ops.aten.mm.dtype(left, right, torch.float32)
+
+
+def _add_on_host(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, fresh: bool) -> None:
+    product = left.float() @ right.float()
+    if fresh:
+        result.copy_(product)
+    else:
+        result += product
 
 
 @functools.cache

@@ -61,6 +61,8 @@ class SceneGraph:
     objects: tuple[Object, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     relations: tuple[Relation, ...] = ()
+    names: tuple[tuple[int, int], ...] = ()
+    """Characters [start, end) of each named entity."""
 
     def words(self, node: Object | Attribute | Relation) -> str:
         return self.text[node.start : node.end]

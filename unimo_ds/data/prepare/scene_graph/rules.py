@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from unimo_ds.data.prepare.scene_graph import phrases, tagging, wordnet
 from unimo_ds.data.prepare.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.scene_graph.lists import words
+from unimo_ds.data.prepare.scene_graph.names import names_in
 from unimo_ds.data.prepare.scene_graph.phrases import Piece, PieceKind
 from unimo_ds.data.prepare.scene_graph.tagging import Token
 
@@ -86,6 +87,7 @@ class _Reading:
             tuple(self.objects),
             tuple(sorted(self.attributes, key=lambda one: one.start)),
             tuple(sorted(self.relations, key=lambda one: one.start)),
+            names_in(self.text),
         )
 
     def _noun(self, piece: Piece, following: PieceKind, before: PieceKind) -> None:

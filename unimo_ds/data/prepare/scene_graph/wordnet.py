@@ -91,6 +91,20 @@ class WordNet:
         return one == other or bool(senses & other_above or other_senses & above)
 
     @functools.cache  # noqa: B019
+    def says_as_much(self, word: str, other: str, part: str) -> bool:
+        """Whether the other word can stand for the word, both in their most frequent sense: a synonym, or more general."""
+        firsts = [
+            {self._senses[part][base][0] for base in self.bases(one.rsplit(" ", 1)[-1], part)} for one in (word, other)
+        ]
+        above, waiting = set(firsts[0]), list(firsts[0])
+        while waiting:
+            for parent in self._parents[part][waiting.pop()]:
+                if parent not in above:
+                    above.add(parent)
+                    waiting.append(parent)
+        return bool(above & firsts[1])
+
+    @functools.cache  # noqa: B019
     def topic(self, noun: str) -> str:
         """person, animal, body, place, group or thing, by the noun's most frequent sense."""
         noun = noun.rsplit(" ", 1)[-1]

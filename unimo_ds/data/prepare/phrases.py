@@ -1,0 +1,119 @@
+"""`unimo prepare phrases`: the names and phrases of every caption and text, stored with it, so that masking takes them whole.
+
+The paper detects "semantically complete phrases, such as name entities" by parsing and masks each as if it were one word (section
+2.3). Here: names; objects with the attributes before them ("black and white dog"); prepositions of several words ("in front of").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from unimo_ds.data import folder as folders
+from unimo_ds.data import index, manifest, shards
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.prepare import stage_marks
+from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, write_json
+from unimo_ds.data.prepare.scene_graph import parsers
+from unimo_ds.data.prepare.scene_graph.graph import AttributeKind, SceneGraph
+from unimo_ds.data.prepare.settings import PhraseSettings, files_in
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.schema import Kind, Sample, Spans
+from unimo_ds.data.shards import StoredSample
+
+_MOST_WORDS = 6
+"""Of a phrase: longer ones are hidden with nothing to guess them from."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    folder: Path
+    settings: PhraseSettings
+    tokenizer: Path
+
+
+def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers: Workers | None = None) -> Report:
+    """Store the phrases of all captions and texts of a folder; earlier ones are replaced.
+
+    Raises:
+        UserError: not a data folder, a damaged one, or a parser that cannot be used.
+    """
+    settings, workers = settings or PhraseSettings(), workers or Workers()
+    parsers.check(settings.parser, settings.parser_path)
+    listed = manifest.load_manifest(folder)
+    options = [settings.parser, files_in(settings.parser_path)]
+    if stage_marks.is_done(folder, "phrases", options):
+        Journal(folder, "phrases").forget()
+        return Report({"phrases are stored already": 1})
+    journal = Journal(folder, "phrases")
+    journal.begin(stage_marks.identity([options, listed.fingerprint]))
+    sweep(folder)
+    work = _Work(folder, settings, folder / listed.tokenizer.file)
+    names = [entry.file for entry in listed.shards if entry.kinds.get("pair") or entry.kinds.get("text")]
+    entries = {name: journal.path / f"done-{name}.json" for name in names}
+    tasks = [(work, name, entries[name]) for name in names if not entries[name].exists()]
+    for _ in workers.run(phrase_shard, tasks, label="looking for phrases", unit="shards"):
+        pass
+    report = Report()
+    for entry in entries.values():
+        report.add(report_of(read_json_object(entry)))
+    folders.finish_folder(folder, tokenizer=tokenizers.load(work.tokenizer), tokenizer_file=listed.tokenizer.file)
+    stage_marks.mark_done(folder, "phrases", options)
+    journal.forget()
+    return report
+
+
+def phrase_shard(work: _Work, name: str, entry: Path) -> None:
+    """Find and store the phrases of one shard, index it, and write the entry that says so."""
+    path = work.folder / name
+    texts = [text for stored in shards.read_shard(path) for text in _texts(stored.sample)]
+    graphs = parsers.load(work.settings.parser, work.settings.parser_path).parse(texts)
+    found = iter([phrases_of(graph) for graph in graphs])
+    report = Report()
+
+    def transform(_: int, stored: StoredSample) -> StoredSample:
+        sample = stored.sample
+        spans = [next(found) for _ in _texts(sample)]
+        report.count("texts", len(spans))
+        report.count("phrases", sum(map(len, spans)))
+        if sample.kind is Kind.TEXT:
+            return replace(stored, sample=replace(sample, phrases=spans[0]))
+        captions = tuple(replace(one, phrases=own) for one, own in zip(sample.captions, spans, strict=True))
+        return replace(stored, sample=replace(sample, captions=captions))
+
+    shards.rewrite_shard(path, transform)
+    index.build_index(path, tokenizers.load(work.tokenizer))
+    write_json(entry, asdict(report))
+
+
+def _texts(sample: Sample) -> list[str]:
+    return [sample.text] if sample.text is not None else [caption.text for caption in sample.captions]
+
+
+def phrases_of(graph: SceneGraph) -> Spans:
+    """The phrases of several words of a text. Where two overlap, a name wins, else the one that begins first."""
+    chosen: list[tuple[int, int]] = []
+    for span in _candidates(graph):
+        words = graph.text[slice(*span)].split()
+        if 1 < len(words) <= _MOST_WORDS and all(span[1] <= start or end <= span[0] for start, end in chosen):
+            chosen.append(span)
+    return tuple(sorted(chosen))
+
+
+def _candidates(graph: SceneGraph) -> Iterator[tuple[int, int]]:
+    yield from graph.names
+    for number, node in enumerate(graph.objects):
+        yield _first_word(graph, number, node.start), node.end
+    for relation in graph.relations:
+        if relation.preposition is not None:
+            yield relation.preposition
+
+
+def _first_word(graph: SceneGraph, number: int, start: int) -> int:
+    """Where an object's name begins, its attributes in front of it included."""
+    before = [one for one in graph.attributes if one.owner == number and one.end <= start]
+    starts = [one.start for one in before if one.kind is AttributeKind.QUALITY]
+    between = max([one.end for one in graph.objects[:number] if one.end <= start], default=0)
+    return min([one for one in starts if one >= between], default=start)

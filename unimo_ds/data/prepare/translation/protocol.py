@@ -1,0 +1,45 @@
+"""Translators, and two of them as a way there and back: a caption comes back in other words (UNIMO, section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Translator(Protocol):
+    """Translates one way. Deterministic: equal lists of texts give equal translations."""
+
+    def translate(self, texts: Sequence[str], *, number: int = 1) -> list[list[str]]:
+        """Of each text up to `number` translations, the best first; none where it could not be translated.
+
+        A text is one line; what comes back has no line breaks either.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Another language, there and back."""
+
+    name: str
+    """Tool and language or models, kept with every positive ("marian opus-mt-en-de")."""
+    there: Translator
+    back: Translator
+    is_trusted: bool
+    """Whether its translations mean what the text means as a rule; of others only what is checked closely is taken."""
+
+    def around(self, texts: Sequence[str], *, number: int = 1) -> list[list[str]]:
+        """Of each text up to `number` versions that have been there (the best translation) and back."""
+        there = self.there.translate(texts)
+        met = [i for i, found in enumerate(there) if found]
+        returned = self.back.translate([there[i][0] for i in met], number=number) if met else []
+        versions: list[list[str]] = [[] for _ in texts]
+        for i, found in zip(met, returned, strict=True):
+            versions[i] = found
+        return versions
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and doubled spaces."""
+    return " ".join(text.split())

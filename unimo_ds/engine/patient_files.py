@@ -1,0 +1,93 @@
+"""Logs of a run that a full disk cannot end: what cannot be written waits, or is dropped, and training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_MOST_WAITING = 4 * 2**20
+"""Bytes of lines that are held back for a disk that takes none; about ten thousand steps."""
+_REOPEN_SECONDS = 30.0
+
+Say = Callable[[str], None]
+
+
+class PatientLines:
+    """A file that lines are added to, in order and each of them whole once the disk takes them again."""
+
+    def __init__(self, path: Path, say: Say = print) -> None:
+        self._path, self._say = path, say
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting = b""
+        self._is_full = False
+
+    def write(self, line: str) -> None:
+        """Add a line (without its end)."""
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting += line.encode() + b"\n"
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                self._say(f"warning: cannot write {self._path}: {error.strerror}; its lines wait, training goes on")
+            self._is_full = True
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class PatientBoard:
+    """TensorBoard's writer; what a full disk refuses is dropped, and a new file begun when there may be room again."""
+
+    def __init__(self, folder: Path, say: Say = print, *, purge_step: int) -> None:
+        self._folder, self._say = folder, say
+        self._closed_at = 0.0
+        self._board: Any = None
+        self._open(purge_step)
+
+    def add(self, kind: str, *arguments: Any, **options: Any) -> None:
+        """Call `SummaryWriter.add_<kind>`."""
+        if self._board is None and time.monotonic() - self._closed_at > _REOPEN_SECONDS:
+            self._open(None)
+        self._try(f"add_{kind}", *arguments, **options)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def close(self) -> None:
+        self._try("close")
+
+    def _open(self, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._board = SummaryWriter(str(self._folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            self._give_up(error)
+
+    def _try(self, name: str, *arguments: Any, **options: Any) -> None:
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, name)(*arguments, **options)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if not self._closed_at:
+            self._say(
+                f"warning: cannot write {self._folder}: {error.strerror}; TensorBoard misses these steps, training goes on"
+            )
+        self._closed_at = time.monotonic()
+        board, self._board = self._board, None
+        if board is not None:
+            with contextlib.suppress(OSError):
+                board.close()

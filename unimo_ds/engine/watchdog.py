@@ -1,0 +1,174 @@
+"""A rank that stops takes all others into a collective that never ends: say which it is, show every stack, and end.
+
+Two clocks run beside the trainer, both put off by every step, evaluation and save. Shortly before the limit a thread writes where
+this rank stands into the group's store, and one rank tells who waits for whom. At the limit `faulthandler`, which needs no
+interpreter lock, prints the stacks and ends the process, long before a launcher's or NCCL's own patience runs out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from unimo_ds.utils.communicator import Communicator
+
+_PACKAGE = Path(__file__).parents[1]
+_WRITE_AT, _TELL_AT = 0.8, 0.9
+"""Shares of the limit."""
+_COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a rank stands."""
+
+    rank: int
+    host: str
+    process: int
+    place: str
+    """The innermost line of Python, and that of this package which led there."""
+    collective: str
+    """The collective that it waits in; empty where it waits in none."""
+    turn: int
+    """Times that it has shown to be alive; the same on all ranks but for those between two of them."""
+
+
+class Watchdog:
+    """Watches over this process from the first `alive` to `stop`. minutes: until it ends it; 0: never."""
+
+    def __init__(self, communicator: Communicator, *, minutes: float) -> None:
+        self._communicator = communicator
+        self._limit = 60.0 * minutes
+        self._since = time.monotonic()
+        self._turn = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def alive(self) -> None:
+        """Put off the end of this process. Every rank calls it at the same points of the run."""
+        if not self._limit:
+            return
+        self._since = time.monotonic()
+        self._turn += 1
+        faulthandler.dump_traceback_later(self._limit, exit=True)
+        if self._thread is None and self._communicator.world_size > 1:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._ended.set()
+
+    def _watch(self) -> None:
+        written = told = -1
+        while not self._ended.wait(self._limit / 100.0):
+            idle, turn = time.monotonic() - self._since, self._turn
+            # A store that cannot be reached is that of a rank 0 which has stopped; the stacks come all the same.
+            with contextlib.suppress(RuntimeError, OSError, ValueError):
+                if idle > _WRITE_AT * self._limit and written != turn:
+                    written = turn
+                    mine = dataclasses.asdict(self._position())
+                    self._store().set(f"position/{self._communicator.rank}", json.dumps(mine))
+                if idle > _TELL_AT * self._limit and told != turn:
+                    told = turn
+                    self._tell(idle)
+
+    def _tell(self, idle: float) -> None:
+        store = self._store()
+        if store.add(f"told/{self._turn // 2}", 1) > 1:
+            return
+        positions: list[Position | None] = []
+        for rank in range(self._communicator.world_size):
+            key = f"position/{rank}"
+            found = Position(**json.loads(store.get(key))) if store.check([key]) else None
+            positions.append(found if found is not None and found.turn >= self._turn - 1 else None)
+        print(f"no progress for {idle:.0f} s (engine.hang_minutes)\n{who_waits_for_whom(positions)}", flush=True)
+
+    def _store(self) -> Store:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        patience = datetime.timedelta(seconds=max(1.0, 0.05 * self._limit))
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
+        return PrefixStore("watchdog", store)
+
+    def _position(self) -> Position:
+        place, collective = _place(threading.main_thread().ident)
+        return Position(
+            rank=self._communicator.rank,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            place=place,
+            collective=collective,
+            turn=self._turn,
+        )
+
+
+def _place(thread: int | None) -> tuple[str, str]:
+    """Of a thread: innermost line, with the package's own above it; and the collective that it is in, if any."""
+    frame = sys._current_frames().get(thread or 0)
+    stack = traceback.extract_stack(frame) if frame is not None else []
+    if not stack:
+        return "nowhere", ""
+    collective = next(
+        (call.name for call in reversed(stack) if any(part in call.filename for part in _COLLECTIVES)), ""
+    )
+    own = next((call for call in reversed(stack) if Path(call.filename).is_relative_to(_PACKAGE)), stack[-1])
+    place = _line(own)
+    return (place if own is stack[-1] or collective else f"{_line(stack[-1])} under {place}"), collective
+
+
+def _line(call: Any) -> str:
+    path = Path(call.filename)
+    shown = path.relative_to(_PACKAGE) if path.is_relative_to(_PACKAGE) else path.name
+    return f"{shown}:{call.lineno} {call.name}"
+
+
+def who_waits_for_whom(positions: Sequence[Position | None]) -> str:
+    """The report, a line for each place: ranks that said nothing, ranks outside any collective, ranks that wait in one.
+
+    positions: of every rank; None for one that did not write any.
+    """
+    silent = [rank for rank, position in enumerate(positions) if position is None]
+    groups: dict[tuple[str, str], list[Position]] = defaultdict(list)
+    for position in filter(None, positions):
+        groups[position.collective, position.place].append(position)
+    busy = {key: group for key, group in groups.items() if not key[0]}
+    waiting = {key: group for key, group in groups.items() if key[0]}
+    awaited = silent + sorted(position.rank for group in busy.values() for position in group)
+    lines = []
+    if silent:
+        lines.append(f"  {_ranks(silent)} said nothing: stopped, gone, or busy outside Python")
+    lines += [f"  {_names(group)} at {place}, in no collective" for (_, place), group in busy.items()]
+    lines += [f"  {_names(group)} in {collective} at {place}" for (collective, place), group in waiting.items()]
+    if awaited and waiting:
+        waiters = sorted(position.rank for group in waiting.values() for position in group)
+        lines.append(f"  {_ranks(waiters)} wait{'s' if len(waiters) == 1 else ''} for {_ranks(awaited)}")
+    elif len(waiting) > 1:
+        lines.append("  the ranks are in different collectives, or one of their connections is dead")
+    elif waiting:
+        lines.append("  all ranks are in the same collective: a connection between them is dead")
+    return "\n".join(lines)
+
+
+def _names(group: Sequence[Position]) -> str:
+    ranks = _ranks([position.rank for position in group])
+    return f"{ranks} ({group[0].host}, process {group[0].process})" if len(group) == 1 else ranks
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -1,0 +1,188 @@
+"""Dropout, residual and layer norm by the CUDA kernels of `kernels/dropout_norm/`: `unimo::dropout_norm_forward` and
+`unimo::dropout_norm_backward`. The mask is made again from the keys in each pass; same bits every run.
+
+Letters: T rows, D columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from unimo_ds.ops.native import launcher, library
+from unimo_ds.utils import seed
+
+LARGEST_SIZE = 1024
+_WARPS = 4
+_MOST_BLOCKS = 528
+"""Of the backward kernel, each with a row of partial sums: four on each of an H200's 132 multiprocessors."""
+_KEEPS_ALL = -32768
+
+
+class DropoutNormArguments(ctypes.Structure):
+    """`DropoutNormArguments` of kernels/dropout_norm/dropout_norm.cuh, field by field."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "x",
+                "residual",
+                "weight",
+                "bias",
+                "position_keys",
+                "sum",
+                "result",
+                "means",
+                "inverse_deviations",
+                "gradient",
+                "x_gradient",
+                "residual_gradient",
+                "partials",
+            )
+        ),
+        *((name, ctypes.c_int) for name in ("num_rows", "num_columns", "num_blocks", "dropout_threshold")),
+        ("site_key", ctypes.c_uint),
+        ("keep_scale", ctypes.c_float),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor, *, may_build: bool = False) -> str | None:
+    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+    size = x_TD.shape[-1]
+    if size % 8 or size > LARGEST_SIZE:
+        return f"the kernel is for a multiple of 8 columns up to {LARGEST_SIZE}, not {size}"
+    if weight_D.dtype != x_TD.dtype:
+        return f"the norm's weight is {weight_D.dtype}, its input {x_TD.dtype}"
+    return library.refusal(x_TD, may_build=may_build)
+
+
+def dropout_add_layer_norm(
+    x_TD: torch.Tensor,
+    residual_TD: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    position_keys_T: torch.Tensor,
+    *,
+    probability: float,
+    site: int,
+    epsilon: float,
+) -> torch.Tensor:
+    """As `ops.dropout_norm.dropout_add_layer_norm`. Callers ask `refusal` first."""
+    keys = position_keys_T if probability else position_keys_T[:0]
+    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(
+        x_TD, residual_TD, weight_D, bias_D, keys, probability, site, epsilon
+    )[0]
+    return result
+
+
+def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int) -> DropoutNormArguments:
+    num_rows, num_columns = rows.shape
+    return DropoutNormArguments(
+        position_keys=position_keys.data_ptr(),
+        num_rows=num_rows,
+        num_columns=num_columns,
+        dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
+        site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
+        keep_scale=seed.keep_scale(probability),
+    )
+
+
+def _forward(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, residual, weight, bias = (tensor.contiguous() for tensor in (x, residual, weight, bias))
+    found = _forward_shapes(x)
+    arguments = _arguments(x, position_keys, probability, site)
+    arguments.epsilon = epsilon
+    for name, tensor in zip(("x", "residual", "weight", "bias"), (x, residual, weight, bias), strict=True):
+        setattr(arguments, name, tensor.data_ptr())
+    for name, tensor in zip(("result", "sum", "means", "inverse_deviations"), found, strict=True):
+        setattr(arguments, name, tensor.data_ptr())
+    launcher.bound("unimo_dropout_norm_forward", x)(arguments)
+    return found
+
+
+def _forward_shapes(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Result, rounded sum, mean and inverse deviation of each row."""
+    rows = x.new_empty(len(x), dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(x.shape), rows, torch.empty_like(rows)
+
+
+def _backward(
+    gradient: torch.Tensor,
+    total: torch.Tensor,
+    means: torch.Tensor,
+    inverse_deviations: torch.Tensor,
+    weight: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gradient, weight = gradient.contiguous(), weight.contiguous()
+    x_gradient, residual_gradient, _ = _backward_shapes(gradient)
+    num_blocks = min(-(-len(gradient) // _WARPS), _MOST_BLOCKS)
+    partials = gradient.new_empty((num_blocks, 2, gradient.shape[1]), dtype=torch.float32)
+    arguments = _arguments(gradient, position_keys, probability, site)
+    arguments.num_blocks = num_blocks
+    arguments.gradient, arguments.sum, arguments.weight = gradient.data_ptr(), total.data_ptr(), weight.data_ptr()
+    arguments.means, arguments.inverse_deviations = means.data_ptr(), inverse_deviations.data_ptr()
+    arguments.x_gradient, arguments.residual_gradient = x_gradient.data_ptr(), residual_gradient.data_ptr()
+    arguments.partials = partials.data_ptr()
+    launcher.bound("unimo_dropout_norm_backward", gradient)(arguments)
+    if not probability:
+        x_gradient = residual_gradient.clone()  # an operator's results may not share memory
+    return x_gradient, residual_gradient, partials.sum(0).to(weight.dtype)
+
+
+def _backward_shapes(gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x and the residual, and of weight and bias as [2, D]."""
+    return (
+        gradient.new_empty(gradient.shape),
+        gradient.new_empty(gradient.shape),
+        gradient.new_empty((2, gradient.shape[1])),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _, _, weight, _, position_keys, ctx.probability, ctx.site, _ = inputs
+    ctx.save_for_backward(*output[1:], weight, position_keys)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 8
+    x_gradient, residual_gradient, of_weights = torch.ops.unimo.dropout_norm_backward(
+        gradient, *ctx.saved_tensors, ctx.probability, ctx.site
+    )
+    return x_gradient, residual_gradient, of_weights[0], of_weights[1], None, None, None, None
+
+
+_OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
+launcher.define(
+    _OPERATORS,
+    "dropout_norm_forward(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor position_keys, float probability,"
+    " int site, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
+)
+launcher.define(
+    _OPERATORS,
+    "dropout_norm_backward(Tensor gradient, Tensor total, Tensor means, Tensor inverse_deviations, Tensor weight,"
+    " Tensor position_keys, float probability, int site) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)
+torch.library.register_autograd("unimo::dropout_norm_forward", _derivative, setup_context=_save, lib=_OPERATORS)

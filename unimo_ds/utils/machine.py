@@ -1,0 +1,39 @@
+"""What a machine is made of, in the words that a run keeps."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_GIB = 2**30
+
+
+def describe_machine() -> dict[str, Any]:
+    """Host name, processor, cores that this process may use, GiB of memory, and the GPUs that it sees."""
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            gpus.append(f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
+    return {
+        "host": socket.gethostname(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1),
+        "gpus": gpus,
+        "cuda": torch.version.cuda or "",
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
