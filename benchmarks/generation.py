@@ -1,6 +1,6 @@
 """Sentences per second of text generation, beside transformers' own encoder-decoder (BART) of about as many parameters.
 
-    python -m benchmarks.generation --json benchmarks/results/generation.json
+    python -m benchmarks.generation --rounds 3 --json benchmarks/rows/generation_cpu_2026-11-26.json
 
 Random weights: speed does not depend on them, and every text is forced to the same length. Both sides run in one process on the
 same sources, turn and turn about, so that other load on the machine strikes both alike; a row holds medians over rounds.
@@ -73,7 +73,8 @@ def make_sources(config: ModelConfig, count: int, shortest: int, longest: int) -
 def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens: int) -> Callable[[], int]:
     special = np.zeros(model.config.vocabulary_size, bool)
     special[[0, 1, 2, 3, -1]] = True
-    vocabulary = Vocabulary(special, special, np.flatnonzero(~special).astype(np.int32), len(special) - 1)
+    ordinary = np.flatnonzero(~special).astype(np.int32)
+    vocabulary = Vocabulary(special, special, ordinary, len(special) - 1, np.ones(len(special), np.int32))
     # The end is never allowed, so that each text has all its tokens.
     settings = GenerationSettings(
         num_beams=num_beams, min_tokens=tokens, max_tokens=tokens, batch_prompts=len(sources), length_penalty=1.0

@@ -93,7 +93,7 @@ CHECK = "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys(), 'im
 def test_a_folder_is_read_after_nothing_but_import_unimo_ds(exported: Path, first: str, second: str):
     code = USE.format(first=first, second=second)
     found = subprocess.run(
-        [sys.executable, "-c", code, str(exported)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", code, str(exported)], capture_output=True, text=True, check=True, timeout=600
     )
     assert found.stdout.split(maxsplit=3) == ["UnimoModel", "UnimoProcessor", "UnimoImageProcessor", "(1, 32)\n"]
 

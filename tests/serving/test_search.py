@@ -13,6 +13,7 @@ from PIL import Image
 from tests.huggingface import small
 from tests.serving.conftest import TEXTS
 from unimo_ds import cli
+from unimo_ds.export.folder import export
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write
 from unimo_ds.serving.model import ServedModel
@@ -26,7 +27,7 @@ def search(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
 
 
 def test_everything_is_indexed_and_finds_itself(
-    run: Path, photographs: Path, index: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     opened = Index.open(index)
     names = [Path(item.image).name for item in opened.items if item.image]
@@ -39,6 +40,8 @@ def test_everything_is_indexed_and_finds_itself(
     found = search(capsys, "two dogs", "--index", str(index))
     assert found[0]["text"] == "two dogs"
     assert len(found) == 10
+    export(run, tmp_path / "exported")
+    assert found == search(capsys, "two dogs", "--index", str(index), "--checkpoint", str(tmp_path / "exported"))
     # The vectors are those of single encodings, in the order of their cosines.
     model = ServedModel.open(run)
     query = model.text_vectors(["two dogs"])[0]

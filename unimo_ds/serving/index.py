@@ -19,8 +19,8 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.utils.errors import UserError
 
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
@@ -157,10 +157,10 @@ def write(
     return Index(about, items, vectors, folder)
 
 
-def fingerprint_of(files: CheckpointFiles) -> str:
-    """16 hexadecimal digits of the weights: the same model gives the same, wherever it lies."""
+def fingerprint_of(model: nn.Module) -> str:
+    """16 hexadecimal digits of the weights: the same for a run and its export, and wherever they lie."""
     digest = hashlib.sha256()
-    with files.weights.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -109,7 +109,7 @@ def open_both(arguments: argparse.Namespace) -> tuple[Index, ServedModel]:
     index = Index.open(arguments.index)
     arguments.checkpoint = arguments.checkpoint or Path(index.about["checkpoint"])
     model = options.open_model(arguments)
-    index.check_model(fingerprint_of(model.source.files))
+    index.check_model(fingerprint_of(model.source.module))
     return index, model
 
 
@@ -142,7 +142,7 @@ def _build(arguments: argparse.Namespace) -> None:
         arguments.output,
         _batches(arguments, model),
         size=model.size,
-        model=index.fingerprint_of(model.source.files),
+        model=index.fingerprint_of(model.source.module),
         checkpoint=str(model.source.files.weights.parent.resolve()),
         approximate=arguments.approximate,
     )
