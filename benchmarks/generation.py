@@ -73,7 +73,8 @@ def make_sources(config: ModelConfig, count: int, shortest: int, longest: int) -
 def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens: int) -> Callable[[], int]:
     special = np.zeros(model.config.vocabulary_size, bool)
     special[[0, 1, 2, 3, -1]] = True
-    vocabulary = Vocabulary(special, special, np.flatnonzero(~special).astype(np.int32), len(special) - 1)
+    ordinary = np.flatnonzero(~special).astype(np.int32)
+    vocabulary = Vocabulary(special, special, ordinary, len(special) - 1, np.ones(len(special), np.int32))
     # The end is never allowed, so that each text has all its tokens.
     settings = GenerationSettings(
         num_beams=num_beams, min_tokens=tokens, max_tokens=tokens, batch_prompts=len(sources), length_penalty=1.0

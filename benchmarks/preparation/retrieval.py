@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=30_000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--checked", type=int, default=200, help="queries answered by brute force too")
-    parser.add_argument("--approximate", type=int, nargs="*", default=[16, 64], help="lists looked into")
+    parser.add_argument("--approximate", type=int, nargs="*", default=[16, 64], help="lists of the index looked into")
     parser.add_argument("--peers", help="interpreter that has the peers")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()

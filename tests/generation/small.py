@@ -31,7 +31,8 @@ def make_vocabulary(size: int = support.VOCABULARY) -> Vocabulary:
     special[[0, 1, 2, 3, size - 1]] = True
     starts_word = np.zeros(size, bool)
     starts_word[4 : 4 + (size - 5) // 2] = True
-    return Vocabulary(starts_word, special, np.flatnonzero(~special).astype(np.int32), size - 1)
+    ordinary = np.flatnonzero(~special).astype(np.int32)
+    return Vocabulary(starts_word, special, ordinary, size - 1, np.ones(size, np.int32))
 
 
 def make_prompts(count: int = 7, *, vocabulary_size: int = support.VOCABULARY) -> list[SequenceInput]:

@@ -44,7 +44,11 @@ class Browser:
         options = {"binary": shutil.which("chromium"), "args": [*_FLAGS, f"--user-data-dir={self._profile}"]}
         capabilities = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
         self._session = ""
-        self._session = "/session/" + self._call("POST", "/session", {"capabilities": capabilities})["sessionId"]
+        try:
+            self._session = "/session/" + self._call("POST", "/session", {"capabilities": capabilities})["sessionId"]
+        except OSError:
+            self._driver.kill()
+            raise
         return self
 
     def __exit__(self, *unused: object) -> None:

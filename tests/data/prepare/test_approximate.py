@@ -131,7 +131,7 @@ def test_the_stage_with_an_index(folder: Path, tmp_path: Path, capsys: pytest.Ca
     for copy in (exactly, output):
         shutil.copytree(folder, copy)
     assert main(["retrieve", str(exactly), "--number", "3", "--workers", "1"]) == 0
-    arguments = ["retrieve", str(output), "--number", "3", "--approximate", "--workers", "1"]
+    arguments = ["retrieve", str(output), "--number", "3", "--workers", "1", "--approximate", "texts", "images"]
     assert run_and_kill(arguments, output, after=len(list(output.rglob("*"))) + 12)
     assert main(arguments) == 0
     assert verify(output) == []
@@ -144,7 +144,7 @@ def test_the_stage_with_an_index(folder: Path, tmp_path: Path, capsys: pytest.Ca
 def test_without_faiss_one_sentence_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     before = shard_bytes(folder)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert main(["retrieve", str(folder), "--approximate"]) == 2
+    assert main(["retrieve", str(folder), "--approximate", "images"]) == 2
     error = capsys.readouterr().err
     assert "pip install faiss-cpu" in error
     assert error.count("\n") == 1

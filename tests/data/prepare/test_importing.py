@@ -306,7 +306,7 @@ def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["import", "tokenizer", "rewrite", "retrieve", "regions", "pack", "verify", "all", "demo"]
+    "stage", ["import", "tokenizer", "phrases", "rewrite", "retrieve", "regions", "pack", "verify", "all", "demo"]
 )
 def test_every_stage_has_help_with_an_example(stage: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
 """Approximate retrieval with FAISS, behind the exact one's interface: an index proposes rows, their scores are exact.
 
-For collections of tens of millions, where going through every posting of every word costs too much. Rows are projected to a few
+For images by the million, whose class vectors share most of their classes, so that going through every posting costs too much.
+(Sentences share few words: their exact search is faster and loses nothing, see docs/experiments.md.) Rows are projected to a few
 hundred dimensions by a random matrix with few entries (Achlioptas 2003; Kane and Nelson 2014): unlike principal components, which
 keep what is frequent, it keeps the rare words that make sentences near. An inverted file of quantised vectors (`IVF, SQ8`) then
 proposes ten times the wanted number. What is lost is measured in docs/experiments.md.

@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "retrieve":
             stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
             stage.add_argument(
-                "--approximate", action="store_true", help="search an index of FAISS: for tens of millions of items"
+                "--approximate",
+                nargs="+",
+                choices=("texts", "images"),
+                default=[],
+                help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
             )
         if name in ("retrieve", "regions"):
             worker_options.add(stage)

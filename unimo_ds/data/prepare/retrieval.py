@@ -43,6 +43,7 @@ _SPARE = 3
 _QUERIES = 64
 """Queries whose candidates' features are held at a time."""
 _DIGITS = 5
+KINDS = ("texts", "images")
 
 Floats = NDArray[np.float32]
 
@@ -70,21 +71,25 @@ class _Search:
     texts: tuple[_Block, ...]
     images: tuple[_Block, ...]
     tokenizer: Path
-    is_approximate: bool
+    approximate: tuple[str, ...]
+    """Kinds (`texts`, `images`) that are searched through an index."""
 
 
 def retrieve_folder(
-    folder: Path, *, number: int = 10, approximate: bool = False, workers: Workers | None = None
+    folder: Path, *, number: int = 10, approximate: Sequence[str] = (), workers: Workers | None = None
 ) -> Report:
     """Store up to `number` related texts and images with every pair; earlier ones are replaced.
 
-    approximate: look at what an index of FAISS proposes alone, for collections of tens of millions.
+    approximate: kinds (`texts`, `images`) of which only what an index of FAISS proposes is looked at: for images by the million.
 
     Raises:
-        UserError: no FAISS where it is wanted, not a data folder, a damaged one, or one without pairs or without single-modal
-            samples.
+        UserError: no FAISS where it is wanted, an unknown kind, not a data folder, a damaged one, or one without pairs or
+            without single-modal samples.
     """
     workers = workers or Workers()
+    unknown = sorted(set(approximate) - set(KINDS))
+    if unknown:
+        raise UserError(f"--approximate knows {' and '.join(KINDS)}, not {unknown[0]!r}")
     if approximate:
         require_faiss()
     listed = manifest.load_manifest(folder)
@@ -98,7 +103,7 @@ def retrieve_folder(
         )
     journal = Journal(folder, "retrieve")
     sweep(folder)
-    options = [number, "approximate"] if approximate else number
+    options = [number, sorted(set(approximate))] if approximate else number
     if stage_marks.is_done(folder, "retrieve", options):
         journal.forget()
         return Report({"already retrieved": 1})
@@ -116,7 +121,7 @@ def retrieve_folder(
         texts,
         images,
         folder / listed.tokenizer.file,
-        approximate,
+        tuple(approximate),
     )
     if approximate:
         _index(search, workers)
@@ -178,7 +183,8 @@ def _index(search: _Search, workers: Workers) -> None:
     """The indices of texts and images that are not there yet."""
     tasks = [
         (search, kind, group)
-        for kind, blocks in (("texts", search.texts), ("images", search.images))
+        for kind, blocks in zip(KINDS, (search.texts, search.images), strict=True)
+        if kind in search.approximate
         for group in approximate_search.groups_of([block.size for block in blocks])
         if not _index_file(search, kind, group).exists()
     ]
@@ -286,7 +292,7 @@ def _features(search: _Search, block: int, rows: NDArray[np.int64]) -> Floats:
 
 def _nearest(search: _Search, kind: str, blocks: Sequence[_Block], queries: csr_matrix, number: int) -> Nearest:
     nearest = Nearest(queries, number=number)
-    if search.is_approximate and queries.shape[0]:
+    if kind in search.approximate and queries.shape[0]:
         vectors = functools.partial(collections.vectors, search.work, kind)
         for group in approximate_search.groups_of([block.size for block in blocks]):
             approximate_search.search(nearest, group, vectors, _index_file(search, kind, group))
