@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from unimo_ds.ops.layout import Layout
-from unimo_ds.ops.native import library
+from unimo_ds.ops.native import launcher, library
 from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
@@ -114,13 +113,6 @@ def _arguments(
     )
 
 
-def _run(name: str, arguments: _Arguments, like: torch.Tensor) -> None:
-    function = getattr(library.library_of(like.device), name)
-    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-        status = function(ctypes.byref(arguments), library.FORMATS[like.dtype], library.current_stream(like.device))
-    library.require_done(status, name)
-
-
 def _forward(
     query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +120,7 @@ def _forward(
     output, log_sums = _forward_shapes(query_key_value, tiles, position_keys, probability, site)
     arguments = _arguments(query_key_value, tiles, position_keys, probability, site)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
-    _run("unimo_attention_forward", arguments, query_key_value)
+    launcher.bound("unimo_attention_forward", query_key_value)(arguments)
     return output, log_sums
 
 
@@ -158,7 +150,7 @@ def _backward(
     arguments.input_gradient = input_gradient.data_ptr()
     row_keys = torch.empty_like(log_sums, dtype=torch.int32) if probability else position_keys
     arguments.row_keys = row_keys.data_ptr()
-    _run("unimo_attention_backward", arguments, query_key_value)
+    launcher.bound("unimo_attention_backward", query_key_value)(arguments)
     return input_gradient
 
 
@@ -177,23 +169,19 @@ def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tup
     return result, None, None, None, None
 
 
-_OPERATORS = torch.library.Library("unimo", "DEF")  # type: ignore[no-untyped-call]
-_SCHEMAS: tuple[tuple[str, Callable[..., Any]], ...] = (
-    (
-        "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
-        " -> (Tensor, Tensor)",
-        _forward,
-    ),
-    (
-        "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
-        " Tensor position_keys, float probability, int site) -> Tensor",
-        _backward,
-    ),
+_OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
+launcher.define(
+    _OPERATORS,
+    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
 )
-for _schema, _function in _SCHEMAS:
-    _OPERATORS.define(_schema)  # type: ignore[no-untyped-call]
-    for _device in ("CUDA", "CPU"):
-        _OPERATORS.impl(_schema.split("(")[0], _function, _device)  # type: ignore[no-untyped-call]
-torch.library.register_fake("unimo::attention_forward", _forward_shapes, lib=_OPERATORS)
-torch.library.register_fake("unimo::attention_backward", _backward_shapes, lib=_OPERATORS)
+launcher.define(
+    _OPERATORS,
+    "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
+    " Tensor position_keys, float probability, int site) -> Tensor",
+    _backward,
+    _backward_shapes,
+)
 torch.library.register_autograd("unimo::attention_forward", _derivative, setup_context=_save, lib=_OPERATORS)

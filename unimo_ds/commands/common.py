@@ -1,0 +1,88 @@
+"""What the commands share: a parser of one form, the recipe's options, results as text or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unimo_ds import recipes
+from unimo_ds.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unimo_ds.config import RunConfig
+
+CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
+_TO_STDOUT = "-"
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int | None],
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", nargs="?", const=_TO_STDOUT, metavar="OUT", help="the result as JSON, to the file OUT or printed"
+    )
+
+
+def emit(result: dict[str, Any], text: str, target: str | None) -> None:
+    """Print the text, or the result as JSON where asked; a JSON file comes beside the printed text."""
+    if target == _TO_STDOUT:
+        print(json.dumps(_plain(result), indent=2))
+        return
+    if target is not None:
+        path = Path(target)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(_plain(result), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+    print(text)
+
+
+def _plain(value: Any) -> Any:
+    """Without nan and infinities, which JSON lacks: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("--recipe", required=required, default="demo", help=f"one of {', '.join(recipes.NAMES)}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field of the recipe, as in training"
+    )
+
+
+def config_of(arguments: argparse.Namespace, data: str | None) -> RunConfig:
+    from unimo_ds.config import apply_overrides
+    from unimo_ds.config_check import check
+
+    config = apply_overrides(recipes.load(arguments.recipe), arguments.set)
+    if data is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
+    check(config)
+    return config

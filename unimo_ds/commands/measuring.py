@@ -1,0 +1,134 @@
+"""What a checkpoint can do: `unimo evaluate`, `finetune`, `report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from unimo_ds.commands.common import CHECKPOINT_HELP, add_command, add_json, emit
+from unimo_ds.utils.errors import UserError
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _add_evaluate(
+        add_command(commands, "evaluate", "measure a checkpoint on held-out data", _evaluate, _EVALUATE_EXAMPLE)
+    )
+    purpose = "train a checkpoint on a downstream task and measure it"
+    _add_finetune(add_command(commands, "finetune", purpose, _finetune, _FINETUNE_EXAMPLE))
+    _add_report(add_command(commands, "report", "the paper's tables with one's own figures", _report, _REPORT_EXAMPLE))
+
+
+_EVALUATE_EXAMPLE = """unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json
+  unimo evaluate sst2 --checkpoint runs/finetune/sst2/seed-0/checkpoints/best --data glue/SST-2"""
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from unimo_ds.finetune.arguments import add_evaluation
+
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    zero_shot = parser.add_argument_group("retrieval, rewrites, zero-shot: a pre-trained checkpoint")
+    zero_shot.add_argument("--num-pairs", type=int, default=0, help="so many pairs, evenly spread (default: all)")
+    zero_shot.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
+    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
+    add_evaluation(parser)
+    classes = parser.add_argument_group("classification: images, a folder a class, by the names of their classes")
+    classes.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="sentences with {} where the name of the class goes"
+    )
+    add_json(parser)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from unimo_ds.evaluation import command
+    from unimo_ds.finetune import arguments as tuned
+
+    if arguments.task == "classification":
+        return _classify(arguments)
+    if arguments.num_pairs < 0 or arguments.rerank < 0:
+        raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
+    if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
+        from unimo_ds.finetune import evaluate
+
+        result = evaluate.evaluate(
+            arguments.task,
+            path=arguments.checkpoint,
+            data=Path(arguments.data),
+            split=arguments.split,
+            max_examples=arguments.max_examples,
+            device=command.device_of(arguments.device),
+            predictions=arguments.predictions,
+            overrides=arguments.set,
+        )
+        if int(os.environ.get("RANK", "0")) == 0:
+            emit(result, evaluate.to_text(result), arguments.json)
+        return
+    result = command.evaluate(
+        arguments.task,
+        path=arguments.checkpoint,
+        data=arguments.data,
+        num_pairs=arguments.num_pairs,
+        rerank=arguments.rerank,
+        device=arguments.device,
+        pictures=arguments.pictures,
+    )
+    emit(result, command.to_text(result), arguments.json)
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import classification, options
+    from unimo_ds.serving.model import ServedModel
+
+    model = ServedModel.open(arguments.checkpoint, device=options.parse_device(arguments.device))
+    prompts = arguments.prompt or classification.DEFAULT_PROMPTS
+    result = classification.classify(model, Path(arguments.data), prompts=prompts)
+    emit(result, classification.to_text(result), arguments.json)
+
+
+_FINETUNE_EXAMPLE = "unimo finetune sst2 --data glue/SST-2 --checkpoint runs/base --seeds 3 --json sst2.json"
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    from unimo_ds.finetune import arguments
+
+    arguments.add(parser)
+    add_json(parser)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from unimo_ds.finetune import command
+
+    status, result = command.run(arguments)
+    if result:
+        emit(result, command.to_text(result), arguments.json)
+    return status
+
+
+_REPORT_EXAMPLE = "unimo report --ours base=runs/finetune --markdown tables.md --json tables.json"
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a row of the tables: results below the folder (`unimo finetune`, `unimo evaluate --json`); may be repeated",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables there instead of printing them")
+    add_json(parser)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from unimo_ds.reporting import report
+
+    rows = [report.parse_row(text) for text in arguments.ours] or [report.Row("this project")]
+    text = report.to_markdown(rows)
+    if arguments.markdown is not None:
+        try:
+            arguments.markdown.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.markdown}: {error.strerror}") from None
+        text = f"wrote {arguments.markdown}"
+    emit(report.to_json(rows), text.rstrip(), arguments.json)
