@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test bench cluster env lint format kernels apex tensorboard clean
+.PHONY: demo test bench cluster env torchvision-environment lint format kernels apex tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -59,6 +59,11 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 ARCH ?= sm_90
 kernels: env
 	$(VENV)/bin/python -m unimo_ds kernels build --arch $(ARCH)
+
+# An environment with torchvision beside the torch it was built for: tests/data/detectors runs its networks there.
+torchvision-environment:
+	test -x .venv-torchvision/bin/python || $(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-torchvision.txt
 
 # NVIDIA's apex, for optimizer.name=apex_adam or apex_lamb: make apex APEX=FOLDER, a clone of https://github.com/NVIDIA/apex at
 # APEX_COMMIT. Needs nvcc of the CUDA version that torch was built with.

@@ -3,7 +3,11 @@
 #
 #   sbatch slurm/prepare.sh all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
 #
-# The arguments are those of `unimo prepare`.
+# The arguments are those of `unimo prepare`. A detector on the GPUs of four nodes, a rank a GPU (the
+# first directs, and leaves its own idle):
+#
+#   sbatch --nodes=4 --ntasks-per-node=8 --cpus-per-task=4 --gpus-per-node=8 slurm/prepare.sh regions data/train \
+#     --extractor bottom-up --weights faster_rcnn.safetensors --executor mpi
 #SBATCH --job-name=unimo-prepare
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -14,7 +14,7 @@ from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
 
-COMMANDS = ("plan", "evaluate", "export", "inspect", "doctor", "prepare")
+COMMANDS = ("plan", "evaluate", "export", "convert", "generate", "search", "inspect", "doctor", "prepare")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,9 @@ def test_export_gives_a_folder_that_evaluates_alike(
 ) -> None:
     exported = tmp_path / "exported"
     assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 0
-    assert {path.name for path in exported.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} < {
+        path.name for path in exported.iterdir()
+    }
     assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(exported)]) == 2, "never overwrites"
     results = []
     capsys.readouterr()

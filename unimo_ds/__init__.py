@@ -1,3 +1,7 @@
 """UNIMO pre-training: one Transformer for images, texts and pairs, tied together by cross-modal contrastive learning."""
 
+from unimo_ds.huggingface import announce
+
 __version__ = "0.1.0"
+
+announce()

@@ -27,6 +27,8 @@ _CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one check
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
+    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
 
@@ -39,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unimo_ds.ops.native import command as kernels
 
         return _guarded(lambda: kernels.main(words[1:]))
+    if words[:1] == ["search"]:
+        from unimo_ds.serving import search_command
+
+        return _guarded(lambda: search_command.main(words[1:]))
     arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     return _guarded(lambda: run_command(lambda: run(arguments)))
@@ -70,13 +76,29 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
     # Likewise in ops/native/command.py.
     commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
+    # And in serving/search_command.py.
+    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
     _add_plan(_command(commands, "plan", "what a run needs, before any GPU is booked", _plan, _PLAN_EXAMPLE))
     _add_evaluate(_command(commands, "evaluate", "measure a checkpoint on held-out data", _evaluate, _EVALUATE_EXAMPLE))
-    _add_export(
+    _add_finetune(
         _command(
-            commands, "export", "a run's weights, configuration and tokenizer in one folder", _export, _EXPORT_EXAMPLE
+            commands, "finetune", "train a checkpoint on a downstream task and measure it", _finetune, _FINETUNE_EXAMPLE
         )
     )
+    _add_report(_command(commands, "report", "the paper's tables with one's own figures", _report, _REPORT_EXAMPLE))
+    _add_export(
+        _command(
+            commands,
+            "export",
+            "a model with tokenizer and processor in one folder for transformers",
+            _export,
+            _EXPORT_EXAMPLE,
+        )
+    )
+    _add_convert(
+        _command(commands, "convert", "the officially released parameters in a folder", _convert, _CONVERT_EXAMPLE)
+    )
+    _add_generate(commands)
     _add_inspect(
         _command(
             commands, "inspect", "show a shard, data folder, run or the order of a run", _inspect, _INSPECT_EXAMPLE
@@ -201,29 +223,51 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 # unimo evaluate
 
-_EVALUATE_EXAMPLE = "unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json"
+_EVALUATE_EXAMPLE = """unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json
+  unimo evaluate sst2 --checkpoint runs/finetune/sst2/seed-0/checkpoints/best --data glue/SST-2"""
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "task",
-        choices=("retrieval", "rewrites", "zero-shot"),
-        help="zero-shot: retrieval, rewrites and held-out losses",
-    )
+    from unimo_ds.finetune.arguments import add_evaluation
+
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
-    parser.add_argument("--data", required=True, help="data folder with pairs the model has not seen")
-    parser.add_argument("--num-pairs", type=int, default=0, help="evaluate so many pairs, evenly spread (default: all)")
-    parser.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    zero_shot = parser.add_argument_group("retrieval, rewrites, zero-shot: a pre-trained checkpoint")
+    zero_shot.add_argument("--num-pairs", type=int, default=0, help="so many pairs, evenly spread (default: all)")
+    zero_shot.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
+    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
+    add_evaluation(parser)
+    classes = parser.add_argument_group("classification: images, a folder a class, by the names of their classes")
+    classes.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="sentences with {} where the name of the class goes"
+    )
     _add_json(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
+    from unimo_ds.finetune import arguments as tuned
 
+    if arguments.task == "classification":
+        return _classify(arguments)
     if arguments.num_pairs < 0 or arguments.rerank < 0:
         raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
+    if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
+        from unimo_ds.finetune import evaluate
+
+        result = evaluate.evaluate(
+            arguments.task,
+            path=arguments.checkpoint,
+            data=Path(arguments.data),
+            split=arguments.split,
+            max_examples=arguments.max_examples,
+            device=command.device_of(arguments.device),
+            predictions=arguments.predictions,
+            overrides=arguments.set,
+        )
+        if int(os.environ.get("RANK", "0")) == 0:
+            _emit(result, evaluate.to_text(result), arguments.json)
+        return
     result = command.evaluate(
         arguments.task,
         path=arguments.checkpoint,
@@ -236,6 +280,68 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _emit(result, command.to_text(result), arguments.json)
 
 
+# unimo finetune
+
+_FINETUNE_EXAMPLE = "unimo finetune sst2 --data glue/SST-2 --checkpoint runs/base --seeds 3 --json sst2.json"
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    from unimo_ds.finetune import arguments
+
+    arguments.add(parser)
+    _add_json(parser)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from unimo_ds.finetune import command
+
+    status, result = command.run(arguments)
+    if result:
+        _emit(result, command.to_text(result), arguments.json)
+    return status
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import classification, options
+    from unimo_ds.serving.model import ServedModel
+
+    model = ServedModel.open(arguments.checkpoint, device=options.parse_device(arguments.device))
+    prompts = arguments.prompt or classification.DEFAULT_PROMPTS
+    result = classification.classify(model, Path(arguments.data), prompts=prompts)
+    _emit(result, classification.to_text(result), arguments.json)
+
+
+# unimo report
+
+_REPORT_EXAMPLE = "unimo report --ours base=runs/finetune --markdown tables.md --json tables.json"
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a row of the tables: results below the folder (`unimo finetune`, `unimo evaluate --json`); may be repeated",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables there instead of printing them")
+    _add_json(parser)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from unimo_ds.reporting import report
+
+    rows = [report.parse_row(text) for text in arguments.ours] or [report.Row("this project")]
+    text = report.to_markdown(rows)
+    if arguments.markdown is not None:
+        try:
+            arguments.markdown.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.markdown}: {error.strerror}") from None
+        text = f"wrote {arguments.markdown}"
+    _emit(report.to_json(rows), text.rstrip(), arguments.json)
+
+
 # unimo export
 
 _EXPORT_EXAMPLE = "unimo export --checkpoint runs/demo --to exported/demo"
@@ -245,17 +351,74 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=_CHECKPOINT_HELP)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the one of the run's data)")
+    parser.add_argument("--extractor", type=Path, help="region extractor (default: the one of the run's data)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    parser.add_argument("--max-shard-gb", type=float, default=5.0, help="split larger weights over files (default 5)")
     _add_json(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from unimo_ds.export.folder import export
 
-    written = export(arguments.checkpoint, arguments.to, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    if arguments.max_shard_gb <= 0:
+        raise UserError(f"--max-shard-gb {arguments.max_shard_gb} must be more than 0")
+    written = export(
+        arguments.checkpoint,
+        arguments.to,
+        tokenizer=arguments.tokenizer,
+        extractor=arguments.extractor,
+        dtype=arguments.dtype,
+        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+    )
     sizes = {str(path): path.stat().st_size for path in written}
     text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
     _emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+
+
+# unimo convert
+
+_CONVERT_EXAMPLE = "unimo convert --paddle unimo_base_en/params --tokenizer roberta-base --to pretrained/unimo-base"
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--paddle",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with one file a parameter, as PaddlePaddle saves",
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="RoBERTa's tokenizer")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    _add_json(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from unimo_ds.export.released import convert
+
+    report, written = convert(arguments.paddle, arguments.to, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    result = {"folder": str(arguments.to), "files": [str(path) for path in written], **dataclasses.asdict(report)}
+    _emit(result, f"{report.text()}\nwrote {arguments.to}", arguments.json)
+
+
+# unimo generate
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from unimo_ds.serving import generate_command
+
+    purpose = "write texts from photographs, from texts, or from both"
+    parser = _command(commands, "generate", purpose, _generate, generate_command.EXAMPLE)
+    generate_command.add(parser)
+    _add_json(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import generate_command
+
+    result = generate_command.run(arguments)
+    _emit(result, generate_command.to_text(result), arguments.json)
 
 
 # unimo inspect

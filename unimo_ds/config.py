@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class ModelConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     initialize_from: str | None = None
-    """Local Hugging Face folder of RoBERTa weights (safetensors); None starts from scratch."""
+    """Local Hugging Face folder of RoBERTa or UNIMO weights (safetensors; `unimo export`, `convert`); None: from scratch."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up to the peak rate, then linear decay to zero at `total_steps`."""
+    """Linear warm-up to the peak rate, then a decay that is over at `total_steps`."""
 
     total_steps: int = 500_000
     warmup_steps: int = 24_000
+    form: Literal["linear", "linear_from_start", "drops"] = "linear"
+    """linear: from the end of the warm-up to zero; linear_from_start: the line to zero begins at step 0, so the rate falls a
+    little where the warm-up ends (UNIMO's fine-tuning); drops: to a tenth at 0.6 and again at 0.8 of the steps."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ class CheckpointConfig:
 class EvaluationConfig:
     every_steps: int = 1000
     """0: never during training."""
+    at_start: bool = True
+    """Measure before the first step as well."""
     num_pairs: int = 500
     """Held-out pairs used for retrieval, rewrite accuracy and held-out losses during training."""
 
@@ -265,6 +271,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    finetune: FinetuneConfig | None = None
+    """What makes a run a fine-tuning; None: it pre-trains."""
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -356,7 +364,10 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configu
         if name not in hints:
             raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+        parts = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+        if parts and value is not None:
+            (hint,) = parts
+        if dataclasses.is_dataclass(hint) and value is not None:
             value = from_dict(hint, value, where=f"{where}.{name}")  # type: ignore[arg-type]
         elif typing.get_origin(hint) is tuple:
             value = tuple(value)

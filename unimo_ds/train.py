@@ -30,7 +30,7 @@ from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, evaluate_held_out
-from unimo_ds.models.roberta import load_roberta
+from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import Communicator, make_communicator
@@ -142,7 +142,7 @@ def make_model(config: RunConfig) -> Unimo:
         seed=config.seed,
     )
     if config.model.initialize_from is not None:
-        load_roberta(model, config.model.initialize_from)
+        load_start(model, config.model.initialize_from)
     return model
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.data.prepare.raw import SMALL, picture
-from unimo_ds.data import members, regions
+from unimo_ds.data import extractors, members, regions
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.regions import GridExtractor, GridSettings
 from unimo_ds.utils.errors import UserError
 
@@ -81,29 +82,29 @@ def test_one_flat_image_is_enough_to_fit() -> None:
 
 def test_saved_extractor_is_the_same(extractor: GridExtractor, tmp_path) -> None:
     path = extractor.save(tmp_path)
-    assert path.name == regions.EXTRACTOR_FILE
+    assert path.name == EXTRACTOR_FILE
     for place in (path, tmp_path):
-        loaded = regions.load(place)
+        loaded = extractors.load(place)
         assert loaded.fingerprint == extractor.fingerprint
         assert (loaded.feature_size, loaded.num_classes) == (24, 10)
-    assert [file.name for file in tmp_path.iterdir()] == [regions.EXTRACTOR_FILE]
+    assert [file.name for file in tmp_path.iterdir()] == [EXTRACTOR_FILE]
 
 
 def test_bad_extractors_are_refused(extractor: GridExtractor, tmp_path) -> None:
     with pytest.raises(UserError, match="no region extractor"):
-        regions.load(tmp_path)
+        extractors.load(tmp_path)
     path = extractor.save(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot read"):
-        regions.load(path)
+        extractors.load(path)
     settings = json.dumps(dataclasses.asdict(SMALL))
     save_file({"filters": extractor.parameters.filters}, path, metadata={"kind": "grid", "settings": settings})
     with pytest.raises(UserError, match="cannot read"):
-        regions.load(path)
+        extractors.load(path)
     save_file({"filters": extractor.parameters.filters}, path, metadata={"kind": "scenes"})
     with pytest.raises(UserError, match="grid extractor"):
-        regions.load(path)
+        extractors.load(path)
 
 
 @pytest.mark.parametrize(

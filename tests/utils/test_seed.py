@@ -96,14 +96,3 @@ def test_heads_and_neighbouring_lanes_are_uncorrelated():
     assert (kept[1:] * kept[:-1]).mean().abs() < 0.005
     assert kept.mean((0, 1)).abs().max() < 0.06  # every column, 2048 draws each
     assert not finalize_32(torch.zeros(1, dtype=torch.int32)).any()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float32], ids=str)
-def test_a_gpu_makes_the_same_masks(dtype):
-    keys = row_keys(position_keys(torch.tensor([5, 7]), torch.arange(300) % 2, torch.arange(300)), 3)
-    for one in (keys, head_keys(keys, 3)):
-        there = keep_mask(one.cuda(), 131, 0.3, dtype=dtype)
-        assert torch.equal(there.cpu(), keep_mask(one, 131, 0.3, dtype=dtype))
-    assert torch.equal(head_keys(keys.cuda(), 3).cpu(), head_keys(keys, 3))

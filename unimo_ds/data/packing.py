@@ -166,7 +166,14 @@ def _stream(
         longest=int(lengths.max(initial=0)),
         shares_prefixes=bool((prefix_of >= 0).any()),
         keys=keys,
+        token_tags=_joined_tags(sequences),
     )
+
+
+def _joined_tags(sequences: Sequence[SequenceInput]) -> torch.Tensor:
+    """[G, N_text] the tags of all tokens, or [0, 0]."""
+    tags = [sequence.token_tags for sequence in sequences if sequence.token_tags is not None]
+    return _tensor(np.concatenate(tags, axis=1) if tags else np.zeros((0, 0)), np.int64)
 
 
 def _shared_prefixes(sequences: Sequence[SequenceInput]) -> Integers:

@@ -11,8 +11,6 @@ Letters: N images, C cells of the finest grid, R regions, D descriptor size, F f
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +22,14 @@ import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from unimo_ds.config import from_dict
-from unimo_ds.data import region_fitting
+from unimo_ds.data import extractor_file, region_fitting
+from unimo_ds.data.extractor_file import StoredExtractor
 from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
-EXTRACTOR_FILE = "extractor.safetensors"
-_KIND = "grid"
+KIND = "grid"
 _IMAGES_AT_ONCE = 8
 """Small enough that activations stay in the cache and are not handed back to the system after every batch."""
 _NUM_COLOURS = 64
@@ -156,11 +152,7 @@ class GridExtractor:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over settings and parameters."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings), sort_keys=True).encode())
-        for name, tensor in sorted(vars(self.parameters).items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return extractor_file.fingerprint(self.settings, vars(self.parameters))
 
     @torch.inference_mode()
     def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
@@ -193,39 +185,23 @@ class GridExtractor:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path."""
-        path = Path(folder) / EXTRACTOR_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        about = {"kind": _KIND, "settings": json.dumps(dataclasses.asdict(self.settings))}
-        save_file({name: tensor.contiguous() for name, tensor in vars(self.parameters).items()}, aside, metadata=about)
-        # safetensors writes files for their owner alone; a data folder is for everybody who may enter it.
-        aside.chmod(0o644)
-        os.replace(aside, path)
-        return path
+        return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=vars(self.parameters))
 
 
-def load(path: str | os.PathLike[str]) -> RegionExtractor:
-    """The extractor in a file, or in `extractor.safetensors` of a folder.
+def of_stored(stored: StoredExtractor) -> GridExtractor:
+    """The grid extractor that a file holds.
 
     Raises:
-        UserError: nothing there, damaged, or not a grid extractor.
+        UserError: parameters that are missing or do not fit the settings.
     """
-    file = Path(path) / EXTRACTOR_FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UserError(f"no region extractor at {file}; name a folder made by `unimo prepare import`")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            about = stored.metadata() or {}
-            if about.get("kind") != _KIND:
-                raise UserError(f"{file} does not hold a grid extractor, so it cannot make regions of photographs")
-            settings = from_dict(GridSettings, json.loads(about.get("settings", "{}")), where=f"settings in {file}")
-            names = [field.name for field in dataclasses.fields(_Parameters)]
-            parameters = _Parameters(**{name: stored.get_tensor(name) for name in names})
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the region extractor {file}: {error}") from None
+    settings = from_dict(GridSettings, stored.settings, where=f"settings in {stored.file}")
+    names = {field.name for field in dataclasses.fields(_Parameters)}
+    if stored.tensors.keys() != names:
+        raise UserError(f"cannot read the region extractor {stored.file}: it does not hold {', '.join(sorted(names))}")
+    parameters = _Parameters(**stored.tensors)
     settings.check()
     if parameters.projection.shape != (settings.descriptor_size, settings.feature_size):
-        raise UserError(f"the parameters in {file} do not fit its settings")
+        raise UserError(f"the parameters in {stored.file} do not fit its settings")
     return GridExtractor(settings, parameters)
 
 

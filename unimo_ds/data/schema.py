@@ -151,6 +151,8 @@ class SequenceInput:
     """[n], [CLS] first."""
     token_positions: NDArray[np.int32] | None = None
     """[n] learned-position ids."""
+    token_tags: NDArray[np.int32] | None = None
+    """[G, n] numbers of further embeddings of each token, for tasks that have some."""
     shares_prefix_at: int = 0
     """Distance, in sequences, to the one whose prefix part this one sees before its own positions; 0: none."""
     prefix_length: int = 0
@@ -284,6 +286,8 @@ class PackedBatch:
     """Whether any of `prefix_of` names a sequence (known on the host for the same reason)."""
     keys: tuple[str, ...] = ()
     """Keys of the samples inside, for logs."""
+    token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
 
     @property
     def num_positions(self) -> int:

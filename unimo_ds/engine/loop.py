@@ -24,7 +24,6 @@ from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.stragglers import SlowRanks
 from unimo_ds.engine.watchdog import Watchdog
-from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
 from unimo_ds.utils.redact import redact
@@ -37,15 +36,17 @@ class Loop:
 
     make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, None for never;
     best_metric: which of its metrics, higher being better, decides the best checkpoint. on_step: sees every step (data limits).
+    take_step: one optimizer step of `task` on a batch; pre-training's unless another one is given.
     """
 
     def __init__(
         self,
         engine: Engine,
-        task: PretrainingTask,
+        task: Any,
         config: RunConfig,
         *,
         make_batches: Callable[[int, int], Iterable[StepBatch]],
+        take_step: Callable[..., StepMetrics] = train_step,
         evaluate: Callable[[], Report] | None = None,
         best_metric: str = "",
         on_step: Callable[[StepBatch, StepMetrics], None] = lambda batch, metrics: None,
@@ -58,6 +59,7 @@ class Loop:
             best_metric,
             on_step,
         )
+        self._take_step = take_step
         self._is_first_rank = engine.communicator.rank == 0
         self._metrics: MetricsWriter | None = None
         self._resume()
@@ -78,7 +80,7 @@ class Loop:
         """
         total_steps = self.config.schedule.total_steps
         self._watchdog.alive()
-        if self.progress.step == 0:
+        if self.progress.step == 0 and self.config.evaluation.at_start:
             self._measure()
         if not self._spans():
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
@@ -184,7 +186,7 @@ class Loop:
             self.progress = dataclasses.replace(self.progress, step=batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
-        metrics = train_step(
+        metrics = self._take_step(
             self.engine,
             self.task,
             batch,

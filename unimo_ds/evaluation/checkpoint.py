@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from unimo_ds.config import RunConfig, from_dict
+from unimo_ds.config import ContrastConfig, RunConfig, from_dict
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.models.unimo import ModelOutput, Unimo
@@ -20,7 +21,14 @@ from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
 WEIGHTS_FILE = checkpoint_folder.FILES[checkpoint_folder.WEIGHT]
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+"""Names the files of weights that are split, as transformers splits them."""
 CONFIG_FILE = "config.json"
+"""A run's configuration; of an export, transformers' one."""
+RUN_CONFIG_FILE = "run_config.json"
+"""The run's configuration in an export."""
+PREFIX = "unimo."
+"""What transformers' classes put before the names of a model's weights."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class CheckpointFiles:
     """Where the weights and the configuration of a model lie."""
 
     weights: Path
+    """`model.safetensors`, or the index of several such files."""
     config: Path
 
     @property
@@ -64,11 +73,13 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
         folder = folder.parent / checkpoint_folder.named(folder)
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a run directory, one of its checkpoints, or an exported folder")
-    if (folder / WEIGHTS_FILE).is_file():
-        for config in (folder / CONFIG_FILE, folder.parent.parent / CONFIG_FILE):
+    for weights in (folder / INDEX_FILE, folder / WEIGHTS_FILE):
+        if not weights.is_file():
+            continue
+        for config in (folder / RUN_CONFIG_FILE, folder / CONFIG_FILE, folder.parent.parent / CONFIG_FILE):
             if config.is_file():
-                return CheckpointFiles(folder / WEIGHTS_FILE, config)
-        raise UserError(f"{folder} has {WEIGHTS_FILE} but no {CONFIG_FILE}; give the run directory it belongs to")
+                return CheckpointFiles(weights, config)
+        raise UserError(f"{folder} has {weights.name} but no {CONFIG_FILE}; give the run directory it belongs to")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
     chosen = _latest(folder)
@@ -88,10 +99,10 @@ def _latest(run_dir: Path) -> Path | None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration that a run or an export wrote.
+    """The configuration that a run, an export or transformers' `save_pretrained` wrote.
 
     Raises:
-        UserError: not readable, not JSON, or keys of another version.
+        UserError: not readable, not JSON, keys of another version, or a model of another kind.
     """
     try:
         values = json.loads(path.read_text())
@@ -99,7 +110,26 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a configuration")
+    if "model_type" in values:
+        return _from_transformers(values, path)
     return from_dict(RunConfig, values, where=str(path))
+
+
+def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
+    if values["model_type"] != "unimo":
+        raise UserError(
+            f"{path.parent} holds a model of type {values['model_type']!r}, not a UNIMO; a RoBERTa is a start for training "
+            "(model.initialize_from, or `unimo finetune --checkpoint`), nothing more"
+        )
+    from unimo_ds.huggingface.configuration import UnimoConfig
+
+    found = UnimoConfig.from_dict(values)
+    contrast = ContrastConfig(
+        temperature=found.contrastive_temperature,
+        min_temperature=found.min_contrastive_temperature,
+        max_temperature=found.max_contrastive_temperature,
+    )
+    return RunConfig(recipe="transformers", model=found.sizes(), contrast=contrast)
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> LoadedModel:
@@ -121,6 +151,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     weights = read_weights(files.weights)
     own = dict(model.named_parameters())
     differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))
+    if differing and all(name.startswith("head.") for name in differing):
+        raise UserError(f"{files.weights.parent} is a fine-tuned model, with a task's head; give the pre-trained one")
     if differing:
         name = differing[0]
         raise UserError(
@@ -135,22 +167,32 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, checked against the checkpoint's manifest where there is one beside it.
+    """The tensors of a safetensors file, or of all that an index names; checked against the checkpoint's manifest where there
+    is one beside it, and named as `Unimo` names them.
 
     Raises:
         UserError: damaged or unreadable.
     """
     cure = "take another checkpoint"
     manifest = path.parent / checkpoint_folder.MANIFEST
+    weights: dict[str, torch.Tensor] = {}
     try:
         if manifest.is_file():
             expected = checkpoint_folder.read_json(manifest)["files"][path.name]["sha256"]
             if checkpoint_folder.has_changed(path, expected):
                 raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
-        weights: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
+        for file in _weight_files(path):
+            weights |= safetensors.torch.load_file(file)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
-    return weights
+    return {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.name != INDEX_FILE:
+        return [path]
+    names = json.loads(path.read_text())["weight_map"].values()
+    return [path.parent / name for name in sorted({Path(name).name for name in names})]
 
 
 def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | str:

@@ -108,7 +108,7 @@ def evaluate(
     Raises:
         UserError: bad paths, data of another model, a damaged sample, or a device that is not there.
     """
-    model = checkpoint.load(path, device=_device(device))
+    model = checkpoint.load(path, device=device_of(device))
     corpus = Corpus.open(data)
     check_fits(corpus, model.config)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
@@ -174,7 +174,12 @@ def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path, c
     return written
 
 
-def _device(name: str | None) -> torch.device | None:
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name; None where none is named.
+
+    Raises:
+        UserError: it is not there.
+    """
     if name is None:
         return None
     try:

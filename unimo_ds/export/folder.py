@@ -1,6 +1,10 @@
-"""`unimo export`: one folder with the weights in one safetensors file, the configuration and the tokenizer.
+"""`unimo export`: one folder that transformers reads after `import unimo_ds`, and that every command here takes as well.
 
-The folder is all that `unimo evaluate` and the fine-tuning tasks need of a run. Nothing in it is a pickle.
+config.json, model.safetensors (or several and their index)     the model as transformers has it
+tokenizer.json, tokenizer_config.json                           the tokenizer
+processor_config.json, preprocessor_config.json, extractor.safetensors   images and texts to inputs
+run_config.json, task.json                                      what the run said, and what its task learned
+README.md                                                       model card, from the run's records
 """
 
 from __future__ import annotations
@@ -10,61 +14,150 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
 
-from unimo_ds.config import to_dict
-from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.tokenizer import TOKENIZER_FILE
-from unimo_ds.data.tokenizer import load as load_tokenizer
-from unimo_ds.evaluation.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
+from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE
+from unimo_ds.export import source as sources
+from unimo_ds.export.card import write_card
+from unimo_ds.export.source import Source
+from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune import tasks
+from unimo_ds.finetune.start import ASSETS_FILE
+from unimo_ds.huggingface import heads, modeling
+from unimo_ds.huggingface.configuration import UnimoConfig
+from unimo_ds.huggingface.image_processing import UnimoImageProcessor
+from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]] = {
+    (task_models.NoHead, False): heads.UnimoForConditionalGeneration,
+    (task_models.TextHead, False): heads.UnimoForSequenceClassification,
+    (task_models.SumHead, False): heads.UnimoForVisualEntailment,
+    (task_models.ProductHead, False): heads.UnimoForImageTextRetrieval,
+    (task_models.ProductHead, True): heads.UnimoForVisualQuestionAnswering,
+}
+"""Head of a fine-tuning, and whether it has an answer vocabulary -> class with the same weights under the same names."""
 
 
-def export(checkpoint: Path, to: Path, *, tokenizer: Path | None = None, dtype: str = "fp32") -> list[Path]:
+def export(
+    checkpoint: Path,
+    to: Path,
+    *,
+    tokenizer: Path | None = None,
+    extractor: Path | None = None,
+    dtype: str = "fp32",
+    max_shard_bytes: int = 5 * 10**9,
+) -> list[Path]:
     """Write the model at `checkpoint` (a run, a checkpoint or an export) into the new folder `to`. Returns the files written.
 
-    tokenizer: file or folder; None: the one of the run's data. dtype: fp32, fp16 or bf16, of the stored weights.
-    The folder appears whole or not at all.
+    tokenizer, extractor: file or folder; None: those of the run's data. dtype: fp32, fp16 or bf16, of the stored weights.
+    max_shard_bytes: larger weights are split over several files. The folder appears whole or not at all.
 
     Raises:
-        UserError: `to` holds something, no tokenizer is found, or it is not the model's; and as `checkpoint.load`.
+        UserError: `to` holds something, no tokenizer is found, or it is not the model's; and as `source.load`.
+    """
+    refuse_occupied(to)
+    found = sources.load(checkpoint, tokenizer=tokenizer, extractor=extractor, device=torch.device("cpu"))
+    return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=lambda: write_card(found, checkpoint))
+
+
+def refuse_occupied(to: Path) -> None:
+    """
+    Raises:
+        UserError: something is there.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} already holds something; give a new folder to --to")
-    model = load(checkpoint, device=torch.device("cpu"))
-    found = load_tokenizer(tokenizer if tokenizer is not None else _tokenizer_of(checkpoint, model.config.data.path))
-    if found.vocabulary_size != model.config.model.vocabulary_size:
-        raise UserError(
-            f"the tokenizer has {found.vocabulary_size} pieces and the model {model.config.model.vocabulary_size}; "
-            "give the model's own with --tokenizer"
-        )
+
+
+def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int, card: Any) -> list[Path]:
+    """The folder of a model. card: called for the text of README.md."""
+    config = found.config
+    model = to_transformers(found, dtype=DTYPES[dtype])
+    processor = UnimoProcessor(
+        UnimoImageProcessor(config.data.max_regions, extractor=found.extractor),
+        fast_tokenizer(found.tokenizer, max_tokens=min(config.data.max_text_tokens, config.model.max_positions - 2)),
+    )
     # What the weights were started from does not matter to their users, and may not be there.
-    config = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, initialize_from=None))
-    weights = {name: weight.detach().to(DTYPES[dtype]).contiguous() for name, weight in model.module.named_parameters()}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, initialize_from=None))
     aside = to.with_name(f".{to.name}.{os.getpid()}")
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         aside.mkdir(parents=True)
-        safetensors.torch.save_file(weights, aside / WEIGHTS_FILE, metadata={"format": "pt", "from": model.files.name})
-        (aside / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        found.save(aside)
+        model.save_pretrained(aside, max_shard_size=max_shard_bytes)
+        processor.save_pretrained(aside)
+        (aside / RUN_CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        if found.assets:
+            (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
+        (aside / "README.md").write_text(card(), encoding="utf-8")
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
     except OSError as error:
         raise UserError(f"cannot write {to}: {error.strerror or error}") from None
     finally:
+        if had_bar:
+            transformers_logging.enable_progress_bar()
         shutil.rmtree(aside, ignore_errors=True)
-    return [to / name for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)]
+    return sorted(to.iterdir())
 
 
-def _tokenizer_of(checkpoint: Path, data: str) -> Path:
-    if (checkpoint / TOKENIZER_FILE).is_file():
-        return checkpoint / TOKENIZER_FILE
-    try:
-        return Corpus.open(data).tokenizer_path
-    except UserError as error:
-        raise UserError(f"the run's data is not there any more ({error}); give --tokenizer FILE") from None
+def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTrainedModel:
+    """The class of transformers' family that has exactly this model's weights; they are copied.
+
+    Raises:
+        UserError: a fine-tuned model whose parts no class has.
+    """
+    config = _config_of(found.config)
+    weights = {name: weight.detach().to(dtype) for name, weight in found.module.named_parameters()}
+    family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
+    if isinstance(found.module, task_models.TaskModel):
+        head, labels = found.module.head["scores"], labels_of(found)
+        kind = type(head), "answers" in found.assets
+        if kind not in _CLASSES or any(name.startswith("head.tags.") for name in weights):
+            raise UserError(
+                f"{found.files.name} is fine-tuned on {found.task}, whose parts no class of transformers' family has yet; "
+                "use the run itself, or export the pre-trained model"
+            )
+        family = _CLASSES[kind]
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+        if isinstance(head, task_models.SumHead):
+            config.classifier_hidden_size = head.middle.out_features
+    model: Any = family(config)
+    model.to(dtype)
+    own = {name.removeprefix("unimo."): parameter for name, parameter in model.named_parameters()}
+    if own.keys() != weights.keys():
+        raise ValueError(f"names differ: {sorted(own.keys() ^ weights.keys())}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    result: modeling.UnimoPreTrainedModel = model
+    return result
+
+
+def labels_of(found: Source) -> list[str]:
+    """What the outputs of a fine-tuned model's head mean: answers, the task's labels, or numbers."""
+    assert found.config.finetune is not None
+    task = tasks.load(found.config.finetune.task)
+    number = max(1, found.config.finetune.num_outputs)
+    names = [str(name) for name in found.assets.get("answers", getattr(task, "labels", ()))]
+    return names if len(names) == number else [f"LABEL_{place}" for place in range(number)]
+
+
+def _config_of(config: RunConfig) -> UnimoConfig:
+    contrast = config.contrast
+    return UnimoConfig.of(
+        config.model,
+        contrastive_temperature=contrast.temperature,
+        min_contrastive_temperature=contrast.min_temperature,
+        max_contrastive_temperature=contrast.max_temperature,
+        classifier_dropout=config.finetune.head_dropout if config.finetune else config.model.hidden_dropout,
+    )

@@ -21,8 +21,17 @@ class TextEmbedding(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
 
-    def forward(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self.norm(self.word(token_ids_N) + self.position(token_positions_N))
+    def forward(
+        self,
+        token_ids_N: torch.Tensor,
+        token_positions_N: torch.Tensor,
+        addition_ND: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """addition_ND: [N, D] added to the sum, before the layer norm."""
+        summed_ND = self.word(token_ids_N) + self.position(token_positions_N)
+        if addition_ND is not None:
+            summed_ND = summed_ND + addition_ND.to(summed_ND.dtype)
+        embedded: torch.Tensor = self.norm(summed_ND)
         return embedded
 
 

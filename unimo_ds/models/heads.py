@@ -28,6 +28,8 @@ class LanguageHead(nn.Module):
     def __init__(self, config: ModelConfig, text_embedding: TextEmbedding) -> None:
         super().__init__()
         self._tied = (text_embedding.word,)
+        self.smoothing = 0.0
+        """Label smoothing of the losses; fine-tuning sets it."""
         self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
@@ -40,7 +42,7 @@ class LanguageHead(nn.Module):
         transformed = self.norm(functional.gelu(self.transform(hidden_ND)))
         if targets_N is None:
             return linear(transformed, word_weight_VD, self.bias), None
-        return tied_cross_entropy(transformed, word_weight_VD, self.bias, targets_N)
+        return tied_cross_entropy(transformed, word_weight_VD, self.bias, targets_N, smoothing=self.smoothing)
 
 
 class Pooler(nn.Module):

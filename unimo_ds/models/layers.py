@@ -59,11 +59,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_TD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
         """rows_N: [N] int64, the stream positions whose output is wanted; None: all."""
+        return self.attend(self.project(hidden_TD), layout, rows_N)
+
+    def project(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values, [T, 3, H, D / H]."""
         num_positions, size = hidden_TD.shape
-        projected = self.query_key_value(hidden_TD).view(num_positions, 3, self.num_heads, size // self.num_heads)
+        projected: torch.Tensor = self.query_key_value(hidden_TD)
+        return projected.view(num_positions, 3, self.num_heads, size // self.num_heads)
+
+    def attend(self, projected_T3HD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
+        """The rest of `forward`, from what `project` gave."""
         attended = packed_attention(
-            projected, layout, probability=self.dropout if self.training else 0.0, site=self.site, path=self.path
-        ).reshape(num_positions, size)
+            projected_T3HD, layout, probability=self.dropout if self.training else 0.0, site=self.site, path=self.path
+        ).flatten(1)
         result: torch.Tensor = self.output(attended if rows_N is None else attended.index_select(0, rows_N))
         return result
 
@@ -95,7 +103,13 @@ class EncoderLayer(nn.Module):
         keys = layout.position_keys
         if rows_N is not None:
             hidden_TD, keys = hidden_TD.index_select(0, rows_N), keys.index_select(0, rows_N)
-        hidden_TD = self.attention_norm(attended, hidden_TD, keys)
+        return self.after_attention(attended, hidden_TD, keys)
+
+    def after_attention(
+        self, attended_TD: torch.Tensor, hidden_TD: torch.Tensor, position_keys_T: torch.Tensor
+    ) -> torch.Tensor:
+        """Both residuals, both layer norms and the feed-forward part; hidden_TD: the layer's input at the same positions."""
+        hidden_TD = self.attention_norm(attended_TD, hidden_TD, position_keys_T)
         expanded = functional.gelu(self.feed_forward_in(hidden_TD))
-        result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, keys)
+        result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, position_keys_T)
         return result

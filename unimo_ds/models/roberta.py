@@ -57,7 +57,7 @@ def load_roberta(model: Unimo, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     check_sizes(model.config, folder)
-    source = _read_weights(folder)
+    source = read_weights(folder, prefix="roberta.")
     target = dict(model.named_parameters())
     remaining = set(target)
     for name, value in _renamed(source, model.config.num_layers, folder):
@@ -86,7 +86,7 @@ def check_sizes(config: ModelConfig, folder: Path) -> None:
         raise UserError(f"{path} is not JSON: {error}") from None
     if found.get("model_type") != "roberta":
         raise UserError(
-            f"{folder} holds a model of type {found.get('model_type')!r}; model.initialize_from takes 'roberta'"
+            f"{folder} holds a model of type {found.get('model_type')!r}; model.initialize_from takes 'roberta' and 'unimo'"
         )
     for key, field in _SIZES.items():
         wanted = getattr(config, field)
@@ -98,8 +98,12 @@ def check_sizes(config: ModelConfig, folder: Path) -> None:
         raise UserError(f"{folder} has hidden_act={found['hidden_act']!r}; this model computes the exact gelu")
 
 
-def _read_weights(folder: Path) -> Mapping[str, torch.Tensor]:
-    """All tensors of the folder by name, without the `roberta.` that models with a head put in front."""
+def read_weights(folder: Path, *, prefix: str) -> Mapping[str, torch.Tensor]:
+    """All tensors of the folder by name, without the prefix that models with a head put in front.
+
+    Raises:
+        UserError: weights as a pickle, none at all, or damaged.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted({folder / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
@@ -118,7 +122,7 @@ def _read_weights(folder: Path) -> Mapping[str, torch.Tensor]:
             weights.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read: {error}") from None
-    return {name.removeprefix("roberta."): value for name, value in weights.items()}
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _renamed(source: Mapping[str, torch.Tensor], num_layers: int, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

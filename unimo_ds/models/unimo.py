@@ -6,6 +6,7 @@ Letters: T stream positions, D hidden size, F region feature size, C region clas
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -41,6 +42,15 @@ class ModelOutput:
     """[N_pooled_texts, D]"""
     temperature: torch.Tensor
     """Scalar fp32."""
+
+
+class Rows(NamedTuple):
+    """Hidden states of the last layer, [N_*, D] each."""
+
+    language: torch.Tensor
+    masked_regions: torch.Tensor
+    images: torch.Tensor
+    texts: torch.Tensor
 
 
 class Unimo(nn.Module):
@@ -79,19 +89,29 @@ class Unimo(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         initialize(self, deviation=config.initializer_range, generator=generator)
 
-    def forward(self, batch: PackedBatch) -> ModelOutput:
-        """Encode the stream, then run every head on its rows, in this order whatever the batch holds."""
+    def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> ModelOutput:
+        """Encode the stream, then run every head on its rows, in this order whatever the batch holds.
+
+        text_addition_ND: [N_text, D] added to the embedding sums of the text tokens (more embeddings, adversarial noise).
+        """
+        return self.run_heads(self.read_rows(batch, text_addition_ND), batch)
+
+    def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
+        """Hidden states of the last layer where heads read them. Arguments as in `forward`."""
         readers = (batch.language_at, batch.masked_region_at, batch.pooled_image_at, batch.pooled_text_at)
-        hidden_ND = self._run_layers(batch, rows_N=torch.cat(readers))
-        language, masked_regions, images, texts = torch.split(hidden_ND, [len(rows) for rows in readers])
-        language_losses, language_correct = self.language_head(language, batch.language_targets)
+        hidden_ND = self._run_layers(batch, rows_N=torch.cat(readers), text_addition_ND=text_addition_ND)
+        return Rows(*torch.split(hidden_ND, [len(rows) for rows in readers]))
+
+    def run_heads(self, rows: Rows, batch: PackedBatch) -> ModelOutput:
+        """Every head on its rows."""
+        language_losses, language_correct = self.language_head(rows.language, batch.language_targets)
         return ModelOutput(
             language_losses=language_losses,
             language_correct=language_correct,
-            region_predictions=self.region_regression(masked_regions),
-            region_class_logits=self.region_classification(masked_regions),
-            pooled_images=self.image_pooler(images),
-            pooled_texts=self.text_pooler(texts),
+            region_predictions=self.region_regression(rows.masked_regions),
+            region_class_logits=self.region_classification(rows.masked_regions),
+            pooled_images=self.image_pooler(rows.images),
+            pooled_texts=self.text_pooler(rows.texts),
             temperature=self.temperature(),
         )
 
@@ -99,10 +119,12 @@ class Unimo(nn.Module):
         """Hidden states of the last layer, [T, D]."""
         return self._run_layers(batch, rows_N=None)
 
-    def _run_layers(self, batch: PackedBatch, *, rows_N: torch.Tensor | None) -> torch.Tensor:
+    def _run_layers(
+        self, batch: PackedBatch, *, rows_N: torch.Tensor | None, text_addition_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Hidden states of the last layer at the stream positions `rows_N` (with repetitions where it has them), or at all."""
         layout = layout_of(batch)
-        hidden_TD = self.embed(batch, layout)
+        hidden_TD = self.embed(batch, layout, text_addition_ND)
         for number, layer in enumerate(self.layers, start=1):
             rows = rows_N if number == len(self.layers) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -111,15 +133,20 @@ class Unimo(nn.Module):
                 hidden_TD = layer(hidden_TD, layout, rows)
         return hidden_TD
 
-    def embed(self, batch: PackedBatch, layout: Layout) -> torch.Tensor:
+    def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the first layer, [T, D]."""
-        text = self.text_embedding(batch.token_ids, batch.token_positions)
+        text = self.text_embedding(batch.token_ids, batch.token_positions, text_addition_ND)
         images = self.region_embedding(batch.region_features, batch.region_boxes)
         regions = images.index_select(0, batch.region_row)
         embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
         embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)
         probability = self.config.hidden_dropout if self.training else 0.0
         return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
+
+    def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
+        """[N, D] inputs of text tokens that are generated, outside of any batch, without dropout or further embeddings."""
+        embedded: torch.Tensor = self.text_embedding(token_ids_N, token_positions_N)
+        return embedded
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""

@@ -25,30 +25,37 @@ def tied_cross_entropy(
     bias_V: torch.Tensor,
     targets_N: torch.Tensor,
     *,
+    smoothing: float = 0.0,
     path: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden @ weight.T + bias` against `targets`, row by row.
 
     hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `chunked`, `reference`, or `auto`.
+    smoothing: share of the target's probability that is spread evenly over the vocabulary.
     Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit.
     """
     chosen = paths.choose("tied_cross_entropy", path, {"chunked": None, "reference": None})
     if chosen == "reference":
-        return cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N)
+        return cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing)
     losses_N, is_correct_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, targets_N
+        hidden_ND, weight_VD, bias_V, targets_N, smoothing
     )
     return losses_N, is_correct_N
 
 
 def cross_entropy_reference(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition, with all logits at once."""
     logits_NV = linear(hidden_ND, weight_VD, bias_V)
     if logits_NV.dtype != torch.float64:
         logits_NV = logits_NV.float()
-    losses_N = functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    losses_N = functional.cross_entropy(logits_NV, targets_N, reduction="none", label_smoothing=smoothing)
     return losses_N, logits_NV.detach().argmax(-1) == targets_N
 
 
@@ -57,7 +64,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor,
+        targets_N: torch.Tensor,
+        smoothing: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = _widened(weight_VD), _widened(bias_V)
         wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
@@ -69,13 +81,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             target_logits = logits.gather(1, targets_N[rows, None]).squeeze(1)
             normalisers_N[rows] = logits.logsumexp(-1)
             is_correct_N[rows] = logits.argmax(-1) == targets_N[rows]
-            losses_N[rows] = normalisers_N[rows] - target_logits
+            wanted = target_logits
+            if smoothing:
+                wanted = (1 - smoothing) * target_logits + smoothing * logits.mean(-1)
+            losses_N[rows] = normalisers_N[rows] - wanted
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normalisers_N)
+        ctx.smoothing = smoothing
         ctx.mark_non_differentiable(is_correct_N)
         return losses_N, is_correct_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         hidden_ND, weight_VD, bias_V, targets_N, normalisers_N = ctx.saved_tensors
         weight, bias = _widened(weight_VD), _widened(bias_V)
         hidden_gradient = torch.empty_like(hidden_ND)
@@ -86,12 +102,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden = _widened(hidden_ND[rows])
             logits = functional.linear(hidden, weight, bias).to(normalisers_N.dtype)
             slopes = logits.sub_(normalisers_N[rows, None]).exp_()
-            slopes[torch.arange(len(slopes), device=slopes.device), targets_N[rows]] -= 1
+            slopes[torch.arange(len(slopes), device=slopes.device), targets_N[rows]] -= 1 - ctx.smoothing
+            if ctx.smoothing:
+                slopes -= ctx.smoothing / len(weight)
             slopes = slopes.mul_(gradients[0][rows, None]).to(weight.dtype)
             hidden_gradient[rows] = (slopes @ weight).to(hidden_gradient.dtype)
             weight_gradient.addmm_(slopes.t(), hidden, beta=1 if rows.start else 0)
             bias_gradient += slopes.sum(0)
-        return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None
+        return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None, None
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ Letters: T stream positions, S sequences.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,14 +48,12 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same stream on another device; what ops derived from it is made again there."""
-        return Layout(
-            sequence_starts=self.sequence_starts.to(device),
-            prefix_lengths=self.prefix_lengths.to(device),
-            sequence_seeds=self.sequence_seeds.to(device),
-            position_sequence=self.position_sequence.to(device),
-            position_offset=self.position_offset.to(device),
-            longest=self.longest,
-        )
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
 
     @cached_property
     def tables(self) -> dict[str, Any]:

@@ -21,9 +21,6 @@ what one finalizer and one boolean comparison per element cost); 16 bits keep th
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -65,29 +62,6 @@ def finalize_32(bits: torch.Tensor) -> torch.Tensor:
     return bits
 
 
-_FINALIZED_SUM = """
-template <typename T> T finalized_sum(T left, T right) {
-  unsigned int bits = static_cast<unsigned int>(left) + static_cast<unsigned int>(right);
-  bits ^= bits >> 16; bits *= 0x85EBCA6Bu; bits ^= bits >> 13; bits *= 0xC2B2AE35u; bits ^= bits >> 16;
-  return static_cast<T>(bits);
-}
-"""
-
-
-@functools.cache
-def _fused_finalized_sum() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The same on a GPU as one elementwise kernel, which torch compiles with the NVRTC it brings along."""
-    made: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.cuda.jiterator._create_jit_fn(_FINALIZED_SUM)  # type: ignore[no-untyped-call]
-    return made
-
-
-def finalized_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`finalize_32(left + right)` of int32 tensors that broadcast; on GPUs one kernel where the steps of it would be twelve."""
-    if left.is_cuda:
-        return _fused_finalized_sum()(left, right)
-    return finalize_32(left + right)
-
-
 def position_keys(sequence_seeds: torch.Tensor, sequence: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """One 32-bit key per stream position, the part of it that every dropout site shares.
 
@@ -113,7 +87,7 @@ def head_keys(row_keys: torch.Tensor, num_heads: int) -> torch.Tensor:
     row_keys: [T] int32 from `row_keys`. Returns [T, num_heads] int32.
     """
     heads = torch.arange(1, num_heads + 1, dtype=torch.int32, device=row_keys.device) * _to_int32(0x85EBCA77)
-    return finalized_sum(row_keys.unsqueeze(-1), heads)
+    return finalize_32(row_keys.unsqueeze(-1) + heads)
 
 
 def keep_mask(
@@ -126,9 +100,19 @@ def keep_mask(
     """
     num_words = (num_columns + 1) // 2
     columns = torch.arange(num_words, dtype=torch.int32, device=keys.device) * _to_int32(0x27D4EB2F)
-    lanes = finalized_sum(keys.unsqueeze(-1), columns).view(torch.int16)
+    lanes = finalize_32(keys.unsqueeze(-1) + columns).view(torch.int16)
     mask = torch.empty((*keys.shape, num_columns), dtype=dtype, device=keys.device)
     return torch.ge(lanes[..., :num_columns], keep_threshold(probability), out=mask)
+
+
+def uniform(keys: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """Numbers in [0, 1): element (row, column) is a function of the row's key and the column.
+
+    keys: [N] int32 from `row_keys`. Returns [N, num_columns] fp32, multiples of 2^-23.
+    """
+    columns = torch.arange(num_columns, dtype=torch.int32, device=keys.device) * _to_int32(0x27D4EB2F)
+    words = finalize_32(keys.unsqueeze(-1) + columns)
+    return ((words >> 9) & 0x7FFFFF).float() * 2.0**-23
 
 
 def keep_scale(probability: float) -> float:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.data.prepare.raw import captions, picture, small_extractor, write_photographs, write_tar
-from unimo_ds.data import images, regions
+from unimo_ds.data import extractors, images, regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
@@ -64,7 +64,7 @@ def test_three_imports_make_one_good_folder(folder: Path) -> None:
 
 def test_samples_are_what_was_given(raw: Path, folder: Path) -> None:
     corpus = Corpus.open(folder)
-    extractor = regions.load(raw)
+    extractor = extractors.load(raw)
     pairs = np.flatnonzero(corpus.kinds == Kind.PAIR)
     for number, sample in enumerate(pairs):
         stored = corpus.read(int(sample))
@@ -306,7 +306,7 @@ def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["import", "tokenizer", "rewrite", "retrieve", "regions", "pack", "verify", "all", "demo"]
+    "stage", ["import", "tokenizer", "phrases", "rewrite", "retrieve", "regions", "pack", "verify", "all", "demo"]
 )
 def test_every_stage_has_help_with_an_example(stage: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*shared, "--kind", "pairs", "--images", str(photos), "--captions", str(tsv)]) == 0
     assert main([*shared, "--kind", "images", "--images", str(photos), "--source", "pictures"]) == 0
     assert main([*shared, "--kind", "texts", "--input", str(raw / "lines.txt")]) == 0
-    assert main(["rewrite", str(output), "--negatives", "3"]) == 0
+    assert main(["rewrite", str(output), "--negatives", "3", "--workers", "1"]) == 0
     assert main(["retrieve", str(output), "--number", "4"]) == 0
     return output
 
@@ -339,5 +339,5 @@ def test_retrieval_needs_something_to_retrieve(tmp_path: Path, capsys) -> None:
     assert main(["import", "--kind", "pairs", "--output", str(output), "--vocabulary-size", "300", *arguments]) == 0
     assert main(["retrieve", str(output)]) == 2
     assert "no texts and no images" in capsys.readouterr().err
-    assert main(["rewrite", str(output)]) == 0
+    assert main(["rewrite", str(output), "--workers", "1"]) == 0
     assert main(["rewrite", str(tmp_path / "nowhere")]) == 2

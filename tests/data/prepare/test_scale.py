@@ -205,12 +205,12 @@ def test_a_plan_holds_every_setting_of_the_rewrites(tmp_path: Path) -> None:
     assert less.phrases is less.rewrite is None
 
 
-def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_path: Path) -> None:
+def run_ranks(arguments: Sequence[str]) -> None:
+    """`unimo prepare` over two ranks of an MPI job, or the test is skipped."""
     pytest.importorskip("mpi4py")
     launcher = Path(sys.executable).with_name("mpirun")
     if not launcher.exists():
         pytest.skip("no mpirun beside this Python")
-    output = tmp_path / "ranks"
     environment = {
         **os.environ,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -219,13 +219,18 @@ def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_pat
     }
     words = [str(launcher), "--oversubscribe", "-n", "2", sys.executable, "-m", "unimo_ds", "prepare"]
     done = subprocess.run(
-        [*words, *command(raw, output), "--executor", "mpi"],
+        [*words, *arguments, "--executor", "mpi"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ranks"
+    run_ranks(command(raw, output))
     assert shard_bytes(output) == shard_bytes(whole)
 
 

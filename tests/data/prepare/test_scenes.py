@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.prepare.scene_reading import is_true_of
-from unimo_ds.data import regions as grid_regions
-from unimo_ds.data import shards, tokenizer
+from unimo_ds.data import extractors, shards, tokenizer
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare import scenes
@@ -109,7 +108,7 @@ def test_scenes_can_have_the_regions_of_photographs(tmp_path: Path) -> None:
     )
     assert [verify(tmp_path / "grid" / name) for name in ("train", "held_out")] == [[], []]
     corpus = Corpus.open(tmp_path / "grid" / "train")
-    extractor = grid_regions.load(tmp_path / "grid" / "held_out")
+    extractor = extractors.load(tmp_path / "grid" / "held_out")
     assert (corpus.feature_size, corpus.num_region_classes) == (extractor.feature_size, extractor.num_classes)
     assert len(set(corpus.num_regions[corpus.kinds != Kind.TEXT])) == 1
 

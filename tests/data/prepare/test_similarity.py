@@ -59,3 +59,11 @@ def test_common_words_of_large_collections_are_left_out() -> None:
     made = make_vocabulary({"dog": 101, "cat": 100, "elk": 1}, 2000)
     assert set(made.numbers) == {"cat", "elk"}
     assert set(make_vocabulary({"dog": 101}, 1999).numbers) == {"dog"}
+
+
+def test_the_first_distinct_texts_are_those_of_all() -> None:
+    random = np.random.default_rng(2)
+    texts = [" ".join(random.choice(list("abcdefg"), 3)) for _ in range(60)]
+    every = similarity.distinct(texts)
+    assert 5 < len(every) < 60
+    assert similarity.distinct(texts, most=5) == every[:5]

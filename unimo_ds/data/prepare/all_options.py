@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unimo_ds.data.prepare import worker_options
+from unimo_ds.data.prepare import import_options, worker_options
 from unimo_ds.data.prepare.corpus_plan import Plan, named, read_plan
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings, RewriteSettings
 from unimo_ds.utils.errors import UserError
@@ -29,7 +29,7 @@ def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
         "--tokenizer", type=Path, help="use this tokenizer instead of training one on captions and texts"
     )
-    stage.add_argument("--extractor", type=Path, help="use this region extractor instead of fitting one on the images")
+    import_options.add_extractor(stage)
     stage.add_argument(
         "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="of a tokenizer trained here (default 8192)"
     )
@@ -60,6 +60,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
         named(imports),
         tokenizer=arguments.tokenizer,
         extractor=arguments.extractor,
+        weights=arguments.weights,
         vocabulary_size=arguments.vocabulary_size,
         keep_images=arguments.keep_images,
         seed=arguments.seed,

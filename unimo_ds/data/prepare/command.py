@@ -50,12 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         stage.add_argument("--json", action="store_true", help="print the result as JSON")
         if name == "retrieve":
             stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
+            stage.add_argument(
+                "--approximate",
+                nargs="+",
+                choices=("texts", "images"),
+                default=[],
+                help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
+            )
         if name in ("retrieve", "regions"):
             worker_options.add(stage)
         if name == "regions":
             stage.add_argument("--seed", type=int, default=0)
             stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
-            stage.add_argument("--extractor", type=Path, help="use this extractor instead of the folder's own")
+            import_options.add_extractor(stage)
         if name == "pack":
             stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
     purpose = "everything from raw files to a verified data folder"
@@ -184,19 +191,23 @@ def _run_retrieve(arguments: argparse.Namespace) -> int:
     return worker_options.with_workers(
         arguments,
         lambda workers: _show(
-            arguments, retrieval.retrieve_folder(arguments.folder, number=arguments.number, workers=workers)
+            arguments,
+            retrieval.retrieve_folder(
+                arguments.folder, number=arguments.number, approximate=arguments.approximate, workers=workers
+            ),
         ),
     )
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import pack
+    from unimo_ds.data.prepare import region_extraction
 
     def body(workers: Workers) -> None:
-        report = pack.extract_again(
+        report = region_extraction.extract_again(
             arguments.folder,
             refit=arguments.refit,
             extractor_path=arguments.extractor,
+            weights=arguments.weights,
             seed=arguments.seed,
             workers=workers,
         )

@@ -50,7 +50,7 @@ from unimo_ds.data.prepare.settings import (
 )
 from unimo_ds.utils.errors import UserError, nearest_name
 
-_SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "keep_images", "seed", "replace")
+_SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "keep_images", "seed", "replace")
 """Said once for the whole corpus, not per import (`like` and `replace` have no place here)."""
 
 
@@ -62,6 +62,7 @@ class Plan:
     imports: tuple[ImportSettings, ...]
     tokenizer: Path | None = None
     extractor: Path | None = None
+    weights: Path | None = None
     vocabulary_size: int = DEFAULT_VOCABULARY
     keep_images: bool = False
     seed: int = 0

@@ -60,7 +60,12 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     tokenizer = plan.tokenizer or _trained(plan, journal)
     for one in plan.imports:
         settings = dataclasses.replace(
-            one, tokenizer=tokenizer, extractor=plan.extractor, keep_images=plan.keep_images, seed=plan.seed
+            one,
+            tokenizer=tokenizer,
+            extractor=plan.extractor,
+            weights=plan.weights,
+            keep_images=plan.keep_images,
+            seed=plan.seed,
         )
         reports[f"import {settings.source}"] = importing.run_import(settings, workers)
     totals = manifest.load_manifest(output).totals

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from unimo_ds.data import extractors
 from unimo_ds.data.prepare.readers import coco, karpathy, table, url_table, visual_genome
 from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
 from unimo_ds.data.prepare.readers.hdf5 import Hdf5
@@ -126,7 +127,8 @@ def check(settings: ImportSettings) -> None:
         if getattr(settings, option) and option not in (*one.needs, *one.takes):
             raise UserError(f"{asked} has no use for {_flag(option)}")
     for path in input_paths(settings):
-        if not path.exists():
+        is_kind = path == settings.extractor and path.name in extractors.KINDS
+        if not path.exists() and not is_kind:
             raise UserError(f"{path} does not exist")
 
 

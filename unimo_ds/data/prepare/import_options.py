@@ -8,6 +8,11 @@ from pathlib import Path
 from unimo_ds.data.prepare import worker_options
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY
 
+EXTRACTOR_HELP = (
+    "what makes regions: grid (default: learned from the images), torchvision or bottom-up (with --weights), "
+    "or extractor.safetensors of another folder"
+)
+
 EXAMPLE = """unimo prepare import --kind texts --input wiki.txt --output data/train
   unimo prepare import --format coco --captions captions_train2017.json --images train2017 --output data/train
 Every format with its command: docs/preparation.md"""
@@ -54,7 +59,7 @@ def add(stage: argparse.ArgumentParser) -> None:
         help="lists of image names or ids that must not enter; of a Karpathy JSON, its val and test images",
     )
     stage.add_argument("--tokenizer", type=Path, help="tokenizer.json, or a RoBERTa or GPT-2 folder")
-    stage.add_argument("--extractor", type=Path, help="extractor.safetensors of another folder")
+    add_extractor(stage)
     stage.add_argument("--like", type=Path, help="take tokenizer and extractor of this data folder")
     stage.add_argument(
         "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="of a tokenizer trained here (default 8192)"
@@ -64,3 +69,11 @@ def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images")
     worker_options.add(stage)
     stage.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def add_extractor(stage: argparse.ArgumentParser) -> None:
+    """Which extractor makes regions of images."""
+    stage.add_argument("--extractor", type=Path, help=EXTRACTOR_HELP)
+    stage.add_argument(
+        "--weights", type=Path, help="file with the detector's weights: safetensors, or a state dict of torch"
+    )

@@ -19,9 +19,10 @@ from typing import TypeVar
 from PIL import Image
 from rich.progress import Progress
 
+from unimo_ds.data import extractors, images, manifest, regions, shards
 from unimo_ds.data import folder as folders
-from unimo_ds.data import images, manifest, regions, shards
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare import formats, shard_making
 from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
@@ -29,7 +30,7 @@ from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_n
 from unimo_ds.data.prepare.shard_making import Making
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.regions import EXTRACTOR_FILE, RegionExtractor
+from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
@@ -240,18 +241,21 @@ def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Calla
 def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_parts: int) -> RegionExtractor:
     """The named extractor, that of `--like`, the folder's own, or one fitted on the images of this import; kept likewise."""
     if (journal.path / EXTRACTOR_FILE).exists():
-        return regions.load(journal.path)
+        return extractors.load(journal.path)
     own = manifest_of(settings.output)
     own_entry = own.extractor if own else None
     like = manifest_of(settings.like, required=True) if settings.like else None
-    if settings.extractor is not None:
-        chosen = regions.load(settings.extractor)
+    given = extractors.chosen(settings.extractor, settings.weights)
+    if given is not None:
+        chosen = given
+    elif extractors.is_grid(settings.extractor):
+        chosen = one_thread(fit_extractor, reader, lambda: _parts(journal, num_parts), settings.seed)
     elif like is not None and settings.like is not None:
         if like.extractor is None or like.extractor.file is None:
             raise UserError(f"{settings.like} has no region extractor; name one with --extractor")
-        chosen = regions.load(settings.like / like.extractor.file)
+        chosen = extractors.load(settings.like / like.extractor.file)
     elif own_entry is not None and own_entry.file is not None:
-        chosen = regions.load(settings.output / own_entry.file)
+        chosen = extractors.load(settings.output / own_entry.file)
     else:
         chosen = one_thread(fit_extractor, reader, lambda: _parts(journal, num_parts), settings.seed)
     _check_extractor(settings, chosen.fingerprint)

@@ -3,12 +3,14 @@
 Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
 classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1, unimo.md 3.3).
 
-The search is exact and runs block by block: a task holds the pairs of one shard and one block of the collection, whatever the
-size of either, and writes its shard anew. Tasks that are done stay done when the stage is killed and started again.
+The search is exact (or among what an index proposes, see `approximate`) and runs block by block: a task holds the pairs of one
+shard and one block of the collection, whatever the size of either, and writes its shard anew. Tasks that are done stay done when
+the stage is killed and started again.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -22,8 +24,10 @@ from scipy.sparse import csr_matrix
 from unimo_ds.data import folder as folders
 from unimo_ds.data import index, manifest, shards
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.prepare import approximate as approximate_search
 from unimo_ds.data.prepare import collections_on_disk as collections
 from unimo_ds.data.prepare import stage_marks
+from unimo_ds.data.prepare.approximate import Group, require_faiss
 from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, write_json
 from unimo_ds.data.prepare.similarity import Nearest, distinct, tf_idf
 from unimo_ds.data.prepare.sources import Report
@@ -39,6 +43,7 @@ _SPARE = 3
 _QUERIES = 64
 """Queries whose candidates' features are held at a time."""
 _DIGITS = 5
+KINDS = ("texts", "images")
 
 Floats = NDArray[np.float32]
 
@@ -66,15 +71,27 @@ class _Search:
     texts: tuple[_Block, ...]
     images: tuple[_Block, ...]
     tokenizer: Path
+    approximate: tuple[str, ...]
+    """Kinds (`texts`, `images`) that are searched through an index."""
 
 
-def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None = None) -> Report:
+def retrieve_folder(
+    folder: Path, *, number: int = 10, approximate: Sequence[str] = (), workers: Workers | None = None
+) -> Report:
     """Store up to `number` related texts and images with every pair; earlier ones are replaced.
 
+    approximate: kinds (`texts`, `images`) of which only what an index of FAISS proposes is looked at: for images by the million.
+
     Raises:
-        UserError: not a data folder, a damaged one, or one without pairs or without single-modal samples.
+        UserError: no FAISS where it is wanted, an unknown kind, not a data folder, a damaged one, or one without pairs or
+            without single-modal samples.
     """
     workers = workers or Workers()
+    unknown = sorted(set(approximate) - set(KINDS))
+    if unknown:
+        raise UserError(f"--approximate knows {' and '.join(KINDS)}, not {unknown[0]!r}")
+    if approximate:
+        require_faiss()
     listed = manifest.load_manifest(folder)
     if number < 1:
         raise UserError(f"--number {number} must be at least 1")
@@ -84,12 +101,14 @@ def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None =
         raise UserError(
             f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
         )
-    if stage_marks.is_done(folder, "retrieve", number):
-        return Report({"already retrieved": 1})
     journal = Journal(folder, "retrieve")
-    fingerprint = stage_marks.identity([number, listed.fingerprint])
-    journal.begin(fingerprint)
     sweep(folder)
+    options = [number, sorted(set(approximate))] if approximate else number
+    if stage_marks.is_done(folder, "retrieve", options):
+        journal.forget()
+        return Report({"already retrieved": 1})
+    fingerprint = stage_marks.identity([options, listed.fingerprint])
+    journal.begin(fingerprint)
     texts = _text_blocks(folder, listed, journal, fingerprint, workers)
     images = _image_blocks(folder, listed, journal, workers)
     report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
@@ -102,7 +121,10 @@ def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None =
         texts,
         images,
         folder / listed.tokenizer.file,
+        tuple(approximate),
     )
+    if approximate:
+        _index(search, workers)
     names = [entry.file for entry in listed.shards if entry.kinds.get("pair")]
     entries = {name: journal.path / f"done-{name}.json" for name in names}
     tasks = [(search, name, entries[name]) for name in names if read_json_object(entries[name]) is None]
@@ -111,7 +133,7 @@ def retrieve_folder(folder: Path, *, number: int = 10, workers: Workers | None =
     for entry in entries.values():
         report.add(report_of(read_json_object(entry)))
     folders.finish_folder(folder, tokenizer=tokenizers.load(search.tokenizer), tokenizer_file=listed.tokenizer.file)
-    stage_marks.mark_done(folder, "retrieve", number)
+    stage_marks.mark_done(folder, "retrieve", options)
     journal.forget()
     return report
 
@@ -155,6 +177,28 @@ def _image_blocks(folder: Path, listed: manifest.Manifest, journal: Journal, wor
 def _blocks(names: Sequence[str], sizes: Sequence[int]) -> tuple[_Block, ...]:
     firsts = itertools.accumulate(sizes, initial=0)
     return tuple(_Block(i, *one) for i, one in enumerate(zip(names, firsts, sizes, strict=False)))
+
+
+def _index(search: _Search, workers: Workers) -> None:
+    """The indices of texts and images that are not there yet."""
+    tasks = [
+        (search, kind, group)
+        for kind, blocks in zip(KINDS, (search.texts, search.images), strict=True)
+        if kind in search.approximate
+        for group in approximate_search.groups_of([block.size for block in blocks])
+        if not _index_file(search, kind, group).exists()
+    ]
+    for _ in workers.run(_index_group, tasks, label="indexing", unit="indices"):
+        pass
+
+
+def _index_group(search: _Search, kind: str, group: Group) -> None:
+    vectors = functools.partial(collections.vectors, search.work, kind)
+    approximate_search.build(group, vectors, _index_file(search, kind, group))
+
+
+def _index_file(search: _Search, kind: str, group: Group) -> Path:
+    return search.work / f"{kind}-{group.number:06d}.faiss"
 
 
 def _size(blocks: Sequence[_Block]) -> int:
@@ -205,7 +249,7 @@ def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
             sentences = collections.sentences(search.work, block.number)
             strings.update((int(row), sentences[int(row) - block.first]) for row in inside)
     found = [[strings[int(row)] for row in rows] for rows in nearest.rows]
-    return [list(distinct(texts)[: search.number]) for texts in found]
+    return [list(distinct(texts, most=search.number)) for texts in found]
 
 
 def related_images(
@@ -248,6 +292,11 @@ def _features(search: _Search, block: int, rows: NDArray[np.int64]) -> Floats:
 
 def _nearest(search: _Search, kind: str, blocks: Sequence[_Block], queries: csr_matrix, number: int) -> Nearest:
     nearest = Nearest(queries, number=number)
+    if kind in search.approximate and queries.shape[0]:
+        vectors = functools.partial(collections.vectors, search.work, kind)
+        for group in approximate_search.groups_of([block.size for block in blocks]):
+            approximate_search.search(nearest, group, vectors, _index_file(search, kind, group))
+        return nearest
     for block in blocks:
         if block.size:
             nearest.search(collections.vectors(search.work, kind, block.number), first=block.first)

@@ -60,6 +60,9 @@ class ImportSettings:
     """Name of the corpus in the folder; None: the name of its file."""
     tokenizer: Path | None = None
     extractor: Path | None = None
+    """An extractor's file or folder, or the name of a kind: grid, torchvision, bottom-up."""
+    weights: Path | None = None
+    """Of the detector of that kind."""
     like: Path | None = None
     """A data folder whose tokenizer and extractor are used."""
     vocabulary_size: int = DEFAULT_VOCABULARY

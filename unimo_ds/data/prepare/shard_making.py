@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import images, index, regions, shards
+from unimo_ds.data import extractors, images, index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import texts
 from unimo_ds.data.prepare.journal import read_json_object, write_json
@@ -131,4 +131,4 @@ def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def _extractor(path: Path, fingerprint: str) -> RegionExtractor:
-    return regions.load(path)
+    return extractors.load(path)

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _QUERY_ROWS, _DOCUMENT_ROWS = 256, 50_000
 """Rows multiplied at a time: at most 13 million scores, 160 MB."""
 _DIGITS = 6
+_RANKED_TOGETHER = 4
+"""Times the wanted number of rows that may wait to be ranked."""
 _COMMON_SHARE, _FEW = 0.05, 2000
 """Words of more than this share of a collection of at least so many texts tell nothing apart, and cost the most."""
 
@@ -84,40 +85,83 @@ def unit_rows(rows: csr_matrix) -> csr_matrix:
 
 
 class Nearest:
-    """The best rows for each query so far."""
+    """The best rows for each query so far. Rows are offered in their order, each once."""
 
     def __init__(self, queries: csr_matrix, *, number: int) -> None:
         self.queries, self.number = queries, number
         count = queries.shape[0]
-        self.rows: list[Integers] = [np.zeros(0, np.int64)] * count
-        self.scores: list[Floats] = [np.zeros(0, np.float32)] * count
+        self._rows: list[Integers] = [np.zeros(0, np.int64)] * count
+        self._scores: list[Floats] = [np.zeros(0, np.float32)] * count
+        self._edges = np.zeros(count, np.float32)
+        """[count] scores up to which nothing gets in any more."""
+        self._waiting: list[list[tuple[Integers, Floats]]] = [[] for _ in range(count)]
+        """Offered and not yet ranked: ranking costs more than sifting, so that it is worth doing for many at once."""
+        self._num_waiting = np.zeros(count, np.int64)
+
+    @property
+    def rows(self) -> list[Integers]:
+        """For each query up to `number` rows, best first."""
+        self._settle_all()
+        return self._rows
+
+    @property
+    def scores(self) -> list[Floats]:
+        """Their scores, rounded."""
+        self._settle_all()
+        return self._scores
 
     def search(self, block: csr_matrix, *, first: int) -> None:
         """Take in a block whose first row has number `first`; blocks come in the order of their rows."""
         for start in range(0, block.shape[0], _DOCUMENT_ROWS):
             documents = block[start : start + _DOCUMENT_ROWS].T.tocsr()
             for at in range(0, self.queries.shape[0], _QUERY_ROWS):
-                scores = (self.queries[at : at + _QUERY_ROWS] @ documents).tocsr()
-                for i in range(scores.shape[0]):
-                    part = slice(scores.indptr[i], scores.indptr[i + 1])
-                    self._merge(at + i, scores.indices[part] + (first + start), scores.data[part])
+                self._sift(at, (self.queries[at : at + _QUERY_ROWS] @ documents).tocsr(), first + start)
 
-    def _merge(self, query: int, rows: NDArray[Any], scores: Floats) -> None:
-        scores = np.round(scores, _DIGITS)
-        kept = scores > (self.scores[query][-1] if len(self.scores[query]) == self.number else 0)
-        rows = np.concatenate([self.rows[query], rows[kept].astype(np.int64)])
-        scores = np.concatenate([self.scores[query], scores[kept]])
+    def _sift(self, at: int, scores: csr_matrix, first: int) -> None:
+        """Offer the few scores of queries `at` and following that may still get in."""
+        edges = np.repeat(self._edges[at : at + scores.shape[0]], np.diff(scores.indptr))
+        near = np.flatnonzero(scores.data > edges - 10.0**-_DIGITS)
+        rows, values = scores.indices[near].astype(np.int64) + first, scores.data[near]
+        ends = np.searchsorted(near, scores.indptr)
+        for i in np.flatnonzero(np.diff(ends)).tolist():
+            part = slice(ends[i], ends[i + 1])
+            self.offer(at + i, rows[part], values[part])
+
+    def offer(self, query: int, rows: Integers, scores: Floats) -> None:
+        """Take in some rows for one query, with their scores."""
+        self._waiting[query].append((rows, scores))
+        self._num_waiting[query] += len(rows)
+        if self._num_waiting[query] > _RANKED_TOGETHER * self.number:
+            self._settle(query)
+
+    def _settle_all(self) -> None:
+        for query in np.flatnonzero(self._num_waiting).tolist():
+            self._settle(query)
+
+    def _settle(self, query: int) -> None:
+        rows = np.concatenate([self._rows[query], *(one for one, _ in self._waiting[query])])
+        late = np.round(np.concatenate([one for _, one in self._waiting[query]]), _DIGITS)
+        scores = np.concatenate([self._scores[query], late])
+        kept = scores > self._edges[query]
+        # What is ranked already stays: of equal scores the earlier rows win.
+        kept[: len(self._rows[query])] = True
+        rows, scores = rows[kept], scores[kept]
         if len(scores) > self.number:
             edge = np.partition(scores, len(scores) - self.number)[len(scores) - self.number]
             rows, scores = rows[scores >= edge], scores[scores >= edge]
         order = np.lexsort((rows, -scores))[: self.number]
-        self.rows[query], self.scores[query] = rows[order], scores[order]
+        self._rows[query], self._scores[query] = rows[order], scores[order]
+        if len(order) == self.number:
+            self._edges[query] = self._scores[query][-1]
+        self._waiting[query], self._num_waiting[query] = [], 0
 
 
-def distinct(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without those whose words all occur in one kept before, or the other way round."""
+def distinct(texts: Sequence[str], *, most: int | None = None) -> tuple[str, ...]:
+    """The first `most` texts (None: all), without those whose words all occur in one kept before, or the other way round."""
     kept: dict[str, set[str]] = {}
     for text in texts:
+        if len(kept) == most:
+            break
         words = set(words_of(text))
         if not any(words <= other or other <= words for other in kept.values()):
             kept[text] = words

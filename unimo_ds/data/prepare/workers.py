@@ -71,7 +71,9 @@ class Workers:
         if self._processes is None:
             # Forking a process that has run torch or a thread pool may hang; a spawned one starts clean.
             context = multiprocessing.get_context("spawn")
-            self._processes = ProcessPoolExecutor(self.number, mp_context=context, initializer=_follow_parent)
+            self._processes = ProcessPoolExecutor(
+                self.number, mp_context=context, initializer=_begin, initargs=(context.Value("i", 0),)
+            )
         return self._processes
 
     def close(self) -> None:
@@ -150,6 +152,14 @@ def _in_flight(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _begin(num_begun: Any) -> None:
+    """A new worker: it knows its number, by which workers share the machine's GPUs (`detectors/device.py`)."""
+    with num_begun.get_lock():
+        os.environ["UNIMO_WORKER"] = str(num_begun.value)
+        num_begun.value += 1
+    _follow_parent()
 
 
 def _follow_parent() -> None:

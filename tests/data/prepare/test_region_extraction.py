@@ -1,0 +1,149 @@
+"""`unimo prepare regions` and imports with a detector: same bytes for any number of workers, and after any kill."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from tests.data.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
+from tests.data.prepare.raw import picture, write_photographs, write_tar
+from tests.data.prepare.raw import small_extractor as small_grid
+from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
+from unimo_ds.data import extractors, images, shards
+from unimo_ds.data.images import encode_jpeg
+from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.prepare.command import main
+from unimo_ds.data.verify import verify
+
+NUM_SOURCES = 4
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs, a grid, a detector's file and its weights."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_photographs(folder, 6)
+    (folder / "grid").mkdir()
+    small_grid(folder / "grid")
+    (folder / "detector").mkdir()
+    small_extractor().save(folder / "detector")
+    state = as_in_caffe(random_network(SMALL).state_dict())
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "weights.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs and three sources of images, a shard each, with regions of a grid."""
+    output = tmp_path_factory.mktemp("data") / "grid"
+    shared = ["--output", str(output), "--extractor", str(raw / "grid"), "--keep-images", "--workers", "1"]
+    pairs = ["--images", str(raw / "photos.tar"), "--captions", str(raw / "captions.tsv"), "--vocabulary-size", "300"]
+    assert main(["import", "--kind", "pairs", *pairs, *shared]) == 0
+    for number in range(1, NUM_SOURCES):
+        tar = raw / f"more{number}.tar"
+        write_tar(tar, {f"{i:03d}.jpg": encode_jpeg(picture(i)) for i in range(10 * number, 10 * number + 3)})
+        assert main(["import", "--kind", "images", "--images", str(tar), *shared]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def detected(raw: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder with regions of the detector, made by one process without disturbance."""
+    output = tmp_path_factory.mktemp("data") / "detected"
+    shutil.copytree(folder, output)
+    assert main(["regions", str(output), "--extractor", str(raw / "detector"), "--workers", "1"]) == 0
+    return output
+
+
+def test_regions_are_those_of_the_detector(raw: Path, folder: Path, detected: Path) -> None:
+    assert verify(detected) == []
+    listed = load_manifest(detected)
+    extractor = extractors.load(raw / "detector")
+    assert listed.extractor is not None
+    assert (listed.extractor.fingerprint, listed.extractor.file) == (extractor.fingerprint, "extractor.safetensors")
+    assert (listed.feature_size, listed.num_region_classes) == (extractor.feature_size, extractor.num_classes)
+    assert listed.totals == load_manifest(folder).totals
+    stored = list(shards.read_shard(detected / listed.shards[0].file))
+    for one in stored[:2]:
+        (expected,) = extractor.extract([images.decode(one.jpeg or b"")])
+        assert one.sample.regions is not None
+        np.testing.assert_allclose(one.sample.regions.boxes, expected.boxes, atol=1e-5)
+    # New images of the same kind: the folder itself knows its detector.
+    assert extractors.load(detected).fingerprint == extractor.fingerprint
+
+
+def test_a_finished_stage_is_left_alone(raw: Path, detected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in detected.iterdir()}
+    assert main(["regions", str(detected), "--extractor", str(raw / "detector"), "--workers", "1"]) == 0
+    assert "already made" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in detected.iterdir()} == before
+
+
+def test_worker_processes_make_the_same_bytes(raw: Path, folder: Path, detected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two"
+    shutil.copytree(folder, output)
+    assert main(["regions", str(output), "--extractor", str(raw / "detector"), "--workers", "2"]) == 0
+    assert shard_bytes(output) == shard_bytes(detected)
+
+
+def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, folder: Path, detected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ranks"
+    shutil.copytree(folder, output)
+    run_ranks(["regions", str(output), "--extractor", str(raw / "detector")])
+    assert shard_bytes(output) == shard_bytes(detected)
+
+
+def test_killed_at_many_moments_and_continued(raw: Path, folder: Path, detected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    shutil.copytree(folder, output)
+    arguments = ["regions", str(output), "--extractor", str(raw / "detector"), "--workers", "1"]
+    kills = 0
+    for _ in range(40):
+        # Counted from what is there: every run gets a little further than the one before.
+        if not run_and_kill(arguments, output, after=len(list(output.rglob("*"))) + 2):
+            break
+        kills += 1
+    assert kills >= 2
+    assert main(arguments) == 0
+    assert shard_bytes(output) == shard_bytes(detected)
+    assert verify(output) == []
+    assert not list(output.glob("**/*.partial"))
+
+
+def test_weights_are_enough(raw: Path, folder: Path, tmp_path: Path) -> None:
+    """A detector by name and weights, in the stage and in an import; both make the same regions."""
+    named = ["--extractor", "bottom-up", "--weights", str(raw / "weights.safetensors"), "--workers", "1"]
+    tar = write_tar(tmp_path / "one.tar", {"000.jpg": encode_jpeg(picture(0))})
+    output = tmp_path / "imported"
+    arguments = ["import", "--kind", "images", "--images", str(tar), "--output", str(output), "--keep-images"]
+    assert main([*arguments, "--tokenizer", str(folder / "tokenizer.json"), *named]) == 0
+    listed = load_manifest(output)
+    assert (listed.feature_size, listed.num_region_classes) == (SMALL.feature_size, SMALL.num_classes)
+    before = shard_bytes(output)
+    assert main(["regions", str(output), "--workers", "1"]) == 0
+    assert shard_bytes(output) == before
+    assert main(["regions", str(output), "--extractor", "grid", "--workers", "1"]) == 0
+    assert load_manifest(output).feature_size == 384
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--extractor", "bottom-up"], "needs its weights; name their file with --weights"),
+        (["--extractor", "bottom-up", "--weights", "lost.pth"], "there are no weights at lost.pth"),
+        (["--weights", "lost.pth"], "needs --extractor"),
+        (["--extractor", "grid", "--weights", "lost.pth"], "leave --weights out"),
+        (["--extractor", "bottomup", "--weights", "lost.pth"], "did you mean 'bottom-up'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    folder: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = shard_bytes(folder)
+    assert main(["regions", str(folder), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert shard_bytes(folder) == before

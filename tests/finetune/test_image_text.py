@@ -1,0 +1,145 @@
+"""SNLI-VE and VQA: their official files, answers outside of the vocabulary, images that are not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.finetune import small
+from unimo_ds.finetune import tasks
+from unimo_ds.finetune.batch import pack_examples
+from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
+from unimo_ds.utils.errors import UserError
+
+NAMES = ["4705552913.jpg", "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small.train_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer) -> Path:
+    small.write_images(tmp_path / "images", NAMES, tokenizer)
+    return tmp_path
+
+
+def open_task(name: str, folder: Path, tokenizer, split: str = "train", *changes: str):
+    task = tasks.load(name)
+    config, assets = task.settle(small.task_config(name, tokenizer, *changes), folder)
+    return task, config, task.open(folder, split, tokenizer=tokenizer, config=config, assets=assets)
+
+
+def write_snli_ve(folder: Path, *lines: dict) -> None:
+    (folder / "snli_ve_train.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+
+
+def entailment(label: str, image: str = "4705552913", text: str = "a film is good") -> dict:
+    return {"gold_label": label, "Flickr30K_ID": image, "sentence1": "unused", "sentence2": text, "pairID": "1"}
+
+
+def test_snli_ve(folder, tokenizer):
+    write_snli_ve(folder, entailment("neutral"), entailment("-"), entailment("entailment"))
+    task, config, examples = open_task("snli-ve", folder, tokenizer)
+    assert [row.targets for row in examples.rows] == [((0, 2.0),), ((0, 1.0),)]
+    assert examples.lengths(0, 0) == [examples.make(0, 0).sequences[0].length]
+    found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer)
+    answers = [one["answer"] for one in found.predictions]
+    right = np.mean([answers[0] == "neutral", answers[1] == "entailment"])
+    assert found.metrics["accuracy"] == right
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (entailment("maybe"), r"train.jsonl:1 has the unknown label 'maybe'; this task knows contradiction"),
+        (entailment("neutral", image="12"), r"train.jsonl:1 names the image '12', which .* does not hold"),
+        (entailment("neutral", text="  "), r"train.jsonl:1 has an empty text"),
+    ],
+)
+def test_bad_lines_of_snli_ve_are_named(folder, tokenizer, line, said):
+    write_snli_ve(folder, line)
+    with pytest.raises(UserError, match=said):
+        open_task("snli-ve", folder, tokenizer)
+
+
+def test_missing_images_are_said(tmp_path, tokenizer):
+    write_snli_ve(tmp_path, entailment("neutral"))
+    with pytest.raises(UserError, match=r"there is no data folder at .*images; make it with"):
+        open_task("snli-ve", tmp_path, tokenizer)
+
+
+def write_vqa(folder: Path, questions: dict[int, tuple[int, str, list[str]]]) -> None:
+    asked = [{"question_id": q, "image_id": image, "question": text} for q, (image, text, _) in questions.items()]
+    given = [
+        {
+            "question_id": q,
+            "image_id": image,
+            "answers": [{"answer": one, "answer_id": n} for n, one in enumerate(people)],
+        }
+        for q, (image, _, people) in questions.items()
+    ]
+    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": asked}))
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": given}))
+
+
+QUESTIONS = {
+    1: (9, "is it good", ["yes"] * 10),
+    2: (9, "is it dull", ["no"] * 6 + ["not really"] * 4),
+    3: (25, "is it a film", ["Yes."] * 7 + ["maybe"] * 3),
+    4: (25, "which film", ["casablanca"] * 10),
+}
+
+
+def test_vqa_vocabulary_and_soft_scores():
+    people = {question: answers for question, (_, _, answers) in QUESTIONS.items()}
+    assert vocabulary_of(people, 1) == ["yes", "casablanca", "no"]
+    assert vocabulary_of(people, 2) == ["yes"]
+    scores = dict(soft_scores(["no"] * 6 + ["not really"] * 2 + ["two"] + ["2"], {"no": 0, "2": 1, "not really": 2}))
+    assert scores == pytest.approx({0: 1.0, 1: 0.6, 2: 0.6})
+    assert soft_scores(["x"] * 10, {"no": 0}) == ()
+
+
+def test_vqa(folder, tokenizer):
+    write_vqa(folder, QUESTIONS)
+    task, config, examples = open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=2")
+    assert config.finetune.num_outputs == 1
+    assert [row.key.rpartition(" ")[2] for row in examples.rows] == ["1", "3"], "others cannot be answered"
+    task, config, examples = open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+    engine = small.plain_engine(config)
+    batch = pack_examples([examples.make(index, 0) for index in range(4)], feature_size=8, target_size=3)
+    np.testing.assert_allclose(batch.targets[1].numpy(), [0, 0, 1.0])
+    assert task.loss_sum(engine.forward(batch), batch, config.finetune).item() > 0
+    found = task.evaluate(engine, examples, config=config, tokenizer=tokenizer)
+    assert found.metrics["reachable"] == pytest.approx(1.0)
+    assert 0 <= found.metrics["accuracy"] <= 1
+    assert all(one["answer"] in ("yes", "casablanca", "no") for one in found.predictions)
+
+
+def test_answers_outside_of_the_vocabulary_are_said(folder, tokenizer):
+    write_vqa(folder, QUESTIONS)
+    with pytest.raises(UserError, match=r"no answer of .* occurs 9 times, so the vocabulary is empty; lower"):
+        open_task("vqa", folder, tokenizer)
+    task = tasks.load("vqa")
+    config, _ = task.settle(small.task_config("vqa", tokenizer, "finetune.answer_min_count=1"), folder)
+    with pytest.raises(UserError, match=r"the checkpoint scores 3 answers, but its task.json lists 2"):
+        task.open(folder, "train", tokenizer=tokenizer, config=config, assets={"answers": ["yes", "no"]})
+    with pytest.raises(UserError, match="every answer is outside of the vocabulary"):
+        task.open(folder, "train", tokenizer=tokenizer, config=config, assets={"answers": ["a", "b", "c"]})
+
+
+def test_a_question_without_answers_and_a_photograph_that_is_not_there(folder, tokenizer):
+    write_vqa(folder, {**QUESTIONS, 5: (77, "where", ["yes"] * 10)})
+    with pytest.raises(UserError, match=r"question 5 names the image 77, which"):
+        open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+    write_vqa(folder, QUESTIONS)
+    path = folder / "v2_OpenEnded_mscoco_train2014_questions.json"
+    asked = json.loads(path.read_text())
+    asked["questions"].append({"question_id": 8, "image_id": 9, "question": "why"})
+    path.write_text(json.dumps(asked))
+    with pytest.raises(UserError, match=r"question 8 has no answers in"):
+        open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")

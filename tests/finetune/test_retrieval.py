@@ -1,0 +1,178 @@
+"""Fine-tuned retrieval: which negatives a visit draws, its losses, hard negatives, and the measurement."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluation.small import make_engine
+from tests.finetune import small
+from unimo_ds.data.tokenizer import Tokenizer, load
+from unimo_ds.finetune import predict, tasks
+from unimo_ds.finetune.batch import TaskExample, pack_examples
+from unimo_ds.finetune.hard_negatives import nearest
+from unimo_ds.finetune.tasks.retrieval import RetrievalExamples, joint_sequence
+from unimo_ds.losses.circle import choice_loss, circle_loss
+from unimo_ds.utils.errors import UserError
+
+NEGATIVES = ("finetune.retrieval.negative_images=3", "finetune.retrieval.negative_captions=4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pairs")
+    small.write_pairs(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> Tokenizer:
+    return load(folder / "train")
+
+
+def open_split(folder, tokenizer, split="train", *changes) -> tuple[RetrievalExamples, object]:
+    config = small.task_config("retrieval", tokenizer, *NEGATIVES, *changes)
+    task = tasks.load("retrieval")
+    return task.open(folder, split, tokenizer=tokenizer, config=config, assets={}), config
+
+
+def test_a_visit_holds_the_pair_other_images_and_other_captions(folder, tokenizer):
+    examples, _ = open_split(folder, tokenizer)
+    pairs = examples.pairs
+    assert len(examples) == pairs.num_captions == 18
+    seen = set()
+    for seed in range(40):
+        visit = examples._visit(4, seed)
+        own = int(pairs.image_of_C[4])
+        assert visit[0] == (own, 4)
+        images, captions = visit[1:4], visit[4:]
+        assert all(caption == 4 and image != own for image, caption in images)
+        assert all(image == own and pairs.image_of_C[caption] != own for image, caption in captions)
+        assert len({image for image, _ in images}) == 3
+        assert len({caption for _, caption in captions}) == 4
+        seen |= {image for image, _ in images}
+    assert seen == set(range(pairs.num_images)) - {own}, "every other image is drawn sooner or later"
+    assert examples._visit(4, 7) == examples._visit(4, 7)
+
+
+def test_lengths_are_those_of_what_is_made(folder, tokenizer):
+    examples, _ = open_split(folder, tokenizer)
+    for index in (0, 5, 17):
+        made = examples.make(index, 3)
+        assert examples.lengths(index, 3) == [sequence.length for sequence in made.sequences]
+        assert len({sequence.seed for sequence in made.sequences}) == len(made.sequences)
+
+
+def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
+    examples, config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
+    pairs = examples.pairs
+    found = nearest(make_engine(config), pairs, config, number=5)
+    assert found.images_CK.shape == (18, 5)
+    assert found.captions_IK.shape == (12, 5)
+    assert not (found.images_CK == pairs.image_of_C[:, None]).any()
+    assert not (pairs.image_of_C[found.captions_IK] == np.arange(12)[:, None]).any()
+    hard = examples.with_hard_negatives(found)
+    own = int(pairs.image_of_C[4])
+    for seed in range(10):
+        visit = hard._visit(4, seed)
+        assert {image for image, _ in visit[1:4]} <= set(found.images_CK[4].tolist())
+        assert {caption for _, caption in visit[4:]} <= set(found.captions_IK[own].tolist())
+
+
+def test_circle_loss_is_its_formula():
+    positive, negative = torch.tensor([0.3]), torch.tensor([[0.5, -0.4]])
+    margin, scale = 0.2, 1.5
+    total = sum(math.exp(scale * max(0, s + margin) * (s - margin)) for s in (0.5, -0.4))
+    total *= math.exp(-scale * max(0, 1 + margin - 0.3) * (0.3 - 1 + margin))
+    assert circle_loss(positive, negative, margin=margin, scale=scale).item() == pytest.approx(
+        math.log1p(total), rel=1e-6
+    )
+
+
+def test_losses_pull_the_positive_up_and_the_negatives_down():
+    for loss in (lambda p, n: circle_loss(p, n, margin=0.2, scale=1.0), choice_loss):
+        positive, negative = torch.zeros(3, requires_grad=True), torch.zeros(3, 4, requires_grad=True)
+        loss(positive, negative).sum().backward()
+        assert (positive.grad < 0).all()
+        assert (negative.grad > 0).all()
+    assert choice_loss(torch.zeros(1), torch.zeros(1, 3)).item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("loss", ["circle", "plain"])
+def test_the_tasks_loss_averages_both_sides(folder, tokenizer, loss):
+    examples, config = open_split(folder, tokenizer, "train", f"finetune.retrieval.loss={loss}")
+    task = tasks.load("retrieval")
+    engine = small.plain_engine(config)
+    batch = pack_examples([examples.make(index, 1) for index in (0, 3)], feature_size=8, target_size=1)
+    output = engine.forward(batch)
+    rows = output.scores.view(2, 8)
+
+    def one(positive, negative):
+        if loss == "plain":
+            return choice_loss(positive, negative)
+        return circle_loss(positive, negative, margin=0.2, scale=1.0)
+
+    expected = (one(rows[:, 0], rows[:, 1:4]) + one(rows[:, 0], rows[:, 4:])).sum() / 2
+    assert task.loss_sum(output, batch, config.finetune).item() == pytest.approx(expected.item(), rel=1e-6)
+    empty = pack_examples([], feature_size=8, target_size=1)
+    assert task.loss_sum(engine.forward(empty), empty, config.finetune).item() == 0.0
+
+
+def test_measurement_ranks_every_caption_against_every_image(folder, tokenizer):
+    examples, config = open_split(folder, tokenizer, "dev")
+    task = tasks.load("retrieval")
+    engine = small.plain_engine(config)
+    found = task.evaluate(engine, examples, config=config, tokenizer=tokenizer)
+    pairs = examples.pairs
+    scores = np.zeros((pairs.num_captions, pairs.num_images), np.float32)
+    for caption in range(pairs.num_captions):
+        for image in range(pairs.num_images):
+            example = TaskExample("", (joint_sequence(pairs, image, caption),), np.zeros(1, np.float32))
+            batch = pack_examples([example], feature_size=8, target_size=1)
+            with torch.no_grad():
+                scores[caption, image] = engine.module.eval()(batch).scores.item()
+    right = (scores.argmax(1) == pairs.image_of_C).mean()
+    assert found.metrics["text_to_image/r@1"] == pytest.approx(right)
+    assert len(found.predictions) == pairs.num_captions
+
+
+def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, monkeypatch):
+    task = tasks.load("retrieval")
+    whole, config = open_split(folder, tokenizer, "dev")
+    engine = small.plain_engine(config)
+    expected = task.evaluate(engine, whole, config=config, tokenizer=tokenizer).metrics
+    some, few_config = open_split(folder, tokenizer, "dev", "finetune.retrieval.rerank=2")
+    asked = []
+    real = predict.scores
+
+    def counted(engine, examples, **arguments):
+        asked.append(len(examples))
+        return real(engine, examples, **arguments)
+
+    monkeypatch.setattr(predict, "scores", counted)
+    few = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
+    assert "best 2 of each query" in few.notes["candidates"]
+    assert asked[0] < whole.pairs.num_captions * whole.pairs.num_images
+    many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=8")
+    assert task.evaluate(engine, some, config=many_config, tokenizer=tokenizer).metrics == expected
+
+
+def test_one_image_alone_has_no_negatives(tmp_path):
+    tokenizer = small.write_pairs(tmp_path, train=1, dev=1)
+    with pytest.raises(UserError, match="has one image alone, so there are no negatives"):
+        open_split(tmp_path, tokenizer)
+    with pytest.raises(UserError, match="has no data folder test; make it with"):
+        open_split(tmp_path, tokenizer, "test")
+
+
+def test_images_of_another_extractor_and_another_tokenizer_are_refused(folder, tokenizer):
+    config = small.task_config("retrieval", tokenizer, "model.region_feature_size=9")
+    with pytest.raises(UserError, match="has region features of size 8, the model takes 9"):
+        tasks.load("retrieval").open(folder, "train", tokenizer=tokenizer, config=config, assets={})
+    other = small.train_tokenizer()
+    with pytest.raises(UserError, match="was prepared with another tokenizer than the model's"):
+        open_split(folder, other)

@@ -1,0 +1,103 @@
+"""`unimo finetune` as a user runs it: stopped and resumed to the bit, several seeds joined, and what bad input says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launching import launch
+from tests.finetune import small
+from unimo_ds import cli
+
+MAIN = Path(__file__).parents[2] / "unimo_ds" / "__main__.py"
+SETTINGS = ("finetune.epochs=2", "logging.every_steps=1", "batch.global_samples=8", "optimizer.peak_learning_rate=1e-3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("finetune")
+    small.write_checkpoint(path / "start")
+    small.write_sst2(path / "data", train=40, dev=10)
+    return path
+
+
+def logged(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Every logged number of each step that does not depend on the clock, measurements with the step they follow."""
+    found: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        if "event" not in values:
+            kept = {key: value for key, value in values.items() if not key.startswith(("time", "speed", "data"))}
+            found.setdefault(values["step"], {}).update(kept)
+    return found
+
+
+def arguments(folder: Path, name: str, *more: str) -> list[str]:
+    changes = [part for setting in SETTINGS for part in ("--set", setting)]
+    paths = ["--data", str(folder / "data"), "--checkpoint", str(folder / "start"), "--run-dir", str(folder / name)]
+    return ["finetune", "sst2", *paths, *changes, *more]
+
+
+def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
+    launch(MAIN, arguments(folder, "straight", "--seeds", "2"), processes=1)
+    result = json.loads((folder / "straight" / "results.json").read_text())
+    assert [one["seed"] for one in result["seeds"]] == [0, 1]
+    values = [one["metrics"]["accuracy"] for one in result["seeds"]]
+    assert result["metrics"]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    assert result["metrics"]["accuracy"]["confidence_95"] is not None
+    straight = logged(folder / "straight" / "seed-0")
+    assert straight != logged(folder / "straight" / "seed-1")
+    assert [step for step, values in straight.items() if "dev/accuracy" in values] == [5, 10]
+
+    stop = folder / "stopped" / "seed-0" / "stop"
+    stop.parent.mkdir(parents=True)
+    stop.touch()
+    output = launch(MAIN, arguments(folder, "stopped"), processes=1)
+    assert "stopped at step 1" in output
+    assert not (folder / "stopped" / "results.json").exists()
+    stop.unlink()
+    output = launch(MAIN, arguments(folder, "stopped"), processes=1)
+    assert "resuming from" in output
+    assert logged(folder / "stopped" / "seed-0") == straight
+    for name in ("model.safetensors", "exp_avg_sq.safetensors"):
+        files = [folder / run / "seed-0" / "checkpoints" / "step-10" / name for run in ("straight", "stopped")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    again = json.loads((folder / "stopped" / "results.json").read_text())
+    assert again["seeds"][0]["metrics"] == result["seeds"][0]["metrics"]
+
+    # The best checkpoint is kept, measured, and measured alike by `unimo evaluate`.
+    best = folder / "straight" / "seed-0" / "checkpoints" / "best"
+    assert best.read_text().strip() == result["seeds"][0]["checkpoint"]
+    target, written = folder / "evaluated.json", folder / "predictions.jsonl"
+    command = ["evaluate", "sst2", "--checkpoint", str(best), "--data", str(folder / "data")]
+    assert cli.main([*command, "--json", str(target), "--predictions", str(written)]) == 0
+    assert json.loads(target.read_text())["metrics"] == result["seeds"][0]["metrics"]
+    assert len(written.read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("--checkpoint", "{folder}/data"), "is not a run, a checkpoint or an exported model"),
+        (("--data", "{folder}/start"), "has none of train.tsv, sst2_train.tsv"),
+        (("--set", "finetune.epoch=1"), "unknown key 'finetune.epoch'; did you mean 'epochs'?"),
+        (("--set", "seed=3"), "--set seed=... is not taken; --seeds N"),
+        (("--seeds", "0"), "--seeds 0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, tmp_path, changes, said, capsys):
+    filled = [text.format(folder=folder) for text in changes]
+    assert cli.main([*arguments(folder, "bad"), *filled]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_wrong_kind_of_checkpoint_is_said(folder, capsys):
+    data = ["--data", str(folder / "data")]
+    assert cli.main(["evaluate", "sst2", "--checkpoint", str(folder / "start"), *data]) == 2
+    assert "is a pre-trained model, not one fine-tuned on sst2; run `unimo finetune sst2" in capsys.readouterr().err
+    tuned = folder / "straight" / "seed-0"
+    if tuned.is_dir():
+        assert cli.main(["evaluate", "cola", "--checkpoint", str(tuned), *data]) == 2
+        assert "is fine-tuned on sst2, not on cola" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""N ranks equal one rank, for a task of each kind, adversarial training included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launching import launch
+from tests.finetune import small
+
+WORKER = Path(__file__).with_name("step_worker.py")
+ALONE = [
+    {"task": "sst2", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
+    {"task": "retrieval", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
+    {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2},
+]
+SPLIT = [
+    {"task": "sst2", "deepspeed": "zero3_fp32", "micro_batch_tokens": 60},
+    {"task": "retrieval", "deepspeed": "zero1_fp32", "micro_batch_tokens": 500},
+    {"task": "captioning", "deepspeed": "zero2_fp32", "micro_batch_tokens": 90, "ascents": 2},
+]
+"""The same tasks on two ranks, in several micro-batches each, some of them empty."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> tuple[list[dict], list[dict]]:
+    folder = tmp_path_factory.mktemp("step")
+    small.write_pairs(folder / "pairs")
+    small.write_sst2(folder / "sst2", train=23)
+    found = []
+    for number, cases in enumerate((ALONE, SPLIT), start=1):
+        output = folder / f"{number}.json"
+        launch(WORKER, [json.dumps(cases), str(folder), str(output)], processes=number)
+        found.append(json.loads(output.read_text()))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("number", range(len(ALONE)), ids=[case["task"] for case in ALONE])
+def test_two_ranks_take_the_steps_of_one(number, results):
+    one, two = (found[number] for found in results)
+    assert one["applied"]
+    assert two["applied"]
+    assert two["counts"] == one["counts"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert two["norms"] == pytest.approx(one["norms"], rel=2e-4)
+    assert two["metrics"] == one["metrics"]
+    assert one["losses"][0] != one["losses"][1]
+    for name, expected in one["weights"].items():
+        # Adam divides by the gradient's size, so that rounding of tiny gradients shows: 5 % of one step's 1e-3.
+        torch.testing.assert_close(
+            torch.tensor(two["weights"][name]),
+            torch.tensor(expected),
+            rtol=1e-4,
+            atol=5e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_adversarial_training_is_another_one(results):
+    """The comparison above would see it: the sums over ascents make a larger gradient than the clean loss alone."""
+    one, _ = results
+    assert one[2]["norms"][0] > 0
+    assert one[2]["losses"][0] > 0

@@ -1,0 +1,94 @@
+"""`unimo generate` as a user calls it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.huggingface import small
+from unimo_ds import cli
+from unimo_ds.export import source
+from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
+from unimo_ds.serving.model import ServedModel, own_settings
+
+
+def written(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
+    capsys.readouterr()
+    assert cli.main(["generate", *words, "--max-tokens", "8", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+def test_texts_from_photographs_texts_and_both(run: Path, photographs: Path, capsys: pytest.CaptureFixture[str]):
+    model = ("--checkpoint", str(run))
+    by_image = written(capsys, *model, "--image", str(photographs))
+    assert [Path(one["image"]).name for one in by_image] == [
+        "0.png",
+        "2.png",
+        "4.png",
+        "6.png",
+        "1.png",
+        "3.png",
+        "5.png",
+    ]
+    by_text = written(capsys, *model, "--text", "a red ball", "two dogs", "--texts", "2")
+    assert [one["source"] for one in by_text] == ["a red ball", "two dogs"]
+    assert [len(one["texts"]) for one in by_text] == [2, 2]
+    assert by_text[0]["texts"][0]["score"] >= by_text[0]["texts"][1]["score"]
+    both = written(capsys, *model, "--image", str(photographs), "--text", "a red ball")
+    assert len({json.dumps(one["texts"]) for one in (*by_image[:1], *by_text[:1], *both[:1])}) == 3
+    # One by one they are the same.
+    one = written(capsys, *model, "--image", by_image[3]["image"])
+    assert [text["text"] for text in one[0]["texts"]] == [text["text"] for text in by_image[3]["texts"]]
+    drawn = [written(capsys, *model, "--text", "a", "--sample", "--seed", seed, "--texts", "3") for seed in "112"]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_texts_alone_are_printed_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red ball\ntwo dogs\n")
+    capsys.readouterr()
+    assert cli.main(["generate", "--checkpoint", str(run), "--text-file", str(texts), "--max-tokens", "6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["a red ball", "two dogs"]
+
+
+def test_bad_input_is_named(run: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main(["generate", *words]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        return printed
+
+    model = ("--checkpoint", str(run))
+    assert "nothing to write from" in refused(*model)
+    assert "no image or folder at" in refused(*model, "--image", "nowhere.jpg")
+    assert "7 images and 2 texts" in refused(*model, "--image", str(photographs), "--text", "a", "b")
+    assert "source text is empty" in refused(*model, "--text", "  ")
+    assert "num_texts=9 needs as many beams" in refused(*model, "--text", "a", "--texts", "9")
+    assert "no folder at" in refused("--checkpoint", str(tmp_path / "x"), "--text", "a")
+    bare = small.write_run(tmp_path / "bare")
+    (bare / "extractor.safetensors").unlink()
+    assert "cannot look at images" in refused("--checkpoint", str(bare), "--image", str(photographs))
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=2))
+    tuned = task_models.TaskModel(config, task_models.TextHead(config, num_outputs=2))
+    run_of_sst2 = small.write_run(tmp_path / "sst2", tuned, config)
+    assert "fine-tuned on sst2, which does not write" in refused("--checkpoint", str(run_of_sst2), "--text", "a")
+
+
+def test_a_tuned_model_writes_as_its_task_does(tmp_path: Path):
+    chosen = GenerationConfig(beams=3, length_penalty=1.2, min_tokens=2, max_tokens=9, block_trigrams=True)
+    for task, ends_with_mask in (("gigaword", True), ("captioning", False)):
+        config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig(task, generation=chosen))
+        run = small.write_run(tmp_path / task, task_models.TaskModel(config, task_models.NoHead()), config)
+        settings = own_settings(source.load(run))
+        assert (settings.num_beams, settings.length_penalty, settings.no_repeat_words) == (3, 1.2, 3)
+        assert (settings.min_tokens, settings.max_tokens) == (2, 9)
+        assert (settings.end_id == small.make_tokenizer().mask_id) == ends_with_mask
+        ((text, found),) = ServedModel.open(run).write([None], ["a red ball"], settings)[0]
+        assert 2 <= len(found.tokens) <= 9
+        assert "<mask>" not in text

@@ -1,0 +1,117 @@
+"""The page: over HTTP, and as a person uses it in a browser."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.serving import browser
+from unimo_ds.serving.index import Index
+from unimo_ds.serving.model import ServedModel
+from unimo_ds.serving.page import HOST, make_app, make_local_server
+
+
+@pytest.fixture(scope="module")
+def app(run: Path, index: Path):
+    model = ServedModel.open(run)
+    return make_app(Index.open(index), model, model)
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+def test_words_find_items_best_first(client):
+    page = client.get("/?query=two+dogs").get_data(as_text=True)
+    scores = [float(part.partition("<")[0]) for part in page.split('class="score">')[1:]]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+    assert page.index("two dogs") < page.index("/photograph/")
+    assert "10 items" in client.get("/").get_data(as_text=True)
+
+
+def test_a_photograph_is_shown_with_captions_and_likes(client, photographs: Path):
+    page = client.get("/photograph/0").get_data(as_text=True)
+    assert 'class="caption"' in page
+    assert "/image/0" in page
+    assert page.count("<li>") == 9
+    answer = client.get("/image/0")
+    assert answer.content_type == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.data)).size == Image.open(photographs / "0.png").size
+
+
+def test_a_photograph_of_ones_own_finds_itself(client, photographs: Path):
+    with (photographs / "deep" / "5.png").open("rb") as file:
+        page = client.post("/", data={"photograph": (file, "mine.png")}).get_data(as_text=True)
+    assert "Captions of mine.png" in page
+    first = page[page.index("<li>") : page.index("</li>")]
+    assert "5.png" in first
+    assert "1.000" in first
+
+
+def test_bad_requests_are_explained(client, index: Path):
+    assert client.post("/", data={}).status_code == 400
+    answer = client.post("/", data={"photograph": (io.BytesIO(b"no image"), "<b>x</b>.jpg")})
+    assert answer.status_code == 400
+    page = answer.get_data(as_text=True)
+    assert "cannot be read" in page
+    assert "<b>x</b>" not in page, "names are escaped"
+    assert client.post("/", data={"photograph": (io.BytesIO(bytes(33 * 2**20)), "x.jpg")}).status_code == 413
+    # Only photographs of the index are sent, and only to pages on this machine.
+    for path in ("/image/7", "/image/99", "/photograph/9", "/image/..%2Findex.json", "/static/x"):
+        assert client.get(path).status_code == 404, path
+    assert client.get("/", headers={"Host": "evil.example:8000"}).status_code == 403
+    assert client.get("/", headers={"Host": "localhost:8000"}).status_code == 200
+    assert client.get("/").headers["Content-Security-Policy"].startswith("default-src 'none'")
+    query = "<script>alert(1)</script>"
+    assert query not in client.get("/", query_string={"query": query}).get_data(as_text=True)
+
+
+def test_a_photograph_that_is_gone_is_explained(run: Path, photographs: Path, index: Path):
+    opened = Index.open(index)
+    opened.items[0] = type(opened.items[0])(image="/nowhere/gone.jpg")
+    model = ServedModel.open(run)
+    answer = make_app(opened, model, model).test_client().get("/photograph/0")
+    assert answer.status_code == 400
+    assert "cannot read the image /nowhere/gone.jpg" in answer.get_data(as_text=True)
+
+
+@pytest.fixture
+def address(app) -> Iterator[str]:
+    server = make_local_server(app, port=0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://{HOST}:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+def test_in_a_browser(address: str, photographs: Path, tmp_path: Path):
+    with browser.Browser(tmp_path / "profile") as window:
+        window.open(address)
+        assert window.texts("h1") == ["Photographs"]
+        window.type("#query", "two dogs")
+        window.click("#search")
+        window.wait_for("document.querySelectorAll('ul.found li').length == 10")
+        assert window.texts("ul.found li p")[0].startswith("two dogs")
+        window.wait_for("[...document.images].filter(i => i.complete && i.naturalWidth > 0).length >= 4")
+        window.click("ul.found a")
+        window.wait_for("document.querySelector('blockquote.caption')")
+        assert window.texts("blockquote.caption")[0]
+        window.type("#photograph", str(photographs / "4.png"))
+        window.click("#upload")
+        window.wait_for("document.body.innerText.includes('Captions of 4.png')")
+        assert window.texts("ul.found li p")[0].startswith("4.png 1.000")
+        window.click("#upload")
+        window.wait_for("document.querySelector('[role=alert]')")
+        assert window.texts("[role=alert]") == ["Choose a photograph first."]
+        if os.environ.get("UNIMO_SCREENSHOT"):
+            window.screenshot(Path(os.environ["UNIMO_SCREENSHOT"]))

@@ -1,0 +1,101 @@
+"""Collections: what is found, and what is said about bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.huggingface import small
+from tests.serving.conftest import TEXTS
+from unimo_ds import cli
+from unimo_ds.export.folder import export
+from unimo_ds.models.unimo import Unimo
+from unimo_ds.serving.index import Index, Item, write
+from unimo_ds.serving.model import ServedModel
+from unimo_ds.utils.seed import generator
+
+
+def search(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
+    capsys.readouterr()
+    assert cli.main(["search", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["found"]
+
+
+def test_everything_is_indexed_and_finds_itself(
+    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    opened = Index.open(index)
+    names = [Path(item.image).name for item in opened.items if item.image]
+    assert sorted(names) == [f"{number}.png" for number in range(7)]
+    assert [item.text for item in opened.items if item.text] == list(TEXTS)
+    found = search(capsys, str(photographs / "deep" / "3.png"), "--index", str(index), "--count", "3")
+    assert Path(found[0]["image"]).name == "3.png"
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert len(found) == 3
+    found = search(capsys, "two dogs", "--index", str(index))
+    assert found[0]["text"] == "two dogs"
+    assert len(found) == 10
+    export(run, tmp_path / "exported")
+    assert found == search(capsys, "two dogs", "--index", str(index), "--checkpoint", str(tmp_path / "exported"))
+    # The vectors are those of single encodings, in the order of their cosines.
+    model = ServedModel.open(run)
+    query = model.text_vectors(["two dogs"])[0]
+    photographs_in_order = [Image.open(item.image).convert("RGB") for item in opened.items if item.image]
+    vectors = np.concatenate([model.image_vectors(photographs_in_order), model.text_vectors(TEXTS)])
+    expected = np.sort(vectors @ query)[::-1]
+    assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):
+    random = generator(3)
+    vectors = random.standard_normal((3000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = [Item(text=str(number)) for number in range(len(vectors))]
+    found = {}
+    for approximate in (False, True):
+        folder = tmp_path / str(approximate)
+        halves = [(items[:1500], vectors[:1500]), (items[1500:], vectors[1500:])]
+        write(folder, halves, size=16, model="m", checkpoint="c", approximate=approximate)
+        opened = Index.open(folder)
+        found[approximate] = [[one.number for one in opened.search(query, 10)] for query in vectors[:50]]
+    exact = [np.argsort(-(vectors @ query), kind="stable")[:10].tolist() for query in vectors[:50]]
+    assert found[False] == exact
+    shared = [len(set(one) & set(other)) / 10 for one, other in zip(found[True], exact, strict=True)]
+    assert np.mean(shared) > 0.95
+
+
+def test_bad_input_is_named(
+    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main(["search", *words]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        return printed
+
+    assert "cannot read the image nowhere.jpg" in refused("nowhere.jpg", "--index", str(index))
+    assert "no index at" in refused("a dog", "--index", str(tmp_path))
+    assert "a text is empty" in refused("  ", "--index", str(index))
+    assert "--count 0" in refused("a dog", "--index", str(index), "--count", "0")
+    other = small.write_run(tmp_path / "other", Unimo(small.run_config().model, seed=9))
+    assert "another model" in refused("a dog", "--index", str(index), "--checkpoint", str(other))
+    build = ("build", "--checkpoint", str(run), "--output", str(tmp_path / "new"))
+    assert "nothing to index" in refused(*build)
+    assert "no image or folder at" in refused(*build, "--images", str(tmp_path / "gone"))
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "bad.jpg").write_bytes(b"not a photograph")
+    shutil.copy(photographs / "0.png", bad / "good.png")
+    assert "--skip-bad leaves such files out" in refused(*build, "--images", str(bad))
+    assert not (tmp_path / "new").exists(), "whole or not at all"
+    assert cli.main(["search", *build, "--images", str(bad), "--skip-bad"]) == 0
+    assert [Path(item.image).name for item in Index.open(tmp_path / "new").items] == ["good.png"]
+    assert "already holds something" in refused(*build, "--images", str(bad))
+    (tmp_path / "new" / "vectors.faiss").write_bytes(b"cut")
+    assert "is damaged" in refused("a dog", "--index", str(tmp_path / "new"))

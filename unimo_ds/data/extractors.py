@@ -1,0 +1,91 @@
+"""Region extractors of every kind behind one door: from the file in a data folder, or from a detector's weights.
+
+A new kind is a module with `KIND`, `of_stored` and (where it has trained weights) `from_weights`, and a line here. Modules are
+imported when they are needed: a detector brings its network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data import extractor_file
+from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.utils.errors import UserError, nearest_name
+
+GRID = "grid"
+_MODULES = {
+    GRID: "unimo_ds.data.regions",
+    "torchvision": "unimo_ds.data.detectors.torchvision_rcnn",
+    "bottom-up": "unimo_ds.data.detectors.bottom_up",
+}
+KINDS = tuple(_MODULES)
+_LEARNED_HERE = (GRID,)
+
+
+def load(path: str | os.PathLike[str]) -> RegionExtractor:
+    """The extractor in a file, or in `extractor.safetensors` of a folder.
+
+    Raises:
+        UserError: nothing there, damaged, or of a kind that makes no regions of photographs.
+    """
+    kind = extractor_file.kind_of(Path(path))
+    if kind not in _MODULES:
+        raise UserError(
+            f"{extractor_file.file_at(path)} does not hold a grid extractor or a detector, "
+            "so it cannot make regions of photographs"
+        )
+    found: RegionExtractor = _module(kind).of_stored(extractor_file.read(path))
+    return found
+
+
+def makes_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is an extractor that `load` takes. Drawn scenes have one that knows their boxes beforehand."""
+    try:
+        return extractor_file.kind_of(Path(path)) in _MODULES
+    except UserError:
+        return False
+
+
+def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | None:
+    """What `--extractor` and `--weights` ask for: an extractor's file, or a kind of detector with its weights.
+
+    None: neither, or the grid, which is learned from images and has no weights.
+
+    Raises:
+        UserError: a kind that needs weights without any, weights without a kind, an unknown kind.
+    """
+    if weights is None:
+        if extractor is None or is_grid(extractor):
+            return None
+        if extractor.name in KINDS and not extractor.exists():
+            raise UserError(f"--extractor {extractor.name} needs its weights; name their file with --weights")
+        return load(extractor)
+    if extractor is None:
+        raise UserError(f"--weights {weights} needs --extractor, to say whose they are: torchvision or bottom-up")
+    if extractor.name in _LEARNED_HERE:
+        raise UserError(f"--extractor {extractor.name} is learned from the images; leave --weights out")
+    if extractor.name not in KINDS:
+        raise UserError(f"--extractor {extractor} is no kind of detector{nearest_name(extractor.name, KINDS)}")
+    found: RegionExtractor = _module(extractor.name).from_weights(weights)
+    return found
+
+
+def is_grid(extractor: Path | None) -> bool:
+    """Whether the grid is asked for by name."""
+    return extractor is not None and extractor.name == GRID and not extractor.exists()
+
+
+def is_detector(extractor: Path | None, weights: Path | None) -> bool:
+    """Whether a network will run: on GPUs, one worker each is enough then."""
+    if weights is not None:
+        return True
+    if extractor is None or is_grid(extractor) or not extractor.exists():
+        return False
+    return extractor_file.kind_of(extractor) not in (GRID, "")
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(_MODULES[kind])

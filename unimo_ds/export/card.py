@@ -1,0 +1,161 @@
+"""The model card, README.md of an export: what the run's own records say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import unimo_ds
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.evaluation import checkpoint
+from unimo_ds.export.source import Source
+from unimo_ds.models.accounting import count_parameters
+from unimo_ds.utils.errors import UserError
+
+
+def write_card(found: Source, path: Path) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    path: what was asked for; the run's records are looked for around it, and each part that is missing is left out.
+    """
+    config, run = found.config, _run_of(found)
+    count = count_parameters(config.model)
+    parts = [
+        _front_matter(found),
+        f"# {_title(found)}\n\n"
+        "UNIMO ([Li et al., ACL 2021](https://arxiv.org/abs/2012.15409)): one Transformer for images, texts and image-text "
+        f"pairs, trained with unimo_ds {unimo_ds.__version__}.",
+        _table(
+            "Model",
+            {
+                "layers, hidden size, heads": f"{config.model.num_layers}, {config.model.hidden_size}, {config.model.num_heads}",
+                "parameters": f"{count.total:,} (encoder {count.encoder:,})",
+                "vocabulary": f"{config.model.vocabulary_size:,} byte-level pieces, fingerprint {found.tokenizer.fingerprint}",
+                "longest text": f"{min(config.data.max_text_tokens, config.model.max_positions - 2)} tokens",
+                "image": f"up to {config.data.max_regions} regions of {config.model.region_feature_size} numbers, "
+                + ("made by the extractor in this folder" if found.extractor else "which must be given"),
+            },
+        ),
+        _table("Training", _training(found, run)),
+        _data(found),
+        _table("Measured on held-out data", _measured(found, run)),
+        _use(found),
+        "## Limits\n\nRegions, texts and captions of the training data decide what this model knows, its prejudices included. "
+        "Generated texts may be untrue of the image. Nothing here has been checked for any use in which people come to harm.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _title(found: Source) -> str:
+    size = f"{found.config.model.num_layers} layers of {found.config.model.hidden_size}"
+    return f"UNIMO, {size}" + (f", fine-tuned on {found.task}" if found.task else f", {found.config.recipe}")
+
+
+def _front_matter(found: Source) -> str:
+    tags = ["unimo", "vision-language", *([found.task] if found.task else [])]
+    return "\n".join(["---", "library_name: transformers", "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _table(title: str, rows: Mapping[str, str]) -> str:
+    if not rows:
+        return ""
+    return "\n".join(
+        [f"## {title}\n", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
+
+
+def _run_of(found: Source) -> Path | None:
+    """The run directory whose checkpoint it is."""
+    folder = found.files.config.parent
+    return (
+        folder if found.files.config.name == checkpoint.CONFIG_FILE and (folder / "metrics.jsonl").is_file() else None
+    )
+
+
+def _training(found: Source, run: Path | None) -> dict[str, str]:
+    config = found.config
+    if config.recipe in ("transformers", "released"):  # no run of ours
+        return {}
+    rows = {
+        "recipe": f"{config.recipe}, seed {config.seed}",
+        "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.peak_learning_rate:g}, "
+        f"{config.schedule.warmup_steps:,} of {config.schedule.total_steps:,} steps of warm-up",
+        "samples a step": f"{config.batch.global_samples:,}",
+        "contrastive form": config.contrast.form if config.contrast.enabled else "off",
+    }
+    if config.model.initialize_from:
+        rows["started from"] = Path(config.model.initialize_from).name
+    if run is None:
+        return rows
+    step = _step(found)
+    if step is not None:
+        rows["steps trained"] = f"{step:,}"
+    environment = _read(run / "environment.json")
+    versions = environment.get("versions", {})
+    if versions:
+        rows["with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version != "absent")
+    if environment.get("revision"):
+        rows["code"] = environment["revision"]
+    return rows
+
+
+def _data(found: Source) -> str:
+    try:
+        manifest = Corpus.open(found.config.data.path).manifest
+    except UserError:
+        return ""
+    sources: dict[str, int] = {}
+    for shard in manifest.shards:
+        for name, number in shard.sources.items():
+            sources[name] = sources.get(name, 0) + number
+    rows = {name: f"{number:,} samples" for name, number in sorted(sources.items())}
+    return _table("Data", {**rows, "fingerprint": manifest.fingerprint})
+
+
+def _step(found: Source) -> int | None:
+    name, _, number = found.files.name.partition("-")
+    return int(number) if name == "step" and number.isdigit() else None
+
+
+def _measured(found: Source, run: Path | None) -> dict[str, str]:
+    """The evaluation of this very step, from the run's log."""
+    step = _step(found)
+    if run is None or step is None:
+        return {}
+    rows: dict[str, str] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that a killed run was writing
+            continue
+        if record.get("step") == step:
+            found_here = {name: value for name, value in record.items() if name.startswith("held_out/")}
+            rows |= {name.removeprefix("held_out/"): f"{value:.4g}" for name, value in found_here.items()}
+    return rows
+
+
+def _use(found: Source) -> str:
+    lines = ["import unimo_ds  # makes the classes known", "from transformers import AutoProcessor"]
+    if found.task is None:
+        lines += [
+            "from transformers import AutoModel",
+            "",
+            'processor, model = AutoProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")',
+            'vectors = model.get_text_features(**processor(text=["a red ball"]))',
+        ]
+    else:
+        lines += ["", 'processor = AutoProcessor.from_pretrained("FOLDER")']
+        lines += [
+            f"# the class is in config.json; `unimo generate` and `unimo_ds.huggingface` take this folder ({found.task})"
+        ]
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

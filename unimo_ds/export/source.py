@@ -1,0 +1,106 @@
+"""A checkpoint of any kind with what its users need beside the weights: its tokenizer, its region extractor, its task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data import extractors
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation.checkpoint import CheckpointFiles
+from unimo_ds.finetune.start import find_tokenizer, load_task
+from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on one device, in float32 and evaluation mode."""
+
+    module: Unimo
+    """A `TaskModel` where it is fine-tuned."""
+    config: RunConfig
+    files: CheckpointFiles
+    tokenizer: Tokenizer
+    extractor: RegionExtractor | None
+    """None where the model was trained on regions that were given, or its data is gone."""
+    device: torch.device
+    assets: Mapping[str, Any] = field(default_factory=dict)
+    """Of its task."""
+
+    @property
+    def task(self) -> str | None:
+        """What it is fine-tuned on; None: it is pre-trained."""
+        return None if self.config.finetune is None else self.config.finetune.task
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Path | None = None,
+    extractor: Path | None = None,
+    device: torch.device | None = None,
+) -> Source:
+    """The model at `path`: a run, a checkpoint, an export, or what transformers saved; pre-trained or fine-tuned.
+
+    tokenizer, extractor: file or folder; None: what lies beside the model, or in the data of its run.
+
+    Raises:
+        UserError: nothing there, damaged, a model of another kind, or no tokenizer that fits.
+    """
+    files = checkpoint.find(path)
+    config = checkpoint.read_config(files.config)
+    assets: Mapping[str, Any] = {}
+    if config.finetune is None:
+        loaded = checkpoint.load(path, device=device)
+        module, chosen = loaded.module, loaded.device
+    else:
+        tuned = load_task(Path(path), device=device)
+        module, chosen, assets = tuned.module, tuned.device, tuned.assets
+    found = tokenizers.load(tokenizer) if tokenizer is not None else find_tokenizer(files, config)
+    if found.vocabulary_size != config.model.vocabulary_size:
+        raise UserError(
+            f"the tokenizer has {found.vocabulary_size} pieces and the model {config.model.vocabulary_size}; "
+            "give the model's own with --tokenizer"
+        )
+    maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
+    if maker is not None and maker.feature_size != config.model.region_feature_size:
+        raise UserError(
+            f"the region extractor makes features of size {maker.feature_size}, the model takes "
+            f"{config.model.region_feature_size}; give the model's own with --extractor"
+        )
+    return Source(module, config, files, found, maker, chosen, assets)
+
+
+def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor | None:
+    """Beside the weights or the configuration, in the run's data, or where a fine-tuning started from."""
+    for folder in (files.weights.parent, files.config.parent):
+        if (folder / EXTRACTOR_FILE).is_file():
+            return extractors.load(folder)
+    try:
+        corpus = Corpus.open(config.data.path)
+    except UserError:
+        corpus = None
+    if corpus is not None:
+        entry = corpus.manifest.extractor
+        if entry is None or entry.file is None or not extractors.makes_regions(corpus.file_path(entry.file)):
+            return None
+        return extractors.load(corpus.file_path(entry.file))
+    if config.finetune is not None and config.finetune.start:
+        try:
+            start = checkpoint.find(config.finetune.start)
+            return find_extractor(start, checkpoint.read_config(start.config))
+        except UserError:
+            return None
+    return None

@@ -1,0 +1,129 @@
+"""Adversarial training in the manner of VILLA, as UNIMO fine-tunes (unimo.md 6.5): noise that is climbed for some steps.
+
+Noise lies on the text embedding sums in one forward, on the raw region features in another. The loss of a micro-batch is the
+sum over the ascents of
+
+    (clean loss + loss with noisy texts + loss with noisy regions) / ascents + weight * (both divergences from the clean output)
+
+and after each ascent the noise takes a step of fixed length along its gradient. The first noise is a function of the
+sequences' own seeds and all norms are taken per sequence, so nothing depends on rank or stream. (The release compares the
+gradient's norm with the limit where VILLA compares the noise's; this is VILLA's.)
+
+Letters: N rows, D their size, S sequences, K outputs, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch.nn import functional
+
+from unimo_ds.engine.setup import Engine
+from unimo_ds.finetune.batch import TaskBatch
+from unimo_ds.finetune.model import TaskOutput, anchor
+from unimo_ds.finetune.task import Task
+from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
+from unimo_ds.utils import seed
+from unimo_ds.utils.errors import UserError
+
+_TEXT_SITE, _REGION_SITE = 1 << 20, (1 << 20) + 1
+"""Beside the numbers of dropout sites, so that noise and dropout share no bits."""
+_SMALLEST_NORM = 1e-12
+
+
+def accumulate(
+    engine: Engine, task: Task, batch: TaskBatch, *, finetuning: FinetuneConfig, scale: float, is_last: bool
+) -> torch.Tensor:
+    """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum, without gradient.
+
+    is_last: of this step's micro-batches.
+
+    Raises:
+        UserError: ZeRO-3, which cannot take several forwards before one backward.
+    """
+    if engine.zero_stage == 3:
+        raise UserError("adversarial training needs ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
+    settings = finetuning.adversarial
+    batch = _with_own_regions(batch)
+    text_sequence_N = batch.position_sequence[batch.token_at].long()
+    region_sequence_N = batch.position_sequence[batch.region_at].long()
+    hidden_size = engine.module.get_parameter("text_embedding.word.weight").shape[1]
+    text_ND = _first_noise(batch, batch.token_at, text_sequence_N, hidden_size, settings, site=_TEXT_SITE)
+    feature_size = batch.region_features.shape[1]
+    region_ND = _first_noise(batch, batch.region_at, region_sequence_N, feature_size, settings, site=_REGION_SITE)
+    clean_sum = torch.zeros((), device=engine.device)
+    for ascent in range(settings.steps):
+        text_ND, region_ND = text_ND.detach().requires_grad_(), region_ND.detach().requires_grad_()
+        clean: TaskOutput = engine.forward(batch)
+        with_texts: TaskOutput = engine.forward(batch, text_ND)
+        noisy = dataclasses.replace(batch, region_features=batch.region_features.float() + region_ND)
+        with_regions: TaskOutput = engine.forward(noisy)
+        outputs = (clean, with_texts, with_regions)
+        losses = [task.loss_sum(output, batch, finetuning) for output in outputs]
+        divergence = _divergence(with_texts, clean) + _divergence(with_regions, clean)
+        loss = sum(losses) / settings.steps + settings.divergence_weight * divergence
+        anchors = sum(anchor(output) for output in outputs)
+        engine.backward(loss * scale + anchors, is_boundary=is_last and ascent == settings.steps - 1)
+        text_ND = _climb(text_ND, text_sequence_N, batch.num_sequences, settings)
+        region_ND = _climb(region_ND, region_sequence_N, batch.num_sequences, settings)
+        clean_sum = losses[0].detach()
+    return clean_sum
+
+
+def _with_own_regions(batch: TaskBatch) -> TaskBatch:
+    """Every sequence with region rows of its own: whether two share an image's depends on the stream they lie in."""
+    return dataclasses.replace(
+        batch,
+        region_features=batch.region_features[batch.region_row],
+        region_boxes=batch.region_boxes[batch.region_row],
+        region_row=torch.arange(len(batch.region_row), device=batch.region_row.device),
+    )
+
+
+def _first_noise(
+    batch: TaskBatch,
+    at_N: torch.Tensor,
+    sequence_N: torch.Tensor,
+    size: int,
+    settings: AdversarialConfig,
+    *,
+    site: int,
+) -> torch.Tensor:
+    """[N, size] fp32, uniform in +-magnitude / sqrt(elements of the row's sequence)."""
+    keys_N = seed.position_keys(batch.sequence_seeds, sequence_N, batch.position_offset[at_N])
+    uniform_ND = seed.uniform(seed.row_keys(keys_N, site), size) * 2 - 1
+    elements_S = torch.bincount(sequence_N, minlength=batch.num_sequences) * size
+    return uniform_ND * (settings.initial_magnitude / elements_S[sequence_N].clamp_min(1).sqrt())[:, None]
+
+
+def _climb(
+    noise_ND: torch.Tensor, sequence_N: torch.Tensor, num_sequences: int, settings: AdversarialConfig
+) -> torch.Tensor:
+    """The noise after a step along its gradient, inside the limit."""
+    if noise_ND.grad is None:
+        return noise_ND.detach()
+    gradient_ND = noise_ND.grad.float()
+    norm_N = _norms(gradient_ND, sequence_N, num_sequences)[sequence_N]
+    moved_ND = noise_ND.detach() + settings.step_size * gradient_ND / norm_N.clamp_min(_SMALLEST_NORM)[:, None]
+    if not settings.limit:
+        return moved_ND
+    norm_N = _norms(moved_ND, sequence_N, num_sequences)[sequence_N]
+    return moved_ND * (settings.limit / norm_N.clamp_min(_SMALLEST_NORM)).clamp_max(1.0)[:, None]
+
+
+def _norms(rows_ND: torch.Tensor, sequence_N: torch.Tensor, num_sequences: int) -> torch.Tensor:
+    """[S] L2 norm over all elements of a sequence's rows."""
+    squares_N = rows_ND.square().sum(1)
+    return squares_N.new_zeros(num_sequences).index_add(0, sequence_N, squares_N).sqrt()
+
+
+def _divergence(noisy: TaskOutput, clean: TaskOutput) -> torch.Tensor:
+    """Symmetric Kullback-Leibler divergence, summed over answers or predicted tokens; 0 where there is no distribution."""
+    total = clean.scores.new_zeros((), dtype=torch.float32)
+    for noisy_NV, clean_NV in ((noisy.scores, clean.scores), (noisy.language_logits, clean.language_logits)):
+        if noisy_NV.shape[1] > 1:
+            one = functional.log_softmax(noisy_NV.float(), dim=-1)
+            other = functional.log_softmax(clean_NV.float(), dim=-1)
+            total = total + ((one.exp() - other.exp()) * (one - other)).sum()
+    return total

@@ -1,0 +1,47 @@
+"""A fine-tuning example and the micro-batch it enters: pre-training's packed stream, with what the task compares it with.
+
+Letters: S sequences, E examples, K numbers a target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.packing import pack_sequences
+from unimo_ds.data.schema import PackedBatch, SequenceInput
+
+
+@dataclass(frozen=True)
+class TaskExample:
+    """One example as it enters one step."""
+
+    key: str
+    sequences: tuple[SequenceInput, ...]
+    """Equally many in every example of a task."""
+    targets: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """[K] what the head's scores are compared with: a class, a value, a score per answer; empty for tasks that write."""
+
+
+@dataclass(frozen=True)
+class TaskBatch(PackedBatch):
+    """One micro-batch of one rank. Sequences of an example are neighbours."""
+
+    targets: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """[E, K] float32"""
+
+
+def pack_examples(examples: Sequence[TaskExample], *, feature_size: int, target_size: int) -> TaskBatch:
+    """The examples end to end in one stream; any number of them, none included."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    packed = pack_sequences(sequences, feature_size=feature_size, keys=tuple(example.key for example in examples))
+    targets = np.zeros((len(examples), target_size), np.float32)
+    for row, example in enumerate(examples):
+        targets[row] = example.targets
+    values = {item.name: getattr(packed, item.name) for item in dataclasses.fields(PackedBatch)}
+    return TaskBatch(**values, targets=torch.from_numpy(targets))

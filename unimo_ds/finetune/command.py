@@ -1,0 +1,88 @@
+"""`unimo finetune TASK`: train on a task's official files with several seeds, one after the other, and join the results.
+
+The same command again resumes. Several processes: `torchrun --nproc-per-node N -m unimo_ds finetune TASK ...`, or `deepspeed
+--module unimo_ds finetune TASK ...`, `mpirun`, `srun`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.finetune import results, tasks
+from unimo_ds.finetune.run import Order, finetune
+from unimo_ds.finetune.start import read_start
+from unimo_ds.utils.communicator import make_communicator
+from unimo_ds.utils.errors import UserError
+
+RESULTS_FILE = "results.json"
+
+
+def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Returns the exit status and the results of all seeds; empty where the run stopped before its end, and on ranks but 0.
+
+    Raises:
+        UserError: bad input.
+    """
+    task = tasks.load(arguments.task)
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds} must be at least 1")
+    if any(override.partition("=")[0].strip() == "seed" for override in arguments.set):
+        raise UserError("--set seed=... is not taken; --seeds N runs the seeds 0 to N - 1")
+    order = Order(
+        task=task,
+        size=arguments.recipe,
+        data=arguments.data,
+        run_dir=arguments.run_dir or Path("runs") / "finetune" / task.name,
+        start=read_start(arguments.checkpoint, tokenizer=arguments.tokenizer),
+        from_scratch=arguments.from_scratch,
+        overrides=tuple(arguments.set),
+    )
+    found: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        status, result = finetune(order, seed=seed)
+        if status or not result:
+            return status, {}
+        found.append(result)
+    communicator = make_communicator(start_processes())
+    joined = {
+        "task": task.name,
+        "recipe": arguments.recipe,
+        "checkpoint": str(arguments.checkpoint),
+        "from_scratch": arguments.from_scratch,
+        "overrides": list(arguments.set),
+        "split": "dev",
+        "best_metric": task.best_metric,
+        "metrics": results.join_seeds(found),
+        "seeds": found,
+        "world_size": communicator.world_size,
+    }
+    if communicator.rank == 0:
+        _write(order.run_dir / RESULTS_FILE, joined)
+    is_first = communicator.rank == 0
+    stop_processes()
+    return 0, joined if is_first else {}
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """A table for people."""
+    count = len(result["seeds"])
+    lines = [f"{result['task']} ({result['recipe']}), {count} seed{'s' if count > 1 else ''}, {result['split']}"]
+    for name, values in result["metrics"].items():
+        # Ranks are numbers, everything else is a share.
+        scale = 1 if name.endswith("rank") else 100
+        spread = "" if values["confidence_95"] is None else f" ± {scale * values['confidence_95']:.2f}"
+        span = f"{scale * values['min']:.2f} to {scale * values['max']:.2f}"
+        lines.append(f"  {name:<24} {scale * values['mean']:.2f}{spread}   ({span})")
+    notes = {name: text for one in result["seeds"] for name, text in one["notes"].items()}
+    return "\n".join([*lines, *(f"  {name}: {text}" for name, text in notes.items())])
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(values, indent=2) + "\n")
+    aside.rename(path)

@@ -1,0 +1,87 @@
+"""`unimo evaluate TASK` of a fine-tuned checkpoint: the split of the official files, measured as in the paper's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimo_ds.config import apply_overrides
+from unimo_ds.finetune.start import load_task
+from unimo_ds.finetune.task import spread
+from unimo_ds.utils.communicator import Communicator, SingleProcess, make_communicator
+from unimo_ds.utils.errors import UserError
+
+_FREE = ("finetune.generation.", "finetune.retrieval.rerank", "batch.micro_batch_tokens")
+
+
+def evaluate(
+    task: str,
+    *,
+    path: Path,
+    data: Path,
+    split: str,
+    max_examples: int = 0,
+    device: torch.device | None = None,
+    predictions: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure the fine-tuned model at `path`. A collective where a launcher started several processes.
+
+    max_examples: so many examples, evenly spread; 0: all. predictions: JSON lines to write, an answer each. overrides: of how
+    texts are searched for and what is encoded, `finetune.generation.beams=1` for instance.
+    Returns task, checkpoint, split, number of examples, metrics and notes; the same on every rank.
+
+    Raises:
+        UserError: a checkpoint of another kind or task, bad files, or predictions that cannot be written.
+    """
+    communicator: Communicator = SingleProcess()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DeepSpeed takes seconds to import; one process does without.
+        from unimo_ds.engine.launch import start_processes
+
+        device = start_processes()
+        communicator = make_communicator(device)
+    loaded = load_task(path, name=task, device=device, communicator=communicator)
+    for override in overrides:
+        if not override.startswith(_FREE):
+            raise UserError(f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings")
+    loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
+    examples = spread(
+        loaded.task.open(data, split, tokenizer=loaded.tokenizer, config=loaded.config, assets=loaded.assets),
+        max_examples,
+    )
+    found = loaded.task.evaluate(loaded, examples, config=loaded.config, tokenizer=loaded.tokenizer)
+    if predictions is not None and communicator.rank == 0:
+        _write(predictions, found.predictions)
+    return {
+        "task": task,
+        "checkpoint": str(loaded.files.weights.parent),
+        "data": str(data),
+        "split": split,
+        "examples": len(examples),
+        "best_metric": loaded.task.best_metric,
+        "metrics": found.metrics,
+        "notes": found.notes,
+    }
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """A table for people."""
+    lines = [f"{result['checkpoint']} on {result['split']} of {result['data']}: {result['examples']:,} examples"]
+    for name, value in result["metrics"].items():
+        lines.append(f"  {name:<28} {value:9.1f}" if name.endswith("rank") else f"  {name:<28} {100 * value:9.2f}")
+    return "\n".join([*lines, *(f"  {name}: {text}" for name, text in result["notes"].items())])
+
+
+def _write(path: Path, predictions: list[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,137 @@
+"""Reading the official files of tasks: what is wrong is said with file and line, and nothing is guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.utils.errors import UserError, nearest_name
+
+
+def first_file(data: Path, names: Sequence[str]) -> Path:
+    """The first of `names` that lies in the folder `data`.
+
+    Raises:
+        UserError: none does; lists them.
+    """
+    for name in names:
+        if (data / name).is_file():
+            return data / name
+    raise UserError(f"{data} has none of {', '.join(names)}; give the folder of the task's official files")
+
+
+def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> text) of every line. Tabs separate, quotes are ordinary characters (GLUE's form).
+
+    header: the columns' names, where the file does not begin with them.
+
+    Raises:
+        UserError: unreadable, not UTF-8, or a line with too few columns.
+    """
+    names = list(header) if header is not None else None
+    for number, line in numbered_lines(path):
+        parts = line.split("\t")
+        if names is None:
+            names = parts
+            continue
+        if not line:
+            continue
+        # Files of the field end some lines early only by mistake; more columns than names are ignored.
+        if len(parts) < len(names):
+            raise UserError(
+                f"{path}:{number} has {len(parts)} columns where {len(names)} are named ({', '.join(names)})"
+            )
+        yield number, dict(zip(names, parts, strict=False))
+
+
+def column(row: dict[str, str], name: str, path: Path) -> str:
+    """
+    Raises:
+        UserError: the file has no such column.
+    """
+    if name not in row:
+        raise UserError(f"{path} has no column {name!r}{nearest_name(name, row)}")
+    return row[name]
+
+
+def text_of(text: str, where: str) -> str:
+    """The text without white space around it.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    stripped = text.strip()
+    if not stripped:
+        raise UserError(f"{where} has an empty text; give every example one, or take its line out")
+    return stripped
+
+
+def label_of(label: str, labels: Sequence[str], where: str) -> float:
+    """The number of a label.
+
+    Raises:
+        UserError: not one of them.
+    """
+    if label not in labels:
+        raise UserError(f"{where} has the unknown label {label!r}; this task knows {', '.join(labels)}")
+    return float(labels.index(label))
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end).
+
+    Raises:
+        UserError: unreadable or not UTF-8.
+    """
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1} is not UTF-8 ({error.reason})") from None
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        UserError: unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty.
+
+    Raises:
+        UserError: unreadable, or a line that is not a JSON object.
+    """
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:{number} is not a JSON object")
+        yield number, value
+
+
+def fingerprint_of(paths: Sequence[Path]) -> str:
+    """16 hexadecimal digits over the content of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""Images of a task: samples of a data folder made by `unimo prepare import`, kept prepared, found by file name."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils.errors import UserError
+
+_LAST_NUMBER = re.compile(r"\d+$")
+_SHELF_BYTES = 512 * 2**20
+_SPLIT_FOLDERS = {"train": ("train",), "dev": ("dev", "val", "held_out"), "test": ("test",)}
+
+
+def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenizer | None) -> Corpus:
+    """The data folder of a split below `data`.
+
+    tokenizer: the model's, where the folder's own token counts are relied upon.
+
+    Raises:
+        UserError: none there, or one made with another region extractor or tokenizer.
+    """
+    names = _SPLIT_FOLDERS.get(split, (split,))
+    folder = next((data / name for name in names if (data / name / "manifest.json").is_file()), None)
+    if folder is None:
+        raise UserError(f"{data} has no data folder {' or '.join(names)}; make it with `unimo prepare import`")
+    return check_images(Corpus.open(folder), config, tokenizer=tokenizer)
+
+
+def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | None) -> Corpus:
+    """
+    Raises:
+        UserError: see `open_split`.
+    """
+    if corpus.feature_size != config.model.region_feature_size:
+        raise UserError(
+            f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
+            f"{config.model.region_feature_size}; prepare the images with the extractor of the pre-training data (`--like`)"
+        )
+    if tokenizer is not None and corpus.manifest.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{corpus.location} was prepared with another tokenizer than the model's; "
+            "run `unimo prepare pack` on it with the model's, or import it with `--like` the pre-training data"
+        )
+    return corpus
+
+
+class SampleShelf:
+    """Samples as the encoder takes them; the latest ones are kept, up to a number of bytes."""
+
+    def __init__(self, corpus: Corpus, *, max_regions: int, shelf_bytes: int = _SHELF_BYTES) -> None:
+        self.corpus, self._max_regions, self._limit = corpus, max_regions, shelf_bytes
+        self._kept: OrderedDict[int, PreparedSample] = OrderedDict()
+        self._bytes = 0
+
+    def sample(self, number: int) -> PreparedSample:
+        """
+        Raises:
+            UserError: damaged or unreadable.
+        """
+        kept = self._kept.get(number)
+        if kept is not None:
+            self._kept.move_to_end(number)
+            return kept
+        try:
+            made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
+        except CorruptSample as error:
+            raise UserError(f"sample {error}; run `unimo prepare verify {self.corpus.location}`") from None
+        self._kept[number] = made
+        self._bytes += made.num_bytes
+        while self._bytes > self._limit and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].num_bytes
+        return made
+
+    def image(self, number: int) -> ImageInput:
+        """
+        Raises:
+            UserError: as `sample`, or one without regions.
+        """
+        image = self.sample(number).image
+        if image is None:
+            raise UserError(f"sample {self.corpus.key(number)} has no image")
+        return image
+
+    def length(self, number: int) -> int:
+        """Positions of its image, [IMG] included, from the index."""
+        return 1 + min(int(self.corpus.num_regions[number]), self._max_regions)
+
+
+class ImageNames:
+    """Which sample shows the image of a name, as an official file calls it."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        """Reads the notes of every sample with an image once.
+
+        Raises:
+            UserError: unreadable notes.
+        """
+        self._location = corpus.location
+        self._by_name: dict[str, int] = {}
+        self._by_id: dict[int, int] = {}
+        for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
+            try:
+                details = corpus.details(number)
+            except CorruptSample as error:
+                raise UserError(f"sample {error}; run `unimo prepare verify {corpus.location}`") from None
+            name = Path(str(details.get("file", corpus.key(number)))).stem
+            self._by_name[name] = number
+            if digits := _LAST_NUMBER.search(name):
+                self._by_id[int(digits[0])] = number
+
+    def find(self, name: str | int, where: str) -> int:
+        """The sample of an image's file name (its folder and ending do not count), or of a COCO number (the last digits of one).
+
+        Raises:
+            UserError: not there.
+        """
+        number = self._by_id.get(name) if isinstance(name, int) else self._by_name.get(Path(name).stem)
+        if number is None:
+            raise UserError(f"{where} names the image {name!r}, which {self._location} does not hold; import it there")
+        return number

@@ -1,0 +1,29 @@
+"""GLUE's measures, by scikit-learn and SciPy.
+
+Letters: E examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+
+
+def accuracy(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
+    """Share of right answers."""
+    return float(accuracy_score(np.asarray(true_E), np.asarray(predicted_E)))
+
+
+def matthews(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
+    """Matthews correlation; 0 where all predictions are alike."""
+    return float(matthews_corrcoef(np.asarray(true_E), np.asarray(predicted_E)))
+
+
+def correlations(predicted_E: ArrayLike, true_E: ArrayLike) -> tuple[float, float]:
+    """Pearson and Spearman; 0 where all predictions are alike, of which neither is defined."""
+    predicted, true = np.asarray(predicted_E, np.float64), np.asarray(true_E, np.float64)
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return 0.0, 0.0
+    return float(pearsonr(predicted, true).statistic), float(spearmanr(predicted, true).statistic)

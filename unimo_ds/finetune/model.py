@@ -1,0 +1,202 @@
+"""The pre-trained model with a task's head beside its own: all weights keep their names, the head's begin with `head.`.
+
+So a pre-trained checkpoint fills everything but the head, and a fine-tuned one is still a pre-trained model with one more part.
+
+Letters: S sequences, N rows, D hidden size, K outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.models.initialize import initialize
+from unimo_ds.models.layers import SITES_PER_LAYER, Linear
+from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.ops.dropout import dropout
+from unimo_ds.ops.layout import Layout
+from unimo_ds.utils import seed
+from unimo_ds.utils.seed import mix
+
+HEAD_PREFIX = "head."
+NO_TAG = -1
+"""Of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
+_HEAD_SEED = 0x68656164
+
+
+@dataclass(frozen=True)
+class TaskOutput(ModelOutput):
+    """What the task's loss needs beyond pre-training's outputs."""
+
+    scores: torch.Tensor
+    """[S, K] of the head; [S, 0] where the task writes."""
+    language_logits: torch.Tensor
+    """[N_language, V] where adversarial training compares distributions, [0, 0] elsewhere."""
+
+
+def anchor(output: TaskOutput) -> torch.Tensor:
+    """Zero, connected to every output: each rank runs the same backward whatever its examples (ZeRO-3 needs it)."""
+    outputs = (
+        output.pooled_images,
+        output.pooled_texts,
+        output.language_losses,
+        output.region_predictions,
+        output.region_class_logits,
+        output.scores,
+        output.language_logits,
+    )
+    return torch.stack([tensor[:0].sum().float() for tensor in outputs]).sum() + output.temperature * 0.0
+
+
+class Head(Protocol):
+    """From pooled vectors to scores. `keys_S` [S] int32 are those of the sequences' first positions, for dropout."""
+
+    def __call__(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor, /) -> torch.Tensor: ...
+
+
+class KeyedDropout(nn.Module):
+    """Dropout of a head's input by the sequences' own keys, so that the masks do not depend on rank or stream."""
+
+    def __init__(self, probability: float, *, site: int) -> None:
+        super().__init__()
+        self.probability, self.site = probability, site
+
+    def forward(self, vectors_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        probability = self.probability if self.training else 0.0
+        return dropout(vectors_SD, keys_S, probability=probability, site=self.site)
+
+
+class TextHead(nn.Module):
+    """Pooled [CLS] -> dropout -> FC (unimo.md 6.2)."""
+
+    def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
+        super().__init__()
+        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
+        self.output = Linear(config.model.hidden_size, num_outputs)
+
+    def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.output(self.dropout(texts_SD, keys_S))
+        return scores
+
+
+class ProductHead(nn.Module):
+    """Pooled [CLS] * pooled [IMG] -> dropout -> FC (unimo.md 6.4): how well an image and a text match."""
+
+    def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
+        super().__init__()
+        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
+        self.output = Linear(config.model.hidden_size, num_outputs)
+
+    def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)
+        scores: torch.Tensor = self.output(self.dropout(texts_SD * images_SD, keys_S))
+        return scores
+
+
+class SumHead(nn.Module):
+    """Pooled [CLS] + pooled [IMG] -> FC -> dropout -> FC, without an activation between (unimo.md 6.5)."""
+
+    def __init__(self, config: RunConfig, *, num_outputs: int, middle: int) -> None:
+        super().__init__()
+        self.middle = Linear(config.model.hidden_size, middle)
+        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
+        self.output = Linear(middle, num_outputs)
+
+    def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)
+        scores: torch.Tensor = self.output(self.dropout(self.middle(texts_SD + images_SD), keys_S))
+        return scores
+
+
+def _joint(
+    texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """No rows at all where the sequences are not pairs: images or texts encoded alone have nothing to be joined with."""
+    if len(texts_SD) == len(images_SD):
+        return texts_SD, images_SD, keys_S
+    return texts_SD[:0], images_SD[:0], keys_S[:0]
+
+
+class NoHead(nn.Module):
+    """Of the tasks that write: pre-training's language head does all."""
+
+    def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+        return keys_S.new_zeros((len(keys_S), 0), dtype=torch.float32)
+
+
+def head_site(config: RunConfig) -> int:
+    """Number of the dropout site of a head: after all layers'."""
+    return (config.model.num_layers + 1) * SITES_PER_LAYER
+
+
+def head_dropout(config: RunConfig) -> float:
+    assert config.finetune is not None
+    return config.finetune.head_dropout
+
+
+class TaskModel(Unimo):
+    """`Unimo` with a head, and embedding tables for tags of text tokens where the task has some."""
+
+    def __init__(self, config: RunConfig, head: nn.Module, *, tag_sizes: tuple[int, ...] = ()) -> None:
+        """tag_sizes: rows of each table of tags. Fresh weights follow from `config.seed`."""
+        contrast = config.contrast
+        super().__init__(
+            config.model,
+            temperature=contrast.temperature,
+            min_temperature=contrast.min_temperature,
+            max_temperature=contrast.max_temperature,
+            attention=config.engine.attention,
+            activation_checkpointing=config.engine.activation_checkpointing,
+            seed=config.seed,
+        )
+        assert config.finetune is not None
+        self.language_head.smoothing = config.finetune.label_smoothing
+        self._keeps_logits = config.finetune.adversarial.steps > 0
+        self.head = nn.ModuleDict({"scores": head})
+        # One more row, which stays zero: that of NO_TAG.
+        self.head["tags"] = nn.ModuleList(
+            nn.Embedding(size + 1, config.model.hidden_size, padding_idx=size) for size in tag_sizes
+        )
+        generator = torch.Generator().manual_seed(mix(config.seed, _HEAD_SEED))
+        initialize(self.head, deviation=config.model.initializer_range, generator=generator)
+        with torch.no_grad():
+            for table in self._tag_tables:
+                table.weight[-1] = 0
+
+    @property
+    def _tag_tables(self) -> list[nn.Embedding]:
+        tables = self.head["tags"]
+        assert isinstance(tables, nn.ModuleList)
+        return [table for table in tables if isinstance(table, nn.Embedding)]
+
+    def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> TaskOutput:
+        """text_addition_ND: as in `Unimo`."""
+        rows = self.read_rows(batch, text_addition_ND)
+        output = self.run_heads(rows, batch)
+        logits = rows.texts.new_zeros(0, 0)
+        if self.training and self._keeps_logits:
+            logits, _ = self.language_head(rows.language)
+        starts = torch.zeros(batch.num_sequences, dtype=torch.int32, device=batch.sequence_seeds.device)
+        sequences = torch.arange(batch.num_sequences, device=starts.device)
+        keys_S = seed.position_keys(batch.sequence_seeds, sequences, starts)
+        scores_SK = self.head["scores"](output.pooled_texts, output.pooled_images, keys_S)
+        fields = {item.name: getattr(output, item.name) for item in dataclasses.fields(ModelOutput)}
+        return TaskOutput(**fields, scores=scores_SK, language_logits=logits)
+
+    def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
+        """As in `Unimo`, with the tags' embeddings added to those of the tokens."""
+        tables = self._tag_tables
+        has_tags = len(batch.token_tags) > 0
+        tags_GN = batch.token_tags if has_tags else batch.token_tags.new_zeros(len(tables), 0)
+        for table, tags_N in zip(tables, tags_GN, strict=True):
+            # On no rows as well: every rank runs the same modules.
+            embedded_ND = table(torch.where(tags_N == NO_TAG, table.num_embeddings - 1, tags_N))
+            if has_tags:
+                text_addition_ND = embedded_ND if text_addition_ND is None else text_addition_ND + embedded_ND
+        return super().embed(batch, layout, text_addition_ND)

@@ -1,0 +1,93 @@
+"""A fine-tuned model's answers for every example of a split, dealt to the ranks and gathered in order.
+
+Letters: E examples, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.evaluation.encode import deal, evaluating, micro_batches
+from unimo_ds.finetune.batch import TaskExample, pack_examples
+from unimo_ds.finetune.model import TaskOutput
+from unimo_ds.utils.communicator import Communicator
+
+Item = TypeVar("Item")
+
+
+class TaskEngine(Protocol):
+    """What evaluation asks of an engine: the trainer's, or a loaded model."""
+
+    @property
+    def module(self) -> torch.nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def communicator(self) -> Communicator: ...
+
+    def forward(self, batch: PackedBatch, /) -> TaskOutput: ...
+
+
+class Scorable(Protocol):
+    """What scoring asks of `task.Examples`."""
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def target_size(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def lengths(self, index: int, seed: int) -> list[int]: ...
+
+    def make(self, index: int, seed: int) -> TaskExample: ...
+
+
+def scores(engine: TaskEngine, examples: Scorable, *, micro_batch_tokens: int) -> NDArray[np.float32]:
+    """[E, K] the head's scores of the first sequence of every example, on every rank. A collective.
+
+    Micro-batches are a function of the lengths alone, so every number of ranks computes the same streams.
+    """
+
+    def run(items: NDArray[np.int64]) -> NDArray[np.float32]:
+        made = [examples.make(item, 0) for item in items.tolist()]
+        batch = pack_examples(made, feature_size=examples.feature_size, target_size=examples.target_size)
+        found = engine.forward(batch.to(engine.device)).scores.float().cpu().numpy()
+        per_example = len(made[0].sequences) if made else 1
+        result: NDArray[np.float32] = found[::per_example]
+        return result
+
+    lengths = np.array([sum(examples.lengths(index, 0)) for index in range(len(examples))], np.int64)
+    with evaluating(engine):
+        parts = over_ranks(engine.communicator, lengths, run, micro_batch_tokens=micro_batch_tokens)
+    found = [part for part in parts if len(part)]
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+
+def over_ranks(
+    communicator: Communicator,
+    lengths: NDArray[np.int64],
+    run: Callable[[NDArray[np.int64]], Item],
+    *,
+    micro_batch_tokens: int,
+) -> list[Item]:
+    """`run` on every micro-batch of items, each on one rank; results in order, on every rank. A collective.
+
+    Every rank calls `run` equally often, some with no items at all.
+    """
+    batches = micro_batches(lengths, micro_batch_tokens=micro_batch_tokens)
+    dealt = deal(batches, world_size=communicator.world_size)
+    mine = [run(items) for items in dealt[communicator.rank]]
+    everyone: Sequence[list[Any]] = communicator.all_gather_object(mine)
+    rounds = len(dealt[0])
+    in_order = [everyone[rank][turn] for turn in range(rounds) for rank in range(communicator.world_size)]
+    return in_order[: len(batches)]

@@ -1,0 +1,145 @@
+"""One fine-tuning of one seed: read, start, train in pre-training's loop, then measure the best checkpoint on the whole split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig
+from unimo_ds.engine import ds_config, run_directory
+from unimo_ds.engine.checkpoint_folder import BEST, FOLDER
+from unimo_ds.engine.launch import start_processes
+from unimo_ds.engine.loop import Loop
+from unimo_ds.engine.setup import make_engine
+from unimo_ds.finetune import settings, start
+from unimo_ds.finetune.model import TaskModel
+from unimo_ds.finetune.reader import TaskReader
+from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
+from unimo_ds.finetune.step import TaskStep
+from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
+from unimo_ds.utils.communicator import Communicator, make_communicator
+
+DEV_PREFIX = "dev/"
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class _Embeddings:
+    matrix: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What the loop logs of a measurement."""
+
+    metrics: dict[str, float]
+    pictures: Sequence[NDArray[np.uint8]] = ()
+    embeddings: _Embeddings = field(default_factory=_Embeddings)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    task: Task
+    size: Size
+    data: Path
+    run_dir: Path
+    start: Start
+    from_scratch: bool
+    overrides: tuple[str, ...]
+
+
+def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
+    """Fine-tune with one seed in `run_dir/seed-N`; the same call again resumes, or reads the result. A collective.
+
+    Returns the exit status (0: done; see `engine.signals` for the others) and the result, empty unless done.
+
+    Raises:
+        UserError: bad input, on all ranks.
+    """
+    task, run_dir = order.task, order.run_dir / f"seed-{seed}"
+    config = settings.configure(
+        task,
+        order.size,
+        order.start.config,
+        data=order.data,
+        run_dir=run_dir,
+        start_name="" if order.from_scratch else str(order.start.path),
+        seed=seed,
+        overrides=order.overrides,
+    )
+    config, assets = task.settle(config, order.data)
+    finetuning = config.finetune
+    assert finetuning is not None
+    tokenizer = order.start.tokenizer
+    everything = task.open(order.data, "train", tokenizer=tokenizer, config=config, assets=assets)
+    training = spread(everything, finetuning.max_examples)
+    held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
+    config = settings.fit_schedule(config, len(training), order.overrides)
+    # Only now, so that bad input is told before any process group is made.
+    communicator = make_communicator(start_processes())
+    engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
+    run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
+    if communicator.rank == 0:
+        tokenizer.save(run_dir)
+        (run_dir / ASSETS_FILE).write_text(json.dumps(assets) + "\n")
+    training = task.prepare_training(training, order.start, communicator)
+
+    model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
+    if not order.from_scratch:
+        start.fill(model, order.start)
+    engine = make_engine(model, config, engine_settings)
+    reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
+    measured = spread(held_out, finetuning.max_evaluated)
+
+    def evaluate() -> _Report:
+        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
+        return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
+
+    loop = Loop(
+        engine,
+        task,
+        config,
+        make_batches=reader.steps,
+        take_step=TaskStep(finetuning),
+        evaluate=evaluate,
+        best_metric=DEV_PREFIX + task.best_metric,
+    )
+    status = loop.run()
+    engine.close()
+    if status or loop.progress.step < config.schedule.total_steps:
+        return status, {}
+    return 0, _result(run_dir, config, communicator, held_out)
+
+
+def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> dict[str, Any]:
+    """Of the best checkpoint on the whole development split; read where an earlier start wrote it."""
+    path = run_dir / RESULT_FILE
+    known = communicator.broadcast_object(json.loads(path.read_text()) if path.is_file() else None)
+    best = run_dir / FOLDER / BEST
+    step = communicator.broadcast_object(best.read_text().strip() if best.is_file() else "")
+    if known is not None and known["checkpoint"] == step:
+        return dict(known)
+    loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
+    found: Evaluation = loaded.task.evaluate(loaded, held_out, config=loaded.config, tokenizer=loaded.tokenizer)
+    result = {
+        "seed": config.seed,
+        "checkpoint": step,
+        "metrics": found.metrics,
+        "notes": found.notes,
+        "steps": config.schedule.total_steps,
+    }
+    if communicator.rank == 0:
+        aside = path.with_name(f".{path.name}")
+        aside.write_text(json.dumps(result, indent=2) + "\n")
+        aside.rename(path)
+    return result

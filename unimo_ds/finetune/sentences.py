@@ -1,0 +1,161 @@
+"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] (unimo.md 6.2), read into memory and tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.schema import CLS, SEP, SequenceRole
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.finetune import predict
+from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.files import fingerprint_of
+from unimo_ds.finetune.model import TaskOutput, TextHead
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unimo_ds.finetune.start import Start
+
+Tokens = NDArray[np.int32]
+_ENCODED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class SentenceRow:
+    """One line of a task's file."""
+
+    key: str
+    """`FILE:LINE`"""
+    texts: tuple[str, ...]
+    """One or two."""
+    target: float
+    """Number of the label, or the value; nan where the file has none (test sets)."""
+
+
+class SentenceExamples:
+    """`task.Examples` of rows."""
+
+    feature_size = 1
+    target_size = 1
+
+    def __init__(self, rows: Sequence[SentenceRow], inputs: Sequence[Tokens], *, fingerprint: str) -> None:
+        """inputs: from `encode_rows`."""
+        self.rows, self.fingerprint = rows, fingerprint
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def targets_E(self) -> NDArray[np.float64]:
+        """[E]"""
+        return np.array([row.target for row in self.rows])
+
+    def key(self, index: int) -> str:
+        return self.rows[index].key
+
+    def lengths(self, index: int, seed: int) -> list[int]:
+        return [len(self._inputs[index])]
+
+    def make(self, index: int, seed: int) -> TaskExample:
+        sequence = clean_sequence(role=SequenceRole.SINGLE_TEXT, seed=seed, text=self._inputs[index])
+        target = np.array([self.rows[index].target], np.float32)
+        return TaskExample(self.rows[index].key, (sequence,), target)
+
+    def select(self, indices: Sequence[int]) -> SentenceExamples:
+        rows, inputs = [self.rows[index] for index in indices], [self._inputs[index] for index in indices]
+        return SentenceExamples(rows, inputs, fingerprint=f"{self.fingerprint}/{len(rows)}")
+
+
+def encode_rows(rows: Sequence[SentenceRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> list[Tokens]:
+    """The encoder's input of every row."""
+    inputs: list[Tokens] = []
+    for start in range(0, len(rows), _ENCODED_AT_ONCE):
+        some = rows[start : start + _ENCODED_AT_ONCE]
+        encoded = iter(tokenizer.encode_batch([text for row in some for text in row.texts]))
+        for row in some:
+            inputs.append(join_texts([next(encoded) for _ in row.texts], max_text_tokens=max_text_tokens))
+    return inputs
+
+
+def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
+    """[CLS] A [SEP] (B [SEP] ...), tokens taken off the end of whichever is longest until all fit."""
+    kept = [len(text) for text in texts]
+    room = max_text_tokens - 1 - len(texts)
+    for _ in range(max(0, sum(kept) - room)):
+        kept[kept.index(max(kept))] -= 1
+    parts: list[Any] = [[CLS]]
+    for text, length in zip(texts, kept, strict=True):
+        parts += [text[:length], [SEP]]
+    return np.concatenate(parts).astype(np.int32)
+
+
+class SentenceTask:
+    """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
+
+    tag_sizes: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    """In the order of the head's outputs; none for a value."""
+
+    def read(self, data: Path, split: str) -> list[SentenceRow]:
+        raise NotImplementedError
+
+    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
+        raise NotImplementedError
+
+    def files(self, data: Path, split: str) -> list[Path]:
+        raise NotImplementedError
+
+    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+        return config, {}
+
+    def open(
+        self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
+    ) -> SentenceExamples:
+        rows = self.read(data, split)
+        if not rows:
+            raise UserError(f"{self.files(data, split)[0]} holds no example")
+        inputs = encode_rows(rows, tokenizer, max_text_tokens=config.data.max_text_tokens)
+        return SentenceExamples(rows, inputs, fingerprint=fingerprint_of(self.files(data, split)))
+
+    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+        return examples
+
+    def make_head(self, config: RunConfig) -> nn.Module:
+        return TextHead(config, num_outputs=max(1, len(self.labels)))
+
+    def count(self, batch: TaskBatch) -> int:
+        return len(batch.targets)
+
+    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
+        """Cross-entropy of labels; squared error of a value."""
+        scores_SK = output.scores.float()
+        if self.labels:
+            return functional.cross_entropy(scores_SK, batch.targets[:, 0].long(), reduction="sum")
+        return functional.mse_loss(scores_SK, batch.targets, reduction="sum")
+
+    def evaluate(
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
+    ) -> Evaluation:
+        assert isinstance(examples, SentenceExamples)
+        scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
+        has_targets = not np.isnan(examples.targets_E).any()
+        metrics = self.measure(scores_EK, examples.rows) if has_targets else {}
+        answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
+        predictions = [{"key": row.key, "answer": answer} for row, answer in zip(examples.rows, answers, strict=True)]
+        notes = {} if has_targets else {"metrics": "the file has no labels, so nothing was measured"}
+        return Evaluation(metrics, predictions, notes)

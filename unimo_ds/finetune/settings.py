@@ -1,0 +1,130 @@
+"""The configuration of a fine-tuning: the starting model's sizes, the task's recipe, the command line's changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimo_ds.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    apply_overrides,
+)
+from unimo_ds.config_check import check
+from unimo_ds.data.schema import FIRST_POSITION
+from unimo_ds.finetune.task import Size, Task
+from unimo_ds.utils.errors import UserError
+
+
+def configure(
+    task: Task,
+    size: Size,
+    start: RunConfig,
+    *,
+    data: Path,
+    run_dir: Path,
+    start_name: str,
+    seed: int,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """All but what the number of examples decides; see `fit_schedule`.
+
+    start: configuration of the starting model. start_name: where its weights lie; empty: fresh ones.
+
+    Raises:
+        UserError: an override that does not fit, or numbers that cannot run.
+    """
+    recipe = task.recipe(size)
+    usable = start.model.max_positions - FIRST_POSITION
+    config = RunConfig(
+        recipe=f"finetune_{task.name}_{size}",
+        seed=seed,
+        run_dir=str(run_dir),
+        model=dataclasses.replace(start.model, initialize_from=None),
+        data=DataConfig(
+            path=str(data),
+            max_text_tokens=min(recipe.max_text_tokens, usable),
+            max_regions=recipe.max_regions,
+            num_workers=0,
+        ),
+        batch=BatchConfig(global_samples=recipe.global_examples, micro_batch_tokens=16384),
+        contrast=start.contrast,
+        optimizer=OptimizerConfig(
+            peak_learning_rate=recipe.learning_rate,
+            betas=(0.9, recipe.beta2),
+            epsilon=1e-6,
+            weight_decay=recipe.weight_decay,
+            clip_norm=1.0,
+        ),
+        schedule=ScheduleConfig(total_steps=1, warmup_steps=0, form=recipe.schedule),
+        # The release fine-tunes in float32.
+        engine=EngineConfig(deepspeed_config="zero1_fp32", threads=start.engine.threads),
+        checkpoint=CheckpointConfig(every_steps=1000, keep_last=1),
+        evaluation=EvaluationConfig(every_steps=1000, at_start=False),
+        logging=LoggingConfig(every_steps=50),
+        finetune=dataclasses.replace(recipe.finetune, start=start_name),
+    )
+    config = apply_overrides(config, overrides)
+    check(config)
+    _check(config)
+    return config
+
+
+def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
+    """Steps of the recipe's epochs, its warm-up, and a measurement at the end of each epoch; what was overridden is kept."""
+    assert config.finetune is not None
+    changed = {override.partition("=")[0].strip() for override in overrides}
+    steps_per_epoch = max(1, math.ceil(num_examples / config.batch.global_samples))
+    schedule, every = config.schedule, config.evaluation.every_steps
+    if "schedule.total_steps" not in changed:
+        total = max(1, round(config.finetune.epochs * steps_per_epoch))
+        schedule = dataclasses.replace(schedule, total_steps=total)
+    if "schedule.warmup_steps" not in changed:
+        share = 0.0 if schedule.form == "drops" else config.finetune.warmup_share
+        schedule = dataclasses.replace(schedule, warmup_steps=round(share * schedule.total_steps))
+    if "evaluation.every_steps" not in changed:
+        every = steps_per_epoch
+    config = dataclasses.replace(
+        config, schedule=schedule, evaluation=dataclasses.replace(config.evaluation, every_steps=every)
+    )
+    check(config)
+    return config
+
+
+_BOUNDS = {
+    "epochs": (0.0, math.inf),
+    "warmup_share": (0.0, 1.0),
+    "head_dropout": (0.0, 0.95),
+    "label_smoothing": (0.0, 0.99),
+    "max_examples": (0, math.inf),
+    "max_evaluated": (0, math.inf),
+    "answer_min_count": (1, math.inf),
+    "adversarial.steps": (0, math.inf),
+    "retrieval.negative_images": (1, math.inf),
+    "retrieval.negative_captions": (1, math.inf),
+    "retrieval.hard_share": (0.0, 1.0),
+    "retrieval.hard_pool": (1, math.inf),
+    "retrieval.rerank": (0, math.inf),
+    "generation.beams": (1, math.inf),
+    "generation.min_tokens": (0, math.inf),
+    "generation.max_tokens": (1, math.inf),
+}
+
+
+def _check(config: RunConfig) -> None:
+    for key, (low, high) in _BOUNDS.items():
+        value: object = config.finetune
+        for name in key.split("."):
+            value = getattr(value, name)
+        if not isinstance(value, int | float) or not low <= value <= high:
+            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UserError(f"finetune.{key}={value} must be {limit}")

@@ -1,0 +1,227 @@
+"""What a fine-tuning starts from, and a fine-tuned model found again: which kinds of checkpoints there are, told apart by name.
+
+pre-trained   a run, one of its checkpoints or an export whose configuration has no `finetune`
+fine-tuned    the same with `finetune`; its weights are a pre-trained model's and `head.*`
+RoBERTa       a Hugging Face folder (text tasks, or fine-tuning from where pre-training starts)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimo_ds.config import ModelConfig, RunConfig
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation.checkpoint import CheckpointFiles, LoadedModel
+from unimo_ds.finetune import tasks
+from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
+from unimo_ds.finetune.task import Task
+from unimo_ds.models.roberta import load_roberta
+from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils.communicator import Communicator, SingleProcess
+from unimo_ds.utils.errors import UserError
+
+ASSETS_FILE = "task.json"
+"""What a task learned from its training data and needs again, beside the configuration."""
+_ROBERTA_SIZES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "feed_forward_size",
+    "vocab_size": "vocabulary_size",
+    "max_position_embeddings": "max_positions",
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fine-tuning begins."""
+
+    path: Path
+    config: RunConfig
+    """Model sizes and the contrastive temperature's limits are taken from it."""
+    tokenizer: Tokenizer
+    weights: Mapping[str, torch.Tensor]
+    """Without those of heads."""
+
+    def engine(self, communicator: Communicator) -> LoadedModel:
+        """The starting model itself, to encode with on this rank's device."""
+        contrast = self.config.contrast
+        model = Unimo(
+            self.config.model,
+            temperature=contrast.temperature,
+            min_temperature=contrast.min_temperature,
+            max_temperature=contrast.max_temperature,
+            attention=self.config.engine.attention,
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.weights[name])
+        # DeepSpeed takes seconds to import and talks while it does: those who only read a model must not wait for it.
+        from unimo_ds.engine.launch import start_processes
+
+        device = start_processes()
+        files = CheckpointFiles(self.path, self.path)
+        return LoadedModel(model.to(device).eval(), self.config, files, device, communicator)
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A fine-tuned model on one device (a `predict.TaskEngine`)."""
+
+    module: TaskModel
+    config: RunConfig
+    files: CheckpointFiles
+    task: Task
+    tokenizer: Tokenizer
+    assets: Mapping[str, Any]
+    device: torch.device
+    communicator: Communicator = field(default_factory=SingleProcess)
+
+    def forward(self, batch: PackedBatch, /) -> TaskOutput:
+        output: TaskOutput = self.module(batch)
+        return output
+
+
+def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
+    """The model at `path`, whatever its kind; a fine-tuned one gives its body.
+
+    tokenizer: file or folder; None: the model's own.
+
+    Raises:
+        UserError: nothing there, damaged, or no tokenizer that fits.
+    """
+    if (path / checkpoint.CONFIG_FILE).is_file() and _json(path / checkpoint.CONFIG_FILE).get(
+        "model_type"
+    ) == "roberta":
+        return _read_roberta(path)
+    files = checkpoint.find(path)
+    config = checkpoint.read_config(files.config)
+    weights = checkpoint.read_weights(files.weights)
+    body = {name: weight.float() for name, weight in weights.items() if not name.startswith(HEAD_PREFIX)}
+    found = tokenizers.load(tokenizer) if tokenizer is not None else find_tokenizer(files, config)
+    if found.vocabulary_size != config.model.vocabulary_size:
+        raise UserError(
+            f"the tokenizer has {found.vocabulary_size} pieces and the model at {path} {config.model.vocabulary_size}; "
+            "give the model's own with --tokenizer"
+        )
+    return Start(path, config, found, body)
+
+
+def fill(model: TaskModel, start: Start) -> None:
+    """Put the starting weights into a model, in place; its head keeps its fresh ones.
+
+    Raises:
+        UserError: weights of another model.
+    """
+    own = {name: value for name, value in model.named_parameters() if not name.startswith(HEAD_PREFIX)}
+    for name in sorted(own.keys() | start.weights.keys()):
+        here = tuple(own[name].shape) if name in own else "absent"
+        there = tuple(start.weights[name].shape) if name in start.weights else "absent"
+        if here != there:
+            raise UserError(f"{start.path} does not fit its own configuration: {name!r} is {there} there, {here} here")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(start.weights[name])
+
+
+def load_task(
+    path: Path,
+    *,
+    name: str | None = None,
+    device: torch.device | None = None,
+    communicator: Communicator | None = None,
+) -> LoadedTask:
+    """The fine-tuned model at `path`, in float32 and evaluation mode.
+
+    name: the task it must be tuned on; None: whichever it is.
+
+    Raises:
+        UserError: a pre-trained model, one of another task, or damaged.
+    """
+    files = checkpoint.find(path)
+    config = checkpoint.read_config(files.config)
+    if config.finetune is None:
+        wanted = name or "TASK"
+        raise UserError(
+            f"{path} is a pre-trained model, not one fine-tuned on {wanted}; run `unimo finetune {wanted} --checkpoint {path}`"
+        )
+    if name is not None and config.finetune.task != name:
+        raise UserError(f"{path} is fine-tuned on {config.finetune.task}, not on {name}; give a checkpoint of {name}")
+    task = tasks.load(config.finetune.task)
+    module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
+    weights = checkpoint.read_weights(files.weights)
+    own = dict(module.named_parameters())
+    for parameter_name in sorted(own.keys() | weights.keys()):
+        here = tuple(own[parameter_name].shape) if parameter_name in own else "absent"
+        there = tuple(weights[parameter_name].shape) if parameter_name in weights else "absent"
+        if here != there:
+            raise UserError(
+                f"{files.weights} does not fit {files.config}: {parameter_name!r} is {there} in the file and {here} in the model"
+            )
+    with torch.no_grad():
+        for parameter_name, parameter in own.items():
+            parameter.copy_(weights[parameter_name])
+    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assets_file = files.config.parent / ASSETS_FILE
+    return LoadedTask(
+        module.to(chosen).eval(),
+        config,
+        files,
+        task,
+        find_tokenizer(files, config),
+        _json(assets_file) if assets_file.is_file() else {},
+        chosen,
+        communicator or SingleProcess(),
+    )
+
+
+def is_finetuned(path: Path) -> bool:
+    """Whether the checkpoint at `path` is of a fine-tuning.
+
+    Raises:
+        UserError: as `checkpoint.find` and `read_config`.
+    """
+    return checkpoint.read_config(checkpoint.find(path).config).finetune is not None
+
+
+def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
+    """Of an export or a fine-tuning, which keep it beside the weights or the configuration, or of a run's data."""
+    for folder in (files.weights.parent, files.config.parent):
+        if (folder / TOKENIZER_FILE).is_file():
+            return tokenizers.load(folder / TOKENIZER_FILE)
+    try:
+        return tokenizers.load(Corpus.open(config.data.path).tokenizer_path)
+    except UserError as error:
+        raise UserError(f"the run's data is not there any more ({error}); give --tokenizer FILE") from None
+
+
+def _read_roberta(path: Path) -> Start:
+    found = _json(path / checkpoint.CONFIG_FILE)
+    sizes = {field_name: found[key] for key, field_name in _ROBERTA_SIZES.items() if key in found}
+    model_config = ModelConfig(**sizes, layer_norm_epsilon=found.get("layer_norm_eps", 1e-5))
+    model = Unimo(model_config)
+    load_roberta(model, path)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    config = RunConfig(recipe="roberta", model=dataclasses.replace(model_config, initialize_from=str(path)))
+    return Start(path, config, tokenizers.load(path), weights)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return values

@@ -1,0 +1,156 @@
+"""What a downstream task is. A new task is a new file in `tasks/` with one object of this form.
+
+Letters: E examples, K numbers a target, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.model import TaskOutput
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils.communicator import Communicator
+
+if TYPE_CHECKING:
+    from unimo_ds.finetune.start import Start
+
+Size = Literal["base", "large"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one size that differ from task to task; see the docstring of each task for their source."""
+
+    finetune: FinetuneConfig
+    learning_rate: float
+    global_examples: int
+    weight_decay: float = 0.0
+    beta2: float = 0.98
+    max_text_tokens: int = 512
+    max_regions: int = 100
+    schedule: Literal["linear_from_start", "drops"] = "linear_from_start"
+
+
+class Examples(Protocol):
+    """The examples of one split. Everything about example `index` is a function of (index, seed), on every rank alike."""
+
+    @property
+    def feature_size(self) -> int:
+        """Of the regions; 1 where there are none."""
+        ...
+
+    @property
+    def target_size(self) -> int:
+        """K"""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' content."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def lengths(self, index: int, seed: int) -> list[int]:
+        """Positions of each sequence, without reading images."""
+        ...
+
+    def make(self, index: int, seed: int) -> TaskExample:
+        """seed: of this visit, for draws and dropout."""
+        ...
+
+    def select(self, indices: Sequence[int]) -> Examples:
+        """These examples alone."""
+        ...
+
+
+def spread(examples: Examples, number: int) -> Examples:
+    """`number` of the examples, evenly apart; all of them where it is 0 or there are no more."""
+    if not 0 < number < len(examples):
+        return examples
+    return examples.select([place * len(examples) // number for place in range(number)])
+
+
+class Task(Protocol):
+    """One downstream task. All methods are pure, but for reading files."""
+
+    @property
+    def name(self) -> str:
+        """On the command line."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """In tables."""
+        ...
+
+    @property
+    def best_metric(self) -> str:
+        """Which metric, higher being better, chooses the best checkpoint."""
+        ...
+
+    @property
+    def tag_sizes(self) -> tuple[int, ...]: ...
+
+    def recipe(self, size: Size) -> Recipe: ...
+
+    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+        """`config` with what the training data decides (number of outputs), and assets to keep beside the run (answers)."""
+        ...
+
+    def open(
+        self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
+    ) -> Examples:
+        """The examples of a split: `train`, `dev` or `test`.
+
+        Raises:
+            UserError: a missing file or image, an unknown label, an empty text; names the file and line.
+        """
+        ...
+
+    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+        """Examples as training visits them (hard negatives of the starting model). A collective."""
+        ...
+
+    def make_head(self, config: RunConfig) -> nn.Module: ...
+
+    def count(self, batch: TaskBatch) -> int:
+        """What the loss sums over."""
+        ...
+
+    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
+        """fp32 scalar."""
+        ...
+
+    def evaluate(
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
+    ) -> Evaluation:
+        """Measure on all examples. Every rank calls it alike and gets the same result.
+
+        quick: what training needs to choose a checkpoint; slow measures beside it (METEOR) may be left out.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a measurement found."""
+
+    metrics: dict[str, float]
+    """Names as in the paper's tables, values as shares in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
+    predictions: list[dict[str, Any]]
+    """One for each example, in order; on every rank."""
+    notes: dict[str, str]
+    """What a reader of the metrics must know: how texts were tokenised, what could not be measured and why."""

@@ -1,0 +1,21 @@
+"""Named tasks: one object `TASK` a file. `load(name)` finds one."""
+
+from __future__ import annotations
+
+import importlib
+
+from unimo_ds.finetune.arguments import TASKS as NAMES
+from unimo_ds.finetune.task import Task
+from unimo_ds.utils.errors import UserError, nearest_name
+
+
+def load(name: str) -> Task:
+    """The task of that name on the command line.
+
+    Raises:
+        UserError: no such task; the message names the nearest one.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown task {name!r}{nearest_name(name, NAMES)}")
+    task: Task = importlib.import_module(f"unimo_ds.finetune.tasks.{name.replace('-', '_')}").TASK
+    return task

@@ -1,0 +1,70 @@
+"""What the tasks share that write a text from a text: files of rows, sources and targets of the recipe's lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.finetune.files import fingerprint_of, numbered_lines, text_of
+from unimo_ds.finetune.writing import TextRow, TextToText, WritingTask
+from unimo_ds.utils.errors import UserError
+
+
+class TextWritingTask(WritingTask):
+    """A `WritingTask` whose examples are `TextRow`s of files."""
+
+    examples_kind: type[TextToText] = TextToText
+
+    def files(self, data: Path, split: str) -> tuple[Path, ...]:
+        raise NotImplementedError
+
+    def read(self, data: Path, split: str) -> list[TextRow]:
+        raise NotImplementedError
+
+    def open(
+        self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
+    ) -> TextToText:
+        assert config.finetune is not None
+        rows = self.read(data, split)
+        paths = self.files(data, split)
+        if not rows:
+            raise UserError(f"{paths[0]} holds no example")
+        return self.examples_kind(
+            rows,
+            tokenizer,
+            max_source_tokens=config.data.max_text_tokens,
+            max_target_tokens=config.finetune.max_target_tokens,
+            fingerprint=fingerprint_of(paths),
+        )
+
+
+def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:
+    """The first pair of source and target files that lies in `data`.
+
+    Raises:
+        UserError: none does.
+    """
+    for source, target in pairs:
+        if (data / source).is_file() and (data / target).is_file():
+            return data / source, data / target
+    wanted = ", ".join(f"{source} with {target}" for source, target in pairs)
+    raise UserError(f"{data} has none of {wanted}; give the folder of the task's official files")
+
+
+def read_line_files(source: Path, target: Path) -> list[tuple[str, str, str]]:
+    """(where, source line, target line) of files whose lines belong together.
+
+    Raises:
+        UserError: other numbers of lines, or an empty one.
+    """
+    sources, targets = list(numbered_lines(source)), list(numbered_lines(target))
+    if len(sources) != len(targets):
+        raise UserError(f"{source} has {len(sources)} lines and {target} {len(targets)}; they must belong together")
+    found = []
+    for (number, text), (_, wanted) in zip(sources, targets, strict=True):
+        where = f"{source}:{number}"
+        found.append((where, text_of(text, where), text_of(wanted, f"{target}:{number}")))
+    return found

@@ -1,0 +1,284 @@
+"""Tasks that write: source (image regions, a text, or both), then [CLS] target END, trained as pre-training's generative
+objective and searched for with `generation` (unimo.md 6.3, 6.6).
+
+The source sees itself whole; a target token sees the source and what stands before it. Positions begin anew at [CLS].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.examples import ImageInput
+from unimo_ds.data.masking import Vocabulary
+from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP, LanguageObjective, SequenceInput, SequenceRole
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.finetune import predict
+from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.model import NO_TAG, NoHead, TaskModel, TaskOutput
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.sentences import join_texts
+from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.generation.generate import GenerationSettings, generate
+from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unimo_ds.finetune.start import Start
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is written from."""
+
+    text: Tokens | None = None
+    """With its specials."""
+    image: ImageInput | None = None
+    tags: NDArray[np.int32] | None = None
+    """[G, tokens of `text`]"""
+
+    @property
+    def num_tokens(self) -> int:
+        return 0 if self.text is None else len(self.text)
+
+    def sequence(self, *, seed: int = 0, target: Tokens | None = None, end_id: int = SEP) -> SequenceInput:
+        """The prompt, or with a target (without specials) the training example."""
+        num_regions = 0 if self.image is None else len(self.image.features)
+        prefix_length = num_regions + self.num_tokens
+        parts = [] if self.text is None else [self.text]
+        positions = [] if self.text is None else [np.arange(self.num_tokens, dtype=np.int32)]
+        at, targets, tags = np.zeros(0, np.int32), np.zeros(0, np.int32), self.tags
+        if target is not None:
+            length = 1 + len(target)
+            parts.append(np.concatenate(([CLS], target, [end_id])).astype(np.int32))
+            positions.append(np.arange(length + 1, dtype=np.int32))
+            at = np.arange(prefix_length, prefix_length + length, dtype=np.int32)
+            targets = parts[-1][1:]
+            if tags is not None:
+                untagged = np.full((len(tags), length + 1), NO_TAG, np.int32)
+                tags = np.concatenate((tags, untagged), axis=1)
+        return SequenceInput(
+            role=SequenceRole.JOINT_PAIR if self.image is not None else SequenceRole.SINGLE_TEXT,
+            seed=seed,
+            region_features=None if self.image is None else self.image.features,
+            region_boxes=None if self.image is None else self.image.boxes,
+            token_ids=np.concatenate(parts) if parts else None,
+            token_positions=np.concatenate(positions) + np.int32(FIRST_POSITION) if parts else None,
+            token_tags=tags,
+            prefix_length=prefix_length,
+            language_objective=LanguageObjective.SEQUENCE_TO_SEQUENCE,
+            language_at=at,
+            language_targets=targets,
+        )
+
+
+class WritingExamples(Protocol):
+    """`task.Examples` that can also be written from."""
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def target_size(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def lengths(self, index: int, seed: int) -> list[int]: ...
+
+    def make(self, index: int, seed: int) -> TaskExample: ...
+
+    def select(self, indices: Sequence[int]) -> Examples: ...
+
+    @property
+    def num_prompts(self) -> int:
+        """Texts to write; images with several captions are one each."""
+        ...
+
+    def prompt_key(self, number: int) -> str: ...
+
+    def prompt_length(self, number: int) -> int: ...
+
+    def prompt(self, number: int) -> Source: ...
+
+    def references(self, number: int) -> list[str]:
+        """Texts that people wrote; empty where the file has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One line of a task on texts."""
+
+    key: str
+    sources: tuple[str, ...]
+    """Joined by [SEP]; the longest loses its end where they are too long together."""
+    references: tuple[str, ...]
+    """The first is what training writes; none in test files without."""
+
+
+class TextToText:
+    """`WritingExamples` of rows, tokenised when they are visited."""
+
+    feature_size = 1
+    target_size = 0
+
+    def __init__(
+        self,
+        rows: Sequence[TextRow],
+        tokenizer: Tokenizer,
+        *,
+        max_source_tokens: int,
+        max_target_tokens: int,
+        fingerprint: str,
+    ) -> None:
+        """max_source_tokens: with both specials. max_target_tokens: with the end token."""
+        self.rows, self.fingerprint = rows, fingerprint
+        self._tokenizer, self._max_source, self._max_target = tokenizer, max_source_tokens, max_target_tokens
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return self.rows[index].key
+
+    prompt_key = key
+
+    def select(self, indices: Sequence[int]) -> TextToText:
+        rows = [self.rows[index] for index in indices]
+        return type(self)(
+            rows,
+            self._tokenizer,
+            max_source_tokens=self._max_source,
+            max_target_tokens=self._max_target,
+            fingerprint=f"{self.fingerprint}/{len(rows)}",
+        )
+
+    def lengths(self, index: int, seed: int) -> list[int]:
+        return [self.make(index, seed).sequences[0].length]
+
+    def make(self, index: int, seed: int) -> TaskExample:
+        row = self.rows[index]
+        if not row.references:
+            raise UserError(f"{row.key} has no text to learn to write")
+        target = self._tokenizer.encode(row.references[0])[: self._max_target - 1]
+        sequence = self.prompt(index).sequence(seed=seed, target=target, end_id=self._tokenizer.mask_id)
+        return TaskExample(row.key, (sequence,))
+
+    def prompt(self, number: int) -> Source:
+        texts = [self._tokenizer.encode(text) for text in self.rows[number].sources]
+        return Source(text=join_texts(texts, max_text_tokens=self._max_source))
+
+    def prompt_length(self, number: int) -> int:
+        return self.prompt(number).num_tokens
+
+    def references(self, number: int) -> list[str]:
+        return list(self.rows[number].references)
+
+
+class WritingTask:
+    """What all tasks that write share; a task's file says how its lines are read and what is measured."""
+
+    tag_sizes: tuple[int, ...] = ()
+    ends_with_mask = True
+    """Texts end with [MASK] in the text tasks, with [SEP] in captioning (unimo.md 6.3, 6.6)."""
+
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics and notes. quick: as in `evaluate`."""
+        raise NotImplementedError
+
+    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+        return config, {}
+
+    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+        return examples
+
+    def make_head(self, config: RunConfig) -> nn.Module:
+        return NoHead()
+
+    def count(self, batch: TaskBatch) -> int:
+        return len(batch.language_at)
+
+    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
+        """Cross-entropy of every target token, smoothed as the recipe says."""
+        return output.language_losses.sum()
+
+    def evaluate(
+        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
+    ) -> Evaluation:
+        """Search for a text for every prompt and compare it with what people wrote."""
+        chosen: Any = examples
+        found: WritingExamples = chosen
+        assert config.finetune is not None
+        generation = config.finetune.generation
+        end_id = tokenizer.mask_id if self.ends_with_mask else SEP
+        settings = GenerationSettings(
+            num_beams=generation.beams,
+            length_penalty=generation.length_penalty,
+            min_tokens=generation.min_tokens,
+            max_tokens=generation.max_tokens,
+            no_repeat_words=3 if generation.block_trigrams else 0,
+            end_id=end_id,
+        )
+        written = write(
+            engine, found, tokenizer, settings, micro_batch_tokens=config.batch.micro_batch_tokens // generation.beams
+        )
+        predictions = [{"key": found.prompt_key(number), "answer": text} for number, text in enumerate(written)]
+        if not all(found.references(number) for number in range(found.num_prompts)):
+            return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
+        # The packages measure in processes of their own: once, on the first rank.
+        is_first = engine.communicator.rank == 0
+        metrics, notes = engine.communicator.broadcast_object(
+            self.measure(written, found, quick=quick) if is_first else None
+        )
+        return Evaluation(metrics, predictions, notes)
+
+
+def write(
+    engine: TaskEngine,
+    examples: WritingExamples,
+    tokenizer: Tokenizer,
+    settings: GenerationSettings,
+    *,
+    micro_batch_tokens: int,
+) -> list[str]:
+    """The best text for every prompt, on every rank. A collective.
+
+    Raises:
+        UserError: ZeRO-3, whose ranks would have to write equally many tokens.
+    """
+    model = engine.module
+    assert isinstance(model, TaskModel)
+    if getattr(engine, "zero_stage", 0) == 3:
+        raise UserError("tasks that write need ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
+    vocabulary = Vocabulary.of(tokenizer)
+
+    def run(items: NDArray[np.int64]) -> list[str]:
+        prompts = [examples.prompt(item).sequence() for item in items.tolist()]
+        found = generate(model, prompts, vocabulary, settings) if prompts else []
+        return [tokenizer.decode(texts[0].tokens).strip() for texts in found]
+
+    lengths = np.array([examples.prompt_length(number) for number in range(examples.num_prompts)], np.int64)
+    parts = predict.over_ranks(engine.communicator, lengths, run, micro_batch_tokens=micro_batch_tokens)
+    return [text for part in parts for text in part]

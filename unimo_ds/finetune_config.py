@@ -1,0 +1,80 @@
+"""The part of a run's configuration that fine-tuning adds to pre-training's; a leaf, like `config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Adversarial training in the manner of VILLA: noise on text embeddings and region features, climbed for some steps."""
+
+    steps: int = 0
+    """Ascents per optimizer step; 0: plain training."""
+    initial_magnitude: float = 0.4
+    """Of the first noise of a sequence, divided by the root of its number of elements."""
+    step_size: float = 0.05
+    limit: float = 0.4
+    """Largest L2 norm of the noise of a sequence; 0: none."""
+    divergence_weight: float = 1.0
+    """Of the symmetric Kullback-Leibler divergence between the noisy and the clean output."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Decoding of the tasks that write."""
+
+    beams: int = 5
+    length_penalty: float = 0.6
+    """Exponent a of ((5 + t) / 6) ** a, by which the summed log-probability of t tokens is divided."""
+    min_tokens: int = 5
+    max_tokens: int = 32
+    block_trigrams: bool = False
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Negatives and loss of image-text retrieval by joint encoding."""
+
+    loss: Literal["circle", "plain"] = "circle"
+    """plain: cross-entropy of the pair among its negatives."""
+    negative_images: int = 10
+    negative_captions: int = 10
+    """Drawn for each pair and visit, and encoded jointly with the pair's caption or image."""
+    hard_share: float = 0.0
+    """Share of the negatives that is drawn from the nearest ones under the starting model's single encodings."""
+    hard_pool: int = 30
+    """How many nearest ones of each image and caption the hard negatives are drawn from."""
+    margin: float = 0.2
+    scale: float = 1.0
+    rerank: int = 0
+    """Evaluation: encode jointly only the best of each query under the starting model's single encodings; 0: everything."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Which task, from which weights, and what its recipe says beyond a `RunConfig`."""
+
+    task: str
+    size: Literal["base", "large"] = "base"
+    """Whose numbers of the paper the recipe takes."""
+    start: str = ""
+    """Where the starting weights came from; empty: fresh ones."""
+    epochs: float = 10.0
+    warmup_share: float = 0.06
+    head_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    max_target_tokens: int = 0
+    """Longest text to write in training, its end token included; 0: the task writes nothing."""
+    num_outputs: int = 0
+    """Rows of the head: labels, answers or 1; 0: the task has no head of its own."""
+    max_examples: int = 0
+    """Use so many training examples, evenly spread (for learning curves); 0: all."""
+    max_evaluated: int = 0
+    """Measure on so many examples during training, evenly spread; 0: all."""
+    answer_min_count: int = 9
+    """Answers of VQA that occur more rarely in the training set are outside of the vocabulary."""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)

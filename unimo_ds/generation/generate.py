@@ -1,0 +1,201 @@
+"""Generation for this project's own commands and tasks: prompts in, texts out, in batches of prompts of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
+
+from unimo_ds.data.examples import ImageInput, clean_sequence, text_input
+from unimo_ds.data.masking import Tokens, Vocabulary
+from unimo_ds.data.packing import pack_sequences
+from unimo_ds.data.schema import FIRST_POSITION, PAD, SEP, SequenceInput, SequenceRole
+from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
+from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
+from unimo_ds.generation.words import Forbidden, NoRepeatedWords
+from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How a text is searched for. The defaults are the released UNIMO's for captions, except that it says 5 tokens at least."""
+
+    num_beams: int = 5
+    """1: greedy, or plain sampling."""
+    length_penalty: float = 0.6
+    """a in `log P / ((5 + t) / 6) ** a`, t the tokens of a hypothesis, its end included; 0: none."""
+    min_tokens: int = 0
+    """Fewest tokens before the end of a text."""
+    max_tokens: int = 50
+    """Most tokens of a text, its end included. A text that reaches them is cut there."""
+    no_repeat_words: int = 0
+    """No sequence of so many words comes twice in a text (3: trigram blocking); 0: anything may repeat."""
+    no_repeat_tokens: int = 0
+    """The same for pieces of words."""
+    sample: bool = False
+    """Draw tokens instead of taking the best."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """Draw among the k likeliest; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest that together have this probability."""
+    seed: int = 0
+    num_texts: int = 1
+    """Texts of each prompt, best first."""
+    early_stopping: Literal["full", "likely", "never"] = "likely"
+    """When a beam search ends: as soon as it has `num_beams` whole texts; when a better one is unlikely; when none can come."""
+    end_id: int = SEP
+    """Token that ends a text. Fine-tuning may have taught another one ([MASK] in the released text tasks)."""
+    batch_prompts: int = 16
+
+    def check(self, *, max_positions: int) -> None:
+        """
+        Raises:
+            UserError: naming a number that makes no sense, or that the model's position table does not allow.
+        """
+        claims = (
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
+            ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
+            ("no_repeat_words", self.no_repeat_words >= 0, "0 or more"),
+            ("no_repeat_tokens", self.no_repeat_tokens >= 0, "0 or more"),
+            ("temperature", self.temperature > 0, "more than 0"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("num_texts", self.num_texts >= 1, "at least 1"),
+            ("batch_prompts", self.batch_prompts >= 1, "at least 1"),
+        )
+        for name, is_right, wanted in claims:
+            if not is_right:
+                raise UserError(f"{name}={getattr(self, name)} must be {wanted}")
+        if not self.sample and self.num_texts > self.num_beams:
+            raise UserError(f"num_texts={self.num_texts} needs as many beams; set num_beams={self.num_texts} or sample")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One text."""
+
+    tokens: tuple[int, ...]
+    """Without [CLS] and without the end."""
+    is_finished: bool
+    """It ended by itself, not by `max_tokens`."""
+    score: float | None
+    """Penalised log probability; beam search alone has one."""
+
+
+def make_prompt(
+    *, image: ImageInput | None = None, source: Tokens | None = None, max_source_tokens: int = 512
+) -> SequenceInput:
+    """What a text is to be generated from: an image (`image_input`), a source text's tokens without specials, or both.
+
+    A source of more than `max_source_tokens`, its two specials included, loses its end.
+
+    Raises:
+        UserError: neither, or a source without a token.
+    """
+    if source is not None and not len(source):
+        raise UserError("the source text is empty; give at least one word, or an image alone")
+    if image is None and source is None:
+        raise UserError("there is nothing to generate from; give an image, a text, or both")
+    text = None if source is None else text_input(source, max_text_tokens=max_source_tokens)
+    role = SequenceRole.JOINT_PAIR
+    if image is None or source is None:
+        role = SequenceRole.SINGLE_TEXT if image is None else SequenceRole.SINGLE_IMAGE
+    return clean_sequence(role=role, image=image, text=text)
+
+
+class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc]
+    """The least that transformers' generation asks for, around a model that is held, not copied."""
+
+    config_class = PretrainedConfig
+    base_model_prefix = "unimo"
+    penalised_length = staticmethod(gnmt_length)
+
+    def __init__(self, model: Unimo) -> None:
+        super().__init__(PretrainedConfig())
+        self.unimo = model
+
+    def forward(self, decoder_input_ids: torch.Tensor, past_key_values: PrefixCache, **unused: Any) -> Any:
+        return self.next_token_logits(decoder_input_ids, past_key_values)
+
+
+def generate(
+    model: Unimo, prompts: Sequence[SequenceInput], vocabulary: Vocabulary, settings: GenerationSettings | None = None
+) -> list[list[Generated]]:
+    """`settings.num_texts` texts for each prompt, in the prompts' order; the model's mode is put back afterwards.
+
+    prompts: from `make_prompt`, or any sequences that see themselves whole. vocabulary: of the model's tokenizer; its specials
+    are never generated, except for the end. Greedy and beam results do not depend on what else is generated with a prompt, up to
+    rounding; drawn ones depend on the seed and on the batch.
+
+    Raises:
+        UserError: settings that make no sense for this model.
+    """
+    settings = settings or GenerationSettings()
+    settings.check(max_positions=model.config.max_positions)
+    arguments = _arguments(vocabulary, settings)
+    device = model.text_embedding.word.weight.device
+    results: list[list[Generated]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    generator = Generator(model)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+            torch.manual_seed(settings.seed)
+            for numbers in _batches([prompt.length for prompt in prompts], settings.batch_prompts):
+                batch = pack_sequences(
+                    [prompts[number] for number in numbers], feature_size=model.config.region_feature_size
+                )
+                found = generator.generate_from(encode_prefixes(model, batch.to(device)), **arguments)
+                scores = [None] * len(found.sequences) if settings.num_beams == 1 else found.sequences_scores.tolist()
+                for row, (tokens, score) in enumerate(zip(found.sequences[:, 1:].tolist(), scores, strict=True)):
+                    results[numbers[row // settings.num_texts]].append(_generated(tokens, score, settings))
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str, Any]:
+    """`settings` in transformers' words."""
+    forbidden = [int(token) for token in np.flatnonzero(vocabulary.special) if token != settings.end_id]
+    processors = LogitsProcessorList([Forbidden(forbidden, end_id=settings.end_id, min_tokens=settings.min_tokens)])
+    if settings.no_repeat_words:
+        processors.append(NoRepeatedWords(settings.no_repeat_words, vocabulary.starts_word))
+    sampling = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+    beams = {
+        "length_penalty": settings.length_penalty,
+        "early_stopping": {"full": True, "likely": False, "never": "never"}[settings.early_stopping],
+    }
+    return {
+        "num_beams": settings.num_beams,
+        "num_return_sequences": settings.num_texts,
+        "do_sample": settings.sample,
+        **(sampling if settings.sample else {}),
+        **(beams if settings.num_beams > 1 else {}),
+        "max_new_tokens": settings.max_tokens,
+        "no_repeat_ngram_size": settings.no_repeat_tokens,
+        "eos_token_id": settings.end_id,
+        "pad_token_id": PAD,
+        "logits_processor": processors,
+        "return_dict_in_generate": True,
+        "output_scores": settings.num_beams > 1,
+    }
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Numbers of the prompts of each batch, long prompts first."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _generated(tokens: list[int], score: float | None, settings: GenerationSettings) -> Generated:
+    is_finished = settings.end_id in tokens
+    kept = tokens[: tokens.index(settings.end_id)] if is_finished else [token for token in tokens if token != PAD]
+    return Generated(tuple(kept), is_finished, score)

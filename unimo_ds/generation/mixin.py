@@ -1,0 +1,78 @@
+"""transformers' generation (greedy, sampling, beam search and their processors) on top of cached prefix decoding.
+
+A class that has a `unimo` and this mixin generates. transformers sees a decoder whose input is the target so far, [CLS] first;
+the prefix is in the cache that it hands around. Reordering, scores, stopping and sampling are transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from unimo_ds.data.schema import CLS
+from unimo_ds.generation.decoding import PrefixCache, decode
+from unimo_ds.models.unimo import Unimo
+
+
+def gnmt_length(num_tokens: float) -> float:
+    """(5 + t) / 6: the length whose power divides a hypothesis' log probability in the released UNIMO."""
+    return (5 + num_tokens) / 6
+
+
+class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
+    """`generate_from` an encoded prefix."""
+
+    unimo: Unimo
+    penalised_length: Callable[[float], float] | None = None
+    """Length, as beam search takes it to the power of `length_penalty`, of a hypothesis of so many tokens; None: their number."""
+
+    @torch.no_grad()
+    def generate_from(self, cache: PrefixCache, **arguments: Any) -> Any:
+        """`GenerationMixin.generate` for the prompts of `cache`; rows are [CLS] and what was generated.
+
+        With `use_cache=False` every step computes all target positions anew (the prefix stays).
+        """
+        begin = torch.full((cache.num_prompts, 1), CLS, device=self.unimo.text_embedding.word.weight.device)
+        return super().generate(begin, past_key_values=cache, **arguments)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: torch.Tensor, past_key_values: PrefixCache | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """What `forward` gets: the target tokens that are not in the cache yet."""
+        assert past_key_values is not None
+        if not arguments.get("use_cache", True):
+            past_key_values.forget_targets()
+        return {
+            "decoder_input_ids": input_ids[:, past_key_values.get_seq_length() :],
+            "past_key_values": past_key_values,
+        }
+
+    def next_token_logits(self, decoder_input_ids: torch.Tensor, cache: PrefixCache) -> CausalLMOutputWithPast:
+        """One step: logits [R, 1, V] of the token that follows."""
+        hidden_RnE = decode(self.unimo, decoder_input_ids, cache)
+        logits, _ = self.unimo.language_head(hidden_RnE[:, -1])
+        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+
+    # Both methods below use the lengths for nothing but `log probability / length ** length_penalty`, so another length is
+    # another penalty. They are internals of transformers: its version is pinned, and a test compares with brute force.
+
+    def _update_finished_beams(  # type: ignore[override]
+        self, *, cur_len: int, decoder_prompt_len: int, **arguments: Any
+    ) -> Any:
+        length = cur_len + 1 - decoder_prompt_len
+        arguments["cur_len"] = self._penalised(length) - 1 + decoder_prompt_len
+        return super()._update_finished_beams(decoder_prompt_len=decoder_prompt_len, **arguments)
+
+    def _check_early_stop_heuristic(  # type: ignore[override]
+        self, *, cur_len: int, max_length: int, decoder_prompt_len: int, **arguments: Any
+    ) -> Any:
+        arguments["cur_len"] = self._penalised(cur_len - decoder_prompt_len) + decoder_prompt_len
+        arguments["max_length"] = self._penalised(max_length - decoder_prompt_len) + decoder_prompt_len
+        return super()._check_early_stop_heuristic(decoder_prompt_len=decoder_prompt_len, **arguments)
+
+    def _penalised(self, length: float) -> float:
+        return length if self.penalised_length is None else self.penalised_length(length)

@@ -1,0 +1,84 @@
+"""Images to the regions that a model was trained on: the extractor of its data, in transformers' form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from unimo_ds.data import extractors
+from unimo_ds.data.examples import ImageInput, image_input
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.utils.errors import UserError
+
+
+class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
+    """Regions of PIL images, [IMG] first. Its parameters are in `extractor.safetensors` beside the configuration."""
+
+    def __init__(self, max_regions: int = 100, *, extractor: RegionExtractor | None = None, **others: Any) -> None:
+        super().__init__(**others)
+        self.model_input_names = ["region_features", "region_boxes", "region_mask"]
+        self.max_regions = max_regions
+        self.extractor = extractor
+
+    def __call__(  # type: ignore[override]
+        self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = "pt", **unused: Any
+    ) -> BatchFeature:
+        """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64.
+
+        Raises:
+            UserError: the model was trained on regions that no extractor here makes.
+        """
+        several = [images] if isinstance(images, Image.Image) else list(images)
+        return BatchFeature(pad_images(self.inputs_of(several)), tensor_type=return_tensors)
+
+    def inputs_of(self, images: Sequence[Image.Image]) -> list[ImageInput]:
+        """Each image's regions, not padded."""
+        if self.extractor is None:
+            raise UserError(
+                f"this model has no region extractor ({EXTRACTOR_FILE}): it was trained on regions that were given to it; "
+                "give region_features and region_boxes of the same detector instead of images"
+            )
+        found = self.extractor.extract([image.convert("RGB") for image in images])
+        return [image_input(one, max_regions=self.max_regions) for one in found]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"image_processor_type": type(self).__name__, "max_regions": self.max_regions}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **others: Any) -> Any:
+        written = super().save_pretrained(save_directory, push_to_hub, **others)
+        if self.extractor is not None:
+            self.extractor.save(save_directory)
+        return written
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **others: Any
+    ) -> Any:
+        processor = super().from_pretrained(pretrained_model_name_or_path, **others)
+        file = Path(pretrained_model_name_or_path) / EXTRACTOR_FILE
+        processor.extractor = extractors.load(file) if file.is_file() else None
+        return processor
+
+
+def pad_images(images: Sequence[ImageInput]) -> dict[str, Any]:
+    """The processor's tensors of some images."""
+    longest = max(len(image.features) for image in images)
+    size = images[0].features.shape[1]
+    features = torch.zeros(len(images), longest, size)
+    boxes = torch.zeros(len(images), longest, 5)
+    mask = torch.zeros(len(images), longest, dtype=torch.int64)
+    for row, image in enumerate(images):
+        count = len(image.features)
+        features[row, :count] = torch.from_numpy(image.features.astype(np.float32))
+        boxes[row, :count] = torch.from_numpy(image.boxes)
+        mask[row, :count] = 1
+    return {"region_features": features, "region_boxes": boxes, "region_mask": mask}

@@ -1,0 +1,230 @@
+"""The encoder and its pre-training heads as `PreTrainedModel`s. The weights are `Unimo`'s own, under `unimo.`.
+
+Letters: B inputs, R image positions ([IMG] first), L text positions, D hidden size, V vocabulary, F region features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput
+
+from unimo_ds.huggingface.configuration import UnimoConfig
+from unimo_ds.huggingface.packing import Grid, PaddedInputs, pack_padded
+from unimo_ds.models.heads import Temperature
+from unimo_ds.models.unimo import Unimo
+
+IGNORED = -100
+"""Label of positions without a target, as everywhere in transformers."""
+
+
+class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What all classes of the family share: a `Unimo`, and inputs as padded tensors."""
+
+    config_class = UnimoConfig
+    base_model_prefix = "unimo"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(config)
+        self.unimo = Unimo(
+            config.sizes(),
+            temperature=config.contrastive_temperature,
+            min_temperature=config.min_contrastive_temperature,
+            max_temperature=config.max_contrastive_temperature,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.unimo.text_embedding.word
+
+    def gradient_checkpointing_enable(self, *unused: Any, **others: Any) -> None:
+        self.unimo.activation_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.unimo.activation_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.unimo.activation_checkpointing
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """`models.initialize` for the modules that a folder does not hold."""
+        if isinstance(module, Temperature):
+            fresh = Temperature(
+                initial=self.config.contrastive_temperature, minimum=module.minimum, maximum=module.maximum
+            )
+            init.copy_(module.raw, fresh.raw)
+            return
+        deviation = self.config.initializer_range
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() >= 2:
+                init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
+            elif name in ("weight", "bias"):
+                init.constant_(parameter, 1.0 if name == "weight" else 0.0)
+
+    def encode(self, inputs: PaddedInputs) -> tuple[torch.Tensor, Grid]:
+        """Hidden states of the stream [T, D], and where they lie."""
+        batch, grid = pack_padded(inputs, feature_size=self.config.region_feature_size)
+        return self.unimo.encode(batch), grid
+
+    def pooled(self, inputs: PaddedInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pooled [IMG] and [CLS] of each input, [B, D] each; of no use where the input has no such part."""
+        hidden_TD, grid = self.encode(inputs)
+        images = self.unimo.image_pooler(grid.unpacked(hidden_TD)[:, 0])
+        return images, self.unimo.text_pooler(grid.first_token(hidden_TD))
+
+
+@dataclass
+class UnimoModelOutput(ModelOutput):  # type: ignore[misc]
+    """What the encoder alone gives."""
+
+    last_hidden_state: torch.Tensor | None = None
+    """[B, R + L, D], zero where the input is padding."""
+    image_pooled: torch.Tensor | None = None
+    """[B, D], the pooled [IMG]; None without images."""
+    text_pooled: torch.Tensor | None = None
+    """[B, D], the pooled [CLS]; None without texts."""
+
+
+class UnimoModel(UnimoPreTrainedModel):
+    """Encoder and poolers. `get_image_features` and `get_text_features` are the vectors of retrieval."""
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> UnimoModelOutput | tuple[Any, ...]:
+        """input_ids, attention_mask: [B, L]. region_features: [B, R, F], region_boxes: [B, R, 5], region_mask: [B, R], as the
+        processor makes them: [IMG] first. Texts, images, or both.
+        """
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        hidden_TD, grid = self.encode(inputs)
+        hidden = grid.unpacked(hidden_TD)
+        output = UnimoModelOutput(
+            last_hidden_state=hidden,
+            image_pooled=None if region_features is None else self.unimo.image_pooler(hidden[:, 0]),
+            text_pooled=None if input_ids is None else self.unimo.text_pooler(grid.first_token(hidden_TD)),
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **unused: Any
+    ) -> torch.Tensor:
+        """[B, D] of length 1: texts encoded alone."""
+        _, pooled = self.pooled(PaddedInputs(input_ids, attention_mask, None, None, None))
+        return functional.normalize(pooled, dim=-1)
+
+    def get_image_features(
+        self,
+        region_features: torch.Tensor,
+        region_boxes: torch.Tensor,
+        region_mask: torch.Tensor | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        """[B, D] of length 1: images encoded alone."""
+        pooled, _ = self.pooled(PaddedInputs(None, None, region_features, region_boxes, region_mask))
+        return functional.normalize(pooled, dim=-1)
+
+
+@dataclass
+class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
+    """Every head of pre-training."""
+
+    prediction_logits: torch.Tensor | None = None
+    """[B, L, V]"""
+    region_predictions: torch.Tensor | None = None
+    """[B, R, F]"""
+    region_class_logits: torch.Tensor | None = None
+    """[B, R, C]"""
+    image_pooled: torch.Tensor | None = None
+    text_pooled: torch.Tensor | None = None
+    """[B, D]"""
+    temperature: torch.Tensor | None = None
+    """Scalar."""
+
+
+class UnimoForPreTraining(UnimoPreTrainedModel):
+    """Every weight of a pre-training run, and what its heads say. The objectives themselves are `unimo_ds.tasks`."""
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> UnimoForPreTrainingOutput | tuple[Any, ...]:
+        """Arguments as `UnimoModel.forward`."""
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        hidden_TD, grid = self.encode(inputs)
+        hidden = grid.unpacked(hidden_TD)
+        images, texts = hidden[:, : grid.num_regions], hidden[:, grid.num_regions :]
+        output = UnimoForPreTrainingOutput(temperature=self.unimo.temperature())
+        if region_features is not None:
+            output["region_predictions"] = self.unimo.region_regression(images)
+            output["region_class_logits"] = self.unimo.region_classification(images)
+            output["image_pooled"] = self.unimo.image_pooler(images[:, 0])
+        if input_ids is not None:
+            output["prediction_logits"] = self.unimo.language_head(texts)[0]
+            output["text_pooled"] = self.unimo.text_pooler(grid.first_token(hidden_TD))
+        return output if return_dict is not False else output.to_tuple()
+
+
+@dataclass
+class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc]
+    """Of every class with one head."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class UnimoForMaskedLM(UnimoPreTrainedModel):
+    """Tokens at masked positions, with or without an image."""
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> UnimoLogitsOutput | tuple[Any, ...]:
+        """labels: [B, L], -100 where nothing is to be predicted. Logits: [B, L, V]."""
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        hidden_TD, grid = self.encode(inputs)
+        logits, _ = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])
+        output = UnimoLogitsOutput(logits=logits)
+        if labels is not None:
+            output["loss"] = functional.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
+            )
+        return output if return_dict is not False else output.to_tuple()

@@ -1,0 +1,136 @@
+"""Padded tensors, as transformers' users hold them, to the packed stream and back. Nothing waits for the device but the sizes.
+
+Letters: B inputs, R image positions ([IMG] first), L text positions, M target positions, T stream positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from unimo_ds.data.packing import empty_contrast_table
+from unimo_ds.data.schema import FIRST_POSITION, PackedBatch
+
+
+@dataclass(frozen=True)
+class PaddedInputs:
+    """Image regions, then text, then target; any of the three may be absent, and each row may be padded anywhere."""
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    """[B, L], 0 where `input_ids` is padding; None: nowhere."""
+    region_features: torch.Tensor | None
+    """[B, R, F], row 0 [IMG]."""
+    region_boxes: torch.Tensor | None
+    """[B, R, 5]"""
+    region_mask: torch.Tensor | None
+    """[B, R], 0 where a region is padding; None: nowhere."""
+    target_ids: torch.Tensor | None = None
+    """[B, M], padded on the right with anything: later targets are seen by none before them."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the stream's positions lie among the padded ones."""
+
+    is_there: torch.Tensor
+    """[B, R + L + M] bool"""
+    num_regions: int
+    num_tokens: int
+    """R and L."""
+
+    def unpacked(self, stream_TD: torch.Tensor) -> torch.Tensor:
+        """[B, R + L + M, D], zero where nothing is."""
+        padded = stream_TD.new_zeros((*self.is_there.shape, stream_TD.shape[-1]))
+        return padded.masked_scatter(self.is_there[..., None], stream_TD)
+
+    def first_token(self, stream_TD: torch.Tensor) -> torch.Tensor:
+        """[B, D] at the first token of each text, [CLS]; zero where there are no texts."""
+        texts = slice(self.num_regions, self.num_regions + self.num_tokens)
+        is_token = self.is_there[:, texts]
+        if not self.num_tokens:
+            return stream_TD.new_zeros(len(is_token), stream_TD.shape[-1])
+        rows = torch.arange(len(is_token), device=is_token.device)
+        return self.unpacked(stream_TD)[:, texts][rows, is_token.int().argmax(1)]
+
+
+def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch, Grid]:
+    """The stream of these inputs, and where each position lies.
+
+    feature_size: F, of inputs without regions. Dropout masks follow torch's randomness, one key an input.
+
+    Raises:
+        ValueError: neither ids nor regions, features without boxes, or an input without any position before its target.
+    """
+    features, boxes, ids, targets = (
+        inputs.region_features,
+        inputs.region_boxes,
+        inputs.input_ids,
+        inputs.target_ids,
+    )
+    given = ids if ids is not None else features
+    if given is None:
+        raise ValueError("give input_ids, region_features, or both")
+    if (features is None) != (boxes is None):
+        raise ValueError("region_features and region_boxes belong together")
+    device, num_inputs = given.device, len(given)
+
+    def mask(tensor: torch.Tensor | None, own: torch.Tensor | None) -> torch.Tensor:
+        if tensor is None:
+            return torch.zeros((num_inputs, 0), dtype=torch.bool, device=device)
+        return torch.ones(tensor.shape[:2], dtype=torch.bool, device=device) if own is None else own.to(device).bool()
+
+    parts = (mask(features, inputs.region_mask), mask(ids, inputs.attention_mask), mask(targets, None))
+    is_region, is_token, is_target = parts
+    is_there = torch.cat(parts, dim=1)
+    widths = [part.shape[1] for part in parts]
+    prefix_lengths = is_region.sum(1) + is_token.sum(1)
+    if bool((prefix_lengths == 0).any()):
+        raise ValueError("an input has neither a region nor a token: its masks are all 0")
+    lengths = prefix_lengths + widths[2]
+    starts = torch.zeros(num_inputs + 1, dtype=torch.int64, device=device)
+    starts[1:] = lengths.cumsum(0)
+    place = torch.full(is_there.shape, -1, dtype=torch.int64, device=device)
+    num_positions = int(starts[-1])
+    place[is_there] = torch.arange(num_positions, device=device)
+    region_place, token_place, target_place = torch.split(place, widths, dim=1)
+    sequence = torch.repeat_interleave(torch.arange(num_inputs, device=device), lengths)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+
+    token_parts = [(ids, token_place, is_token), (targets, target_place, is_target)]
+    chosen = [(own, at, here) for own, at, here in token_parts if own is not None]
+    if features is None or boxes is None:
+        region_rows = torch.zeros((0, feature_size), device=device)
+        box_rows = torch.zeros((0, 5), device=device)
+    else:
+        region_rows, box_rows = features[is_region], boxes[is_region]
+    batch = PackedBatch(
+        sequence_starts=starts.int(),
+        prefix_lengths=prefix_lengths.int(),
+        sequence_seeds=torch.randint(2**62, (num_inputs,), device=device),
+        prefix_of=torch.full((num_inputs,), -1, dtype=torch.int32, device=device),
+        position_sequence=sequence.int(),
+        position_offset=(torch.arange(num_positions, device=device) - starts[sequence]).int(),
+        token_ids=torch.cat([nothing, *(own[here] for own, _, here in chosen)]).int(),
+        token_at=torch.cat([nothing, *(at[here] for _, at, here in chosen)]),
+        token_positions=torch.cat(
+            [nothing, *((here.cumsum(1) - 1 + FIRST_POSITION)[here] for _, _, here in chosen)]
+        ).int(),
+        region_features=region_rows,
+        region_boxes=box_rows,
+        region_row=torch.arange(len(region_rows), device=device),
+        region_at=region_place[is_region],
+        language_at=nothing,
+        language_targets=nothing,
+        language_objectives=nothing,
+        masked_region_at=nothing,
+        masked_region_features=torch.zeros((0, feature_size), device=device),
+        masked_region_class_ids=torch.zeros((0, 0), dtype=torch.int64, device=device),
+        masked_region_class_probabilities=torch.zeros((0, 0), device=device),
+        pooled_image_at=nothing,
+        pooled_text_at=nothing,
+        contrast=empty_contrast_table(),
+        longest=int(lengths.max()),
+    )
+    return batch, Grid(is_there, widths[0], widths[1])

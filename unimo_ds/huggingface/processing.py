@@ -1,0 +1,79 @@
+"""Images and texts to the model's inputs, and tokens back to text."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+
+from unimo_ds.data.schema import CLS, SEP
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.huggingface.image_processing import UnimoImageProcessor
+
+
+class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
+    """`processor(images=..., text=...)`: what every class of the family takes."""
+
+    def __init__(self, image_processor: UnimoImageProcessor, tokenizer: PreTrainedTokenizerFast, **others: Any) -> None:
+        super().__init__(image_processor, tokenizer, **others)
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        **options: Any,
+    ) -> BatchFeature:
+        """options: of the tokenizer (padding, truncation, max_length); padding is on unless switched off.
+
+        Raises:
+            ValueError: neither images nor texts, or unequally many.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text, or both")
+        values: dict[str, Any] = {}
+        if text is not None:
+            several = [text] if isinstance(text, str) else list(text)
+            values |= self.tokenizer(several, return_tensors=return_tensors, **{"padding": True, **options})
+        if images is not None:
+            values |= self.image_processor(images, return_tensors=return_tensors)
+        sizes = {len(values[name]) for name in ("input_ids", "region_features") if name in values}
+        if len(sizes) > 1:
+            raise ValueError(f"as many images as texts are wanted, not {' and '.join(map(str, sorted(sizes)))}")
+        return BatchFeature(values)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **others: Any) -> Any:
+        # transformers writes the image processor's settings into its own file, but not its parameters.
+        self.image_processor.save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub, **others)
+
+
+def fast_tokenizer(tokenizer: Tokenizer, *, max_tokens: int) -> PreTrainedTokenizerFast:
+    """The same tokenizer in transformers' form: the same ids for every text, with [CLS] and [SEP] around them.
+
+    Names of specials inside a text stay ordinary characters, as in training.
+    """
+    inner: tokenizers.Tokenizer = copy.deepcopy(tokenizer.inner)
+    inner.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", CLS), ("</s>", SEP)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "attention_mask"],
+    )

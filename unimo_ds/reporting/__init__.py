@@ -1,0 +1,1 @@
+"""The tables of UNIMO's paper with this project's figures beside the published ones."""

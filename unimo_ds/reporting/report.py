@@ -1,0 +1,175 @@
+"""`unimo report`: the results that fine-tunings and evaluations left in folders, put into the paper's tables. Nothing is guessed:
+a cell is filled where one of its numbers was measured, and says from which file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.reporting.tables import TABLES, Column, Table
+from unimo_ds.utils.errors import UserError
+
+NOT_MEASURED = "–"
+"""A number of a cell whose other numbers were measured."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number."""
+
+    mean: float
+    """A share."""
+    confidence_95: float | None
+    seeds: int
+    file: str
+
+
+Results = Mapping[tuple[str, str, str], Measured]
+"""(task, split, metric) -> number."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """This project's figures of one model."""
+
+    label: str
+    results: Results = field(default_factory=dict)
+
+
+def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
+    """Every result below `folder`: `results.json` of `unimo finetune`, and what `unimo evaluate ... --json` wrote.
+
+    Raises:
+        UserError: no folder, or the same number from two files.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}; give the one that holds the runs of `unimo finetune`")
+    found: dict[tuple[str, str, str], Measured] = {}
+    for path in sorted(folder.rglob("*.json")):
+        values = _result(path)
+        if values is None:
+            continue
+        for metric, value in values["metrics"].items():
+            key = (values["task"], values["split"], metric)
+            if key in found:
+                raise UserError(
+                    f"{path} and {found[key].file} both measure {key[0]} on {key[1]}; move one of them out of {folder}"
+                )
+            found[key] = _measured(value, len(values.get("seeds", ())) or 1, str(path))
+    return found
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    """The content of a result's file; None for other JSON files, which runs have many of."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_result = isinstance(values, dict) and {"task", "split", "metrics", "best_metric"} <= values.keys()
+    return values if is_result else None
+
+
+def _measured(value: Any, seeds: int, file: str) -> Measured:
+    if isinstance(value, dict):
+        return Measured(float(value["mean"]), value["confidence_95"], seeds, file)
+    return Measured(float(value), None, seeds, file)
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every table with its published rows and this project's; cells of ours as numbers with their files."""
+    return {
+        "tables": [
+            {
+                "title": table.title,
+                "columns": [column.title for column in table.columns],
+                "published": {label: dict(zip(_titles(table), cells, strict=True)) for label, cells in table.published},
+                "this_project": {
+                    row.label: {column.title: _numbers(column, row.results) for column in table.columns} for row in rows
+                },
+            }
+            for table in TABLES
+        ]
+    }
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The tables as Markdown: published rows, then this project's in bold, and the files they come from."""
+    parts = [
+        "# UNIMO's tables",
+        "Published figures are those of the paper. Rows in bold are this project's: means over seeds, with half of the width of "
+        "their 95 % confidence interval. Empty cells were not measured; what the others were measured on is told by their files.",
+    ]
+    for table in TABLES:
+        parts.append(f"## {table.title}")
+        parts.append(_table(table, rows))
+    files = sorted({(row.label, number.file, number.seeds) for row in rows for number in row.results.values()})
+    parts.append("## Files")
+    lines = [f"- {label}: `{file}` ({seeds} seed{'s' if seeds > 1 else ''})" for label, file, seeds in files]
+    parts.append("\n".join(lines) or "None: nothing was measured yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table, rows: Sequence[Row]) -> str:
+    lines = [_line(["Model", *_titles(table)]), _line(["---"] * (1 + len(table.columns)))]
+    lines += [_line([label, *cells]) for label, cells in table.published]
+    for row in rows:
+        lines.append(_line([f"**{row.label}**", *(_cell(column, row.results) for column in table.columns)]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _titles(table: Table) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def _numbers(column: Column, results: Results) -> list[dict[str, Any] | None]:
+    found = [results.get((column.task, split, metric)) for split, metric in column.parts]
+    return [
+        None
+        if one is None
+        else {
+            "percent": 100 * one.mean,
+            "confidence_95": _percent(one.confidence_95),
+            "seeds": one.seeds,
+            "file": one.file,
+        }
+        for one in found
+    ]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _cell(column: Column, results: Results) -> str:
+    """Numbers of the splits that the paper reports; where none of them was measured, those of the development split, marked."""
+    parts, mark = column.parts, ""
+    if not any((column.task, split, metric) in results for split, metric in parts):
+        parts, mark = tuple(("dev", metric) for _, metric in parts), " (dev)"
+    found = [results.get((column.task, split, metric)) for split, metric in parts]
+    return "/".join(map(_number, found)) + mark if any(found) else ""
+
+
+def _number(one: Measured | None) -> str:
+    if one is None:
+        return NOT_MEASURED
+    return f"{100 * one.mean:.2f}" + ("" if one.confidence_95 is None else f" ± {100 * one.confidence_95:.2f}")
+
+
+def parse_row(text: str) -> Row:
+    """`LABEL=FOLDER` of the command line.
+
+    Raises:
+        UserError: no `=`, or as `read_results`.
+    """
+    label, separator, folder = text.rpartition("=")
+    if not separator or not label or not folder:
+        raise UserError(f"--ours {text!r} must be LABEL=FOLDER, for instance base=runs/finetune")
+    return Row(label, read_results(Path(folder)))

@@ -1,0 +1,166 @@
+"""A searchable collection: vectors of images and texts in a FAISS index, with what each of them is.
+
+index.json     which model made the vectors, how many, of what size
+items.jsonl    one line a vector: {"image": path} or {"text": text}
+vectors.faiss  inner products of vectors of length 1, that is, cosines
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from unimo_ds.utils.errors import UserError
+
+ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
+SCHEMA = 1
+_NEIGHBOURS = 32
+"""Links of a vector in the graph of an approximate index."""
+_WIDTH = 128
+"""Candidates it looks at, in building and in searching."""
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One of the two is there."""
+
+    image: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    number: int
+    item: Item
+    score: float
+    """Cosine."""
+
+
+class Index:
+    """An opened collection."""
+
+    def __init__(self, about: dict[str, Any], items: Sequence[Item], vectors: Any, folder: Path) -> None:
+        self.about, self.items, self._vectors, self.folder = about, items, vectors, folder
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @classmethod
+    def open(cls, folder: Path) -> Index:
+        """
+        Raises:
+            UserError: nothing there, damaged, or of another version.
+        """
+        if not (folder / ABOUT_FILE).is_file():
+            raise UserError(f"no index at {folder}; make one with `unimo search build --output {folder}`")
+        try:
+            about = json.loads((folder / ABOUT_FILE).read_text())
+            items = [Item(**json.loads(line)) for line in (folder / ITEMS_FILE).read_text().splitlines()]
+            vectors = faiss.read_index(str(folder / VECTORS_FILE))
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"the index {folder} is damaged ({str(error).splitlines()[0]}); build it again") from None
+        if about.get("schema") != SCHEMA:
+            raise UserError(f"the index {folder} has schema {about.get('schema')}, not {SCHEMA}; build it again")
+        if not len(items) == vectors.ntotal == about.get("items"):
+            raise UserError(
+                f"the index {folder} is damaged: {len(items)} items and {vectors.ntotal} vectors; build it again"
+            )
+        return cls(about, items, vectors, folder)
+
+    def check_model(self, fingerprint: str) -> None:
+        """
+        Raises:
+            UserError: another model made the vectors.
+        """
+        if self.about["model"] != fingerprint:
+            raise UserError(
+                f"{self.folder} was made by another model ({self.about['checkpoint']}); give that one, or build the index again"
+            )
+
+    def search(self, query: Vectors, count: int) -> list[Found]:
+        """The `count` items nearest to a query [D] of length 1, best first; fewer where there are no more."""
+        scores, numbers = self._vectors.search(query[None], min(count, len(self)))
+        pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+        return [Found(number, self.items[number], score) for number, score in pairs if number >= 0]
+
+    def vector(self, number: int) -> Vectors:
+        """[D]"""
+        vector: Vectors = self._vectors.reconstruct(number)
+        return vector
+
+
+def write(
+    folder: Path,
+    batches: Iterable[tuple[Sequence[Item], Vectors]],
+    *,
+    size: int,
+    model: str,
+    checkpoint: str,
+    approximate: bool = False,
+) -> Index:
+    """Make an index in the new folder, which appears whole or not at all.
+
+    batches: items and their vectors [n, size] of length 1. model: `fingerprint_of` what made them. approximate: a graph that
+    finds nearly all neighbours in time that hardly grows (for more than about a million items); else every vector is compared.
+
+    Raises:
+        UserError: the folder holds something, nothing to index, or the disk refuses.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already holds something; give a new folder to --output")
+    vectors: Any = faiss.IndexFlatIP(size)
+    if approximate:
+        vectors = faiss.IndexHNSWFlat(size, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        vectors.hnsw.efConstruction = vectors.hnsw.efSearch = _WIDTH
+    items: list[Item] = []
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        with (aside / ITEMS_FILE).open("w", encoding="utf-8") as file:
+            for some, rows in batches:
+                vectors.add(np.ascontiguousarray(rows, np.float32))
+                items += some
+                for item in some:
+                    file.write(json.dumps({k: v for k, v in vars(item).items() if v is not None}) + "\n")
+        if not items:
+            raise UserError("there is nothing to index; give --images or --texts")
+        about = {
+            "schema": SCHEMA,
+            "items": len(items),
+            "size": size,
+            "model": model,
+            "checkpoint": checkpoint,
+            "approximate": approximate,
+        }
+        (aside / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+        faiss.write_index(vectors, str(aside / VECTORS_FILE))
+        if folder.exists():
+            folder.rmdir()
+        os.replace(aside, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Index(about, items, vectors, folder)
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """16 hexadecimal digits of the weights: the same for a run and its export, and wherever they lie."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

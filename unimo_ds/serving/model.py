@@ -1,0 +1,153 @@
+"""A checkpoint as its users see it: images and texts in, vectors and texts out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
+from unimo_ds.data.masking import Vocabulary
+from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
+from unimo_ds.evaluation.checkpoint import LoadedModel
+from unimo_ds.evaluation.encode import encode
+from unimo_ds.export import source
+from unimo_ds.export.source import Source
+from unimo_ds.finetune import tasks
+from unimo_ds.finetune.writing import WritingTask
+from unimo_ds.generation.generate import Generated, GenerationSettings, generate, make_prompt
+from unimo_ds.utils.errors import UserError
+
+Vectors = NDArray[np.float32]
+
+
+class ServedModel:
+    """Encodes images and texts alone into one space, and writes."""
+
+    def __init__(self, found: Source) -> None:
+        self.source = found
+        self.vocabulary = Vocabulary.of(found.tokenizer)
+        self._engine = LoadedModel(found.module, found.config, found.files, found.device)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer: Path | None = None,
+        extractor: Path | None = None,
+        device: torch.device | None = None,
+    ) -> ServedModel:
+        """See `export.source.load`."""
+        return cls(source.load(path, tokenizer=tokenizer, extractor=extractor, device=device))
+
+    @property
+    def size(self) -> int:
+        """D of a vector."""
+        return self.source.config.model.hidden_size
+
+    @property
+    def shrink_to(self) -> int | None:
+        """Pixels of the shorter side beyond which a larger image adds nothing."""
+        return None if self.source.extractor is None else self.source.extractor.working_side
+
+    def image_inputs(self, images: Sequence[Image.Image]) -> list[ImageInput]:
+        """Regions of RGB images.
+
+        Raises:
+            UserError: the model was trained on regions that no extractor here makes.
+        """
+        if self.source.extractor is None:
+            raise UserError(
+                "this model cannot look at images: no region extractor lies beside it or in its run's data; give the one of its "
+                "data with --extractor DATA_DIR"
+            )
+        return [
+            image_input(one, max_regions=self.source.config.data.max_regions)
+            for one in self.source.extractor.extract(images)
+        ]
+
+    def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
+        """[n, D] of length 1, of images encoded alone."""
+        inputs = self.image_inputs(images)
+        return self._vectors([clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=image) for image in inputs])
+
+    def text_vectors(self, texts: Sequence[str]) -> Vectors:
+        """[n, D] of length 1, of texts encoded alone.
+
+        Raises:
+            UserError: an empty text.
+        """
+        limit = min(self.source.config.data.max_text_tokens, self.source.config.model.max_positions - 2)
+        sequences = []
+        for text in texts:
+            if not text.strip():
+                raise UserError("a text is empty; give at least one word")
+            tokens = text_input(self.source.tokenizer.encode(text), max_text_tokens=limit)
+            sequences.append(clean_sequence(role=SequenceRole.SINGLE_TEXT, text=tokens))
+        return self._vectors(sequences)
+
+    def write(
+        self, images: Sequence[Image.Image | None], texts: Sequence[str | None], settings: GenerationSettings
+    ) -> list[list[tuple[str, Generated]]]:
+        """For each (image, source text), either of which may be None: `settings.num_texts` texts, best first.
+
+        Raises:
+            UserError: an empty source, nothing to write from, or settings that make no sense.
+        """
+        inputs = iter(self.image_inputs([image for image in images if image is not None]) if any(images) else ())
+        limit = min(self.source.config.data.max_text_tokens, self.source.config.model.max_positions - 2)
+        prompts = [
+            make_prompt(
+                image=None if image is None else next(inputs),
+                source=None if text is None else self.source.tokenizer.encode(text.strip()),
+                max_source_tokens=limit,
+            )
+            for image, text in zip(images, texts, strict=True)
+        ]
+        found = generate(self.source.module, prompts, self.vocabulary, settings)
+        decode = self.source.tokenizer.decode
+        return [[(decode(one.tokens).strip(), one) for one in several] for several in found]
+
+    def _vectors(self, sequences: list[SequenceInput]) -> Vectors:
+        config = self.source.config
+        pooled = encode(
+            self._engine,
+            np.array([sequence.length for sequence in sequences], np.int64),
+            lambda index: sequences[index],
+            micro_batch_tokens=config.batch.micro_batch_tokens,
+            feature_size=config.model.region_feature_size,
+        )
+        rows = pooled.images_nD if len(pooled.images_nD) else pooled.texts_nD
+        vectors: Vectors = torch.nn.functional.normalize(rows, dim=-1).cpu().numpy()
+        return vectors.reshape(len(sequences), -1)
+
+
+def own_settings(found: Source) -> GenerationSettings:
+    """How the task that a model was fine-tuned on searches for its texts; the defaults for a pre-trained one.
+
+    Raises:
+        UserError: a model fine-tuned on a task that does not write.
+    """
+    if found.config.finetune is None:
+        return GenerationSettings()
+    task = tasks.load(found.config.finetune.task)
+    if not isinstance(task, WritingTask):
+        raise UserError(
+            f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
+            "fine-tuned on captioning or a text task that writes"
+        )
+    chosen = found.config.finetune.generation
+    return GenerationSettings(
+        num_beams=chosen.beams,
+        length_penalty=chosen.length_penalty,
+        min_tokens=chosen.min_tokens,
+        max_tokens=chosen.max_tokens,
+        no_repeat_words=3 if chosen.block_trigrams else 0,
+        end_id=found.tokenizer.mask_id if task.ends_with_mask else SEP,
+    )

@@ -1,0 +1,96 @@
+"""Options that the commands around a served model share. Only argparse is imported, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unimo_ds.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from unimo_ds.generation.generate import GenerationSettings
+    from unimo_ds.serving.model import ServedModel
+
+CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
+    parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def open_model(arguments: argparse.Namespace) -> ServedModel:
+    from unimo_ds.serving.model import ServedModel
+
+    return ServedModel.open(
+        arguments.checkpoint,
+        tokenizer=arguments.tokenizer,
+        extractor=arguments.extractor,
+        device=parse_device(arguments.device),
+    )
+
+
+def parse_device(name: str | None) -> torch.device | None:
+    """
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
+    return device
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "how to write (defaults: what the model was fine-tuned with, else those in brackets)"
+    )
+    group.add_argument("--beams", type=int, help="hypotheses of the beam search; 1: greedy (5)")
+    group.add_argument("--length-penalty", type=float, help="a in log P / ((5 + t) / 6) ** a (0.6)")
+    group.add_argument("--min-tokens", type=int, help="fewest tokens (0)")
+    group.add_argument("--max-tokens", type=int, help="most tokens (50)")
+    group.add_argument(
+        "--block-words", type=int, metavar="N", help="no N words come twice; 3: trigram blocking, 0: off (0)"
+    )
+    group.add_argument("--sample", action="store_true", help="draw tokens instead of searching for the best")
+    group.add_argument("--temperature", type=float, default=1.0, help="of drawing (1)")
+    group.add_argument("--top-k", type=int, default=0, help="draw among the K likeliest; 0: all (0)")
+    group.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest that make up this share (1)")
+    group.add_argument("--seed", type=int, default=0, help="of drawing (0)")
+    group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts each, best first (1)")
+
+
+def generation_settings(arguments: argparse.Namespace, model: ServedModel) -> GenerationSettings:
+    """What the options say, the model's own settings for what they leave open."""
+    from unimo_ds.serving.model import own_settings
+
+    given = {
+        "num_beams": 1 if arguments.sample else arguments.beams,
+        "length_penalty": arguments.length_penalty,
+        "min_tokens": arguments.min_tokens,
+        "max_tokens": arguments.max_tokens,
+        "no_repeat_words": arguments.block_words,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        own_settings(model.source),
+        **chosen,
+        sample=arguments.sample,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        num_texts=arguments.texts,
+    )

@@ -1,0 +1,148 @@
+"""A small page on this machine: photographs found by words or by a photograph, and captions written for them.
+
+Everything is rendered here; the browser runs no script and loads nothing from elsewhere. Only items of the index are ever sent,
+by their number, never by a path that a request names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, abort, render_template, request
+from flask.typing import ResponseReturnValue
+from PIL import Image
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from unimo_ds.data import images
+from unimo_ds.data.images import BadImage
+from unimo_ds.generation.generate import GenerationSettings
+from unimo_ds.serving.images import read_image
+from unimo_ds.serving.index import Index
+from unimo_ds.serving.model import ServedModel, own_settings
+from unimo_ds.utils.errors import UserError
+
+HOST = "127.0.0.1"
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+)
+_COUNT = 24
+_SIMILAR = 12
+_LARGEST_UPLOAD = 32 * 2**20
+_LARGEST_SIDE = 1024
+"""Pixels of a photograph as it is sent."""
+
+
+def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
+    """The page's WSGI application. writer: the model that writes captions."""
+    app = Flask(__name__, template_folder="templates", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = _LARGEST_UPLOAD
+    lock = threading.Lock()  # one model, several requests
+
+    @app.before_request
+    def refuse_strangers() -> None:
+        # A page elsewhere may point a name of its own at this machine; only the names that a user types are answered.
+        if request.host.rpartition(":")[0] not in (HOST, "localhost") and request.host not in (HOST, "localhost"):
+            abort(403)
+
+    @app.after_request
+    def allow_only_this_page(response: Any) -> Any:
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    @app.get("/")
+    def search() -> ResponseReturnValue:
+        query = request.args.get("query", "").strip()
+        found = []
+        if query:
+            with lock:
+                found = index.search(model.text_vectors([query])[0], _COUNT)
+        return render_template("search.html", index=index, query=query, found=found)
+
+    @app.post("/")
+    def search_by_photograph() -> ResponseReturnValue:
+        upload = request.files.get("photograph")
+        if upload is None or not upload.filename:
+            return render_template("search.html", index=index, problem="Choose a photograph first."), 400
+        try:
+            image = images.decode(upload.read())
+        except BadImage as error:
+            problem = f"{upload.filename} cannot be read: {error}. JPEG, PNG and WebP can."
+            return render_template("search.html", index=index, problem=problem), 400
+        with lock:
+            found = index.search(model.image_vectors([image])[0], _COUNT)
+            captions = write_captions(writer, image)
+        return render_template("search.html", index=index, name=upload.filename, captions=captions, found=found)
+
+    @app.get("/photograph/<int:number>")
+    def photograph(number: int) -> ResponseReturnValue:
+        path = path_of(number)
+        with lock:
+            captions = write_captions(writer, read_image(path))
+            similar = index.search(index.vector(number), _SIMILAR + 1)
+        others = [one for one in similar if one.number != number]
+        return render_template(
+            "photograph.html", index=index, number=number, path=path, captions=captions, found=others
+        )
+
+    @app.get("/image/<int:number>")
+    def image(number: int) -> ResponseReturnValue:
+        found = read_image(path_of(number))
+        found.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        buffer = io.BytesIO()
+        found.save(buffer, format="JPEG", quality=88)
+        return buffer.getvalue(), {"Content-Type": "image/jpeg", "Cache-Control": "max-age=3600"}
+
+    @app.errorhandler(UserError)
+    def explain(error: UserError) -> ResponseReturnValue:
+        return render_template("search.html", index=index, problem=str(error)), 400
+
+    def path_of(number: int) -> Path:
+        if not 0 <= number < len(index) or index.items[number].image is None:
+            abort(404)
+        return Path(str(index.items[number].image))
+
+    return app
+
+
+def write_captions(writer: ServedModel, image: Image.Image) -> list[str]:
+    """What the model writes for a photograph, best first, equal ones once."""
+    (written,) = writer.write([image], [None], _caption_settings(writer))
+    return list(dict.fromkeys(text for text, _ in written if text))
+
+
+def _caption_settings(writer: ServedModel) -> GenerationSettings:
+    settings = own_settings(writer.source)
+    num_beams = max(settings.num_beams, 3)
+    return dataclasses.replace(settings, num_beams=num_beams, num_texts=3, max_tokens=min(settings.max_tokens, 40))
+
+
+def make_local_server(app: Flask, *, port: int) -> BaseWSGIServer:
+    """Listening on this machine alone; port 0: any free one.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    try:
+        return make_server(HOST, port, app, threaded=True)
+    except (OSError, SystemExit) as error:
+        raise UserError(f"cannot listen on port {port}: {error}; give another --port") from None
+
+
+def serve(index: Index, model: ServedModel, writer: ServedModel, *, port: int) -> None:
+    """Answer until interrupted.
+
+    Raises:
+        UserError: the port is taken, or a writer that does not write.
+    """
+    own_settings(writer.source)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every picture
+    server = make_local_server(make_app(index, model, writer), port=port)
+    print(f"http://{HOST}:{server.server_port}/   ({len(index):,} items; end with Ctrl-C)", flush=True)
+    server.serve_forever()

@@ -1,0 +1,212 @@
+"""`unimo search TEXT|IMAGE`, `search build` and `search page`: a collection of images and texts by what they show and say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unimo_ds.serving import options
+from unimo_ds.utils.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from unimo_ds.serving.index import Index, Item, Vectors
+    from unimo_ds.serving.model import ServedModel
+
+_AT_ONCE = 32
+_EXAMPLE = """example:
+  unimo search build --checkpoint runs/photos --images photos/ --output index
+  unimo search "two dogs in the snow" --index index
+  unimo search holiday.jpg --index index --count 5 --json
+  unimo search page --index index"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `unimo search ...`. Returns the exit status."""
+    if words[:1] == ["build"]:
+        arguments = _build_parser().parse_args(words[1:])
+        return run_command(lambda: _build(arguments))
+    if words[:1] == ["page"]:
+        arguments = _page_parser().parse_args(words[1:])
+        return run_command(lambda: _page(arguments))
+    arguments = _search_parser().parse_args(words)
+    return run_command(lambda: _search(arguments))
+
+
+def _parser(program: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"unimo search{program}",
+        description=purpose,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _search_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "", "Search a collection by a text or an image. `unimo search build` makes one; `page` shows it.", _EXAMPLE
+    )
+    parser.add_argument("query", metavar="TEXT|IMAGE", help="words, or the name of an image file")
+    _add_index(parser)
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many to find (default 10)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        " build",
+        "Encode images and texts, each alone, into a FAISS index.",
+        "example:\n  unimo search build --checkpoint runs/photos --images photos/ --output index",
+    )
+    options.add_model(parser)
+    parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="PHOTO", help="image files or folders")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder of the index")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="a graph instead of comparing everything: for more than a million items",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and name them")
+    return parser
+
+
+def _page_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        " page",
+        "A page for this machine's browser: search photographs by text or photograph, and read captions written for them.",
+        "example:\n  unimo search page --index index --port 8000",
+    )
+    _add_index(parser)
+    parser.add_argument(
+        "--captions", type=Path, metavar="RUN_OR_DIR", help="model that writes captions (default: the same)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one (default 8000)")
+    return parser
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="made by `unimo search build`")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="RUN_OR_DIR", help="the model (default: where it lay at building)"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
+    parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def open_both(arguments: argparse.Namespace) -> tuple[Index, ServedModel]:
+    """The index, and the model that made it.
+
+    Raises:
+        UserError: either is missing or damaged, or they do not belong together.
+    """
+    from unimo_ds.serving.index import Index, fingerprint_of
+
+    index = Index.open(arguments.index)
+    arguments.checkpoint = arguments.checkpoint or Path(index.about["checkpoint"])
+    model = options.open_model(arguments)
+    index.check_model(fingerprint_of(model.source.module))
+    return index, model
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving.images import SUFFIXES, read_image
+
+    if arguments.count < 1:
+        raise UserError(f"--count {arguments.count} must be at least 1")
+    path = Path(arguments.query)
+    is_image = path.suffix.lower() in SUFFIXES
+    image = read_image(path) if is_image else None
+    index, model = open_both(arguments)
+    vectors = model.text_vectors([arguments.query]) if image is None else model.image_vectors([image])
+    found = index.search(vectors[0], arguments.count)
+    rows = [{"image": one.item.image, "text": one.item.text, "score": one.score} for one in found]
+    if arguments.json:
+        print(json.dumps({"query": arguments.query, "index": str(arguments.index), "found": rows}, indent=2))
+        return
+    for row in rows:
+        print(f"{row['score']:.3f}  {row['image'] or row['text']}")
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import index
+
+    if not arguments.images and arguments.texts is None:
+        raise UserError("there is nothing to index; give --images or --texts")
+    model = options.open_model(arguments)
+    made = index.write(
+        arguments.output,
+        _batches(arguments, model),
+        size=model.size,
+        model=index.fingerprint_of(model.source.module),
+        checkpoint=str(model.source.files.weights.parent.resolve()),
+        approximate=arguments.approximate,
+    )
+    print(f"wrote {arguments.output}: {len(made):,} items of {model.size} numbers")
+
+
+def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tuple[list[Item], Vectors]]:
+    """Items with their vectors; a bar on stderr where a person watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from unimo_ds.serving.images import find_images, in_batches
+    from unimo_ds.serving.index import Item
+
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+
+    def watched(parts: list[Any], what: str) -> Any:
+        return track(parts, description=what, console=console, disable=hidden)
+
+    if arguments.images:
+        for paths in watched(list(in_batches(find_images(arguments.images), _AT_ONCE)), "images"):
+            readable = [(path, image) for path in paths if (image := _readable(path, model, arguments)) is not None]
+            if readable:
+                items = [Item(image=str(path.resolve())) for path, _ in readable]
+                yield items, model.image_vectors([image for _, image in readable])
+    if arguments.texts is not None:
+        lines = _texts(arguments.texts)
+        for start in watched(list(range(0, len(lines), _AT_ONCE)), "texts"):
+            some = lines[start : start + _AT_ONCE]
+            yield [Item(text=text) for text in some], model.text_vectors(some)
+
+
+def _readable(path: Path, model: ServedModel, arguments: argparse.Namespace) -> Any:
+    """The image, or None where it is bad and may be left out."""
+    import sys
+
+    from unimo_ds.serving.images import read_image
+
+    try:
+        return read_image(path, shrink_to=model.shrink_to)
+    except UserError as error:
+        if not arguments.skip_bad:
+            raise UserError(f"{error} (--skip-bad leaves such files out)") from None
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+
+
+def _texts(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the texts {path}: {error}") from None
+    return [line for line in lines if line]
+
+
+def _page(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving.page import serve
+
+    index, model = open_both(arguments)
+    writer = model
+    if arguments.captions is not None:
+        from unimo_ds.serving.model import ServedModel
+
+        device = options.parse_device(arguments.device)
+        writer = ServedModel.open(arguments.captions, extractor=arguments.extractor, device=device)
+    serve(index, model, writer, port=arguments.port)
