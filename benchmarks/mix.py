@@ -31,6 +31,7 @@ class NumberTokenizer:
     special = np.isin(np.arange(VOCABULARY), _SPECIALS)
     # About three words in four are one piece of English.
     starts_word = np.arange(VOCABULARY) % 4 != 0
+    num_bytes = np.full(VOCABULARY, 4, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         return [np.array(text.split(), np.int32) for text in texts]

@@ -56,8 +56,11 @@ def picture(
     rows = [row for row in content["rows"] if key in row]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     height = 0.6 + 0.36 * max(sum(row["case"] == case for row in rows) for case in cases)
-    figure, panels = pyplot.subplots(1, len(cases), figsize=(4.4 * len(cases), height + 0.9), squeeze=False)
-    for axes, case in zip(panels[0], cases, strict=True):
+    columns = min(len(cases), 3 if len(cases) == 3 else 2)
+    lines = -(-len(cases) // columns)
+    size = (4.4 * columns, (height + 0.9) * lines)
+    figure, panels = pyplot.subplots(lines, columns, figsize=size, squeeze=False)
+    for axes, case in zip(panels.flat, cases, strict=False):
         own = [row for row in rows if row["case"] == case]
         bars(axes, own, key, title=per_case.format(case=case), unit=unit, wanted=wanted)
     figure.text(
