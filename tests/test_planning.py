@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation import small
-from unimo_ds import planning, recipes
+from unimo_ds import plan_text, planning, recipes
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.utils.errors import UserError
 
@@ -19,7 +19,7 @@ def test_every_recipe_can_be_planned_and_fits_where_it_is_meant_to_run(name: str
     assert result.memory[stage].fits
     totals = [stage.total for stage in result.memory]
     assert totals == sorted(totals, reverse=True), "a higher stage never needs more"
-    assert name in planning.to_text(result)
+    assert name in plan_text.to_text(result)
     assert dataclasses.asdict(result)["batches"]
 
 

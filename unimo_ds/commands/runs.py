@@ -39,7 +39,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from unimo_ds import planning
+    from unimo_ds import plan_text, planning
     from unimo_ds.data.corpus import Corpus
 
     config = config_of(arguments, arguments.data)
@@ -55,7 +55,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         utilisation=arguments.utilisation,
         measured=arguments.measured,
     )
-    emit(dataclasses.asdict(result), planning.to_text(result), arguments.json)
+    emit(dataclasses.asdict(result), plan_text.to_text(result), arguments.json)
 
 
 _INSPECT_EXAMPLE = """unimo inspect demo_data/train

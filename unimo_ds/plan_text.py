@@ -1,0 +1,31 @@
+"""What `unimo plan` prints."""
+
+from __future__ import annotations
+
+from unimo_ds.planning import Plan
+
+
+def to_text(result: Plan) -> str:
+    """Tables for people."""
+    lines = [
+        f"recipe {result.recipe} on {result.devices} x {result.hardware}",
+        f"parameters: {result.encoder_parameters / 1e6:.1f} M encoder, {result.total_parameters / 1e6:.1f} M with heads",
+        "",
+        "memory per device, GiB   weights  gradients  optimizer  activations  buffers    total",
+    ]
+    for stage in result.memory:
+        lines.append(
+            f"  ZeRO stage {stage.stage}           {stage.weights:8.2f} {stage.gradients:10.2f} {stage.optimizer:10.2f}"
+            f" {stage.activations:12.2f} {stage.buffers:8.2f} {stage.total:8.2f}{'' if stage.fits else '  does not fit'}"
+        )
+    lines += [
+        "",
+        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s   comm s",
+    ]
+    for batch in result.batches:
+        lines.append(
+            f"{batch.global_samples:12,} {batch.positions_per_step:16,} {batch.micro_batches:14,}"
+            f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
+            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:8.3g}"
+        )
+    return "\n".join([*lines, "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)])
