@@ -89,7 +89,7 @@ def choose_path(vectors: torch.Tensor, path: str) -> str:
     Raises:
         UserError: unknown path, or one that cannot run on these vectors.
     """
-    refused = native.refusal(vectors, may_build=path in ("native", "auto"))
+    refused = native.refusal(vectors, may_build=paths.may_take_kernels(path))
     return paths.choose("contrastive_loss", path, {"native": refused, "tiled": None})
 
 

@@ -34,7 +34,7 @@ def dropout_add_layer_norm(
     site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernels: fp16 or bf16; the sum is
     stored, nothing else), `fused` (torch, one autograd node; the sum and the mask are stored), `reference`, or `auto`.
     """
-    refused = native.refusal(x_TD, weight_D, may_build=path in ("native", "auto"))
+    refused = native.refusal(x_TD, weight_D, may_build=paths.may_take_kernels(path))
     chosen = paths.choose("dropout_add_layer_norm", path, {"native": refused, "fused": None, "reference": None})
     if chosen == "native":
         return native.dropout_add_layer_norm(

@@ -33,6 +33,11 @@ def choose(op: str, path: str, refusals: Mapping[str, str | None]) -> str:
     return path
 
 
+def may_take_kernels(path: str) -> bool:
+    """Whether a choice of path can end at the kernels, so that a missing library is worth compiling."""
+    return path in ("native", "auto")
+
+
 @functools.cache
 def _log_once(op: str, chosen: str, refusals: tuple[tuple[str, str | None], ...]) -> None:
     passed_over = "; ".join(f"not {name}: {reason}" for name, reason in refusals if reason is not None)

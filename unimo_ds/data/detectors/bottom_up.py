@@ -21,6 +21,7 @@ from PIL import Image
 from unimo_ds.config import from_dict
 from unimo_ds.data import extractor_file
 from unimo_ds.data.detectors import boxes
+from unimo_ds.data.detectors.batches import detect_by_size
 from unimo_ds.data.detectors.bottom_up_network import STRIDE, BottomUpNetwork, NetworkSizes
 from unimo_ds.data.detectors.bottom_up_weights import canonical
 from unimo_ds.data.detectors.choosing import Choosing, choose
@@ -37,7 +38,6 @@ _MEAN_BGR = (102.9801, 115.9465, 122.7717)
 _EXTRA = 1
 """Boxes cover their last pixel, as in Caffe."""
 _BACKGROUND = 0
-_IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,7 @@ class BottomUpExtractor:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[Found]:
         """All that the detector says of each image, attributes too."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(images):
-            groups.setdefault(image.size, []).append(i)
-        found: dict[int, Found] = {}
-        for members in groups.values():
-            for start in range(0, len(members), _IMAGES_AT_ONCE):
-                part = members[start : start + _IMAGES_AT_ONCE]
-                found.update(zip(part, self._detect([images[i] for i in part]), strict=True))
-        return [found[i] for i in range(len(images))]
+        return detect_by_size(images, self._detect)
 
     def _detect(self, images: Sequence[Image.Image]) -> list[Found]:
         """The same for images of one size."""

@@ -21,6 +21,7 @@ from PIL import Image
 from unimo_ds.config import from_dict
 from unimo_ds.data import extractor_file
 from unimo_ds.data.detectors import boxes
+from unimo_ds.data.detectors.batches import detect_by_size
 from unimo_ds.data.detectors.choosing import Choosing, choose
 from unimo_ds.data.detectors.device import worker_device
 from unimo_ds.data.detectors.found import Found, to_regions
@@ -40,7 +41,6 @@ _CLASSES = "roi_heads.box_predictor.cls_score.weight"
 _BACKGROUND = 0
 _EXTRA = 0
 """Coordinates lie between pixels."""
-_IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,7 @@ class TorchvisionExtractor:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[Found]:
         """Images of one size go through the network together: padding would let them change each other."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(images):
-            groups.setdefault(image.size, []).append(i)
-        found: dict[int, Found] = {}
-        for members in groups.values():
-            for start in range(0, len(members), _IMAGES_AT_ONCE):
-                part = members[start : start + _IMAGES_AT_ONCE]
-                found.update(zip(part, self._detect([images[i] for i in part]), strict=True))
-        return [found[i] for i in range(len(images))]
+        return detect_by_size(images, self._detect)
 
     def _detect(self, images: Sequence[Image.Image]) -> list[Found]:
         network = self.network

@@ -44,8 +44,10 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def refusal(query_key_value_T3HD: torch.Tensor, *, may_build: bool = False) -> str | None:
+def refusal(query_key_value_T3HD: torch.Tensor, layout: Layout, *, may_build: bool = False) -> str | None:
     """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+    if layout.prefix_of is not None:
+        return "the kernels do not know shared prefixes (prefix_of); set contrast.joint_encoding=exact, or another path"
     head_size = query_key_value_T3HD.shape[-1]
     if head_size != HEAD_SIZE:
         return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
