@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from unimo_ds.data import cache, index, manifest, members, shards
 from unimo_ds.data.schema import Sample
@@ -213,7 +213,7 @@ class Corpus:
             for column in run:
                 offset = offsets[column] - first
                 content[column] = block[offset : offset + sizes[column]]
-                if zlib.crc32(content[column]) != checksums[column]:
+                if zlib_ng.crc32(content[column]) != checksums[column]:
                     raise CorruptSample(self.key(sample), f"its .{members.EXTENSIONS[column]} is damaged (checksum)")
             present = present[len(run) :]
         return content
