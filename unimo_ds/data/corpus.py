@@ -196,9 +196,8 @@ class Corpus:
     def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, memoryview]:
         """Column -> checked bytes of the wanted members that the sample has, as views of what was read."""
         shard, row = self._locate(sample)
-        record = self._records[shard][row]
-        start, sizes = int(record["start"]), record["size"].tolist()
-        offsets, checksums = record["offset"].tolist(), record["crc32"].tolist()
+        *_, start, offset, size, crc32 = self._records[shard][row].item()
+        offsets, sizes, checksums = offset.tolist(), size.tolist(), crc32.tolist()
         content: dict[int, memoryview] = {}
         present = sorted((offsets[column], column) for column in wanted if sizes[column])
         while present:

@@ -129,23 +129,24 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
         raise DecodeError("its .json is missing")
     record = _parse_json(members[JSON])
     kind = _parse_kind(record.get("kind"))
+    is_text, is_pair = kind is Kind.TEXT, kind is Kind.PAIR
     present = [member for member in REGION_MEMBERS if member in members]
-    if kind is Kind.TEXT and (present or JPEG in members):
+    if is_text and (present or JPEG in members):
         raise DecodeError("a text sample has an image")
-    if kind is not Kind.TEXT and len(present) < len(REGION_MEMBERS):
+    if not is_text and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
-    text = _text(record.get("text"), "text") if kind is Kind.TEXT else None
-    related_texts = _list(record, "related_texts", kind)
-    related_images = _list(record, "related_images", kind)
+    text = _text(record.get("text"), "text") if is_text else None
+    related_texts = _list(record, "related_texts", is_pair=is_pair)
+    related_images = _list(record, "related_images", is_pair=is_pair)
     return Sample(
         key=key,
         kind=kind,
         source=_text(record.get("source"), "source"),
-        regions=None if kind is Kind.TEXT else _decode_regions(members),
+        regions=None if is_text else _decode_regions(members),
         text=text,
         phrases=() if text is None else _parse_phrases(record, text),
-        captions=_parse_captions(record) if kind is Kind.PAIR else (),
+        captions=_parse_captions(record) if is_pair else (),
         related_texts=tuple(_text(text, "a related text") for text in related_texts),
         related_images=tuple(_parse_reference(reference) for reference in related_images),
     )
@@ -255,11 +256,11 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _list(record: Mapping[str, Any], name: str, kind: Kind) -> list[Any]:
+def _list(record: Mapping[str, Any], name: str, *, is_pair: bool) -> list[Any]:
     values = record.get(name, [])
     if not isinstance(values, list):
         raise DecodeError(f"{name} is not a list")
-    if values and kind is not Kind.PAIR:
+    if values and not is_pair:
         raise DecodeError(f"only pairs have {name}")
     return values
 

@@ -52,8 +52,8 @@ def flatten(batch: StepBatch) -> FlatStep:
     for array in arrays:
         places.append((array.dtype.name, array.shape, size))
         size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    # In shared memory from the start, as torch's own collation does it: sending would else copy all of it there, and that takes as
-    # long as reading and masking it (690 us for each image of 410 KB, 340 so).
+    # In shared memory from the start, as torch's own collation does it: sending would else copy all of it there, which takes as
+    # long again (690 us for each image of 410 KB, 330 so).
     storage = torch.UntypedStorage._new_shared(max(size, 1))  # type: ignore[no-untyped-call]
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
     flat = block.numpy()
