@@ -12,10 +12,9 @@ import torch
 from tests.finetune import small
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.packing import pack_sequences
-from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP
+from unimo_ds.data.schema import CLS, FIRST_POSITION, NO_TAG, SEP
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
-from unimo_ds.finetune.model import NO_TAG
 from unimo_ds.finetune.tasks.cnndm import sentences_as_lines
 from unimo_ds.generation.decoding import decode, encode_prefixes
 from unimo_ds.utils.errors import UserError

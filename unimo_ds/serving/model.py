@@ -13,7 +13,7 @@ from PIL import Image
 
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
-from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
+from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.export import source
@@ -142,12 +142,4 @@ def own_settings(found: Source) -> GenerationSettings:
             f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
             "fine-tuned on captioning or a text task that writes"
         )
-    chosen = found.config.finetune.generation
-    return GenerationSettings(
-        num_beams=chosen.beams,
-        length_penalty=chosen.length_penalty,
-        min_tokens=chosen.min_tokens,
-        max_tokens=chosen.max_tokens,
-        no_repeat_words=3 if chosen.block_trigrams else 0,
-        end_id=found.tokenizer.mask_id if task.ends_with_mask else SEP,
-    )
+    return task.generation_settings(found.config, found.tokenizer)
