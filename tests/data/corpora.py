@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -118,6 +118,9 @@ class MemoryCorpus:
 
     def key(self, sample: int) -> str:
         return self.samples[sample].key
+
+    def expect(self, samples: Iterable[int]) -> None:
+        """It is all there."""
 
     def read(self, sample: int) -> Sample:
         if sample in self.broken:

@@ -6,6 +6,7 @@ in Python per sample. `read` is a positioned read or two, checked against the in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -145,6 +146,15 @@ class Corpus:
             while len(self._bases) > _SPLIT_NAMES:
                 self._bases.popitem(last=False)
         return f"{self.manifest.shards[shard].file}:{bases[row]}"
+
+    def expect(self, samples: Iterable[int]) -> None:
+        """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""
+        with contextlib.suppress(OSError):
+            for sample in samples:
+                shard, row = self._locate(sample)
+                *_, start, offset, size, _ = self._records[shard][row].item()
+                wanted = int((offset + size)[: members.JPEG].max())
+                os.posix_fadvise(self._file(shard).fileno(), start, wanted, os.POSIX_FADV_WILLNEED)
 
     def read(self, sample: int) -> Sample:
         """The sample, checked. Its arrays are read-only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,8 @@ class ReadableCorpus(OrderedCorpus, Protocol):
     classes_per_region: int
     bytes_read: int
 
+    def expect(self, samples: Iterable[int], /) -> None: ...
+
     def read(self, sample: int, /) -> Sample: ...
 
 
@@ -76,9 +78,12 @@ class StepReader:
         """
         started, bytes_before = time.perf_counter(), self._corpus.bytes_read
         planned = self._planner.plan(step)
+        mine = planned.split.ranks[self._rank]
+        samples = planned.samples[np.concatenate(mine)].tolist()
+        self._corpus.expect(sample for sample in samples if sample not in self._samples)
         bad: list[BadSample] = []
         micro_batches = []
-        for rows in planned.split.ranks[self._rank]:
+        for rows in mine:
             visits = [(row, *visit) for row in rows.tolist() if (visit := self._visit(planned.selection[row], bad))]
             examples = self._examples([visit[1:] for visit in visits], bad)
             micro_batches.append(self._pack(examples, planned.groups[[visit[0] for visit in visits]]))
