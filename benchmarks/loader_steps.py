@@ -22,8 +22,8 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.loader import StepLoader
 from unimo_ds.utils.errors import run_command
 
-_WARM_UP = 3
-"""Steps at which the loader's memory and its tables of known words are still growing most."""
+_WARM_UP = 12
+"""Steps until the loader's memory has grown to what it keeps, and most words are known."""
 
 
 def measure(config: RunConfig, *, steps: int) -> dict[str, Any]:
