@@ -234,20 +234,14 @@ def corrupt_images(
         return []
     sizes = np.array([len(image.features) - 1 for image in images])
     boxes = np.concatenate([image.boxes[1:, :4] for image in images])
-    ends = np.cumsum(sizes)
-    is_masked = np.split(masking.mask_regions(boxes, sizes, keys, masking=settings), ends[:-1])
-    # One buffer for all: many middle-sized ones tear holes that a packed batch does not fit into.
-    buffer = np.empty((ends[-1] + len(images), images[0].features.shape[1]), np.float16)
-    parts = np.split(buffer, (ends + np.arange(1, len(images) + 1))[:-1])
-    return [_corrupt(image.features, *own) for image, *own in zip(images, is_masked, parts, strict=True)]
+    is_masked = np.split(masking.mask_regions(boxes, sizes, keys, masking=settings), np.cumsum(sizes)[:-1])
+    return [_corrupt_image(image.features, own) for image, own in zip(images, is_masked, strict=True)]
 
 
-def _corrupt(
-    features: NDArray[np.float16], is_masked: NDArray[np.bool_], corrupted: NDArray[np.float16]
-) -> CorruptedImage:
-    """features: [1 + R, F] with the global row first. is_masked: [R]. corrupted: [1 + R, F], where the result is written."""
+def _corrupt_image(features: NDArray[np.float16], is_masked: NDArray[np.bool_]) -> CorruptedImage:
+    """features: [1 + R, F] with the global row first. is_masked: [R]"""
     masked_at = (is_masked.nonzero()[0] + 1).astype(np.int32)
-    np.copyto(corrupted, features)
+    corrupted = features.copy()
     # With the global row zero for the moment as well, the sum of all rows is the sum of the visible regions.
     corrupted[0] = 0
     corrupted[masked_at] = 0
