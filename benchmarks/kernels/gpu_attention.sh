@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the attention kernels need a GPU for, in one go of some 90 s: build, tests, memory and races, shared prefixes beside plain streams.
+# What the attention kernels need a GPU for, in one go of some 100 s: build, tests, memory and races, shared prefixes beside plain streams.
 #     PYTHON=python3 OUT=folder benchmarks/kernels/gpu_attention.sh
 set -u
 cd "$(dirname "$0")/../.." || exit 1
@@ -35,6 +35,7 @@ fi
 step tests 3 "$PYTHON" -m pytest -q -x tests/kernels/test_attention_gpu.py || failed=1
 for process in $waiting; do wait "$process" || failed=1; done
 cat "$OUT"/memcheck.log "$OUT"/racecheck.log 2>/dev/null
+rm -f "$OUT"/memcheck.log "$OUT"/racecheck.log
 step shared 12 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
     --mixes shared,repeated --json "$OUT/attention_shared.json" || failed=1
 step plain 3 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
