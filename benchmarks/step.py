@@ -38,6 +38,7 @@ from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.data.step_reader import StepReader
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
+from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.models.accounting import training_flops
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
@@ -95,20 +96,19 @@ def make_engine(model: torch.nn.Module, config: RunConfig, arguments: argparse.N
     return setup.make_engine(model, config, ds_config.load(name, config, 1))
 
 
-def usual_step(engine: StepEngine, task: PretrainingTask, step: PaddedStep) -> dict[str, float]:
+def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step: PaddedStep) -> dict[str, float]:
     """One optimizer step as most trainers write it. Returns every loss and the gradient's norm."""
     output = engine.forward(step)
     packed: PackedBatch = step.packed
+    *counts, num_pairs = task.counts(batch.micro_batches)
     losses = {}
-    for objective in task.objectives:
-        count = objective.count(packed)
+    for objective, count in zip(task.objectives, counts, strict=True):
         losses[objective.name] = objective.weight * objective.loss_sum(output, packed) / max(count, 1)
-    num_pairs = len(packed.contrast.pair_image)
-    if num_pairs and task.contrast.enabled:
+    if num_pairs:
         contrast = task.contrastive(
             output.pooled_images,
             output.pooled_texts,
-            packed.contrast,
+            make_plan(packed.contrast, communicator=engine.communicator).to(engine.device),
             temperature=output.temperature,
             communicator=engine.communicator,
         )
@@ -133,7 +133,7 @@ def make_contenders(
         copy_weights(first, usual)
         models[name] = usual
         engine = make_engine(usual, config, arguments)
-        steps[name] = lambda _, padded, engine=engine: usual_step(engine, task, padded)
+        steps[name] = lambda batch, padded, engine=engine: usual_step(engine, task, batch, padded)
     if OURS in names:
         models[OURS] = first
         engine = make_engine(first, config, arguments)
