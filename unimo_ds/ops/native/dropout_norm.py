@@ -185,4 +185,4 @@ launcher.define(
     _backward,
     _backward_shapes,
 )
-torch.library.register_autograd("unimo::dropout_norm_forward", _derivative, setup_context=_save, lib=_OPERATORS)
+launcher.differentiate(_OPERATORS, "dropout_norm_forward", _derivative, _save)
