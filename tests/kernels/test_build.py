@@ -14,8 +14,8 @@ from unimo_ds.ops.native.command import main
 from unimo_ds.utils.errors import UserError
 
 PTXAS = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN5unimo17attention_forwardINS_4HalfELb1EEEvNS_18AttentionArgumentsE' for 'sm_90'
-ptxas info    : Function properties for _ZN5unimo17attention_forwardINS_4HalfELb1EEEvNS_18AttentionArgumentsE
+ptxas info    : Compiling entry function '_ZN5unimo17attention_forwardINS_4HalfELb1ELb1EEEvNS_18AttentionArgumentsE' for 'sm_90'
+ptxas info    : Function properties for _ZN5unimo17attention_forwardINS_4HalfELb1ELb1EEEvNS_18AttentionArgumentsE
     16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size
 """
@@ -88,7 +88,10 @@ def test_a_build_is_kept_with_its_report_and_found_by_capability(no_nvcc, tmp_pa
     )
     monkeypatch.setenv("CUDA_HOME", str(folder))
     assert main(["build", "--arch", "sm_80"]) == 0
-    assert "| sm_80 | nvcc 12.9 | attention_forward fp16 dropout | 168 | 20 | 16 |" in capsys.readouterr().out
+    assert (
+        "| sm_80 | nvcc 12.9 | attention_forward fp16 dropout shared prefixes | 168 | 20 | 16 |"
+        in capsys.readouterr().out
+    )
     library._built_for.cache_clear()
     assert library._built_for(86) == library._built_for(80) == build.library_path("sm_80")
     assert library._built_for(75) is None

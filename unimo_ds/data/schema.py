@@ -26,6 +26,8 @@ Packed = TypeVar("Packed", "PackedBatch", "ContrastTable")
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
 FIRST_POSITION = 2
 """Learned text positions start here, as in RoBERTa."""
+NO_TAG = -1
+"""Tag of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
 
 
 class Kind(enum.IntEnum):
