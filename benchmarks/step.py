@@ -51,6 +51,7 @@ from unimo_ds.utils.host_memory import keep_freed_buffers, return_freed_memory
 
 OURS, USUAL, MASKED_HEAD = "ours", "usual", "usual-masked-head"
 CONTENDERS = (OURS, USUAL, MASKED_HEAD)
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::addmv_", "aten::mv")
 _ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 Step = Callable[[StepBatch, PaddedStep], dict[str, float]]
 
@@ -236,14 +237,18 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         )
     if arguments.profile:
         for name in (OURS, USUAL):
-            if name in steps:
-                _profile(lambda name=name: steps[name](batches[0], padded[0]), name, arguments.device)
-                if on_gpu:
-                    _synchronisations(lambda name=name: steps[name](batches[0], padded[0]), name)
+            if name not in steps:
+                continue
+            profiled = _profile(lambda name=name: steps[name](batches[0], padded[0]), name, arguments.device)
+            if on_gpu:
+                row = next(row for row in rows if row["contender"] == name and "useful_teraflops" in row)
+                row |= {"first_step_teraflop": flops[0] / 1e12, "first_step_seconds": timings[name].wall[0], **profiled}
+                _synchronisations(lambda name=name: steps[name](batches[0], padded[0]), name)
     return rows
 
 
-def _profile(step: Callable[[], Any], name: str, device: str) -> None:
+def _profile(step: Callable[[], Any], name: str, device: str) -> dict[str, float]:
+    """Print where the time of a step goes. Returns the GPU's seconds, and those of matrix products among them."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -252,7 +257,13 @@ def _profile(step: Callable[[], Any], name: str, device: str) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
     key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
-    print(f"\n{name}\n{profile.key_averages().table(sort_by=key, row_limit=28, max_name_column_width=60)}", flush=True)
+    found = profile.key_averages()
+    print(f"\n{name}\n{found.table(sort_by=key, row_limit=28, max_name_column_width=60)}", flush=True)
+    kernels = [event for event in found if event.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "first_step_gpu_seconds": sum(event.self_device_time_total for event in kernels) / 1e6,
+        "first_step_product_seconds": sum(e.self_device_time_total for e in found if e.key in _PRODUCTS) / 1e6,
+    }
 
 
 def _synchronisations(step: Callable[[], Any], name: str) -> None:
