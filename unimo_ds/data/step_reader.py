@@ -170,7 +170,7 @@ class StepReader:
         if prepared is None:
             prepared = prepare_sample(self._corpus.read(sample), max_regions=self._config.data.max_regions)
             # The first ones stay: in an epoch's order the least recently used is the one that comes next.
-            if self._samples_bytes < _SAMPLE_CACHE_BYTES:
+            if self._samples_bytes + prepared.num_bytes <= _SAMPLE_CACHE_BYTES:
                 self._samples[sample] = prepared
                 self._samples_bytes += prepared.num_bytes
         return prepared
