@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import random
 import resource
@@ -77,6 +78,15 @@ def interleaved(
                 if say:
                     print(f"  round {number}: {name} {wall:.3f} s, processor {processor:.3f} s", flush=True)
     return timings
+
+
+def steady_allocator(module: str) -> None:
+    """Start `python -m module` again in an allocator of CUDA memory that new shapes do not make ask the driver, unless the
+    environment chooses one."""
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    if name not in os.environ:
+        environment = {**os.environ, name: "expandable_segments:True"}
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
 
 
 def ratio_of_rounds(slow: Timing, fast: Timing) -> dict[str, float]:
