@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions
+from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions, select
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
 from unimo_ds.data.examples import (
     PreparedSample,
@@ -32,7 +32,7 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
-from unimo_ds.data.selection import Selection, select, select_step
+from unimo_ds.data.selection import Selection, select_step
 
 TOKENIZER = WordTokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
