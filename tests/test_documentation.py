@@ -108,7 +108,7 @@ def refusal(program: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[
     if is_script and "from benchmarks" in source:
         return "it finds its neighbours by python -m alone"
     if source and "rgumentParser" not in source:
-        return "it takes no words" if words else None
+        return "it takes no words" if words and "sys.argv" not in source else None
     try:
         if is_script:
             runpy.run_path(str(place), run_name="__main__")
