@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
             gpus.append(f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
     return {
         "host": socket.gethostname(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1),
         "gpus": gpus,
@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
