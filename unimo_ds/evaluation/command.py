@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -32,6 +31,7 @@ from unimo_ds.evaluation.pairs import PairReader, choose_pairs
 from unimo_ds.evaluation.pictures import to_png
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import device_of
 
 Metrics = dict[str, float]
 Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int, int], Metrics]
@@ -172,19 +172,3 @@ def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path, c
     except OSError as error:
         raise UserError(f"cannot write pictures into {folder}: {error.strerror}") from None
     return written
-
-
-def device_of(name: str | None) -> torch.device | None:
-    """The device of that name; None where none is named.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
-    return device
