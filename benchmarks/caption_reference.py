@@ -10,10 +10,10 @@ Rewrites the figures in the file.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +73,9 @@ def scored(sets: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("captions", type=Path, help="JSON of sets: written, references")
+    path = parser.parse_args().captions
     content = json.loads(path.read_text())
     content["reference"] = {
         "command": f"python benchmarks/caption_reference.py {path}",

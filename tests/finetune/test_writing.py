@@ -242,6 +242,7 @@ def test_captions_are_written_from_the_names_of_sure_objects(tmp_path):
     np.testing.assert_array_equal(sequence.token_ids[len(words) :], plain.token_ids)
     np.testing.assert_array_equal(sequence.token_positions[len(words) :], plain.token_positions)
     assert examples.select([4]).objects is examples.objects
+    assert examples.fingerprint != bare.fingerprint, "a run does not go on with other names"
     assert len(
         task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer, quick=True).predictions
     )

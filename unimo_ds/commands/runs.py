@@ -33,7 +33,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measured",
         metavar="ROWS",
-        help="take the share from a file of `python -m benchmarks.step`, made on such a device",
+        help="take the share from a file of `python -m benchmarks.step`: of such a device, or of another GPU with --profile",
     )
     add_json(parser)
 

@@ -7,6 +7,7 @@ every region whose likeliest class is sure enough, the surest first, as [CLS] wo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class ObjectWords:
         self, names: Sequence[str], tokenizer: Tokenizer, *, min_confidence: float, max_tokens: int, max_regions: int
     ) -> None:
         """names: of the classes, empty for those without a word. max_tokens: of a text, its specials included."""
+        self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
         self._names, self._tokenizer = names, tokenizer
         self._min_confidence, self._max_tokens, self._max_regions = min_confidence, max_tokens, max_regions
 

@@ -23,17 +23,21 @@ from unimo_ds.utils.communicator import Communicator
 
 Lists = TypeVar("Lists", "Brought", "ContrastPlan")
 
-_SINGLE_POSITIVES = (
+_ROLES = (
     SequenceRole.SINGLE_IMAGE,
+    SequenceRole.RELATED_IMAGE,
     SequenceRole.SINGLE_POSITIVE,
     SequenceRole.RELATED_TEXT,
-    SequenceRole.RELATED_IMAGE,
+    SequenceRole.JOINT_PAIR,
+    SequenceRole.JOINT_POSITIVE,
+    SequenceRole.JOINT_NEGATIVE,
+    SequenceRole.SINGLE_NEGATIVE,
 )
-_JOINT_POSITIVES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE)
-_PARTS = (_SINGLE_POSITIVES, _JOINT_POSITIVES, (SequenceRole.JOINT_NEGATIVE,), (SequenceRole.SINGLE_NEGATIVE,))
-_PLACE = np.zeros(len(SequenceRole), np.int64)
-"""By role: where its scores stand among the others."""
-_PLACE[[role for part in _PARTS for role in part]] = np.arange(sum(map(len, _PARTS)))
+"""The order of scores by role: single positives, joint positives, then negatives, so that each sum takes neighbours."""
+_PLACE = np.full(len(SequenceRole), -1)
+_PLACE[list(_ROLES)] = np.arange(len(_ROLES))
+
+Integers = NDArray[np.int64]
 
 _LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
 HARD_NEGATIVES = tuple(
@@ -97,75 +101,68 @@ def make_plan(table: ContrastTable, *, communicator: Communicator) -> ContrastPl
 
     table: on the host, of all micro-batches of this rank.
     """
-    table = _sorted(table)
-    role, level, pair = table.score_role.numpy(), table.score_level.numpy(), table.score_pair.numpy()
+    scores = _sorted_scores(table)
+    pair, role = scores["pair"], scores["role"]
     num_pairs, num_scores = len(table.pair_image), len(role)
-    single_positives, joint_positives, joint_negatives = (int(np.isin(role, part).sum()) for part in _PARTS[:3])
-    first_negative = single_positives + joint_positives
+    begins = np.searchsorted(_PLACE[role], np.arange(len(_ROLES) + 1)).tolist()
 
-    def score_of_pairs(wanted: SequenceRole) -> NDArray[np.int64]:
-        places = np.full(num_pairs, num_scores)
-        places[pair[role == wanted]] = np.flatnonzero(role == wanted)
+    def with_roles(first: SequenceRole, last: SequenceRole | None = None) -> slice:
+        return slice(begins[_PLACE[first]], begins[_PLACE[last or first] + 1])
+
+    def score_of_pairs(wanted: SequenceRole) -> Integers:
+        places, rows = np.full(num_pairs, num_scores), with_roles(wanted)
+        places[pair[rows]] = np.arange(rows.start, rows.stop)
         return places
 
     own_joint, own_single = score_of_pairs(SequenceRole.JOINT_PAIR), score_of_pairs(SequenceRole.SINGLE_IMAGE)
-    role, level, pair = (column[first_negative:] for column in (role, level, pair))  # of negatives, from here on
-    is_joint = role == SequenceRole.JOINT_NEGATIVE
+    negatives = with_roles(SequenceRole.JOINT_NEGATIVE, SequenceRole.SINGLE_NEGATIVE)
+    is_joint, owner, level = role[negatives] == SequenceRole.JOINT_NEGATIVE, pair[negatives], scores["level"][negatives]
     asks = np.where(is_joint, 0, len(_LEVELS)) + level - int(_LEVELS[0])
-    pair_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
-    related_texts = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE)
+    keys = np.stack([column.numpy() for column in (table.pair_group, table.pair_image_key, table.pair_text_key)], 1)
+
+    def brought(pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice) -> Brought:
+        owners = np.concatenate((np.arange(num_pairs), pair[others]))
+        items = np.concatenate((own_keys, scores["key"][others]))
+        return Brought(
+            rows=torch.from_numpy(np.concatenate((pair_rows.numpy(), score_rows[others]))),
+            keys=torch.from_numpy(np.concatenate((keys[owners], items[:, None]), 1)),
+            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs)),
+        )
+
+    other_texts = with_roles(SequenceRole.SINGLE_POSITIVE, SequenceRole.RELATED_TEXT)
     images, texts = _agreed(
-        _brought(table, pair_keys, table.pair_image, 1, table.score_image, (SequenceRole.RELATED_IMAGE,)),
-        _brought(table, pair_keys, table.pair_text, 2, table.score_text, related_texts),
+        brought(table.pair_image, scores["image"], keys[:, 1], with_roles(SequenceRole.RELATED_IMAGE)),
+        brought(table.pair_text, scores["text"], keys[:, 2], other_texts),
         communicator,
     )
     return ContrastPlan(
-        ends=(single_positives, first_negative, first_negative + joint_negatives),
-        score_image=table.score_image,
-        score_text=table.score_text,
-        score_pair=table.score_pair,
+        ends=(other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop),
+        score_image=torch.from_numpy(scores["image"]),
+        score_text=torch.from_numpy(scores["text"]),
+        score_pair=torch.from_numpy(pair),
         own_score=torch.from_numpy(own_single),
-        rival=torch.from_numpy(np.where(is_joint, own_joint[pair], own_single[pair])),
+        rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
         asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),
-        pair_keys=pair_keys,
+        pair_keys=torch.from_numpy(keys),
         images=images,
         texts=texts,
     )
 
 
-def _sorted(table: ContrastTable) -> ContrastTable:
-    """The scores in the order of `_PARTS`, negatives by level; equal ones stay in the order of the stream."""
-    order = torch.from_numpy(np.lexsort((table.score_level.numpy(), _PLACE[table.score_role.numpy()])))
-    names = [field.name for field in dataclasses.fields(table) if field.name.startswith("score_")]
-    return dataclasses.replace(table, **{name: getattr(table, name)[order] for name in names})
+def _sorted_scores(table: ContrastTable) -> dict[str, Integers]:
+    """The columns `score_*` in the order of `_ROLES`, negatives by level; equal ones stay in the order of the stream."""
+    order = np.lexsort((table.score_level.numpy(), _PLACE[table.score_role.numpy()]))
+    names = ("pair", "image", "text", "role", "level", "key")
+    return {name: getattr(table, f"score_{name}").numpy()[order] for name in names}
 
 
-def _brought(
-    table: ContrastTable,
-    pair_keys: torch.Tensor,
-    pair_row: torch.Tensor,
-    item_column: int,
-    score_row: torch.Tensor,
-    others: tuple[SequenceRole, ...],
-) -> Brought:
-    """item_column: of `pair_keys`, where the key of the pair's own item is. others: roles of scores whose item counts too."""
-    chosen = torch.isin(table.score_role, torch.tensor([int(role) for role in others]))
-    owner = torch.cat((torch.arange(len(pair_row)), table.score_pair[chosen]))
-    items = torch.cat((pair_keys[:, item_column], table.score_key[chosen]))
-    return Brought(
-        rows=torch.cat((pair_row, score_row[chosen])),
-        keys=torch.cat((pair_keys[owner], items.unsqueeze(1)), 1),
-        own=_items_by_owner(owner, items, num_owners=len(pair_row)),
-    )
-
-
-def _items_by_owner(owner_N: torch.Tensor, items_N: torch.Tensor, *, num_owners: int) -> torch.Tensor:
+def _items_by_owner(owner_N: Integers, items_N: Integers, *, num_owners: int) -> Integers:
     """[num_owners, k] the items of each owner, padded with NO_ITEM."""
-    order = torch.argsort(owner_N, stable=True)
+    order = np.argsort(owner_N, kind="stable")
     owner_N, items_N = owner_N[order], items_N[order]
-    counts = torch.bincount(owner_N, minlength=num_owners)
-    place = torch.arange(len(owner_N)) - (counts.cumsum(0) - counts)[owner_N]
-    table = items_N.new_full((num_owners, int(counts.max()) if num_owners else 1), NO_ITEM)
+    counts = np.bincount(owner_N, minlength=num_owners)
+    place = np.arange(len(owner_N)) - (np.cumsum(counts) - counts)[owner_N]
+    table = np.full((num_owners, counts.max(initial=1)), NO_ITEM)
     table[owner_N, place] = items_N
     return table
 

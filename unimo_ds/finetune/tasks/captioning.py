@@ -40,6 +40,8 @@ class CaptionExamples:
         self.pairs, self.objects, self._max_target = pairs, objects, max_target_tokens
         self.feature_size = pairs.corpus.feature_size
         self.fingerprint = f"{pairs.corpus.fingerprint}/{pairs.num_images}"
+        if objects is not None:
+            self.fingerprint += f"/{objects.fingerprint}"
         self._object_texts: dict[int, Tokens] = {}
 
     def __len__(self) -> int:

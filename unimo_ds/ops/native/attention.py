@@ -224,4 +224,4 @@ launcher.define(
     _backward,
     _backward_shapes,
 )
-torch.library.register_autograd("unimo::attention_forward", _derivative, setup_context=_save, lib=_OPERATORS)
+launcher.differentiate(_OPERATORS, "attention_forward", _derivative, _save)
