@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 default=[],
                 help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
             )
-        if name in ("retrieve", "regions"):
+        if name != "pack":
             worker_options.add(stage)
         if name == "regions":
             stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images (default 0)")
@@ -240,9 +240,13 @@ def _run_pack(arguments: argparse.Namespace) -> int:
 def _run_verify(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.verify import verify
 
-    problems = [str(problem) for problem in verify(arguments.folder)]
-    _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
-    return 1 if problems else 0
+    problems: list[str] = []
+
+    def body(workers: Workers) -> None:
+        problems.extend(str(problem) for problem in verify(arguments.folder, workers=workers))
+        _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
+
+    return worker_options.with_workers(arguments, body) or int(bool(problems))
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
