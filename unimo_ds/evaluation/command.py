@@ -33,6 +33,8 @@ from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import device_of
 
+_NUM_PICTURES = 8
+
 Metrics = dict[str, float]
 Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int, int], Metrics]
 
@@ -96,8 +98,6 @@ def evaluate(
     rerank: int = 0,
     device: str | None = None,
     pictures: Path | None = None,
-    num_pictures: int = 8,
-    micro_batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure the model at `path` on the pairs at `data`.
 
@@ -114,12 +114,12 @@ def evaluate(
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     samples = choose_pairs(corpus, num_pairs=num_pairs)
     reader = make_reader(corpus, model.config, samples, tokenizer=tokenizer)
-    budget = micro_batch_tokens or model.config.batch.micro_batch_tokens
+    budget = model.config.batch.micro_batch_tokens
     try:
         with _watched(model) as watched:
             single = encode_single(watched, reader, micro_batch_tokens=budget)
             metrics = TASKS[task](watched, reader, single, budget, rerank)
-        written = [] if pictures is None else _write_pictures(reader, single, pictures, num_pictures)
+        written = [] if pictures is None else _write_pictures(reader, single, pictures)
     except CorruptSample as error:
         raise UserError(f"sample {error}; run `unimo prepare verify {data}`") from error
     num_images = len(reader.pairs.samples_I)
@@ -161,11 +161,11 @@ def _chance(num_images: int, num_captions: int) -> float:
     return sum(shares) / len(shares)
 
 
-def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path, count: int) -> list[str]:
+def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path) -> list[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for number, picture in enumerate(draw_pictures(reader, single, count=count)):
+        for number, picture in enumerate(draw_pictures(reader, single, count=_NUM_PICTURES)):
             target = folder / f"retrieval-{number:03d}.png"
             target.write_bytes(to_png(picture))
             written.append(str(target))
