@@ -14,7 +14,10 @@ from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
 
-COMMANDS = ("plan", "evaluate", "export", "convert", "generate", "search", "inspect", "doctor", "prepare")
+COMMANDS = (
+    *("prepare", "plan", "inspect", "doctor", "evaluate", "finetune", "report"),
+    *("export", "convert", "generate", "search", "kernels"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,7 @@ def refusal(program: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[
     return None
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of runpy: the module is imported already
 def test_every_command_line_is_one_that_its_program_takes(
     nothing_is_required: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
