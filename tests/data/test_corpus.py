@@ -253,6 +253,13 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         Corpus.open(unfinished)
 
 
+def test_the_folder_of_data_folders_is_not_one(tmp_path: Path) -> None:
+    write_samples(tmp_path / "train")
+    finish(tmp_path / "train")
+    with pytest.raises(UserError, match=r"name one of the data folders in it: .*train"):
+        Corpus.open(tmp_path)
+
+
 @pytest.mark.parametrize("location", ["pipe:cat x", "memory://a::b", "ftp://host/data", "simplecache::s3://bucket"])
 def test_addresses_that_are_refused(location: str) -> None:
     with pytest.raises(UserError, match="a local folder or a URL of"):
