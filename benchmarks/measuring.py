@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from unimo_ds.utils.machine import processor_name
+
 FOLDER = Path(__file__).parent / "rows"
 _PACKAGES = (
     *("torch", "deepspeed", "transformers", "numpy", "webdataset", "megatron-energon", "litdata", "mosaicml-streaming"),
@@ -150,14 +152,10 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    features = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    described = Path("/proc/cpuinfo")
+    features = described.read_text().split() if described.is_file() else []
     wide = "AMX" if "amx_bf16" in features else "AVX-512" if "avx512f" in features else "AVX2"
-    return f"{names[0] if names else platform.processor()} ({wide}), {len(names)} cores"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+    return f"{processor_name()} ({wide}), {os.cpu_count()} cores"
 
 
 def _commit() -> str:
