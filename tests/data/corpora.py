@@ -19,6 +19,7 @@ from unimo_ds.config import (
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
+from unimo_ds.data.selection import CorpusIndex, Selection, select_step
 
 FEATURES, CLASSES, STORED_CLASSES, VOCABULARY = 12, 9, 2, 500
 
@@ -194,3 +195,8 @@ def make_config(
         masking=masking or MaskingConfig(),
         contrast=contrast or ContrastConfig(positives=2, word_negatives=2, related_images=2, related_texts=1),
     )
+
+
+def select(corpus: CorpusIndex, sample: int, position: int, config: RunConfig) -> Selection:
+    """The visit of one sample at this position, alone in its step."""
+    return select_step(corpus, np.array([sample]), np.array([position]), config)[0]

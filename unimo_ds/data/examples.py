@@ -55,7 +55,7 @@ class ImageInput(NamedTuple):
 
 
 def image_input(regions: Regions, *, max_regions: int) -> ImageInput:
-    """The first `max_regions` regions with [IMG] before them (unimo.md 2.4)."""
+    """The first `max_regions` regions with [IMG] before them."""
     features, boxes = regions.features[:max_regions], regions.boxes[:max_regions]
     num_regions, feature_size = features.shape
     inputs = np.empty((1 + num_regions, feature_size), np.float16)

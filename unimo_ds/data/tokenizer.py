@@ -2,7 +2,7 @@
 
 Trained here, or read from a local RoBERTa or GPT-2 folder. Texts are encoded as they are (cased, RoBERTa's own splitting, no
 prefix space) and always without specials; the examples add them. Special names inside a text are ordinary characters, so no
-corpus can smuggle a `<mask>` into the input. (Source: unimo.md 2.3.)
+corpus can smuggle a `<mask>` into the input.
 """
 
 from __future__ import annotations
