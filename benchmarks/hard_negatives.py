@@ -25,6 +25,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.examples import clean_sequence, image_input, text_input
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, Kind, PackedBatch, Sample, SequenceInput, SequenceRole
+from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import SingleProcess
@@ -63,18 +64,19 @@ def pair_example(sample: Sample, position: int, *, negatives: int, shares_image:
 def loss_of(model: torch.nn.Module, step: PackedBatch | PaddedStep) -> torch.Tensor:
     """Mean CMCL of the pairs."""
     output = model(step)
-    packed = step.packed if isinstance(step, PaddedStep) else step
+    table = (step.packed if isinstance(step, PaddedStep) else step).contrast
+    plan = make_plan(table, communicator=SingleProcess()).to(output.pooled_images.device)
     result = contrastive_loss(
         output.pooled_images,
         output.pooled_texts,
-        packed.contrast,
+        plan,
         temperature=output.temperature,
         form="two_logs",
         in_batch=True,
         communicator=SingleProcess(),
     )
     unused = output.language_losses.sum() + output.region_predictions.sum() + output.region_class_logits.sum()
-    return result.loss_sum / len(packed.contrast.pair_image) + 0.0 * unused
+    return result.loss_sum / plan.num_pairs + 0.0 * unused
 
 
 def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> list[dict[str, Any]]:

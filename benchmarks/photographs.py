@@ -25,6 +25,8 @@ from curves import DIRECTIONS, draw, evaluations
 NO_REWRITES = tuple(
     f"contrast.{name}=0" for name in ("positives", "sentence_negatives", "phrase_negatives", "word_negatives")
 )
+ALL_LEVELS = ("contrast.sentence_negatives=1", "contrast.phrase_negatives=1", "contrast.word_negatives=1")
+RELATED = ("contrast.related_images=1", "contrast.related_texts=1")
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "no rewrites": NO_REWRITES,
@@ -33,6 +35,9 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "joint, a logarithm each": ("contrast.rewrites=both",),
     "joint, two logarithms": ("contrast.rewrites=both", "contrast.form=two_logs"),
     "joint, one logarithm": ("contrast.rewrites=both", "contrast.form=one_log"),
+    "rewrites and related items": (*ALL_LEVELS, *RELATED),
+    "rewrites": ALL_LEVELS,
+    "related items": (*NO_REWRITES, *RELATED),
 }
 """What each variant changes in the recipe."""
 

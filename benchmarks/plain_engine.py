@@ -37,6 +37,7 @@ class PlainEngine:
         self._masters = parameters
         if dtype != torch.float32:
             self._masters = [parameter.detach().float().clone().requires_grad_() for parameter in parameters]
+            self._master_gradients = [torch.zeros_like(master) for master in self._masters]
             model.to(dtype)
         self._parameters = parameters
         groups = [
@@ -67,9 +68,12 @@ class PlainEngine:
         applied = is_finite and is_wanted and math.isfinite(gradient_norm)
         if applied:
             if self._masters is not self._parameters:
+                for master, parameter, gradient in zip(
+                    self._masters, self._parameters, self._master_gradients, strict=True
+                ):
+                    master.grad = None if parameter.grad is None else gradient
                 with torch.no_grad():
-                    for master, parameter in zip(self._masters, self._parameters, strict=True):
-                        master.grad = None if parameter.grad is None else parameter.grad.float()
+                    torch._foreach_copy_([one.grad for one in self._masters if one.grad is not None], gradients)
             self._optimizer.step()
             if self._masters is not self._parameters:
                 with torch.no_grad():

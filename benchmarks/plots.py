@@ -31,11 +31,13 @@ def bars(axes: Any, rows: Sequence[dict[str, Any]], key: str, *, title: str, uni
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     for place, value in zip(places, values, strict=True):
-        axes.text(value, place, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
+        label = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.annotate(label, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=white)
     if wanted:
         axes.axvline(wanted, color="#c1121f", linewidth=1, linestyle="--")
     axes.set_title(title, fontsize=9)
-    axes.set_xlabel(unit, fontsize=8)
+    axes.set_xlabel(f"{unit}; dashed: the aim" if wanted else unit, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
@@ -76,6 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
     output = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
     drawn = [
         picture(
             "step_cpu",

@@ -5,6 +5,8 @@
 
 Both get identical samples and weights, and first have to agree about every loss and the gradient's norm with dropout off. Then
 each round runs all contenders on one step of the stream, in a new order. Useful tokens are positions that are not padding.
+On a GPU every batch is run once before any is timed, in an allocator whose segments grow: each batch has shapes of its own, and
+steps that have to ask the driver for memory took the usual way 0.4 and 0.5 seconds among others of 0.2.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,7 @@ from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.data.step_reader import StepReader
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
+from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.models.accounting import training_flops
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
@@ -46,6 +51,8 @@ from unimo_ds.utils.host_memory import keep_freed_buffers, return_freed_memory
 
 OURS, USUAL, MASKED_HEAD = "ours", "usual", "usual-masked-head"
 CONTENDERS = (OURS, USUAL, MASKED_HEAD)
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::addmv_", "aten::mv")
+_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 Step = Callable[[StepBatch, PaddedStep], dict[str, float]]
 
 
@@ -95,20 +102,20 @@ def make_engine(model: torch.nn.Module, config: RunConfig, arguments: argparse.N
     return setup.make_engine(model, config, ds_config.load(name, config, 1))
 
 
-def usual_step(engine: StepEngine, task: PretrainingTask, step: PaddedStep) -> dict[str, float]:
+def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step: PaddedStep) -> dict[str, float]:
     """One optimizer step as most trainers write it. Returns every loss and the gradient's norm."""
+    step = step.to(engine.device)
     output = engine.forward(step)
     packed: PackedBatch = step.packed
+    *counts, num_pairs = task.counts(batch.micro_batches)
     losses = {}
-    for objective in task.objectives:
-        count = objective.count(packed)
+    for objective, count in zip(task.objectives, counts, strict=True):
         losses[objective.name] = objective.weight * objective.loss_sum(output, packed) / max(count, 1)
-    num_pairs = len(packed.contrast.pair_image)
-    if num_pairs and task.contrast.enabled:
+    if num_pairs:
         contrast = task.contrastive(
             output.pooled_images,
             output.pooled_texts,
-            packed.contrast,
+            make_plan(packed.contrast, communicator=engine.communicator).to(engine.device),
             temperature=output.temperature,
             communicator=engine.communicator,
         )
@@ -133,7 +140,7 @@ def make_contenders(
         copy_weights(first, usual)
         models[name] = usual
         engine = make_engine(usual, config, arguments)
-        steps[name] = lambda _, padded, engine=engine: usual_step(engine, task, padded)
+        steps[name] = lambda batch, padded, engine=engine: usual_step(engine, task, batch, padded)
     if OURS in names:
         models[OURS] = first
         engine = make_engine(first, config, arguments)
@@ -175,10 +182,12 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from unimo_ds.engine.speed import stream_shape
 
     config = configuration(arguments)
-    device = torch.device(arguments.device)
-    batches = make_batches(config, arguments, arguments.rounds + 2)
-    padded = [pad(batch.micro_batches[0]).to(device) for batch in batches]
-    if arguments.device == "cuda":
+    on_gpu = arguments.device == "cuda"
+    batches = make_batches(config, arguments, arguments.rounds + 1)
+    padded = [pad(batch.micro_batches[0]) for batch in batches]
+    if on_gpu:
+        # Both ways begin with a batch as a loader leaves it.
+        padded = [step.pin_memory() for step in padded]
         batches = [
             dataclasses.replace(batch, micro_batches=tuple(one.pin_memory() for one in batch.micro_batches))
             for batch in batches
@@ -188,12 +197,18 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = require_agreement(steps, models, batches[-1], padded[-1], arguments.device)
 
     def run(name: str) -> Callable[[int], None]:
-        # The warm-up is round -1, which takes the first batch as well.
-        return lambda number: steps[name](batches[max(number, 0)], padded[max(number, 0)]) and None
+        # Warm-up rounds are numbered below 0.
+        return lambda number: (
+            steps[name](batches[number % arguments.rounds], padded[number % arguments.rounds]) and None
+        )
 
-    synchronize = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     timings = measuring.interleaved(
-        {name: run(name) for name in steps}, rounds=arguments.rounds, synchronize=synchronize, say=True
+        {name: run(name) for name in steps},
+        rounds=arguments.rounds,
+        # A GPU's allocator has then seen the shapes of every batch.
+        warm_up=arguments.rounds if on_gpu else 1,
+        synchronize=torch.cuda.synchronize if on_gpu else lambda: None,
+        say=True,
     )
     rounds = range(arguments.rounds)
     useful = [batches[number].micro_batches[0].num_positions for number in rounds]
@@ -222,12 +237,18 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         )
     if arguments.profile:
         for name in (OURS, USUAL):
-            if name in steps:
-                _profile(lambda name=name: steps[name](batches[0], padded[0]), name, arguments.device)
+            if name not in steps:
+                continue
+            profiled = _profile(lambda name=name: steps[name](batches[0], padded[0]), name, arguments.device)
+            if on_gpu:
+                row = next(row for row in rows if row["contender"] == name and "useful_teraflops" in row)
+                row |= {"first_step_teraflop": flops[0] / 1e12, "first_step_seconds": timings[name].wall[0], **profiled}
+                _synchronisations(lambda name=name: steps[name](batches[0], padded[0]), name)
     return rows
 
 
-def _profile(step: Callable[[], Any], name: str, device: str) -> None:
+def _profile(step: Callable[[], Any], name: str, device: str) -> dict[str, float]:
+    """Print where the time of a step goes. Returns the GPU's seconds, and those of matrix products among them."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -236,15 +257,32 @@ def _profile(step: Callable[[], Any], name: str, device: str) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
     key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
-    print(f"\n{name}\n{profile.key_averages().table(sort_by=key, row_limit=28, max_name_column_width=60)}", flush=True)
+    found = profile.key_averages()
+    print(f"\n{name}\n{found.table(sort_by=key, row_limit=28, max_name_column_width=60)}", flush=True)
+    kernels = [event for event in found if event.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "first_step_gpu_seconds": sum(event.self_device_time_total for event in kernels) / 1e6,
+        "first_step_product_seconds": sum(e.self_device_time_total for e in found if e.key in _PRODUCTS) / 1e6,
+    }
+
+
+def _synchronisations(step: Callable[[], Any], name: str) -> None:
+    """Print where the host waits for the GPU within one step, by lines of Python."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    called = [one for one in caught if "called a synchronizing" in str(one.message)]
+    places = Counter(f"{'/'.join(Path(one.filename).parts[-2:])}:{one.lineno}" for one in called)
+    print(f"\n{name} waits {len(called)} times: {dict(places)}", flush=True)
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Memory of one training step beyond weights, optimizer and batch, for texts of 512 tokens alone."""
     config = configuration(arguments)
-    device = torch.device(arguments.device)
     batch = make_batches(config, arguments, 1)[0]
-    padded = pad(batch.micro_batches[0]).to(device)
+    padded = pad(batch.micro_batches[0])
     steps, _ = make_contenders(config, arguments, (name,))
     steps[name](batch, padded)  # makes optimizer states and gradient buffers
     if arguments.device == "cuda":
@@ -335,6 +373,9 @@ def main() -> int:
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and _ALLOCATOR not in os.environ:
+        environment = {**os.environ, _ALLOCATOR: "expandable_segments:True"}
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]], environment)
     return run_command(lambda: _main(arguments))
 
 

@@ -15,7 +15,7 @@ Letters: B sequences of a batch, L its padded length, R padded regions, W padded
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +67,25 @@ class PaddedStep:
     place_of: torch.Tensor
     """[T] int64: where a position of the packed stream stands among all padded positions."""
     packed: PackedBatch
-    """Targets, rows to pool, and the contrast table."""
+    """Targets, rows to pool, and the contrast table; without the regions, which are in the batches."""
 
     @property
     def num_padded(self) -> int:
         return sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
 
     def to(self, device: torch.device) -> PaddedStep:
-        def moved(batch: PaddedBatch) -> PaddedBatch:
-            fields = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-            return PaddedBatch(
-                **{name: None if x is None else x.to(device, non_blocking=True) for name, x in fields.items()}
-            )
+        """On `device`; copies are asynchronous where memory is pinned."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True), self.packed.to(device))
 
-        return PaddedStep(tuple(map(moved, self.batches)), self.place_of.to(device), self.packed.to(device))
+    def pin_memory(self) -> PaddedStep:
+        return self._with(torch.Tensor.pin_memory, self.packed.pin_memory())
+
+    def _with(self, function: Callable[[torch.Tensor], torch.Tensor], packed: PackedBatch) -> PaddedStep:
+        def changed(batch: PaddedBatch) -> PaddedBatch:
+            fields = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+            return PaddedBatch(**{name: None if x is None else function(x) for name, x in fields.items()})
+
+        return PaddedStep(tuple(map(changed, self.batches)), function(self.place_of), packed)
 
 
 def pad(batch: PackedBatch) -> PaddedStep:
@@ -104,7 +109,8 @@ def pad(batch: PackedBatch) -> PaddedStep:
             first = starts[sequence]
             place_of[first : first + lengths[sequence]] = offset + row * longest + np.arange(lengths[sequence])
         offset += len(chosen) * longest
-    return PaddedStep(tuple(batches), torch.from_numpy(place_of), batch)
+    targets = dataclasses.replace(batch, region_features=batch.region_features[:0], region_boxes=batch.region_boxes[:0])
+    return PaddedStep(tuple(batches), torch.from_numpy(place_of), targets)
 
 
 def _pad_one(

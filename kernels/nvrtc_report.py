@@ -21,10 +21,8 @@ _HEADERS = (
     "dropout_norm/dropout_norm.cuh",
 )
 _SOURCE = "".join(f'#include "{header}"\n' for header in _HEADERS).encode()
-_OF_FORMAT_AND_FLAG = (
-    *("attention_forward", "attention_backward_queries", "attention_backward_keys"),
-    *("contrastive_weights", "contrastive_pair_gradients"),
-)
+_OF_FORMAT_AND_TWO_FLAGS = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
+_OF_FORMAT_AND_FLAG = ("contrastive_weights", "contrastive_pair_gradients")
 _OF_FLAG = ("contrastive_statistics", "contrastive_join")
 _OF_FORMAT = ("contrastive_pair_scores",)
 _OF_FORMAT_WIDTH_AND_FLAG = ("dropout_norm_forward", "dropout_norm_backward")
@@ -35,7 +33,14 @@ _PLAIN = ("contrastive_conflicts", "contrastive_segments")
 def _names(formats: tuple[str, ...]) -> list[str]:
     """Every kernel in every variant."""
     flags = ("true", "false")
-    names = [f"{name}<unimo::{of}, {flag}>" for name in _OF_FORMAT_AND_FLAG for of in formats for flag in flags]
+    names = [
+        f"{name}<unimo::{of}, {flag}, {other}>"
+        for name in _OF_FORMAT_AND_TWO_FLAGS
+        for of in formats
+        for flag in flags
+        for other in flags
+    ]
+    names += [f"{name}<unimo::{of}, {flag}>" for name in _OF_FORMAT_AND_FLAG for of in formats for flag in flags]
     names += [f"{name}<{flag}>" for name in _OF_FLAG for flag in flags]
     names += [f"{name}<unimo::{of}>" for name in _OF_FORMAT for of in formats]
     names += [

@@ -97,6 +97,21 @@ def test_the_utilisation_can_come_from_measured_rows(tmp_path: Path) -> None:
     assert any("measured" in line for line in plan.assumptions)
     with pytest.raises(UserError, match="not on v100"):
         planning.plan(recipes.load("base_32xv100"), measured=str(rows))
+    # Half of the kernels' time is products; the rest waits for memory, and 10 ms are idle.
+    content["rows"][1] |= {
+        "first_step_teraflop": 20.0,
+        "first_step_seconds": 0.07,
+        "first_step_gpu_seconds": 0.06,
+        "first_step_product_seconds": 0.03,
+    }
+    rows.write_text(json.dumps(content))
+    carried = planning.plan(recipes.load("base_32xv100"), measured=str(rows))
+    seconds = 0.03 * 989 / 125 + 0.03 * 4.8 / 0.9 + 0.01
+    assert carried.utilisation == pytest.approx(20 / 125 / seconds)
+    assert any("carried over from NVIDIA H200" in line for line in carried.assumptions)
+    assert planning.plan(recipes.load("single_gpu"), measured=str(rows)).utilisation == pytest.approx(0.2)
+    with pytest.raises(UserError, match="not on cpu"):
+        planning.plan(recipes.load("demo"), measured=str(rows))
     rows.write_text("[]")
     with pytest.raises(UserError, match="not a row file"):
         planning.plan(recipes.load("single_gpu"), measured=str(rows))

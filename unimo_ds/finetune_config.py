@@ -53,6 +53,18 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True)
+class CaptioningConfig:
+    """Names of detected objects, which a captioning model may see beside the regions."""
+
+    object_names: str = ""
+    """File with the detector's class names, a line each in the order of their numbers (Visual Genome's `objects_vocab.txt`).
+    Empty: the model sees no names."""
+    min_confidence: float = 0.35
+    """Objects that the detector is less sure of are not named."""
+    max_object_tokens: int = 100
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Which task, from which weights, and what its recipe says beyond a `RunConfig`."""
 
@@ -77,4 +89,5 @@ class FinetuneConfig:
     """Answers of VQA that occur more rarely in the training set are outside of the vocabulary."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    captioning: CaptioningConfig = field(default_factory=CaptioningConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -20,7 +20,9 @@ from unimo_ds.data.selection import select_step
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
 from unimo_ds.planning_rates import (
     DEVICES_PER_NODE,
+    HARDWARE,
     NODE_BYTES_PER_SECOND,
+    Hardware,
     communication_seconds,
     measured_utilisation,
 )
@@ -41,22 +43,6 @@ _OVERLAP_GROWTH = 2.0
 _COMMUNICATION_GIB = 0.5
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """One device: its peak for matrix products in training precision, and its memory."""
-
-    name: str
-    peak_flops: float
-    memory_gib: float
-
-
-HARDWARE = {
-    "v100": Hardware("V100 (fp16)", 125e12, 32),
-    "a100": Hardware("A100 (bf16)", 312e12, 80),
-    "h100": Hardware("H100 (bf16)", 989e12, 80),
-    "h200": Hardware("H200 (bf16)", 989e12, 141),
-    "cpu": Hardware("CPU core (fp32)", 80e9, 4),
-}
 _RUNS_ON = {
     "demo": (2, "cpu"),
     "small": (2, "cpu"),
@@ -159,7 +145,7 @@ def plan(
     if hardware not in HARDWARE:
         raise UserError(f"unknown hardware {hardware!r}{nearest_name(hardware, HARDWARE)}")
     if measured is not None:
-        utilisation = measured_utilisation(measured, hardware=hardware, peak_flops=HARDWARE[hardware].peak_flops)
+        utilisation, how = measured_utilisation(measured, hardware)
     if devices < 1 or not 0 < utilisation <= 1:
         raise UserError(f"--devices {devices} must be at least 1 and --utilisation {utilisation} within (0, 1]")
     config, assumptions = _with_sizes(config)
@@ -185,7 +171,7 @@ def plan(
         assumptions=(
             *assumptions,
             *assumed,
-            *((f"utilisation measured: {measured}",) if measured else ()),
+            *((f"utilisation {how}: {measured}",) if measured else ()),
             f"{utilisation:.3g} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden (its own "
             f"column: {DEVICES_PER_NODE} devices a node, {NODE_BYTES_PER_SECOND / 1e9:g} GB/s between nodes)",
             "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",

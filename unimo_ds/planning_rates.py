@@ -1,9 +1,10 @@
-"""Rates that a plan rests on: the share of a device's peak that was measured, and what nodes send each other in a step."""
+"""Rates that a plan rests on: what devices can do, what share of it was measured, what nodes send each other in a step."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,31 @@ DEVICES_PER_NODE, NODE_BYTES_PER_SECOND = 8, 12.5e9
 """Eight GPUs behind one port of 100 Gb/s; what travels inside a node is not counted."""
 
 
-def measured_utilisation(path: str | Path, *, hardware: str, peak_flops: float) -> float:
-    """Useful operations a second over the peak: the best of this project's own rows in a file of `benchmarks/rows/`.
+@dataclass(frozen=True)
+class Hardware:
+    """One device, by its data sheet."""
 
-    hardware: key of `planning.HARDWARE`; the file must come from such a device. peak_flops: of one device (of one core for cpu).
+    name: str
+    peak_flops: float
+    """Of matrix products in training precision."""
+    memory_gib: float
+
+
+HARDWARE = {
+    "v100": Hardware("V100 (fp16)", 125e12, 32),
+    "a100": Hardware("A100 (bf16)", 312e12, 80),
+    "h100": Hardware("H100 (bf16)", 989e12, 80),
+    "h200": Hardware("H200 (bf16)", 989e12, 141),
+    "cpu": Hardware("CPU core (fp32)", 80e9, 4),
+}
+_MEMORY_BYTES_PER_SECOND = {"v100": 0.9e12, "a100": 2.0e12, "h100": 3.35e12, "h200": 4.8e12}
+
+
+def measured_utilisation(path: str | Path, hardware: str) -> tuple[float, str]:
+    """Useful operations a second over the peak of a device, and in words where that comes from.
+
+    The best of this project's own rows in a file of `benchmarks/rows/`. hardware: key of HARDWARE. Rows of another GPU do where
+    they were made with `--profile`: see `_carried_over`.
 
     Raises:
         UserError: no such file, not a row file, rows of another device, or none of this project's own.
@@ -30,13 +52,34 @@ def measured_utilisation(path: str | Path, *, hardware: str, peak_flops: float) 
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a row file of `python -m benchmarks.step`") from None
-    is_same = "cores" in where if hardware == "cpu" else hardware.upper() in where.upper()
-    if not is_same:
-        raise UserError(f"{path} was measured on {where}, not on {hardware}; give --hardware, or rows of that device")
     if not rows:
         raise UserError(f"{path} holds no row of this project's own step; run `python -m benchmarks.step`")
-    devices = threads if hardware == "cpu" else 1
-    return max(float(row["useful_teraflops"]) for row in rows) * 1e12 / devices / peak_flops
+    names = [name for name in HARDWARE if ("cores" in where if name == "cpu" else name.upper() in where.upper())]
+    if names == [hardware]:
+        devices = threads if hardware == "cpu" else 1
+        best = max(float(row["useful_teraflops"]) for row in rows)
+        return best * 1e12 / devices / HARDWARE[hardware].peak_flops, "measured"
+    profiled = [row for row in rows if "first_step_product_seconds" in row]
+    if not names or "cpu" in (hardware, names[0]) or not profiled:
+        raise UserError(
+            f"{path} was measured on {where}, not on {hardware}; give --hardware, or rows of that device, "
+            "or of another GPU and made with --profile"
+        )
+    return _carried_over(profiled[0], names[0], hardware), f"carried over from {where}"
+
+
+def _carried_over(row: dict[str, Any], measured: str, wanted: str) -> float:
+    """The utilisation of another GPU if products take time by the peaks, other kernels by the memories, idle time stays.
+
+    A small batch leaves the host's share larger, a kernel that is not bound by memory makes a device better or worse than this.
+    """
+    products, kernels = float(row["first_step_product_seconds"]), float(row["first_step_gpu_seconds"])
+    idle = max(0.0, float(row["first_step_seconds"]) - kernels)
+    peak = HARDWARE[wanted].peak_flops
+    slower_products = HARDWARE[measured].peak_flops / peak
+    slower_memory = _MEMORY_BYTES_PER_SECOND[measured] / _MEMORY_BYTES_PER_SECOND[wanted]
+    seconds = products * slower_products + (kernels - products) * slower_memory + idle
+    return float(row["first_step_teraflop"]) * 1e12 / seconds / peak
 
 
 def communication_seconds(num_parameters: int, devices: int, *, is_low: bool) -> float:

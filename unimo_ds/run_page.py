@@ -38,9 +38,9 @@ _CHARTS = (
     ("Own work of the slowest rank, the median rank's being 1", r"speed/(slowest_rank_ratio)"),
     ("Loss scale", r"(loss_scale)"),
 )
+"""Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
 _TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
 """Events that have a line of their own."""
-"""Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
 border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:560px}
@@ -233,7 +233,9 @@ def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], mar
         y = low_y + share * (high_y - low_y)
         left, right = place(low_x, y), place(high_x, y)
         drawn.append(f'<polyline points="{left} {right}" stroke="#e5e7eb" fill="none"/>')
-        drawn.append(f'<text x="{_LEFT - 6}" y="{float(left.split(",")[1]) + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+        drawn.append(
+            f'<text x="{_LEFT - 6}" y="{float(left.split(",")[1]) + 4:.1f}" text-anchor="end">{_number(y)}</text>'
+        )
         x = low_x + share * (high_x - low_x)
         anchor = ("start", "middle", "end")[round(2 * share)]
         at = place(x, low_y).split(",")[0]
@@ -269,7 +271,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _escape(text: str) -> str:

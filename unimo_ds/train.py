@@ -101,12 +101,7 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     options = parser.parse_args(arguments)
     config = recipes.load(options.recipe)
     if options.data is not None:
-        parts = {name: Path(options.data) / name for name in ("train", "held_out")}
-        found = {name: str(path) for name, path in parts.items() if (path / "manifest.json").is_file()}
-        path, held_out_path = found.get("train", options.data), found.get("held_out")
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, path=path, held_out_path=held_out_path)
-        )
+        config = recipes.with_data(config, options.data)
     if options.run_dir is not None:
         config = dataclasses.replace(config, run_dir=options.run_dir)
     config = apply_overrides(config, options.set)

@@ -23,14 +23,21 @@ from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.utils.errors import UserError, run_command
 
 HEADS, SIZE = 12, 64
-MIXES: dict[str, list[tuple[int, int]]] = {
-    "unimo": [(512, 512)] * 8 + [(512, 256)] * 8 + [(101, 101)] * 40 + [(n, n) for n in range(120, 232, 3)],
-    "texts_128": [(128, 128)] * 128,
-    "texts_256": [(256, 256)] * 64,
-    "texts_512": [(512, 512)] * 32,
-    "prefix_512": [(512, 256)] * 32,
+_PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
+"""Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
+_UNIMO = [(512, 512)] * 8 + [(512, 256)] * 8 + [(101, 101)] * 40 + [(n, n) for n in range(120, 232, 3)]
+MIXES: dict[str, list[list[tuple[int, int]]]] = {
+    "unimo": [[sequence] for sequence in _UNIMO],
+    "unimo_shares": [*([sequence] for sequence in _UNIMO[:-2]), _UNIMO[-2:]],
+    "texts_128": [[(128, 128)]] * 128,
+    "texts_256": [[(256, 256)]] * 64,
+    "texts_512": [[(512, 512)]] * 32,
+    "prefix_512": [[(512, 256)]] * 32,
+    "shared": [[(n, n) for n in (image, *texts)] for image, texts in _PAIRS],
+    "repeated": [[(image + text, image + text)] for image, texts in _PAIRS for text in texts],
 }
-"""Name -> (length, prefix) of every sequence."""
+"""Name -> groups of (length, prefix) of sequences; in a group, those after the first share its prefix. `repeated`: the pairs of
+`shared`, the image encoded with each text. `unimo_shares`: what the others pay where one sequence shares."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,21 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
     return found
 
 
+def layout_of_mix(mix: str, scale: float = 1.0) -> Layout:
+    """The stream of a mix, or a share of it."""
+    groups = MIXES[mix][:: max(1, round(1 / scale))]
+    lengths, prefixes = zip(*(sequence for group in groups for sequence in group), strict=True)
+    owners: list[int] = []
+    for group in groups:
+        owners += [-1] + [len(owners)] * (len(group) - 1)
+    shares = any(owner >= 0 for owner in owners)
+    return make_layout(list(lengths), prefix_lengths=list(prefixes), prefix_of=owners if shares else None)
+
+
 def measure_mix(mix: str, probability: float, arguments: argparse.Namespace) -> list[Row]:
     """All contenders on one mix."""
-    sequences = MIXES[mix][:: max(1, round(1 / arguments.scale))]
-    layout = make_layout([length for length, _ in sequences], prefix_lengths=[prefix for _, prefix in sequences])
+    layout = layout_of_mix(mix, arguments.scale)
+    visible = _visible(layout)
     layout = layout.to(torch.device(arguments.device))
     generator = torch.Generator().manual_seed(1)
     shape, dtype = (layout.num_positions, 3, HEADS, SIZE), getattr(torch, arguments.dtype)
@@ -77,17 +95,22 @@ def measure_mix(mix: str, probability: float, arguments: argparse.Namespace) -> 
     contenders = {name: contender for name, contender in contenders.items() if arguments.contenders in name}
     if probability == 0:
         _require_agreement(contenders, inputs, layout)
-    operations = 14 * SIZE * HEADS * sum(_visible(length, prefix) for length, prefix in sequences)
+    operations = 14 * SIZE * HEADS * visible
     return [
         Row(mix, name, probability, **asdict(times), teraflops=operations / times.both_ms / 1e9)
         for name, times in measure(contenders, rounds=arguments.rounds).items()
     ]
 
 
-def _visible(length: int, prefix: int) -> int:
-    """(query, key) pairs of one sequence."""
-    rest = length - prefix
-    return prefix * prefix + rest * prefix + rest * (rest + 1) // 2
+def _visible(layout: Layout) -> int:
+    """(query, key) pairs of one head."""
+    lengths, prefixes = layout.sequence_starts.diff().long(), layout.prefix_lengths.long()
+    rest = lengths - prefixes
+    pairs = lengths * prefixes + rest * (rest + 1) // 2
+    if layout.prefix_of is not None:
+        owners = layout.prefix_of.long()
+        pairs += lengths * prefixes[owners.clamp(min=0)] * (owners >= 0)
+    return int(pairs.sum())
 
 
 def _require_agreement(contenders: dict[str, Contender], inputs: torch.Tensor, layout: Layout) -> None:
@@ -118,7 +141,7 @@ def _main(arguments: argparse.Namespace) -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     rows = []
     for mix in arguments.mixes.split(","):
-        for probability in (0.0, 0.1):
+        for probability in arguments.dropout:
             for row in measure_mix(mix, probability, arguments):
                 rows.append(asdict(row))
                 print(
@@ -139,6 +162,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32")
     parser.add_argument("--mixes", default=",".join(MIXES))
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--contenders", default="", help="only those whose name holds this")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sequences to take")

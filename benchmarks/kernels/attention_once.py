@@ -9,19 +9,18 @@ import argparse
 
 import torch
 
-from benchmarks.kernels.attention import HEADS, MIXES, SIZE
+from benchmarks.kernels.attention import HEADS, MIXES, SIZE, layout_of_mix
 from unimo_ds.ops.attention import packed_attention
-from unimo_ds.ops.layout import make_layout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mix", choices=MIXES, default="unimo")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the mix to take")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
     arguments = parser.parse_args()
-    lengths, prefixes = zip(*MIXES[arguments.mix], strict=True)
-    layout = make_layout(list(lengths), prefix_lengths=list(prefixes)).to(torch.device("cuda"))
+    layout = layout_of_mix(arguments.mix, arguments.scale).to(torch.device("cuda"))
     dtype = getattr(torch, arguments.dtype)
     inputs = torch.randn(layout.num_positions, 3, HEADS, SIZE, device="cuda", dtype=dtype, requires_grad=True)
     output = packed_attention(inputs, layout, probability=arguments.dropout, site=1, path="native")

@@ -24,6 +24,13 @@ def peers(layout: Layout, probability: float, inputs: torch.Tensor, upstream: to
     """Those that run on these inputs. inputs: [T, 3, H, D]. upstream: [T, H, D]."""
     lengths = (layout.sequence_starts[1:] - layout.sequence_starts[:-1]).tolist()
     is_bidirectional = layout.prefix_lengths.tolist() == lengths
+    if layout.prefix_of is not None:
+        can = is_bidirectional and inputs.device.type == "cuda" and inputs.dtype != torch.float32
+        return (
+            {"FlashAttention-2 varlen, keys copied": _flash_copied(layout, probability, inputs, upstream)}
+            if can
+            else {}
+        )
     found = {"torch SDPA, dense mask": _dense_mask(layout, probability, inputs, upstream)}
     if inputs.device.type != "cuda" or inputs.dtype == torch.float32:
         return found
@@ -115,6 +122,26 @@ def _flash_two_calls(layout: Layout, probability: float, inputs: torch.Tensor, u
         rest = [query.index_select(0, later_rows), key.index_select(0, key_rows), value.index_select(0, key_rows)]
         two = _flash(*rest, query_starts, key_starts, longest_query, longest_key, probability, is_causal=True)
         return torch.empty_like(query).index_copy(0, first_rows, one).index_copy(0, later_rows, two)
+
+    return Contender(call, tuple(part.contiguous() for part in inputs.unbind(1)), upstream)
+
+
+def _flash_copied(layout: Layout, probability: float, inputs: torch.Tensor, upstream: torch.Tensor) -> Contender:
+    """Bidirectional sequences, some of which see another one too: a copy of its keys goes before their own."""
+    assert layout.prefix_of is not None
+    spans = list(itertools.pairwise(layout.sequence_starts.tolist()))
+    seen = [
+        [span] if owner < 0 else [spans[owner], span]
+        for span, owner in zip(spans, layout.prefix_of.tolist(), strict=True)
+    ]
+    counts = [sum(stop - start for start, stop in parts) for parts in seen]
+    key_rows = _rows(list(itertools.chain.from_iterable(seen)), inputs.device)
+    key_starts, longest_key = _starts(counts, inputs.device), max(counts)
+
+    def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        keys, values = key.index_select(0, key_rows), value.index_select(0, key_rows)
+        starts, longest = layout.sequence_starts, layout.longest
+        return _flash(query, keys, values, starts, key_starts, longest, longest_key, probability, is_causal=False)
 
     return Contender(call, tuple(part.contiguous() for part in inputs.unbind(1)), upstream)
 

@@ -310,7 +310,9 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--inf-cl", type=Path, metavar="DIR", help="a checkout of Inf-CLIP")
-    parser.add_argument("--captured", action="store_true", help="time ours as CUDA graphs too: the GPU without the host")
+    parser.add_argument(
+        "--captured", action="store_true", help="time ours as CUDA graphs too: the GPU without the host"
+    )
     parser.add_argument(
         "--chunks", default="", metavar="ROWSxCOLUMNS,...", help=f"other rectangles to try at {CHUNKS_AT} candidates"
     )

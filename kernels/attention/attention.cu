@@ -25,33 +25,44 @@ int run(Kernel kernel, const unimo::AttentionArguments& arguments, int threads, 
 
 #if defined(UNIMO_HOPPER)
 constexpr int kBlockRows = unimo::kHopperRows;
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
-    return run(unimo::hopper_forward<Format, kDropout>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
+    return run(unimo::hopper_forward<Format, kDropout, kShares>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::hopper_backward_queries<Format, kDropout>, arguments, unimo::kHopperThreads,
+    const int status = run(unimo::hopper_backward_queries<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
                            unimo::kHopperBackwardQueriesBytes, stream);
     if (status != kDone) return status;
-    return run(unimo::hopper_backward_keys<Format, kDropout>, arguments, unimo::kHopperThreads,
+    return run(unimo::hopper_backward_keys<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
                unimo::kHopperBackwardKeysBytes, stream, /*starts_early=*/true);
 }
 #else
 constexpr int kBlockRows = unimo::kTileRows;
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
-    return run(unimo::attention_forward<Format, kDropout>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
+    return run(unimo::attention_forward<Format, kDropout, kShares>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
 }
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::attention_backward_queries<Format, kDropout>, arguments, unimo::kThreads,
+    const int status = run(unimo::attention_backward_queries<Format, kDropout, kShares>, arguments, unimo::kThreads,
                            unimo::kBackwardQueriesSharedBytes, stream);
     if (status != kDone) return status;
-    return run(unimo::attention_backward_keys<Format, kDropout>, arguments, unimo::kThreads,
+    return run(unimo::attention_backward_keys<Format, kDropout, kShares>, arguments, unimo::kThreads,
                unimo::kBackwardKeysSharedBytes, stream);
 }
 #endif
+
+template <class Format, bool kDropout>
+int forward_of(const unimo::AttentionArguments& arguments, Stream stream) {
+    return arguments.sharing ? forward<Format, kDropout, true>(arguments, stream)
+                             : forward<Format, kDropout, false>(arguments, stream);
+}
+template <class Format, bool kDropout>
+int backward_of(const unimo::AttentionArguments& arguments, Stream stream) {
+    return arguments.sharing ? backward<Format, kDropout, true>(arguments, stream)
+                             : backward<Format, kDropout, false>(arguments, stream);
+}
 
 }  // namespace
 
@@ -59,11 +70,11 @@ int backward(const unimo::AttentionArguments& arguments, Stream stream) {
 extern "C" int unimo_attention_forward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
     const bool drops = arguments->dropout_threshold > -32768;
     if (format == 0)
-        return drops ? forward<unimo::Half, true>(*arguments, stream) : forward<unimo::Half, false>(*arguments, stream);
+        return drops ? forward_of<unimo::Half, true>(*arguments, stream) : forward_of<unimo::Half, false>(*arguments, stream);
 #if !defined(UNIMO_HALF_ONLY)
     if (format == 1)
-        return drops ? forward<unimo::BFloat16, true>(*arguments, stream)
-                     : forward<unimo::BFloat16, false>(*arguments, stream);
+        return drops ? forward_of<unimo::BFloat16, true>(*arguments, stream)
+                     : forward_of<unimo::BFloat16, false>(*arguments, stream);
 #endif
     return unimo::kNoSuchFormat;
 }
@@ -71,12 +82,12 @@ extern "C" int unimo_attention_forward(const unimo::AttentionArguments* argument
 extern "C" int unimo_attention_backward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
     const bool drops = arguments->dropout_threshold > -32768;
     if (format == 0)
-        return drops ? backward<unimo::Half, true>(*arguments, stream)
-                     : backward<unimo::Half, false>(*arguments, stream);
+        return drops ? backward_of<unimo::Half, true>(*arguments, stream)
+                     : backward_of<unimo::Half, false>(*arguments, stream);
 #if !defined(UNIMO_HALF_ONLY)
     if (format == 1)
-        return drops ? backward<unimo::BFloat16, true>(*arguments, stream)
-                     : backward<unimo::BFloat16, false>(*arguments, stream);
+        return drops ? backward_of<unimo::BFloat16, true>(*arguments, stream)
+                     : backward_of<unimo::BFloat16, false>(*arguments, stream);
 #endif
     return unimo::kNoSuchFormat;
 }

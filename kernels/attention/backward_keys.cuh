@@ -1,6 +1,6 @@
 // Backward, second kernel: gradients of keys and values. A block owns 64 keys and goes over the queries that see them, with
 // transposed scores (rows are keys), so that probabilities are left operands as they lie in registers. No atomics: two runs
-// give the same bits.
+// give the same bits. A prefix that is shared is seen by the queries of all who share it, in the order of the stream.
 #pragma once
 
 #include "geometry.cuh"
@@ -14,39 +14,73 @@ struct QueryStatistics {  // of the queries of one stage
 };
 constexpr int kBackwardKeysSharedBytes = kStages * (kPairBytes + int(sizeof(QueryStatistics)));
 
-template <bool kDropout>
+// The queries that see a block's keys, numbered through: those of its sequence, then those of others that see its prefix.
+template <bool kShares>
+struct Queries {
+    const int* sharing;
+    int listed, start, length, prefix, count;
+
+    __device__ __forceinline__ Queries(const AttentionArguments& arguments, const TileOfSequence& tile)
+        : sharing(arguments.sharing), listed(tile.listed - tile.length), start(tile.start), length(tile.length),
+          prefix(tile.prefix), count(tile.length + (kShares && tile.first < tile.prefix ? tile.num_listed : 0)) {}
+    // Where a query lies in the stream, from the sequence's start on.
+    __device__ __forceinline__ int offset(int query) const {
+        return kShares && query >= length ? sharing[listed + query] - start : query;
+    }
+    // How many of the sequence's keys a query sees: more and more along the sequence, then its prefix.
+    __device__ __forceinline__ int visible(int query) const {
+        return kShares && query >= length ? prefix : visible_keys(prefix, query);
+    }
+    __device__ __forceinline__ int least_visible(int first, int last) const {
+        return kShares && count > length && last >= length ? prefix : visible_keys(prefix, first);
+    }
+    __device__ __forceinline__ int most_visible(int first, int last) const {
+        return kShares && first >= length ? prefix : visible_keys(prefix, last);
+    }
+};
+struct RowsOfQueries {
+    Rows own;
+    Queries<true> queries;
+    __device__ __forceinline__ const unsigned char* at(int query) const { return own.at(queries.offset(query)); }
+};
+__device__ __forceinline__ RowsOfQueries rows_of(const Queries<true>& queries, Rows own) { return {own, queries}; }
+__device__ __forceinline__ Rows rows_of(const Queries<false>&, Rows own) { return own; }
+
+template <bool kDropout, bool kShares>
 __device__ __forceinline__ void fill_statistics(QueryStatistics* target, const AttentionArguments& arguments,
-                                                const TileOfSequence& tile, int head, int query) {
+                                                const Queries<kShares>& queries, int head, int query) {
     const int i = thread_index();
     if (i >= kTileRows) return;
-    const bool valid = query + i < tile.length;
-    const long long at = static_cast<long long>(head) * arguments.num_positions + tile.start + query + i;
+    const bool valid = query + i < queries.count;
+    const int offset = valid ? queries.offset(query + i) : 0;
+    const long long at = static_cast<long long>(head) * arguments.num_positions + queries.start + offset;
     store(target->log_sums + i, valid ? arguments.log_sums[at] : infinity());  // no such query: probability 0
     store(target->deltas + i, valid ? arguments.deltas[at] : 0.f);
     if (kDropout) {
-        const unsigned position_key = valid ? arguments.position_keys[tile.start + query + i] : 0u;
+        const unsigned position_key = valid ? arguments.position_keys[queries.start + offset] : 0u;
         store(target->row_keys + i, head_row_key(position_key, arguments.site_key, head));
     }
 }
 
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kThreads) attention_backward_keys(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block(arguments);
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
     if (tile.length == 0) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     auto* const statistics = reinterpret_cast<QueryStatistics*>(shared + kStages * kPairBytes);
-    const Rows queries = input_rows(arguments.query_key_value, tile.start, 0, head, num_heads);
-    const Rows gradients = output_rows(arguments.output_gradient, tile.start, head, num_heads);
+    const Queries<kShares> queries(arguments, tile);
+    const auto query_rows = rows_of(queries, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads));
+    const auto gradient_rows = rows_of(queries, output_rows(arguments.output_gradient, tile.start, head, num_heads));
     const int begin = tile.first < tile.prefix ? 0 : tile.first;  // the first query that sees one of the block's keys
 
     unsigned char* const staged = shared + kPairBytes;
     begin_tile(staged, input_rows(arguments.query_key_value, tile.start, 1, head, num_heads), tile.first, tile.length);
     begin_tile(staged + kTileBytes, input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first,
                tile.length);
-    begin_tile(shared, queries, begin, tile.length);
-    begin_tile(shared + kTileBytes, gradients, begin, tile.length);
-    fill_statistics<kDropout>(statistics, arguments, tile, head, begin);
+    begin_tile(shared, query_rows, begin, queries.count);
+    begin_tile(shared + kTileBytes, gradient_rows, begin, queries.count);
+    fill_statistics<kDropout>(statistics, arguments, queries, head, begin);
     wait_for_copies();
     block_barrier();
 
@@ -65,14 +99,14 @@ __global__ void __launch_bounds__(kThreads) attention_backward_keys(const Attent
         value_sums[part].clear();
     }
 
-    for (int query = begin, stage = 0; query < tile.length; query += kTileRows, stage ^= 1) {
+    for (int query = begin, stage = 0; query < queries.count; query += kTileRows, stage ^= 1) {
         if (query > begin) wait_for_copies();
         block_barrier();
-        if (query + kTileRows < tile.length) {
+        if (query + kTileRows < queries.count) {
             unsigned char* const next = shared + (stage ^ 1) * kPairBytes;
-            begin_tile(next, queries, query + kTileRows, tile.length);
-            begin_tile(next + kTileBytes, gradients, query + kTileRows, tile.length);
-            fill_statistics<kDropout>(statistics + (stage ^ 1), arguments, tile, head, query + kTileRows);
+            begin_tile(next, query_rows, query + kTileRows, queries.count);
+            begin_tile(next + kTileBytes, gradient_rows, query + kTileRows, queries.count);
+            fill_statistics<kDropout>(statistics + (stage ^ 1), arguments, queries, head, query + kTileRows);
         }
         if (first >= tile.length) continue;
         unsigned char* const query_tile = shared + stage * kPairBytes;
@@ -80,8 +114,8 @@ __global__ void __launch_bounds__(kThreads) attention_backward_keys(const Attent
 #pragma unroll 1
         for (int sub = 0; sub < 4; ++sub) {
             const int column = query + sub * 16;
-            if (column >= tile.length) break;
-            if (first >= visible_keys(tile.prefix, column + 15)) continue;  // not even the last query sees the first key
+            if (column >= queries.count) break;
+            if (first >= queries.most_visible(column, column + 15)) continue;  // not even the last query sees the first key
             Accumulator scores, slopes;
             scores.clear();
             slopes.clear();
@@ -93,15 +127,15 @@ __global__ void __launch_bounds__(kThreads) attention_backward_keys(const Attent
                 load_right(right, query_tile + kTileBytes, sub * 16, step);
                 multiply_add<Format>(slopes, values[step], right);
             }
-            const bool masked = first + 16 > visible_keys(tile.prefix, column);
+            const bool masked = first + 16 > queries.least_visible(column, column + 15);
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int at = sub * 16 + accumulator_column(lane, c);
                 const float log_sum = load<float>(of_query.log_sums + at), delta = load<float>(of_query.deltas + at);
-                const int limit = visible_keys(tile.prefix, query + at);
+                const int limit = queries.visible(query + at);
                 float keep[2] = {arguments.keep_scale, arguments.keep_scale};
                 if (kDropout) {
-                    const unsigned word = dropout_word(load<unsigned>(of_query.row_keys + at), row);
+                    const unsigned word = dropout_word_of<kShares>(load<unsigned>(of_query.row_keys + at), tile.shared + row);
                     if (!keeps_even(word, arguments.dropout_threshold)) keep[0] = 0.f;
                     if (!keeps_odd(word, arguments.dropout_threshold)) keep[1] = 0.f;
                 }

@@ -10,30 +10,29 @@ namespace unimo {
 
 constexpr int kBackwardQueriesSharedBytes = kStages * kPairBytes;
 
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kThreads) attention_backward_queries(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block(arguments);
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
     if (tile.length == 0) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
-    const Rows keys = input_rows(arguments.query_key_value, tile.start, 1, head, num_heads);
-    const Rows values = input_rows(arguments.query_key_value, tile.start, 2, head, num_heads);
+    const auto keys = seen_rows<kShares>(arguments, tile, 1, head), values = seen_rows<kShares>(arguments, tile, 2, head);
 
     unsigned char* const staged = shared + kPairBytes;
     begin_tile(staged, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first, tile.length);
     begin_tile(staged + kTileBytes, output_rows(arguments.output_gradient, tile.start, head, num_heads), tile.first,
                tile.length);
-    begin_tile(shared, keys, 0, tile.length);
-    begin_tile(shared + kTileBytes, values, 0, tile.length);
+    begin_tile(shared, keys, 0, tile.num_keys());
+    begin_tile(shared + kTileBytes, values, 0, tile.num_keys());
     wait_for_copies();
     block_barrier();
 
     const int first = tile.first + warp_index() * 16;
     const int last = smaller(first + 16, tile.length) - 1;
-    const int warp_keys = first < tile.length ? visible_keys(tile.prefix, last) : 0;
-    const int block_keys = visible_keys(tile.prefix, smaller(tile.first + kTileRows, tile.length) - 1);
+    const int warp_keys = first < tile.length ? tile.keys_of(last) : 0;
+    const int block_keys = tile.keys_of(smaller(tile.first + kTileRows, tile.length) - 1);
     const int place = accumulator_row(lane), row = first + place;
-    const int limits[2] = {visible_keys(tile.prefix, row), visible_keys(tile.prefix, row + 1)};
+    const int limits[2] = {tile.keys_of(row), tile.keys_of(row + 1)};
     const long long statistics = static_cast<long long>(head) * arguments.num_positions + tile.start;
 
     Left queries[4], gradients[4];
@@ -89,8 +88,8 @@ __global__ void __launch_bounds__(kThreads) attention_backward_queries(const Att
         block_barrier();
         if (key + kTileRows < block_keys) {
             unsigned char* const next = shared + (stage ^ 1) * kPairBytes;
-            begin_tile(next, keys, key + kTileRows, tile.length);
-            begin_tile(next + kTileBytes, values, key + kTileRows, tile.length);
+            begin_tile(next, keys, key + kTileRows, tile.num_keys());
+            begin_tile(next + kTileBytes, values, key + kTileRows, tile.num_keys());
         }
         unsigned char* const key_tile = shared + stage * kPairBytes;
 #pragma unroll 1
@@ -108,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_queries(const Att
                 load_right(right, key_tile + kTileBytes, sub * 16, step);
                 multiply_add<Format>(slopes, gradients[step], right);
             }
-            const bool masked = column + 16 > visible_keys(tile.prefix, first);
+            const bool masked = column + 16 > tile.keys_of(first);
 #pragma unroll
             for (int r = 0; r < 2; ++r)
 #pragma unroll

@@ -3,6 +3,11 @@
 // A block takes 64 rows of one sequence and one head (four warps of 16 rows). Blocks are listed in a table on the device,
 // [num_tiles] of (start of the sequence in the stream, its length, its prefix, first row); length 0 marks unused entries.
 // Row i of a sequence sees key j where j < max(prefix, i + 1): every row sees key 0, so no row is ever empty.
+//
+// kShares: some sequences of the stream see the prefix of another one before their own positions. Their keys are that prefix and
+// then their own, numbered through. The queries that see the keys of a sequence are its own and then, of its prefix, those of the
+// sequences that share it, numbered through too: `sharing` lists where they lie. The table has four more columns (see
+// TileOfSequence). Streams in which nobody shares take kernels without all this.
 #pragma once
 
 #include "../common/dropout.cuh"
@@ -23,7 +28,7 @@ struct AttentionArguments {
     void* input_gradient;          // [T, 3, H, 64]
     float* deltas;                 // [H, T] sum over the row of output * output gradient
     unsigned* row_keys;            // [H, T] keys of the rows' dropout masks, from the first backward kernel to the second
-    const int* tiles;              // [num_tiles, 4]
+    const int* tiles;              // [num_tiles, 4], or 8 where prefixes are shared
     const unsigned* position_keys; // [T]
     int num_tiles;
     int num_positions;
@@ -32,24 +37,39 @@ struct AttentionArguments {
     unsigned site_key;
     float keep_scale;
     float scale;                   // of scores: 1 / sqrt(64) / ln 2, for exp2
+    const int* sharing;            // positions of the sequences that share a prefix, by whose it is; null where nobody shares
 };
+
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
 
 struct TileOfSequence {
     int start, length, prefix, first;
+    int shared_start = 0, shared = 0;  // what it sees of another sequence: where that begins in the stream, how many positions
+    int listed = 0, num_listed = 0;    // queries of other sequences that see its prefix: where they begin in `sharing`, how many
+
+    __device__ __forceinline__ int num_keys() const { return shared + length; }
+    __device__ __forceinline__ int keys_of(int row) const { return shared + visible_keys(prefix, row); }
 };
 
+template <bool kShares>
 __device__ __forceinline__ TileOfSequence tile_of_block(const AttentionArguments& arguments) {
-    const Words4 words = load<Words4>(arguments.tiles + 4 * block_y());
-    return {int(words.word[0]), int(words.word[1]), int(words.word[2]), int(words.word[3])};
+    const int* const entry = arguments.tiles + (kShares ? 8 : 4) * block_y();
+    const Words4 words = load<Words4>(entry);
+    TileOfSequence tile{int(words.word[0]), int(words.word[1]), int(words.word[2]), int(words.word[3])};
+    if (kShares) {
+        const Words4 more = load<Words4>(entry + 4);
+        tile.shared_start = int(more.word[0]), tile.shared = int(more.word[1]);
+        tile.listed = int(more.word[2]), tile.num_listed = int(more.word[3]);
+    }
+    return tile;
 }
-
-__device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 
 // Rows of one head, by their offset within a sequence.
 struct Rows {
     const unsigned char* base;
     int stride;  // bytes
+    __device__ __forceinline__ const unsigned char* at(int row) const { return base + static_cast<long long>(row) * stride; }
 };
 // part: 0 queries, 1 keys, 2 values
 __device__ __forceinline__ Rows input_rows(const void* tensor, int start, int part, int head, int num_heads) {
@@ -61,14 +81,31 @@ __device__ __forceinline__ Rows output_rows(const void* tensor, int start, int h
     return {base + static_cast<long long>(start) * num_heads * kRowBytes + head * kRowBytes, num_heads * kRowBytes};
 }
 
+// Keys or values that a sequence sees: `shared` rows of another one, then its own, which lie `gap` rows further on.
+struct JoinedRows {
+    Rows other;
+    int shared, gap;
+    __device__ __forceinline__ const unsigned char* at(int row) const { return other.at(row < shared ? row : row + gap); }
+};
+template <bool kShares>
+__device__ __forceinline__ auto seen_rows(const AttentionArguments& arguments, const TileOfSequence& tile, int part, int head) {
+    const int start = kShares ? tile.shared_start : tile.start;
+    const Rows rows = input_rows(arguments.query_key_value, start, part, head, arguments.num_heads);
+    if constexpr (kShares) {
+        return JoinedRows{rows, tile.shared, tile.start - tile.shared - tile.shared_start};
+    } else {
+        return rows;
+    }
+}
+
 // Begins to fill a shared tile with rows `first` to `first` + 63; rows from `length` on are zeros.
-__device__ __forceinline__ void begin_tile(unsigned char* tile, Rows rows, int first, int length) {
+template <class Source>
+__device__ __forceinline__ void begin_tile(unsigned char* tile, const Source& rows, int first, int length) {
 #pragma unroll
     for (int i = 0; i < kTileRows * 8 / kThreads; ++i) {
         const int row = (i * kThreads + thread_index()) / 8, chunk = thread_index() % 8;
         const bool valid = first + row < length;
-        const unsigned char* source = rows.base + static_cast<long long>(valid ? first + row : 0) * rows.stride + chunk * 16;
-        copy_16_bytes(chunk_address(tile, row, chunk), source, valid);
+        copy_16_bytes(chunk_address(tile, row, chunk), rows.at(valid ? first + row : 0) + chunk * 16, valid);
     }
 }
 
@@ -90,7 +127,7 @@ __device__ __forceinline__ void write_rows(Accumulator (&sums)[4], const float (
     for (int i = 0; i < 4; ++i) {
         const int r = 4 * i + lane / 8, chunk = lane % 8;
         if (first + r < length) {
-            auto* target = const_cast<unsigned char*>(rows.base) + static_cast<long long>(first + r) * rows.stride;
+            auto* target = const_cast<unsigned char*>(rows.at(first + r));
             store(target + chunk * 16, load<Words4>(chunk_address(staging, r, chunk)));
         }
     }

@@ -9,23 +9,39 @@ namespace unimo {
 
 // Begins to copy what the first kernel left of the queries of a stage; zeros where there is none, as in the tiles, so that their
 // terms are zero.
-template <bool kDropout>
+template <bool kDropout, bool kShares>
 __device__ __forceinline__ void begin_statistics(QueryStatistics* target, const AttentionArguments& arguments,
-                                                 const TileOfSequence& tile, int head, int query) {
+                                                 const Queries<kShares>& queries, int head, int query) {
     const int i = thread_index();
     if (i >= kTileRows) return;
-    const bool valid = query + i < tile.length;
-    const long long at = static_cast<long long>(head) * arguments.num_positions + tile.start + (valid ? query + i : 0);
+    const bool valid = query + i < queries.count;
+    const long long at =
+        static_cast<long long>(head) * arguments.num_positions + queries.start + (valid ? queries.offset(query + i) : 0);
     copy_4_bytes(target->log_sums + i, arguments.log_sums + at, valid);
     copy_4_bytes(target->deltas + i, arguments.deltas + at, valid);
     if (kDropout) copy_4_bytes(target->row_keys + i, arguments.row_keys + at, valid);
 }
 
+// Which of the lane's probabilities dropout keeps, bits numbered as in an accumulator. `column` may be odd: two words a pair then,
+// made in a short loop, as no registers are left for them beside the sums.
+__device__ __forceinline__ unsigned kept_of_lane(const QueryStatistics& of_query, int column, int threshold) {
+    unsigned kept = 0;
+#pragma unroll 2
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const unsigned row_key = load<unsigned>(of_query.row_keys + 8 * j + lane_index() % 4 * 2 + e);
+            const unsigned word = dropout_word_of<true>(row_key, column);
+            kept |= (unsigned(keeps_even(word, threshold)) | unsigned(keeps_odd(word, threshold)) << 2) << (4 * j + e);
+        }
+    return kept;
+}
+
 constexpr int kHopperBackwardKeysBytes = 2 * kHopperOwnBytes + kStages * (kPairBytes + int(sizeof(QueryStatistics)));
 
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block(arguments);
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
     if (tile.length == 0) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
@@ -33,18 +49,19 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
     unsigned char* const value_tile = shared + kHopperOwnBytes;
     unsigned char* const stages = shared + 2 * kHopperOwnBytes;
     auto* const statistics = reinterpret_cast<QueryStatistics*>(stages + kStages * kPairBytes);
-    const Rows queries = input_rows(arguments.query_key_value, tile.start, 0, head, num_heads);
-    const Rows gradients = output_rows(arguments.output_gradient, tile.start, head, num_heads);
+    const Queries<kShares> queries(arguments, tile);
+    const auto query_rows = rows_of(queries, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads));
+    const auto gradient_rows = rows_of(queries, output_rows(arguments.output_gradient, tile.start, head, num_heads));
     const int begin = tile.first < tile.prefix ? 0 : tile.first;  // the first query that sees one of the block's keys
 
     begin_rows<kHopperRows, true>(key_tile, input_rows(arguments.query_key_value, tile.start, 1, head, num_heads), tile.first,
                                   tile.length);
     begin_rows<kHopperRows, true>(value_tile, input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first,
                                   tile.length);
-    begin_rows<kTileRows>(stages, queries, begin, tile.length);
-    begin_rows<kTileRows>(stages + kTileBytes, gradients, begin, tile.length);
+    begin_rows<kTileRows>(stages, query_rows, begin, queries.count);
+    begin_rows<kTileRows>(stages + kTileBytes, gradient_rows, begin, queries.count);
     wait_for_previous_kernel();  // that of the queries, which leaves the statistics
-    begin_statistics<kDropout>(statistics, arguments, tile, head, begin);
+    begin_statistics<kDropout>(statistics, arguments, queries, head, begin);
     land_copies();
 
     const int group = warp_index() / 4, group_first = tile.first + group * kGroupRows;
@@ -56,16 +73,16 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
 #pragma unroll
     for (int i = 0; i < 32; ++i) key_sum.value[i] = value_sum.value[i] = 0.f;
 
-    for (int query = begin, stage = 0; query < tile.length; query += kTileRows, stage ^= 1) {
+    for (int query = begin, stage = 0; query < queries.count; query += kTileRows, stage ^= 1) {
         if (query > begin) land_copies();
-        if (query + kTileRows < tile.length) {
+        if (query + kTileRows < queries.count) {
             unsigned char* const next = stages + (stage ^ 1) * kPairBytes;
-            begin_rows<kTileRows>(next, queries, query + kTileRows, tile.length);
-            begin_rows<kTileRows>(next + kTileBytes, gradients, query + kTileRows, tile.length);
-            begin_statistics<kDropout>(statistics + (stage ^ 1), arguments, tile, head, query + kTileRows);
+            begin_rows<kTileRows>(next, query_rows, query + kTileRows, queries.count);
+            begin_rows<kTileRows>(next + kTileBytes, gradient_rows, query + kTileRows, queries.count);
+            begin_statistics<kDropout>(statistics + (stage ^ 1), arguments, queries, head, query + kTileRows);
         }
         if (group_first >= tile.length) continue;
-        if (group_first >= visible_keys(tile.prefix, query + kTileRows - 1)) continue;  // the last query sees none of them
+        if (group_first >= queries.most_visible(query, query + kTileRows - 1)) continue;  // no query sees one of them
         unsigned char* const query_tile = stages + stage * kPairBytes;
         unsigned char* const gradient_tile = query_tile + kTileBytes;
         const QueryStatistics& of_query = statistics[stage];
@@ -76,6 +93,8 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
         group_commit();
         begin_product<Format>(slopes, own_values, gradient_tile);
         group_commit();
+        unsigned kept_bits = 0;
+        if (kDropout && kShares) kept_bits = kept_of_lane(of_query, tile.shared + row, arguments.dropout_threshold);
         group_wait<1>();
         pin(scores);
 #pragma unroll
@@ -87,12 +106,12 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
                 scores.at(j, h, 1) = exp2_approximate(scores.at(j, h, 1) * arguments.scale - log_sums.high);
             }
         }
-        if (first + 16 > visible_keys(tile.prefix, query)) {
+        if (first + 16 > queries.least_visible(query, query + kTileRows - 1)) {
 #pragma unroll
             for (int j = 0; j < 8; ++j)
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    const int limit = visible_keys(tile.prefix, query + 8 * j + lane % 4 * 2 + e);
+                    const int limit = queries.visible(query + 8 * j + lane % 4 * 2 + e);
 #pragma unroll
                     for (int h = 0; h < 2; ++h)
                         if (row + h >= limit) scores.at(j, h, e) = 0.f;
@@ -111,15 +130,16 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     unsigned word = 0;
-                    if (kDropout) word = dropout_word(load<unsigned>(of_query.row_keys + at + e), row);
+                    if (kDropout && !kShares) word = dropout_word(load<unsigned>(of_query.row_keys + at + e), row);
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
                         const float probability = scores.at(j, h, e);
                         float slope = slopes.at(j, h, e);
                         kept[h][e] = probability;
-                        if (kDropout && !(h ? keeps_odd(word, arguments.dropout_threshold)
-                                            : keeps_even(word, arguments.dropout_threshold)))
-                            kept[h][e] = slope = 0.f;
+                        const bool keeps = kShares ? kept_bits >> (4 * j + 2 * h + e) & 1
+                                           : h     ? keeps_odd(word, arguments.dropout_threshold)
+                                                   : keeps_even(word, arguments.dropout_threshold);
+                        if (kDropout && !keeps) kept[h][e] = slope = 0.f;
                         scores.at(j, h, e) = probability * (slope - (e ? deltas.high : deltas.low));
                     }
                 }

@@ -7,27 +7,26 @@ namespace unimo {
 
 constexpr int kHopperForwardBytes = kHopperOwnBytes + kStages * kPairBytes;
 
-template <class Format, bool kDropout>
+template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block(arguments);
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
     if (tile.length == 0) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const stages = shared + kHopperOwnBytes;
-    const Rows keys = input_rows(arguments.query_key_value, tile.start, 1, head, num_heads);
-    const Rows values = input_rows(arguments.query_key_value, tile.start, 2, head, num_heads);
+    const auto keys = seen_rows<kShares>(arguments, tile, 1, head), values = seen_rows<kShares>(arguments, tile, 2, head);
 
     // Queries stay in shared memory. As operands in registers over the whole loop they would spare a read for each tile, but ptxas
     // 13.0 gives their registers to the weights of the first tile.
     begin_rows<kHopperRows>(shared, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first,
                             tile.length);
-    begin_rows<kTileRows>(stages, keys, 0, tile.length);
-    begin_rows<kTileRows>(stages + kTileBytes, values, 0, tile.length);
+    begin_rows<kTileRows>(stages, keys, 0, tile.num_keys());
+    begin_rows<kTileRows>(stages + kTileBytes, values, 0, tile.num_keys());
 
     const int group_first = tile.first + warp_index() / 4 * kGroupRows;
     const int group_last = smaller(group_first + kGroupRows, tile.length) - 1;
-    const int group_keys = group_first < tile.length ? visible_keys(tile.prefix, group_last) : 0;
-    const int block_keys = visible_keys(tile.prefix, smaller(tile.first + kHopperRows, tile.length) - 1);
+    const int group_keys = group_first < tile.length ? tile.keys_of(group_last) : 0;
+    const int block_keys = tile.keys_of(smaller(tile.first + kHopperRows, tile.length) - 1);
     const int first = tile.first + warp_index() * 16;  // the warp's first query
     const int row = first + lane / 4;                  // the lane's queries: this one and the one 8 on
     unsigned row_keys[2] = {0, 0};
@@ -48,8 +47,8 @@ __global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const Attent
         land_copies();
         if (key + kTileRows < block_keys) {
             unsigned char* const next = stages + (stage ^ 1) * kPairBytes;
-            begin_rows<kTileRows>(next, keys, key + kTileRows, tile.length);
-            begin_rows<kTileRows>(next + kTileBytes, values, key + kTileRows, tile.length);
+            begin_rows<kTileRows>(next, keys, key + kTileRows, tile.num_keys());
+            begin_rows<kTileRows>(next + kTileBytes, values, key + kTileRows, tile.num_keys());
         }
         if (key >= group_keys) continue;
         unsigned char* const key_tile = stages + stage * kPairBytes;
@@ -60,10 +59,10 @@ __global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const Attent
         group_wait<0>();
         pin(scores);
 
-        if (key + kTileRows > smaller(visible_keys(tile.prefix, first), tile.length)) {
+        if (key + kTileRows > smaller(tile.keys_of(first), tile.num_keys())) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int limit = smaller(visible_keys(tile.prefix, row + 8 * h), tile.length) - key - lane % 4 * 2;
+                const int limit = smaller(tile.keys_of(row + 8 * h), tile.num_keys()) - key - lane % 4 * 2;
 #pragma unroll
                 for (int j = 0; j < 8; ++j)
 #pragma unroll

@@ -13,20 +13,28 @@ constexpr int kHopperRows = kGroups * kGroupRows;
 constexpr int kHopperThreads = kGroups * kGroupThreads;
 constexpr int kHopperOwnBytes = kHopperRows * kRowBytes;  // one tile of the block's own rows
 
+// A chunk of row `first` + `step`, any address where not valid. Within a sequence 32 bits hold the offset: an addition a step.
+__device__ __forceinline__ const unsigned char* chunk_of(const Rows& rows, int first, int step, int chunk, bool valid) {
+    const unsigned offset = unsigned(first) * unsigned(rows.stride) + unsigned(chunk * 16);
+    return rows.base + (valid ? offset + unsigned(step) * unsigned(rows.stride) : 0u);
+}
+template <class Source>
+__device__ __forceinline__ const unsigned char* chunk_of(const Source& rows, int first, int step, int chunk, bool valid) {
+    return rows.at(valid ? first + step : 0) + chunk * 16;
+}
+
 // Begins to fill kRows rows of a shared tile with rows `first` and on; rows from `length` on are zeros.
-template <int kRows, bool kPairRows = false>
-__device__ __forceinline__ void begin_rows(unsigned char* tile, Rows rows, int first, int length) {
+template <int kRows, bool kPairRows = false, class Source>
+__device__ __forceinline__ void begin_rows(unsigned char* tile, const Source& rows, int first, int length) {
     constexpr int kStride = kHopperThreads / 8;  // rows from one of a thread's copies to the next
     const int own = thread_index() / 8, chunk = thread_index() % 8;
-    const unsigned offset = unsigned(first + own) * unsigned(rows.stride) + unsigned(chunk * 16);
 #pragma unroll
     for (int i = 0; i < kRows / kStride; ++i) {
         const int row = own + i * kStride;
         // A lane's two rows of a product, 8 apart, become neighbours of the sequence: one dropout word serves both.
         const int place = kPairRows ? (row & ~15) | (row & 1) << 3 | (row >> 1 & 7) : row;
         const bool valid = first + row < length;
-        copy_16_bytes(hopper_chunk(tile, place, chunk),
-                      rows.base + (valid ? offset + unsigned(i * kStride) * unsigned(rows.stride) : 0u), valid);
+        copy_16_bytes(hopper_chunk(tile, place, chunk), chunk_of(rows, first + own, i * kStride, chunk, valid), valid);
     }
 }
 
@@ -61,7 +69,7 @@ __device__ __forceinline__ void write_group(GroupAccumulator& sums, const float 
     for (int i = 0; i < 4; ++i) {
         const int row = 4 * i + lane / 8, chunk = lane % 8;
         if (first + row < length) {
-            auto* target = const_cast<unsigned char*>(rows.base) + static_cast<long long>(first + row) * rows.stride;
+            auto* target = const_cast<unsigned char*>(rows.at(first + row));
             store(target + chunk * 16, load<Words4>(staging_chunk<kPairRows>(staging, row, chunk)));
         }
     }

@@ -13,6 +13,7 @@ namespace {
 
 struct Case {
     std::vector<int> lengths, prefixes;
+    std::vector<int> owners;  // whose prefix each sequence shares, -1: none; empty: kernels for streams in which nobody shares
     int heads = 1, format = 0;
     double probability = 0;
     unsigned site_key = 0;
@@ -45,7 +46,44 @@ Case make_case(unsigned number) {
     c.site_key = unsigned(draw(random, 1, 100)) * 0x9E3779B9u;
     const float scales[] = {1, 1, 4, 0.1f};
     c.query_scale = scales[draw(random, 0, 3)];
+    if (draw(random, 0, 1)) {  // some sequences see the prefix of one that shares none itself, and so do some short ones
+        for (int more = draw(random, 0, 3); more > 0; --more) {
+            c.lengths.push_back(draw(random, 1, 40));
+            c.prefixes.push_back(draw(random, 0, c.lengths.back()));
+        }
+        const int last = int(c.lengths.size()) - 1;
+        std::vector<bool> shares;
+        for (int s = 0; s <= last; ++s) shares.push_back(draw(random, 0, 2) > 0);
+        for (int s = 0; s <= last; ++s) {
+            int owner = draw(random, 0, last);
+            while (owner >= 0 && shares[owner]) --owner;
+            c.owners.push_back(shares[s] ? owner : -1);
+        }
+    }
     return c;
+}
+
+// The columns of a table of blocks that belong to sharing, per sequence, and the positions of those who share.
+struct Sharing {
+    std::vector<int> shared_start, shared, listed, num_listed, positions;
+};
+
+Sharing sharing_of(const Case& c) {
+    const std::size_t sequences = c.owners.size();
+    Sharing sharing{std::vector<int>(sequences), std::vector<int>(sequences), {}, {}, {}};
+    std::vector<int> starts{0};
+    for (int length : c.lengths) starts.push_back(starts.back() + length);
+    for (std::size_t owner = 0; owner < sequences; ++owner) {
+        sharing.listed.push_back(int(sharing.positions.size()));
+        for (std::size_t s = 0; s < sequences; ++s) {
+            if (c.owners[s] != int(owner)) continue;
+            sharing.shared_start[s] = starts[owner];
+            sharing.shared[s] = c.prefixes[owner];
+            for (int i = starts[s]; i < starts[s + 1]; ++i) sharing.positions.push_back(i);
+        }
+        sharing.num_listed.push_back(int(sharing.positions.size()) - sharing.listed.back());
+    }
+    return sharing;
 }
 
 // Exact: what the format holds, widened.
@@ -78,10 +116,16 @@ Result exact(const Case& c, const std::vector<double>& input, const std::vector<
              const std::vector<unsigned>& position_keys, int threshold, double keep_scale) {
     const int heads = c.heads, D = unimo::kSize;
     Result result{std::vector<double>(upstream.size()), std::vector<double>(input.size())};
+    const Sharing sharing = sharing_of(c);
     int start = 0;
     for (std::size_t s = 0; s < c.lengths.size(); start += c.lengths[s++])
         for (int head = 0; head < heads; ++head) {
-            const auto in = [&](int row, int part) { return ((std::size_t(start + row) * 3 + part) * heads + head) * D; };
+            const int shared = c.owners.empty() ? 0 : sharing.shared[s];
+            const auto at = [&](int position, int part) { return ((std::size_t(position) * 3 + part) * heads + head) * D; };
+            const auto query_at = [&](int row) { return at(start + row, 0); };
+            const auto seen_at = [&](int j, int part) {
+                return at(j < shared ? sharing.shared_start[s] + j : start + j - shared, part);
+            };
             const auto out = [&](int row) { return (std::size_t(start + row) * heads + head) * D; };
             const auto dot = [&](const double* a, const double* b) {
                 double sum = 0;
@@ -89,12 +133,12 @@ Result exact(const Case& c, const std::vector<double>& input, const std::vector<
                 return sum;
             };
             for (int i = 0; i < c.lengths[s]; ++i) {
-                const int visible = std::max(c.prefixes[s], i + 1);
+                const int visible = shared + std::max(c.prefixes[s], i + 1);
                 const unsigned key = unimo::head_row_key(position_keys[start + i], c.site_key, head);
                 std::vector<double> weight(visible), keep(visible), slope(visible);
                 double highest = -1e300, sum = 0, delta = 0;
                 for (int j = 0; j < visible; ++j) {
-                    weight[j] = dot(&input[in(i, 0)], &input[in(j, 1)]) / 8;
+                    weight[j] = dot(&input[query_at(i)], &input[seen_at(j, 1)]) / 8;
                     highest = std::max(highest, weight[j]);
                 }
                 for (double& w : weight) sum += w = std::exp(w - highest);
@@ -103,16 +147,16 @@ Result exact(const Case& c, const std::vector<double>& input, const std::vector<
                     const int column = j & 1 ? int(word) >> 16 : int(std::int16_t(word & 0xffff));
                     weight[j] /= sum;
                     keep[j] = column >= threshold ? keep_scale : 0;
-                    slope[j] = keep[j] * dot(&upstream[out(i)], &input[in(j, 2)]);
+                    slope[j] = keep[j] * dot(&upstream[out(i)], &input[seen_at(j, 2)]);
                     delta += weight[j] * slope[j];
                 }
                 for (int j = 0; j < visible; ++j)
                     for (int d = 0; d < D; ++d) {
                         const double score = weight[j] * (slope[j] - delta) / 8;
-                        result.output[out(i) + d] += weight[j] * keep[j] * input[in(j, 2) + d];
-                        result.gradient[in(i, 0) + d] += score * input[in(j, 1) + d];
-                        result.gradient[in(j, 1) + d] += score * input[in(i, 0) + d];
-                        result.gradient[in(j, 2) + d] += weight[j] * keep[j] * upstream[out(i) + d];
+                        result.output[out(i) + d] += weight[j] * keep[j] * input[seen_at(j, 2) + d];
+                        result.gradient[query_at(i) + d] += score * input[seen_at(j, 1) + d];
+                        result.gradient[seen_at(j, 1) + d] += score * input[query_at(i) + d];
+                        result.gradient[seen_at(j, 2) + d] += weight[j] * keep[j] * upstream[out(i) + d];
                     }
             }
         }
@@ -136,8 +180,10 @@ bool agrees(const std::vector<std::uint16_t>& found, const std::vector<double>& 
     }
     if (count == 0) return true;
     const double rounding = std::is_same_v<Format, unimo::Half> ? 1.0 / 1024 : 1.0 / 128;
-    // Gradients pass through differences of products; where they cancel, what is left is noise around 1.
-    const double scale = std::max(largest, 0.05), mean_scale = std::max(std::sqrt(truth_squares / count), 0.01);
+    // Gradients pass through differences of products; where they cancel, what is left is noise around 1, times the queries' scale
+    // (4 at most). Where every row sees one key alone, nothing else is left.
+    const double least = largest > 0 ? 0.05 : 4, mean_least = largest > 0 ? 0.01 : 4;
+    const double scale = std::max(largest, least), mean_scale = std::max(std::sqrt(truth_squares / count), mean_least);
     if (worst <= 3 * rounding * scale && std::sqrt(squares / count) <= rounding * mean_scale) return true;
     std::printf("%s: largest error %.3g of %.3g, root mean square %.3g of %.3g\n", what.c_str(), worst, largest,
                 std::sqrt(squares / count), std::sqrt(truth_squares / count));
@@ -149,10 +195,15 @@ bool run_case(const Case& c, unsigned number) {
     std::mt19937 random(number + 17);
     int positions = 0;
     std::vector<int> tiles;
+    const Sharing sharing = sharing_of(c);
+    const int columns = c.owners.empty() ? 4 : 8;
     for (std::size_t s = 0; s < c.lengths.size(); positions += c.lengths[s++])
-        for (int first = 0; first < c.lengths[s]; first += unimo_attention_block_rows())
+        for (int first = 0; first < c.lengths[s]; first += unimo_attention_block_rows()) {
             tiles.insert(tiles.end(), {positions, c.lengths[s], c.prefixes[s], first});
-    if (number % 2) tiles.insert(tiles.end(), {0, 0, 0, 0});  // an unused entry
+            if (!c.owners.empty())
+                tiles.insert(tiles.end(), {sharing.shared_start[s], sharing.shared[s], sharing.listed[s], sharing.num_listed[s]});
+        }
+    if (number % 2) tiles.resize(tiles.size() + std::size_t(columns));  // an unused entry
     const std::size_t row = std::size_t(c.heads) * unimo::kSize;
     Tensor input = random_tensor<Format>(positions * 3 * row, random, 1);
     for (std::size_t i = 0; i < input.bits.size(); ++i)
@@ -181,8 +232,10 @@ bool run_case(const Case& c, unsigned number) {
         arguments.deltas = deltas.data();
         arguments.row_keys = row_keys.data();
         arguments.tiles = tiles.data();
+        const int none = 0;
+        arguments.sharing = c.owners.empty() ? nullptr : sharing.positions.empty() ? &none : sharing.positions.data();
         arguments.position_keys = c.probability > 0 ? position_keys.data() : nullptr;
-        arguments.num_tiles = int(tiles.size() / 4);
+        arguments.num_tiles = int(tiles.size()) / columns;
         arguments.num_positions = positions;
         arguments.num_heads = c.heads;
         arguments.dropout_threshold = threshold;
@@ -207,9 +260,12 @@ bool run_case(const Case& c, unsigned number) {
         good &= agrees<Format>(first_gradient, truth.gradient, 3 * row, part * row, (part + 1) * row,
                                name + "gradient of " + parts[part]);
     if (!good) {
-        std::printf("  format %d, heads %d, dropout %g, query scale %g, lengths/prefixes:", c.format, c.heads, c.probability,
+        std::printf("  format %d, heads %d, dropout %g, query scale %g, lengths/prefixes (of):", c.format, c.heads, c.probability,
                     double(c.query_scale));
-        for (std::size_t s = 0; s < c.lengths.size(); ++s) std::printf(" %d/%d", c.lengths[s], c.prefixes[s]);
+        for (std::size_t s = 0; s < c.lengths.size(); ++s) {
+            std::printf(" %d/%d", c.lengths[s], c.prefixes[s]);
+            if (!c.owners.empty()) std::printf("(%d)", c.owners[s]);
+        }
         std::printf("\n");
     }
     return good;

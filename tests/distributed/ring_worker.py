@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from tests.losses.test_contrastive import EVERY_ROLE, make_table
 from unimo_ds.data.schema import ContrastTable
-from unimo_ds.losses.contrastive import contrastive_loss
+from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.losses.contrastive import ACCURACIES, contrastive_loss
 from unimo_ds.utils.communicator import Communicator, ProcessGroup, SingleProcess
 
 NUM_PAIRS = 9
@@ -57,7 +58,7 @@ def run(case: dict, communicator: Communicator, dtype: torch.dtype) -> dict:
     result = contrastive_loss(
         images,
         texts,
-        share(table, owners == communicator.rank),
+        make_plan(share(table, owners == communicator.rank), communicator=communicator),
         temperature=temperature,
         form=case["form"],
         in_batch=True,
@@ -72,7 +73,8 @@ def run(case: dict, communicator: Communicator, dtype: torch.dtype) -> dict:
         "loss": communicator.all_reduce_sum(result.loss_sum.detach()).item(),
         "gradients": [communicator.all_reduce_sum(gradient).flatten().tolist() for gradient in gradients],
         "accuracies": {
-            name: communicator.all_reduce_sum(torch.stack(pair)).tolist() for name, pair in result.accuracies.items()
+            name: communicator.all_reduce_sum(torch.stack(pair)).tolist()
+            for name, *pair in zip(ACCURACIES, result.right, result.asked, strict=True)
         },
     }
 

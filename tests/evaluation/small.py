@@ -63,10 +63,15 @@ def jpeg(number: int) -> bytes:
     return stream.getvalue()
 
 
-def write_corpus(folder: Path, *, num_pairs: int, with_jpegs: bool = True) -> Path:
+def write_corpus(folder: Path, *, num_pairs: int, with_jpegs: bool = True, with_rewrites: bool = True) -> Path:
     """Pairs, with one text sample in front so that sample numbers and pair numbers differ."""
     pairs = [pair(number) for number in range(num_pairs)]
     texts = [rewrite.text for sample in pairs for caption in sample.captions for rewrite in caption.negatives]
+    if not with_rewrites:
+        pairs = [
+            dataclasses.replace(sample, captions=tuple(Caption(caption.text) for caption in sample.captions))
+            for sample in pairs
+        ]
     tokenizer = tokenizers.train(texts, vocabulary_size=300, output=folder)
     with ShardWriter(folder, "pairs", max_samples=5) as writer:
         writer.write(Sample(key="", kind=Kind.TEXT, source="words", text="a lonely text"))

@@ -207,6 +207,15 @@ def test_pictures_are_drawn_without_jpegs_too(tmp_path: Path) -> None:
     assert report.pictures[0].std() > 1
 
 
+def test_pairs_without_rewrites_are_measured_by_retrieval_and_losses(tmp_path: Path) -> None:
+    folder = small.write_corpus(tmp_path, num_pairs=3, with_rewrites=False)
+    config = small.run_config(folder)
+    metrics = evaluate_held_out(small.make_engine(config), Corpus.open(folder), config).metrics
+    assert 0 <= metrics[BEST_METRIC] <= 1
+    assert "held_out/loss/region_regression" in metrics
+    assert not [name for name in metrics if "rewrites" in name]
+
+
 def test_a_damaged_pair_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = small.write_corpus(tmp_path, num_pairs=6)
     config = small.run_config(folder)

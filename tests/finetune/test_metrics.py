@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from unimo_ds.finetune.metrics import captions, classification, conversation, questions
@@ -71,6 +74,26 @@ def test_a_perfect_caption_has_the_highest_cider():
         assert found["meteor"] == pytest.approx(1.0, abs=1e-6)
     worse, _ = captions.measure(list(reversed(texts)), [[text] for text in texts], tokenised=True, meteor=False)
     assert worse["cider"] < 5
+
+
+IMPERFECT = json.loads((Path(__file__).parent / "data" / "imperfect_captions.json").read_text())
+"""Captions with few or many words of their references, and the figures of `benchmarks/caption_reference.py`, which runs
+pycocoevalcap's own evaluation in an environment of its own."""
+
+
+@pytest.mark.parametrize("tokenised", [True, False])
+def test_imperfect_captions_have_the_figures_of_the_reference(tokenised):
+    if not tokenised and not captions.has_java():
+        pytest.skip("PTB tokens and METEOR need Java")
+    written = [one["written"] for one in IMPERFECT["sets"]]
+    references = [one["references"] for one in IMPERFECT["sets"]]
+    found, notes = captions.measure(written, references, tokenised=tokenised, meteor=not tokenised)
+    expected = IMPERFECT["reference"]["scored" if tokenised else "evaluated"]
+    assert found == pytest.approx({name.lower(): value for name, value in expected.items()}, rel=1e-9)
+    assert notes == ({} if tokenised else {"tokenised": "PTB (Stanford CoreNLP)"})
+    assert all(0.1 < value < 2 for value in expected.values()), "neither perfect nor worthless"
+    shuffled, _ = captions.measure([*written[1:], written[0]], references, tokenised=tokenised, meteor=False)
+    assert all(shuffled[name] < 0.8 * found[name] for name in shuffled), "the figures tell captions from each other"
 
 
 def test_texts_are_lower_cased_and_lose_their_punctuation(monkeypatch):

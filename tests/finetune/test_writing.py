@@ -12,10 +12,11 @@ import torch
 from tests.finetune import small
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.packing import pack_sequences
-from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP
+from unimo_ds.data.schema import CLS, FIRST_POSITION, NO_TAG, SEP, Regions
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
-from unimo_ds.finetune.model import NO_TAG
+from unimo_ds.finetune.object_words import ObjectWords
+from unimo_ds.finetune.tasks.captioning import CaptionExamples
 from unimo_ds.finetune.tasks.cnndm import sentences_as_lines
 from unimo_ds.generation.decoding import decode, encode_prefixes
 from unimo_ds.utils.errors import UserError
@@ -219,3 +220,57 @@ def test_captioning_has_an_example_a_caption_and_a_prompt_an_image(tmp_path):
     found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer, quick=True)
     assert len(found.predictions) == 6
     assert {"bleu_4", "cider", "rouge_l"} <= set(found.metrics)
+
+
+def test_captions_are_written_from_the_names_of_sure_objects(tmp_path):
+    small.write_pairs(tmp_path)
+    tokenizer = tokenizers.load(tmp_path / "train")
+    names = tmp_path / "objects.txt"
+    write_lines(names, *(f"thing {letter},item {letter}" for letter in "abcde"))
+    changes = (f"finetune.captioning.object_names={names}", "finetune.captioning.min_confidence=0.3")
+    config = small.task_config("captioning", tokenizer, *changes, "finetune.generation.max_tokens=6")
+    task = tasks.load("captioning")
+    _, assets = task.settle(config, tmp_path)
+    assert assets == {"object_names": ["", "thing a", "thing b", "thing c", "thing d", "thing e"]}
+    examples = task.open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets=assets)
+    sequence, bare = examples.make(4, 7).sequences[0], CaptionExamples(examples.pairs, max_target_tokens=50)
+    words = examples.object_text(int(examples.pairs.image_of_C[4]))
+    assert sequence.prefix_length == sequence.num_regions + len(words)
+    assert examples.lengths(4, 0) == [sequence.length]
+    np.testing.assert_array_equal(sequence.token_ids[: len(words)], words)
+    plain = bare.make(4, 7).sequences[0]
+    np.testing.assert_array_equal(sequence.token_ids[len(words) :], plain.token_ids)
+    np.testing.assert_array_equal(sequence.token_positions[len(words) :], plain.token_positions)
+    assert examples.select([4]).objects is examples.objects
+    assert examples.fingerprint != bare.fingerprint, "a run does not go on with other names"
+    assert len(
+        task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer, quick=True).predictions
+    )
+    with pytest.raises(UserError, match=r"task.json lists none; restore that file"):
+        task.open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets={})
+    write_lines(names, "thing a")
+    with pytest.raises(UserError, match="has 1 lines, but the images' detector has 6 classes"):
+        task.settle(config, tmp_path)
+
+
+def test_objects_are_named_surest_first(tokenizer):
+    """One word a region, of its likeliest class that has a name; a region that is not sure enough has none."""
+    ids, chances = [[1, 2], [0, 3], [2, 1], [1, 0]], [[0.5, 0.25], [0.6, 0.375], [0.875, 0], [0.25, 0.75]]
+    regions = Regions(
+        np.zeros((4, 4), np.float32),
+        np.zeros((4, 2), np.float16),
+        np.array(ids, np.int32),
+        np.array(chances, np.float16),
+    )
+
+    def words(**changes) -> str:
+        settings = {"min_confidence": 0.3, "max_tokens": 50, "max_regions": 10, **changes}
+        text = ObjectWords(["", "film", "plot", "cast"], tokenizer, **settings).text(regions)
+        assert (text[0], text[-1]) == (CLS, SEP)
+        return tokenizer.decode(text[1:-1])
+
+    assert words() == "plot film cast"
+    assert words(min_confidence=0.2) == "plot film cast film"
+    assert words(min_confidence=0.9) == ""
+    assert words(max_regions=2) == "film cast"
+    assert words(max_tokens=2 + len(tokenizer.encode("plot"))) == "plot"

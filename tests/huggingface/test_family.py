@@ -326,13 +326,13 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
 
 
 def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
-    """CoQA's tags: no class of the family takes them yet."""
-    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("coqa", num_outputs=0))
-    run = small.write_run(
-        tmp_path / "run", task_models.TaskModel(config, task_models.NoHead(), tag_sizes=(3, 16)), config
-    )
-    with pytest.raises(UserError, match="fine-tuned on coqa, whose parts no class"):
-        export(run, tmp_path / "exported")
+    """A task with a head of its own that the family does not know."""
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=2))
+    files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
+    own = task_models.TaskModel(config, torch.nn.Identity())
+    found = source.Source(own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"))
+    with pytest.raises(UserError, match="fine-tuned on sst2, whose parts no class"):
+        write(found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
     assert not (tmp_path / "exported").exists()
 
 

@@ -51,8 +51,9 @@ def test_native_equals_fp64_and_itself(name, probability, dtype):
             assert error <= factor * float((other.cpu().double() - truth).abs().max()) + floor
 
 
-def test_no_synchronisation_and_cuda_graphs():
-    layout = on_gpu(make_layout([70, 20, 130], prefix_lengths=[70, 3, 64]))
+@pytest.mark.parametrize("owners", [None, [-1, 2, -1]])
+def test_no_synchronisation_and_cuda_graphs(owners):
+    layout = on_gpu(make_layout([70, 20, 130], prefix_lengths=[70, 3, 64], prefix_of=owners))
     inputs = random_inputs(220).half().cuda()
     expected = packed_attention(inputs, layout, probability=0.1, site=3, path="native")
     torch.cuda.set_sync_debug_mode("error")

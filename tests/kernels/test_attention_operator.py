@@ -17,19 +17,27 @@ from unimo_ds.utils import seed
 from unimo_ds.utils.errors import UserError
 
 HEADS, SIZE = 2, 64
-STREAMS = {
-    "empty": ([], []),
-    "one position": ([1], [1]),
-    "tile edges": ([63, 64, 65, 16, 1], [63, 64, 65, 16, 1]),
-    "causal": ([17, 70], [0, 0]),
-    "prefixes": ([20, 80, 66], [7, 33, 65]),
+STREAMS: dict[str, tuple[list[int], list[int], list[int] | None]] = {
+    "empty": ([], [], None),
+    "one position": ([1], [1], None),
+    "tile edges": ([63, 64, 65, 16, 1], [63, 64, 65, 16, 1], None),
+    "causal": ([17, 70], [0, 0], None),
+    "prefixes": ([20, 80, 66], [7, 33, 65], None),
+    "nobody shares": ([20, 7], [20, 3], [-1, -1]),
+    "shared prefixes": (
+        [20, 65, 5, 30, 30, 17, 12, 4],  # texts before and after what they see
+        [20, 65, 0, 13, 9, 17, 0, 4],
+        [1, -1, 3, -1, 1, 1, -1, 6],  # the last one shares a prefix of no positions
+    ),
 }
+"""Name -> lengths, prefixes, and whose prefix each sequence shares."""
 FORMATS = [("sm_70", torch.float16), ("sm_80", torch.float16), ("sm_80", torch.bfloat16), ("sm_90", torch.bfloat16)]
 
 
 def stream(name: str) -> Layout:
-    lengths, prefixes = STREAMS[name]
-    return make_layout(lengths, prefix_lengths=prefixes, seeds=[seed.mix(2, index) for index in range(len(lengths))])
+    lengths, prefixes, owners = STREAMS[name]
+    seeds = [seed.mix(2, index) for index in range(len(lengths))]
+    return make_layout(lengths, prefix_lengths=prefixes, seeds=seeds, prefix_of=owners)
 
 
 def random_inputs(num_positions: int) -> torch.Tensor:
@@ -65,9 +73,31 @@ def test_dropout_mask_is_the_reference_mask_bit_for_bit(monkeypatch, architectur
     assert torch.equal(output != 0, seed.keep_mask(keys, SIZE, 0.3))
 
 
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
+@pytest.mark.parametrize("image", [12, 13])
+def test_dropout_mask_of_a_shared_prefix_is_the_reference_mask_bit_for_bit(monkeypatch, image, architecture):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    text = 30
+    layout = make_layout([text, image], seeds=[7, 9], prefix_of=[1, -1])
+    inputs = torch.zeros(text + image, 3, HEADS, SIZE, dtype=torch.float16)
+    inputs[:, 2] = torch.eye(text + image, SIZE, dtype=torch.float16).roll(-image, 0)[:, None]
+    leaf = inputs.clone().requires_grad_()
+    output = packed_attention(leaf, layout, probability=0.3, site=11, path="native")[:text]
+    keys = seed.head_keys(seed.row_keys(layout.position_keys, 11), HEADS)[:text]
+    kept = seed.keep_mask(keys, text + image, 0.3)  # [text, H, columns]
+    assert torch.equal(output[..., : text + image] != 0, kept)
+    # The gradient of a value is the sum of the probabilities of the queries that see it: the backward kernels' masks.
+    (gradient,) = torch.autograd.grad(output.sum(), leaf)
+    expected = kept.double().sum(0) / (text + image) * seed.keep_scale(0.3)
+    found = gradient[:, 2, :, 0].roll(image, 0).T.double()
+    assert (found - expected).abs().max() < 4 * torch.finfo(torch.float16).eps
+
+
 def test_blocks_cover_every_row_once_longest_first():
     layout = make_layout([5, 200, 64, 1, 65], prefix_lengths=[5, 30, 0, 1, 65])
-    tiles = native.make_tiles(layout, rows=64).tolist()
+    tiles, sharing = native.make_tables(layout, rows=64)
+    assert not sharing.numel()
+    tiles = tiles.tolist()
     assert len(tiles) == (335 + 63 * 5) // 64
     used = [tile for tile in tiles if tile[1]]
     assert all(tile == [0, 0, 0, 0] for tile in tiles[len(used) :])
@@ -77,21 +107,37 @@ def test_blocks_cover_every_row_once_longest_first():
     assert {(start, length, prefix) for start, length, prefix, _ in used} == {
         (0, 5, 5), (5, 200, 30), (205, 64, 0), (269, 1, 1), (270, 65, 65)
     }  # fmt: skip
-    assert native.make_tiles(make_layout([]), rows=64).shape == (0, 4)
+    assert native.make_tables(make_layout([]), rows=64)[0].shape == (0, 4)
 
 
-def test_operator_traces_and_differentiates(monkeypatch):
+def test_blocks_know_what_is_shared():
+    layout = make_layout([3, 70, 9, 2], prefix_lengths=[3, 65, 0, 2], prefix_of=[1, -1, -1, 1])
+    tiles, sharing = native.make_tables(layout, rows=64)
+    used = [tile for tile in tiles.tolist() if tile[1]]
+    # start, length, prefix, first row; shared from, how many; queries of others: where in `sharing`, how many
+    owner = [3, 70, 65]
+    assert used[0] == [*owner, 0, 0, 0, 0, 5]
+    assert used[1] == [*owner, 64, 0, 0, 0, 5]
+    assert sorted(used[2:]) == [[0, 3, 3, 0, 3, 65, 0, 0], [73, 9, 0, 0, 0, 0, 5, 0], [82, 2, 2, 0, 3, 65, 5, 0]]
+    assert sharing.shape == (84,)
+    assert sharing[:5].tolist() == [0, 1, 2, 82, 83]
+    tiles, sharing = native.make_tables(make_layout([], prefix_of=[]), rows=64)
+    assert (tiles.shape, sharing.shape) == ((0, 8), (0,))
+
+
+@pytest.mark.parametrize("owners", [None, [-1, 0]])
+def test_operator_traces_and_differentiates(monkeypatch, owners):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
-    layout = make_layout([20, 3], prefix_lengths=[4, 3])
+    layout = make_layout([20, 3], prefix_lengths=[4, 3], prefix_of=owners)
     inputs = random_inputs(23).half().requires_grad_()
-    arguments = (inputs, native.tiles_of(layout), layout.position_keys, 0.1, 2)
+    arguments = (inputs, *native.tables_of(layout), layout.position_keys, 0.1, 2)
     torch.library.opcheck(torch.ops.unimo.attention_forward.default, arguments)
 
-    def loss(query_key_value, tiles, keys):
-        return torch.ops.unimo.attention_forward(query_key_value * 1.5, tiles, keys, 0.1, 2)[0].float().square().sum()
+    def loss(query_key_value, *tables):
+        return torch.ops.unimo.attention_forward(query_key_value * 1.5, *tables, 0.1, 2)[0].float().square().sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    expected, found = loss(*arguments[:3]), compiled(*arguments[:3])
+    expected, found = loss(*arguments[:4]), compiled(*arguments[:4])
     assert torch.equal(expected, found)
     assert torch.equal(torch.autograd.grad(expected, inputs)[0], torch.autograd.grad(found, inputs)[0])
 

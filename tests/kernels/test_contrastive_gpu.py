@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from tests.kernels.shared_scores import CASES, Case, make_keys, make_vectors, plain
 from tests.losses.test_contrastive import EVERY_ROLE, FORMS, make_table
+from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
@@ -109,9 +108,7 @@ def test_pairs_equal_fp64_and_themselves(dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_loss_equals_the_plain_path_and_itself(form, exchange):
     table, num_images, num_texts = make_table(200, EVERY_ROLE, groups=3)
-    table = dataclasses.replace(
-        table, **{field.name: getattr(table, field.name).cuda() for field in dataclasses.fields(table)}
-    )
+    plan = make_plan(table, communicator=SingleProcess()).to(torch.device("cuda"))
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(count, 768, generator=generator) for count in (num_images, num_texts)]
 
@@ -119,7 +116,7 @@ def test_the_whole_loss_equals_the_plain_path_and_itself(form, exchange):
         leaves = [tensor.cuda().to(dtype).requires_grad_() for tensor in (*vectors, torch.tensor(0.07))]
         result = contrastive_loss(
             *leaves[:2],
-            table,
+            plan,
             temperature=leaves[2],
             form=form,
             in_batch=True,

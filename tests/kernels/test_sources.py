@@ -45,6 +45,12 @@ FAULTS = {
         "prefix > row ? prefix : row + 1",
         "prefix > row ? prefix : row + 2",
     ),
+    "attention: dropout of a text that sees a shared prefix, at columns of its own": (
+        "sm_70",
+        "attention/backward_keys.cuh",
+        "tile.shared + row",
+        "row",
+    ),
     "contrastive: a missing barrier": (
         "sm_70",
         "contrastive/weights.cuh",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
-from unimo_ds.losses.contrastive import contrastive_loss
-from unimo_ds.ops.contrastive import Candidates, SharedCandidates, multi_positive_loss, reference
+from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.losses.contrastive import ACCURACIES, contrastive_loss
+from unimo_ds.ops.contrastive import Candidates, PrivateScores, SharedCandidates, multi_positive_loss, reference
 from unimo_ds.utils.communicator import SingleProcess
 
 FORMS = ("one_log", "two_logs", "log_each")
@@ -66,9 +68,17 @@ def vectors(count: int, size: int = 8, dtype: torch.dtype = torch.float64) -> to
 
 def run(images, texts, table, form="one_log", in_batch=True, temperature=0.2):
     temperature = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    plan = make_plan(table, communicator=SingleProcess())
     return contrastive_loss(
-        images, texts, table, temperature=temperature, form=form, in_batch=in_batch, communicator=SingleProcess()
+        images, texts, plan, temperature=temperature, form=form, in_batch=in_batch, communicator=SingleProcess()
     )
+
+
+def accuracies(result):
+    return {
+        name: (int(right), int(asked))
+        for name, right, asked in zip(ACCURACIES, result.right, result.asked, strict=True)
+    }
 
 
 def test_one_positive_equals_softmax_cross_entropy():
@@ -161,7 +171,7 @@ def test_positive_rewrites_of_other_pairs_are_negatives_unless_they_are_my_own_c
         texts[0], texts[1] = images[0] + texts[0] / 10, -images[0]
     same = torch.where(table.score_pair == 1, table.pair_text_key[0], table.score_key)
     apart, alike = (run(images, texts, dataclasses.replace(table, score_key=key)) for key in (table.score_key, same))
-    assert apart.accuracies["in_batch_image_to_text"][0] < alike.accuracies["in_batch_image_to_text"][0]
+    assert accuracies(apart)["in_batch_image_to_text"] < accuracies(alike)["in_batch_image_to_text"]
     assert apart.loss_sum > alike.loss_sum
 
 
@@ -207,19 +217,14 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
         shared = SharedCandidates(
             *queries, keys, own, own, *(Candidates(vectors, candidate_keys) for vectors in candidates)
         )
-        result = loss(
-            private,
-            pair,
-            positive,
-            num_pairs=num_pairs,
-            shared=shared,
-            inverse_temperature=inverse,
-            log_each=log_each,
-        )
-        return result[0] if isinstance(result, tuple) else result
+        return loss(num_pairs=num_pairs, shared=shared, inverse_temperature=inverse, log_each=log_each)
+
+    def tiled(**arguments):
+        sides = (PrivateScores(private[chosen], pair[chosen]) for chosen in (positive, ~positive))
+        return multi_positive_loss(*sides, **arguments)[0]
 
     weights = torch.rand(num_pairs, dtype=torch.float64)
-    expected, actual = evaluate(reference), evaluate(multi_positive_loss)
+    expected, actual = evaluate(functools.partial(reference, private, pair, positive)), evaluate(tiled)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     if num_pairs:
         for one, other in zip(
@@ -242,10 +247,7 @@ def test_accuracies_count_by_level_and_direction():
         texts[:2] = images[:2]
         alone = table.score_text[table.score_role == SequenceRole.SINGLE_NEGATIVE]
         texts[alone[0]], texts[alone[1]] = -images[0], 2 * images[1]  # the second one ties with the caption itself
-    right_and_asked = {
-        name: (int(right), int(asked)) for name, (right, asked) in run(images, texts, table).accuracies.items()
-    }
-    assert right_and_asked == {
+    assert accuracies(run(images, texts, table)) == {
         "hard_negative_joint_sentence": (0, 0),
         "hard_negative_joint_phrase": (0, 0),
         "hard_negative_joint_word": (4, 4),

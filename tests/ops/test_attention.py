@@ -135,11 +135,6 @@ def test_dropout_of_a_shared_prefix_is_that_of_the_joint_sequence():
     torch.testing.assert_close(weights, alone, rtol=0, atol=1e-14)
 
 
-def test_kernels_refuse_shared_prefixes_by_name():
-    with pytest.raises(UserError, match=r"prefix_of.*joint_encoding=exact"):
-        packed_attention(random_inputs(4), make_layout([2, 2], prefix_of=[-1, 0]), path="native")
-
-
 def test_unknown_path_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'bucketed'"):
         packed_attention(random_inputs(1), make_layout([1]), path="buckted")

@@ -33,6 +33,20 @@ def test_fused_equals_reference(name, probability, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_gradients_the_bits_are_those_of_training(dtype):
+    keys = stream("prefixes").position_keys
+    x, residual = random_rows(len(keys), SIZE).to(dtype), random_rows(len(keys), SIZE).to(dtype) * 2
+    weight, bias = random_rows(SIZE).to(dtype), random_rows(SIZE).to(dtype)
+    results = []
+    for is_training in (True, False):
+        with torch.set_grad_enabled(is_training):
+            results.append(
+                dropout_add_layer_norm(x, residual, weight, bias, keys, probability=0.0, site=5, epsilon=1e-5)
+            )
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dropout_equals_reference(dtype):
     keys = stream("prefixes").position_keys
     assert_within_budget(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,3 +51,17 @@ def test_open_sizes_come_from_the_data_and_stated_ones_stay() -> None:
     assert recipes.fit_to_data(base, corpus) == base
     half = dataclasses.replace(base, model=dataclasses.replace(base.model, vocabulary_size=0))
     assert recipes.fit_to_data(half, corpus).model == dataclasses.replace(base.model, vocabulary_size=900)
+
+
+def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
+    def found(path: Path) -> tuple[str, str | None]:
+        data = recipes.with_data(recipes.load("demo"), str(path)).data
+        return data.path, data.held_out_path
+
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "manifest.json").touch()
+    assert found(tmp_path / "train") == (str(tmp_path / "train"), None)
+    assert found(tmp_path) == (str(tmp_path / "train"), None)
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "manifest.json").touch()
+    assert found(tmp_path) == (str(tmp_path / "train"), str(tmp_path / "held_out"))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.prepare.raw import picture
 from tests.huggingface import small
 from unimo_ds import cli
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
-from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
+from unimo_ds.finetune.object_words import ObjectWords
+from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.serving.model import ServedModel, own_settings
 
 
@@ -92,3 +94,20 @@ def test_a_tuned_model_writes_as_its_task_does(tmp_path: Path):
         ((text, found),) = ServedModel.open(run).write([None], ["a red ball"], settings)[0]
         assert 2 <= len(found.tokens) <= 9
         assert "<mask>" not in text
+
+
+def test_a_model_taught_with_names_of_objects_is_shown_them(tmp_path: Path):
+    """Without a text it writes what it writes for the text of the names that the extractor's classes have."""
+    named = CaptioningConfig(object_names="given when it was taught", min_confidence=0.0)
+    tuning = FinetuneConfig("captioning", captioning=named, generation=GenerationConfig(beams=1, max_tokens=9))
+    config = dataclasses.replace(small.run_config(), finetune=tuning)
+    run = small.write_run(tmp_path / "run", task_models.TaskModel(config, task_models.NoHead()), config)
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("ball", "dog", "boat", "man", "horse")]
+    (run / "task.json").write_text(json.dumps({"object_names": names}))
+    model, image = ServedModel.open(run), picture(0)
+    settings = own_settings(model.source)
+    objects = ObjectWords.of(config, model.source.assets, model.source.tokenizer)
+    words = model.source.tokenizer.decode(objects.text(model.regions([image])[0])[1:-1])
+    assert words.startswith(tuple(names))
+    shown, told, other = model.write([image] * 3, [None, words, "a red ball on"], settings)
+    assert shown == told != other

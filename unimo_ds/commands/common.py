@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -83,6 +82,6 @@ def config_of(arguments: argparse.Namespace, data: str | None) -> RunConfig:
 
     config = apply_overrides(recipes.load(arguments.recipe), arguments.set)
     if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
+        config = recipes.with_data(config, data)
     check(config)
     return config

@@ -24,7 +24,7 @@ _PLAN_EXAMPLE = "unimo plan --recipe base_32xv100 --data data/train --utilisatio
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--data", help="data folder: count its sequences instead of assuming their lengths")
+    parser.add_argument("--data", help="data folder, as in training: count its sequences instead of assuming lengths")
     parser.add_argument("--devices", type=int, help="number of GPUs (or CPU processes); default: the recipe's")
     parser.add_argument("--hardware", help="v100, a100, h100, h200 or cpu; default: the recipe's")
     parser.add_argument(
@@ -33,7 +33,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measured",
         metavar="ROWS",
-        help="take the share from a file of `python -m benchmarks.step`, made on such a device",
+        help="take the share from a file of `python -m benchmarks.step`: of such a device, or of another GPU with --profile",
     )
     add_json(parser)
 
@@ -45,7 +45,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     config = config_of(arguments, arguments.data)
     corpus = None
     if arguments.data is not None:
-        corpus = Corpus.open(arguments.data)
+        corpus = Corpus.open(config.data.path)
         config = recipes.fit_to_data(config, corpus)
     result = planning.plan(
         config,
@@ -75,7 +75,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
     order = parser.add_argument_group("unimo inspect order: what each step will read, without training")
-    order.add_argument("--data", help="data folder")
+    order.add_argument("--data", help="data folder, as in training")
     add_recipe(parser, required=False)
     order.add_argument("--steps", default="0:1", metavar="A:B", help="steps A to B - 1 (default 0:1)")
     order.add_argument("--world-size", type=int, default=1)
@@ -126,7 +126,7 @@ def _inspect_order(arguments: argparse.Namespace) -> None:
         raise UserError("unimo inspect order needs --data DIR")
     steps = parse_steps(arguments.steps)
     config = config_of(arguments, arguments.data)
-    corpus = Corpus.open(arguments.data)
+    corpus = Corpus.open(config.data.path)
     config = recipes.fit_to_data(config, corpus)
     result = inspect_order(corpus, config, steps=steps, world_size=arguments.world_size, num_workers=arguments.workers)
     lines = []

@@ -25,6 +25,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 66em;
 h1 { font-size: 1.25em } h2 { font-size: 1.05em; margin: 1.6em 0 .4em }
 figure { margin: 0; position: relative; display: inline-block }
 figure img, figure .blank { display: block; max-width: 100% } .blank { background: #ddd }
+body > figure img { min-width: 20em; height: auto }
 svg { position: absolute; inset: 0; width: 100%; height: 100% }
 rect { fill: none; stroke: #e6550d; stroke-width: 1.5; vector-effect: non-scaling-stroke; pointer-events: all }
 rect:hover { fill: #fd8d3c55; stroke: #a63603 }
@@ -83,7 +84,8 @@ def sample_page(corpus: Corpus, number: int) -> str:
 
 
 def _heading(sample: Sample, details: dict[str, object]) -> str:
-    notes = "; ".join(f"{name}: {value}" for name, value in details.items())
+    # What a program stored for itself (how a scene was drawn) says nothing to a person.
+    notes = "; ".join(f"{name}: {value}" for name, value in details.items() if "{" not in str(value))
     kind = sample.kind.name.lower()
     return (
         f"<h1>{kind} {html.escape(sample.key)}</h1>\n"

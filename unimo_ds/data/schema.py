@@ -26,6 +26,8 @@ Packed = TypeVar("Packed", "PackedBatch", "ContrastTable")
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
 FIRST_POSITION = 2
 """Learned text positions start here, as in RoBERTa."""
+NO_TAG = -1
+"""Tag of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
 
 
 class Kind(enum.IntEnum):
@@ -298,8 +300,9 @@ class PackedBatch:
         return int(self.prefix_lengths.shape[0])
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on `device`; copies are asynchronous where memory is pinned."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on `device`; copies are asynchronous where memory is pinned. `contrast` stays on the host."""
+        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return dataclasses.replace(moved, contrast=self.contrast)
 
     def pin_memory(self) -> PackedBatch:
         return _map_tensors(self, lambda tensor: tensor.pin_memory())

@@ -7,6 +7,9 @@ The contrastive group. Pairs of the whole step are each other's negatives, so th
 It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of
 vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal without gradients
 yields the vectors first. Dropout masks are functions of the sequence seeds, so rehearsal and replay see the same network.
+
+The host never waits for a GPU between the first forward and the last backward: all that depends on the batch alone is counted
+and listed on the host before, all that was measured is read in one piece after (tests/engine/test_step.py).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import torch
 
 from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.engine.protocol import StepEngine
+from unimo_ds.losses.contrast_plan import ContrastPlan, make_plan
+from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
@@ -47,11 +52,23 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
+class _Known:
+    """What a step consists of, over all ranks, before anything of it is computed."""
+
+    counts: Sequence[float]
+    """What each loss sums over, the pairs last."""
+    positions: int
+    bad_samples: int
+    bytes_read: int
+
+
+@dataclass(frozen=True)
 class _Contrast:
     """The contrastive loss of the step and its gradient for every pooled vector of this rank, by micro-batch."""
 
     loss_sum: torch.Tensor
-    accuracies: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    right_and_asked: torch.Tensor
+    """[2 * A] fp64, of `losses.contrastive.ACCURACIES`."""
     image_gradients: Sequence[torch.Tensor]
     text_gradients: Sequence[torch.Tensor]
     temperature_gradient: torch.Tensor
@@ -69,23 +86,25 @@ def train_step(
 
     is_wanted: given the total loss, whether to update; a pure function, since every rank asks for itself.
     """
-    local_counts = task.counts(batch.micro_batches).to(engine.device)
-    counts = engine.communicator.all_reduce_sum(local_counts).tolist()
+    known = _count(engine, task, batch)
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
     last = len(micro_batches) - 1
     scales = [
         objective.weight * engine.communicator.world_size / max(count, 1.0)
-        for objective, count in zip(task.objectives, counts, strict=False)
+        for objective, count in zip(task.objectives, known.counts, strict=False)
     ]
-    num_pairs = counts[-1]
+    num_pairs = known.counts[-1]
     engine.set_learning_rate(learning_rate)
+    plan = None
+    if num_pairs:
+        plan = make_plan(join_tables(batch.micro_batches), communicator=engine.communicator).to(engine.device)
 
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None
-    if num_pairs:
+    if plan is not None:
         outputs = [only_output] if only_output is not None else _rehearse(engine, micro_batches)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
-        contrast = _contrast(engine, task, micro_batches, outputs, scale=scale)
+        contrast = _contrast(engine, task, plan, outputs, scale=scale)
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)
@@ -100,7 +119,17 @@ def train_step(
         temperature = output.temperature.detach()
     if contrast is not None:
         sums[-1] = contrast.loss_sum
-    return _finish(engine, task, batch, sums, counts, contrast, temperature, learning_rate, is_wanted)
+    return _finish(engine, task, known, sums, contrast, temperature, learning_rate, is_wanted)
+
+
+def _count(engine: StepEngine, task: PretrainingTask, batch: StepBatch) -> _Known:
+    """One collective, on tensors of the host where there is one rank."""
+    positions = sum(micro_batch.num_positions for micro_batch in batch.micro_batches)
+    mine = [*task.counts(batch.micro_batches), positions, len(batch.bad_samples), batch.bytes_read]
+    communicator = engine.communicator
+    totals = torch.tensor(mine, dtype=torch.float64, device=communicator.device)
+    *counts, positions, bad_samples, bytes_read = communicator.all_reduce_sum(totals).tolist()
+    return _Known(counts, int(positions), int(bad_samples), int(bytes_read))
 
 
 def _rehearse(engine: StepEngine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
@@ -125,7 +154,7 @@ def _without_targets(batch: PackedBatch) -> PackedBatch:
 def _contrast(
     engine: StepEngine,
     task: PretrainingTask,
-    micro_batches: Sequence[PackedBatch],
+    plan: ContrastPlan,
     outputs: Sequence[ModelOutput],
     *,
     scale: float,
@@ -135,15 +164,13 @@ def _contrast(
     texts = torch.cat([output.pooled_texts.detach().float() for output in outputs]).requires_grad_()
     temperature = outputs[0].temperature.detach().requires_grad_()
     with torch.enable_grad():
-        result = task.contrastive(
-            images, texts, join_tables(micro_batches), temperature=temperature, communicator=engine.communicator
-        )
+        result = task.contrastive(images, texts, plan, temperature=temperature, communicator=engine.communicator)
         gradients = torch.autograd.grad(
             result.loss_sum * scale, (images, texts, temperature), allow_unused=True, materialize_grads=True
         )
     return _Contrast(
         loss_sum=result.loss_sum.detach(),
-        accuracies=result.accuracies,
+        right_and_asked=torch.cat((result.right, result.asked)),
         image_gradients=torch.split(gradients[0], [len(output.pooled_images) for output in outputs]),
         text_gradients=torch.split(gradients[1], [len(output.pooled_texts) for output in outputs]),
         temperature_gradient=gradients[2],
@@ -166,62 +193,48 @@ def _anchor(output: ModelOutput) -> torch.Tensor:
         output.region_predictions,
         output.region_class_logits,
     )
-    return torch.stack([tensor[:0].sum().float() for tensor in outputs]).sum() + output.temperature * 0.0
+    return torch.cat([tensor[:0].flatten().float() for tensor in outputs]).sum() + output.temperature * 0.0
 
 
 def _finish(
     engine: StepEngine,
     task: PretrainingTask,
-    batch: StepBatch,
+    known: _Known,
     sums: torch.Tensor,
-    counts: Sequence[float],
     contrast: _Contrast | None,
     temperature: torch.Tensor,
     learning_rate: float,
     is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
     """Sum what was measured over ranks (one collective), decide together whether to update, and update."""
-    extra = [sum(item.num_positions for item in batch.micro_batches), len(batch.bad_samples), batch.bytes_read]
-    right_and_asked = [] if contrast is None else [value for pair in contrast.accuracies.values() for value in pair]
-    packed = torch.cat(
-        (
-            sums,
-            torch.tensor(extra, dtype=torch.float64, device=engine.device),
-            torch.stack([value.to(torch.float64) for value in right_and_asked])
-            if right_and_asked
-            else sums.new_zeros(0),
-        )
-    )
-    totals = engine.communicator.all_reduce_sum(packed).tolist()
     num_losses = len(task.names)
+    measured = [sums, temperature.double().reshape(1)] + ([] if contrast is None else [contrast.right_and_asked])
+    totals = engine.communicator.all_reduce_sum(torch.cat(measured)).tolist()
     means = {
         name: total / count if count else float("nan")
-        for name, total, count in zip(task.names, totals, counts, strict=False)
+        for name, total, count in zip(task.names, totals, known.counts, strict=False)
     }
     weights = [objective.weight for objective in task.objectives] + [task.contrast_weight]
     loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if mean == mean)
+    right_and_asked = totals[num_losses + 1 :]
+    middle = len(right_and_asked) // 2
     accuracies = {
         name: right / asked if asked else float("nan")
-        for name, right, asked in zip(
-            contrast.accuracies if contrast is not None else (),
-            totals[num_losses + 3 :: 2],
-            totals[num_losses + 4 :: 2],
-            strict=True,
-        )
+        for name, right, asked in zip(ACCURACIES, right_and_asked[:middle], right_and_asked[middle:], strict=False)
     }
     is_finite = all(abs(total) < float("inf") for total in totals[:num_losses])
     result = engine.step(is_finite=is_finite, is_wanted=is_wanted(loss))
     return StepMetrics(
         loss=loss if is_finite else float("nan"),
         losses=means,
-        counts={name: int(count) for name, count in zip(task.names, counts, strict=True)},
+        counts={name: int(count) for name, count in zip(task.names, known.counts, strict=True)},
         accuracies=accuracies,
-        positions=int(totals[num_losses]),
-        bad_samples=int(totals[num_losses + 1]),
-        bytes_read=int(totals[num_losses + 2]),
+        positions=known.positions,
+        bad_samples=known.bad_samples,
+        bytes_read=known.bytes_read,
         gradient_norm=result.gradient_norm,
         loss_scale=result.loss_scale,
-        temperature=float(temperature),
+        temperature=totals[num_losses] / engine.communicator.world_size,
         learning_rate=learning_rate,
         applied=result.applied,
     )

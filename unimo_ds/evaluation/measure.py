@@ -171,7 +171,8 @@ def measure_rewrites(
     )
     negative_texts = encode_texts(engine, reader, negatives, micro_batch_tokens=micro_batch_tokens)
     own_images = single.images_ID[torch.from_numpy(negatives.image_n).to(single.images_ID.device)]
-    negative_single = retrieval.paired_cosines(negative_texts.reshape(len(negatives), -1), own_images)
+    # Where no pair has rewrites nothing is encoded, and no vectors have no size.
+    negative_single = retrieval.paired_cosines(negative_texts.reshape(own_images.shape), own_images)
     # The same routine as the rewrites' scores, so that equal vectors give equal bits and a tie is a tie.
     asked_rows = torch.from_numpy(asked).to(single.images_ID.device)
     asked_images = torch.from_numpy(captions.image_n[asked]).to(single.images_ID.device)

@@ -4,6 +4,7 @@ config.json, model.safetensors (or several and their index)     the model as tra
 tokenizer.json, tokenizer_config.json                           the tokenizer
 processor_config.json, preprocessor_config.json, extractor.safetensors   images and texts to inputs
 run_config.json, task.json                                      what the run said, and what its task learned
+generation_config.json                                          how a model that is fine-tuned to write does
 README.md                                                       model card, from the run's records
 """
 
@@ -16,11 +17,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.data.masking import Vocabulary
+from unimo_ds.data.schema import CLS, PAD
 from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE
 from unimo_ds.export import source as sources
 from unimo_ds.export.card import write_card
@@ -28,6 +33,7 @@ from unimo_ds.export.source import Source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.start import ASSETS_FILE
+from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.huggingface import heads, modeling
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
@@ -116,12 +122,13 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
         UserError: a fine-tuned model whose parts no class has.
     """
     config = _config_of(found.config)
+    task = None if found.task is None else tasks.load(found.task)
     weights = {name: weight.detach().to(dtype) for name, weight in found.module.named_parameters()}
     family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
     if isinstance(found.module, task_models.TaskModel):
         head, labels = found.module.head["scores"], labels_of(found)
         kind = type(head), "answers" in found.assets
-        if kind not in _CLASSES or any(name.startswith("head.tags.") for name in weights):
+        if kind not in _CLASSES:
             raise UserError(
                 f"{found.files.name} is fine-tuned on {found.task}, whose parts no class of transformers' family has yet; "
                 "use the run itself, or export the pre-trained model"
@@ -131,7 +138,12 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
         config.label2id = {label: number for number, label in enumerate(labels)}
         if isinstance(head, task_models.SumHead):
             config.classifier_hidden_size = head.middle.out_features
+        if isinstance(task, WritingTask):
+            config.tag_sizes = list(task.tag_sizes) or None
+            config.gnmt_length_penalty = True
     model: Any = family(config)
+    if isinstance(task, WritingTask):
+        model.generation_config = _generation_of(found, task)
     model.to(dtype)
     own = {name.removeprefix("unimo."): parameter for name, parameter in model.named_parameters()}
     if own.keys() != weights.keys():
@@ -141,6 +153,23 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
             parameter.copy_(weights[name])
     result: modeling.UnimoPreTrainedModel = model
     return result
+
+
+def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
+    """How a fine-tuned model writes, in transformers' words; blocked word trigrams have none there."""
+    settings = task.generation_settings(found.config, found.tokenizer)
+    special = np.flatnonzero(Vocabulary.of(found.tokenizer).special).tolist()
+    beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
+    return GenerationConfig(
+        num_beams=settings.num_beams,
+        min_new_tokens=settings.min_tokens,
+        max_new_tokens=settings.max_tokens,
+        eos_token_id=settings.end_id,
+        pad_token_id=PAD,
+        decoder_start_token_id=CLS,
+        suppress_tokens=[token for token in special if token != settings.end_id],
+        **beams,
+    )
 
 
 def labels_of(found: Source) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.models.embeddings import TagTables
 from unimo_ds.models.initialize import initialize
 from unimo_ds.models.layers import SITES_PER_LAYER, Linear
 from unimo_ds.models.unimo import ModelOutput, Unimo
@@ -25,8 +26,6 @@ from unimo_ds.utils import seed
 from unimo_ds.utils.seed import mix
 
 HEAD_PREFIX = "head."
-NO_TAG = -1
-"""Of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
 _HEAD_SEED = 0x68656164
 
 
@@ -159,21 +158,12 @@ class TaskModel(Unimo):
         self.language_head.smoothing = config.finetune.label_smoothing
         self._keeps_logits = config.finetune.adversarial.steps > 0
         self.head = nn.ModuleDict({"scores": head})
-        # One more row, which stays zero: that of NO_TAG.
-        self.head["tags"] = nn.ModuleList(
-            nn.Embedding(size + 1, config.model.hidden_size, padding_idx=size) for size in tag_sizes
-        )
+        self.head["tags"] = TagTables(tag_sizes, config.model.hidden_size)
         generator = torch.Generator().manual_seed(mix(config.seed, _HEAD_SEED))
         initialize(self.head, deviation=config.model.initializer_range, generator=generator)
         with torch.no_grad():
-            for table in self._tag_tables:
-                table.weight[-1] = 0
-
-    @property
-    def _tag_tables(self) -> list[nn.Embedding]:
-        tables = self.head["tags"]
-        assert isinstance(tables, nn.ModuleList)
-        return [table for table in tables if isinstance(table, nn.Embedding)]
+            for table in self.head["tags"].parameters():
+                table[-1] = 0
 
     def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> TaskOutput:
         """text_addition_ND: as in `Unimo`."""
@@ -191,12 +181,12 @@ class TaskModel(Unimo):
 
     def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
         """As in `Unimo`, with the tags' embeddings added to those of the tokens."""
-        tables = self._tag_tables
-        has_tags = len(batch.token_tags) > 0
-        tags_GN = batch.token_tags if has_tags else batch.token_tags.new_zeros(len(tables), 0)
-        for table, tags_N in zip(tables, tags_GN, strict=True):
+        tables = self.head["tags"]
+        assert isinstance(tables, TagTables)
+        if len(tables):
+            has_tags = len(batch.token_tags) > 0
             # On no rows as well: every rank runs the same modules.
-            embedded_ND = table(torch.where(tags_N == NO_TAG, table.num_embeddings - 1, tags_N))
+            embedded_ND = tables(batch.token_tags if has_tags else batch.token_tags.new_zeros(len(tables), 0))
             if has_tags:
                 text_addition_ND = embedded_ND if text_addition_ND is None else text_addition_ND + embedded_ND
         return super().embed(batch, layout, text_addition_ND)

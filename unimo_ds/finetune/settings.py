@@ -114,6 +114,8 @@ _BOUNDS = {
     "retrieval.hard_share": (0.0, 1.0),
     "retrieval.hard_pool": (1, math.inf),
     "retrieval.rerank": (0, math.inf),
+    "captioning.min_confidence": (0.0, 1.0),
+    "captioning.max_object_tokens": (3, math.inf),
     "generation.beams": (1, math.inf),
     "generation.min_tokens": (0, math.inf),
     "generation.max_tokens": (1, math.inf),

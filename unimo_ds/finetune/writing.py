@@ -19,11 +19,11 @@ from torch import nn
 from unimo_ds.config import RunConfig
 from unimo_ds.data.examples import ImageInput
 from unimo_ds.data.masking import Vocabulary
-from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP, LanguageObjective, SequenceInput, SequenceRole
+from unimo_ds.data.schema import CLS, FIRST_POSITION, NO_TAG, SEP, LanguageObjective, SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
-from unimo_ds.finetune.model import NO_TAG, NoHead, TaskModel, TaskOutput
+from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Evaluation, Examples
@@ -208,6 +208,19 @@ class WritingTask:
         """Metrics and notes. quick: as in `evaluate`."""
         raise NotImplementedError
 
+    def generation_settings(self, config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
+        """How a model fine-tuned with `config` searches for its texts."""
+        assert config.finetune is not None
+        generation = config.finetune.generation
+        return GenerationSettings(
+            num_beams=generation.beams,
+            length_penalty=generation.length_penalty,
+            min_tokens=generation.min_tokens,
+            max_tokens=generation.max_tokens,
+            no_repeat_words=3 if generation.block_trigrams else 0,
+            end_id=tokenizer.mask_id if self.ends_with_mask else SEP,
+        )
+
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         return config, {}
 
@@ -230,20 +243,9 @@ class WritingTask:
         """Search for a text for every prompt and compare it with what people wrote."""
         chosen: Any = examples
         found: WritingExamples = chosen
-        assert config.finetune is not None
-        generation = config.finetune.generation
-        end_id = tokenizer.mask_id if self.ends_with_mask else SEP
-        settings = GenerationSettings(
-            num_beams=generation.beams,
-            length_penalty=generation.length_penalty,
-            min_tokens=generation.min_tokens,
-            max_tokens=generation.max_tokens,
-            no_repeat_words=3 if generation.block_trigrams else 0,
-            end_id=end_id,
-        )
-        written = write(
-            engine, found, tokenizer, settings, micro_batch_tokens=config.batch.micro_batch_tokens // generation.beams
-        )
+        settings = self.generation_settings(config, tokenizer)
+        micro_batch_tokens = config.batch.micro_batch_tokens // settings.num_beams
+        written = write(engine, found, tokenizer, settings, micro_batch_tokens=micro_batch_tokens)
         predictions = [{"key": found.prompt_key(number), "answer": text} for number, text in enumerate(written)]
         if not all(found.references(number) for number in range(found.num_prompts)):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})

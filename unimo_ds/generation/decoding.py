@@ -49,10 +49,10 @@ class PrefixCache(DynamicCache):
         self.layers.clear()
 
 
-def encode_prefixes(model: Unimo, batch: PackedBatch) -> PrefixCache:
+def encode_prefixes(model: Unimo, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> PrefixCache:
     """Run the prefixes, one sequence of the stream each, through the layers and keep their keys and values.
 
-    The last layer computes nothing else: no head reads a prefix.
+    The last layer computes nothing else: no head reads a prefix. text_addition_ND: as in `Unimo.forward`.
 
     Raises:
         ValueError: a sequence that is not bidirectional over its whole length, or no sequence at all.
@@ -61,7 +61,7 @@ def encode_prefixes(model: Unimo, batch: PackedBatch) -> PrefixCache:
     if not len(lengths) or not torch.equal(lengths, batch.prefix_lengths):
         raise ValueError("prefixes must be one or more sequences that see themselves whole")
     layout = layout_of(batch)
-    hidden_TE = model.embed(batch, layout)
+    hidden_TE = model.embed(batch, layout, text_addition_ND)
     slots_T = batch.position_sequence.long() * batch.longest + batch.position_offset
     kept = []
     for layer in model.layers:

@@ -48,6 +48,10 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     classifier_dropout: float | int = 0.1
     classifier_hidden_size: int = 2048
     """Of the visual entailment head."""
+    tag_sizes: list[int] | None = None
+    """Of the conditional generation class: values of each further embedding of source tokens (CoQA: roles and turns)."""
+    gnmt_length_penalty: bool = False
+    """Of the same: `length_penalty` is the power of (5 + t) / 6, as in the released UNIMO, not of t."""
     contrastive_temperature: float = 0.07
     min_contrastive_temperature: float = 0.001
     max_contrastive_temperature: float = 0.5

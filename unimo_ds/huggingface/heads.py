@@ -5,18 +5,20 @@ Letters: B inputs, R image positions, L source and M target positions, D hidden 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from unimo_ds.data.schema import CLS
+from unimo_ds.data.schema import CLS, PackedBatch
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
-from unimo_ds.generation.mixin import PrefixGenerationMixin
+from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel
 from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
+from unimo_ds.models.embeddings import TagTables
 
 
 class Head(nn.Module):
@@ -37,12 +39,32 @@ class Scores(nn.Module):
         self.scores = Head(size, num_outputs, middle=middle)
 
 
+class Tags(nn.Module):
+    """Tables of tags under the name `tags`."""
+
+    def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
+        super().__init__()
+        self.tags = TagTables(sizes, hidden_size)
+
+
 class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin):
-    """A target text from an image, a source text, or both: captions, summaries, questions."""
+    """A target text from an image, a source text, or both: captions, summaries, questions, answers in a conversation."""
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
+        if config.tag_sizes:
+            self.head = Tags(config.tag_sizes, config.hidden_size)
+        if config.gnmt_length_penalty:
+            self.penalised_length = gnmt_length
         self.post_init()
+
+    def further_embeddings(self, batch: PackedBatch) -> torch.Tensor | None:
+        if not len(batch.token_tags):
+            return None
+        if not self.config.tag_sizes:
+            raise ValueError("token_tags are given to a model whose configuration has no tag_sizes")
+        embedded: torch.Tensor = self.head.tags(batch.token_tags)
+        return embedded
 
     def forward(
         self,
@@ -51,6 +73,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_features: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
+        token_tags: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: PrefixCache | None = None,
@@ -59,6 +82,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
     ) -> Any:
         """input_ids: [B, L] source. labels: [B, M] target with its end and without [CLS], -100 where it is padding.
 
+        token_tags: [B, G, L] of a model that has tags (`UnimoProcessor.conversations`).
         decoder_input_ids: [B, M], [CLS] first; made of the labels where they are not given. Logits: [B, M, V].
         """
         if past_key_values is not None:
@@ -70,7 +94,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
             known = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
             decoder_input_ids = torch.cat([torch.full_like(known[:, :1], CLS), known[:, :-1]], dim=1)
         inputs = PaddedInputs(
-            input_ids, attention_mask, region_features, region_boxes, region_mask, target_ids=decoder_input_ids
+            input_ids, attention_mask, region_features, region_boxes, region_mask, decoder_input_ids, token_tags
         )
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
@@ -90,12 +114,16 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_features: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
+        token_tags: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
         """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...)."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(
+            input_ids, attention_mask, region_features, region_boxes, region_mask, token_tags=token_tags
+        )
         batch, _ = pack_padded(inputs, feature_size=self.config.region_feature_size)
-        return self.generate_from(encode_prefixes(self.unimo, batch), **arguments)
+        prefixes = encode_prefixes(self.unimo, batch, self.further_embeddings(batch))
+        return self.generate_from(prefixes, **arguments)
 
 
 class UnimoForSequenceClassification(UnimoPreTrainedModel):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
+from unimo_ds.data.schema import PackedBatch
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.packing import Grid, PaddedInputs, pack_padded
 from unimo_ds.models.heads import Temperature
@@ -68,11 +69,17 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
             elif name in ("weight", "bias"):
                 init.constant_(parameter, 1.0 if name == "weight" else 0.0)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            init.zeros_(module.weight[module.padding_idx])
 
     def encode(self, inputs: PaddedInputs) -> tuple[torch.Tensor, Grid]:
         """Hidden states of the stream [T, D], and where they lie."""
         batch, grid = pack_padded(inputs, feature_size=self.config.region_feature_size)
-        return self.unimo.encode(batch), grid
+        return self.unimo.encode(batch, self.further_embeddings(batch)), grid
+
+    def further_embeddings(self, batch: PackedBatch) -> torch.Tensor | None:
+        """[N_text, D] to be added to the text tokens' embeddings, where a class has such."""
+        return None
 
     def pooled(self, inputs: PaddedInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """The pooled [IMG] and [CLS] of each input, [B, D] each; of no use where the input has no such part."""

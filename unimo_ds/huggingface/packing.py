@@ -1,6 +1,7 @@
 """Padded tensors, as transformers' users hold them, to the packed stream and back. Nothing waits for the device but the sizes.
 
-Letters: B inputs, R image positions ([IMG] first), L text positions, M target positions, T stream positions, D hidden size.
+Letters: B inputs, R image positions ([IMG] first), L text positions, M target positions, T stream positions, D hidden size,
+G tags of a token.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from unimo_ds.data.packing import empty_contrast_table
-from unimo_ds.data.schema import FIRST_POSITION, PackedBatch
+from unimo_ds.data.schema import FIRST_POSITION, NO_TAG, PackedBatch
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class PaddedInputs:
     """[B, R], 0 where a region is padding; None: nowhere."""
     target_ids: torch.Tensor | None = None
     """[B, M], padded on the right with anything: later targets are seen by none before them."""
+    token_tags: torch.Tensor | None = None
+    """[B, G, L] numbers of further embeddings of `input_ids`; targets have none."""
 
 
 @dataclass(frozen=True)
@@ -132,5 +136,14 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         pooled_text_at=nothing,
         contrast=empty_contrast_table(),
         longest=int(lengths.max()),
+        token_tags=_tags(inputs.token_tags, is_token, num_targets=is_target.numel()),
     )
     return batch, Grid(is_there, widths[0], widths[1])
+
+
+def _tags(tags_BGL: torch.Tensor | None, is_token_BL: torch.Tensor, *, num_targets: int) -> torch.Tensor:
+    """[G, N_text], those of the source tokens before `num_targets` without any; [0, 0] where there are no tags."""
+    if tags_BGL is None:
+        return torch.zeros(0, 0, dtype=torch.int64, device=is_token_BL.device)
+    of_sources = tags_BGL.transpose(0, 1)[:, is_token_BL].long()
+    return functional.pad(of_sources, (0, num_targets), value=NO_TAG)

@@ -7,12 +7,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
+import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from unimo_ds.data.schema import CLS, SEP
+from unimo_ds.data.conversation import lay_out
+from unimo_ds.data.schema import CLS, NO_TAG, PAD, SEP
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
@@ -47,6 +50,32 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         if len(sizes) > 1:
             raise ValueError(f"as many images as texts are wanted, not {' and '.join(map(str, sorted(sizes)))}")
         return BatchFeature(values)
+
+    def conversations(self, passages: Sequence[str], turns: Sequence[Sequence[str]]) -> BatchFeature:
+        """Inputs of a model that answers the last question of a conversation (CoQA): `input_ids`, `attention_mask`, `token_tags`.
+
+        turns: of each passage, question, answer, ..., question.
+
+        Raises:
+            ValueError: other numbers of both, or a conversation that does not end in a question.
+        """
+        if len(passages) != len(turns):
+            raise ValueError(f"{len(passages)} passages and {len(turns)} conversations; each passage has one")
+        if not all(len(one) % 2 for one in turns):
+            raise ValueError("turns are question, answer, ..., question: an odd number of them")
+        inner: tokenizers.Tokenizer = self.tokenizer.backend_tokenizer
+        rows = []
+        for passage, said in zip(passages, turns, strict=True):
+            pieces = [np.array(inner.encode(text, add_special_tokens=False).ids, np.int32) for text in (passage, *said)]
+            rows.append(lay_out(pieces[0], pieces[1:], max_tokens=self.tokenizer.model_max_length))
+        longest = max(len(text) for text, _ in rows)
+        ids = torch.full((len(rows), longest), PAD)
+        tags = torch.full((len(rows), 2, longest), NO_TAG)
+        for row, (text, own) in enumerate(rows):
+            ids[row, : len(text)] = torch.from_numpy(text)
+            tags[row, :, : len(text)] = torch.from_numpy(own)
+        mask = (torch.arange(longest) < torch.tensor([[len(text)] for text, _ in rows])).long()
+        return BatchFeature({"input_ids": ids, "attention_mask": mask, "token_tags": tags})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **others: Any) -> Any:
         # transformers writes the image processor's settings into its own file, but not its parameters.

@@ -1,7 +1,8 @@
 """Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
 
 Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: a joint encoding of
-image and text, or two encodings alone. `ContrastTable` says which rows are scored and why. Three forms:
+image and text, or two encodings alone. `ContrastTable` says which rows are scored and why, `contrast_plan.py` makes lists of
+it that need no vectors. Three forms:
 
     one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
     two_logs                 -log( joint positives / (those + joint negatives) )
@@ -11,22 +12,23 @@ image and text, or two encodings alone. `ContrastTable` says which rows are scor
 Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot. And
 with a sum of positives inside, one good positive is enough: the others stop learning.
 
-Letters: P local pairs, Q scores, D vector size.
+Letters: P local pairs, Q scores, N vectors of a modality, D vector size, A accuracies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
+from unimo_ds.losses.contrast_plan import HARD_NEGATIVES, ContrastPlan
 from unimo_ds.ops.contrastive import (
-    NO_ITEM,
     Candidates,
     InBatch,
+    PrivateScores,
     SharedCandidates,
     multi_positive_loss,
     pair_scores,
@@ -34,29 +36,23 @@ from unimo_ds.ops.contrastive import (
 from unimo_ds.ops.ring import RingCandidates
 from unimo_ds.utils.communicator import Communicator
 
-JOINT_POSITIVES = (SequenceRole.JOINT_PAIR, SequenceRole.JOINT_POSITIVE)
-JOINT_NEGATIVES = (SequenceRole.JOINT_NEGATIVE,)
-SINGLE_POSITIVES = (
-    SequenceRole.SINGLE_IMAGE,
-    SequenceRole.SINGLE_POSITIVE,
-    SequenceRole.RELATED_IMAGE,
-    SequenceRole.RELATED_TEXT,
-)
-SINGLE_NEGATIVES = (SequenceRole.SINGLE_NEGATIVE,)
+ACCURACIES = (*HARD_NEGATIVES, "in_batch_image_to_text", "in_batch_text_to_image")
 
 
 @dataclass(frozen=True)
 class ContrastiveResult:
     loss_sum: torch.Tensor
     """fp32 scalar, sum over this rank's pairs."""
-    accuracies: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    """Named (number right, number asked) of this rank, without gradient."""
+    right: torch.Tensor
+    """[A] fp64, of ACCURACIES, how often this rank was right, without gradient."""
+    asked: torch.Tensor
+    """[A] fp64, how often it was asked."""
 
 
 def contrastive_loss(
     images_ND: torch.Tensor,
     texts_ND: torch.Tensor,
-    table: ContrastTable,
+    plan: ContrastPlan,
     *,
     temperature: torch.Tensor,
     form: Literal["one_log", "two_logs", "log_each"],
@@ -65,43 +61,42 @@ def contrastive_loss(
     exchange: Literal["gather", "ring"] = "gather",
     path: str = "auto",
 ) -> ContrastiveResult:
-    """CMCL over this rank's pairs against the pairs of all ranks.
+    """CMCL over this rank's pairs against the pairs of all ranks. Never waits for a GPU.
 
     images_ND, texts_ND: pooled vectors, any float dtype; unit length is made here, in fp32 (fp64 stays fp64).
-    temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of one process that
-    holds all pairs; `communicator` brings the other ranks' images and texts, differentiably: all of them at once (`gather`),
-    or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
+    plan: on their device. temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of
+    one process that holds all pairs; `communicator` brings the other ranks' images and texts, differentiably: all of them at
+    once (`gather`), or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
     """
     images_ND, texts_ND = _unit(images_ND), _unit(texts_ND)
-    num_pairs = len(table.pair_image)
-    score_Q = pair_scores(images_ND, texts_ND, table.score_image, table.score_text, path=path)
-    shared = _SHARED[exchange](images_ND, texts_ND, table, communicator) if in_batch else None
+    score_Q = pair_scores(images_ND, texts_ND, plan.score_image, plan.score_text, path=path)
+    shared = _SHARED[exchange](images_ND, texts_ND, plan, communicator) if in_batch else None
     inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
 
     def loss(
-        positives: tuple[SequenceRole, ...], negatives: tuple[SequenceRole, ...], *, with_shared: bool
+        positives: PrivateScores, negatives: PrivateScores, *, with_shared: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = _has_role(table.score_role, positives + negatives)
         return multi_positive_loss(
-            score_Q[chosen],
-            table.score_pair[chosen],
-            _has_role(table.score_role[chosen], positives),
-            num_pairs=num_pairs,
+            positives,
+            negatives,
+            num_pairs=plan.num_pairs,
             shared=shared if with_shared else None,
             inverse_temperature=inverse_temperature,
             log_each=form == "log_each",
             path=path,
         )
 
+    def parts(ends: Sequence[int]) -> Iterator[PrivateScores]:
+        return map(PrivateScores, score_Q.tensor_split(ends), plan.score_pair.tensor_split(ends))
+
     if form == "one_log":
-        losses_P, best_P2 = loss(
-            JOINT_POSITIVES + SINGLE_POSITIVES, JOINT_NEGATIVES + SINGLE_NEGATIVES, with_shared=True
-        )
+        losses_P, best_P2 = loss(*parts(plan.ends[1:2]), with_shared=True)
     else:
-        joint_P, _ = loss(JOINT_POSITIVES, JOINT_NEGATIVES, with_shared=False)
-        single_P, best_P2 = loss(SINGLE_POSITIVES, SINGLE_NEGATIVES, with_shared=True)
+        single_positives, joint_positives, joint_negatives, single_negatives = parts(plan.ends)
+        joint_P, _ = loss(joint_positives, joint_negatives, with_shared=False)
+        single_P, best_P2 = loss(single_positives, single_negatives, with_shared=True)
         losses_P = joint_P + single_P
-    return ContrastiveResult(losses_P.sum(), _accuracies(score_Q.detach(), best_P2, table))
+    return ContrastiveResult(losses_P.sum(), *_accuracies(score_Q.detach(), best_P2, plan))
 
 
 def _unit(vectors_ND: torch.Tensor) -> torch.Tensor:
@@ -109,81 +104,45 @@ def _unit(vectors_ND: torch.Tensor) -> torch.Tensor:
     return functional.normalize(wide, dim=-1)
 
 
-def _has_role(roles: torch.Tensor, wanted: tuple[SequenceRole, ...]) -> torch.Tensor:
-    return torch.isin(roles, torch.tensor([int(role) for role in wanted], device=roles.device))
-
-
-@dataclass(frozen=True)
-class _Brought:
-    """What this rank brings of one modality."""
-
-    candidates: Candidates
-    """[n] its pairs' own first."""
-    own: torch.Tensor
-    """[P, k] keys of what each pair brings, padded with NO_ITEM."""
-
-
-def _brought(
-    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable
-) -> tuple[torch.Tensor, _Brought, _Brought]:
-    """[P, 3] keys of the pairs; their single images and texts, with related ones and the positive rewrites that stand alone."""
-    query_keys = torch.stack((table.pair_group, table.pair_image_key, table.pair_text_key), 1)
-
-    def brought(
-        vectors_ND: torch.Tensor,
-        pair_row: torch.Tensor,
-        pair_key: torch.Tensor,
-        score_row: torch.Tensor,
-        others: tuple[SequenceRole, ...],
-    ) -> _Brought:
-        chosen = _has_role(table.score_role, others)
-        owner = torch.cat((torch.arange(len(pair_row), device=pair_row.device), table.score_pair[chosen]))
-        rows = torch.cat((pair_row, score_row[chosen]))
-        items = torch.cat((pair_key, table.score_key[chosen]))
-        keys = torch.cat((query_keys[owner], items.unsqueeze(1)), 1)
-        own = _items_by_owner(owner, items, num_owners=len(pair_row))
-        return _Brought(Candidates(vectors_ND[rows], keys), own)
-
-    images = brought(
-        images_ND, table.pair_image, table.pair_image_key, table.score_image, (SequenceRole.RELATED_IMAGE,)
+def _candidates(images_ND: torch.Tensor, texts_ND: torch.Tensor, plan: ContrastPlan) -> tuple[Candidates, Candidates]:
+    return (
+        Candidates(images_ND.index_select(0, plan.images.rows), plan.images.keys),
+        Candidates(texts_ND.index_select(0, plan.texts.rows), plan.texts.keys),
     )
-    rewrites_and_related = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE)
-    texts = brought(texts_ND, table.pair_text, table.pair_text_key, table.score_text, rewrites_and_related)
-    return query_keys, images, texts
 
 
 def _gathered(
-    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, plan: ContrastPlan, communicator: Communicator
 ) -> InBatch:
-    query_keys, images, texts = _brought(images_ND, texts_ND, table)
+    images, texts = _candidates(images_ND, texts_ND, plan)
 
-    def gathered(mine: Candidates) -> Candidates:
-        counts = communicator.row_counts(len(mine.keys))
+    def gathered(mine: Candidates, counts: Sequence[int]) -> Candidates:
         return Candidates(
             vectors=communicator.all_gather_rows(mine.vectors, counts),
             keys=communicator.all_gather_rows(mine.keys, counts),
         )
 
     return SharedCandidates(
-        query_images=images_ND[table.pair_image],
-        query_texts=texts_ND[table.pair_text],
-        query_keys=query_keys,
-        own_images=images.own,
-        own_texts=texts.own,
-        images=gathered(images.candidates),
-        texts=gathered(texts.candidates),
+        query_images=images.vectors[: plan.num_pairs],
+        query_texts=texts.vectors[: plan.num_pairs],
+        query_keys=plan.pair_keys,
+        own_images=plan.images.own,
+        own_texts=plan.texts.own,
+        images=gathered(images, plan.images.counts),
+        texts=gathered(texts, plan.texts.counts),
     )
 
 
 def _in_a_ring(
-    images_ND: torch.Tensor, texts_ND: torch.Tensor, table: ContrastTable, communicator: Communicator
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, plan: ContrastPlan, communicator: Communicator
 ) -> InBatch:
-    _, images, texts = _brought(images_ND, texts_ND, table)
+    images, texts = _candidates(images_ND, texts_ND, plan)
     return RingCandidates(
-        images=images.candidates,
-        texts=texts.candidates,
-        own_images=images.own,
-        own_texts=texts.own,
+        images=images,
+        texts=texts,
+        own_images=plan.images.own,
+        own_texts=plan.texts.own,
+        text_counts=plan.texts.counts,
         communicator=communicator,
     )
 
@@ -191,39 +150,17 @@ def _in_a_ring(
 _SHARED = {"gather": _gathered, "ring": _in_a_ring}
 
 
-def _items_by_owner(owner_N: torch.Tensor, items_N: torch.Tensor, *, num_owners: int) -> torch.Tensor:
-    """[num_owners, k] the items of each owner, padded with NO_ITEM."""
-    order = torch.argsort(owner_N, stable=True)
-    owner_N, items_N = owner_N[order], items_N[order]
-    counts = torch.bincount(owner_N, minlength=num_owners)
-    place = torch.arange(len(owner_N), device=owner_N.device) - (counts.cumsum(0) - counts)[owner_N]
-    width = int(counts.max()) if num_owners else 1
-    table = items_N.new_full((num_owners, width), NO_ITEM)
-    table[owner_N, place] = items_N
-    return table
-
-
 @torch.no_grad()
-def _accuracies(
-    score_Q: torch.Tensor, best_P2: torch.Tensor, table: ContrastTable
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """How often the true pair outscores its hard negatives (by level), and the other images and texts of the step."""
-    result = {}
+def _accuracies(score_Q: torch.Tensor, best_P2: torch.Tensor, plan: ContrastPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often the true pair outscores its rewrites (by level), and the other images and texts of the step.
 
-    def own_scores(role: SequenceRole) -> torch.Tensor:
-        chosen = table.score_role == role
-        return score_Q.new_zeros(len(table.pair_image)).index_copy(0, table.score_pair[chosen], score_Q[chosen])
-
-    own_joint, own_single = own_scores(SequenceRole.JOINT_PAIR), own_scores(SequenceRole.SINGLE_IMAGE)
-    for name, role, own in (
-        ("joint", SequenceRole.JOINT_NEGATIVE, own_joint),
-        ("single", SequenceRole.SINGLE_NEGATIVE, own_single),
-    ):
-        for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
-            asked = (table.score_role == role) & (table.score_level == level)
-            right = own[table.score_pair[asked]] > score_Q[asked]
-            result[f"hard_negative_{name}_{level.name.lower()}"] = (right.sum(), asked.sum())
-    for column, name in enumerate(("image_to_text", "text_to_image")):
-        asked = best_P2[:, column].isfinite()
-        result[f"in_batch_{name}"] = ((own_single > best_P2[:, column])[asked].sum(), asked.sum())
-    return result
+    Returns `right` and `asked` of `ContrastiveResult`.
+    """
+    scores = functional.pad(score_Q, (0, 1))  # where a pair has no such score, it counts as 0
+    right_M = (scores[plan.rival] > score_Q[plan.ends[1] :]).double()
+    counts = right_M.new_zeros(2, len(HARD_NEGATIVES) + 1)
+    by_rewrites = counts.index_add_(1, plan.asks, torch.stack((right_M, torch.ones_like(right_M))))[:, :-1]
+    is_asked_P2 = best_P2.isfinite()
+    is_right_P2 = is_asked_P2 & (scores[plan.own_score].unsqueeze(1) > best_P2)
+    right, asked = torch.cat((by_rewrites, torch.stack((is_right_P2, is_asked_P2)).double().sum(1)), 1)
+    return right, asked

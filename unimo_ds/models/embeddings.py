@@ -1,14 +1,17 @@
 """Inputs of the encoder: text tokens and image regions, each summed and layer-normed on its own (unimo.md 2.3, 2.4).
 
-Letters: N rows, D hidden size, F region feature size.
+Letters: N rows, D hidden size, F region feature size, G tags of a token.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from unimo_ds.config import ModelConfig
+from unimo_ds.data.schema import NO_TAG
 from unimo_ds.models.layers import Linear
 
 
@@ -51,3 +54,20 @@ class RegionEmbedding(nn.Module):
             features_NF = features_NF.new_zeros((0, self.feature.in_features))
         embedded: torch.Tensor = self.norm(self.feature(features_NF.to(dtype)) + self.location(boxes_N5.to(dtype)))
         return embedded
+
+
+class TagTables(nn.ModuleList):
+    """A table for each tag of text tokens: its embeddings are added to the tokens'. `NO_TAG` adds nothing."""
+
+    def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
+        """sizes: numbers of values of each tag."""
+        # One more row, which stays zero: that of NO_TAG.
+        super().__init__(nn.Embedding(size + 1, hidden_size, padding_idx=size) for size in sizes)
+
+    def forward(self, tags_GN: torch.Tensor) -> torch.Tensor:
+        """[N, D], the sum over the tags, of which there is at least one."""
+        embedded = []
+        for table, tags_N in zip(self, tags_GN, strict=True):
+            assert isinstance(table, nn.Embedding)
+            embedded.append(table(torch.where(tags_N == NO_TAG, table.num_embeddings - 1, tags_N)))
+        return torch.stack(embedded).sum(0)

@@ -115,9 +115,9 @@ class Unimo(nn.Module):
             temperature=self.temperature(),
         )
 
-    def encode(self, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states of the last layer, [T, D]."""
-        return self._run_layers(batch, rows_N=None)
+    def encode(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states of the last layer, [T, D]. Arguments as in `forward`."""
+        return self._run_layers(batch, rows_N=None, text_addition_ND=text_addition_ND)
 
     def _run_layers(
         self, batch: PackedBatch, *, rows_N: torch.Tensor | None, text_addition_ND: torch.Tensor | None = None

@@ -38,7 +38,7 @@ def packed_attention(
     Raises:
         UserError: unknown path, or one that cannot run here.
     """
-    refused = native.refusal(query_key_value_T3HD, layout, may_build=paths.may_take_kernels(path))
+    refused = native.refusal(query_key_value_T3HD, may_build=paths.may_take_kernels(path))
     chosen = paths.choose("packed_attention", path, {"native": refused, "bucketed": None, "reference": None})
     if chosen == "native":
         return native.attention(query_key_value_T3HD, layout, probability=probability, site=site)

@@ -20,7 +20,7 @@ Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vect
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -41,6 +41,15 @@ class Candidates:
     """[C, D] unit vectors."""
     keys: torch.Tensor
     """[C, 4] int64: group, owner's image key, owner's text key, key of the item itself."""
+
+
+class PrivateScores(NamedTuple):
+    """Scores that pairs have for themselves."""
+
+    cosines: torch.Tensor
+    """[R] fp32"""
+    pair: torch.Tensor
+    """[R] int64, whose."""
 
 
 class InBatch(Protocol):
@@ -145,9 +154,8 @@ def reference(
 
 
 def multi_positive_loss(
-    private_scores_Q: torch.Tensor,
-    private_pair_Q: torch.Tensor,
-    private_is_positive_Q: torch.Tensor,
+    positives: PrivateScores,
+    negatives: PrivateScores,
     *,
     num_pairs: int,
     shared: InBatch | None,
@@ -157,7 +165,6 @@ def multi_positive_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss per pair; no [P, C] score matrix outlives a tile of it.
 
-    private_scores_Q: [Q] fp32 cosines. private_pair_Q: [Q] int64. private_is_positive_Q: [Q] bool.
     shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: a logarithm for each
     positive instead of one for their sum. path: see `choose_path`.
 
@@ -165,21 +172,19 @@ def multi_positive_loss(
         losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
         and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
-    path = choose_path(private_scores_Q, path)
-    scores_Q = private_scores_Q * inverse_temperature
-    positive = private_is_positive_Q
-    owner_Q = private_pair_Q[positive]
-    parts = [segment_log_sum_exp(scores_Q[~positive], private_pair_Q[~positive], num_pairs, path=path)]
+    path = choose_path(positives.cosines, path)
+    scores_R, owner_R = positives.cosines * inverse_temperature, positives.pair
+    parts = [segment_log_sum_exp(negatives.cosines * inverse_temperature, negatives.pair, num_pairs, path=path)]
     best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
     if shared is not None:
         log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, path=path)
         parts += [log_texts_P, log_images_P]
     if log_each:
-        losses_P = _mean_of_each(scores_Q[positive], owner_Q, parts, num_pairs)
+        losses_P = _mean_of_each(scores_R, owner_R, parts, num_pairs)
     else:
-        log_positive_P = segment_log_sum_exp(scores_Q[positive], owner_Q, num_pairs, path=path)
+        log_positive_P = segment_log_sum_exp(scores_R, owner_R, num_pairs, path=path)
         losses_P = _log_sum_exp([log_positive_P, *parts]) - log_positive_P
-    has_positive_P = torch.zeros_like(losses_P, dtype=torch.bool).index_fill(0, owner_Q, True)
+    has_positive_P = torch.zeros_like(losses_P, dtype=torch.bool).index_fill(0, owner_R, True)
     return torch.where(has_positive_P, losses_P, 0.0), best_P2
 
 
@@ -188,7 +193,8 @@ def _mean_of_each(
 ) -> torch.Tensor:
     """[P] mean over each pair's positives (scores_R, owner_R) of -log(their share among themselves and the negatives)."""
     losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)]) - scores_R
-    counts = torch.bincount(owner_R, minlength=num_pairs).clamp(min=1)
+    # bincount would make the host wait for a GPU.
+    counts = losses_R.new_zeros(num_pairs).index_add(0, owner_R, torch.ones_like(losses_R)).clamp(min=1)
     # index_add would add in any order on a GPU.
     return losses_R.new_zeros(num_pairs).index_put((owner_R,), losses_R, accumulate=True) / counts
 

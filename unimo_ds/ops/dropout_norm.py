@@ -34,6 +34,9 @@ def dropout_add_layer_norm(
     site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernels: fp16 or bf16; the sum is
     stored, nothing else), `fused` (torch, one autograd node; the sum and the mask are stored), `reference`, or `auto`.
     """
+    if path == "auto" and not probability and not torch.is_grad_enabled() and x_TD.device.type == "cpu":
+        # Nothing to drop, to save or to choose: choosing and a node of autograd cost a small model a tenth of its decoding.
+        return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
     refused = native.refusal(x_TD, weight_D, may_build=paths.may_take_kernels(path))
     chosen = paths.choose("dropout_add_layer_norm", path, {"native": refused, "fused": None, "reference": None})
     if chosen == "native":

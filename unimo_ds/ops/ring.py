@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from unimo_ds.ops import score_blocks
 from unimo_ds.ops.contrastive import NO_ITEM, Candidates, choose_path
@@ -39,24 +40,25 @@ class RingCandidates:
     texts: Candidates
     """[B, D]"""
     own_images: torch.Tensor
-    """[P, k] int64, keys of the images that the pair brings itself, padded with NO_ITEM."""
+    """[P, k] int64, keys of the images that the pair brings itself, padded with NO_ITEM; as wide on every rank."""
     own_texts: torch.Tensor
     """[P, k] int64, likewise for texts."""
+    text_counts: Sequence[int]
+    """Texts that each rank brings."""
     communicator: Communicator
 
     def log_sum_exps(
         self, inverse_temperature: torch.Tensor, *, path: str
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `contrastive.InBatch`. Every rank calls it, and its backward, together."""
-        num_pairs, communicator = len(self.own_images), self.communicator
-        width = torch.tensor(self.own_images.shape[1], device=self.own_images.device)
+        num_pairs = len(self.own_images)
         keys = Keys(
             self.images.keys,
             self.texts.keys,
-            _filled(self.own_texts, len(self.images.keys), self.own_texts.shape[1]),
-            _filled(self.own_images, len(self.texts.keys), int(communicator.all_reduce_max(width))),
+            _filled(self.own_texts, len(self.images.keys)),
+            _filled(self.own_images, len(self.texts.keys)),
         )
-        ring = _Ring(communicator, communicator.row_counts(len(self.texts.keys)))
+        ring = _Ring(self.communicator, self.text_counts)
         functions = _FUNCTIONS[choose_path(self.images.vectors, path)]
         vectors = (self.images.vectors, self.texts.vectors)
         logs = Logs(*_LogSumExps.apply(*vectors, inverse_temperature, keys, ring, functions))  # type: ignore[no-untyped-call]
@@ -64,11 +66,9 @@ class RingCandidates:
         return logs.rows[:num_pairs], logs.columns[:num_pairs], best
 
 
-def _filled(items: torch.Tensor, count: int, width: int) -> torch.Tensor:
-    """[count, width] with NO_ITEM where there was nothing."""
-    filled = items.new_full((count, width), NO_ITEM)
-    filled[: len(items), : items.shape[1]] = items
-    return filled
+def _filled(items: torch.Tensor, count: int) -> torch.Tensor:
+    """[count, k] with NO_ITEM where there was nothing."""
+    return functional.pad(items, (0, 0, 0, count - len(items)), value=NO_ITEM)
 
 
 @dataclass(frozen=True)

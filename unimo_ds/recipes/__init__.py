@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
 from typing import Protocol
 
 from unimo_ds.config import RunConfig
@@ -36,6 +37,17 @@ def load(name: str) -> RunConfig:
     module = importlib.import_module(f"unimo_ds.recipes.{name}")
     config: RunConfig = getattr(module, name)()
     return config
+
+
+def with_data(config: RunConfig, path: str) -> RunConfig:
+    """`config` reading `path`: a data folder, or one that holds `train/` and, for evaluation, `held_out/`."""
+    found = {
+        name: str(folder)
+        for name in ("train", "held_out")
+        if ((folder := Path(path) / name) / "manifest.json").is_file()
+    }
+    data = dataclasses.replace(config.data, path=found.get("train", path), held_out_path=found.get("held_out"))
+    return dataclasses.replace(config, data=data)
 
 
 def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:

@@ -13,12 +13,13 @@ from PIL import Image
 
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
-from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
+from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.export import source
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import tasks
+from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.generation.generate import Generated, GenerationSettings, generate, make_prompt
 from unimo_ds.utils.errors import UserError
@@ -57,6 +58,14 @@ class ServedModel:
         return None if self.source.extractor is None else self.source.extractor.working_side
 
     def image_inputs(self, images: Sequence[Image.Image]) -> list[ImageInput]:
+        """RGB images as the encoder takes them.
+
+        Raises:
+            UserError: as `regions`.
+        """
+        return [image_input(one, max_regions=self.source.config.data.max_regions) for one in self.regions(images)]
+
+    def regions(self, images: Sequence[Image.Image]) -> Sequence[Regions]:
         """Regions of RGB images.
 
         Raises:
@@ -67,10 +76,7 @@ class ServedModel:
                 "this model cannot look at images: no region extractor lies beside it or in its run's data; give the one of its "
                 "data with --extractor DATA_DIR"
             )
-        return [
-            image_input(one, max_regions=self.source.config.data.max_regions)
-            for one in self.source.extractor.extract(images)
-        ]
+        return self.source.extractor.extract(images)
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
         """[n, D] of length 1, of images encoded alone."""
@@ -97,19 +103,25 @@ class ServedModel:
     ) -> list[list[tuple[str, Generated]]]:
         """For each (image, source text), either of which may be None: `settings.num_texts` texts, best first.
 
+        A model that was taught with the names of detected objects sees them where there is no source text.
+
         Raises:
             UserError: an empty source, nothing to write from, or settings that make no sense.
         """
-        inputs = iter(self.image_inputs([image for image in images if image is not None]) if any(images) else ())
-        limit = min(self.source.config.data.max_text_tokens, self.source.config.model.max_positions - 2)
-        prompts = [
-            make_prompt(
-                image=None if image is None else next(inputs),
-                source=None if text is None else self.source.tokenizer.encode(text.strip()),
-                max_source_tokens=limit,
-            )
-            for image, text in zip(images, texts, strict=True)
-        ]
+        config, encode_text = self.source.config, self.source.tokenizer.encode
+        found_regions = iter(self.regions([image for image in images if image is not None]) if any(images) else ())
+        objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
+        limit = min(config.data.max_text_tokens, config.model.max_positions - 2)
+        prompts = []
+        for image, text in zip(images, texts, strict=True):
+            regions = None if image is None else next(found_regions)
+            shown = None if regions is None else image_input(regions, max_regions=config.data.max_regions)
+            if objects is not None and regions is not None and text is None:
+                words = objects.text(regions)
+                prompts.append(clean_sequence(role=SequenceRole.JOINT_PAIR, image=shown, text=words))
+                continue
+            source = None if text is None else encode_text(text.strip())
+            prompts.append(make_prompt(image=shown, source=source, max_source_tokens=limit))
         found = generate(self.source.module, prompts, self.vocabulary, settings)
         decode = self.source.tokenizer.decode
         return [[(decode(one.tokens).strip(), one) for one in several] for several in found]
@@ -142,12 +154,4 @@ def own_settings(found: Source) -> GenerationSettings:
             f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
             "fine-tuned on captioning or a text task that writes"
         )
-    chosen = found.config.finetune.generation
-    return GenerationSettings(
-        num_beams=chosen.beams,
-        length_penalty=chosen.length_penalty,
-        min_tokens=chosen.min_tokens,
-        max_tokens=chosen.max_tokens,
-        no_repeat_words=3 if chosen.block_trigrams else 0,
-        end_id=found.tokenizer.mask_id if task.ends_with_mask else SEP,
-    )
+    return task.generation_settings(found.config, found.tokenizer)

@@ -9,6 +9,7 @@ import torch
 
 from unimo_ds.config import ContrastConfig, LossWeights
 from unimo_ds.data.schema import ContrastTable, LanguageObjective, PackedBatch
+from unimo_ds.losses.contrast_plan import ContrastPlan
 from unimo_ds.losses.contrastive import ContrastiveResult, contrastive_loss
 from unimo_ds.losses.language import language_loss_sum
 from unimo_ds.losses.regions import region_classification_sum, region_regression_sum
@@ -58,20 +59,20 @@ class PretrainingTask:
         """Names of all losses, the contrastive one last."""
         return (*(objective.name for objective in self.objectives), "contrastive")
 
-    def counts(self, micro_batches: Sequence[PackedBatch]) -> torch.Tensor:
-        """[number of losses] float64: what each loss sums over on this rank, the pairs last. Known before any forward."""
+    def counts(self, micro_batches: Sequence[PackedBatch]) -> list[int]:
+        """What each loss sums over on this rank, the pairs last. From batches on the host, before any forward."""
         rows = [
             [objective.count(batch) for objective in self.objectives]
             + [len(batch.contrast.pair_image) if self.contrast.enabled else 0]
             for batch in micro_batches
         ]
-        return torch.tensor(rows, dtype=torch.float64).sum(0)
+        return [sum(column) for column in zip(*rows, strict=True)]
 
     def contrastive(
         self,
         images_ND: torch.Tensor,
         texts_ND: torch.Tensor,
-        table: ContrastTable,
+        plan: ContrastPlan,
         *,
         temperature: torch.Tensor,
         communicator: Communicator,
@@ -80,7 +81,7 @@ class PretrainingTask:
         return contrastive_loss(
             images_ND,
             texts_ND,
-            table,
+            plan,
             temperature=temperature,
             form=self.contrast.form,
             in_batch=self.contrast.in_batch,
@@ -94,7 +95,7 @@ def _language(name: str, weight: float, objective: LanguageObjective) -> Objecti
     return Objective(
         name,
         weight,
-        lambda batch: int((batch.language_objectives == int(objective)).sum()),
+        lambda batch: int((batch.language_objectives.numpy() == objective).sum()),
         lambda output, batch: language_loss_sum(output.language_losses, batch.language_objectives, objective=objective),
     )
 

@@ -1,10 +1,10 @@
 """CoQA, answering questions of a conversation about a passage: `coqa-train-v1.0.json`, `coqa-dev-v1.0.json`.
 
-The source is the passage and the conversation up to the question, every token tagged with a role (2 the passage, 0 a question, 1
-an answer) and a turn (0 the passage, then counting down towards the question, which is 1; turns older than 15 share it), whose
-embeddings are added to its own. Recipe of the release (unimo.md 6.3): rate 1e-5 (base) or 8e-6 (large), 8 on each of 4 V100, 20
-epochs, source of 480 and target of 32 tokens, up to 30 written, beam 3 without length penalty, label smoothing 0.1, decay 0.01.
-Published F1 on the development set: 80.2 (base), 84.9 (large). (The release tags written tokens 0 and 0; here they have no tag.)
+The source is the passage and the conversation up to the question, every token tagged with a role and a turn, whose embeddings are
+added to its own (`data/conversation.py`). Recipe of the release (unimo.md 6.3): rate 1e-5 (base) or 8e-6 (large), 8 on each of 4
+V100, 20 epochs, source of 480 and target of 32 tokens, up to 30 written, beam 3 without length penalty, label smoothing 0.1,
+decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). (The release tags written tokens 0 and 0; here they
+have no tag.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data.schema import CLS, SEP
+from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
 from unimo_ds.finetune.files import first_file, read_json, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
@@ -24,37 +24,19 @@ from unimo_ds.finetune.writing import Source, TextRow, TextToText, WritingExampl
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
-_QUESTION, _ANSWER, _PASSAGE = 0, 1, 2
-_NUM_ROLES, _NUM_TURNS = 3, 16
-_LEAST_PASSAGE = 64
-"""Tokens of the passage that a long conversation leaves at least; its oldest turns go first."""
-
 
 class CoqaExamples(TextToText):
     """Rows whose sources are the passage, then question, answer, ..., question."""
 
     def prompt(self, number: int) -> Source:
         passage, *turns = (self._tokenizer.encode(text) for text in self.rows[number].sources)
-        room = self._max_source - 2
-        least = min(len(passage), _LEAST_PASSAGE, room // 2)
-        while len(turns) > 1 and sum(len(turn) + 1 for turn in turns) + least > room:
-            turns = turns[2:]
-        turns = [turn[: max(1, room - least - 1)] for turn in turns]
-        passage = passage[: room - sum(len(turn) + 1 for turn in turns)]
-        parts: list[Any] = [[CLS], passage, [SEP]]
-        roles, ages = [_PASSAGE] * (len(passage) + 2), [0] * (len(passage) + 2)
-        num_turns = (len(turns) + 1) // 2
-        for place, turn in enumerate(turns):
-            parts += [turn, [SEP]]
-            age = min(num_turns - place // 2, _NUM_TURNS - 1)
-            roles += [_QUESTION if place % 2 == 0 else _ANSWER] * (len(turn) + 1)
-            ages += [age] * (len(turn) + 1)
-        return Source(text=np.concatenate(parts).astype(np.int32), tags=np.array([roles, ages], np.int32))
+        text, tags = lay_out(passage, turns, max_tokens=self._max_source)
+        return Source(text=text, tags=tags)
 
 
 class Coqa(TextWritingTask):
     name, title, best_metric = "coqa", "CoQA", "f1"
-    tag_sizes = (_NUM_ROLES, _NUM_TURNS)
+    tag_sizes = (NUM_ROLES, NUM_TURNS)
     examples_kind = CoqaExamples
 
     def recipe(self, size: Size) -> Recipe:

@@ -1,8 +1,8 @@
 """Packed attention by the CUDA kernels of `kernels/attention/`, as the torch operators `unimo::attention_forward` and
 `unimo::attention_backward`: with shapes for tracing and a derivative, no synchronisation with the host, same bits every run.
 
-Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 or 128 rows of one
-sequence each, as the library wants).
+Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 rows of one sequence each, or as many as the
+library wants).
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ class _Arguments(ctypes.Structure):
         ("site_key", ctypes.c_uint),
         ("keep_scale", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("sharing", ctypes.c_void_p),
     )
 
 
-def refusal(query_key_value_T3HD: torch.Tensor, layout: Layout, *, may_build: bool = False) -> str | None:
+def refusal(query_key_value_T3HD: torch.Tensor, *, may_build: bool = False) -> str | None:
     """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
-    if layout.prefix_of is not None:
-        return "the kernels do not know shared prefixes (prefix_of); set contrast.joint_encoding=exact, or another path"
     head_size = query_key_value_T3HD.shape[-1]
     if head_size != HEAD_SIZE:
         return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
@@ -58,52 +57,80 @@ def attention(
     query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
 ) -> torch.Tensor:
     """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
-    tiles = tiles_of(layout)
+    tiles, sharing = tables_of(layout)
     keys = layout.position_keys if probability else tiles.new_empty(0)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, keys, probability, site)
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, sharing, keys, probability, site)
     return output  # type: ignore[no-any-return]
 
 
-def tiles_of(layout: Layout) -> torch.Tensor:
-    """[B, 4] int32: which rows each block takes; made on the device, once per layout."""
+def tables_of(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """`make_tables` for the layout's library; made on the device, once per layout."""
     if "native_attention" not in layout.tables:
         rows = library.library_of(layout.device).unimo_attention_block_rows()
-        layout.tables["native_attention"] = make_tiles(layout, rows=rows)
-    tiles: torch.Tensor = layout.tables["native_attention"]
-    return tiles
+        layout.tables["native_attention"] = make_tables(layout, rows=rows)
+    tables: tuple[torch.Tensor, torch.Tensor] = layout.tables["native_attention"]
+    return tables
 
 
-def make_tiles(layout: Layout, *, rows: int) -> torch.Tensor:
-    """(start of the sequence in the stream, its length, its prefix, first row) per block, longest sequences first.
+def make_tables(layout: Layout, *, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows each block takes, [B, 4] int32: (start of the sequence in the stream, its length, its prefix, first row), the
+    sequences with the most work for a block first; and an empty tensor. Where prefixes are shared, [B, 8] (see `_sharing`) and
+    [T] int32, the positions of the sequences that share one, by whose it is.
 
-    The number of blocks follows from T and S alone, so that nothing is read back: with R `rows` a block, B =
-    floor((T + (R - 1) S) / R), the most that S sequences of together T positions can need. Blocks left over have length 0.
+    Sizes follow from T and S alone, so that nothing is read back: with R `rows` a block, B = floor((T + (R - 1) S) / R), the
+    most that S sequences of together T positions can need. Blocks left over have length 0.
     """
-    num_sequences = layout.num_sequences
+    starts, num_sequences = layout.sequence_starts, layout.num_sequences
+    lengths = starts[1:] - starts[:-1]
+    columns, work = [starts[:-1], lengths, layout.prefix_lengths], lengths
+    sharing = starts.new_empty(0, dtype=torch.int32)
+    if layout.prefix_of is not None:
+        others, sharing = _sharing(layout, layout.prefix_of)
+        columns += others
+        work = lengths + others[1] + others[3]
     num_tiles = (layout.num_positions + (rows - 1) * num_sequences) // rows
     if num_sequences == 0:
-        return layout.sequence_starts.new_empty((0, 4), dtype=torch.int32)
-    starts = layout.sequence_starts
-    lengths, order = (starts[1:] - starts[:-1]).sort(descending=True, stable=True)
-    counts = (lengths + (rows - 1)) // rows
+        return starts.new_empty((0, len(columns) + 1), dtype=torch.int32), sharing
+    order = work.sort(descending=True, stable=True).indices
+    counts = (lengths[order] + (rows - 1)) // rows
     ends = counts.cumsum(0)
     index = torch.arange(num_tiles, device=layout.device)
     slot = torch.searchsorted(ends, index, right=True)
     used = slot < num_sequences
     slot = slot.clamp(max=num_sequences - 1)
-    sequence = order[slot]
-    first = (index - (ends - counts)[slot]) * rows
-    columns = (starts[:-1][sequence], lengths[slot], layout.prefix_lengths[sequence], first)
-    return torch.stack([column.to(torch.int32) * used for column in columns], 1)
+    sequence, first = order[slot], (index - (ends - counts)[slot]) * rows
+    columns = [column[sequence] for column in columns]
+    columns.insert(3, first)
+    return torch.stack([column.to(torch.int32) * used for column in columns], 1), sharing
+
+
+def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Four columns, [S] each: where the prefix that a sequence shares begins in the stream, its length (0: it shares none), where
+    the queries of those that share its own prefix begin in the second result, and how many these are. Second: [T] int32,
+    positions of sequences that share, by whose prefix it is, in the order of the stream; what follows them is not used."""
+    num_sequences = layout.num_sequences
+    shares = prefix_of >= 0
+    owner = prefix_of.clamp(min=0).long()
+    shared_start = layout.sequence_starts[owner] * shares
+    shared = layout.prefix_lengths[owner] * shares
+    owners, positions = torch.where(shares, owner, num_sequences)[layout.position_sequence].sort(stable=True)
+    ends = torch.searchsorted(owners, torch.arange(num_sequences + 1, device=layout.device))
+    return [shared_start, shared, ends[:-1], ends.diff()], positions.to(torch.int32)
 
 
 def _arguments(
-    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+    query_key_value: torch.Tensor,
+    tiles: torch.Tensor,
+    sharing: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
 ) -> _Arguments:
     num_positions, _, num_heads, head_size = query_key_value.shape
     return _Arguments(
         query_key_value=query_key_value.data_ptr(),
         tiles=tiles.data_ptr(),
+        sharing=sharing.data_ptr() if sharing.numel() else None,
         position_keys=position_keys.data_ptr(),
         num_tiles=tiles.shape[0],
         num_positions=num_positions,
@@ -116,18 +143,28 @@ def _arguments(
 
 
 def _forward(
-    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+    query_key_value: torch.Tensor,
+    tiles: torch.Tensor,
+    sharing: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
-    output, log_sums = _forward_shapes(query_key_value, tiles, position_keys, probability, site)
-    arguments = _arguments(query_key_value, tiles, position_keys, probability, site)
+    output, log_sums = _forward_shapes(query_key_value, tiles, sharing, position_keys, probability, site)
+    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     launcher.bound("unimo_attention_forward", query_key_value)(arguments)
     return output, log_sums
 
 
 def _forward_shapes(
-    query_key_value: torch.Tensor, tiles: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int
+    query_key_value: torch.Tensor,
+    tiles: torch.Tensor,
+    sharing: torch.Tensor,
+    position_keys: torch.Tensor,
+    probability: float,
+    site: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_positions, _, num_heads, head_size = query_key_value.shape
     output = query_key_value.new_empty((num_positions, num_heads, head_size))
@@ -140,13 +177,14 @@ def _backward(
     output: torch.Tensor,
     log_sums: torch.Tensor,
     tiles: torch.Tensor,
+    sharing: torch.Tensor,
     position_keys: torch.Tensor,
     probability: float,
     site: int,
 ) -> torch.Tensor:
     gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
     input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
-    arguments = _arguments(query_key_value, tiles, position_keys, probability, site)
+    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
     arguments.input_gradient = input_gradient.data_ptr()
@@ -161,20 +199,20 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, position_keys, ctx.probability, ctx.site = inputs
-    ctx.save_for_backward(query_key_value, *output, tiles, position_keys)
+    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site = inputs
+    ctx.save_for_backward(query_key_value, *output, tiles, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site)
-    return result, None, None, None, None
+    return result, None, None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
-    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor position_keys, float probability, int site)"
+    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sharing, Tensor position_keys, float probability, int site)"
     " -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
@@ -182,8 +220,8 @@ launcher.define(
 launcher.define(
     _OPERATORS,
     "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
-    " Tensor position_keys, float probability, int site) -> Tensor",
+    " Tensor sharing, Tensor position_keys, float probability, int site) -> Tensor",
     _backward,
     _backward_shapes,
 )
-torch.library.register_autograd("unimo::attention_forward", _derivative, setup_context=_save, lib=_OPERATORS)
+launcher.differentiate(_OPERATORS, "attention_forward", _derivative, _save)

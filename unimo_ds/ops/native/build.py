@@ -19,13 +19,13 @@ from unimo_ds.utils.errors import UserError
 _CHECKOUT = Path(__file__).parents[3]
 _TIMEOUT = 1800
 _FLAGS = {
-    "attention": "dropout",
-    "hopper": "dropout",
-    "dropout_norm": "dropout",
-    "contrastive_pair_gradients": "to fp32",
-    "contrastive": "both directions",
+    "attention": ("dropout", "shared prefixes"),
+    "hopper": ("dropout", "shared prefixes"),
+    "dropout_norm": ("dropout",),
+    "contrastive_pair_gradients": ("to fp32",),
+    "contrastive": ("both directions",),
 }
-"""How the names of kernels with a flag begin -> what it turns on."""
+"""How the names of kernels with flags begin -> what each of them turns on."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def parse_kernel_uses(log: str) -> list[KernelUse]:
 
 
 def readable_name(mangled: str) -> str:
-    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true>`; what a flag means, by the kernel."""
+    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true, false>`."""
     matched = re.match(r"_ZN5unimo(\d+)", mangled)
     if matched is None:
         return mangled
@@ -178,8 +178,9 @@ def readable_name(mangled: str) -> str:
     name += next((word for tag, word in formats.items() if tag in rest), "")
     width = re.search(r"Li(\d+)E", rest)
     name += f" to {256 * int(width.group(1))} columns" if name.startswith("dropout_norm") and width else ""
-    meaning = next((word for start, word in _FLAGS.items() if name.startswith(start)), "")
-    return name + (f" {meaning}" if "Lb1E" in rest else "")
+    meanings = next((words for start, words in _FLAGS.items() if name.startswith(start)), ())
+    flags = re.findall(r"Lb([01])E", rest)
+    return " ".join([name, *(word for word, flag in zip(meanings, flags, strict=False) if flag == "1")])
 
 
 def table(built: Iterable[Built]) -> str:

@@ -331,4 +331,4 @@ launcher.define(
     _backward,
     _backward_shapes,
 )
-torch.library.register_autograd("unimo::contrastive_forward", _derivative, setup_context=_save, lib=_OPERATORS)
+launcher.differentiate(_OPERATORS, "contrastive_forward", _derivative, _save)

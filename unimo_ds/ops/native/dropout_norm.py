@@ -16,8 +16,10 @@ from unimo_ds.utils import seed
 
 LARGEST_SIZE = 1024
 _WARPS = 4
-_MOST_BLOCKS = 528
-"""Of the backward kernel, each with a row of partial sums: four on each of an H200's 132 multiprocessors."""
+_MULTIPROCESSORS = 132
+_BLOCKS_OF_ONE = (8, 5, 3, 2)
+"""Of the backward kernel for up to 256, 512, 768 and 1,024 columns: as many as one multiprocessor's registers hold at a time
+(kernels/REPORT.md), so that an H100 or H200 takes all of them in one go. Each block makes a row of partial sums."""
 _KEEPS_ALL = -32768
 
 
@@ -131,7 +133,8 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     gradient, weight = gradient.contiguous(), weight.contiguous()
     x_gradient, residual_gradient, _ = _backward_shapes(gradient)
-    num_blocks = min(-(-len(gradient) // _WARPS), _MOST_BLOCKS)
+    most_blocks = _MULTIPROCESSORS * _BLOCKS_OF_ONE[(gradient.shape[1] - 1) // 256]
+    num_blocks = min(-(-len(gradient) // _WARPS), most_blocks)
     partials = gradient.new_empty((num_blocks, 2, gradient.shape[1]), dtype=torch.float32)
     arguments = _arguments(gradient, position_keys, probability, site)
     arguments.num_blocks = num_blocks
@@ -167,7 +170,7 @@ def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None
     x_gradient, residual_gradient, of_weights = torch.ops.unimo.dropout_norm_backward(
         gradient, *ctx.saved_tensors, ctx.probability, ctx.site
     )
-    return x_gradient, residual_gradient, of_weights[0], of_weights[1], None, None, None, None
+    return x_gradient, residual_gradient, *of_weights.unbind(), None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -185,4 +188,4 @@ launcher.define(
     _backward,
     _backward_shapes,
 )
-torch.library.register_autograd("unimo::dropout_norm_forward", _derivative, setup_context=_save, lib=_OPERATORS)
+launcher.differentiate(_OPERATORS, "dropout_norm_forward", _derivative, _save)

@@ -41,3 +41,27 @@ def define(
     for device in ("CUDA", "CPU"):
         operators.impl(name, on_its_device, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"unimo::{name}", shapes, lib=operators)
+
+
+def differentiate(
+    operators: torch.library.Library, name: str, derivative: Callable[..., Any], save: Callable[..., None]
+) -> None:
+    """Give an operator its derivative, as `torch.library.register_autograd` does at twice the host's time for a call.
+
+    derivative: (ctx, *gradients of the results) -> gradients of the arguments. save: (ctx, arguments, results).
+    """
+    operator = getattr(torch.ops.unimo, name).default
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = operator(*arguments)
+            save(ctx, arguments, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return derivative(ctx, *gradients)
+
+    operators.impl(name, Differentiable.apply, "Autograd")  # type: ignore[no-untyped-call]

@@ -41,10 +41,9 @@ def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
             return "it runs on NVIDIA GPUs"
         number = toolchain.architecture_number(host)
     elif tensor.device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(tensor.device)
-        number = 10 * major + minor
+        number = _capability(tensor.device)
         if number < 70:
-            return f"it needs compute capability 7.0, this GPU has {major}.{minor}"
+            return f"it needs compute capability 7.0, this GPU has {number // 10}.{number % 10}"
     else:
         return f"it runs on NVIDIA GPUs, not on {tensor.device.type}"
     if tensor.dtype not in FORMATS:
@@ -81,13 +80,18 @@ def library_of(device: torch.device) -> ctypes.CDLL:
     """
     if device.type == "cpu":
         return load(_host_library(os.environ.get(ON_HOST, "sm_80")))
-    major, minor = torch.cuda.get_device_capability(device)
-    path = _built_for(10 * major + minor)
+    number = _capability(device)
+    path = _built_for(number)
     if path is None:
-        raise UserError(
-            f"no kernels are built for sm_{major}{minor}: run `unimo kernels build --arch sm_{major}{minor}`"
-        )
+        raise UserError(f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`")
     return load(path)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """Ten times the major number and the minor one; asked a hundred times a step."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache

@@ -194,9 +194,5 @@ launcher.define(
     _segments,
     _segment_shapes,
 )
-torch.library.register_autograd(
-    "unimo::contrastive_pair_scores", _pair_derivative, setup_context=_save_pairs, lib=_OPERATORS
-)
-torch.library.register_autograd(
-    "unimo::contrastive_segments", _segment_derivative, setup_context=_save_segments, lib=_OPERATORS
-)
+launcher.differentiate(_OPERATORS, "contrastive_pair_scores", _pair_derivative, _save_pairs)
+launcher.differentiate(_OPERATORS, "contrastive_segments", _segment_derivative, _save_segments)

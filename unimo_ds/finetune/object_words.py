@@ -1,0 +1,90 @@
+"""Names of detected objects as a text that a captioning model sees beside the regions (unimo.md 6.6).
+
+The release reads them from files of token ids that it does not make: `coco_object_0.35_tot.ids` for the base model, 0.2 for the
+large one, of which the first 100 tokens are used. Here they come from the classes that shards store of each region: a word for
+every region whose likeliest class is sure enough, the surest first, as [CLS] words [SEP].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.examples import text_input
+from unimo_ds.data.masking import Tokens
+from unimo_ds.data.schema import Regions
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils.errors import UserError
+
+ASSET = "object_names"
+
+
+def read_names(path: Path, *, num_classes: int) -> list[str]:
+    """The name of each class, empty for background. Of synonyms between commas the first one is the name.
+
+    path: a name a line, in the order of the classes' numbers; one line less than classes leaves out background, which is class 0.
+
+    Raises:
+        UserError: not readable, or another number of lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the names of the detector's classes {path}: {error}") from None
+    names = [line.partition(",")[0].strip() for line in lines]
+    if len(names) == num_classes - 1:
+        names.insert(0, "")
+    if len(names) != num_classes:
+        raise UserError(
+            f"{path} has {len(names)} lines, but the images' detector has {num_classes} classes, background included; "
+            "give a name for each to finetune.captioning.object_names"
+        )
+    return ["" if name == "__background__" else name for name in names]
+
+
+class ObjectWords:
+    """The text of an image's objects."""
+
+    def __init__(
+        self, names: Sequence[str], tokenizer: Tokenizer, *, min_confidence: float, max_tokens: int, max_regions: int
+    ) -> None:
+        """names: of the classes, empty for those without a word. max_tokens: of a text, its specials included."""
+        self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+        self._names, self._tokenizer = names, tokenizer
+        self._min_confidence, self._max_tokens, self._max_regions = min_confidence, max_tokens, max_regions
+
+    @classmethod
+    def of(cls, config: RunConfig, assets: Mapping[str, Any], tokenizer: Tokenizer) -> ObjectWords | None:
+        """As a fine-tuning with `config` uses them; None: it does not.
+
+        Raises:
+            UserError: the names are not among the assets.
+        """
+        if config.finetune is None or not config.finetune.captioning.object_names:
+            return None
+        if ASSET not in assets:
+            raise UserError(
+                "the model was taught with names of objects, but its task.json lists none; restore that file"
+            )
+        settings = config.finetune.captioning
+        return cls(
+            assets[ASSET],
+            tokenizer,
+            min_confidence=settings.min_confidence,
+            max_tokens=min(settings.max_object_tokens, config.data.max_text_tokens),
+            max_regions=config.data.max_regions,
+        )
+
+    def text(self, regions: Regions) -> Tokens:
+        """[CLS] words [SEP]; no words where nothing is sure enough."""
+        named = []
+        for ids, chances in zip(regions.class_ids[: self._max_regions], regions.class_probabilities, strict=False):
+            classes = zip(chances.tolist(), (self._names[number] for number in ids.tolist()), strict=True)
+            # Background is no object, however likely: a detector keeps a region for the best of the others.
+            named.append(max(((chance, name) for chance, name in classes if name), default=(-1.0, "")))
+        sure = [one for one in named if one[0] >= self._min_confidence]
+        words = [name for _, name in sorted(sure, key=lambda one: -one[0])]
+        return text_input(self._tokenizer.encode(" ".join(words)), max_text_tokens=self._max_tokens)

@@ -1,0 +1,191 @@
+"""Which rows the contrastive loss takes for what: all that a `ContrastTable` decides before any vector is there.
+
+Made on the host. A mask over a table on a GPU would not do: how many rows it chooses is only known when all work queued before
+it is done, and a host that waits for that lets the GPU run dry. Here choices become lists of rows, and devices get the lists.
+
+Letters: P local pairs, Q scores, M scores of negatives among them, n candidates of one modality, k items of a pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
+from unimo_ds.ops.contrastive import NO_ITEM
+from unimo_ds.utils.communicator import Communicator
+
+Lists = TypeVar("Lists", "Brought", "ContrastPlan")
+
+_ROLES = (
+    SequenceRole.SINGLE_IMAGE,
+    SequenceRole.RELATED_IMAGE,
+    SequenceRole.SINGLE_POSITIVE,
+    SequenceRole.RELATED_TEXT,
+    SequenceRole.JOINT_PAIR,
+    SequenceRole.JOINT_POSITIVE,
+    SequenceRole.JOINT_NEGATIVE,
+    SequenceRole.SINGLE_NEGATIVE,
+)
+"""The order of scores by role: single positives, joint positives, then negatives, so that each sum takes neighbours."""
+_PLACE = np.full(len(SequenceRole), -1)
+_PLACE[list(_ROLES)] = np.arange(len(_ROLES))
+
+Integers = NDArray[np.int64]
+
+_LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
+HARD_NEGATIVES = tuple(
+    f"hard_negative_{form}_{level.name.lower()}" for form in ("joint", "single") for level in _LEVELS
+)
+"""Names of the accuracies against rewrites, by how those are encoded and were made."""
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What this rank brings of one modality: its pairs' own, then related items and the positive rewrites that stand alone."""
+
+    rows: torch.Tensor
+    """[n] int64, of the pooled vectors; the first P are the pairs' own."""
+    keys: torch.Tensor
+    """[n, 4] int64; see `ops.contrastive.Candidates`."""
+    own: torch.Tensor
+    """[P, k] int64, keys of what each pair brings, padded with NO_ITEM; k is the same on all ranks."""
+    counts: tuple[int, ...] = ()
+    """n of every rank."""
+
+    def to(self, device: torch.device) -> Brought:
+        return _moved(self, device)
+
+
+@dataclass(frozen=True)
+class ContrastPlan:
+    """Lists of rows for the device, and how long they are for the host."""
+
+    ends: tuple[int, int, int]
+    """Where, among the Q scores, the single positives end, then the joint positives, then the joint negatives; the single
+    negatives are the rest."""
+    score_image: torch.Tensor
+    """[Q] int64, row of the pooled images."""
+    score_text: torch.Tensor
+    """[Q] int64, row of the pooled texts."""
+    score_pair: torch.Tensor
+    """[Q] int64, number of the pair."""
+    own_score: torch.Tensor
+    """[P] int64, which score is that of the pair's single encodings; Q: none."""
+    rival: torch.Tensor
+    """[M] int64, which score each negative has to stay below: the pair's own, encoded as the negative is; Q: none."""
+    asks: torch.Tensor
+    """[M] int64, which of HARD_NEGATIVES each negative counts for; one too many: none."""
+    pair_keys: torch.Tensor
+    """[P, 3] int64: group, image key, text key."""
+    images: Brought
+    texts: Brought
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.own_score)
+
+    def to(self, device: torch.device) -> ContrastPlan:
+        """The same lists on `device`; the copies do not wait for work there."""
+        return _moved(self, device)
+
+
+def make_plan(table: ContrastTable, *, communicator: Communicator) -> ContrastPlan:
+    """The plan of one step, on the host. A collective: ranks tell each other how much they bring.
+
+    table: on the host, of all micro-batches of this rank.
+    """
+    scores = _sorted_scores(table)
+    pair, role = scores["pair"], scores["role"]
+    num_pairs, num_scores = len(table.pair_image), len(role)
+    begins = np.searchsorted(_PLACE[role], np.arange(len(_ROLES) + 1)).tolist()
+
+    def with_roles(first: SequenceRole, last: SequenceRole | None = None) -> slice:
+        return slice(begins[_PLACE[first]], begins[_PLACE[last or first] + 1])
+
+    def score_of_pairs(wanted: SequenceRole) -> Integers:
+        places, rows = np.full(num_pairs, num_scores), with_roles(wanted)
+        places[pair[rows]] = np.arange(rows.start, rows.stop)
+        return places
+
+    own_joint, own_single = score_of_pairs(SequenceRole.JOINT_PAIR), score_of_pairs(SequenceRole.SINGLE_IMAGE)
+    negatives = with_roles(SequenceRole.JOINT_NEGATIVE, SequenceRole.SINGLE_NEGATIVE)
+    is_joint, owner, level = role[negatives] == SequenceRole.JOINT_NEGATIVE, pair[negatives], scores["level"][negatives]
+    asks = np.where(is_joint, 0, len(_LEVELS)) + level - int(_LEVELS[0])
+    keys = np.stack([column.numpy() for column in (table.pair_group, table.pair_image_key, table.pair_text_key)], 1)
+
+    def brought(pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice) -> Brought:
+        owners = np.concatenate((np.arange(num_pairs), pair[others]))
+        items = np.concatenate((own_keys, scores["key"][others]))
+        return Brought(
+            rows=torch.from_numpy(np.concatenate((pair_rows.numpy(), score_rows[others]))),
+            keys=torch.from_numpy(np.concatenate((keys[owners], items[:, None]), 1)),
+            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs)),
+        )
+
+    other_texts = with_roles(SequenceRole.SINGLE_POSITIVE, SequenceRole.RELATED_TEXT)
+    images, texts = _agreed(
+        brought(table.pair_image, scores["image"], keys[:, 1], with_roles(SequenceRole.RELATED_IMAGE)),
+        brought(table.pair_text, scores["text"], keys[:, 2], other_texts),
+        communicator,
+    )
+    return ContrastPlan(
+        ends=(other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop),
+        score_image=torch.from_numpy(scores["image"]),
+        score_text=torch.from_numpy(scores["text"]),
+        score_pair=torch.from_numpy(pair),
+        own_score=torch.from_numpy(own_single),
+        rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
+        asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),
+        pair_keys=torch.from_numpy(keys),
+        images=images,
+        texts=texts,
+    )
+
+
+def _sorted_scores(table: ContrastTable) -> dict[str, Integers]:
+    """The columns `score_*` in the order of `_ROLES`, negatives by level; equal ones stay in the order of the stream."""
+    order = np.lexsort((table.score_level.numpy(), _PLACE[table.score_role.numpy()]))
+    names = ("pair", "image", "text", "role", "level", "key")
+    return {name: getattr(table, f"score_{name}").numpy()[order] for name in names}
+
+
+def _items_by_owner(owner_N: Integers, items_N: Integers, *, num_owners: int) -> Integers:
+    """[num_owners, k] the items of each owner, padded with NO_ITEM."""
+    order = np.argsort(owner_N, kind="stable")
+    owner_N, items_N = owner_N[order], items_N[order]
+    counts = np.bincount(owner_N, minlength=num_owners)
+    place = np.arange(len(owner_N)) - (np.cumsum(counts) - counts)[owner_N]
+    table = np.full((num_owners, counts.max(initial=1)), NO_ITEM)
+    table[owner_N, place] = items_N
+    return table
+
+
+def _agreed(images: Brought, texts: Brought, communicator: Communicator) -> tuple[Brought, ...]:
+    """Both with the counts of all ranks, and tables of own items as wide as the widest rank's."""
+    mine = [size for one in (images, texts) for size in (len(one.rows), one.own.shape[1])]
+    of_ranks = communicator.all_gather_rows(
+        torch.tensor([mine], device=communicator.device), [1] * communicator.world_size
+    ).T.tolist()
+    agreed = []
+    for brought, counts, widths in zip((images, texts), of_ranks[::2], of_ranks[1::2], strict=True):
+        own = functional.pad(brought.own, (0, max(widths) - brought.own.shape[1]), value=NO_ITEM)
+        agreed.append(dataclasses.replace(brought, own=own, counts=tuple(counts)))
+    return tuple(agreed)
+
+
+def _moved(lists: Lists, device: torch.device) -> Lists:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(lists):
+        value = getattr(lists, field.name)
+        if isinstance(value, torch.Tensor):
+            changes[field.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Brought):
+            changes[field.name] = value.to(device)
+    return dataclasses.replace(lists, **changes)
