@@ -84,7 +84,7 @@ def main() -> int:
     for one in lost:
         after = [line for line in run.steps if line["time"] > one["time"]]
         one["resumed_from"] = int(after[0]["step"]) - 1
-        one["seconds_to_first_new_step"] = round(after[0]["time"] - one.pop("time"), 1)
+        one["seconds_to_next_step"] = round(after[0]["time"] - one.pop("time"), 1)
     print(json.dumps({"launcher": options.launcher, "kills": lost, **summary(run)}))
     return family.returncode
 
