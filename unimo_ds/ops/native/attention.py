@@ -113,7 +113,8 @@ def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor
     owner = prefix_of.clamp(min=0).long()
     shared_start = layout.sequence_starts[owner] * shares
     shared = layout.prefix_lengths[owner] * shares
-    owners, positions = torch.where(shares, owner, num_sequences)[layout.position_sequence].sort(stable=True)
+    owner = owner.masked_fill(~shares, num_sequences)  # torch.where would copy the number to the device, and wait
+    owners, positions = owner[layout.position_sequence].sort(stable=True)
     ends = torch.searchsorted(owners, torch.arange(num_sequences + 1, device=layout.device))
     return [shared_start, shared, ends[:-1], ends.diff()], positions.to(torch.int32)
 
