@@ -10,7 +10,6 @@
 #     --extractor bottom-up --weights faster_rcnn.safetensors --executor mpi
 #SBATCH --job-name=unimo-prepare
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
 #SBATCH --cpus-per-task=32
 #SBATCH --mem=0
 #SBATCH --time=1-00:00:00

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,6 +51,10 @@ def test_summary(run_dir: Path) -> None:
     assert (found["saves"], found["save_stall_seconds"], found["skipped_steps"]) == (1, 0.25, 1)
     assert found["hours"] == pytest.approx(70 / 3600)
     assert found["training_share"] == pytest.approx(8 / 70)
+    # Steps after a start train too: here the first of each takes a second, a quarter of which waits for data.
+    speeds = {"speed/seconds_per_step": 1.0, "speed/data_wait_share": 0.25}
+    timed = dataclasses.replace(run, steps=[{**line, **speeds} for line in run.steps])
+    assert summary(timed)["training_share"] == pytest.approx((8 + 2 * 0.75) / 70)
 
 
 class Outline(HTMLParser):

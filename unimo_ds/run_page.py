@@ -111,19 +111,23 @@ def start_steps(run: RunFiles) -> list[int]:
 
 
 def summary(run: RunFiles) -> dict[str, Any]:
-    """A run in a few numbers. training_share: of the time since the first start, the part between steps of one start."""
+    """A run in a few numbers. training_share: of the time since the first start, the part between lines of one start, and of a
+    gap with a start in it, the time that the steps themselves took.
+    """
     steps = run.steps
     if not steps:
         return {"steps": 0, "starts": len(run.starts)}
     begins = [_seconds(start) for start in run.starts]
     # Gaps rather than last minus first: wall clocks may be set back.
-    trained = sum(
-        max(0.0, after["time"] - before["time"])
-        for before, after in itertools.pairwise(steps)
-        if not any(before["time"] < began <= after["time"] for began in begins)
-    )
-    moments = [min([*begins, steps[0]["time"]]), *(line["time"] for line in steps)]
-    elapsed = sum(max(0.0, after - before) for before, after in itertools.pairwise(moments))
+    trained = elapsed = 0.0
+    for before, after in itertools.pairwise([{"step": 0, "time": min([*begins, steps[0]["time"]])}, *steps]):
+        gap = max(0.0, after["time"] - before["time"])
+        elapsed += gap
+        if any(before["time"] <= began <= after["time"] for began in begins):
+            working = 1.0 - after.get("speed/data_wait_share", 0.0)
+            seconds_per_step = after.get("speed/seconds_per_step", 0.0) * working
+            gap = min(gap, (after["step"] - before["step"]) * seconds_per_step)
+        trained += gap
     saves = [event for event in run.events if event["event"] == "saved"]
     return {
         "steps": int(steps[-1]["step"]),

@@ -22,8 +22,7 @@ from unimo_ds.utils.launchers import free_port
 
 NUM_RANKS = 2
 _WORKER = Path(__file__).with_name("recording_worker.py")
-_IMPORTED_LATE = ("torch.utils.tensorboard", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer")
-"""What DeepSpeed and torch import when the optimizer is made: most of the processor time of a start."""
+_IMPORTED_LATE = ("torch.utils.tensorboard",)
 _FIXED = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
 
 

@@ -132,7 +132,7 @@ node_index() { local i=${1#"$S_PREFIX"}; case $i in ''|*[!0-9]*) die "no such no
 load() { [ -f "$DIR/settings" ] || die "no cluster in $DIR"; . "$DIR/settings"; }
 
 install_packages() {
-    local want="slurmctld slurmd slurm-client munge iproute2 util-linux" miss="" p t0=$SECONDS LOG=/var/log/mini-slurm-apt.log
+    local want="slurmctld slurmd slurm-client munge libpmix-dev iproute2 util-linux" miss="" p t0=$SECONDS LOG=/var/log/mini-slurm-apt.log
     for p in $want; do dpkg -s "$p" 2>/dev/null | grep -q '^Status: install ok installed' || miss="$miss $p"; done
     [ -z "$miss" ] && return 0
     say "apt-get install$miss"

@@ -60,13 +60,14 @@ class Outcome:
     seconds_disturbed: float
 
 
-def write_environment(path: Path, *, corpus: Path, tasks_per_node: int) -> Path:
-    """The site's file for this machine: CPU ranks, fewer of them than pretended GPUs."""
-    path.write_text(
-        f"PYTHON={sys.executable}\nDATA={corpus}\n"
-        f"export PYTHONPATH={REPOSITORY} DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=eth0\n"
-        f"SRUN_OPTIONS+=(--ntasks=$((SLURM_JOB_NUM_NODES * {tasks_per_node})) --ntasks-per-node={tasks_per_node})\n"
-    )
+def write_environment(path: Path, *, corpus: Path, tasks_per_node: int | None = None) -> Path:
+    """The site's file for this machine: CPU ranks, `tasks_per_node` of them instead of one per pretended GPU."""
+    text = f"PYTHON={sys.executable}\nDATA={corpus}\n"
+    text += f"export PYTHONPATH={REPOSITORY} DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=eth0\n"
+    if tasks_per_node is not None:
+        ranks = f"$((SLURM_JOB_NUM_NODES * {tasks_per_node}))"
+        text += f"SRUN_OPTIONS+=(--ntasks={ranks} --ntasks-per-node={tasks_per_node})\n"
+    path.write_text(text)
     return path
 
 

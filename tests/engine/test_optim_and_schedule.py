@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -63,6 +64,36 @@ def test_prepared_state_changes_nothing_and_steps_can_be_set() -> None:
         optim.set_applied_steps(optimizer, 7)
         assert optim.applied_steps(optimizer) == 7
     assert torch.equal(weights[0], weights[1])
+
+
+def test_the_compiler_that_torchs_adamw_brings_is_left_out() -> None:
+    """The same bits as torch's own class, whose methods import `torch._dynamo`: most of a second and a half of each start."""
+    script = """
+import sys, torch
+from unimo_ds.config import OptimizerConfig
+from unimo_ds.engine import optim
+models = [torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)]
+models[1].load_state_dict(models[0].state_dict())
+values = {"zero_optimization": {"stage": 0}}
+ours = optim.make_optimizer(models[0], OptimizerConfig(), values, device=torch.device("cpu"))
+def steps(model, optimizer):
+    for seed in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 7, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        optimizer.step()
+steps(models[0], ours)
+assert "torch._dynamo" not in sys.modules
+values["zero_optimization"]["stage"] = 1
+theirs = optim.make_optimizer(models[1], OptimizerConfig(), values, device=torch.device("cpu"))
+assert type(theirs) is torch.optim.AdamW
+steps(models[1], theirs)
+for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+    assert torch.equal(one, other) and one.grad_fn is None
+    for name, value in ours.state[one].items():
+        assert torch.equal(value, theirs.state[other][name]), name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rate_rises_to_the_peak_and_falls_to_zero() -> None:

@@ -78,13 +78,9 @@ def is_grid(extractor: Path | None) -> bool:
     return extractor is not None and extractor.name == GRID and not extractor.exists()
 
 
-def is_detector(extractor: Path | None, weights: Path | None) -> bool:
-    """Whether a network will run: on GPUs, one worker each is enough then."""
-    if weights is not None:
-        return True
-    if extractor is None or is_grid(extractor) or not extractor.exists():
-        return False
-    return extractor_file.kind_of(extractor) not in (GRID, "")
+def is_detector(path: str | os.PathLike[str]) -> bool:
+    """Whether the extractor in a file, or in a folder, is a network."""
+    return extractor_file.kind_of(Path(path)) != GRID
 
 
 def _module(kind: str) -> Any:

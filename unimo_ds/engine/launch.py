@@ -28,8 +28,9 @@ def start_processes() -> torch.device:
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames; nothing a user could change.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if get_accelerator().device_name() == "cpu":
-        # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler. A dictionary of our own
+        # saves every start the compilers that fill DeepSpeed's.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)

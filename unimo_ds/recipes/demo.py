@@ -51,7 +51,8 @@ def demo() -> RunConfig:
         schedule=ScheduleConfig(total_steps=400, warmup_steps=40),
         # Nothing to shard in a model this small: stage 1 takes a fifth more time (docs/performance.md).
         engine=EngineConfig(deepspeed_config="zero0_fp32", threads=1),
-        checkpoint=CheckpointConfig(every_steps=100, keep_last=2),
+        # A save holds the ranks up for a hundredth of a step.
+        checkpoint=CheckpointConfig(every_steps=10, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
         logging=LoggingConfig(every_steps=10, num_pictures=6, num_embeddings=200),
     )

@@ -1,10 +1,13 @@
 """`unimo prepare regions` and imports with a detector: same bytes for any number of workers, and after any kill."""
 
+import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from tests.data.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
@@ -12,9 +15,11 @@ from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from unimo_ds.data import extractors, images, shards
+from unimo_ds.data.detectors import bottom_up, device
 from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.verify import verify
 
 NUM_SOURCES = 4
@@ -110,6 +115,42 @@ def test_killed_at_many_moments_and_continued(raw: Path, folder: Path, detected:
     assert shard_bytes(output) == shard_bytes(detected)
     assert verify(output) == []
     assert not list(output.glob("**/*.partial"))
+
+
+@pytest.mark.parametrize(("gpus", "number"), [(0, 1), (3, 3)])
+def test_a_detector_gets_a_worker_per_gpu_or_one_alone(
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpus: int,
+    number: int,
+) -> None:
+    """Where a plan's file names the detector, too; the stages after the import keep a worker per core."""
+    monkeypatch.setattr(device, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(bottom_up, "worker_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
+    numbers: dict[str, int] = {}
+
+    def run(workers: Workers, function: Callable[..., object], tasks: Sequence[tuple], *, label: str, **_: object):
+        numbers[label] = workers.number
+        return ((i, one_thread(function, *arguments)) for i, arguments in enumerate(tasks))
+
+    monkeypatch.setattr(Workers, "run", run)
+    tar = write_tar(tmp_path / "one.tar", {"000.jpg": encode_jpeg(picture(0))})
+    (tmp_path / "captions.tsv").write_text("000.jpg\ta dog in the snow\n")
+    (tmp_path / "corpus.toml").write_text(
+        f"output = 'data'\nvocabulary_size = 300\nextractor = '{raw / 'detector'}'\n"
+        f"rewrite = false\nretrieve = false\n"
+        f"[[import]]\nkind = 'pairs'\nimages = '{tar}'\ncaptions = 'captions.tsv'\n"
+    )
+    command = ["all", "--config", str(tmp_path / "corpus.toml")]
+    assert main(command) == 0
+    assert (numbers["importing 0_one"], numbers["looking for phrases"]) == (number, 7)
+    assert f"{number} worker" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "data")
+    assert main([*command, "--workers", "5"]) == 0
+    assert set(numbers.values()) == {5}
 
 
 def test_weights_are_enough(raw: Path, folder: Path, tmp_path: Path) -> None:

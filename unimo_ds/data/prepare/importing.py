@@ -75,7 +75,9 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         (journal.path / EXTRACTOR_FILE, extractor.fingerprint) if extractor else None,
         settings.keep_images,
     )
-    num_samples = _make_shards(settings, making, journal, num_parts, report, workers or Workers())
+    is_detector = extractor is not None and extractors.is_detector(journal.path)
+    with (workers or Workers()).for_extractor(is_detector=is_detector) as some:
+        num_samples = _make_shards(settings, making, journal, num_parts, report, some)
     if not num_samples:
         journal.forget()
         raise UserError("nothing to import: " + "; ".join(report.lines()))

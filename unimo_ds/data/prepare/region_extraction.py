@@ -74,8 +74,9 @@ def extract_again(
     entries = {name: journal.path / f"done-{name}.json" for name in names}
     place = (journal.path, extractor.fingerprint)
     tasks = [(folder / name, *place, entries[name]) for name in names if read_json_object(entries[name]) is None]
-    for _ in (workers or Workers()).run(_extract_shard, tasks, label="regions", unit="shards"):
-        pass
+    with (workers or Workers()).for_extractor(is_detector=extractors.is_detector(journal.path)) as some:
+        for _ in some.run(_extract_shard, tasks, label="regions", unit="shards"):
+            pass
     for entry in entries.values():
         report.count("images", read_json_object(entry)["images"])
     folders.finish_folder(

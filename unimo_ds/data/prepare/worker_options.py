@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from unimo_ds.data import extractors
-from unimo_ds.data.prepare.workers import Workers, default_number, mpi_workers
+from unimo_ds.data.prepare.workers import Workers, mpi_workers
 from unimo_ds.utils.errors import UserError
 
 
 def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
-        "--workers", type=int, help="processes (default: as many as there are cores, or GPUs for a detector)"
+        "--workers", type=int, help="processes (default: one per core; for a detector one per GPU, or one alone)"
     )
     stage.add_argument(
         "--executor",
@@ -35,20 +34,8 @@ def with_workers(arguments: argparse.Namespace, body: Callable[[Workers], None])
             if workers is not None:
                 body(workers)
         return 0
-    number = _number(arguments)
-    if number < 1:
-        raise UserError(f"--workers {number} must be at least 1")
-    with Workers(number) as workers:
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers} must be at least 1")
+    with Workers(arguments.workers) as workers:
         body(workers)
     return 0
-
-
-def _number(arguments: argparse.Namespace) -> int:
-    """Workers asked for; else one per GPU where a detector runs on GPUs, else one per core."""
-    if arguments.workers is not None:
-        return int(arguments.workers)
-    if extractors.is_detector(getattr(arguments, "extractor", None), getattr(arguments, "weights", None)):
-        from unimo_ds.data.detectors.device import num_gpus
-
-        return num_gpus() or default_number()
-    return default_number()

@@ -29,12 +29,14 @@ _T = TypeVar("_T")
 class Workers:
     """Who does the work, over all stages of a command: processes take seconds to start, so they are kept until `close`."""
 
-    def __init__(self, number: int = 1, executor: Executor | None = None) -> None:
+    def __init__(self, number: int | None = 1, executor: Executor | None = None) -> None:
         """
-        number: 1: this process alone.
+        number: 1: this process alone. None: one per core.
         executor: use this one, whatever the number (the ranks of an MPI job).
         """
-        self.number, self.executor = number, executor
+        self.number = len(os.sched_getaffinity(0)) if number is None else number
+        self.executor = executor
+        self._is_by_default = number is None
         self._processes: ProcessPoolExecutor | None = None
 
     def run(
@@ -64,6 +66,23 @@ class Workers:
                 yield i, result
                 display.advance(size)
 
+    @contextmanager
+    def for_extractor(self, *, is_detector: bool) -> Iterator[Workers]:
+        """These, or for a detector, which each worker holds, one per GPU or one alone, unless a number was given."""
+        if not (is_detector and self._is_by_default):
+            yield self
+            return
+        from unimo_ds.data.detectors.device import num_gpus
+
+        gpus = num_gpus()
+        number = max(gpus, 1)
+        why = "one per GPU" if gpus else "no GPU here"
+        print(
+            f"{number} worker{'s' * (number > 1)} for the detector, each holds it ({why}; --workers N)", file=sys.stderr
+        )
+        with Workers(number) as fewer:
+            yield fewer
+
     def _pool(self) -> Executor:
         if self.executor is not None:
             return self.executor
@@ -86,11 +105,6 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def default_number() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def one_thread(function: Callable[..., _T], *arguments: Any) -> _T:
