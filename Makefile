@@ -82,4 +82,4 @@ tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .venv-torchvision runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

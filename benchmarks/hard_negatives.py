@@ -127,14 +127,18 @@ def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> l
         model, own = steps[name]
 
         def step(number: int) -> None:
-            loss_of(model, own[max(number, 0)]).backward()
+            loss_of(model, own[number % arguments.rounds]).backward()  # warm-up rounds are numbered below 0
             model.zero_grad(set_to_none=True)
 
         return step
 
     synchronize = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     timings = measuring.interleaved(
-        {name: run(name) for name in steps}, rounds=arguments.rounds, synchronize=synchronize, say=True
+        {name: run(name) for name in steps},
+        rounds=arguments.rounds,
+        warm_up=arguments.rounds if arguments.device == "cuda" else 1,  # cuDNN plans anew for every shape
+        synchronize=synchronize,
+        say=True,
     )
     rows = []
     for name, timing in timings.items():
@@ -184,6 +188,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the rows to this file")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        measuring.steady_allocator("benchmarks.hard_negatives")
     return run_command(lambda: _main(arguments))
 
 

@@ -31,8 +31,8 @@ from unimo_ds.data.shards import ShardWriter
 from unimo_ds.utils.errors import run_command
 from unimo_ds.utils.host_memory import keep_freed_buffers
 
-COUNTS = {"regions": 96, "jpeg": 128, "text": 1024}
-PER_SHARD = {"regions": 16, "jpeg": 32, "text": 256}
+COUNTS = {"regions": 384, "jpeg": 128, "text": 1024}
+PER_SHARD = {"regions": 32, "jpeg": 32, "text": 256}
 
 
 def make_folder(folder: Path, kind: str) -> None:

@@ -79,7 +79,9 @@ class Ours:
         corpus, planner = self._open()
         size = self.config.batch.global_samples
         for first in range(start, start + len(corpus), size):
-            for sample in planner.order.samples_at(np.arange(first, first + size)).tolist():
+            samples = planner.order.samples_at(np.arange(first, first + size)).tolist()
+            corpus.expect(samples)
+            for sample in samples:
                 read = corpus.read(sample)
                 jpeg = corpus.read_jpeg(sample) if self.kind == "jpeg" else None
                 yield read, jpeg, vars(read.regions) if read.regions is not None else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import random
 import resource
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from unimo_ds.utils.machine import processor_name
 
 FOLDER = Path(__file__).parent / "rows"
 _PACKAGES = (
@@ -77,6 +80,15 @@ def interleaved(
                 if say:
                     print(f"  round {number}: {name} {wall:.3f} s, processor {processor:.3f} s", flush=True)
     return timings
+
+
+def steady_allocator(module: str) -> None:
+    """Start `python -m module` again in an allocator of CUDA memory that new shapes do not make ask the driver, unless the
+    environment chooses one."""
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    if name not in os.environ:
+        environment = {**os.environ, name: "expandable_segments:True"}
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
 
 
 def ratio_of_rounds(slow: Timing, fast: Timing) -> dict[str, float]:
@@ -140,14 +152,10 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    features = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    described = Path("/proc/cpuinfo")
+    features = described.read_text().split() if described.is_file() else []
     wide = "AMX" if "amx_bf16" in features else "AVX-512" if "avx512f" in features else "AVX2"
-    return f"{names[0] if names else platform.processor()} ({wide}), {len(names)} cores"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+    return f"{processor_name()} ({wide}), {os.cpu_count()} cores"
 
 
 def _commit() -> str:

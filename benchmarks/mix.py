@@ -10,7 +10,7 @@ images : texts : pairs = 1 : 1 : 5 (the recipe's mix). Lengths:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -80,6 +80,9 @@ class MixCorpus:
 
     def key(self, sample: int) -> str:
         return self.samples[sample].key
+
+    def expect(self, samples: Iterable[int]) -> None:
+        """It is all there."""
 
     def read(self, sample: int) -> Sample:
         return self.samples[sample]

@@ -52,7 +52,6 @@ from unimo_ds.utils.host_memory import keep_freed_buffers, return_freed_memory
 OURS, USUAL, MASKED_HEAD = "ours", "usual", "usual-masked-head"
 CONTENDERS = (OURS, USUAL, MASKED_HEAD)
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::addmv_", "aten::mv")
-_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 Step = Callable[[StepBatch, PaddedStep], dict[str, float]]
 
 
@@ -373,9 +372,8 @@ def main() -> int:
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and _ALLOCATOR not in os.environ:
-        environment = {**os.environ, _ALLOCATOR: "expandable_segments:True"}
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.step", *sys.argv[1:]], environment)
+    if arguments.device == "cuda":
+        measuring.steady_allocator("benchmarks.step")
     return run_command(lambda: _main(arguments))
 
 

@@ -15,7 +15,7 @@ Letters: B sequences of a batch, L its padded length, R padded regions, W padded
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -322,8 +322,3 @@ def copy_weights(source: Unimo, target: UsualModel) -> None:
             getattr(ours[other], last).copy_(parameter)
     target.language_head.bias.copy_(source.language_head.bias)
     target.temperature.raw.copy_(source.temperature.raw)
-
-
-def padded_positions(steps: Sequence[PaddedStep]) -> int:
-    """Positions that the padded batches compute."""
-    return sum(step.num_padded for step in steps)

@@ -14,7 +14,10 @@ from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
 
-COMMANDS = ("plan", "evaluate", "export", "convert", "generate", "search", "inspect", "doctor", "prepare")
+COMMANDS = (
+    *("prepare", "plan", "inspect", "doctor", "evaluate", "finetune", "report"),
+    *("export", "convert", "generate", "search", "kernels"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["plan", "--recipe", "bas_32xv100"], "did you mean 'base_32xv100'"),
         (["plan", "--recipe", "demo", "--set", "model.hiden_size=3"], "did you mean 'hidden_size'"),
         (["plan", "--recipe", "demo", "--data", "nowhere"], "no data folder at nowhere"),
+        (["plan", "--recipe", "demo", "--devices", "0"], "must be at least 1"),
         (["evaluate", "retrieval", "--checkpoint", "nowhere", "--data", "x"], "no folder at nowhere"),
         (["evaluate", "retrieval", "--checkpoint", "x", "--data", "x", "--rerank", "-1"], "must not be negative"),
         (["export", "--checkpoint", "nowhere", "--to", "y"], "no folder at nowhere"),

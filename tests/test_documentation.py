@@ -108,7 +108,7 @@ def refusal(program: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[
     if is_script and "from benchmarks" in source:
         return "it finds its neighbours by python -m alone"
     if source and "rgumentParser" not in source:
-        return "it takes no words" if words else None
+        return "it takes no words" if words and "sys.argv" not in source else None
     try:
         if is_script:
             runpy.run_path(str(place), run_name="__main__")
@@ -121,6 +121,7 @@ def refusal(program: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[
     return None
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of runpy: the module is imported already
 def test_every_command_line_is_one_that_its_program_takes(
     nothing_is_required: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

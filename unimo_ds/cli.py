@@ -62,13 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"unimo_ds {unimo_ds.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # Only listed here: its own parser is in data/prepare/command.py.
+    # In the order of use. Those without help of their own are only listed here; `main` hands them to their parsers.
     commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
-    # Likewise in ops/native/command.py.
-    commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
-    # And in serving/search_command.py.
-    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
     runs.add(commands)
     measuring.add(commands)
     taking.add(commands)
+    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
+    commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
     return parser

@@ -143,7 +143,7 @@ def gpu_finding(
     label = f"GPU {index}"
     if not any(_runs_on(tag, capability) for tag in architectures):
         wanted = f"sm_{capability[0]}{capability[1]}"
-        cure = "install a torch build that has it (for V100: the cu126 builds up to 2.13)"
+        cure = "install a torch build that has it (for V100: pip install -r requirements-v100.txt)"
         return Finding(label, "bad", found, f"this torch has no code for {wanted}; {cure}")
     return Finding(label, "good", found)
 

@@ -162,7 +162,7 @@ def to_text(found: dict[str, Any]) -> str:
     lines += [f"  made by           {command}" for command in found.get("made_by", ())]
     metrics = found.get("metrics", {})
     held_out = {name: value for name, value in metrics.items() if name.startswith("held_out/")}
-    others = {name: value for name, value in metrics.items() if name not in held_out}
+    others = {name: value for name, value in metrics.items() if name not in held_out and name != "time"}
     for name, value in [*others.items()][:_SHOWN_METRICS] + [*held_out.items()][:_SHOWN_METRICS]:
         lines.append(f"    {name:<44} {_short(value)}")
     for sample in found.get("first_samples", ()):

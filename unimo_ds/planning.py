@@ -141,7 +141,7 @@ def plan(
         UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
     """
     default_devices, default_hardware = _RUNS_ON.get(config.recipe, (1, "h200"))
-    devices, hardware = devices or default_devices, hardware or default_hardware
+    devices, hardware = default_devices if devices is None else devices, hardware or default_hardware
     if hardware not in HARDWARE:
         raise UserError(f"unknown hardware {hardware!r}{nearest_name(hardware, HARDWARE)}")
     if measured is not None:

@@ -16,7 +16,6 @@ import functools
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -37,6 +36,7 @@ from unimo_ds.data.prepare import collections_on_disk as collections
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.similarity import Nearest, tf_idf
 from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.utils.machine import processor_name
 
 BLOCK = 50_000
 QUERIES_PER_TASK = 1000
@@ -90,14 +90,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "step": "machine",
         "cores": os.cpu_count(),
-        "processor": next(
-            (
-                line.partition(": ")[2]
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        ),
+        "processor": processor_name(),
         "memory_gigabytes": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "workers": options.workers,
         "command": " ".join(sys.argv),

@@ -93,120 +93,49 @@ def split_captions(captions: Path, output: Path, image_only: int) -> Path:
 
 
 def stages(options: argparse.Namespace, pairs: Path) -> list[Stage]:
-    train, dev, tokenizer = (str(options.output / name) for name in ("train", "dev", "tokenizer"))
-    workers = ("--workers", str(options.workers))
-    texts = [*options.texts, *options.tables]
-    made = [
-        Stage(
-            "tokenizer",
-            "tokenizer",
-            (
-                "tokenizer",
-                *map(str, [pairs, *texts]),
-                "--output",
-                tokenizer,
-                "--vocabulary-size",
-                str(options.vocabulary_size),
-            ),
+    train, dev, tokenizer = (options.output / name for name in ("train", "dev", "tokenizer"))
+    workers = ("--workers", options.workers)
+    rewrites = ("--negatives", options.negatives, "--positives", options.positives)
+
+    def stage(name: str, folder: Path, *arguments: object) -> Stage:
+        return Stage(name, folder.name, tuple(map(str, arguments)))
+
+    def importing(name: str, folder: Path, *arguments: object) -> Stage:
+        return stage(name, folder, "import", *arguments, "--output", folder, *workers)
+
+    photographs, more = ("--images", options.images), ("--images", options.held_out_images)
+    source = ("--source", "photographs", "--keep-images")
+    return [
+        stage(
+            *("tokenizer", tokenizer, "tokenizer", pairs, *options.texts, *options.tables),
+            *("--output", tokenizer, "--vocabulary-size", options.vocabulary_size),
         ),
-        Stage(
-            "import pairs",
-            "train",
-            (
-                "import",
-                "--kind",
-                "pairs",
-                "--images",
-                str(options.images),
-                "--captions",
-                str(pairs),
-                "--output",
-                train,
-                "--source",
-                "photographs",
-                "--tokenizer",
-                tokenizer,
-                "--keep-images",
-                *workers,
-            ),
+        importing(
+            *("import pairs", train, "--kind", "pairs", *photographs, "--captions", pairs, *source),
+            *("--tokenizer", tokenizer),
         ),
-        Stage(
-            "import images",
-            "train",
-            (
-                "import",
-                "--kind",
-                "images",
-                "--images",
-                str(options.images),
-                "--skip",
-                str(pairs),
-                "--output",
-                train,
-                "--source",
-                "photographs_alone",
-                "--keep-images",
-                *workers,
-            ),
+        importing(
+            *("import images", train, "--kind", "images", *photographs, "--skip", pairs),
+            *("--source", "photographs_alone", "--keep-images"),
         ),
+        *(
+            importing(f"import texts {path.stem}", train, "--format", "headings", "--input", path)
+            for path in options.texts
+        ),
+        *(
+            importing(f"import texts {path.stem}", train, "--kind", "texts", "--input", path, "--column", "sentence")
+            for path in options.tables
+        ),
+        importing(
+            *("import pairs", dev, "--kind", "pairs", *more, "--captions", options.held_out_captions, *source),
+            *("--like", train),
+        ),
+        stage("retrieve", train, "retrieve", train, "--number", options.number, *workers),
+        stage("rewrite", dev, "rewrite", dev, "--learn-from", train, *rewrites),
+        stage("rewrite", train, "rewrite", train, *rewrites),
+        stage("verify", train, "verify", train),
+        stage("verify", dev, "verify", dev),
     ]
-    for path in options.texts:
-        made.append(
-            Stage(
-                f"import texts {path.stem}",
-                "train",
-                ("import", "--format", "headings", "--input", str(path), "--output", train, *workers),
-            )
-        )
-    for path in options.tables:
-        made.append(
-            Stage(
-                f"import texts {path.stem}",
-                "train",
-                (
-                    "import",
-                    "--kind",
-                    "texts",
-                    "--input",
-                    str(path),
-                    "--column",
-                    "sentence",
-                    "--output",
-                    train,
-                    *workers,
-                ),
-            )
-        )
-    rewrites = ("--negatives", str(options.negatives), "--positives", str(options.positives))
-    made += [
-        Stage(
-            "import pairs",
-            "dev",
-            (
-                "import",
-                "--kind",
-                "pairs",
-                "--images",
-                str(options.held_out_images),
-                "--captions",
-                str(options.held_out_captions),
-                "--output",
-                dev,
-                "--source",
-                "photographs",
-                "--like",
-                train,
-                "--keep-images",
-                *workers,
-            ),
-        ),
-        Stage("retrieve", "train", ("retrieve", train, "--number", str(options.number), *workers)),
-        Stage("rewrite", "dev", ("rewrite", dev, "--learn-from", train, *rewrites)),
-        Stage("rewrite", "train", ("rewrite", train, *rewrites)),
-        Stage("verify", "train", ("verify", train)),
-        Stage("verify", "dev", ("verify", dev)),
-    ]
-    return made
 
 
 def measure(stage: Stage, output: Path) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from unimo_ds.config import (
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
+from unimo_ds.data.selection import CorpusIndex, Selection, select_step
 
 FEATURES, CLASSES, STORED_CLASSES, VOCABULARY = 12, 9, 2, 500
 
@@ -119,6 +120,9 @@ class MemoryCorpus:
     def key(self, sample: int) -> str:
         return self.samples[sample].key
 
+    def expect(self, samples: Iterable[int]) -> None:
+        """It is all there."""
+
     def read(self, sample: int) -> Sample:
         if sample in self.broken:
             raise CorruptSample(self.key(sample), "damaged for the test")
@@ -191,3 +195,8 @@ def make_config(
         masking=masking or MaskingConfig(),
         contrast=contrast or ContrastConfig(positives=2, word_negatives=2, related_images=2, related_texts=1),
     )
+
+
+def select(corpus: CorpusIndex, sample: int, position: int, config: RunConfig) -> Selection:
+    """The visit of one sample at this position, alone in its step."""
+    return select_step(corpus, np.array([sample]), np.array([position]), config)[0]

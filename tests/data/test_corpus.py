@@ -29,6 +29,7 @@ from unimo_ds.data import manifest
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.members import texts_of
+from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.shards import ShardWriter, index_path, read_shard, rewrite_shard
 from unimo_ds.data.verify import verify
@@ -252,6 +253,13 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         Corpus.open(unfinished)
 
 
+def test_the_folder_of_data_folders_is_not_one(tmp_path: Path) -> None:
+    write_samples(tmp_path / "train")
+    finish(tmp_path / "train")
+    with pytest.raises(UserError, match=r"name one of the data folders in it: .*train"):
+        Corpus.open(tmp_path)
+
+
 @pytest.mark.parametrize("location", ["pipe:cat x", "memory://a::b", "ftp://host/data", "simplecache::s3://bucket"])
 def test_addresses_that_are_refused(location: str) -> None:
     with pytest.raises(UserError, match="a local folder or a URL of"):
@@ -343,21 +351,17 @@ def test_references_must_lead_somewhere(tmp_path: Path) -> None:
         finish(tmp_path)
 
 
-def test_shards_are_indexed_and_verified_concurrently(tmp_path: Path) -> None:
+def test_shards_are_verified_side_by_side(tmp_path: Path) -> None:
     write_samples(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
+    assert len(finish(tmp_path).shards) == 4
     with ThreadPoolExecutor(4) as executor:
-        made = finish_folder(
-            tmp_path, tokenizer=WordTokenizer(), num_region_classes=16, command="make test data", executor=executor
-        )
-        assert verify(tmp_path, executor=executor) == []
-        (tmp_path / "texts-000000.tar").write_bytes(b"")
-        assert {problem.file for problem in verify(tmp_path, executor=executor)} == {"texts-000000.tar"}
-        with pytest.raises(UserError, match=r"texts-000000\.tar is damaged"):
-            finish_folder(
-                tmp_path, tokenizer=WordTokenizer("other"), num_region_classes=16, reindex=True, executor=executor
-            )
-    assert len(made.shards) == 4
+        workers = Workers(4, executor)
+        assert verify(tmp_path, workers=workers) == []
+        for name in ("texts-000000.tar", "images-000000.tar"):
+            (tmp_path / name).write_bytes(b"")
+        found = verify(tmp_path, workers=workers)
+        assert found == verify(tmp_path), "the same, in the same order"
+        assert {problem.file for problem in found} == {"images-000000.tar", "texts-000000.tar"}
 
 
 def test_text_only_folders_have_no_feature_size(tmp_path: Path) -> None:

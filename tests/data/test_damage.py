@@ -66,6 +66,7 @@ def named(problems: list[Problem]) -> set[str]:
 def assert_nothing_wrong_is_read(corpus: Corpus) -> int:
     """Every sample is either exactly what was written or refused. Returns how many were refused by their name."""
     refused = 0
+    corpus.expect(range(len(corpus)))
     for number, expected in enumerate(EXPECTED):
         try:
             found = corpus.read(number)

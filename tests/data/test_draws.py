@@ -47,7 +47,7 @@ def test_every_ordered_draw_is_equally_likely() -> None:
 
 def test_numbers_are_a_function_of_their_key() -> None:
     keys = mix_many(np.arange(3))
-    for key, together in zip(keys.tolist(), uniforms_of(keys), strict=True):
+    for key, together in zip(keys.tolist(), uniforms_of(keys, np.array([0, 5, 70])), strict=True):
         alone = Uniforms(key)
         numbers = [next(together) for _ in range(500)]
         assert numbers == [next(alone) for _ in range(500)]

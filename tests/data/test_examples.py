@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions
+from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions, select
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
 from unimo_ds.data.examples import (
     PreparedSample,
@@ -32,7 +32,7 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
-from unimo_ds.data.selection import Selection, select, select_step
+from unimo_ds.data.selection import Selection, select_step
 
 TOKENIZER = WordTokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
@@ -168,7 +168,7 @@ def test_masked_regions_leave_no_trace() -> None:
         assert (corrupted.masked_region_features == stored.regions.features[rows]).all()
         assert (corrupted.masked_region_class_ids == stored.regions.class_ids[rows]).all()
         assert (corrupted.masked_region_class_probabilities == stored.regions.class_probabilities[rows]).all()
-        # Check 6 of unimo.md section 9: other features in the masked places, the same input.
+        # Other features in the masked places, the same input.
         features = stored.regions.features.copy()
         features[rows] += 7
         changed = dataclasses.replace(stored, regions=dataclasses.replace(stored.regions, features=features))

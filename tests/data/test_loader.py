@@ -1,4 +1,4 @@
-"""The data contract (DESIGN section 4): the same global batch whatever the world size, workers and micro-batches; resume at any
+"""The data contract: the same global batch whatever the world size, workers and micro-batches; resume at any
 step; every sample once an epoch; damaged samples replaced alike everywhere (R2, R3, R11, R13, R18, R19)."""
 
 from __future__ import annotations

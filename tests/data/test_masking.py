@@ -1,4 +1,4 @@
-"""Shares, word bounds, leaks and overlaps of every kind of corruption (unimo.md section 9, checks 7 to 9)."""
+"""Shares, word bounds, leaks and overlaps of every kind of corruption."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tests.data.corpora import make_config, make_corpus
+from tests.data.corpora import make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
-from unimo_ds.data.selection import Selection, select, select_step
+from unimo_ds.data.selection import Selection, select_step
 
 CORPUS = make_corpus()
 PAIRS = np.flatnonzero(CORPUS.kinds == Kind.PAIR)

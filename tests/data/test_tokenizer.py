@@ -72,6 +72,17 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
         assert ids.tolist() == tokenizer.encode(text).tolist()
 
 
+_NASTY = st.sampled_from(" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2028\u200b\u3000\ufeff's!.a1\u00e9\u65e5\u0301")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(_NASTY | st.characters(exclude_categories=("Cs",)), max_size=30), max_size=4))
+def test_a_batch_by_words_is_its_texts_whole(texts: list[str]) -> None:
+    tokenizer = _cached()
+    encoded = tokenizer.encode_batch(texts)
+    assert [ids.tolist() for ids in encoded] == [tokenizer.encode(text).tolist() for text in texts]
+
+
 def test_pickled_tokenizer_is_the_same(tokenizer: Tokenizer) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - our own bytes
     assert copy.fingerprint == tokenizer.fingerprint

@@ -15,7 +15,6 @@ from unimo_ds.utils.errors import UserError
 if TYPE_CHECKING:
     from unimo_ds.config import RunConfig
 
-CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
 _TO_STDOUT = "-"
 
 

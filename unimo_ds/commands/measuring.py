@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from unimo_ds.commands.common import CHECKPOINT_HELP, add_command, add_json, emit
+from unimo_ds.commands.common import add_command, add_json, emit
+from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.errors import UserError
 
 
@@ -43,6 +44,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
     from unimo_ds.finetune import arguments as tuned
+    from unimo_ds.utils.machine import device_of
 
     if arguments.task == "classification":
         return _classify(arguments)
@@ -57,7 +59,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             data=Path(arguments.data),
             split=arguments.split,
             max_examples=arguments.max_examples,
-            device=command.device_of(arguments.device),
+            device=device_of(arguments.device),
             predictions=arguments.predictions,
             overrides=arguments.set,
         )
@@ -77,10 +79,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _classify(arguments: argparse.Namespace) -> None:
-    from unimo_ds.serving import classification, options
+    from unimo_ds.serving import classification
     from unimo_ds.serving.model import ServedModel
+    from unimo_ds.utils.machine import device_of
 
-    model = ServedModel.open(arguments.checkpoint, device=options.parse_device(arguments.device))
+    model = ServedModel.open(arguments.checkpoint, device=device_of(arguments.device))
     prompts = arguments.prompt or classification.DEFAULT_PROMPTS
     result = classification.classify(model, Path(arguments.data), prompts=prompts)
     emit(result, classification.to_text(result), arguments.json)

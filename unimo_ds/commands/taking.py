@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from unimo_ds.commands.common import CHECKPOINT_HELP, add_command, add_json, emit
+from unimo_ds.commands.common import add_command, add_json, emit
+from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.errors import UserError
 
 

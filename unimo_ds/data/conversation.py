@@ -1,4 +1,4 @@
-"""A passage and the conversation about it as one tagged text, the way CoQA models read it (unimo.md 6.3).
+"""A passage and the conversation about it as one tagged text, the way CoQA models read it.
 
     [CLS] passage [SEP] question [SEP] answer [SEP] ... question [SEP]
 

@@ -6,11 +6,11 @@ in Python per sample. `read` is a positioned read or two, checked against the in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from unimo_ds.data import cache, index, manifest, members, shards
 from unimo_ds.data.schema import Sample
@@ -146,6 +147,15 @@ class Corpus:
                 self._bases.popitem(last=False)
         return f"{self.manifest.shards[shard].file}:{bases[row]}"
 
+    def expect(self, samples: Iterable[int]) -> None:
+        """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""
+        with contextlib.suppress(OSError):
+            for sample in samples:
+                shard, row = self._locate(sample)
+                *_, start, offset, size, _ = self._records[shard][row].item()
+                wanted = int((offset + size)[: members.JPEG].max())
+                os.posix_fadvise(self._file(shard).fileno(), start, wanted, os.POSIX_FADV_WILLNEED)
+
     def read(self, sample: int) -> Sample:
         """The sample, checked. Its arrays are read-only.
 
@@ -196,9 +206,8 @@ class Corpus:
     def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, memoryview]:
         """Column -> checked bytes of the wanted members that the sample has, as views of what was read."""
         shard, row = self._locate(sample)
-        record = self._records[shard][row]
-        start, sizes = int(record["start"]), record["size"].tolist()
-        offsets, checksums = record["offset"].tolist(), record["crc32"].tolist()
+        *_, start, offset, size, crc32 = self._records[shard][row].item()
+        offsets, sizes, checksums = offset.tolist(), size.tolist(), crc32.tolist()
         content: dict[int, memoryview] = {}
         present = sorted((offsets[column], column) for column in wanted if sizes[column])
         while present:
@@ -213,7 +222,7 @@ class Corpus:
             for column in run:
                 offset = offsets[column] - first
                 content[column] = block[offset : offset + sizes[column]]
-                if zlib.crc32(content[column]) != checksums[column]:
+                if zlib_ng.crc32(content[column]) != checksums[column]:
                     raise CorruptSample(self.key(sample), f"its .{members.EXTENSIONS[column]} is damaged (checksum)")
             present = present[len(run) :]
         return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import importlib.metadata
 import os
@@ -34,7 +33,6 @@ def finish_folder(
     num_region_classes: int | None = None,
     command: str | None = None,
     reindex: bool = False,
-    executor: concurrent.futures.Executor | None = None,
 ) -> Manifest:
     """Make a folder of shards complete: build the indices that are missing or count another tokenizer's tokens, and write
     manifest.json. Repeating it is cheap and changes nothing; after another import it takes in the new shards.
@@ -43,7 +41,6 @@ def finish_folder(
     extractor_fingerprint, extractor_file, num_region_classes: None takes over what the present manifest says.
     command: recorded as what made the folder; None: this process's command line.
     reindex: build every index anew, and accept shards that were changed or removed behind the manifest's back.
-    executor: builds indices concurrently; the tokenizer must be picklable then.
 
     Raises:
         UserError: no shards; a damaged shard; a shard that was changed or lost since the manifest was written; shards that
@@ -61,14 +58,9 @@ def finish_folder(
                 f"{folder} lost shard {min(lost)} since its manifest was written; restore it, or accept the loss with "
                 f"`unimo prepare pack {folder}`"
             )
-    wanted = [path for path in paths if reindex or not _has_index(path, tokenizer.fingerprint)]
-    if executor is None:
-        for path in wanted:
+    for path in paths:
+        if reindex or not _has_index(path, tokenizer.fingerprint):
             index.build_index(path, tokenizer)
-    else:
-        # Waiting for every result lets the first damaged shard speak.
-        for _ in executor.map(index.build_index, wanted, [tokenizer] * len(wanted)):
-            pass
     entries, indices = _collect(paths)
     feature_size, classes_per_region, largest_class = common_sizes(paths, indices)
     check_related(paths, indices)

@@ -113,12 +113,14 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         content = (path / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
-        shards = "shards but " if any(path.glob("*.tar")) else ""
-        raise UserError(
-            f"{path} holds {shards}no {MANIFEST_FILE}; finish it with `unimo prepare pack {path}`"
-            if shards
-            else f"{path} holds no {MANIFEST_FILE}; it is not a data folder: make one with `unimo prepare import`"
-        ) from None
+        inside = sorted(str(found.parent) for found in path.glob(f"*/{MANIFEST_FILE}"))
+        if any(path.glob("*.tar")):
+            cure = f"holds shards but no {MANIFEST_FILE}; finish it with `unimo prepare pack {path}`"
+        elif inside:
+            cure = f"holds no {MANIFEST_FILE}; name one of the data folders in it: {', '.join(inside)}"
+        else:
+            cure = f"holds no {MANIFEST_FILE}; it is not a data folder: make one with `unimo prepare import`"
+        raise UserError(f"{path} {cure}") from None
     except OSError as error:
         raise UserError(f"cannot read {path / MANIFEST_FILE}: {error.strerror}") from None
     return parse_manifest(content, where=str(path / MANIFEST_FILE))

@@ -38,7 +38,9 @@ _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '(<f4|<f2|<i4)', 'fortran_order': False, 'shape': \((\d{1,6}), (\d{1,6})\), \} *\n"
 )
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
+_REFERENCE = re.compile(r"([A-Za-z0-9_-]+\.tar):([0-9]{1,9})")
+# Plain dictionaries: an enumeration's own lookup takes several times as long, and a pair may hold a hundred rewrites.
+_KINDS, _LEVELS = dict(Kind.__members__), dict(Level.__members__)
 
 
 Buffer = bytes | memoryview
@@ -64,13 +66,14 @@ def texts_of(sample: Sample) -> list[StoredText]:
     the related texts. A text sample has one."""
     if sample.text is not None:
         return [StoredText(sample.text, TextRole.TEXT, 0, Level.NONE, sample.phrases)]
+    own, positive, negative, related = TextRole
+    none = Level.NONE
     texts: list[StoredText] = []
     for number, caption in enumerate(sample.captions):
-        texts.append(StoredText(caption.text, TextRole.TEXT, number, Level.NONE, caption.phrases))
-        texts.extend(StoredText(one.text, TextRole.POSITIVE, number, Level.NONE) for one in caption.positives)
-        texts.extend(StoredText(one.text, TextRole.NEGATIVE, number, one.level) for one in caption.negatives)
-    texts.extend(StoredText(text, TextRole.RELATED, -1, Level.NONE) for text in sample.related_texts)
-    return texts
+        texts.append(StoredText(caption.text, own, number, none, caption.phrases))
+        texts += [StoredText(text, positive, number, none) for text, _, _ in caption.positives]
+        texts += [StoredText(text, negative, number, level) for text, level, _ in caption.negatives]
+    return texts + [StoredText(text, related, -1, none) for text in sample.related_texts]
 
 
 def encode_sample(
@@ -126,23 +129,24 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
         raise DecodeError("its .json is missing")
     record = _parse_json(members[JSON])
     kind = _parse_kind(record.get("kind"))
+    is_text, is_pair = kind is Kind.TEXT, kind is Kind.PAIR
     present = [member for member in REGION_MEMBERS if member in members]
-    if kind is Kind.TEXT and (present or JPEG in members):
+    if is_text and (present or JPEG in members):
         raise DecodeError("a text sample has an image")
-    if kind is not Kind.TEXT and len(present) < len(REGION_MEMBERS):
+    if not is_text and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
-    text = _text(record.get("text"), "text") if kind is Kind.TEXT else None
-    related_texts = _list(record, "related_texts", kind)
-    related_images = _list(record, "related_images", kind)
+    text = _text(record.get("text"), "text") if is_text else None
+    related_texts = _list(record, "related_texts", is_pair=is_pair)
+    related_images = _list(record, "related_images", is_pair=is_pair)
     return Sample(
         key=key,
         kind=kind,
         source=_text(record.get("source"), "source"),
-        regions=None if kind is Kind.TEXT else _decode_regions(members),
+        regions=None if is_text else _decode_regions(members),
         text=text,
         phrases=() if text is None else _parse_phrases(record, text),
-        captions=_parse_captions(record) if kind is Kind.PAIR else (),
+        captions=_parse_captions(record) if is_pair else (),
         related_texts=tuple(_text(text, "a related text") for text in related_texts),
         related_images=tuple(_parse_reference(reference) for reference in related_images),
     )
@@ -234,9 +238,10 @@ def _parse_json(content: Buffer) -> dict[str, Any]:
 
 
 def _parse_kind(name: object) -> Kind:
-    if not isinstance(name, str) or name.upper() not in Kind.__members__:
+    kind = _KINDS.get(name.upper()) if isinstance(name, str) else None
+    if kind is None:
         raise DecodeError(f"kind {name!r} is not pair, image or text")
-    return Kind[name.upper()]
+    return kind
 
 
 def _text(value: object, what: str) -> str:
@@ -251,11 +256,11 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _list(record: Mapping[str, Any], name: str, kind: Kind) -> list[Any]:
+def _list(record: Mapping[str, Any], name: str, *, is_pair: bool) -> list[Any]:
     values = record.get(name, [])
     if not isinstance(values, list):
         raise DecodeError(f"{name} is not a list")
-    if values and kind is not Kind.PAIR:
+    if values and not is_pair:
         raise DecodeError(f"only pairs have {name}")
     return values
 
@@ -311,19 +316,20 @@ def _parse_rewrite(record: object, *, positive: bool) -> Rewrite:
         origin = f"{origin}>{record['to']}"
     if not isinstance(origin, str):
         raise DecodeError("a rewrite's origin is not a text")
-    level = record.get("level", "none")
-    if not isinstance(level, str) or level.upper() not in Level.__members__:
-        raise DecodeError(f"a rewrite's level is {level!r}")
-    if positive == (level.upper() != "NONE"):
+    name = record.get("level", "none")
+    level = _LEVELS.get(name.upper()) if isinstance(name, str) else None
+    if level is None:
+        raise DecodeError(f"a rewrite's level is {name!r}")
+    if positive == bool(level):
         raise DecodeError("a positive rewrite has a level" if positive else "a negative rewrite has no level")
-    return Rewrite(text=_text(record.get("text"), "a rewrite"), level=Level[level.upper()], origin=origin)
+    return Rewrite(_text(record.get("text"), "a rewrite"), level, origin)
 
 
 def _parse_reference(reference: object) -> tuple[str, int]:
-    shard, _, index = reference.rpartition(":") if isinstance(reference, str) else ("", "", "")
-    if not _SHARD_NAME.fullmatch(shard) or not (index.isascii() and index.isdigit() and len(index) < 10):
+    match = _REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
+    if match is None:
         raise DecodeError(f"related image {reference!r} is not SHARD.tar:INDEX")
-    return shard, int(index)
+    return match[1], int(match[2])
 
 
 def _caption_record(caption: Caption) -> dict[str, Any]:

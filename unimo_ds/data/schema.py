@@ -12,7 +12,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -55,8 +55,7 @@ class Level(enum.IntEnum):
     WORD = 3
 
 
-@dataclass(frozen=True)
-class Rewrite:
+class Rewrite(NamedTuple):
     text: str
     level: Level
     """NONE for a positive."""

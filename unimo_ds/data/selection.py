@@ -155,11 +155,6 @@ class StepSelection:
 _KINDS, _OBJECTIVES, _ROLES, _LEVELS = tuple(Kind), tuple(LanguageObjective), tuple(SequenceRole), tuple(Level)
 
 
-def select(corpus: CorpusIndex, sample: int, position: int, config: RunConfig) -> Selection:
-    """One visit: what `select_step` gives for this sample at this position in any step."""
-    return select_step(corpus, np.array([sample]), np.array([position]), config)[0]
-
-
 def select_step(
     corpus: CorpusIndex, samples: NDArray[Any], positions: NDArray[Any], config: RunConfig
 ) -> StepSelection:

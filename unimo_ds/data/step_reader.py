@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +45,8 @@ class ReadableCorpus(OrderedCorpus, Protocol):
     classes_per_region: int
     bytes_read: int
 
+    def expect(self, samples: Iterable[int], /) -> None: ...
+
     def read(self, sample: int, /) -> Sample: ...
 
 
@@ -65,7 +66,7 @@ class StepReader:
         self._planner = StepPlanner(corpus, config, world_size=world_size)
         self._vocabulary = Vocabulary.of(tokenizer)
         self._texts = _TextCache(tokenizer, max_text_tokens=config.data.max_text_tokens)
-        self._samples: OrderedDict[int, PreparedSample] = OrderedDict()
+        self._samples: dict[int, PreparedSample] = {}
         self._samples_bytes = 0
 
     def read(self, step: int) -> StepBatch:
@@ -76,9 +77,12 @@ class StepReader:
         """
         started, bytes_before = time.perf_counter(), self._corpus.bytes_read
         planned = self._planner.plan(step)
+        mine = planned.split.ranks[self._rank]
+        samples = planned.samples[np.concatenate(mine)].tolist()
+        self._corpus.expect(sample for sample in samples if sample not in self._samples)
         bad: list[BadSample] = []
         micro_batches = []
-        for rows in planned.split.ranks[self._rank]:
+        for rows in mine:
             visits = [(row, *visit) for row in rows.tolist() if (visit := self._visit(planned.selection[row], bad))]
             examples = self._examples([visit[1:] for visit in visits], bad)
             micro_batches.append(self._pack(examples, planned.groups[[visit[0] for visit in visits]]))
@@ -163,15 +167,12 @@ class StepReader:
             CorruptSample: it cannot be read.
         """
         prepared = self._samples.get(sample)
-        if prepared is not None:
-            self._samples.move_to_end(sample)
-            return prepared
-        prepared = prepare_sample(self._corpus.read(sample), max_regions=self._config.data.max_regions)
-        self._samples[sample] = prepared
-        self._samples_bytes += prepared.num_bytes
-        while self._samples_bytes > _SAMPLE_CACHE_BYTES:
-            _, oldest = self._samples.popitem(last=False)
-            self._samples_bytes -= oldest.num_bytes
+        if prepared is None:
+            prepared = prepare_sample(self._corpus.read(sample), max_regions=self._config.data.max_regions)
+            # The first ones stay: in an epoch's order the least recently used is the one that comes next.
+            if self._samples_bytes + prepared.num_bytes <= _SAMPLE_CACHE_BYTES:
+                self._samples[sample] = prepared
+                self._samples_bytes += prepared.num_bytes
         return prepared
 
 

@@ -52,7 +52,10 @@ def flatten(batch: StepBatch) -> FlatStep:
     for array in arrays:
         places.append((array.dtype.name, array.shape, size))
         size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    block = torch.empty(size, dtype=torch.uint8)
+    # In shared memory from the start, as torch's own collation does it: sending would else copy all of it there, which takes as
+    # long again (690 us for each image of 410 KB, 330 so).
+    storage = torch.UntypedStorage._new_shared(max(size, 1))  # type: ignore[no-untyped-call]
+    block = torch.empty(0, dtype=torch.uint8).set_(storage)
     flat = block.numpy()
     for array, (_, _, offset) in zip(arrays, places, strict=True):
         flat[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)

@@ -6,7 +6,6 @@ not what it was, its index still knows each member's place and checksum, so that
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from unimo_ds.data import folder as folders
 from unimo_ds.data import index, manifest, members, shards
 from unimo_ds.data.manifest import ShardEntry
+from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.errors import UserError
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib", ".dill")
@@ -43,7 +43,7 @@ def verify(
     folder: str | os.PathLike[str],
     *,
     tokenizer: index.BatchEncoder | None = None,
-    executor: concurrent.futures.Executor | None = None,
+    workers: Workers | None = None,
 ) -> list[Problem]:
     """Everything wrong with a data folder, in the order of its files; an empty list proves it good.
 
@@ -52,7 +52,7 @@ def verify(
     there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles.
 
     tokenizer: also count every text's tokens again.
-    executor: checks shards concurrently.
+    workers: check shards side by side; None: this process alone.
 
     Raises:
         UserError: there is no such folder.
@@ -67,9 +67,9 @@ def verify(
         # Without a manifest nothing else can be proven good.
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
     problems += _check_files(path, listed)
-    arguments = ([path] * len(listed.shards), listed.shards, [tokenizer] * len(listed.shards))
-    checks = map(check_shard, *arguments) if executor is None else executor.map(check_shard, *arguments)
-    problems += [problem for found in checks for problem in found]
+    tasks = [(path, entry, tokenizer) for entry in listed.shards]
+    found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
+    problems += [problem for number in sorted(found) for problem in found[number]]
     if not problems:
         problems += _check_together(path, listed)
     return problems

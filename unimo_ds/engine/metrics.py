@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
+from unimo_ds.engine.run_directory import flatten
 from unimo_ds.utils.redact import redacted
 
 FILE = "metrics.jsonl"
@@ -111,7 +113,7 @@ class MetricsWriter:
         """Hyper-parameters with the last losses and held-out metrics, once, when the run is done."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in _flat(redacted(to_dict(config))).items()
+            for key, value in flatten(redacted(to_dict(config))).items()
             if isinstance(value, int | float | str)
         }
         final = {
@@ -137,9 +139,7 @@ def cut_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept))
-    temporary.rename(path)
+    replace_file(path, "".join(kept))
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_per_step: float) -> str:
@@ -168,10 +168,3 @@ def _is_absent(name: str, values: Mapping[str, float]) -> bool:
     if not math.isnan(values[name]):
         return False
     return name.startswith("accuracy/") or values.get(f"count/{name.removeprefix('loss/')}") == 0
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

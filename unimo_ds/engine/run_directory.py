@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import describe_machine
@@ -78,7 +79,7 @@ def prepare(
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ, those free to differ left out."""
-    old, new = _flatten(before), _flatten(after)
+    old, new = flatten(before), flatten(after)
     return sorted(
         key
         for key in old.keys() | new.keys()
@@ -171,7 +172,7 @@ def _differences(path: Path, environment: Path, config: RunConfig, data_fingerpr
         return f"{path.parent} is damaged ({error}); restore {path.name} and {environment.name} or give another run_dir"
     keys = differing_keys(before, to_dict(config))
     if keys:
-        old, new = _flatten(before), _flatten(to_dict(config))
+        old, new = flatten(before), flatten(to_dict(config))
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
         return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
     if data_before != data_fingerprint:
@@ -216,17 +217,16 @@ def _revision() -> str:
     return commit + ("+changes" if changes else "")
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.rename(path)
+    replace_file(path, json.dumps(values, indent=2) + "\n")

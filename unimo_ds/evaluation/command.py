@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -32,6 +31,9 @@ from unimo_ds.evaluation.pairs import PairReader, choose_pairs
 from unimo_ds.evaluation.pictures import to_png
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import device_of
+
+_NUM_PICTURES = 8
 
 Metrics = dict[str, float]
 Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int, int], Metrics]
@@ -96,8 +98,6 @@ def evaluate(
     rerank: int = 0,
     device: str | None = None,
     pictures: Path | None = None,
-    num_pictures: int = 8,
-    micro_batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure the model at `path` on the pairs at `data`.
 
@@ -114,12 +114,12 @@ def evaluate(
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     samples = choose_pairs(corpus, num_pairs=num_pairs)
     reader = make_reader(corpus, model.config, samples, tokenizer=tokenizer)
-    budget = micro_batch_tokens or model.config.batch.micro_batch_tokens
+    budget = model.config.batch.micro_batch_tokens
     try:
         with _watched(model) as watched:
             single = encode_single(watched, reader, micro_batch_tokens=budget)
             metrics = TASKS[task](watched, reader, single, budget, rerank)
-        written = [] if pictures is None else _write_pictures(reader, single, pictures, num_pictures)
+        written = [] if pictures is None else _write_pictures(reader, single, pictures)
     except CorruptSample as error:
         raise UserError(f"sample {error}; run `unimo prepare verify {data}`") from error
     num_images = len(reader.pairs.samples_I)
@@ -161,30 +161,14 @@ def _chance(num_images: int, num_captions: int) -> float:
     return sum(shares) / len(shares)
 
 
-def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path, count: int) -> list[str]:
+def _write_pictures(reader: PairReader, single: SingleEncodings, folder: Path) -> list[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for number, picture in enumerate(draw_pictures(reader, single, count=count)):
+        for number, picture in enumerate(draw_pictures(reader, single, count=_NUM_PICTURES)):
             target = folder / f"retrieval-{number:03d}.png"
             target.write_bytes(to_png(picture))
             written.append(str(target))
     except OSError as error:
         raise UserError(f"cannot write pictures into {folder}: {error.strerror}") from None
     return written
-
-
-def device_of(name: str | None) -> torch.device | None:
-    """The device of that name; None where none is named.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
-    return device

@@ -1,4 +1,4 @@
-"""Adversarial training in the manner of VILLA, as UNIMO fine-tunes (unimo.md 6.5): noise that is climbed for some steps.
+"""Adversarial training in the manner of VILLA, as UNIMO fine-tunes: noise that is climbed for some steps.
 
 Noise lies on the text embedding sums in one forward, on the raw region features in another. The loss of a micro-batch is the
 sum over the ascents of

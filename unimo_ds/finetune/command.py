@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine.launch import start_processes, stop_processes
 from unimo_ds.finetune import results, tasks
 from unimo_ds.finetune.run import Order, finetune
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "world_size": communicator.world_size,
     }
     if communicator.rank == 0:
-        _write(order.run_dir / RESULTS_FILE, joined)
+        write_whole(order.run_dir / RESULTS_FILE, (json.dumps(joined, indent=2) + "\n").encode())
     is_first = communicator.rank == 0
     stop_processes()
     return 0, joined if is_first else {}
@@ -80,9 +80,3 @@ def to_text(result: dict[str, Any]) -> str:
         lines.append(f"  {name:<24} {scale * values['mean']:.2f}{spread}   ({span})")
     notes = {name: text for one in result["seeds"] for name, text in one["notes"].items()}
     return "\n".join([*lines, *(f"  {name}: {text}" for name, text in notes.items())])
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=2) + "\n")
-    aside.rename(path)

@@ -72,7 +72,7 @@ class KeyedDropout(nn.Module):
 
 
 class TextHead(nn.Module):
-    """Pooled [CLS] -> dropout -> FC (unimo.md 6.2)."""
+    """Pooled [CLS] -> dropout -> FC, as the release has it."""
 
     def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class TextHead(nn.Module):
 
 
 class ProductHead(nn.Module):
-    """Pooled [CLS] * pooled [IMG] -> dropout -> FC (unimo.md 6.4): how well an image and a text match."""
+    """Pooled [CLS] * pooled [IMG] -> dropout -> FC, as the release has it: how well an image and a text match."""
 
     def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class ProductHead(nn.Module):
 
 
 class SumHead(nn.Module):
-    """Pooled [CLS] + pooled [IMG] -> FC -> dropout -> FC, without an activation between (unimo.md 6.5)."""
+    """Pooled [CLS] + pooled [IMG] -> FC -> dropout -> FC, without an activation between, as the release has it."""
 
     def __init__(self, config: RunConfig, *, num_outputs: int, middle: int) -> None:
         super().__init__()

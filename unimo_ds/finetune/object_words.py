@@ -1,4 +1,4 @@
-"""Names of detected objects as a text that a captioning model sees beside the regions (unimo.md 6.6).
+"""Names of detected objects as a text that a captioning model sees beside the regions.
 
 The release reads them from files of token ids that it does not make: `coco_object_0.35_tot.ids` for the base model, 0.2 for the
 large one, of which the first 100 tokens are used. Here they come from the classes that shards store of each region: a word for

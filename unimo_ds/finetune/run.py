@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.checkpoint_folder import BEST, FOLDER
 from unimo_ds.engine.launch import start_processes
@@ -139,7 +140,5 @@ def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_o
         "steps": config.schedule.total_steps,
     }
     if communicator.rank == 0:
-        aside = path.with_name(f".{path.name}")
-        aside.write_text(json.dumps(result, indent=2) + "\n")
-        aside.rename(path)
+        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
     return result

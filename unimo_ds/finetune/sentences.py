@@ -1,4 +1,4 @@
-"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] (unimo.md 6.2), read into memory and tokenised once."""
+"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], read into memory and tokenised once."""
 
 from __future__ import annotations
 

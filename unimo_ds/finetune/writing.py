@@ -1,5 +1,5 @@
 """Tasks that write: source (image regions, a text, or both), then [CLS] target END, trained as pre-training's generative
-objective and searched for with `generation` (unimo.md 6.3, 6.6).
+objective and searched for with `generation`.
 
 The source sees itself whole; a target token sees the source and what stands before it. Positions begin anew at [CLS].
 """
@@ -200,7 +200,7 @@ class WritingTask:
 
     tag_sizes: tuple[int, ...] = ()
     ends_with_mask = True
-    """Texts end with [MASK] in the text tasks, with [SEP] in captioning (unimo.md 6.3, 6.6)."""
+    """Texts end with [MASK] in the text tasks, with [SEP] in captioning."""
 
     def measure(
         self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False

@@ -1,4 +1,4 @@
-"""Inputs of the encoder: text tokens and image regions, each summed and layer-normed on its own (unimo.md 2.3, 2.4).
+"""Inputs of the encoder: text tokens and image regions, each summed and layer-normed on its own, as in the release.
 
 Letters: N rows, D hidden size, F region feature size, G tags of a token.
 """

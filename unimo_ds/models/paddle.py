@@ -1,6 +1,6 @@
 """The officially released weights: a folder with one file a parameter, in PaddlePaddle 1.8's binary form, read without Paddle.
 
-Names are those of the release's code (unimo.md 7; encoder in PaddlePaddle/ERNIE, ernie-unimo/src/model). Its matrices are
+Names are those of the release's code (encoder in PaddlePaddle/ERNIE, ernie-unimo/src/model). Its matrices are
 [inputs, outputs]; ours, as torch's, are [outputs, inputs].
 
 A file: uint32 version 0; uint64 number of levels (of ragged sequences; a parameter has none), each a uint64 size and so many

@@ -1,4 +1,4 @@
-"""Layout of the paper's Tables 1 to 4 and what is published in them (unimo.md section 5: the tables of the official release).
+"""Layout of the paper's Tables 1 to 4 and what is published in them (the tables of the official release).
 
 Published cells are written as there. A column says which measurement of a fine-tuning (`finetune/tasks/`) fills it.
 """

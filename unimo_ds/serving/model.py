@@ -73,8 +73,8 @@ class ServedModel:
         """
         if self.source.extractor is None:
             raise UserError(
-                "this model cannot look at images: no region extractor lies beside it or in its run's data; give the one of its "
-                "data with --extractor DATA_DIR"
+                "this model cannot look at images: no region extractor lies beside it or in its run's data (the demo's regions "
+                "are drawn, not extracted); give the one of its data with --extractor DATA_DIR"
             )
         return self.source.extractor.extract(images)
 

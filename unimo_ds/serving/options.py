@@ -7,11 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unimo_ds.utils.errors import UserError
-
 if TYPE_CHECKING:
-    import torch
-
     from unimo_ds.generation.generate import GenerationSettings
     from unimo_ds.serving.model import ServedModel
 
@@ -27,30 +23,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def open_model(arguments: argparse.Namespace) -> ServedModel:
     from unimo_ds.serving.model import ServedModel
+    from unimo_ds.utils.machine import device_of
 
     return ServedModel.open(
         arguments.checkpoint,
         tokenizer=arguments.tokenizer,
         extractor=arguments.extractor,
-        device=parse_device(arguments.device),
+        device=device_of(arguments.device),
     )
-
-
-def parse_device(name: str | None) -> torch.device | None:
-    """
-    Raises:
-        UserError: no such device here.
-    """
-    if name is None:
-        return None
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
-    return device
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

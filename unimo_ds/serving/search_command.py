@@ -207,6 +207,5 @@ def _page(arguments: argparse.Namespace) -> None:
     if arguments.captions is not None:
         from unimo_ds.serving.model import ServedModel
 
-        device = options.parse_device(arguments.device)
-        writer = ServedModel.open(arguments.captions, extractor=arguments.extractor, device=device)
+        writer = ServedModel.open(arguments.captions, extractor=arguments.extractor, device=model.source.device)
     serve(index, model, writer, port=arguments.port)

@@ -1,4 +1,4 @@
-"""What a machine is made of, in the words that a run keeps."""
+"""What a machine is made of, in the words that a run keeps, and a device of it by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from unimo_ds.utils.errors import UserError
 
 _GIB = 2**30
 
@@ -22,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
             gpus.append(f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
     return {
         "host": socket.gethostname(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1),
         "gpus": gpus,
@@ -31,9 +33,25 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name; None where none is named.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
+    return device

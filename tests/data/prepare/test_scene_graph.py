@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unimo_ds.data.prepare.compatibility import Compatibility
 from unimo_ds.data.prepare.scene_graph import rules, scoring, tagging, wordnet, wordnet_extract
 from unimo_ds.data.prepare.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.scene_graph.lists import words
@@ -130,8 +131,9 @@ def test_parsing_does_not_depend_on_order() -> None:
     ],
 )
 def test_words_that_would_stay_true(one: str, other: str, part: str, expected: bool) -> None:
-    assert wordnet.load().may_both_be_true(one, other, part) is expected
-    assert wordnet.load().may_both_be_true(other, one, part) is expected
+    found = Compatibility({part: [one, other]})
+    assert (other in found.compatible(one, part)) is expected
+    assert (one in found.compatible(other, part)) is expected
 
 
 def test_topics() -> None:
@@ -179,7 +181,7 @@ def test_the_extract_is_made_from_the_database_files(tmp_path: Path) -> None:
     small = wordnet.WordNet(gzip.decompress(output.read_bytes()).decode().splitlines())
     assert small.bases("doggen", "n") == ("dog",)
     assert small.bases("yeti", "n") == ()
-    assert small.may_both_be_true("dogs", "animal", "n")
+    assert small.senses("animal", "n")[0] < small.senses("dogs", "n")[1], "a dog is an animal"
     assert small.topic("dogs") == "animal"
     first = output.read_bytes()
     wordnet_extract.extract(tmp_path, output, known=frozenset(["dog"]))

@@ -7,8 +7,6 @@ go through the network together, and nothing is padded.
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +17,15 @@ import torch.nn.functional as functional
 from PIL import Image
 
 from unimo_ds.config import from_dict
-from unimo_ds.data import extractor_file
 from unimo_ds.data.detectors import boxes
-from unimo_ds.data.detectors.batches import detect_by_size
 from unimo_ds.data.detectors.bottom_up_network import STRIDE, BottomUpNetwork, NetworkSizes
 from unimo_ds.data.detectors.bottom_up_weights import canonical
 from unimo_ds.data.detectors.choosing import Choosing, choose
-from unimo_ds.data.detectors.device import worker_device
-from unimo_ds.data.detectors.found import Found, to_regions
+from unimo_ds.data.detectors.detector import Detector
+from unimo_ds.data.detectors.found import Found
 from unimo_ds.data.detectors.pooling import pool_regions
 from unimo_ds.data.detectors.weights import fill, read_state
 from unimo_ds.data.extractor_file import StoredExtractor
-from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
 KIND = "bottom-up"
@@ -58,16 +53,10 @@ class BottomUpSettings:
     stored_classes: int = 4
 
 
-class BottomUpExtractor:
-    """Regions of any image by this detector."""
+class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
+    """Regions of any image by this detector; `detect` gives their attributes too."""
 
-    def __init__(
-        self, settings: BottomUpSettings, network: BottomUpNetwork, device: torch.device | None = None
-    ) -> None:
-        settings.choosing.check()
-        self.settings = settings
-        self.device = device or worker_device()
-        self.network = network.to(self.device).eval().requires_grad_(False)
+    kind = KIND
 
     @property
     def feature_size(self) -> int:
@@ -83,21 +72,7 @@ class BottomUpExtractor:
         """Images are decoded whole and scaled here alone, as the network's training did."""
         return 1 << 20
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return extractor_file.fingerprint(self.settings, self.network.state_dict())
-
-    def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """One `Regions` an image."""
-        return [to_regions(one, stored_classes=self.settings.stored_classes) for one in self.detect(images)]
-
-    @torch.inference_mode()
-    def detect(self, images: Sequence[Image.Image]) -> list[Found]:
-        """All that the detector says of each image, attributes too."""
-        return detect_by_size(images, self._detect)
-
     def _detect(self, images: Sequence[Image.Image]) -> list[Found]:
-        """The same for images of one size."""
         pixels_B3HW, scale = self._pixels(images)
         height, width = pixels_B3HW.shape[-2:]
         map_BCHW = self.network.backbone(pixels_B3HW)
@@ -161,10 +136,6 @@ class BottomUpExtractor:
             probabilities=probabilities[here].cpu(),
             attributes=None if attributes is None else attributes.cpu(),
         )
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `extractor.safetensors` into the folder (210 MB for ResNet-101). Returns its path."""
-        return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=self.network.state_dict())
 
 
 def from_weights(path: Path) -> BottomUpExtractor:

@@ -7,8 +7,6 @@ suppression. Features are pooled anew from the boxes that are kept, so that they
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +17,12 @@ import torch
 from PIL import Image
 
 from unimo_ds.config import from_dict
-from unimo_ds.data import extractor_file
 from unimo_ds.data.detectors import boxes
-from unimo_ds.data.detectors.batches import detect_by_size
 from unimo_ds.data.detectors.choosing import Choosing, choose
-from unimo_ds.data.detectors.device import worker_device
-from unimo_ds.data.detectors.found import Found, to_regions
+from unimo_ds.data.detectors.detector import Detector
+from unimo_ds.data.detectors.found import Found
 from unimo_ds.data.detectors.weights import State, fill, read_state
 from unimo_ds.data.extractor_file import StoredExtractor
-from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
 KIND = "torchvision"
@@ -54,14 +49,10 @@ class TorchvisionSettings:
     stored_classes: int = 4
 
 
-class TorchvisionExtractor:
+class TorchvisionExtractor(Detector[TorchvisionSettings, Any]):
     """Regions of any image by one of torchvision's networks."""
 
-    def __init__(self, settings: TorchvisionSettings, network: Any, device: torch.device | None = None) -> None:
-        settings.choosing.check()
-        self.settings = settings
-        self.device = device or worker_device()
-        self.network = network.to(self.device).eval().requires_grad_(False)
+    kind = KIND
 
     @property
     def feature_size(self) -> int:
@@ -75,19 +66,6 @@ class TorchvisionExtractor:
     @property
     def working_side(self) -> int:
         return int(self.network.transform.min_size[0])
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return extractor_file.fingerprint(self.settings, self.network.state_dict())
-
-    def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """One `Regions` an image."""
-        return [to_regions(one, stored_classes=self.settings.stored_classes) for one in self.detect(images)]
-
-    @torch.inference_mode()
-    def detect(self, images: Sequence[Image.Image]) -> list[Found]:
-        """Images of one size go through the network together: padding would let them change each other."""
-        return detect_by_size(images, self._detect)
 
     def _detect(self, images: Sequence[Image.Image]) -> list[Found]:
         network = self.network
@@ -137,10 +115,6 @@ class TorchvisionExtractor:
             boxes.clip(part, height=height, width=width, extra=_EXTRA)
             for part, (height, width) in zip(torch.split(rows, [len(one) for one in proposals]), sizes, strict=True)
         ]
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `extractor.safetensors` into the folder. Returns its path."""
-        return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=self.network.state_dict())
 
 
 def from_weights(path: Path) -> TorchvisionExtractor:

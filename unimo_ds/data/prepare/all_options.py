@@ -31,10 +31,13 @@ def add(stage: argparse.ArgumentParser) -> None:
     )
     import_options.add_extractor(stage)
     stage.add_argument(
-        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="of a tokenizer trained here (default 8192)"
+        "--vocabulary-size",
+        type=int,
+        default=DEFAULT_VOCABULARY,
+        help="of a tokenizer trained here (default %(default)s)",
     )
     stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too")
-    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--seed", type=int, default=0, help="of what is learned and drawn (default 0)")
     worker_options.add(stage)
     stage.add_argument("--json", action="store_true", help="print the reports as JSON")
 

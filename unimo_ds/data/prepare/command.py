@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unimo_ds.data.prepare import all_options, import_options, rewrite_options, worker_options
+from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY
 from unimo_ds.utils.errors import run_command
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     purpose = "a raw corpus into a data folder, as one more source"
     import_options.add(_stage(stages, "import", purpose, import_options.EXAMPLE))
     _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
-    purpose = "store positive and negative rewrites of every caption"
-    rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
     purpose = "store the names and phrases of every text, which are masked whole"
     rewrite_options.add_phrases(_stage(stages, "phrases", purpose, "unimo prepare phrases data/train"))
+    purpose = "store positive and negative rewrites of every caption"
+    rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
     for name, purpose in _FOLDER_STAGES.items():
         stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
         stage.add_argument("folder", type=Path, help="data folder")
@@ -57,24 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 default=[],
                 help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
             )
-        if name in ("retrieve", "regions"):
+        if name != "pack":
             worker_options.add(stage)
         if name == "regions":
-            stage.add_argument("--seed", type=int, default=0)
+            stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images (default 0)")
             stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
             import_options.add_extractor(stage)
         if name == "pack":
             stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
     purpose = "everything from raw files to a verified data folder"
     all_options.add(_stage(stages, "all", purpose, all_options.EXAMPLE))
-    demo = _stage(stages, "demo", "generate the demo corpus", "unimo prepare demo --output demo_data")
-    demo.add_argument("--output", type=Path, required=True)
-    demo.add_argument("--pairs", type=int, default=4000)
-    demo.add_argument("--images", type=int, default=1000)
-    demo.add_argument("--texts", type=int, default=1000)
-    demo.add_argument("--held-out", type=int, default=500)
-    demo.add_argument("--regions", choices=("exact", "grid"), default="exact")
-    demo.add_argument("--seed", type=int, default=0)
+    demo = _stage(
+        stages,
+        "demo",
+        "draw the corpus of `make demo`, or one of another size",
+        "unimo prepare demo --output demo_data",
+    )
+    demo.add_argument("--output", type=Path, required=True, help="folder for train/ and held_out/")
+    unchanged = argparse.SUPPRESS  # what is not given is as in `make demo`
+    for name in ("pairs", "images", "texts", "held-out"):
+        dest = f"num_{name.replace('-', '_')}"
+        demo.add_argument(f"--{name}", type=int, dest=dest, default=unchanged, metavar="N", help="how many of them")
+    demo.add_argument(
+        "--regions",
+        choices=("exact", "grid"),
+        default=unchanged,
+        help="of what is drawn (default), or learned from pixels",
+    )
+    demo.add_argument("--seed", type=int, default=unchanged, help="another corpus of the same kind (default 0)")
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -102,7 +113,9 @@ def _stage(
 def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("files", type=Path, nargs="+", help="text files; of a .tsv all columns but the first are read")
     stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
-    stage.add_argument("--vocabulary-size", type=int, default=8192)
+    stage.add_argument(
+        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="number of pieces (default %(default)s)"
+    )
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -227,23 +240,20 @@ def _run_pack(arguments: argparse.Namespace) -> int:
 def _run_verify(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.verify import verify
 
-    problems = [str(problem) for problem in verify(arguments.folder)]
-    _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
-    return 1 if problems else 0
+    problems: list[str] = []
+
+    def body(workers: Workers) -> None:
+        problems.extend(str(problem) for problem in verify(arguments.folder, workers=workers))
+        _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
+
+    return worker_options.with_workers(arguments, body) or int(bool(problems))
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import scenes
 
-    scenes.write_demo_corpus(
-        arguments.output,
-        num_pairs=arguments.pairs,
-        num_images=arguments.images,
-        num_texts=arguments.texts,
-        num_held_out=arguments.held_out,
-        seed=arguments.seed,
-        regions=arguments.regions,
-    )
+    given = {name: value for name, value in vars(arguments).items() if name not in ("stage", "output", "json")}
+    scenes.write_demo_corpus(arguments.output, **given)
     result = {name: str(arguments.output / name) for name in ("train", "held_out")}
     _print(arguments, result, [f"{name}: {path}" for name, path in result.items()])
     return 0

@@ -76,7 +76,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
         reports["retrieve"] = retrieval.retrieve_folder(output, workers=workers, **plan.retrieve)
     sweep(output)
-    problems = verify.verify(output)
+    problems = verify.verify(output, workers=workers)
     if problems:
         raise UserError(f"{output} did not verify: {problems[0]}")
     stage_marks.mark_done(output, "all", options)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unimo_ds.data.prepare import worker_options
-from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY
+from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings
 
 EXTRACTOR_HELP = (
     "what makes regions: grid (default: learned from the images), torchvision or bottom-up (with --weights), "
@@ -33,9 +33,24 @@ def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
         "--features-format", choices=("bottom-up-tsv", "vinvl-tsv", "uniter-lmdb", "hdf5"), help="what they are"
     )
-    stage.add_argument("--feature-size", type=int, default=2048, help="numbers of a region's feature (default 2048)")
-    stage.add_argument("--num-classes", type=int, default=1601, help="classes of the detector (default 1601)")
-    stage.add_argument("--max-classes", type=int, default=4, help="most likely classes stored per region (default 4)")
+    stage.add_argument(
+        "--feature-size",
+        type=int,
+        default=ImportSettings.feature_size,
+        help="numbers of a region's feature (default %(default)s)",
+    )
+    stage.add_argument(
+        "--num-classes",
+        type=int,
+        default=ImportSettings.num_classes,
+        help="classes of the detector (default %(default)s)",
+    )
+    stage.add_argument(
+        "--max-classes",
+        type=int,
+        default=ImportSettings.max_classes,
+        help="most likely classes stored per region (default %(default)s)",
+    )
     stage.add_argument(
         "--feature-name", help="name of the detector: one folder holds features of one (default: format)"
     )
@@ -62,7 +77,10 @@ def add(stage: argparse.ArgumentParser) -> None:
     add_extractor(stage)
     stage.add_argument("--like", type=Path, help="take tokenizer and extractor of this data folder")
     stage.add_argument(
-        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="of a tokenizer trained here (default 8192)"
+        "--vocabulary-size",
+        type=int,
+        default=DEFAULT_VOCABULARY,
+        help="of a tokenizer trained here (default %(default)s)",
     )
     stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too, for `regions` and pictures")
     stage.add_argument("--replace", action="store_true", help="replace the shards of an earlier import of this source")

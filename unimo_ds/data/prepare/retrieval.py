@@ -1,7 +1,7 @@
 """`unimo prepare retrieve`: related texts and images of every pair, from the single-modal samples of the same folder.
 
 Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
-classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1, unimo.md 3.3).
+classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1).
 
 The search is exact (or among what an index proposes, see `approximate`) and runs block by block: a task holds the pairs of one
 shard and one block of the collection, whatever the size of either, and writes its shard anew. Tasks that are done stay done when

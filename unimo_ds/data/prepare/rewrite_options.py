@@ -16,19 +16,17 @@ EXAMPLE = """unimo prepare rewrite data/train --workers 8
 
 def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("folder", type=Path, help="data folder")
-    stage.add_argument("--negatives", type=int, default=4, help="stored per caption and level (default 4)")
-    stage.add_argument(
-        "--positives", type=int, default=4, help="other captions of the image stored per caption (default 4)"
-    )
+    _add_number(stage, "negatives", "stored per caption and level")
+    _add_number(stage, "positives", "other captions of the image stored per caption")
     stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
     stage.add_argument("--translator", choices=get_args(TranslatorName), help="adds back-translated positives")
     stage.add_argument("--to-pivot", type=Path, nargs="+", default=[], help="model folders, a pivot language each")
     stage.add_argument("--from-pivot", type=Path, nargs="+", default=[], help="model folders of the way back")
     stage.add_argument("--pivots", nargs="+", default=[], help="languages of apertium (default: all installed)")
-    stage.add_argument("--back-translations", type=int, default=3, help="added per caption at most (default 3)")
-    stage.add_argument("--translation-batch", type=int, default=32, help="sentences a model translates at a time")
-    stage.add_argument("--beams", type=int, default=4, help="of the models' beam search (default 4)")
-    stage.add_argument("--seed", type=int, default=0)
+    _add_number(stage, "back_translations", "added per caption at most")
+    _add_number(stage, "translation_batch", "sentences a model translates at a time")
+    _add_number(stage, "beams", "of the models' beam search")
+    _add_number(stage, "seed", "of what is drawn")
     _add_parser(stage)
 
 
@@ -37,8 +35,20 @@ def add_phrases(stage: argparse.ArgumentParser) -> None:
     _add_parser(stage)
 
 
+def _add_number(stage: argparse.ArgumentParser, field: str, purpose: str) -> None:
+    option = f"--{field.replace('_', '-')}"
+    stage.add_argument(
+        option, type=int, default=getattr(RewriteSettings, field), help=f"{purpose} (default %(default)s)"
+    )
+
+
 def _add_parser(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("--parser", choices=get_args(ParserName), default="rules", help="of captions (default rules)")
+    stage.add_argument(
+        "--parser",
+        choices=get_args(ParserName),
+        default=RewriteSettings.parser,
+        help="of captions (default %(default)s)",
+    )
     stage.add_argument("--parser-path", type=Path, help="weights (factual) or pipeline (spacy) of the parser")
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
     worker_options.add(stage)

@@ -80,22 +80,6 @@ def balanced_order(
     return [np.argsort(-keys[starts[i] : starts[i + 1]], kind="stable") for i in range(len(found))]
 
 
-def similar_rows(
-    queries: Sequence[str],
-    documents: Sequence[str],
-    *,
-    number: int,
-    max_similarity: float = 1.0,
-    group: NDArray[np.int64] | None = None,
-) -> Iterator[NDArray[np.int64]]:
-    """For each query, up to `number` documents by falling TF-IDF similarity, above 0 and at most `max_similarity`.
-
-    group: [n] where queries and documents are the same list: documents of the query's own group are left out.
-    """
-    for columns, _ in _scored_rows(queries, documents, number=number, max_similarity=max_similarity, group=group):
-        yield columns
-
-
 def _scored_rows(
     queries: Sequence[str],
     documents: Sequence[str],
@@ -104,7 +88,10 @@ def _scored_rows(
     max_similarity: float = 1.0,
     group: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each query the numbers of documents, by falling similarity, and the similarities."""
+    """For each query up to `number` documents by falling TF-IDF similarity, above 0 and at most `max_similarity`; and these.
+
+    group: [n] where queries and documents are the same list: documents of the query's own group are left out.
+    """
     if not queries or not documents:
         yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in queries)
         return

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from unimo_ds.utils.errors import UserError
 
-ExecutorName = Literal["processes", "mpi"]
 _WAITING_PER_WORKER = 2
 """Tasks handed out beyond those being worked on: enough to keep workers busy, few enough to keep memory flat."""
 _T = TypeVar("_T")

@@ -1,7 +1,7 @@
 """Image captioning (COCO, Flickr): `train/`, `dev/`, `test/`, data folders of pairs made by `unimo prepare import` from the
 official captions (`--format karpathy` for COCO's usual split).
 
-The caption is written from [IMG] and the regions. Recipe of the release (unimo.md 6.6): label smoothing 0.1, rate 7e-6, 4 (base)
+The caption is written from [IMG] and the regions. Recipe of the release: label smoothing 0.1, rate 7e-6, 4 (base)
 or 2 (large) on each of 16 V100, 20 or 10 epochs, decay 0.01, beam 5, penalty 0.6, 5 to 50 tokens, four adversarial ascents (base:
 step 0.03 without limit; large: 0.05, limit 0.4), which cost twelve times as much: finetune.adversarial.steps=0 leaves them out.
 Published on COCO, BLEU-4/CIDEr: 38.8/124.4 (base), 39.6/127.7 (large). The release also shows the model the names of detected

@@ -1,7 +1,7 @@
 """CNN/DailyMail summaries. Files of lines, `train.src` with `train.tgt` (or .source with .target, or the pointer-generator's
 .txt.src with .txt.tgt.tagged), or `train.jsonl` of article and highlights; `dev` may be called val or valid.
 
-Recipe of the release (unimo.md 6.3): rate 4e-5 (base) or 2e-5 (large), 8 on each of 4 V100, 20 epochs, source of 512 and target
+Recipe of the release: rate 4e-5 (base) or 2e-5 (large), 8 on each of 4 V100, 20 epochs, source of 512 and target
 of 128 tokens, 20 to 128 written, beam 5 with penalty 0.6 (large: 6 with 1.2), no repeated trigram of words, label smoothing 0.1,
 decay 0.01. Published ROUGE-1/2/L: 42.42/20.12/39.61 (base), 43.51/20.65/40.63 (large).
 """

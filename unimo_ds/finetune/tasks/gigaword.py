@@ -1,7 +1,7 @@
 """Gigaword headlines. Files of lines, `train.src` with `train.tgt`, or the usual release's train.article.txt with
 train.title.txt, valid.article.filter.txt with valid.title.filter.txt, input.txt with task1_ref0.txt.
 
-Recipe of the release (unimo.md 6.3): rate 3e-5, 32 on each of 4 V100, 10 epochs, source of 128 and target of 32 tokens, 5 to 32
+Recipe of the release: rate 3e-5, 32 on each of 4 V100, 10 epochs, source of 128 and target of 32 tokens, 5 to 32
 written, beam 5 with penalty 0.6 (large: 6 with 1.2), label smoothing 0.1, decay 0.01. Published ROUGE-1/2/L: 38.80/19.99/36.27
 (base), 39.71/20.37/36.88 (large).
 """

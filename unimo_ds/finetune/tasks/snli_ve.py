@@ -1,7 +1,7 @@
 """SNLI-VE, visual entailment: `snli_ve_train.jsonl`, `snli_ve_dev.jsonl`, `snli_ve_test.jsonl` (gold_label, sentence2,
 Flickr30K_ID), and the photographs as a data folder `images`.
 
-Recipe of the release (unimo.md 6.5): both pooled vectors added, a layer of 2048, three labels; rate 1e-5, 10 epochs, 12 (base)
+Recipe of the release: both pooled vectors added, a layer of 2048, three labels; rate 1e-5, 10 epochs, 12 (base)
 or 4 (large) on each of 16 V100, no decay, second beta 0.999; four adversarial ascents of 0.05 within 0.4, which cost twelve times
 as much: finetune.adversarial.steps=0 leaves them out. Published accuracy, development/test: 80.00/79.10 (base), 81.11/80.63
 (large).

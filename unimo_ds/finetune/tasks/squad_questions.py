@@ -1,7 +1,7 @@
 """Question generation from SQuAD 1.1: the question to a passage and an answer. `train-v1.1.json`, `dev-v1.1.json`, or UniLM's
 tokenised files `train.pa.tok.txt` ("passage [SEP] answer") with `train.q.tok.txt`.
 
-Recipe of the release (unimo.md 6.3): rate 1.25e-5 (base) or 5e-6 (large), 8 on each of 4 V100, 20 epochs, source of 416, target
+Recipe of the release: rate 1.25e-5 (base) or 5e-6 (large), 8 on each of 4 V100, 20 epochs, source of 416, target
 of 96 tokens, 5 to 48 written, beam 5 with penalty 1.0 (large: 6 with 1.2), label smoothing 0.1, decay 0.01. Published
 BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 """

@@ -1,6 +1,6 @@
 """STS-B, similarity of two sentences from 0 to 5 (GLUE): columns sentence1, sentence2, score.
 
-Recipe of the release (unimo.md 6.2): squared error on one output, started from the model tuned on MNLI (`--checkpoint` of that
+Recipe of the release: squared error on one output, started from the model tuned on MNLI (`--checkpoint` of that
 run); 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; taken here: 16 and 2e-5. Published, the mean of Pearson
 and Spearman: 91.0 (base), 92.6 (large).
 """

@@ -2,7 +2,7 @@
 `v2_mscoco_train2014_annotations.json`, the same of val2014 (`dev`), the questions of test-dev2015 (`test`), and the photographs
 as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
 
-The release has no code for it (unimo.md 6.7). This project's choice, after UNITER and its kin: the answers that occur at least
+The release has no code for it. This project's choice, after UNITER and its kin: the answers that occur at least
 nine times in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
 cross-entropy against the official accuracy of each answer; 10 epochs of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01.
 Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).

@@ -18,7 +18,10 @@ _CHECKED = ("attention", "contrastive")
 def main(words: Sequence[str]) -> int:
     """Run `unimo kernels`. Returns the exit status: 0, 1 where `check` finds a difference, 2 on bad input."""
     parser = argparse.ArgumentParser(
-        prog="unimo kernels", description="Build the CUDA kernels, and check them without a GPU."
+        prog="unimo kernels",
+        description="Build the CUDA kernels, and check them without a GPU.",
+        epilog="example:\n  unimo kernels build --arch sm_90\n  unimo kernels check --cases 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     making = verbs.add_parser(

@@ -117,12 +117,10 @@ def _member(group: Mapping[str, Any], field: str) -> Any:
 def _open(path: Path) -> Any:
     """
     Raises:
-        UserError: h5py is not installed, or this is not HDF5.
+        UserError: this is not HDF5.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("reading HDF5 needs h5py; install it with `pip install h5py`") from None
+    import h5py
+
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -154,12 +154,10 @@ def _refuse_pickles(path: Path, value: bytes) -> None:
 def _open(path: Path) -> Any:
     """
     Raises:
-        UserError: lmdb is not installed, or this is no database.
+        UserError: this is no database.
     """
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError("reading LMDB needs the package lmdb; install it with `pip install lmdb`") from None
+    import lmdb
+
     try:
         return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:

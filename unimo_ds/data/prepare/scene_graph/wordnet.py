@@ -84,12 +84,6 @@ class WordNet:
                     waiting.append(parent)
         return frozenset(found), frozenset(above)
 
-    def may_both_be_true(self, one: str, other: str, part: str) -> bool:
-        """Whether one word can be said wherever the other can: the same base, synonyms, or one a kind of the other."""
-        senses, above = self.senses(one, part)
-        other_senses, other_above = self.senses(other, part)
-        return one == other or bool(senses & other_above or other_senses & above)
-
     @functools.cache  # noqa: B019
     def says_as_much(self, word: str, other: str, part: str) -> bool:
         """Whether the other word can stand for the word, both in their most frequent sense: a synonym, or more general."""
