@@ -15,7 +15,7 @@ from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from unimo_ds.data import extractors, images, shards
-from unimo_ds.data.detectors import bottom_up, device
+from unimo_ds.data.detectors import detector, device
 from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
@@ -128,7 +128,7 @@ def test_a_detector_gets_a_worker_per_gpu_or_one_alone(
 ) -> None:
     """Where a plan's file names the detector, too; the stages after the import keep a worker per core."""
     monkeypatch.setattr(device, "num_gpus", lambda: gpus)
-    monkeypatch.setattr(bottom_up, "worker_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(detector, "worker_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
     numbers: dict[str, int] = {}
 
