@@ -9,11 +9,12 @@ takes the steps. A GPU that trains N positions a second is fed by N / positions_
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
 from typing import Any
+
+import psutil
 
 from benchmarks import measuring
 from unimo_ds import recipes
@@ -31,7 +32,7 @@ def measure(config: RunConfig, *, steps: int) -> dict[str, Any]:
     loader = iter(StepLoader(Corpus.open(config.data.path), config, 0, 1, 0, steps + 2 * _WARM_UP))
     for _ in range(_WARM_UP):
         next(loader)
-    (child,) = _children()
+    (child,) = psutil.Process().children()
     samples = positions = num_bytes = 0
     worker, trainer = -_processor_seconds(child), -time.process_time()
     for _ in range(steps):
@@ -49,16 +50,10 @@ def measure(config: RunConfig, *, steps: int) -> dict[str, Any]:
     }
 
 
-def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children") as stream:
-        return [int(number) for number in stream.read().split()]
-
-
-def _processor_seconds(process: int) -> float:
+def _processor_seconds(process: psutil.Process) -> float:
     """User and system time so far."""
-    with open(f"/proc/{process}/stat") as stream:
-        fields = stream.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _main(arguments: argparse.Namespace) -> None:
