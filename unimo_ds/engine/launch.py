@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import faulthandler
 import logging
@@ -31,6 +32,9 @@ def start_processes() -> torch.device:
         # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler. A dictionary of our own
         # saves every start the compilers that fill DeepSpeed's.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+        # Gloo's threads outlive a Python that ends without leaving the group (on bad input, for one) and now and then abort
+        # it, so that a launcher sees SIGABRT where the status was 2.
+        atexit.register(stop_processes)
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
@@ -38,6 +42,6 @@ def start_processes() -> torch.device:
 
 
 def stop_processes() -> None:
-    """Leave the process group."""
+    """Leave the process group, if it is still joined."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
