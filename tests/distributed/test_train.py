@@ -21,6 +21,7 @@ from unimo_ds.engine import checkpoint_folder
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
 SPOILING = Path(__file__).with_name("spoiling_worker.py")
+FAILING = Path(__file__).with_name("failing_worker.py")
 TOTAL_STEPS = 14
 SETTINGS = {
     "model.num_layers": 1,
@@ -184,6 +185,18 @@ def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Pa
     assert re.search(r"rank 1 \(\S+, process \d+\) at spoiling_worker\.py:\d+ spoil under .*, in no collective", output)
     assert re.search(r"rank 0 \(\S+, process \d+\) in all_reduce at .*communicator\.py", output)
     assert "rank 0 waits for rank 1" in output
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "last_line"),
+    [("user", 2, "error: bad input of one rank"), ("bug", 1, "RuntimeError: a bug on one rank")],
+)
+def test_a_rank_that_fails_is_gone_with_its_own_status(kind: str, status: int, last_line: str) -> None:
+    """Though a collective of it is pending which the other rank never joins; so that the launcher can end that one."""
+    with started([*torchrun(2), str(FAILING), kind]) as family:
+        output, _ = family.communicate(timeout=600)
+    assert f"exitcode  : {status}" in output, output[-4000:]
+    assert last_line in output.splitlines()
 
 
 def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:

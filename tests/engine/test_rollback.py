@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,38 @@ def test_a_checkpoint_of_the_very_step_is_from_before_it(tmp_path: Path) -> None
     rollback.begin(tmp_path, Rollback(24, 31, ""))
     rollback.finish(tmp_path)
     assert checkpoint_folder.completed_steps(tmp_path) == [10, 24]
+
+
+def save(folder: Path, step: int, *, best: int) -> None:
+    """A checkpoint that knows the best one, with two kept."""
+    temporary = checkpoint_folder.begin(folder, step, 0)
+    entries = {}
+    for name in checkpoint_folder.FILES.values():
+        (temporary / name).touch()
+        entries[name] = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    checkpoint_folder.complete(temporary, entries, {"progress": {"best": {"step": best}}}, is_best=best == step)
+    checkpoint_folder.prune(folder, keep_last=2, keep_every=0, newest=step)
+
+
+def test_after_a_rollback_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
+    """Step 4 was better and is undone. What was best before it is pointed to, or, where it was pruned meanwhile, forgotten:
+    else nothing below its value could become the best again, and the run would end without one."""
+    folder = tmp_path / checkpoint_folder.FOLDER
+    for step, best in ((1, 1), (2, 1), (4, 4)):
+        save(folder, step, best=best)
+    checkpoint_folder.remove_after(folder, 3)
+    assert checkpoint_folder.choose(folder, print) == ("step-2", "", {"progress": {"best": None}})
+
+    for step, best in ((3, 3), (4, 4)):
+        save(folder, step, best=best)
+    checkpoint_folder.remove_after(folder, 3)
+    assert checkpoint_folder.choose(folder, print) == ("step-3", "", {"progress": {"best": {"step": 3}}})
+    assert (folder / "best").read_text() == "step-3\n"
+
+    (folder / "step-3" / checkpoint_folder.MANIFEST).rename(folder / "step-3" / "lost")
+    save(folder, 5, best=3)
+    assert checkpoint_folder.choose(folder, print)[2] == {"progress": {"best": None}}
+    assert not (folder / "best").exists()
 
 
 def test_no_file_and_a_damaged_one(tmp_path: Path) -> None:

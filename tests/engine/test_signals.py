@@ -43,6 +43,16 @@ def test_a_second_interrupt_ends_at_once(requests: StopRequests) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_between_two_loops_reaches_the_second(requests: StopRequests, tmp_path: Path) -> None:
+    """The seeds of a fine-tuning are loops of one process; measuring the best checkpoint between them takes minutes."""
+    os.kill(os.getpid(), signal.SIGUSR1)
+    following = StopRequests(tmp_path, SingleProcess(), torch.device("cpu"))
+    following.install()
+    stop = following.check()
+    assert stop is not None
+    assert stop.exit_status == EXIT_REQUEUE
+
+
 def test_stop_file(requests: StopRequests, tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     stop = requests.check()

@@ -145,12 +145,24 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
             if name != latest:
                 say(f"resuming from {name}, though {pointer} says {latest or 'nothing'!r}")
                 point(checkpoints, LATEST, name)
-            return name, "", read_json(checkpoints / name / STATE)
+            described = read_json(checkpoints / name / STATE)
+            _restore_best(checkpoints, described["progress"])
+            return name, "", described
         say(f"skipping a damaged checkpoint: {'; '.join(problems)}")
     if names:
         text = f"no checkpoint in {checkpoints} is good ({len(names)} damaged); restore one or give another run_dir"
         return "", text, None
     return "", "", None
+
+
+def _restore_best(checkpoints: Path, progress: dict[str, Any]) -> None:
+    """Point to the best checkpoint that `progress` knows; where it is gone (pruned before a rollback), forget it in there."""
+    best = progress["best"] and f"step-{progress['best']['step']}"
+    if best and not (checkpoints / best / MANIFEST).is_file():
+        progress["best"] = None
+        (checkpoints / BEST).unlink(missing_ok=True)
+    elif best and best != named(checkpoints / BEST):
+        point(checkpoints, BEST, best)
 
 
 def has_good(checkpoints: Path, *, up_to: int) -> bool:

@@ -7,12 +7,15 @@ import datetime
 import faulthandler
 import logging
 import os
+import sys
 import warnings
 
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from unimo_ds.engine.signals import EXIT_INTERRUPTED
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
 from unimo_ds.utils.launchers import local_rank, rank_environment
 
 TIMEOUT = datetime.timedelta(minutes=15)
@@ -32,11 +35,9 @@ def start_processes() -> torch.device:
         # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler. A dictionary of our own
         # saves every start the compilers that fill DeepSpeed's.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-        # Gloo's threads outlive a Python that ends without leaving the group (on bad input, for one) and now and then abort
-        # it, so that a launcher sees SIGABRT where the status was 2.
-        atexit.register(stop_processes)
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
+    atexit.register(_leave)
     deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
     return torch.device(get_accelerator().current_device_name())
 
@@ -45,3 +46,20 @@ def stop_processes() -> None:
     """Leave the process group, if it is still joined."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _leave() -> None:
+    """At exit, when threads are joined and loader workers are gone.
+
+    A rank that fails ends here, with its status. Leaving the group would wait for collectives that it has begun and others
+    never join, while the launcher waits for this rank to end them. All other ranks leave the group: gloo's threads outlive
+    a Python that ends without that, and now and then abort it.
+    """
+    error = getattr(sys, "last_value", None)  # what was told on stderr before this exit
+    if error is None or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        stop_processes()
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    interrupted = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    os._exit(EXIT_BAD_INPUT if isinstance(error, UserError) else interrupted)

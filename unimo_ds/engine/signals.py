@@ -47,9 +47,16 @@ class StopRequests:
         self._launchers = launcher_processes()
 
     def install(self) -> None:
-        """Take over the signals of this process. A second SIGINT ends it at once."""
+        """Take over the signals of this process. A second SIGINT ends it at once.
+
+        What an earlier loop of this process was told counts: a signal may come between the seeds of a fine-tuning, and a
+        launcher may end there.
+        """
         for number in _HANDLED:
-            signal.signal(number, self._remember)
+            earlier = getattr(signal.signal(number, self._remember), "__self__", None)
+            if isinstance(earlier, StopRequests):
+                self._launchers = earlier._launchers
+                self._number = earlier._number if earlier._number in _HANDLED else self._number
 
     def check(self) -> Stop | None:
         """Whether any rank was asked to stop. A collective, called at every step boundary."""

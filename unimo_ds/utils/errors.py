@@ -28,4 +28,5 @@ def run_command(command: Callable[[], int | None]) -> int:
         return command() or 0
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
         return EXIT_BAD_INPUT
