@@ -61,7 +61,7 @@ class DataConfig:
     """Folder of held-out shards for the evaluation during training; None: no evaluation."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of each corpus within its kind; a source that is not named weighs as many as it has samples."""
+    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples."""
     shuffle_window_shards: int = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
     max_text_tokens: int = 512
