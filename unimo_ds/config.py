@@ -61,7 +61,7 @@ class DataConfig:
     """Folder of held-out shards for the evaluation during training; None: no evaluation."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of each corpus within its kind; a source that is not named weighs as many as it has samples."""
+    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples."""
     shuffle_window_shards: int = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
     max_text_tokens: int = 512
@@ -298,9 +298,9 @@ def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
         raise UserError(f"unknown key {whole_key!r}{nearest_name(name, hints)}")
     value = getattr(node, name)
     if isinstance(value, Mapping):
-        if len(rest) != 1:
-            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value")
-        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)}
+        if len(rest) > 1 or (not rest and text.lower() != "none"):
+            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value, or {name}=none to empty it")
+        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)} if rest else {}
     elif dataclasses.is_dataclass(value):
         if not rest:
             raise UserError(f"{whole_key!r} is a group of keys{nearest_name('', typing.get_type_hints(type(value)))}")

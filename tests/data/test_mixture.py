@@ -55,7 +55,7 @@ def test_sources_of_a_kind_share_an_epoch_unless_they_are_weighed() -> None:
     order = Order(*corpus, KindWeights(0, 0, 1), {}, 3, 5)
     assert sorted(order.samples_at(np.arange(200, 400)).tolist()) == list(range(200))
     names = ("coco", "sbu", "vg")
-    weighed = Order(*corpus, KindWeights(0, 0, 1), {"coco": 163.0}, 3, 5, source_names=names)
+    weighed = Order(*corpus, KindWeights(0, 0, 1), {"coco": 163.0, "sbu": 101.0, "vg": 62.0}, 3, 5, source_names=names)
     samples = weighed.samples_at(np.arange(2 * 326))
     assert (corpus[1][samples] == 0).sum() == 326
     # Each source still runs through its own epochs.
@@ -108,5 +108,10 @@ def test_bad_weights_are_refused() -> None:
         Order(*corpus, KindWeights(0, 1, 0), {"wiki": -1.0}, 1, 0, source_names=("wiki", "news"))
     with pytest.raises(UserError, match="give one a weight"):
         Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0, "news": 0.0}, 1, 0, source_names=("wiki", "news"))
+    with pytest.raises(UserError, match=r"wiki=0.5 but nothing for news; set data.source_weights.news"):
+        Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.5}, 1, 0, source_names=("wiki", "news"))
+    with pytest.raises(UserError, match=r"no such source.*source_weights.gone=0 "):
+        Order(*corpus, KindWeights(0, 1, 0), {"gone": 1.0}, 1, 0, source_names=("wiki", "news"))
+    Order(*corpus, KindWeights(0, 1, 0), {"gone": 0.0}, 1, 0, source_names=("wiki", "news"))
     only_news = Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0}, 1, 0, source_names=("wiki", "news"))
     assert set(only_news.samples_at(np.arange(20)).tolist()) == set(range(5, 10))

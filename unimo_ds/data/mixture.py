@@ -52,17 +52,21 @@ class Order:
 
         kinds, source_ids, shard_of: [n] of every sample in the corpus, in global index order.
         kind_weights: ratio of the kinds; a kind of weight 0 is left out.
-        source_weights: weight of sources within their kind by name; one that is not named weighs as many as it has samples.
+        source_weights: weight of sources within their kind by name; 0 leaves one out. A kind whose sources have none goes by
+        their numbers of samples.
         window: shards whose samples are shuffled together.
         source_names: name of each source id; needed where `source_weights` names any.
 
         Raises:
-            UserError: a kind or source with weight but without samples, an unknown source, or a negative weight.
+            UserError: a kind or source with weight but without samples, a negative weight, or one for a part of a kind alone.
         """
         weights = dict(source_weights or {})
         for name, weight in weights.items():
-            if name not in source_names:
-                raise UserError(f"data.source_weights names {name!r}, not a source{nearest_name(name, source_names)}")
+            if weight > 0 and name not in source_names:
+                raise UserError(
+                    f"data.source_weights.{name}={weight} but the data has no such source; import it with --source {name}, or "
+                    f"set data.source_weights.{name}=0 (data.source_weights=none drops all){nearest_name(name, source_names)}"
+                )
             if weight < 0:
                 raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
         self.seed = seed
@@ -80,6 +84,15 @@ class Order:
                 )
             sources = source_ids[members]
             by_source = {int(source): members[sources == source] for source in np.unique(sources)}
+            names = [source_names[source] for source in by_source] if weights else []
+            weighed = [name for name in names if weights.get(name)]
+            forgotten = [name for name in names if name not in weights]
+            if weighed and forgotten:
+                # Beside weights near 1 a number of samples would be everything.
+                raise UserError(
+                    f"data.source_weights has {weighed[0]}={weights[weighed[0]]} but nothing for {', '.join(forgotten)}; set "
+                    f"data.source_weights.{forgotten[0]} too (0 leaves it out), or data.source_weights=none to go by sizes"
+                )
             of_source = {
                 source: _exact(weights.get(source_names[source], len(indices)) if source_names else len(indices))
                 for source, indices in by_source.items()
