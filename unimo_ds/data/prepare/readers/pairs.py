@@ -12,15 +12,23 @@ from unimo_ds.data.prepare.sources import Report
 
 
 @dataclass(frozen=True)
-class AnnotatedPictures:
-    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
-
+class _OfPictures:
     settings: ImportSettings
     pictures: Pictures
 
     @property
     def held_regions(self) -> HeldRegions | None:
         return self.pictures.held_regions
+
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        items = [Item(name, place) for name, place, _ in part["items"]]
+        for i, record in self.pictures.read(items, report):
+            yield replace(record, captions=tuple(part["items"][i][2]))
+
+
+@dataclass(frozen=True)
+class AnnotatedPictures(_OfPictures):
+    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
 
     def parts(self, report: Report) -> Iterator[Part]:
         from unimo_ds.data.prepare import formats  # the table of formats names this reader
@@ -58,24 +66,14 @@ class AnnotatedPictures:
             else:
                 report.skip("a caption whose image is missing", annotation.names[0])
 
-    def records(self, part: Part, report: Report) -> Iterator[Record]:
-        return _read(self.pictures, part, report)
-
     def texts(self, part: Part) -> Iterator[str]:
         for _, _, captions in part["items"]:
             yield from captions
 
 
 @dataclass(frozen=True)
-class LonePictures:
+class LonePictures(_OfPictures):
     """Pictures without captions."""
-
-    settings: ImportSettings
-    pictures: Pictures
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return self.pictures.held_regions
 
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
@@ -93,9 +91,6 @@ class LonePictures:
 
         yield from _as_parts(wanted())
 
-    def records(self, part: Part, report: Report) -> Iterator[Record]:
-        return _read(self.pictures, part, report)
-
     def texts(self, part: Part) -> Iterator[str]:
         return iter(())
 
@@ -103,9 +98,3 @@ class LonePictures:
 def _as_parts(joined: Iterator[tuple[Item, Annotation]]) -> Iterator[Part]:
     for run in in_parts(joined):
         yield {"items": [[item.name, item.place, annotation.captions] for item, annotation in run]}
-
-
-def _read(pictures: Pictures, part: Part, report: Report) -> Iterator[Record]:
-    items = [Item(name, place) for name, place, _ in part["items"]]
-    for i, record in pictures.read(items, report):
-        yield replace(record, captions=tuple(part["items"][i][2]))
