@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
 from unimo_ds.data.prepare.readers.protocol import Annotation, HeldRegions, Item, Part, Pictures, Record, in_parts
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
+
+AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class _OfPictures:
 class AnnotatedPictures(_OfPictures):
     """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
 
-    def parts(self, report: Report) -> Iterator[Part]:
-        from unimo_ds.data.prepare import formats  # the table of formats names this reader
+    read_annotations: AnnotationFile
 
-        annotations = Annotations(formats.read_annotations(self.settings, report))
+    def parts(self, report: Report) -> Iterator[Part]:
+        annotations = Annotations(self.read_annotations(self.settings, report))
         exclusion = read_exclusion(self.settings.exclude)
         yield from _as_parts(self._joined(annotations, exclusion, report))
 

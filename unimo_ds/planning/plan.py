@@ -18,7 +18,7 @@ from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
-from unimo_ds.planning_rates import (
+from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
     HARDWARE,
     NODE_BYTES_PER_SECOND,
