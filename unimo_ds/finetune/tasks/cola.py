@@ -33,7 +33,7 @@ class Cola(SentenceTask):
         return [first_file(data, (f"{split}.tsv",))]
 
     def read(self, data: Path, split: str) -> list[SentenceRow]:
-        return read_labelled(*self.files(data, split), self.labels, header=None if split == "test" else _COLUMNS)
+        return read_labelled(self.files(data, split)[0], self.labels, header=None if split == "test" else _COLUMNS)
 
     def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
         return {"matthews": matthews(scores_EK.argmax(1), [row.target for row in rows])}

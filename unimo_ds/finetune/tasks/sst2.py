@@ -30,7 +30,7 @@ class Sst2(SentenceTask):
         return [first_file(data, (f"{split}.tsv", f"sst2_{split}.tsv"))]
 
     def read(self, data: Path, split: str) -> list[SentenceRow]:
-        return read_labelled(*self.files(data, split), self.labels)
+        return read_labelled(self.files(data, split)[0], self.labels)
 
     def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
         return {"accuracy": accuracy(scores_EK.argmax(1), [row.target for row in rows])}
