@@ -33,8 +33,7 @@ def launcher(name: str) -> list[str]:
         return [beside, "--standalone", "--nproc-per-node=2", "-m"]
     if name == "deepspeed":
         return [beside, "--num_accelerators=2", f"--master_port={free_port()}", "--module"]
-    options = ["-n", "2", "--oversubscribe", "--allow-run-as-root", "-x", f"MASTER_PORT={free_port()}"]
-    return [beside, *options, sys.executable, "-m"]
+    return [beside, "-n", "2", "--oversubscribe", "--allow-run-as-root", sys.executable, "-m"]
 
 
 def last_step(run_dir: Path) -> int:

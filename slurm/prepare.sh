@@ -1,7 +1,7 @@
 #!/bin/bash
 # Raw corpora to shards on one node without a GPU. Killed and requeued at any time; finished parts are not done again.
 #
-#   sbatch slurm/prepare.sh all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
+#   sbatch slurm/prepare.sh all --config corpus.toml
 #
 # The arguments are those of `unimo prepare`. A detector on the GPUs of four nodes, a rank a GPU (the
 # first directs, and leaves its own idle):

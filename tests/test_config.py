@@ -33,6 +33,7 @@ def test_overrides_reach_every_type():
     assert changed.data.held_out_path == "some/folder"
     assert changed.data.source_weights == {"coco": 2.0}
     assert changed.model.initialize_from is None
+    assert apply_overrides(changed, ["data.source_weights=none"]).data.source_weights == {}
     assert CONFIG.seed == 0
 
 

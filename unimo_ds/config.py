@@ -298,9 +298,9 @@ def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
         raise UserError(f"unknown key {whole_key!r}{nearest_name(name, hints)}")
     value = getattr(node, name)
     if isinstance(value, Mapping):
-        if len(rest) != 1:
-            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value")
-        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)}
+        if len(rest) > 1 or (not rest and text.lower() != "none"):
+            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value, or {name}=none to empty it")
+        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)} if rest else {}
     elif dataclasses.is_dataclass(value):
         if not rest:
             raise UserError(f"{whole_key!r} is a group of keys{nearest_name('', typing.get_type_hints(type(value)))}")

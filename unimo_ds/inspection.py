@@ -205,7 +205,9 @@ def _sample_lines(sample: dict[str, Any]) -> list[str]:
         lines += [f"      same    {_cut(text)}" for text in caption["positives"][:2]]
         lines += [
             f"      not     {_cut(rewrite['text'])}  [{rewrite['level']}: {_cut(rewrite['from'])}]"
-            for rewrite in caption["negatives"][:3]
+            for rewrite in reversed(
+                {one["level"]: one for one in reversed(caption["negatives"])}.values()
+            )  # of each level
         ]
     lines += [f"    related   {_cut(text)}" for text in sample["related_texts"][:2]]
     if sample["related_images"]:

@@ -108,5 +108,8 @@ def test_bad_weights_are_refused() -> None:
         Order(*corpus, KindWeights(0, 1, 0), {"wiki": -1.0}, 1, 0, source_names=("wiki", "news"))
     with pytest.raises(UserError, match="give one a weight"):
         Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0, "news": 0.0}, 1, 0, source_names=("wiki", "news"))
+    with pytest.raises(UserError, match=r"no such source.*source_weights.gone=0 "):
+        Order(*corpus, KindWeights(0, 1, 0), {"gone": 1.0}, 1, 0, source_names=("wiki", "news"))
+    Order(*corpus, KindWeights(0, 1, 0), {"gone": 0.0}, 1, 0, source_names=("wiki", "news"))
     only_news = Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0}, 1, 0, source_names=("wiki", "news"))
     assert set(only_news.samples_at(np.arange(20)).tolist()) == set(range(5, 10))

@@ -31,11 +31,10 @@ def deepspeed(processes: int) -> list[str]:
 
 
 def mpirun(processes: int) -> list[str]:
-    """Ranks find each other by mpi4py. Containers and CI run as root, which Open MPI wants to be told."""
+    """Containers and CI run as root, which Open MPI wants to be told."""
     return [
         str(Path(sys.executable).with_name("mpirun")),
         *("-n", str(processes), "--oversubscribe", "--allow-run-as-root"),
-        *("-x", f"MASTER_PORT={free_port()}"),
         sys.executable,
     ]
 

@@ -32,6 +32,19 @@ def test_launchers_that_speak_for_themselves_are_left_alone() -> None:
         assert rank_environment(mpi | helper) == {}
 
 
+def test_mpirun_on_one_machine_needs_no_mpi() -> None:
+    place = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMIX_NAMESPACE": "prterun-gpu03-77@1"}
+    here = place | {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    found = rank_environment(here)
+    port = found.pop("MASTER_PORT")
+    assert found == {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    assert 20000 <= int(port) < 32000
+    assert rank_environment(here | {"OMPI_COMM_WORLD_RANK": "2"})["MASTER_PORT"] == port
+    assert rank_environment(here | {"PMIX_NAMESPACE": "prterun-gpu03-78@1"})["MASTER_PORT"] != port
+    assert "MASTER_PORT" not in rank_environment(here | {"MASTER_PORT": "777"})
+    assert rank_environment(here | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == {}, "two machines ask MPI"
+
+
 def test_srun() -> None:
     found = rank_environment(
         {

@@ -31,6 +31,7 @@ def test_secrets_are_blotted_out(text: str, shown: str) -> None:
         "batch.micro_batch_tokens=16384",
         "masking.mask_token_share=0.8",
         "data/train",
+        "no tokenizer.json: it is needed",
         "https://host/a@b.tar",
         "rank 1 on node3@rack2: 5 tokens",
         "step 3: tokens/s 12",

@@ -7,7 +7,7 @@ import struct
 import warnings
 import zlib
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
 """Largest image that is decoded, in pixels (a 64-megapixel photograph); a decompression bomb is refused by its header."""
@@ -56,6 +56,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None =
         return ImageOps.exif_transpose(image).convert("RGB")
     except BadImage:
         raise
+    except UnidentifiedImageError:  # its own words name an address in memory
+        raise BadImage("its bytes are neither JPEG, PNG nor WebP") from None
     except _DECODER_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}") from None
 

@@ -57,12 +57,15 @@ class Order:
         source_names: name of each source id; needed where `source_weights` names any.
 
         Raises:
-            UserError: a kind or source with weight but without samples, an unknown source, or a negative weight.
+            UserError: a kind or source with weight but without samples, or a negative weight.
         """
         weights = dict(source_weights or {})
         for name, weight in weights.items():
-            if name not in source_names:
-                raise UserError(f"data.source_weights names {name!r}, not a source{nearest_name(name, source_names)}")
+            if weight > 0 and name not in source_names:
+                raise UserError(
+                    f"data.source_weights.{name}={weight} but the data has no such source; import it with --source {name}, or "
+                    f"set data.source_weights.{name}=0 (data.source_weights=none drops all){nearest_name(name, source_names)}"
+                )
             if weight < 0:
                 raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
         self.seed = seed

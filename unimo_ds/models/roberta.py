@@ -79,7 +79,10 @@ def check_sizes(config: ModelConfig, folder: Path) -> None:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a Hugging Face folder: it has no config.json")
+        raise UserError(
+            f"{folder} has no config.json; put RoBERTa there as transformers saves it, or set model.initialize_from to another "
+            "folder, or to none to start from scratch"
+        )
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

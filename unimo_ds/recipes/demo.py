@@ -52,7 +52,7 @@ def demo() -> RunConfig:
         # Nothing to shard in a model this small: stage 1 takes a fifth more time (docs/performance.md).
         engine=EngineConfig(deepspeed_config="zero0_fp32", threads=1),
         # A save holds the ranks up for a hundredth of a step.
-        checkpoint=CheckpointConfig(every_steps=10, keep_last=2),
+        checkpoint=CheckpointConfig(every_steps=5, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
         logging=LoggingConfig(every_steps=10, num_pictures=6, num_embeddings=200),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,34 +25,31 @@ def local_rank(environment: Mapping[str, str]) -> int:
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What must be added to `environment` for `torch.distributed` to find its peers.
 
-    Empty where a launcher set it (torchrun, deepspeed) or where DeepSpeed asks MPI (mpirun); Slurm's numbers under srun;
-    a group of one on a free port otherwise.
+    Empty where a launcher set it (torchrun, deepspeed) or where DeepSpeed asks MPI (mpirun over several machines); mpirun's own
+    numbers on one machine; Slurm's under srun; a group of one on a free port otherwise.
     """
     if all(name in environment for name in _NAMES):
         return {}
     slurm_tasks = environment.get("SLURM_STEP_NUM_TASKS") if "SLURM_PROCID" in environment else None
+    num_here = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
     # Under Slurm, MPI's launchers start one helper per node with srun, whose numbers are not ours; srun itself may offer PMI.
-    if any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
+    is_mpi = any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+    is_mpi = is_mpi or environment.get("PMI_SIZE", slurm_tasks) != slurm_tasks
+    place: Sequence[str]
+    if num_here is not None and num_here == environment.get("OMPI_COMM_WORLD_SIZE") and "PMIX_NAMESPACE" in environment:
+        # MPI itself need not start, a second in which every rank waits.
+        rank, local = environment["OMPI_COMM_WORLD_RANK"], environment["OMPI_COMM_WORLD_LOCAL_RANK"]
+        port = 20000 + zlib.crc32(environment["PMIX_NAMESPACE"].encode()) % 12000
+        place = (rank, num_here, local, "127.0.0.1", str(port))
+    elif is_mpi:
         return {}
-    if environment.get("PMI_SIZE", slurm_tasks) != slurm_tasks:
-        return {}
-    if slurm_tasks is not None:
-        found = {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": slurm_tasks,
-            "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-            "MASTER_ADDR": next(iter(host_names(environment.get("SLURM_STEP_NODELIST", ""))), "127.0.0.1"),
-            "MASTER_PORT": str(slurm_port(environment)),
-        }
+    elif slurm_tasks is not None:
+        rank, local = environment["SLURM_PROCID"], environment.get("SLURM_LOCALID", "0")
+        host = next(iter(host_names(environment.get("SLURM_STEP_NODELIST", ""))), "127.0.0.1")
+        place = (rank, slurm_tasks, local, host, str(slurm_port(environment)))
     else:
-        found = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
-    return {name: value for name, value in found.items() if name not in environment}
+        place = ("0", "1", "0", "127.0.0.1", str(free_port()))
+    return {name: value for name, value in zip(_NAMES, place, strict=True) if name not in environment}
 
 
 def slurm_port(environment: Mapping[str, str]) -> int:
