@@ -3,20 +3,15 @@
     python -m benchmarks.generation --rounds 3 --json benchmarks/rows/generation_cpu_2026-11-26.json
 
 Random weights: speed does not depend on them, and every text is forced to the same length. Both sides run in one process on the
-same sources, turn and turn about, so that other load on the machine strikes both alike; a row holds medians over rounds.
+same sources, interleaved, so that other load on the machine strikes both alike; a row holds medians over rounds.
 Processor seconds leave out the time in which other processes had the core.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +19,7 @@ import torch
 import transformers
 from transformers import BartConfig, BartForConditionalGeneration
 
+from benchmarks.measuring import interleaved, write
 from unimo_ds.config import ModelConfig
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.generation.generate import GenerationSettings, generate, make_prompt
@@ -70,7 +66,7 @@ def make_sources(config: ModelConfig, count: int, shortest: int, longest: int) -
     return [random.integers(4, config.vocabulary_size - 1, int(length)).astype(np.int32) for length in lengths]
 
 
-def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens: int) -> Callable[[], int]:
+def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens: int) -> Callable[[int], None]:
     special = np.zeros(model.config.vocabulary_size, bool)
     special[[0, 1, 2, 3, -1]] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
@@ -80,23 +76,23 @@ def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens
         num_beams=num_beams, min_tokens=tokens, max_tokens=tokens, batch_prompts=len(sources), length_penalty=1.0
     )
 
-    def run() -> int:
+    def run(_: int) -> None:
         found = generate(model, [make_prompt(source=source) for source in sources], vocabulary, settings)
-        return sum(len(texts[0].tokens) for texts in found)
+        assert all(len(texts[0].tokens) == tokens for texts in found)
 
     return run
 
 
 def bart_run(
     model: BartForConditionalGeneration, sources: list[np.ndarray], *, num_beams: int, tokens: int
-) -> Callable[[], int]:
+) -> Callable[[int], None]:
     longest = max(map(len, sources)) + 2
     ids = torch.ones(len(sources), longest, dtype=torch.int64)
     for row, source in enumerate(sources):
         ids[row, : len(source) + 2] = torch.from_numpy(np.concatenate(([0], source, [2])).astype(np.int64))
     beams: dict[str, Any] = {"length_penalty": 1.0, "early_stopping": False} if num_beams > 1 else {}
 
-    def run() -> int:
+    def run(_: int) -> None:
         found = model.generate(
             ids,
             attention_mask=(ids != 1).long(),
@@ -109,7 +105,7 @@ def bart_run(
             no_repeat_ngram_size=0,
             **beams,
         )
-        return int(found[:, 1:].numel())
+        assert found[:, 1:].numel() == len(sources) * tokens
 
     return run
 
@@ -123,19 +119,10 @@ def measure(size: str, *, num_beams: int, sources: int, tokens: int, rounds: int
         "unimo_ds": unimo_run(own, texts, num_beams=num_beams, tokens=tokens),
         "transformers BART": bart_run(other, texts, num_beams=num_beams, tokens=tokens),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    processor_seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start, processor_start = time.perf_counter(), time.process_time()
-            made = run()
-            assert made == sources * tokens, f"{name} made {made} tokens"
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-                processor_seconds[name].append(time.process_time() - processor_start)
+    timings = interleaved(runs, rounds=rounds)
     rows = []
     for name, parameters in (("unimo_ds", own_parameters), ("transformers BART", other_parameters)):
-        median = statistics.median(seconds[name])
+        timing = timings[name].row()
         rows.append(
             {
                 "what": name,
@@ -145,11 +132,9 @@ def measure(size: str, *, num_beams: int, sources: int, tokens: int, rounds: int
                 "sources": sources,
                 "source_tokens": "16-128",
                 "new_tokens": tokens,
-                "rounds": rounds,
-                "seconds": round(median, 3),
-                "seconds_all": [round(one, 3) for one in seconds[name]],
-                "sentences_per_second": round(sources / median, 3),
-                "sentences_per_processor_second": round(sources / statistics.median(processor_seconds[name]), 3),
+                **timing,
+                "sentences_per_second": sources / timing["seconds_median"],
+                "sentences_per_processor_second": sources / timing["processor_seconds_median"],
             }
         )
     return rows
@@ -163,17 +148,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
     rows = []
     for size in arguments.sizes:
         for num_beams in arguments.beams:
@@ -182,10 +160,9 @@ def main() -> None:
             )
             for row in new:
                 print(json.dumps(row), flush=True)
-            rows += [{**row, **about} for row in new]
+            rows += new
             if arguments.json is not None:
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+                write("generation", rows, path=arguments.json)
 
 
 if __name__ == "__main__":

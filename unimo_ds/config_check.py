@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 from unimo_ds.config import RunConfig
@@ -73,13 +75,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: naming the key and what it may be.
     """
-    for key, (low, high) in _BOUNDS.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        if not low <= value <= high:
-            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise UserError(f"{key}={value} must be {limit}")
+    check_bounds(config, _BOUNDS)
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
@@ -112,3 +108,17 @@ def check(config: RunConfig) -> None:
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="
             f"{contrast.min_temperature} and contrast.max_temperature={contrast.max_temperature}"
         )
+
+
+def check_bounds(settings: Any, bounds: Mapping[str, tuple[float, float]], *, prefix: str = "") -> None:
+    """
+    prefix: of the keys in messages.
+
+    Raises:
+        UserError: naming the key and what it may be.
+    """
+    for key, (low, high) in bounds.items():
+        value = operator.attrgetter(key)(settings)
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UserError(f"{prefix}{key}={value} must be {limit}")

@@ -31,7 +31,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, evaluate_held_out
 from unimo_ds.models.start import load_start
-from unimo_ds.models.unimo import Unimo
+from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -127,15 +127,7 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
 
 def make_model(config: RunConfig) -> Unimo:
     """The model with its starting weights: equal on every rank, since they follow from the seed or a file."""
-    model = Unimo(
-        config.model,
-        temperature=config.contrast.temperature,
-        min_temperature=config.contrast.min_temperature,
-        max_temperature=config.contrast.max_temperature,
-        attention=config.engine.attention,
-        activation_checkpointing=config.engine.activation_checkpointing,
-        seed=config.seed,
-    )
+    model = Unimo(config.model, **options_of(config))
     if config.model.initialize_from is not None:
         load_start(model, config.model.initialize_from)
     return model

@@ -39,15 +39,15 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from unimo_ds import plan_text, planning
     from unimo_ds.data.corpus import Corpus
+    from unimo_ds.planning import plan, text
 
     config = config_of(arguments, arguments.data)
     corpus = None
     if arguments.data is not None:
         corpus = Corpus.open(config.data.path)
         config = recipes.fit_to_data(config, corpus)
-    result = planning.plan(
+    result = plan.plan(
         config,
         corpus=corpus,
         devices=arguments.devices,
@@ -55,7 +55,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         utilisation=arguments.utilisation,
         measured=arguments.measured,
     )
-    emit(dataclasses.asdict(result), plan_text.to_text(result), arguments.json)
+    emit(dataclasses.asdict(result), text.to_text(result), arguments.json)
 
 
 _INSPECT_EXAMPLE = """unimo inspect demo_data/train

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 EXTRACTOR_FILE = "extractor.safetensors"
@@ -68,12 +69,8 @@ def write(folder: str | os.PathLike[str], *, kind: str, settings: Any, tensors: 
     """
     path = Path(folder) / EXTRACTOR_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     about = {"kind": kind, "settings": json.dumps(dataclasses.asdict(settings))}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=about)
-    # safetensors writes files for their owner alone; a data folder is for everybody who may enter it.
-    aside.chmod(0o644)
-    os.replace(aside, path)
+    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=about))
     return path
 
 

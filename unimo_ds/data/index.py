@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.data import members, shards, tars
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 NUM_MEMBERS = len(members.EXTENSIONS)
@@ -143,14 +144,7 @@ def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> Shard
     """
     path = Path(shard)
     index = scan(path, tokenizer)
-    target = shards.index_path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        aside.write_bytes(to_bytes(index))
-        os.replace(aside, target)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    write_whole(shards.index_path(path), to_bytes(index))
     return index
 
 

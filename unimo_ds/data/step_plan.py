@@ -63,25 +63,32 @@ def sample_costs(selection: StepSelection, model: ModelConfig) -> NDArray[np.flo
     return encoder + head
 
 
+def order_of(corpus: OrderedCorpus, config: RunConfig) -> Order:
+    """The samples of a run, in their order.
+
+    Raises:
+        UserError: as `mixture.Order`.
+    """
+    return Order(
+        corpus.kinds,
+        corpus.source_ids,
+        corpus.shard_of,
+        config.data.kind_weights,
+        config.data.source_weights,
+        config.data.shuffle_window_shards,
+        config.seed,
+        source_names=corpus.source_names,
+    )
+
+
 class StepPlanner:
     """Plans any step of a run, each in the same time."""
 
     def __init__(self, corpus: OrderedCorpus, config: RunConfig, *, world_size: int) -> None:
-        """Raises:
-        UserError: as `mixture.Order`.
-        """
+        """Raises UserError as `order_of`."""
         self._index, self._key = corpus, corpus.key
         self.config, self.world_size = config, world_size
-        self.order = Order(
-            corpus.kinds,
-            corpus.source_ids,
-            corpus.shard_of,
-            config.data.kind_weights,
-            config.data.source_weights,
-            config.data.shuffle_window_shards,
-            config.seed,
-            source_names=tuple(corpus.source_names),
-        )
+        self.order = order_of(corpus, config)
 
     def plan(self, step: int) -> PlannedStep:
         """The samples at positions step * B ... of the global sequence, B = `batch.global_samples`.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unimo_ds.data.schema import CLS, PAD, SEP, UNK
+from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -123,9 +124,7 @@ class Tokenizer:
         """Write `tokenizer.json` into the folder, whole or not at all. Returns its path."""
         path = Path(folder) / TOKENIZER_FILE
         _make_folder(path.parent)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(self.inner.to_str(), encoding="utf-8")
-        os.replace(aside, path)
+        write_whole(path, self.inner.to_str().encode())
         return path
 
     def __getstate__(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.losses.contrast_plan import ContrastPlan, make_plan
 from unimo_ds.losses.contrastive import ACCURACIES
-from unimo_ds.models.unimo import ModelOutput
+from unimo_ds.models.unimo import ModelOutput, anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
 
@@ -111,7 +111,7 @@ def train_step(
     for index, micro_batch in enumerate(micro_batches):
         output = only_output if only_output is not None else engine.forward(micro_batch)
         local = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
-        loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=_anchor(output))
+        loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=anchor(output))
         if contrast is not None:
             loss = loss + _carry(output, contrast, index)
         engine.backward(loss, is_boundary=index == last)
@@ -182,18 +182,6 @@ def _carry(output: ModelOutput, contrast: _Contrast, index: int) -> torch.Tensor
     carried = (output.pooled_images.float() * contrast.image_gradients[index]).sum()
     carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index]).sum()
     return carried + output.temperature * (contrast.temperature_gradient if index == 0 else 0.0)
-
-
-def _anchor(output: ModelOutput) -> torch.Tensor:
-    """Zero, connected to every output: each rank runs the same backward whatever its mix of samples (ZeRO-3 needs it)."""
-    outputs = (
-        output.pooled_images,
-        output.pooled_texts,
-        output.language_losses,
-        output.region_predictions,
-        output.region_class_logits,
-    )
-    return torch.cat([tensor[:0].flatten().float() for tensor in outputs]).sum() + output.temperature * 0.0
 
 
 def _finish(

@@ -16,7 +16,7 @@ import torch
 from unimo_ds.config import ContrastConfig, RunConfig, from_dict
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
-from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.models.unimo import ModelOutput, Unimo, options_of
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -140,14 +140,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     """
     files = find(path)
     config = read_config(files.config)
-    contrast = config.contrast
-    model = Unimo(
-        config.model,
-        temperature=contrast.temperature,
-        min_temperature=contrast.min_temperature,
-        max_temperature=contrast.max_temperature,
-        attention=config.engine.attention,
-    )
+    model = Unimo(config.model, **options_of(config))
     weights = read_weights(files.weights)
     own = dict(model.named_parameters())
     differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))

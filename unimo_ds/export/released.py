@@ -18,9 +18,7 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
 
-def convert(
-    folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32", max_shard_bytes: int = 5 * 10**9
-) -> tuple[Report, list[Path]]:
+def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> tuple[Report, list[Path]]:
     """Write the parameters in `folder`, one file each, into the new folder `to`. Returns what matched, and the files written.
 
     tokenizer: of RoBERTa (the release has no file of it that libraries read). Region heads and temperature are not released:
@@ -48,9 +46,7 @@ def convert(
         None,
         torch.device("cpu"),
     )
-    written = write(
-        source, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=lambda: _card(source, folder, report)
-    )
+    written = write(source, to, dtype=dtype, card=lambda: _card(source, folder, report))
     return report, written
 
 

@@ -21,9 +21,10 @@ from torch.nn import functional
 
 from unimo_ds.engine.setup import Engine
 from unimo_ds.finetune.batch import TaskBatch
-from unimo_ds.finetune.model import TaskOutput, anchor
+from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
+from unimo_ds.models.unimo import anchor
 from unimo_ds.utils import seed
 from unimo_ds.utils.errors import UserError
 

@@ -19,7 +19,7 @@ from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import TagTables
 from unimo_ds.models.initialize import initialize
 from unimo_ds.models.layers import SITES_PER_LAYER, Linear
-from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.models.unimo import ModelOutput, Unimo, options_of
 from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import Layout
 from unimo_ds.utils import seed
@@ -37,20 +37,6 @@ class TaskOutput(ModelOutput):
     """[S, K] of the head; [S, 0] where the task writes."""
     language_logits: torch.Tensor
     """[N_language, V] where adversarial training compares distributions, [0, 0] elsewhere."""
-
-
-def anchor(output: TaskOutput) -> torch.Tensor:
-    """Zero, connected to every output: each rank runs the same backward whatever its examples (ZeRO-3 needs it)."""
-    outputs = (
-        output.pooled_images,
-        output.pooled_texts,
-        output.language_losses,
-        output.region_predictions,
-        output.region_class_logits,
-        output.scores,
-        output.language_logits,
-    )
-    return torch.stack([tensor[:0].sum().float() for tensor in outputs]).sum() + output.temperature * 0.0
 
 
 class Head(Protocol):
@@ -144,16 +130,7 @@ class TaskModel(Unimo):
 
     def __init__(self, config: RunConfig, head: nn.Module, *, tag_sizes: tuple[int, ...] = ()) -> None:
         """tag_sizes: rows of each table of tags. Fresh weights follow from `config.seed`."""
-        contrast = config.contrast
-        super().__init__(
-            config.model,
-            temperature=contrast.temperature,
-            min_temperature=contrast.min_temperature,
-            max_temperature=contrast.max_temperature,
-            attention=config.engine.attention,
-            activation_checkpointing=config.engine.activation_checkpointing,
-            seed=config.seed,
-        )
+        super().__init__(config.model, **options_of(config))
         assert config.finetune is not None
         self.language_head.smoothing = config.finetune.label_smoothing
         self._keeps_logits = config.finetune.adversarial.steps > 0

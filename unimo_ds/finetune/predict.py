@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.schema import PackedBatch
-from unimo_ds.evaluation.encode import deal, evaluating, micro_batches
+from unimo_ds.evaluation.encode import Evaluable, deal, evaluating, micro_batches
 from unimo_ds.finetune.batch import TaskExample, pack_examples
 from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.utils.communicator import Communicator
@@ -21,17 +20,8 @@ from unimo_ds.utils.communicator import Communicator
 Item = TypeVar("Item")
 
 
-class TaskEngine(Protocol):
+class TaskEngine(Evaluable, Protocol):
     """What evaluation asks of an engine: the trainer's, or a loaded model."""
-
-    @property
-    def module(self) -> torch.nn.Module: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def communicator(self) -> Communicator: ...
 
     def forward(self, batch: PackedBatch, /) -> TaskOutput: ...
 

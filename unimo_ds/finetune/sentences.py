@@ -19,7 +19,7 @@ from unimo_ds.data.schema import CLS, SEP, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
-from unimo_ds.finetune.files import fingerprint_of
+from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.task import Evaluation, Examples
@@ -79,6 +79,16 @@ class SentenceExamples:
     def select(self, indices: Sequence[int]) -> SentenceExamples:
         rows, inputs = [self.rows[index] for index in indices], [self._inputs[index] for index in indices]
         return SentenceExamples(rows, inputs, fingerprint=f"{self.fingerprint}/{len(rows)}")
+
+
+def read_labelled(path: Path, labels: Sequence[str], *, header: Sequence[str] | None = None) -> list[SentenceRow]:
+    """The lines of a table with the columns sentence and, where it tells them, label. header: as in `read_tsv`."""
+    rows = []
+    for number, row in read_tsv(path, header=header):
+        where = f"{path}:{number}"
+        target = label_of(row["label"], labels, where) if "label" in row else float("nan")
+        rows.append(SentenceRow(where, (text_of(column(row, "sentence", path), where),), target))
+    return rows
 
 
 def encode_rows(rows: Sequence[SentenceRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> list[Tokens]:

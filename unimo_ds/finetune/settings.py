@@ -19,10 +19,9 @@ from unimo_ds.config import (
     ScheduleConfig,
     apply_overrides,
 )
-from unimo_ds.config_check import check
+from unimo_ds.config_check import check, check_bounds
 from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.finetune.task import Size, Task
-from unimo_ds.utils.errors import UserError
 
 
 def configure(
@@ -75,7 +74,7 @@ def configure(
     )
     config = apply_overrides(config, overrides)
     check(config)
-    _check(config)
+    check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
     return config
 
 
@@ -120,13 +119,3 @@ _BOUNDS = {
     "generation.min_tokens": (0, math.inf),
     "generation.max_tokens": (1, math.inf),
 }
-
-
-def _check(config: RunConfig) -> None:
-    for key, (low, high) in _BOUNDS.items():
-        value: object = config.finetune
-        for name in key.split("."):
-            value = getattr(value, name)
-        if not isinstance(value, int | float) or not low <= value <= high:
-            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise UserError(f"finetune.{key}={value} must be {limit}")

@@ -27,7 +27,7 @@ from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.models.roberta import load_roberta
-from unimo_ds.models.unimo import Unimo
+from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -56,14 +56,7 @@ class Start:
 
     def engine(self, communicator: Communicator) -> LoadedModel:
         """The starting model itself, to encode with on this rank's device."""
-        contrast = self.config.contrast
-        model = Unimo(
-            self.config.model,
-            temperature=contrast.temperature,
-            min_temperature=contrast.min_temperature,
-            max_temperature=contrast.max_temperature,
-            attention=self.config.engine.attention,
-        )
+        model = Unimo(self.config.model, **options_of(self.config))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.weights[name])

@@ -13,9 +13,10 @@ from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.finetune import adversarial
 from unimo_ds.finetune.batch import TaskBatch
-from unimo_ds.finetune.model import TaskOutput, anchor
+from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.models.unimo import anchor
 
 
 class TaskStep:

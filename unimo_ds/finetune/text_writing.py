@@ -9,7 +9,8 @@ from typing import Any
 from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.files import fingerprint_of, numbered_lines, text_of
-from unimo_ds.finetune.writing import TextRow, TextToText, WritingTask
+from unimo_ds.finetune.metrics.summaries import rouge
+from unimo_ds.finetune.writing import TextRow, TextToText, WritingExamples, WritingTask
 from unimo_ds.utils.errors import UserError
 
 
@@ -39,6 +40,18 @@ class TextWritingTask(WritingTask):
             max_target_tokens=config.finetune.max_target_tokens,
             fingerprint=fingerprint_of(paths),
         )
+
+
+class SummaryTask(TextWritingTask):
+    """A `TextWritingTask` with one reference a text, measured by ROUGE."""
+
+    best_metric = "rouge_l"
+
+    def measure(
+        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        references = [examples.references(number)[0] for number in range(examples.num_prompts)]
+        return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
 
 
 def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:

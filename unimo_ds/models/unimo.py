@@ -6,13 +6,13 @@ Letters: T stream positions, D hidden size, F region feature size, C region clas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unimo_ds.config import ModelConfig
+from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import RegionEmbedding, TextEmbedding
 from unimo_ds.models.heads import LanguageHead, Pooler, Temperature
@@ -42,6 +42,14 @@ class ModelOutput:
     """[N_pooled_texts, D]"""
     temperature: torch.Tensor
     """Scalar fp32."""
+
+
+def anchor(output: ModelOutput) -> torch.Tensor:
+    """Zero, connected to every output: each rank runs the same backward whatever its mix of samples (ZeRO-3 needs it)."""
+    rows = [
+        tensor[:0].flatten().float() for tensor in vars(output).values() if tensor.dim() and tensor.is_floating_point()
+    ]
+    return torch.cat(rows).sum() + output.temperature * 0.0
 
 
 class Rows(NamedTuple):
@@ -152,6 +160,18 @@ class Unimo(nn.Module):
         """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""
         word_weight = self.text_embedding.get_parameter("word.weight")
         return [(self.language_head, word_weight)]
+
+
+def options_of(config: RunConfig) -> dict[str, Any]:
+    """What `Unimo` takes beside the sizes, of a run."""
+    return {
+        "temperature": config.contrast.temperature,
+        "min_temperature": config.contrast.min_temperature,
+        "max_temperature": config.contrast.max_temperature,
+        "attention": config.engine.attention,
+        "activation_checkpointing": config.engine.activation_checkpointing,
+        "seed": config.seed,
+    }
 
 
 def layout_of(batch: PackedBatch) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from unimo_ds.data import extractors
@@ -10,18 +10,15 @@ from unimo_ds.data.prepare.readers import coco, karpathy, table, url_table, visu
 from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
 from unimo_ds.data.prepare.readers.hdf5 import Hdf5
 from unimo_ds.data.prepare.readers.image_files import ImageFiles
-from unimo_ds.data.prepare.readers.pairs import AnnotatedPictures, LonePictures
+from unimo_ds.data.prepare.readers.pairs import AnnotatedPictures, AnnotationFile, LonePictures
 from unimo_ds.data.prepare.readers.parquet import ParquetTexts
-from unimo_ds.data.prepare.readers.protocol import Annotation, Pictures, Reader
+from unimo_ds.data.prepare.readers.protocol import Pictures, Reader
 from unimo_ds.data.prepare.readers.text_files import TextFiles
 from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
 from unimo_ds.data.prepare.readers.vinvl_tsv import VinvlTsv
 from unimo_ds.data.prepare.readers.webdataset_tars import WebDatasetTars
 from unimo_ds.data.prepare.settings import ImportSettings, KindName, input_paths
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError, nearest_name
-
-AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
 
 
 @dataclass(frozen=True)
@@ -145,18 +142,13 @@ def reader(settings: ImportSettings) -> Reader:
         return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
     if name == "images":
         return LonePictures(settings, _pictures(settings, name))
-    return AnnotatedPictures(settings, _pictures(settings, name))
+    return AnnotatedPictures(settings, _pictures(settings, name), _ANNOTATION_FILES[name])
 
 
 def _pictures(settings: ImportSettings, name: str) -> Pictures:
     if settings.features:
         return _FEATURE_FILES[settings.features_format or ""](settings)
     return ImageFiles(settings.images, without_suffix=name in ("conceptual-captions", "sbu"))
-
-
-def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """The captions that an annotated format's files hold."""
-    return _ANNOTATION_FILES[format_of(settings)](settings, report)
 
 
 def described() -> str:

@@ -17,7 +17,6 @@ from unimo_ds.data.whole_file import write_whole
 
 JOURNALS = ".prepare"
 _BEGUN = "begun.json"
-_SCRAPS = (".*.partial", ".tokenizer.json.*", ".extractor.safetensors.*")
 
 
 class Journal:
@@ -61,7 +60,7 @@ class Journal:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
-    for pattern in (*_SCRAPS, f"{JOURNALS}/.*.partial"):
+    for pattern in (".*.partial", f"{JOURNALS}/.*.partial"):
         for scrap in folder.glob(pattern):
             scrap.unlink(missing_ok=True)
 

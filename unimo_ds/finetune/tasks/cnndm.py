@@ -9,14 +9,12 @@ decay 0.01. Published ROUGE-1/2/L: 42.42/20.12/39.61 (base), 43.51/20.65/40.63 (
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from unimo_ds.finetune.files import read_json_lines, text_of
-from unimo_ds.finetune.metrics.summaries import rouge
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, read_line_files
-from unimo_ds.finetune.writing import TextRow, WritingExamples
+from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, read_line_files
+from unimo_ds.finetune.writing import TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
 _NAMES = {"train": ("train",), "dev": ("dev", "val", "valid"), "test": ("test",)}
@@ -24,8 +22,8 @@ _ENDINGS = ((".src", ".tgt"), (".source", ".target"), (".txt.src", ".txt.tgt.tag
 _SENTENCE_TAGS = re.compile(r"\s*</t>\s*(?:<t>\s*)?|<t>\s*")
 
 
-class CnnDm(TextWritingTask):
-    name, title, best_metric = "cnndm", "CNN/DM", "rouge_l"
+class CnnDm(SummaryTask):
+    name, title = "cnndm", "CNN/DM"
 
     def recipe(self, size: Size) -> Recipe:
         is_base = size == "base"
@@ -71,12 +69,6 @@ class CnnDm(TextWritingTask):
                 for number, row in read_json_lines(paths[0])
             ]
         return [TextRow(where, (source,), (sentences_as_lines(target),)) for where, source, target in found]
-
-    def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        references = [examples.references(number)[0] for number in range(examples.num_prompts)]
-        return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
 
 
 def sentences_as_lines(summary: str) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.finetune.files import column, first_file, label_of, read_tsv, text_of
+from unimo_ds.finetune.files import first_file
 from unimo_ds.finetune.metrics.classification import matthews
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
+from unimo_ds.finetune.sentences import SentenceRow, SentenceTask, read_labelled
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -33,13 +33,7 @@ class Cola(SentenceTask):
         return [first_file(data, (f"{split}.tsv",))]
 
     def read(self, data: Path, split: str) -> list[SentenceRow]:
-        (path,) = self.files(data, split)
-        rows = []
-        for number, row in read_tsv(path, header=None if split == "test" else _COLUMNS):
-            where = f"{path}:{number}"
-            target = label_of(row["label"], self.labels, where) if "label" in row else float("nan")
-            rows.append(SentenceRow(where, (text_of(column(row, "sentence", path), where),), target))
-        return rows
+        return read_labelled(self.files(data, split)[0], self.labels, header=None if split == "test" else _COLUMNS)
 
     def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
         return {"matthews": matthews(scores_EK.argmax(1), [row.target for row in rows])}

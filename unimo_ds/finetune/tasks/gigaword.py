@@ -8,13 +8,11 @@ written, beam 5 with penalty 0.6 (large: 6 with 1.2), label smoothing 0.1, decay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from unimo_ds.finetune.metrics.summaries import rouge
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, read_line_files
-from unimo_ds.finetune.writing import TextRow, WritingExamples
+from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, read_line_files
+from unimo_ds.finetune.writing import TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
 _FILES = {
@@ -29,8 +27,8 @@ _FILES = {
 }
 
 
-class Gigaword(TextWritingTask):
-    name, title, best_metric = "gigaword", "Gigaword", "rouge_l"
+class Gigaword(SummaryTask):
+    name, title = "gigaword", "Gigaword"
 
     def recipe(self, size: Size) -> Recipe:
         is_base = size == "base"
@@ -47,18 +45,12 @@ class Gigaword(TextWritingTask):
             max_text_tokens=128,
         )
 
-    def files(self, data: Path, split: str) -> tuple[Path, ...]:
+    def files(self, data: Path, split: str) -> tuple[Path, Path]:
         return find_line_files(data, _FILES[split])
 
     def read(self, data: Path, split: str) -> list[TextRow]:
-        source, target = find_line_files(data, _FILES[split])
-        return [TextRow(where, (text,), (title,)) for where, text, title in read_line_files(source, target)]
-
-    def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        references = [examples.references(number)[0] for number in range(examples.num_prompts)]
-        return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
+        rows = read_line_files(*self.files(data, split))
+        return [TextRow(where, (text,), (title,)) for where, text, title in rows]
 
 
 TASK = Gigaword()

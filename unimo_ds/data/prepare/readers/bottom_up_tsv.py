@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, from_base64, held_regions, to_regions
+from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, from_base64, to_regions
 from unimo_ds.data.prepare.readers.image_files import open_file, read_extent
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
+from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.readers.tsv_lines import find_lines
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
@@ -30,15 +30,9 @@ _ALL = _NEEDED | {"objects_id", "objects_conf", "attrs_id", "attrs_conf", "cls_p
 
 
 @dataclass(frozen=True)
-class BottomUpTsv:
+class BottomUpTsv(FeatureFiles):
     """Files of lines `image_id, image_w, image_h, num_boxes, boxes, features` (bottom-up attention), of LXMERT's ten columns,
     or of the columns that are named. A place is (number of the file, offset, size)."""
-
-    settings: ImportSettings
-
-    @property
-    def held_regions(self) -> HeldRegions:
-        return held_regions(self.settings)
 
     def items(self, report: Report) -> Iterator[Item]:
         if self.settings.feature_columns:

@@ -54,11 +54,19 @@ class Detections:
     """[R, C] the detector's whole distribution, where it was stored."""
 
 
-def held_regions(settings: ImportSettings) -> HeldRegions:
-    """What the manifest says of features that came from elsewhere."""
-    name = settings.feature_name or settings.features_format
-    about = f"held:{name}:{settings.feature_size}:{settings.num_classes}:{settings.max_classes}"
-    return HeldRegions(hashlib.sha256(about.encode()).hexdigest()[:16], settings.num_classes)
+@dataclass(frozen=True)
+class FeatureFiles:
+    """`Pictures` whose region features were made elsewhere."""
+
+    settings: ImportSettings
+
+    @property
+    def held_regions(self) -> HeldRegions:
+        """What the manifest says of them."""
+        settings = self.settings
+        name = settings.feature_name or settings.features_format
+        about = f"held:{name}:{settings.feature_size}:{settings.num_classes}:{settings.max_classes}"
+        return HeldRegions(hashlib.sha256(about.encode()).hexdigest()[:16], settings.num_classes)
 
 
 def to_regions(found: Detections, settings: ImportSettings) -> Regions:

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, held_regions, to_regions
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
-from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, to_regions
+from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
@@ -34,14 +33,8 @@ _SPELLINGS = {
 
 
 @dataclass(frozen=True)
-class Hdf5:
+class Hdf5(FeatureFiles):
     """One or several files. A place is (number of the file, row), the row -1 where images are groups."""
-
-    settings: ImportSettings
-
-    @property
-    def held_regions(self) -> HeldRegions:
-        return held_regions(self.settings)
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.settings.features):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
@@ -10,11 +10,11 @@ from unimo_ds.data.prepare.readers.protocol import Annotation, HeldRegions, Item
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 
+AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
+
 
 @dataclass(frozen=True)
-class AnnotatedPictures:
-    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
-
+class _OfPictures:
     settings: ImportSettings
     pictures: Pictures
 
@@ -22,10 +22,20 @@ class AnnotatedPictures:
     def held_regions(self) -> HeldRegions | None:
         return self.pictures.held_regions
 
-    def parts(self, report: Report) -> Iterator[Part]:
-        from unimo_ds.data.prepare import formats  # the table of formats names this reader
+    def records(self, part: Part, report: Report) -> Iterator[Record]:
+        items = [Item(name, place) for name, place, _ in part["items"]]
+        for i, record in self.pictures.read(items, report):
+            yield replace(record, captions=tuple(part["items"][i][2]))
 
-        annotations = Annotations(formats.read_annotations(self.settings, report))
+
+@dataclass(frozen=True)
+class AnnotatedPictures(_OfPictures):
+    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
+
+    read_annotations: AnnotationFile
+
+    def parts(self, report: Report) -> Iterator[Part]:
+        annotations = Annotations(self.read_annotations(self.settings, report))
         exclusion = read_exclusion(self.settings.exclude)
         yield from _as_parts(self._joined(annotations, exclusion, report))
 
@@ -58,24 +68,14 @@ class AnnotatedPictures:
             else:
                 report.skip("a caption whose image is missing", annotation.names[0])
 
-    def records(self, part: Part, report: Report) -> Iterator[Record]:
-        return _read(self.pictures, part, report)
-
     def texts(self, part: Part) -> Iterator[str]:
         for _, _, captions in part["items"]:
             yield from captions
 
 
 @dataclass(frozen=True)
-class LonePictures:
+class LonePictures(_OfPictures):
     """Pictures without captions."""
-
-    settings: ImportSettings
-    pictures: Pictures
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return self.pictures.held_regions
 
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
@@ -93,9 +93,6 @@ class LonePictures:
 
         yield from _as_parts(wanted())
 
-    def records(self, part: Part, report: Report) -> Iterator[Record]:
-        return _read(self.pictures, part, report)
-
     def texts(self, part: Part) -> Iterator[str]:
         return iter(())
 
@@ -103,9 +100,3 @@ class LonePictures:
 def _as_parts(joined: Iterator[tuple[Item, Annotation]]) -> Iterator[Part]:
     for run in in_parts(joined):
         yield {"items": [[item.name, item.place, annotation.captions] for item, annotation in run]}
-
-
-def _read(pictures: Pictures, part: Part, report: Report) -> Iterator[Record]:
-    items = [Item(name, place) for name, place, _ in part["items"]]
-    for i, record in pictures.read(items, report):
-        yield replace(record, captions=tuple(part["items"][i][2]))

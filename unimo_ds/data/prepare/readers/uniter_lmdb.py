@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.members import MAX_MEMBER_BYTES
-from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, held_regions, to_regions
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
-from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, to_regions
+from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
@@ -31,14 +30,8 @@ _NEWEST_PICKLE = 5
 
 
 @dataclass(frozen=True)
-class UniterLmdb:
+class UniterLmdb(FeatureFiles):
     """One or several databases (folders, or single files). A place is (number of the database,)."""
-
-    settings: ImportSettings
-
-    @property
-    def held_regions(self) -> HeldRegions:
-        return held_regions(self.settings)
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.settings.features):

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, from_base64, held_regions, to_regions
+from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, from_base64, to_regions
 from unimo_ds.data.prepare.readers.image_files import open_file, read_extent
 from unimo_ds.data.prepare.readers.names import read_json
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
+from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.readers.tsv_lines import Line, find_lines
-from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
 
@@ -28,14 +27,8 @@ _GEOMETRY = 6
 
 
 @dataclass(frozen=True)
-class VinvlTsv:
+class VinvlTsv(FeatureFiles):
     """One or several features.tsv. A place is (number of the file, offset, size, offset and size of its predictions)."""
-
-    settings: ImportSettings
-
-    @property
-    def held_regions(self) -> HeldRegions:
-        return held_regions(self.settings)
 
     def items(self, report: Report) -> Iterator[Item]:
         labels = self.settings.feature_labels

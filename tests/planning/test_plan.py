@@ -7,25 +7,27 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation import small
-from unimo_ds import plan_text, planning, recipes
+from unimo_ds import recipes
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.planning.plan import counted_cost, plan
+from unimo_ds.planning.text import to_text
 from unimo_ds.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_can_be_planned_and_fits_where_it_is_meant_to_run(name: str) -> None:
-    result = planning.plan(recipes.load(name))
+    result = plan(recipes.load(name))
     stage = int(recipes.load(name).engine.deepspeed_config[len("zero")])
     assert result.memory[stage].fits
     totals = [stage.total for stage in result.memory]
     assert totals == sorted(totals, reverse=True), "a higher stage never needs more"
-    assert name in plan_text.to_text(result)
+    assert name in to_text(result)
     assert dataclasses.asdict(result)["batches"]
 
 
 def test_the_design_figure_for_the_base_run() -> None:
     # At 55 % utilisation one day on 32 V100 buys about 745 k tokens a step for 500 k steps.
-    result = planning.plan(recipes.load("base_32xv100"))
+    result = plan(recipes.load("base_32xv100"))
     own, large = result.batches
     assert (own.global_samples, large.global_samples) == (1024, 6144)
     assert own.positions_per_step * 500_000 / own.days == pytest.approx(745_000 * 500_000, rel=0.05)
@@ -38,7 +40,7 @@ def test_the_design_figure_for_the_base_run() -> None:
 
 def test_halving_the_utilisation_doubles_the_time() -> None:
     config = recipes.load("large_64xv100")
-    fast, slow = (planning.plan(config, utilisation=share).batches[0] for share in (0.5, 0.25))
+    fast, slow = (plan(config, utilisation=share).batches[0] for share in (0.5, 0.25))
     assert slow.days == pytest.approx(2 * fast.days)
     assert slow.read_bytes_per_second == pytest.approx(fast.read_bytes_per_second / 2)
 
@@ -46,7 +48,7 @@ def test_halving_the_utilisation_doubles_the_time() -> None:
 def test_checkpointing_trades_memory_for_operations() -> None:
     config = recipes.load("large_64xv100")
     thrifty = dataclasses.replace(config, engine=dataclasses.replace(config.engine, activation_checkpointing=True))
-    plain, less = planning.plan(config), planning.plan(thrifty)
+    plain, less = plan(config), plan(thrifty)
     assert less.memory[1].activations < plain.memory[1].activations / 4
     assert less.batches[0].flops_per_step == pytest.approx(plain.batches[0].flops_per_step * 4 / 3, rel=1e-6)
 
@@ -61,10 +63,10 @@ def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
     )
     corpus = Corpus.open(folder)
     config = recipes.fit_to_data(config, corpus)
-    counted = planning.plan(config, corpus=corpus)
-    assert counted.batches[0].positions_per_step < planning.plan(config).batches[0].positions_per_step
+    counted = plan(config, corpus=corpus)
+    assert counted.batches[0].positions_per_step < plan(config).batches[0].positions_per_step
     assert any("counted over" in line for line in counted.assumptions)
-    cost, _ = planning.counted_cost(config, corpus)
+    cost, _ = counted_cost(config, corpus)
     # Corrupted, the pair, one positive and three levels of negatives of which one is absent here, and two alone.
     mean_regions = corpus.num_regions[corpus.kinds == 2].mean()
     assert cost.pooled == 2 * 4 + 2
@@ -76,9 +78,9 @@ def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
 def test_what_cannot_be_planned_is_refused() -> None:
     config = recipes.load("demo")
     with pytest.raises(UserError, match="did you mean 'v100'"):
-        planning.plan(config, hardware="v10")
+        plan(config, hardware="v10")
     with pytest.raises(UserError, match="--utilisation 0 "):
-        planning.plan(config, utilisation=0)
+        plan(config, utilisation=0)
 
 
 def test_the_utilisation_can_come_from_measured_rows(tmp_path: Path) -> None:
@@ -92,11 +94,11 @@ def test_the_utilisation_can_come_from_measured_rows(tmp_path: Path) -> None:
         ],
     }
     rows.write_text(json.dumps(content))
-    plan = planning.plan(recipes.load("single_gpu"), measured=str(rows))
-    assert plan.utilisation == pytest.approx(0.2)
-    assert any("measured" in line for line in plan.assumptions)
+    found = plan(recipes.load("single_gpu"), measured=str(rows))
+    assert found.utilisation == pytest.approx(0.2)
+    assert any("measured" in line for line in found.assumptions)
     with pytest.raises(UserError, match="not on v100"):
-        planning.plan(recipes.load("base_32xv100"), measured=str(rows))
+        plan(recipes.load("base_32xv100"), measured=str(rows))
     # Half of the kernels' time is products; the rest waits for memory, and 10 ms are idle.
     content["rows"][1] |= {
         "first_step_teraflop": 20.0,
@@ -105,21 +107,21 @@ def test_the_utilisation_can_come_from_measured_rows(tmp_path: Path) -> None:
         "first_step_product_seconds": 0.03,
     }
     rows.write_text(json.dumps(content))
-    carried = planning.plan(recipes.load("base_32xv100"), measured=str(rows))
+    carried = plan(recipes.load("base_32xv100"), measured=str(rows))
     seconds = 0.03 * 989 / 125 + 0.03 * 4.8 / 0.9 + 0.01
     assert carried.utilisation == pytest.approx(20 / 125 / seconds)
     assert any("carried over from NVIDIA H200" in line for line in carried.assumptions)
-    assert planning.plan(recipes.load("single_gpu"), measured=str(rows)).utilisation == pytest.approx(0.2)
+    assert plan(recipes.load("single_gpu"), measured=str(rows)).utilisation == pytest.approx(0.2)
     with pytest.raises(UserError, match="not on cpu"):
-        planning.plan(recipes.load("demo"), measured=str(rows))
+        plan(recipes.load("demo"), measured=str(rows))
     rows.write_text("[]")
     with pytest.raises(UserError, match="not a row file"):
-        planning.plan(recipes.load("single_gpu"), measured=str(rows))
+        plan(recipes.load("single_gpu"), measured=str(rows))
 
 
 def test_communication_is_there_between_nodes_alone() -> None:
     config = recipes.load("base_32xv100")
-    alone, four = (planning.plan(config, devices=devices).batches[0] for devices in (8, 32))
+    alone, four = (plan(config, devices=devices).batches[0] for devices in (8, 32))
     assert alone.communication_seconds == 0
     # Two bytes of each of 130.3 million parameters, three quarters of them leave the node, there and back.
     assert four.communication_seconds == pytest.approx(130.3e6 * 2 * 2 * 0.75 / 12.5e9, rel=0.01)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unimo_ds.planning import Plan
+from unimo_ds.planning.plan import Plan
 
 
 def to_text(result: Plan) -> str:

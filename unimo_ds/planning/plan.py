@@ -14,11 +14,11 @@ import numpy as np
 
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
+from unimo_ds.data.step_plan import order_of
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
-from unimo_ds.planning_rates import (
+from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
     HARDWARE,
     NODE_BYTES_PER_SECOND,
@@ -197,18 +197,8 @@ def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[str]]:
     """The mean over the first samples of the run's own order, from the index; bytes by reading a few."""
-    order = Order(
-        corpus.kinds,
-        corpus.source_ids,
-        corpus.shard_of,
-        config.data.kind_weights,
-        config.data.source_weights,
-        config.data.shuffle_window_shards,
-        config.seed,
-        source_names=corpus.source_names,
-    )
     positions = np.arange(_COUNTED_SAMPLES)
-    samples = order.samples_at(positions)
+    samples = order_of(corpus, config).samples_at(positions)
     chosen = select_step(corpus, samples, positions, config)
     lengths = chosen.lengths.astype(np.float64)
     image_lengths = np.where(
