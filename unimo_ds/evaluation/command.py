@@ -49,7 +49,9 @@ def _retrieval(model: LoadedModel, reader: PairReader, single: SingleEncodings, 
 
 def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
     if not len(reader.pairs.negatives):
-        raise UserError("the data holds no negative rewrites; `unimo prepare rewrite DATA --learn-from TRAINING` makes some")
+        raise UserError(
+            "the data holds no negative rewrites; `unimo prepare rewrite DATA --learn-from TRAINING` makes some"
+        )
     return measure_rewrites(model, reader, single, micro_batch_tokens=budget).metrics("rewrites")
 
 
