@@ -18,12 +18,16 @@ from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
 from unimo_ds.utils.launchers import local_rank, rank_environment
 
-TIMEOUT = datetime.timedelta(minutes=15)
-"""A collective that waits longer than this ends the run with the rank's stack, so that a hung rank cannot burn days."""
+HANG_MINUTES = 15.0
+_GRACE = datetime.timedelta(minutes=5)
+_NEVER = datetime.timedelta(days=1)
 
 
-def start_processes() -> torch.device:
-    """Join the process group (making one of a single process where nothing launched us) and return this rank's device."""
+def start_processes(hang_minutes: float = HANG_MINUTES) -> torch.device:
+    """Join the process group (making one of a single process where nothing launched us) and return this rank's device.
+
+    hang_minutes: `engine.hang_minutes`. Collectives give up a little later than the watchdog, which tells more; 0: after a day.
+    """
     if torch.distributed.is_initialized():
         return torch.device(get_accelerator().current_device_name())
     os.environ.update(rank_environment(os.environ))
@@ -38,7 +42,8 @@ def start_processes() -> torch.device:
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     atexit.register(_leave)
-    deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
+    timeout = datetime.timedelta(minutes=hang_minutes) + _GRACE if hang_minutes else _NEVER
+    deepspeed.init_distributed(timeout=timeout, verbose=False)
     return torch.device(get_accelerator().current_device_name())
 
 

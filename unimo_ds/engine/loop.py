@@ -264,7 +264,9 @@ class Loop:
             self._spiked = self._spiked if count else []
             return
         text = "; ".join(found) + ("" if metrics.applied else "; no update")
-        self._spiked.append((batch.step, self._note_samples(batch, "spike", text)))
+        keys = self._note_samples(batch, "spike", text)
+        if spikes.most_in_a_row:  # only a rollback, which has a bound, asks for them
+            self._spiked.append((batch.step, keys))
         self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
 
     def _note_samples(self, batch: StepBatch, kind: str, text: str) -> list[list[str]]:
