@@ -1,4 +1,4 @@
-"""What slurm/finetune.sh does when its step is over, with stand-ins for Slurm's commands (a real Slurm: test_slurm.py)."""
+"""The end of `slurm/finetune.sh`, with stand-ins for the commands of Slurm (on a real one: test_slurm.py)."""
 
 from __future__ import annotations
 

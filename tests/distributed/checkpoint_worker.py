@@ -40,7 +40,7 @@ def save_and_resume(folder: Path, name: str) -> dict:
     run_dir, config = folder / name, configuration()
     engine = build(name)
     train(engine, 0, 3)
-    progress = Progress(step=3, skipped=1, best=Best("recall", 0.5, 2))
+    progress = Progress(step=3, skipped=1, best=Best("recall", 0.5, 3))
     checkpoint.save(engine, run_dir, progress, config)
     saved = everything(engine)
     straight_norms = train(engine, 3, 5)
