@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import faulthandler
 import logging
 import os
+import socket
 import sys
+import time
 import warnings
 
 import deepspeed.ops
@@ -43,8 +46,24 @@ def start_processes(hang_minutes: float = HANG_MINUTES) -> torch.device:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     atexit.register(_leave)
     timeout = datetime.timedelta(minutes=hang_minutes) + _GRACE if hang_minutes else _NEVER
+    _await_first_rank()
     deepspeed.init_distributed(timeout=timeout, verbose=False)
     return torch.device(get_accelerator().current_device_name())
+
+
+def _await_first_rank() -> None:
+    """Come to the rendezvous just after rank 0 has opened it, or after a second: torch tries again only then.
+
+    Ranks of one machine start together, so most of them would come too early and make all wait.
+    """
+    rank, host, port = (os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    if rank in (None, "0") or host is None or port is None:  # or DeepSpeed asks MPI
+        return
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
+            return
+        time.sleep(0.01)
 
 
 def stop_processes() -> None:
