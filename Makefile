@@ -13,7 +13,7 @@ test: env lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 # Every benchmark in its small version, beside its peers: rewrites benchmarks/rows/*.json and the pictures of docs/performance.md.
-# About an hour on two free cores. The same scripts take --device cuda (docs/performance.md).
+# A quarter of an hour on two free cores, 10 GB of memory. The same scripts take --device cuda (docs/performance.md).
 PEERS := .venv-peers
 BENCH := OMP_NUM_THREADS=1 PYTHONPATH=.
 bench: env $(PEERS)/.installed
@@ -21,7 +21,7 @@ bench: env $(PEERS)/.installed
 	$(BENCH) $(VENV)/bin/python -m benchmarks.hard_negatives
 	$(BENCH) $(VENV)/bin/torchrun --standalone --nproc-per-node 2 -m benchmarks.zero
 	$(BENCH) $(PEERS)/bin/python -m benchmarks.loader --folder $(PEERS)/samples
-	$(BENCH) $(VENV)/bin/python -m benchmarks.step
+	$(BENCH) $(VENV)/bin/python -m benchmarks.step --layers 2
 	$(BENCH) $(VENV)/bin/python -m benchmarks.plots
 
 $(PEERS)/.installed: benchmarks/requirements.txt
