@@ -17,16 +17,16 @@ import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from unimo_ds.config import EngineConfig
 from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
 from unimo_ds.utils.launchers import local_rank, rank_environment
 
-HANG_MINUTES = 15.0
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
 
 
-def start_processes(hang_minutes: float = HANG_MINUTES) -> torch.device:
+def start_processes(hang_minutes: float = EngineConfig.hang_minutes) -> torch.device:
     """Join the process group (making one of a single process where nothing launched us) and return this rank's device.
 
     hang_minutes: `engine.hang_minutes`. Collectives give up a little later than the watchdog, which tells more; 0: after a day.

@@ -39,7 +39,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if num_here is not None and num_here == environment.get("OMPI_COMM_WORLD_SIZE") and "PMIX_NAMESPACE" in environment:
         # MPI itself need not start, a second in which every rank waits.
         rank, local = environment["OMPI_COMM_WORLD_RANK"], environment["OMPI_COMM_WORLD_LOCAL_RANK"]
-        port = 20000 + zlib.crc32(environment["PMIX_NAMESPACE"].encode()) % 12000
+        port = _port(zlib.crc32(environment["PMIX_NAMESPACE"].encode()))
         place = (rank, num_here, local, "127.0.0.1", str(port))
     elif is_mpi:
         return {}
@@ -53,7 +53,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def slurm_port(environment: Mapping[str, str]) -> int:
-    """A port that all tasks of a Slurm step arrive at by themselves, below those that systems give to outgoing connections.
+    """A port that all tasks of a Slurm step arrive at by themselves.
 
     Jobs that share a node must not share it, nor may a step take that of the one before, or a requeued job that of a process
     which a lost node still runs.
@@ -61,7 +61,12 @@ def slurm_port(environment: Mapping[str, str]) -> int:
     job, step, restarts = (
         int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     )
-    return 20000 + (16 * job + (step + 5 * restarts) % 16) % 12000
+    return _port(16 * job + (step + 5 * restarts) % 16)
+
+
+def _port(number: int) -> int:
+    """One of those that systems do not give to outgoing connections."""
+    return 20000 + number % 12000
 
 
 def host_names(node_list: str) -> list[str]:
