@@ -44,7 +44,6 @@ struct AttentionArguments {
     const int* sharing;            // positions of the sequences that share a prefix, by whose it is; null where nobody shares
 };
 
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
 
 struct TileOfSequence {
