@@ -48,7 +48,7 @@ DEMO_DATA = "demo_data"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
     config = read_configuration(arguments)
-    communicator = make_communicator(start_processes(config.engine.hang_minutes))
+    communicator = make_communicator(start_processes(config.engine))
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)

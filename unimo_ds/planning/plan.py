@@ -187,6 +187,7 @@ def plan(
             *((f"utilisation {how}: {measured}",) if measured else ()),
             f"{utilisation:.3g} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden (its own "
             f"column: {DEVICES_PER_NODE} devices a node, {NODE_BYTES_PER_SECOND / 1e9:g} GB/s between nodes)",
+            *(("operators as fast as without engine.deterministic",) if config.engine.deterministic else ()),
             "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",
         ),
     )
