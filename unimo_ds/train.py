@@ -37,6 +37,7 @@ from unimo_ds.engine.step import StepMetrics
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
+from unimo_ds.planning.host import check_host_memory
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -48,7 +49,8 @@ DEMO_DATA = "demo_data"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
     config = read_configuration(arguments)
-    communicator = make_communicator(start_processes(config.engine))
+    device = start_processes(config.engine)
+    communicator = make_communicator(device)
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
     held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    if device.type == "cpu":
+        stage = ds_config.zero_stage(engine_settings)
+        check_host_memory(config, corpus, zero_stage=stage, communicator=communicator)
     run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
 
     # Model, objectives, engine.

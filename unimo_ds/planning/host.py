@@ -1,0 +1,48 @@
+"""Whether ranks on CPUs will find the memory that a plan of their run names, before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.planning.plan import assumed_cost, counted_cost, stage_memory
+from unimo_ds.planning.rates import HARDWARE
+from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import memory_gib
+
+
+def check_host_memory(config: RunConfig, corpus: Corpus, *, zero_stage: int, communicator: Communicator) -> None:
+    """Refuse what the kernel would end for its memory. A collective of ranks that train on CPUs.
+
+    Raises:
+        UserError: on all ranks, naming the machine and the ways out.
+    """
+    machines = communicator.all_gather_object((socket.gethostname(), memory_gib()))
+    if config.engine.check_memory and (problem := shortage(config, corpus, machines, zero_stage=zero_stage)):
+        raise UserError(problem)
+
+
+def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, float]], *, zero_stage: int) -> str:
+    """What is wrong, if anything.
+
+    machines: of every rank, the name of its machine and that machine's memory in GiB.
+    """
+    num_ranks = Counter(machines)
+    (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
+    share = dataclasses.replace(HARDWARE["cpu"], memory_gib=has / ranks_there)
+    # What is assumed costs nothing to know and is high; only where it does not fit is the data looked at.
+    for find_cost in (assumed_cost, lambda settings: counted_cost(settings, corpus)):
+        cost, _ = find_cost(config)
+        memory = stage_memory(config, cost, stage=zero_stage, devices=len(machines), hardware=share)
+        if memory.fits:
+            return ""
+    return (
+        f"no GPU is at hand, and on CPUs recipe {config.recipe!r} wants about {memory.total:.0f} GiB for each rank "
+        f"({ranks_there} on {host}, which has {has:.0f} GiB); look for the GPU with `unimo doctor`, take --recipe small, or "
+        "lower batch.micro_batch_tokens (`unimo plan --hardware cpu`); engine.check_memory=false starts all the same"
+    )
