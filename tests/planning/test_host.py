@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.launching import started
 from tests.evaluation import small
@@ -17,6 +18,7 @@ from unimo_ds.planning.host import check_host_memory, shortage
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 
+CPU = torch.device("cpu")
 LAPTOP = ("laptop", 16.0)
 
 
@@ -40,27 +42,28 @@ def fitted(name: str, corpus: Corpus, *overrides: str) -> RunConfig:
 
 def test_recipes_for_processors_start_and_what_is_too_large_is_named(corpus: Corpus) -> None:
     for name in ("demo", "small"):
-        assert shortage(fitted(name, corpus), corpus, [LAPTOP] * 2, zero_stage=0) == ""
+        assert shortage(fitted(name, corpus), corpus, [LAPTOP] * 2, stage=0) == ""
     config = fitted("single_gpu", corpus, "batch.global_samples=20000")
-    problem = shortage(config, corpus, [LAPTOP], zero_stage=1)
+    problem = shortage(config, corpus, [LAPTOP], stage=1)
     assert "GiB for each rank (1 on laptop, which has 16 GiB)" in problem
-    assert shortage(config, corpus, [("server", 512.0)], zero_stage=1) == ""
+    assert shortage(config, corpus, [("server", 512.0)], stage=1) == ""
     # Two ranks of the laptop share its memory, whatever the server has.
-    assert "2 on laptop" in shortage(config, corpus, [("server", 512.0), LAPTOP, LAPTOP], zero_stage=1)
+    assert "2 on laptop" in shortage(config, corpus, [("server", 512.0), LAPTOP, LAPTOP], stage=1)
 
 
 def test_few_short_samples_fit_where_full_ones_would_not(corpus: Corpus) -> None:
     config = fitted("single_gpu", corpus)
-    assert shortage(config, corpus, [LAPTOP], zero_stage=1) == ""
+    assert shortage(config, corpus, [LAPTOP], stage=1) == ""
 
 
 def test_who_says_so_starts_all_the_same(corpus: Corpus) -> None:
     endless = fitted("demo", corpus, ENDLESS)
     with pytest.raises(UserError, match="no GPU is at hand"):
-        check_host_memory(endless, corpus, zero_stage=0, communicator=SingleProcess())
+        check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
+    check_host_memory(endless, corpus, {}, device=torch.device("meta"), communicator=SingleProcess())
     settings = dataclasses.replace(endless.engine, check_memory=False)
     endless = dataclasses.replace(endless, engine=settings)
-    check_host_memory(endless, corpus, zero_stage=0, communicator=SingleProcess())
+    check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
 
 
 def test_the_trainer_refuses_in_one_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:

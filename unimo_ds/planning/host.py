@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.engine.ds_config import zero_stage
 from unimo_ds.planning.plan import assumed_cost, counted_cost, stage_memory
 from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.communicator import Communicator
@@ -16,18 +20,29 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import memory_gib
 
 
-def check_host_memory(config: RunConfig, corpus: Corpus, *, zero_stage: int, communicator: Communicator) -> None:
-    """Refuse what the kernel would end for its memory. A collective of ranks that train on CPUs.
+def check_host_memory(
+    config: RunConfig,
+    corpus: Corpus,
+    engine_settings: Mapping[str, Any],
+    *,
+    device: torch.device,
+    communicator: Communicator,
+) -> None:
+    """Refuse what the kernel would end for its memory, where `device`, which this rank trains on, is a CPU. A collective.
 
     Raises:
         UserError: on all ranks, naming the machine and the ways out.
     """
+    if device.type != "cpu":
+        return
     machines = communicator.all_gather_object((socket.gethostname(), memory_gib()))
-    if config.engine.check_memory and (problem := shortage(config, corpus, machines, zero_stage=zero_stage)):
+    if not config.engine.check_memory:
+        return
+    if problem := shortage(config, corpus, machines, stage=zero_stage(engine_settings)):
         raise UserError(problem)
 
 
-def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, float]], *, zero_stage: int) -> str:
+def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, float]], *, stage: int) -> str:
     """What is wrong, if anything.
 
     machines: of every rank, the name of its machine and that machine's memory in GiB.
@@ -38,7 +53,7 @@ def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, fl
     # What is assumed costs nothing to know and is high; only where it does not fit is the data looked at.
     for find_cost in (assumed_cost, lambda settings: counted_cost(settings, corpus)):
         cost, _ = find_cost(config)
-        memory = stage_memory(config, cost, stage=zero_stage, devices=len(machines), hardware=share)
+        memory = stage_memory(config, cost, stage=stage, devices=len(machines), hardware=share)
         if memory.fits:
             return ""
     return (
