@@ -237,6 +237,7 @@ __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000);
 
 #endif
 
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int lane_index() { return thread_index() % 32; }
 __device__ __forceinline__ int warp_index() { return thread_index() / 32; }
 

@@ -39,6 +39,12 @@ FAULTS = {
         "        group_wait<0>();\n        pin(slopes);",
         "        pin(slopes);",
     ),
+    "attention: score gradients written over values that others still read": (
+        "sm_90",
+        "attention/hopper_backward_whole.cuh",
+        "    block_barrier();  // all have made",
+        "    // all have made",
+    ),
     "attention: a mask off by one": (
         "sm_70",
         "attention/geometry.cuh",
