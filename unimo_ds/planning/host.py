@@ -19,6 +19,10 @@ from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import memory_gib
 
+_USABLE = 0.8
+"""Of a machine's memory. A rank of `single_gpu` cut to four layers peaked at 0.7 GiB for itself (Python and its libraries) and
+1.2 times the planned activations."""
+
 
 def check_host_memory(
     config: RunConfig,
@@ -49,7 +53,7 @@ def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, fl
     """
     num_ranks = Counter(machines)
     (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
-    share = dataclasses.replace(HARDWARE["cpu"], memory_gib=has / ranks_there)
+    share = dataclasses.replace(HARDWARE["cpu"], memory_gib=_USABLE * has / ranks_there)
     # What is assumed costs nothing to know and is high; only where it does not fit is the data looked at.
     for find_cost in (assumed_cost, lambda settings: counted_cost(settings, corpus)):
         cost, _ = find_cost(config)
