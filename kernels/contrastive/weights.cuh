@@ -36,12 +36,13 @@ __device__ __forceinline__ void load_group(CosineGroup& group, const BlockArgume
             for (int c = 0; c < 4; ++c) group.value[r][half + c] = four.value[c];
         }
     group.conflicts = lane_conflicts(a, first_row, group_column);
-    if (!kBoth) return;
+    if (kBoth) {
 #pragma unroll
-    for (int c = 0; c < kLaneColumns; ++c) {
-        const int column = lane_column(group_column, c);
-        group.column_logs[c] = column < a.num_columns ? a.column_logs[column] : 0.f;
-        group.column_gradients[c] = column < a.num_columns ? a.column_gradients[column] : 0.f;
+        for (int c = 0; c < kLaneColumns; ++c) {
+            const int column = lane_column(group_column, c);
+            group.column_logs[c] = column < a.num_columns ? a.column_logs[column] : 0.f;
+            group.column_gradients[c] = column < a.num_columns ? a.column_gradients[column] : 0.f;
+        }
     }
 }
 

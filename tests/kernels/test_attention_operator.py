@@ -75,9 +75,15 @@ def test_short_sequences_go_backward_whole(monkeypatch, heads, lengths, probabil
     def reference(inputs):
         return attention_reference(inputs, layout, probability=probability, site=5)
 
-    assert native._whole(layout) == native._NOT_WHOLE
-    monkeypatch.setattr(native, "WHOLE_BACKWARD", "beside")
-    assert native._whole(layout) == (native._ALL_WHOLE if max(lengths) <= 128 else native._SHORT_WHOLE)
+    all_short = max(lengths) <= 128
+    expected = {
+        "never": native._NOT_WHOLE,
+        "alone": native._ALL_WHOLE if all_short else native._NOT_WHOLE,
+        "beside": native._ALL_WHOLE if all_short else native._SHORT_WHOLE,
+    }
+    for mode, number in expected.items():
+        monkeypatch.setattr(native, "WHOLE_BACKWARD", mode)
+        assert native._whole(inputs, layout) == number
     assert_within_budget(path, reference, [inputs], torch.bfloat16)
 
 

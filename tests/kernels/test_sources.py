@@ -17,6 +17,8 @@ from unimo_ds.ops.native import build, toolchain
         *(("attention", name) for name in ("sm_70", "sm_80", "sm_90")),
         ("contrastive", "sm_70"),
         ("contrastive", "sm_80"),
+        ("dropout_norm", "sm_70"),
+        ("bias_gelu", "sm_80"),
     ],
 )
 def test_random_cases_equal_fp64_under_sanitizers(kernel, architecture):

@@ -18,10 +18,10 @@ from unimo_ds.ops.native import launcher, library
 from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
-WHOLE_BACKWARD = "never"
+WHOLE_BACKWARD = "beside"
 """Which sequences go backward whole, by a kernel that makes scores once (sm_90, up to 128 positions, nobody shares a prefix):
-`alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the kernels for any
-length. `never` until a GPU has measured it (`benchmarks/kernels/gpu_attention.sh`)."""
+`never`, none; `alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the
+kernels for any length. No GPU has measured it yet (`library.refusal_of_untried`)."""
 _KEEPS_ALL = -32768
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
@@ -66,16 +66,16 @@ def attention(
     """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
     tiles, sharing = tables_of(layout)
     keys = layout.position_keys if probability else tiles.new_empty(0)
-    whole = _whole(layout)
+    whole = _whole(query_key_value_T3HD, layout)
     output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, sharing, keys, probability, site, whole)
     return output  # type: ignore[no-any-return]
 
 
-def _whole(layout: Layout) -> int:
+def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
     """Which sequences of the layout go backward whole, one of the three numbers above."""
-    if WHOLE_BACKWARD == "never" or layout.prefix_of is not None:
+    if WHOLE_BACKWARD == "never" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
         return _NOT_WHOLE
-    if layout.longest <= library.library_of(layout.device).unimo_attention_whole_length():
+    if layout.longest <= library.library_of(query_key_value.device).unimo_attention_whole_length():
         return _ALL_WHOLE
     return _SHORT_WHOLE if WHOLE_BACKWARD == "beside" else _NOT_WHOLE
 
