@@ -50,8 +50,8 @@ attention() {
     done
     step attention 60 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
         --mixes texts_128,texts_256,unimo,repeated --json "$OUT/attention.json"
-    step attention_ours 12 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
-        --mixes texts_512,prefix_512,unimo_shares,shared --contenders "ours native" --json "$OUT/attention_ours.json"
+    step attention_ours 28 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
+        --mixes texts_512,prefix_512,texts_2048,prefix_2048,unimo_shares,shared --contenders "ours native" --json "$OUT/attention_ours.json"
 }
 
 elementwise() {
