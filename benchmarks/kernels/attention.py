@@ -42,8 +42,8 @@ MIXES: dict[str, list[list[tuple[int, int]]]] = {
     "repeated": [[(image + text, image + text)] for image, texts in _PAIRS for text in texts],
 }
 """Name -> groups of (length, prefix) of sequences; in a group, those after the first share its prefix. `repeated`: the pairs of
-`shared`, the image encoded with each text. `unimo_shares`: what the others pay where one sequence shares. `*_2048`: what a prefix costs
-where what every block costs, whatever its mask, weighs less."""
+`shared`, the image encoded with each text. `unimo_shares`: what the others pay where one sequence shares. `*_2048`: a prefix's
+cost where what every block costs, whatever its mask, weighs less."""
 
 
 @dataclass(frozen=True)
