@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.prepare.raw import picture
+from tests.evaluation import small as pairs
 from tests.huggingface import small
 from unimo_ds.data import extractors, regions
 from unimo_ds.data.examples import clean_sequence, text_input
@@ -146,6 +147,18 @@ def test_the_exported_folder_tells_what_the_run_recorded(exported: Path):
     assert "| with | torch 2.0 |" in card
     assert "abc123" in card
     assert "made by the extractor in this folder" in card
+
+
+def test_the_card_says_among_how_many_images_retrieval_searched(tmp_path: Path):
+    config = small.run_config()
+    held_out = str(pairs.write_corpus(tmp_path / "held_out", num_pairs=3))
+    small.write_run(
+        tmp_path / "run",
+        None,
+        dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_path=held_out)),
+    )
+    export(tmp_path / "run", tmp_path / "exported")
+    assert "| images | 3 |" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_tokens_are_those_of_training(exported: Path):

@@ -10,6 +10,7 @@ from typing import Any
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
 from unimo_ds.utils.errors import UserError
@@ -133,20 +134,32 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
         if record.get("step") == step:
             found_here = {name: value for name, value in record.items() if name.startswith("held_out/")}
             rows |= {name.removeprefix("held_out/"): f"{value:.4g}" for name, value in found_here.items()}
-    return rows
+    return _gallery(found) | rows if rows else {}
+
+
+def _gallery(found: Source) -> dict[str, str]:
+    """Among how many images retrieval searched, without which its recall says nothing."""
+    folder = found.config.data.held_out_path
+    if folder is None:
+        return {}
+    try:
+        pairs = choose_pairs(Corpus.open(folder), num_pairs=found.config.evaluation.num_pairs)
+    except UserError:
+        return {}
+    return {"images": f"{len(pairs):,}"}
 
 
 def _use(found: Source) -> str:
-    lines = ["import unimo_ds  # makes the classes known", "from transformers import AutoProcessor"]
+    lines = ["import unimo_ds  # makes the classes known"]
     if found.task is None:
         lines += [
-            "from transformers import AutoModel",
+            "from transformers import AutoModel, AutoProcessor",
             "",
             'processor, model = AutoProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")',
             'vectors = model.get_text_features(**processor(text=["a red ball"]))',
         ]
     else:
-        lines += ["", 'processor = AutoProcessor.from_pretrained("FOLDER")']
+        lines += ["from transformers import AutoProcessor", "", 'processor = AutoProcessor.from_pretrained("FOLDER")']
         lines += [
             f"# the class is in config.json; `unimo generate` and `unimo_ds.huggingface` take this folder ({found.task})"
         ]

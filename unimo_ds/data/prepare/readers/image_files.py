@@ -103,6 +103,10 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
                     archive.members = []  # type: ignore[attr-defined]
                     if not member.isdir():
                         yield member
+                # A damaged or cut header ends `tarfile`'s walk as quietly as the end mark does.
+                stream.seek(archive.offset)
+                if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"no header at byte {archive.offset}")
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"the tar {path} is damaged or cut: {error}; fetch it again") from None
 
