@@ -27,7 +27,7 @@ from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import CLS, PAD
 from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE
-from unimo_ds.export import SHARD_GB
+from unimo_ds.export import SHARD_BYTES
 from unimo_ds.export import source as sources
 from unimo_ds.export.card import write_card
 from unimo_ds.export.source import Source
@@ -59,7 +59,7 @@ def export(
     tokenizer: Path | None = None,
     extractor: Path | None = None,
     dtype: str = "fp32",
-    max_shard_bytes: int = int(SHARD_GB * 1e9),
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
     """Write the model at `checkpoint` (a run, a checkpoint or an export) into the new folder `to`. Returns the files written.
 
@@ -83,7 +83,7 @@ def refuse_occupied(to: Path) -> None:
         raise UserError(f"{to} already holds something; give a new folder to --to")
 
 
-def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = int(SHARD_GB * 1e9), card: Any) -> list[Path]:
+def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_BYTES, card: Any) -> list[Path]:
     """The folder of a model. card: called for the text of README.md."""
     config = found.config
     model = to_transformers(found, dtype=DTYPES[dtype])
