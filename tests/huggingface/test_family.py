@@ -143,6 +143,7 @@ def test_the_exported_folder_tells_what_the_run_recorded(exported: Path):
     card = (exported / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "| retrieval/mean_recall | 0.125 |" in card
+    assert "| dev/accuracy | 0.5 |" in card
     assert "| steps trained | 7 |" in card
     assert "| with | torch 2.0 |" in card
     assert "abc123" in card
@@ -303,7 +304,7 @@ def test_heads_learn(exported: Path, processor: UnimoProcessor, family: type, la
     ids=["text", "product", "answers", "sum"],
 )
 def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int, tmp_path: Path):
-    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=num_outputs))
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2"))
     own = task_models.TaskModel(config, head(config, num_outputs=num_outputs)).eval()
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
     assets = {"answers": ["yes", "no", "2"]} if family is heads.UnimoForVisualQuestionAnswering else {"note": 1}

@@ -84,8 +84,9 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
         "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.peak_learning_rate:g}, "
         f"{config.schedule.warmup_steps:,} of {config.schedule.total_steps:,} steps of warm-up",
         "samples a step": f"{config.batch.global_samples:,}",
-        "contrastive form": config.contrast.form if config.contrast.enabled else "off",
     }
+    if not found.task:
+        rows["contrastive form"] = config.contrast.form if config.contrast.enabled else "off"
     if config.model.initialize_from:
         rows["started from"] = Path(config.model.initialize_from).name
     if run is None:
@@ -132,8 +133,8 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
         except ValueError:  # the line that a killed run was writing
             continue
         if record.get("step") == step:
-            found_here = {name: value for name, value in record.items() if name.startswith("held_out/")}
-            rows |= {name.removeprefix("held_out/"): f"{value:.4g}" for name, value in found_here.items()}
+            found_here = [name for name in record if name.startswith(("held_out/", "dev/"))]
+            rows |= {name.removeprefix("held_out/"): f"{record[name]:.4g}" for name in found_here}
     return _gallery(found) | rows if rows else {}
 
 

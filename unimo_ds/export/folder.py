@@ -127,7 +127,8 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
     weights = {name: weight.detach().to(dtype) for name, weight in found.module.named_parameters()}
     family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
     if isinstance(found.module, task_models.TaskModel):
-        head, labels = found.module.head["scores"], labels_of(found)
+        head: Any = found.module.head["scores"]
+        labels = labels_of(found, number=head.output.out_features if hasattr(head, "output") else 1)
         kind = type(head), "answers" in found.assets
         if kind not in _CLASSES:
             raise UserError(
@@ -173,11 +174,10 @@ def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
     )
 
 
-def labels_of(found: Source) -> list[str]:
-    """What the outputs of a fine-tuned model's head mean: answers, the task's labels, or numbers."""
+def labels_of(found: Source, *, number: int) -> list[str]:
+    """What the outputs of a fine-tuned model's head mean, so many: answers, the task's labels, or numbers."""
     assert found.config.finetune is not None
     task = tasks.load(found.config.finetune.task)
-    number = max(1, found.config.finetune.num_outputs)
     names = [str(name) for name in found.assets.get("answers", getattr(task, "labels", ()))]
     return names if len(names) == number else [f"LABEL_{place}" for place in range(number)]
 
