@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = options.open_model(arguments)
     settings = options.generation_settings(arguments, model)
     images = [None if path is None else read_image(path, shrink_to=model.shrink_to) for path in paths]
-    results = []
+    results: list[dict[str, Any]] = []
     for path, text, written in zip(paths, texts, model.write(images, texts, settings), strict=True):
         results.append(
             {
