@@ -20,9 +20,12 @@ from benchmarks.kernels.attention_peers import peers, unpacked
 from benchmarks.kernels.timing import Contender, measure
 from unimo_ds.ops.attention import attention_reference, packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
+from unimo_ds.ops.native import attention as native
 from unimo_ds.utils.errors import UserError, run_command
 
 HEADS, SIZE = 12, 64
+WHOLE = {"": "never", ", whole": "beside"}
+"""What a contender's name adds -> `WHOLE_BACKWARD`: whether short sequences go backward by a kernel of their own."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
 """Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
 _UNIMO = [(512, 512)] * 8 + [(512, 256)] * 8 + [(101, 101)] * 40 + [(n, n) for n in range(120, 232, 3)]
@@ -63,11 +66,13 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
         except UserError as error:
             print(f"ours {path}: left out: {error}", file=sys.stderr)
             continue
+        for note, whole in WHOLE.items() if path == "native" else [("", "never")]:
 
-        def call(leaf: torch.Tensor, path: str = path) -> torch.Tensor:
-            return packed_attention(leaf, layout, probability=probability, site=1, path=path)
+            def call(leaf: torch.Tensor, path: str = path, whole: str = whole) -> torch.Tensor:
+                native.WHOLE_BACKWARD = whole
+                return packed_attention(leaf, layout, probability=probability, site=1, path=path)
 
-        found[f"ours {path}"] = Contender(call, (inputs,), upstream)
+            found[f"ours {path}{note}"] = Contender(call, (inputs,), upstream)
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.kernels.attention import HEADS, MIXES, SIZE, layout_of_mix
 from unimo_ds.ops.attention import packed_attention
+from unimo_ds.ops.native import attention as native
 
 
 def main() -> None:
@@ -19,7 +20,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the mix to take")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--whole", choices=("never", "alone", "beside"), default="never", help="see native.attention")
     arguments = parser.parse_args()
+    native.WHOLE_BACKWARD = arguments.whole
     layout = layout_of_mix(arguments.mix, arguments.scale).to(torch.device("cuda"))
     dtype = getattr(torch, arguments.dtype)
     inputs = torch.randn(layout.num_positions, 3, HEADS, SIZE, device="cuda", dtype=dtype, requires_grad=True)

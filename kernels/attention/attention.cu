@@ -8,6 +8,7 @@
 #if defined(UNIMO_HOPPER)
 #include "hopper_backward_keys.cuh"
 #include "hopper_backward_queries.cuh"
+#include "hopper_backward_whole.cuh"
 #include "hopper_forward.cuh"
 #endif
 
@@ -29,16 +30,23 @@ template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
     return run(unimo::hopper_forward<Format, kDropout, kShares>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
+constexpr int kWholeLength = unimo::kWholeLength;
 template <class Format, bool kDropout, bool kShares>
-int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::hopper_backward_queries<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
-                           unimo::kHopperBackwardQueriesBytes, stream);
+int backward(unimo::AttentionArguments arguments, Stream stream) {
+    arguments.whole_length = kShares || arguments.whole == unimo::kNotWhole ? 0 : kWholeLength;
+    int status = kDone;
+    if (!kShares && arguments.whole_length)
+        status = run(unimo::hopper_backward_whole<Format, kDropout>, arguments, unimo::kWholeThreads, unimo::kWholeBytes, stream);
+    if (status != kDone || (arguments.whole_length && arguments.whole == unimo::kAllWhole)) return status;
+    status = run(unimo::hopper_backward_queries<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
+                 unimo::kHopperBackwardQueriesBytes, stream);
     if (status != kDone) return status;
     return run(unimo::hopper_backward_keys<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
                unimo::kHopperBackwardKeysBytes, stream, /*starts_early=*/true);
 }
 #else
 constexpr int kBlockRows = unimo::kTileRows;
+constexpr int kWholeLength = 0;
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
     return run(unimo::attention_forward<Format, kDropout, kShares>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
@@ -94,6 +102,9 @@ extern "C" int unimo_attention_backward(const unimo::AttentionArguments* argumen
 
 // Rows of a sequence that one block takes: what the table of blocks is made for.
 extern "C" int unimo_attention_block_rows() { return kBlockRows; }
+
+// Sequences of up to this many positions can go backward whole; 0: none can.
+extern "C" int unimo_attention_whole_length() { return kWholeLength; }
 
 // So that Python's view of the argument structure can be checked against this one.
 extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionArguments)); }

@@ -20,6 +20,8 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kStages = 2;
 constexpr int kPairBytes = 2 * kTileBytes;  // two tiles of a stage: keys and values, or queries and output gradients
 
+enum Whole { kNotWhole = 0, kShortWhole = 1, kAllWhole = 2 };  // kAllWhole: none is longer than unimo_attention_whole_length
+
 struct AttentionArguments {
     const void* query_key_value;   // [T, 3, H, 64]
     void* output;                  // [T, H, 64]; read by the backward kernels
@@ -37,10 +39,11 @@ struct AttentionArguments {
     unsigned site_key;
     float keep_scale;
     float scale;                   // of scores: 1 / sqrt(64) / ln 2, for exp2
+    int whole;                     // which sequences go backward whole where there is a kernel for that: one of Whole
+    int whole_length;              // the longest of them, 0: none; set by the C function
     const int* sharing;            // positions of the sequences that share a prefix, by whose it is; null where nobody shares
 };
 
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
 
 struct TileOfSequence {

@@ -42,7 +42,7 @@ constexpr int kHopperBackwardKeysBytes = 2 * kHopperOwnBytes + kStages * (kPairB
 template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const AttentionArguments arguments) {
     const TileOfSequence tile = tile_of_block<kShares>(arguments);
-    if (tile.length == 0) return;
+    if (tile.length <= arguments.whole_length) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const key_tile = shared;

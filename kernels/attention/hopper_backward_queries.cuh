@@ -22,8 +22,9 @@ __device__ __forceinline__ void load_output_rows(OutputRows& rows, Rows outputs,
             rows.chunks[i] = load<Words4>(outputs.base + static_cast<long long>(row) * outputs.stride + lane % 8 * 16);
     }
 }
-// Their products with the output gradients over the dropout scale; the lane gets those of its two rows, all of them are written.
-template <class Format>
+// Their products with the output gradients over the dropout scale; the lane gets those of its two rows, all of them
+// go to `target` where kWrites. Warp w's rows of the tile are 16 w and on.
+template <class Format, bool kWrites>
 __device__ __forceinline__ void make_deltas(float (&deltas)[2], const OutputRows& outputs, unsigned char* gradient_tile,
                                             float keep_scale, float* target, int first, int length) {
     const int lane = lane_index();
@@ -40,7 +41,7 @@ __device__ __forceinline__ void make_deltas(float (&deltas)[2], const OutputRows
 #pragma unroll
         for (int bit = 1; bit < 8; bit *= 2) delta += shuffle_xor(delta, bit);
         delta /= keep_scale;
-        if (chunk == 0 && first + row < length) target[first + row] = delta;
+        if (kWrites && chunk == 0 && first + row < length) target[first + row] = delta;
         const float candidate = shuffle(delta, lane / 4 % 4 * 8);
         if (lane / 16 == i) deltas[0] = candidate;
         if (lane / 16 + 2 == i) deltas[1] = candidate;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void make_deltas(float (&deltas)[2], const OutputRows
 template <class Format, bool kDropout, bool kShares>
 __global__ void __launch_bounds__(kHopperThreads, 4) hopper_backward_queries(const AttentionArguments arguments) {
     const TileOfSequence tile = tile_of_block<kShares>(arguments);
-    if (tile.length == 0) return;
+    if (tile.length <= arguments.whole_length) return;
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const query_tile = shared;
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kHopperThreads, 4) hopper_backward_queries(con
     }
     land_copies();
     float deltas[2] = {0.f, 0.f};
-    make_deltas<Format>(deltas, outputs, gradient_tile, arguments.keep_scale, arguments.deltas + statistics, first, tile.length);
+    make_deltas<Format, true>(deltas, outputs, gradient_tile, arguments.keep_scale, arguments.deltas + statistics, first, tile.length);
 
     GroupAccumulator sum, scores, slopes;
 #pragma unroll

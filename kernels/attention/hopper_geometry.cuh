@@ -23,11 +23,13 @@ __device__ __forceinline__ const unsigned char* chunk_of(const Source& rows, int
     return rows.at(valid ? first + step : 0) + chunk * 16;
 }
 
-// Begins to fill kRows rows of a shared tile with rows `first` and on; rows from `length` on are zeros.
-template <int kRows, bool kPairRows = false, class Source>
-__device__ __forceinline__ void begin_rows(unsigned char* tile, const Source& rows, int first, int length) {
-    constexpr int kStride = kHopperThreads / 8;  // rows from one of a thread's copies to the next
-    const int own = thread_index() / 8, chunk = thread_index() % 8;
+// Begins to fill kRows rows of a shared tile with rows `first` and on; rows from `length` on are zeros. `thread`: of those kThreads
+// that fill it together.
+template <int kRows, bool kPairRows = false, int kThreads = kHopperThreads, class Source>
+__device__ __forceinline__ void begin_rows(unsigned char* tile, const Source& rows, int first, int length,
+                                           int thread = thread_index()) {
+    constexpr int kStride = kThreads / 8;  // rows from one of a thread's copies to the next
+    const int own = thread / 8, chunk = thread % 8;
 #pragma unroll
     for (int i = 0; i < kRows / kStride; ++i) {
         const int row = own + i * kStride;

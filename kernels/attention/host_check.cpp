@@ -16,6 +16,7 @@ struct Case {
     std::vector<int> owners;  // whose prefix each sequence shares, -1: none; empty: kernels for streams in which nobody shares
     int heads = 1, format = 0;
     double probability = 0;
+    bool whole = false;  // short sequences go backward whole, where there is a kernel for that and nobody shares
     unsigned site_key = 0;
     float query_scale = 1;
 };
@@ -60,6 +61,7 @@ Case make_case(unsigned number) {
             c.owners.push_back(shares[s] ? owner : -1);
         }
     }
+    c.whole = c.owners.empty() && draw(random, 0, 2);
     return c;
 }
 
@@ -239,6 +241,9 @@ bool run_case(const Case& c, unsigned number) {
         arguments.site_key = c.site_key;
         arguments.keep_scale = float(keep_scale);
         arguments.scale = float(0.125 / std::log(2.0));
+        const bool all_short = std::all_of(c.lengths.begin(), c.lengths.end(),
+                                           [](int length) { return length <= unimo_attention_whole_length(); });
+        arguments.whole = !c.whole ? unimo::kNotWhole : all_short ? unimo::kAllWhole : unimo::kShortWhole;
         emulator::require(unimo_attention_forward(&arguments, c.format, nullptr) == 0, "forward refused");
         emulator::require(unimo_attention_backward(&arguments, c.format, nullptr) == 0, "backward refused");
         if (schedule == 0) {
@@ -260,8 +265,8 @@ bool run_case(const Case& c, unsigned number) {
         good &= agrees<Format>(first_gradient, truth.gradient, 3 * row, part * row, (part + 1) * row, part < 2 ? noise : 0,
                                name + "gradient of " + parts[part]);
     if (!good) {
-        std::printf("  format %d, heads %d, dropout %g, query scale %g, lengths/prefixes (of):", c.format, c.heads, c.probability,
-                    double(c.query_scale));
+        std::printf("  format %d, heads %d, dropout %g, query scale %g%s, lengths/prefixes (of):", c.format, c.heads, c.probability,
+                    double(c.query_scale), c.whole ? ", short ones whole" : "");
         for (std::size_t s = 0; s < c.lengths.size(); ++s) {
             std::printf(" %d/%d", c.lengths[s], c.prefixes[s]);
             if (!c.owners.empty()) std::printf("(%d)", c.owners[s]);

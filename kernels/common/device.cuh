@@ -125,6 +125,7 @@ inline void let_next_kernel_start() {}
 inline void wait_for_previous_kernel() {}
 inline float exp2_approximate(float x) { return std::exp2(x); }
 inline float log2_approximate(float x) { return std::log2(x); }
+inline float reciprocal_approximate(float x) { return 1.f / x; }
 inline float larger(float a, float b) { return std::fmax(a, b); }
 inline float infinity() { return HUGE_VALF; }
 
@@ -232,11 +233,17 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return result;
 }
 __device__ __forceinline__ float log2_approximate(float x) { return __log2f(x); }
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
 #endif
 
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int lane_index() { return thread_index() % 32; }
 __device__ __forceinline__ int warp_index() { return thread_index() / 32; }
 

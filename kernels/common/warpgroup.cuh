@@ -100,6 +100,15 @@ template <class Format>
 void begin_sum(GroupAccumulator& sum, const GroupLeft (&left)[4], const unsigned char* right) {
     begin_on_host(sum, rows_of_fragments<Format>(left), [right](int k, int n) { return element_of<Format>(right, k, n); }, true);
 }
+template <class Format, bool kLeftByColumns>
+void begin_shared_sum(GroupAccumulator& sum, const unsigned char* left, const unsigned char* right) {
+    const int row = warp_index() % 4 * 16 + lane_index() / 4;
+    begin_on_host(sum,
+                  [left, row](int h, int k) {
+                      return kLeftByColumns ? element_of<Format>(left, k, row + 8 * h) : element_of<Format>(left, row + 8 * h, k);
+                  },
+                  [right](int k, int n) { return element_of<Format>(right, k, n); }, true);
+}
 
 #else
 
@@ -140,13 +149,13 @@ __device__ __forceinline__ void publish_to_matrix_unit() { asm volatile("fence.p
 
 // One step of 16: sum (+)= left x right. adds: 0 overwrites the sum.
 #define UNIMO_GROUP_MULTIPLY(Format, name)                                                                               \
-    template <bool kByColumns>                                                                                           \
+    template <bool kByColumns, bool kLeftByColumns = false>                                                              \
     __device__ __forceinline__ void group_step(Format, GroupAccumulator& sum, unsigned long long left,                   \
                                                unsigned long long right, int adds) {                                     \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name         \
-                     " " UNIMO_SUMS ", %32, %33, p, 1, 1, 0, %35;\n}\n"                                                  \
+                     " " UNIMO_SUMS ", %32, %33, p, 1, 1, %35, %36;\n}\n"                                                \
                      : UNIMO_32(UNIMO_SUM)                                                                               \
-                     : "l"(left), "l"(right), "r"(adds), "n"(int(kByColumns)));                                          \
+                     : "l"(left), "l"(right), "r"(adds), "n"(int(kLeftByColumns)), "n"(int(kByColumns)));                \
     }                                                                                                                    \
     template <bool kByColumns>                                                                                           \
     __device__ __forceinline__ void group_step(Format, GroupAccumulator& sum, const GroupLeft& left,                     \
@@ -174,6 +183,15 @@ __device__ __forceinline__ void begin_sum(GroupAccumulator& sum, const GroupLeft
     const unsigned long long name = matrix_name(right);
 #pragma unroll
     for (int step = 0; step < 4; ++step) group_step<true>(Format{}, sum, left[step], name + step * kStepByColumns, 1);
+}
+// sum += left x right over 64 rows of `right`, both in shared memory; left lies as [row][k], or as [k][row] where kLeftByColumns.
+template <class Format, bool kLeftByColumns>
+__device__ __forceinline__ void begin_shared_sum(GroupAccumulator& sum, const unsigned char* left, const unsigned char* right) {
+    const unsigned long long left_name = matrix_name(left), name = matrix_name(right);
+    constexpr unsigned long long kLeftStep = kLeftByColumns ? kStepByColumns : kStepByRows;
+#pragma unroll
+    for (int step = 0; step < 4; ++step)
+        group_step<true, kLeftByColumns>(Format{}, sum, left_name + step * kLeftStep, name + step * kStepByColumns, 1);
 }
 
 #endif

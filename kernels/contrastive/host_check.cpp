@@ -9,7 +9,7 @@
 
 #include <iterator>
 
-#include "checking.h"
+#include "../common/checking.h"
 
 namespace {
 
@@ -322,21 +322,9 @@ bool check(unsigned number) {
 }  // namespace
 
 int main(int count, char** words) {
-    if (count != 3) {
-        std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");
-        return 2;
-    }
-    const unsigned first = unsigned(std::atoi(words[1])), number = unsigned(std::atoi(words[2]));
-    unsigned failed = 0;
-    for (unsigned i = first; i < first + number; ++i) {
-#if !defined(UNIMO_HALF_ONLY)
-        if (i % 2) {
-            failed += !check<unimo::BFloat16>(i);
-            continue;
-        }
+#if defined(UNIMO_HALF_ONLY)
+    return run_cases(count, words, check<unimo::Half>, nullptr);
+#else
+    return run_cases(count, words, check<unimo::Half>, check<unimo::BFloat16>);
 #endif
-        failed += !check<unimo::Half>(i);
-    }
-    std::printf("%u cases, %u failed\n", number, failed);
-    return failed ? 1 : 0;
 }

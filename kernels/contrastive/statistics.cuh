@@ -2,7 +2,7 @@
 // too, in one reading of the block. Partial results of tiles are joined in a fixed order by a second kernel: no atomics.
 //
 // A block of threads takes 64 rows and 1024 columns, a warp eight of the rows; a lane has eight rows of eight columns at a time
-// in registers.
+// in registers. The next ones are under way while the warps' results for these columns are joined.
 #pragma once
 
 #include "block.cuh"
@@ -18,7 +18,7 @@ struct ScoreTile {
     float value[kWarpRows][kLaneColumns];
 };
 
-template <bool kMasked>
+// Zeros outside of the block.
 __device__ __forceinline__ void load_tile(ScoreTile& tile, const BlockArguments& a, int first_row, int group_column) {
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void load_tile(ScoreTile& tile, const BlockArguments&
         for (int half = 0; half < kLaneColumns; half += 4) {
             const int column = lane_column(group_column, half);
             Floats4 four{};
-            if (!kMasked || (first_row + r < a.num_rows && column < a.num_columns)) four = load<Floats4>(row + column);
+            if (first_row + r < a.num_rows && column < a.num_columns) four = load<Floats4>(row + column);
 #pragma unroll
             for (int c = 0; c < 4; ++c) tile.value[r][half + c] = four.value[c];
         }
@@ -54,10 +54,8 @@ __device__ __forceinline__ Masks masks_of(const BlockArguments& a, int first_row
 }
 
 template <bool kMasked, bool kBoth>
-__device__ __forceinline__ void take_group(const BlockArguments& a, int first_row, int group_column, unsigned conflicts,
-                                           float rate, Running (&rows)[kWarpRows], Pair* column_results) {
-    ScoreTile tile;
-    load_tile<kMasked>(tile, a, first_row, group_column);
+__device__ __forceinline__ void take_group(const BlockArguments& a, const ScoreTile& tile, int first_row, int group_column,
+                                           unsigned conflicts, float rate, Running (&rows)[kWarpRows], Pair* column_results) {
     Masks masks{~0ull, ~0ull};
     if (kMasked) masks = masks_of(a, first_row, group_column, conflicts);
 #pragma unroll
@@ -102,15 +100,22 @@ __global__ void __launch_bounds__(kStatisticsThreads) contrastive_statistics(con
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) rows[r] = {-infinity(), 0.f};
 
-    for (int group = 0; group < kBandColumns / kGroupColumns; ++group) {
-        const int group_column = block_x() * kBandColumns + group * kGroupColumns;
-        if (group_column >= a.num_columns) break;
-        const LaneConflicts conflicts = lane_conflicts(a, block_y() * kBandRows, group_column);
+    const int end = smaller(block_x() * kBandColumns + kBandColumns, a.num_columns);
+    ScoreTile tile;
+    int group_column = block_x() * kBandColumns;
+    load_tile(tile, a, first_row, group_column);
+    LaneConflicts conflicts = lane_conflicts(a, block_y() * kBandRows, group_column);
+    for (; group_column < end; group_column += kGroupColumns) {
         Pair* const results = shared + warp * kGroupColumns;
         if (conflicts.any)
-            take_group<true, kBoth>(a, first_row, group_column, conflicts.bits, rate, rows, results);
+            take_group<true, kBoth>(a, tile, first_row, group_column, conflicts.bits, rate, rows, results);
         else
-            take_group<false, kBoth>(a, first_row, group_column, 0u, rate, rows, results);
+            take_group<false, kBoth>(a, tile, first_row, group_column, 0u, rate, rows, results);
+        const int next = group_column + kGroupColumns;
+        if (next < end) {
+            load_tile(tile, a, first_row, next);
+            conflicts = lane_conflicts(a, block_y() * kBandRows, next);
+        }
         if (kBoth) {
             block_barrier();
             const int column = group_column + thread_index();

@@ -3,8 +3,8 @@
 //
 //     weight = scale * (row gradient * exp(cosine / temperature - row log) + column gradient * exp(cosine / t - column log))
 //
-// A warp owns four rows and walks along them 256 columns at a time. The weights of a group lie behind what is still to be read,
-// but for the first group, where the warp reads all before it writes.
+// A warp owns four rows and walks along them 256 columns at a time, the next ones already under way: few warps fit a rectangle. The
+// weights of a group lie behind what is still to be read, but for the first group, where the warp reads all before it writes.
 #pragma once
 
 #include "block.cuh"
@@ -16,27 +16,45 @@ constexpr int kWeightThreads = kWeightWarps * 32;
 constexpr int kWeightRows = 4;  // of a warp
 constexpr int kWeightBlockRows = kWeightWarps * kWeightRows;
 
-template <class Format, bool kMasked, bool kBoth>
-__device__ __forceinline__ void weigh_group(const BlockArguments& a, int first_row, int group_column, unsigned conflicts,
-                                            float rate, const float (&row_logs)[kWeightRows],
-                                            const float (&row_factors)[kWeightRows], float scale,
-                                            float (&temperature_sums)[kWeightRows]) {
+// A lane's cosines of a group of columns, where the rule has to be asked, and what is known of its columns; zeros outside of the block.
+struct CosineGroup {
     float value[kWeightRows][kLaneColumns];
+    LaneConflicts conflicts;
+    float column_logs[kLaneColumns], column_gradients[kLaneColumns];
+};
+template <bool kBoth>
+__device__ __forceinline__ void load_group(CosineGroup& group, const BlockArguments& a, int first_row, int group_column) {
 #pragma unroll
     for (int r = 0; r < kWeightRows; ++r)
 #pragma unroll
         for (int half = 0; half < kLaneColumns; half += 4) {
             const int column = lane_column(group_column, half);
             Floats4 four{};
-            if (!kMasked || (first_row + r < a.num_rows && column < a.num_columns))
+            if (first_row + r < a.num_rows && column < a.num_columns)
                 four = load<Floats4>(a.scores + static_cast<long long>(first_row + r) * a.pitch + column);
 #pragma unroll
-            for (int c = 0; c < 4; ++c) value[r][half + c] = four.value[c];
+            for (int c = 0; c < 4; ++c) group.value[r][half + c] = four.value[c];
         }
+    group.conflicts = lane_conflicts(a, first_row, group_column);
+    if (kBoth) {
+#pragma unroll
+        for (int c = 0; c < kLaneColumns; ++c) {
+            const int column = lane_column(group_column, c);
+            group.column_logs[c] = column < a.num_columns ? a.column_logs[column] : 0.f;
+            group.column_gradients[c] = column < a.num_columns ? a.column_gradients[column] : 0.f;
+        }
+    }
+}
+
+template <class Format, bool kMasked, bool kBoth>
+__device__ __forceinline__ void weigh_group(const BlockArguments& a, const CosineGroup& group, int first_row, int group_column,
+                                            float rate, const float (&row_logs)[kWeightRows],
+                                            const float (&row_factors)[kWeightRows], float scale,
+                                            float (&temperature_sums)[kWeightRows]) {
     unsigned row_mask = ~0u, column_mask = ~0u;  // bit 8 r + c
     if (kMasked) {
         for (int c = 0; c < kLaneColumns; ++c) {
-            if (!(conflicts >> c & 1u)) continue;
+            if (!(group.conflicts.bits >> c & 1u)) continue;
             const int column = lane_column(group_column, c);
             for (int r = 0; r < kWeightRows; ++r) {
                 const bool inside = first_row + r < a.num_rows && column < a.num_columns;
@@ -54,9 +72,8 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, int first_r
         if (kBoth) {
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
-                const bool inside = !kMasked || first_column + c < a.num_columns;
-                column_logs[c] = inside ? a.column_logs[first_column + c] * kLog2E : 0.f;
-                column_factors[c] = inside ? a.column_gradients[first_column + c] * scale : 0.f;
+                column_logs[c] = group.column_logs[half + c] * kLog2E;
+                column_factors[c] = group.column_gradients[half + c] * scale;
             }
         }
 #pragma unroll
@@ -66,7 +83,7 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, int first_r
             for (int c = 0; c < 4; ++c) {
                 const int bit = 8 * r + half + c;
                 const bool used = !kMasked || ((row_mask | (kBoth ? column_mask : 0u)) >> bit & 1u);
-                const float cosine = used ? value[r][half + c] : 0.f;  // else it may be anything, a NaN too
+                const float cosine = used ? group.value[r][half + c] : 0.f;  // else it may be anything, a NaN too
                 weight[c] = row_factors[r] * exp2_approximate(cosine * rate - row_logs[r]);
                 if (kMasked && !(row_mask >> bit & 1u)) weight[c] = 0.f;
                 if (kBoth) {
@@ -97,13 +114,16 @@ __global__ void __launch_bounds__(kWeightThreads) contrastive_weights(const Bloc
         row_factors[r] = inside ? a.row_gradients[first_row + r] * scale : 0.f;
         temperature_sums[r] = 0.f;
     }
+    CosineGroup group, next;
+    load_group<kBoth>(next, a, first_row, 0);
     for (int group_column = 0; group_column < a.num_columns; group_column += kGroupColumns) {
-        const LaneConflicts conflicts = lane_conflicts(a, first_row, group_column);
-        if (conflicts.any)
-            weigh_group<Format, true, kBoth>(a, first_row, group_column, conflicts.bits, rate, row_logs, row_factors, scale,
+        group = next;
+        if (group_column + kGroupColumns < a.num_columns) load_group<kBoth>(next, a, first_row, group_column + kGroupColumns);
+        if (group.conflicts.any)
+            weigh_group<Format, true, kBoth>(a, group, first_row, group_column, rate, row_logs, row_factors, scale,
                                              temperature_sums);
         else
-            weigh_group<Format, false, kBoth>(a, first_row, group_column, 0u, rate, row_logs, row_factors, scale,
+            weigh_group<Format, false, kBoth>(a, group, first_row, group_column, rate, row_logs, row_factors, scale,
                                               temperature_sums);
     }
 #pragma unroll

@@ -3,12 +3,12 @@
 #pragma once
 
 #include "../common/dropout.cuh"
+#include "../common/rows.cuh"
 
 namespace unimo {
 
 constexpr int kNormWarps = 4;
 constexpr int kNormThreads = kNormWarps * 32;
-constexpr int kChunkColumns = 8;                     // of one 16-byte access
 constexpr int kWarpColumns = 32 * kChunkColumns;     // of one access of a warp
 constexpr int kMaxNormChunks = 4;                     // accesses of a row: 1,024 columns
 
@@ -35,31 +35,6 @@ struct DropoutNormArguments {
     float epsilon;
 };
 
-struct Chunk {
-    float value[kChunkColumns];
-};
-template <class Format>
-__device__ __forceinline__ Chunk load_chunk(const void* tensor, long long at) {
-    const Words4 words = load<Words4>(static_cast<const unsigned char*>(tensor) + 2 * at);
-    Chunk chunk;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const Pair pair = unpack<Format>(words.word[i]);
-        chunk.value[2 * i] = pair.low;
-        chunk.value[2 * i + 1] = pair.high;
-    }
-    return chunk;
-}
-template <class Format>
-__device__ __forceinline__ Words4 packed(const Chunk& chunk) {
-    Words4 words;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words.word[i] = pack<Format>(chunk.value[2 * i], chunk.value[2 * i + 1]);
-    return words;
-}
-__device__ __forceinline__ void store_words(void* tensor, long long at, const Words4& words) {
-    store(static_cast<unsigned char*>(tensor) + 2 * at, words);
-}
 // Zeroes what the row's mask drops of the eight columns from `column` on, and scales the rest.
 __device__ __forceinline__ void drop(Chunk& chunk, unsigned row_key, int column, int threshold, float keep_scale) {
 #pragma unroll

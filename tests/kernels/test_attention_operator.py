@@ -61,6 +61,32 @@ def test_native_equals_reference(monkeypatch, name, probability, architecture, d
     assert_within_budget(path, reference, [random_inputs(layout.num_positions)], dtype)
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+@pytest.mark.parametrize("lengths", [[128, 65, 64, 1, 101], [20, 130, 127]])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_short_sequences_go_backward_whole(monkeypatch, heads, lengths, probability):
+    monkeypatch.setenv(library.ON_HOST, "sm_90")
+    layout = make_layout(lengths, prefix_lengths=[length // 2 for length in lengths])
+    inputs = random_inputs(layout.num_positions).repeat(1, 1, 2, 1)[:, :, :heads]
+
+    def path(inputs):
+        return packed_attention(inputs, layout, probability=probability, site=5, path="native")
+
+    def reference(inputs):
+        return attention_reference(inputs, layout, probability=probability, site=5)
+
+    all_short = max(lengths) <= 128
+    expected = {
+        "never": native._NOT_WHOLE,
+        "alone": native._ALL_WHOLE if all_short else native._NOT_WHOLE,
+        "beside": native._ALL_WHOLE if all_short else native._SHORT_WHOLE,
+    }
+    for mode, number in expected.items():
+        monkeypatch.setattr(native, "WHOLE_BACKWARD", mode)
+        assert native._whole(inputs, layout) == number
+    assert_within_budget(path, reference, [inputs], torch.bfloat16)
+
+
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
 def test_dropout_mask_is_the_reference_mask_bit_for_bit(monkeypatch, architecture):
     monkeypatch.setenv(library.ON_HOST, architecture)
@@ -130,11 +156,11 @@ def test_operator_traces_and_differentiates(monkeypatch, owners):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     layout = make_layout([20, 3], prefix_lengths=[4, 3], prefix_of=owners)
     inputs = random_inputs(23).half().requires_grad_()
-    arguments = (inputs, *native.tables_of(layout), layout.position_keys, 0.1, 2)
+    arguments = (inputs, *native.tables_of(layout), layout.position_keys, 0.1, 2, 0)
     torch.library.opcheck(torch.ops.unimo.attention_forward.default, arguments)
 
     def loss(query_key_value, *tables):
-        return torch.ops.unimo.attention_forward(query_key_value * 1.5, *tables, 0.1, 2)[0].float().square().sum()
+        return torch.ops.unimo.attention_forward(query_key_value * 1.5, *tables, 0.1, 2, 0)[0].float().square().sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     expected, found = loss(*arguments[:4]), compiled(*arguments[:4])

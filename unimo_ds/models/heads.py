@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.models.embeddings import TextEmbedding
-from unimo_ds.models.layers import Linear
+from unimo_ds.models.layers import Linear, LinearGelu
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.linear import linear
 
@@ -30,7 +30,7 @@ class LanguageHead(nn.Module):
         self._tied = (text_embedding.word,)
         self.smoothing = 0.0
         """Label smoothing of the losses; fine-tuning sets it."""
-        self.transform = Linear(config.hidden_size, config.hidden_size)
+        self.transform = LinearGelu(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
 
@@ -39,7 +39,7 @@ class LanguageHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """With targets: losses [N] fp32 and is_correct [N] bool. Without: logits [N, V] and None."""
         word_weight_VD = self._tied[0].weight
-        transformed = self.norm(functional.gelu(self.transform(hidden_ND)))
+        transformed = self.norm(self.transform(hidden_ND))
         if targets_N is None:
             return linear(transformed, word_weight_VD, self.bias), None
         return tied_cross_entropy(transformed, word_weight_VD, self.bias, targets_N, smoothing=self.smoothing)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.ops.attention import packed_attention
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.linear import linear
+from unimo_ds.ops.linear_gelu import linear_gelu
 
 SITES_PER_LAYER = 64
 """Dropout sites are numbered layer * 64 + index within the layer; the embedding's is 0, the first layer's start at 64."""
@@ -24,6 +24,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class LinearGelu(nn.Linear):
+    """`gelu(nn.Linear)` in one op."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear_gelu(x, self.weight, self.bias)
 
 
 class ResidualNorm(nn.Module):
@@ -93,7 +100,7 @@ class EncoderLayer(nn.Module):
 
         self.attention = SelfAttention(config, site=site, path=path)
         self.attention_norm = norm(1)
-        self.feed_forward_in = Linear(config.hidden_size, config.feed_forward_size)
+        self.feed_forward_in = LinearGelu(config.hidden_size, config.feed_forward_size)
         self.feed_forward_out = Linear(config.feed_forward_size, config.hidden_size)
         self.feed_forward_norm = norm(2)
 
@@ -110,6 +117,6 @@ class EncoderLayer(nn.Module):
     ) -> torch.Tensor:
         """Both residuals, both layer norms and the feed-forward part; hidden_TD: the layer's input at the same positions."""
         hidden_TD = self.attention_norm(attended_TD, hidden_TD, position_keys_T)
-        expanded = functional.gelu(self.feed_forward_in(hidden_TD))
+        expanded = self.feed_forward_in(hidden_TD)
         result: torch.Tensor = self.feed_forward_norm(self.feed_forward_out(expanded), hidden_TD, position_keys_T)
         return result

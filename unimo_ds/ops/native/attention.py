@@ -18,7 +18,12 @@ from unimo_ds.ops.native import launcher, library
 from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
+WHOLE_BACKWARD = "beside"
+"""Which sequences go backward whole, by a kernel that makes scores once (sm_90, up to 128 positions, nobody shares a prefix):
+`never`, none; `alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the
+kernels for any length. No GPU has measured it yet (`library.refusal_of_untried`)."""
 _KEEPS_ALL = -32768
+_NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
 class _Arguments(ctypes.Structure):
@@ -41,6 +46,8 @@ class _Arguments(ctypes.Structure):
         ("site_key", ctypes.c_uint),
         ("keep_scale", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("whole", ctypes.c_int),
+        ("whole_length", ctypes.c_int),
         ("sharing", ctypes.c_void_p),
     )
 
@@ -59,8 +66,18 @@ def attention(
     """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
     tiles, sharing = tables_of(layout)
     keys = layout.position_keys if probability else tiles.new_empty(0)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, sharing, keys, probability, site)
+    whole = _whole(query_key_value_T3HD, layout)
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, sharing, keys, probability, site, whole)
     return output  # type: ignore[no-any-return]
+
+
+def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
+    """Which sequences of the layout go backward whole, one of the three numbers above."""
+    if WHOLE_BACKWARD == "never" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
+        return _NOT_WHOLE
+    if layout.longest <= library.library_of(query_key_value.device).unimo_attention_whole_length():
+        return _ALL_WHOLE
+    return _SHORT_WHOLE if WHOLE_BACKWARD == "beside" else _NOT_WHOLE
 
 
 def tables_of(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,6 +143,7 @@ def _arguments(
     position_keys: torch.Tensor,
     probability: float,
     site: int,
+    whole: int,
 ) -> _Arguments:
     num_positions, _, num_heads, head_size = query_key_value.shape
     return _Arguments(
@@ -140,6 +158,7 @@ def _arguments(
         site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
         keep_scale=seed.keep_scale(probability),
         scale=1 / (math.sqrt(head_size) * math.log(2)),
+        whole=whole,
     )
 
 
@@ -150,10 +169,11 @@ def _forward(
     position_keys: torch.Tensor,
     probability: float,
     site: int,
+    whole: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
-    output, log_sums = _forward_shapes(query_key_value, tiles, sharing, position_keys, probability, site)
-    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site)
+    output, log_sums = _forward_shapes(query_key_value, tiles, sharing, position_keys, probability, site, whole)
+    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     launcher.bound("unimo_attention_forward", query_key_value)(arguments)
     return output, log_sums
@@ -166,6 +186,7 @@ def _forward_shapes(
     position_keys: torch.Tensor,
     probability: float,
     site: int,
+    whole: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_positions, _, num_heads, head_size = query_key_value.shape
     output = query_key_value.new_empty((num_positions, num_heads, head_size))
@@ -182,10 +203,11 @@ def _backward(
     position_keys: torch.Tensor,
     probability: float,
     site: int,
+    whole: int,
 ) -> torch.Tensor:
     gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
     input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
-    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site)
+    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
     arguments.input_gradient = input_gradient.data_ptr()
@@ -200,28 +222,28 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site = inputs
+    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site, ctx.whole = inputs
     ctx.save_for_backward(query_key_value, *output, tiles, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site)
-    return result, None, None, None, None, None
+    result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
+    return result, None, None, None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
-    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sharing, Tensor position_keys, float probability, int site)"
-    " -> (Tensor, Tensor)",
+    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sharing, Tensor position_keys, float probability, int site,"
+    " int whole) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )
 launcher.define(
     _OPERATORS,
     "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
-    " Tensor sharing, Tensor position_keys, float probability, int site) -> Tensor",
+    " Tensor sharing, Tensor position_keys, float probability, int site, int whole) -> Tensor",
     _backward,
     _backward_shapes,
 )

@@ -16,11 +16,14 @@ from unimo_ds.utils.errors import UserError
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
 """Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
 SWITCH = "UNIMO_KERNELS"
-"""Environment variable: `off` leaves the kernels alone on GPUs, whatever is built."""
+"""Environment variable: `off` leaves the kernels alone on GPUs, whatever is built; `untried` also takes those that no GPU has
+measured yet: they were checked on a CPU alone."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
     "unimo_attention_backward",
+    "unimo_bias_gelu_forward",
+    "unimo_bias_gelu_backward",
     "unimo_dropout_norm_forward",
     "unimo_dropout_norm_backward",
     "unimo_contrastive_conflicts",
@@ -59,6 +62,13 @@ def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
             return f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`"
         return _refusal_to_build(number)
     return None
+
+
+def refusal_of_untried(tensor: torch.Tensor) -> str | None:
+    """Why a kernel that no GPU has measured is not taken for this tensor; None where it is asked for, or emulated."""
+    if tensor.device.type != "cuda" or os.environ.get(SWITCH) == "untried":
+        return None
+    return f"no GPU has measured it yet ({SWITCH}=untried takes it)"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-// What host_check.cpp stands on: memory, number formats and runs on the emulator or on a GPU, random draws, comparisons.
+// What the programs host_check.cpp stand on: memory, number formats and runs on the emulator or on a GPU, random draws, comparisons.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../common/launch.cuh"
+#include "launch.cuh"
 
 namespace {
 
@@ -105,6 +105,27 @@ double from_bits(std::uint16_t bits) {
     return float(narrow);
 }
 #endif
+
+// The program: cases FIRST_CASE to FIRST_CASE + NUM_CASES - 1, every other one in bf16 where the architecture has it.
+[[maybe_unused]] int run_cases(int count, char** words, bool (*in_half)(unsigned), [[maybe_unused]] bool (*in_bfloat16)(unsigned)) {
+    if (count != 3) {
+        std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");
+        return 2;
+    }
+    const unsigned first = unsigned(std::atoi(words[1])), number = unsigned(std::atoi(words[2]));
+    unsigned failed = 0;
+    for (unsigned i = first; i < first + number; ++i) {
+#if !defined(UNIMO_HALF_ONLY)
+        if (i % 2) {
+            failed += !in_bfloat16(i);
+            continue;
+        }
+#endif
+        failed += !in_half(i);
+    }
+    std::printf("%u cases, %u failed\n", number, failed);
+    return failed ? 1 : 0;
+}
 
 template <class Format>
 double half_rounding() {  // largest relative error of one rounding

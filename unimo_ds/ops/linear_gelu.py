@@ -1,0 +1,27 @@
+"""A linear layer and gelu in one op: the first half of every feed-forward sub-layer.
+
+Letters: T rows, I inputs, F outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from unimo_ds.ops import paths
+from unimo_ds.ops.linear import linear
+from unimo_ds.ops.native import bias_gelu as native
+
+
+def linear_gelu(
+    x_TI: torch.Tensor, weight_FI: torch.Tensor, bias_F: torch.Tensor, *, path: str = "auto"
+) -> torch.Tensor:
+    """`gelu(x @ weight.T + bias)`, [T, F], with the exact gelu, x * (normal distribution of x).
+
+    path: `native` (the CUDA kernels: fp16 or bf16; the bias is added and its gradient summed where gelu reads and writes),
+    `plain` (torch: the bias is part of the product, its gradient a pass of its own), or `auto`.
+    """
+    refused = native.refusal(x_TI, bias_F, may_build=paths.may_take_kernels(path))
+    if paths.choose("linear_gelu", path, {"native": refused, "plain": None}) == "native":
+        return native.bias_gelu(linear(x_TI, weight_FI, None), bias_F)
+    return functional.gelu(linear(x_TI, weight_FI, bias_F))
