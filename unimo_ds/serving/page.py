@@ -83,14 +83,18 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
     @app.get("/photograph/<int:number>")
     def photograph(number: int) -> ResponseReturnValue:
         item = item_of(number)
-        path = Path(str(item.image))
+        path, problem, captions = Path(str(item.image)), "", []
         with lock:
-            captions = write_captions(writer, read_picture(item))
+            try:
+                captions = write_captions(writer, read_picture(item))
+            except UserError as error:  # what is alike is known without the picture
+                problem = str(error)
             similar = index.search(index.vector(number), _SIMILAR + 1)
         others = [one for one in similar if one.number != number]
-        return render_template(
-            "photograph.html", index=index, number=number, path=path, captions=captions, found=others
+        page = render_template(
+            "photograph.html", index=index, number=number, path=path, captions=captions, found=others, problem=problem
         )
+        return page, 400 if problem else 200
 
     @app.get("/image/<int:number>")
     def image(number: int) -> ResponseReturnValue:
