@@ -308,5 +308,5 @@ def test_bad_checkpoints_are_named(tmp_path: Path, config: RunConfig) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no finished checkpoint yet"):
+    with pytest.raises(UserError, match="nor a finished checkpoint yet"):
         checkpoint.load(empty)
