@@ -141,6 +141,7 @@ def test_whatever_is_skipped_is_counted_and_named(
             "../outside.jpg": good,
             "/absolute.jpg": good,
             "notes.txt": b"not an image",
+            "old.gif": b"GIF89a",
         },
     )
     with tarfile.open(tar, "a") as archive:
@@ -169,6 +170,7 @@ def test_whatever_is_skipped_is_counted_and_named(
         "an empty caption": ["captions.tsv:6"],
         "a tar member that points outside": ["../outside.jpg", "/absolute.jpg"],
         "not a regular file": ["link.jpg"],
+        "an image that is neither JPEG, PNG nor WebP": ["old.gif"],
         "an image without a caption": ["silent.jpg"],
         "a caption whose image is missing": ["link.jpg", "lost.jpg"],
         "an image that cannot be decoded": [report["skipped"]["an image that cannot be decoded"][0]],
