@@ -57,6 +57,14 @@ def test_the_gradient_of_a_nearly_certain_word_is_not_lost(dtype):
     assert float(gradient[targets]) == pytest.approx(float(expected), rel=5e-3)
 
 
+@pytest.mark.parametrize("path", ["chunked", "reference"])
+def test_who_is_correct_is_told_where_it_is_asked_for(path):
+    inputs, targets = random_problem(3)
+    told, untold = (tied_cross_entropy(*inputs, targets, tells_correct=tells, path=path) for tells in (True, False))
+    assert untold[1] is None
+    assert torch.equal(told[0], untold[0])
+
+
 def test_losses_are_fp32_in_low_precision():
     inputs, targets = random_problem(3)
     losses, is_correct = tied_cross_entropy(*(tensor.bfloat16() for tensor in inputs), targets)

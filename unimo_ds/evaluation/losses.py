@@ -57,6 +57,7 @@ def held_out_losses(
                 totals[0, column] += objective.loss_sum(output, batch).double().cpu()
                 totals[1, column] += objective.count(batch)
                 if objective.name in _LANGUAGE:
+                    assert output.language_correct is not None  # it is evaluation
                     of_objective = batch.language_objectives == int(_LANGUAGE[objective.name])
                     totals[2, column] += int((output.language_correct & of_objective).sum())
     sums, counts, correct = engine.communicator.all_reduce_sum(totals.to(engine.device)).tolist()

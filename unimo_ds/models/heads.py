@@ -37,12 +37,19 @@ class LanguageHead(nn.Module):
     def forward(
         self, hidden_ND: torch.Tensor, targets_N: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """With targets: losses [N] fp32 and is_correct [N] bool. Without: logits [N, V] and None."""
+        """With targets: losses [N] fp32 and, outside of training, is_correct [N] bool. Without: logits [N, V] and None."""
         word_weight_VD = self._tied[0].weight
         transformed = self.norm(self.transform(hidden_ND))
         if targets_N is None:
             return linear(transformed, word_weight_VD, self.bias), None
-        return tied_cross_entropy(transformed, word_weight_VD, self.bias, targets_N, smoothing=self.smoothing)
+        return tied_cross_entropy(
+            transformed,
+            word_weight_VD,
+            self.bias,
+            targets_N,
+            smoothing=self.smoothing,
+            tells_correct=not self.training,
+        )
 
 
 class Pooler(nn.Module):

@@ -30,8 +30,8 @@ class ModelOutput:
 
     language_losses: torch.Tensor
     """[N_language] fp32, cross-entropy of each predicted token."""
-    language_correct: torch.Tensor
-    """[N_language] bool, the target has the highest logit."""
+    language_correct: torch.Tensor | None
+    """[N_language] bool, the target has the highest logit; None in training."""
     region_predictions: torch.Tensor
     """[N_masked, F]"""
     region_class_logits: torch.Tensor
@@ -47,7 +47,9 @@ class ModelOutput:
 def anchor(output: ModelOutput) -> torch.Tensor:
     """Zero, connected to every output: each rank runs the same backward whatever its mix of samples (ZeRO-3 needs it)."""
     rows = [
-        tensor[:0].flatten().float() for tensor in vars(output).values() if tensor.dim() and tensor.is_floating_point()
+        tensor[:0].flatten().float()
+        for tensor in vars(output).values()
+        if tensor is not None and tensor.dim() and tensor.is_floating_point()
     ]
     return torch.cat(rows).sum() + output.temperature * 0.0
 

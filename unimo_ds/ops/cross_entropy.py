@@ -5,7 +5,6 @@ Letters: N rows (positions that predict a token), D hidden size, V vocabulary si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch.nn import functional
 from unimo_ds.ops import paths
 from unimo_ds.ops.linear import linear, widens
 
-_CHUNK_LOGITS = 1 << 22
-"""Logits of one chunk: 16 MB in fp32 on a CPU."""
+_CHUNK_LOGITS = 1 << 25
+"""Logits of one chunk: 128 MB in fp32 on a CPU, 667 rows of RoBERTa's words."""
 _CHUNK_LOGITS_GPU = 1 << 27
 _MULTIPLE_OF_ROWS = {"cuda": 8}
 """By kind of device: what the number of the table's rows is brought up to."""
@@ -28,21 +27,24 @@ def tied_cross_entropy(
     targets_N: torch.Tensor,
     *,
     smoothing: float = 0.0,
+    tells_correct: bool = True,
     path: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Cross-entropy of `hidden @ weight.T + bias` against `targets`, row by row.
 
     hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `chunked`, `reference`, or `auto`.
     smoothing: share of the target's probability that is spread evenly over the vocabulary.
-    Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit.
+    Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit; None unless
+    `tells_correct`: to look for it takes a CPU as long as the softmax.
     """
     chosen = paths.choose("tied_cross_entropy", path, {"chunked": None, "reference": None})
     if chosen == "reference":
-        return cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing)
+        losses_N, is_correct_N = cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing)
+        return losses_N, is_correct_N if tells_correct else None
     losses_N, is_correct_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, targets_N, smoothing
+        hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
     )
-    return losses_N, is_correct_N
+    return losses_N, is_correct_N if tells_correct else None
 
 
 def cross_entropy_reference(
@@ -62,7 +64,8 @@ def cross_entropy_reference(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Keeps one logarithm a row; backward makes each chunk's logits again (one more product, no memory)."""
+    """Keeps one logarithm a row; backward makes each chunk's logits again: one more product, no memory. Those of an only chunk
+    are kept."""
 
     @staticmethod
     def forward(
@@ -72,28 +75,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor,
         targets_N: torch.Tensor,
         smoothing: float,
+        tells_correct: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = _table(weight_VD, bias_V)
         wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         target_logs_N = hidden_ND.new_empty(len(targets_N), dtype=wide)
         losses_N = torch.empty_like(target_logs_N)
         is_correct_N = torch.empty_like(targets_N, dtype=torch.bool)
-        for rows in _chunks(hidden_ND, weight_VD):
+        chunks = _chunks(hidden_ND, weight_VD)
+        for rows in chunks:
             logits = functional.linear(_widened(hidden_ND[rows]), weight, bias)
-            is_correct_N[rows] = logits.argmax(-1) == targets_N[rows]
+            if tells_correct:
+                is_correct_N[rows] = logits.argmax(-1) == targets_N[rows]
             logs = logits.log_softmax(-1, dtype=wide)
             target_logs_N[rows] = wanted = logs.gather(1, targets_N[rows, None]).squeeze(1)
             if smoothing:
                 wanted = (1 - smoothing) * wanted + smoothing * logs[:, : len(bias_V)].mean(-1)
             losses_N[rows] = -wanted
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, target_logs_N)
+        kept = [logits] if len(chunks) == 1 else []
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, target_logs_N, *kept)
         ctx.smoothing = smoothing
         ctx.mark_non_differentiable(is_correct_N)
         return losses_N, is_correct_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        hidden_ND, weight_VD, bias_V, targets_N, target_logs_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, targets_N, target_logs_N, *kept = ctx.saved_tensors
         weight, bias = _table(weight_VD, bias_V)
         num_words = len(bias_V)
         hidden_gradient = torch.empty_like(hidden_ND)
@@ -102,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias)
         for rows in _chunks(hidden_ND, weight_VD):
             hidden, upstream = _widened(hidden_ND[rows]), gradients[0][rows, None]
-            slopes = functional.linear(hidden, weight, bias).softmax(-1)
+            slopes = (kept[0] if kept else functional.linear(hidden, weight, bias)).softmax(-1)
             if ctx.smoothing:
                 slopes -= ctx.smoothing / num_words
             # The target's is p - 1, of which low precision would leave nothing where p is almost 1.
@@ -114,7 +121,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             weight_gradient.addmm_(slopes.t(), weighed, beta=1 if rows.start else 0)
             bias_gradient += slopes.t() @ upstream.squeeze(1).to(slopes.dtype)
         weight_gradient, bias_gradient = weight_gradient[:num_words], bias_gradient[:num_words]
-        return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None, None
+        return hidden_gradient, weight_gradient.to(weight_VD.dtype), bias_gradient.to(bias_V.dtype), None, None, None
 
 
 def _table(weight_VD: torch.Tensor, bias_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,13 +141,12 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if widens(tensor) else tensor
 
 
-def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> Iterator[slice]:
+def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
     """Equal slices of rows whose logits stay under the bound."""
     limit = _CHUNK_LOGITS if hidden_ND.device.type == "cpu" else _CHUNK_LOGITS_GPU
     num_rows = len(hidden_ND)
     if num_rows == 0:
-        return
+        return []
     num_chunks = -(-num_rows // max(1, limit // len(weight_VD)))
     size = -(-num_rows // num_chunks)
-    for start in range(0, num_rows, size):
-        yield slice(start, min(start + size, num_rows))
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
