@@ -167,6 +167,8 @@ def test_one_image_alone_has_no_negatives(tmp_path):
         open_split(tmp_path, tokenizer)
     with pytest.raises(UserError, match="has no data folder test; make it with"):
         open_split(tmp_path, tokenizer, "test")
+    with pytest.raises(UserError, match="give the folder above it"):
+        open_split(tmp_path / "train", tokenizer)
 
 
 def test_images_of_another_extractor_and_another_tokenizer_are_refused(folder, tokenizer):

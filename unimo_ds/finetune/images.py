@@ -30,7 +30,9 @@ def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenize
     names = _SPLIT_FOLDERS.get(split, (split,))
     folder = next((data / name for name in names if (data / name / "manifest.json").is_file()), None)
     if folder is None:
-        raise UserError(f"{data} has no data folder {' or '.join(names)}; make it with `unimo prepare import`")
+        is_split = (data / "manifest.json").is_file()
+        cure = "give the folder above it" if is_split else "make it with `unimo prepare import`"
+        raise UserError(f"{data} has no data folder {' or '.join(names)}; {cure}")
     return check_images(Corpus.open(folder), config, tokenizer=tokenizer)
 
 
