@@ -28,6 +28,7 @@ from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.export import source
+from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.start import load_task, read_start
@@ -312,7 +313,8 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), assets
     )
     folder = tmp_path / "exported"
-    write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
+    write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found))
+    assert f"import {family.__name__}" in (folder / "README.md").read_text()
     model = family.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     pictures = [picture(0), picture(1)]
@@ -346,7 +348,9 @@ def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
     own = task_models.TaskModel(config, torch.nn.Identity())
     found = source.Source(own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"))
     with pytest.raises(UserError, match="fine-tuned on sst2, whose parts no class"):
-        write(found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
+        write(
+            found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found)
+        )
     assert not (tmp_path / "exported").exists()
 
 

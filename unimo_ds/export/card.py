@@ -16,18 +16,19 @@ from unimo_ds.models.accounting import count_parameters
 from unimo_ds.utils.errors import UserError
 
 
-def write_card(found: Source, path: Path) -> str:
-    """Markdown with the front matter that model hubs read.
+def write_card(found: Source, family: str) -> str:
+    """Markdown with the front matter that model hubs read. What the run's records do not say is left out.
 
-    path: what was asked for; the run's records are looked for around it, and each part that is missing is left out.
+    family: name of the class of transformers' family that the folder holds.
     """
     config, run = found.config, _run_of(found)
+    made = "trained" if _is_ours(found) else "written"
     count = count_parameters(config.model)
     parts = [
         _front_matter(found),
         f"# {_title(found)}\n\n"
         "UNIMO ([Li et al., ACL 2021](https://arxiv.org/abs/2012.15409)): one Transformer for images, texts and image-text "
-        f"pairs, trained with unimo_ds {unimo_ds.__version__}.",
+        f"pairs, {made} with unimo_ds {unimo_ds.__version__}.",
         _table(
             "Model",
             {
@@ -42,7 +43,7 @@ def write_card(found: Source, path: Path) -> str:
         _table("Training", _training(found, run)),
         _data(found),
         _table("Measured on held-out data", _measured(found, run)),
-        _use(found),
+        _use(found, family),
         "## Limits\n\nRegions, texts and captions of the training data decide what this model knows, its prejudices included. "
         "Generated texts may be untrue of the image. Nothing here has been checked for any use in which people come to harm.",
     ]
@@ -75,9 +76,14 @@ def _run_of(found: Source) -> Path | None:
     )
 
 
+def _is_ours(found: Source) -> bool:
+    """Whether a run of this project trained it."""
+    return found.config.recipe not in ("transformers", "released")
+
+
 def _training(found: Source, run: Path | None) -> dict[str, str]:
     config = found.config
-    if config.recipe in ("transformers", "released"):  # no run of ours
+    if not _is_ours(found):
         return {}
     rows = {
         "recipe": f"{config.recipe}, seed {config.seed}",
@@ -150,7 +156,7 @@ def _gallery(found: Source) -> dict[str, str]:
     return {"images": f"{len(pairs):,}"}
 
 
-def _use(found: Source) -> str:
+def _use(found: Source, family: str) -> str:
     lines = ["import unimo_ds  # makes the classes known"]
     if found.task is None:
         lines += [
@@ -160,9 +166,11 @@ def _use(found: Source) -> str:
             'vectors = model.get_text_features(**processor(text=["a red ball"]))',
         ]
     else:
-        lines += ["from transformers import AutoProcessor", "", 'processor = AutoProcessor.from_pretrained("FOLDER")']
         lines += [
-            f"# the class is in config.json; `unimo generate` and `unimo_ds.huggingface` take this folder ({found.task})"
+            "from transformers import AutoProcessor",
+            f"from unimo_ds.huggingface.heads import {family}",
+            "",
+            f'processor, model = AutoProcessor.from_pretrained("FOLDER"), {family}.from_pretrained("FOLDER")',
         ]
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
 

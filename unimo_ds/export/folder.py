@@ -11,9 +11,11 @@ README.md                                                       model card, from
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def export(
     """
     refuse_occupied(to)
     found = sources.load(checkpoint, tokenizer=tokenizer, extractor=extractor, device=torch.device("cpu"))
-    return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=lambda: write_card(found, checkpoint))
+    return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=functools.partial(write_card, found))
 
 
 def refuse_occupied(to: Path) -> None:
@@ -83,8 +85,10 @@ def refuse_occupied(to: Path) -> None:
         raise UserError(f"{to} already holds something; give a new folder to --to")
 
 
-def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_BYTES, card: Any) -> list[Path]:
-    """The folder of a model. card: called for the text of README.md."""
+def write(
+    found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_BYTES, card: Callable[[str], str]
+) -> list[Path]:
+    """The folder of a model. card: given the name of its class of transformers' family, the text of README.md."""
     config = found.config
     model = to_transformers(found, dtype=DTYPES[dtype])
     processor = UnimoProcessor(
@@ -103,7 +107,7 @@ def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_B
         (aside / RUN_CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
         if found.assets:
             (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
-        (aside / "README.md").write_text(card(), encoding="utf-8")
+        (aside / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
