@@ -64,6 +64,6 @@ status=$?
 case $status in
 0) say "done" && exit 0 ;;
 2 | 130) say "stopped with status $status; not requeued" && exit "$status" ;;
-75) rm -f "$run_dir/failed_starts" && requeue ;;
+75) [ "$before" != "$(newest)" ] && rm -f "$run_dir/failed_starts" && requeue; failed ;; # failed: stopped while starting
 *) failed ;; # a crash, a hang, a lost node
 esac

@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 -m unimo_ds.train --set schedule.total_steps=2000        one field changed
 
 `mpirun`, `srun` and plain `python` start it as well. The same command again resumes from the newest good checkpoint.
-Exit status: 0 done, 2 bad input (one sentence says what), 75 stopped by SIGTERM or SIGUSR1 and saved, 130 by SIGINT.
+Exit status: 0 done, 2 bad input (one sentence says what), 75 stopped by SIGTERM or SIGUSR1 with nothing lost, 130 by SIGINT.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from __future__ import annotations
 import gc
 
 if __name__ == "__main__":
+    from unimo_ds.utils.starting import watch_start
+
+    watch_start()
     gc.disable()  # imports leave no garbage, and looking for it takes a seventh of their time
 
 import dataclasses
@@ -37,6 +40,7 @@ from unimo_ds.engine.step import StepMetrics
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
+from unimo_ds.planning.host import check_host_memory
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -48,7 +52,8 @@ DEMO_DATA = "demo_data"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
     config = read_configuration(arguments)
-    communicator = make_communicator(start_processes(config.engine.hang_minutes))
+    device = start_processes(config.engine)
+    communicator = make_communicator(device)
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
@@ -62,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if held_out is not None:
         check_fits(held_out, config)
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    check_host_memory(config, corpus, engine_settings, device=device, communicator=communicator)
     run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
 
     # Model, objectives, engine.

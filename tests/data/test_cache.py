@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import fsspec
@@ -120,6 +122,48 @@ def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Pat
         assert_same_sample(corpus.read(number), samples[number])
         assert_same_sample(again.read(number), samples[number])
     assert cached_bytes(tmp_path) <= bound
+
+
+def test_a_cache_of_one_shard_serves_two_processes(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes room for its shard: while the other one fetches its own, and before the other one has opened it."""
+    local = Corpus.open(folder)
+    bound = max(shard.bytes for shard in local.manifest.shards) + 1000
+    one, other = (Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=bound) for _ in range(2))
+    last = len(local) - 1
+    turns: list[str] = []
+    replace, open_file = os.replace, cache.FileIO
+
+    def interrupted_replace(source: Path, target: Path) -> None:
+        if not turns:
+            turns.append("fetched")
+            assert_same_sample(other.read(last), local.read(last))
+        replace(source, target)
+
+    def interrupted_open(path: Path) -> FileIO:
+        if turns == ["fetched"]:
+            turns.append("opened")
+            path.unlink()
+        return open_file(path)
+
+    monkeypatch.setattr(cache.os, "replace", interrupted_replace)
+    monkeypatch.setattr(cache, "FileIO", interrupted_open)
+    assert_same_sample(one.read(0), local.read(0))
+    assert turns == ["fetched", "opened"]
+
+
+def test_what_a_killed_process_left_behind_is_dropped(url: str, tmp_path: Path) -> None:
+    corpus = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=100_000)
+    corpus.read(0)
+    (shard,) = tmp_path.glob("*/*.tar")
+    left, fresh = (shard.with_name(f".{name}.partial") for name in ("left", "fresh"))
+    for path in (left, fresh):
+        path.write_bytes(bytes(40_000))
+    os.utime(left, (0, 0))
+    corpus.read(len(corpus) - 1)
+    assert not left.exists()
+    assert fresh.exists()
 
 
 def test_a_shard_larger_than_the_cache_is_refused(url: str, tmp_path: Path) -> None:

@@ -40,9 +40,13 @@ CORPUS = make_corpus()
 
 
 def build(
-    sample: int, position: int, config: RunConfig, prepared: PreparedSample | None = None
+    sample: int,
+    position: int,
+    config: RunConfig,
+    prepared: PreparedSample | None = None,
+    selection: Selection | None = None,
 ) -> tuple[Example, Selection]:
-    selection = select(CORPUS, sample, position, config)
+    selection = selection or select(CORPUS, sample, position, config)
     limit = config.data.max_regions
     prepared = prepared or prepare_sample(CORPUS.read(sample), max_regions=limit)
     texts = texts_to_encode(prepared, selection)
@@ -82,7 +86,20 @@ def test_every_example_matches_its_plan() -> None:
             else:
                 assert sequence.length == planned.length
         assert (example.position, example.kind, example.key) == (position, selection.kind, CORPUS.key(sample))
-        assert (example.text_key > 0) == (example.image_key > 0) == (selection.kind is Kind.PAIR)
+        assert (example.text_key > 0) == (selection.kind is Kind.PAIR)
+        assert example.image_key == (sample if selection.kind is Kind.PAIR else 0)
+
+
+def test_an_image_is_one_image_as_a_pairs_own_and_as_a_related_one() -> None:
+    """So that neither is a negative of a pair that has it as the other."""
+    first, second = np.flatnonzero(CORPUS.kinds == Kind.PAIR).tolist()[:2]
+    selection = select(CORPUS, first, 0, make_config())
+    planned = next(one for one in selection.sequences if one.role is SequenceRole.SINGLE_IMAGE)
+    related = planned._replace(role=SequenceRole.RELATED_IMAGE, image=second)
+    selection = dataclasses.replace(selection, sequences=(*selection.sequences, related))
+    example, _ = build(first, 0, make_config(), selection=selection)
+    other, _ = build(second, 1, make_config())
+    assert example.sequences[-1].item_key == other.image_key != example.image_key
 
 
 def assert_clean(sequence: SequenceInput) -> None:

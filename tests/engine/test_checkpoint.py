@@ -230,6 +230,30 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     assert loaded_step(engine, small_disk) == 3
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_run_directory_that_vanishes_while_a_checkpoint_is_written(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    """The save fails with a sentence on all ranks; the next one makes the folder again."""
+    run_dir = tmp_path / "run"
+    saver = checkpoint.Saver(engine, run_dir, CONFIG)
+    make_folder = checkpoint_folder.begin
+
+    def begin_then_vanish(*items: object) -> Path:
+        made = make_folder(*items)  # type: ignore[arg-type]
+        shutil.rmtree(run_dir)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, "begin", begin_then_vanish)
+        if in_background:
+            saver.save(Progress(step=1), wait=False)
+        with pytest.raises(checkpoint.CheckpointError, match="checkpoints is gone"):
+            saver.settle() if in_background else saver.save(Progress(step=1), wait=True)
+    settled(engine, run_dir, 2, saver)
+    assert loaded_step(engine, run_dir) == 2
+
+
 def in_child(work: object) -> int:
     """Run `work()` in a forked process; returns its process id."""
     child = os.fork()

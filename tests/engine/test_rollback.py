@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_an_interrupted_rollback_is_finished_by_the_next_start(tmp_path: Path) -
     make_checkpoints(tmp_path, 40)
     rollback.finish(tmp_path)
     assert checkpoint_folder.completed_steps(tmp_path) == [10, 20, 40], "what came later stays"
+
+
+def test_an_older_version_of_an_undone_step_does_not_come_back(tmp_path: Path) -> None:
+    """Step 30 was saved twice, and the first version could not be deleted."""
+    folder = make_checkpoints(tmp_path, 10, 30)
+    shutil.copytree(folder / "step-30", folder / ".old-step-30")
+    rollback.begin(tmp_path, Rollback(24, 31, "spikes"))
+    rollback.finish(tmp_path)
+    checkpoint_folder.choose(folder, lambda _: None)
+    assert checkpoint_folder.completed_steps(tmp_path) == [10]
 
 
 def test_a_checkpoint_of_the_very_step_is_from_before_it(tmp_path: Path) -> None:

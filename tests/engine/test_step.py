@@ -62,10 +62,16 @@ def test_nothing_is_read_from_the_device_but_what_was_measured(monkeypatch, form
     contrast = ContrastConfig(form=form, exchange=exchange)
     task = PretrainingTask(contrast=contrast, weights=LossWeights(), contrastive_path="native")
     batch = step_batch(0, rank=0, world_size=1, micro_batches=micro_batches, group_pairs=0)
+    encoded: list[int] = []
+    model.register_forward_pre_hook(lambda _, arguments: encoded.append(arguments[0].num_positions))
     metrics = train_step(engine, task, batch, learning_rate=1e-3)
     assert engine.communicator.readings == 1
     assert metrics.counts["contrastive"] > 0
     assert all(parameter.grad is not None for parameter in model.parameters())
+    whole = [one.num_positions for one in batch.micro_batches]
+    assert encoded[-micro_batches:] == whole
+    if micro_batches > 1:  # a rehearsal comes first, of less
+        assert sum(encoded[:micro_batches]) < sum(whole)
 
 
 @pytest.mark.parametrize("ask", [torch.Tensor.item, torch.nonzero, torch.bincount, lambda tensor: tensor[tensor > 0]])

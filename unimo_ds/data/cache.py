@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +30,8 @@ _CHUNK = 16 * 2**20
 """Bytes of one request."""
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25
+_STALE_NANOSECONDS = 3600 * 10**9
+"""After so long without a byte a file is no longer being fetched."""
 
 
 class RemoteDamage(OSError):
@@ -46,6 +49,9 @@ class Storage(Protocol):
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
         """A local file with the content; a remote one is fetched first."""
+
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        """The same, opened."""
 
 
 def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cache_bytes: int) -> Storage:
@@ -80,6 +86,9 @@ class LocalStorage:
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
         return self.folder / name
+
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        return FileIO(self.folder / name)
 
 
 class RemoteStorage:
@@ -143,6 +152,13 @@ class RemoteStorage:
                     _retry(lambda: self._fetch(name, path, size, sha256))
         return path
 
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        """Errors as above."""
+        while True:
+            path = self.local_path(name, size=size, sha256=sha256)
+            with contextlib.suppress(FileNotFoundError):  # another process has dropped it since
+                return FileIO(path)
+
     def _touch(self, path: Path, size: int) -> bool:
         """Mark a cached file as used now. False where it is not there, or was left short by a full disk."""
         try:
@@ -171,7 +187,10 @@ class RemoteStorage:
             aside.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound."""
+        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound.
+
+        What others are fetching counts, and stays; what they left behind when they were killed goes.
+        """
         with _locked(self.cache_dir / ".evict.lock"):
             present = []
             for path in self.cache_dir.glob("*/*"):
@@ -179,9 +198,12 @@ class RemoteStorage:
                     status = path.stat()
                     present.append((status.st_mtime_ns, status.st_size, path))
             held = sum(held_bytes for _, held_bytes, _ in present)
-            for _, held_bytes, path in sorted(present, key=lambda item: item[0]):
+            still_fetched = time.time_ns() - _STALE_NANOSECONDS
+            for used_at, held_bytes, path in sorted(present, key=lambda item: item[0]):
                 if held + size <= self.cache_bytes:
                     return
+                if path.suffix == ".lock" or (path.suffix == ".partial" and used_at > still_fetched):
+                    continue
                 path.unlink(missing_ok=True)
                 held -= held_bytes
 

@@ -251,7 +251,7 @@ class Corpus:
         file = self._files.get(shard)
         if file is None:
             entry = self.manifest.shards[shard]
-            file = FileIO(self._storage.local_path(entry.file, size=entry.bytes, sha256=entry.sha256))
+            file = self._storage.open_local(entry.file, size=entry.bytes, sha256=entry.sha256)
             self._files[shard] = file
             while len(self._files) > _OPEN_FILES:
                 # Closed by the garbage collector once nobody reads from it.

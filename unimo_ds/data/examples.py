@@ -206,7 +206,7 @@ def make_examples(
                 position=selection.position,
                 sequences=sequences,
                 text_key=_hash(sample.texts[selection.sequences[0].text]) if is_pair else 0,
-                image_key=_hash(sample.key) if is_pair else 0,
+                image_key=selection.sample if is_pair else 0,
             )
         )
     return examples

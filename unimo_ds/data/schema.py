@@ -198,7 +198,7 @@ class Example:
     text_key: int = 0
     """Pairs: 63-bit hash of the drawn caption; equal captions are never each other's negatives."""
     image_key: int = 0
-    """Pairs: 63-bit hash of the sample key."""
+    """Pairs: number of the sample, by which related images are known too."""
 
 
 @dataclass(frozen=True)

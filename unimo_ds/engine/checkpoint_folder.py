@@ -72,8 +72,11 @@ def give_up(temporary: Path, error: OSError, num_bytes: int) -> str:
     """Remove what was written of a checkpoint that failed; returns the sentence about it."""
     shutil.rmtree(temporary, ignore_errors=True)
     name = temporary.name.removeprefix(".tmp-")
-    space = _space(temporary.parent, num_bytes)
-    return f"cannot write the checkpoint {temporary.with_name(name)}: {error}; {space}; earlier ones are intact"
+    try:
+        state = f"{_space(temporary.parent, num_bytes)}; earlier ones are intact"
+    except OSError:
+        state = f"{temporary.parent} is gone"
+    return f"cannot write the checkpoint {temporary.with_name(name)}: {error}; {state}"
 
 
 def _space(checkpoints: Path, num_bytes: int) -> str:
@@ -190,6 +193,7 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int) ->
 
 def remove_after(checkpoints: Path, step: int) -> None:
     """Delete the checkpoints of steps after `step`, newest first; point to the newest that is left. May raise OSError."""
+    _tidy(checkpoints)  # an older version of such a step, which could not be deleted, would take its place
     steps = completed_steps(checkpoints.parent)
     for later in sorted((found for found in steps if found > step), reverse=True):
         trash = checkpoints / f".trash-step-{later}"

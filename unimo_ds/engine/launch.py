@@ -24,15 +24,19 @@ from unimo_ds.utils.launchers import local_rank, rank_environment
 
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
+_DEFAULTS = EngineConfig()
 
 
-def start_processes(hang_minutes: float = EngineConfig.hang_minutes) -> torch.device:
+def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
     """Join the process group (making one of a single process where nothing launched us) and return this rank's device.
 
-    hang_minutes: `engine.hang_minutes`. Collectives give up a little later than the watchdog, which tells more; 0: after a day.
+    settings: of them `hang_minutes` (collectives give up a little later than the watchdog, which tells more; 0: after a day) and
+    `deterministic`. The first call of a process decides.
     """
     if torch.distributed.is_initialized():
         return torch.device(get_accelerator().current_device_name())
+    if settings.deterministic:
+        _be_deterministic()
     os.environ.update(rank_environment(os.environ))
     faulthandler.enable()  # a crash in native code names the Python line it came from
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -45,10 +49,19 @@ def start_processes(hang_minutes: float = EngineConfig.hang_minutes) -> torch.de
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
     atexit.register(_leave)
-    timeout = datetime.timedelta(minutes=hang_minutes) + _GRACE if hang_minutes else _NEVER
+    minutes = settings.hang_minutes
+    timeout = datetime.timedelta(minutes=minutes) + _GRACE if minutes else _NEVER
     _await_first_rank()
     deepspeed.init_distributed(timeout=timeout, verbose=False)
     return torch.device(get_accelerator().current_device_name())
+
+
+def _be_deterministic() -> None:
+    """Before anything runs on the device: cuBLAS reads the size of its workspaces once."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds bugs, changes no result
 
 
 def _await_first_rank() -> None:

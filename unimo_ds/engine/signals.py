@@ -16,11 +16,11 @@ from types import FrameType
 import torch
 
 from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import EXIT_REQUEUE
 from unimo_ds.utils.launchers import has_lost_launcher, launcher_processes
+from unimo_ds.utils.starting import start_is_over
 
 STOP_FILE = "stop"
-EXIT_REQUEUE = 75
-"""Exit status after SIGTERM or SIGUSR1: saved, start the same command again (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 _BY_FILE = 1000
 _BY_LAUNCHER = 1
@@ -49,14 +49,13 @@ class StopRequests:
     def install(self) -> None:
         """Take over the signals of this process. A second SIGINT ends it at once.
 
-        What an earlier loop of this process was told counts: a signal may come between the seeds of a fine-tuning, and a
-        launcher may end there.
+        What an earlier loop of this process was told counts: a signal may come between the seeds of a fine-tuning.
         """
         for number in _HANDLED:
             earlier = getattr(signal.signal(number, self._remember), "__self__", None)
-            if isinstance(earlier, StopRequests):
-                self._launchers = earlier._launchers
-                self._number = earlier._number if earlier._number in _HANDLED else self._number
+            if isinstance(earlier, StopRequests) and earlier._number in _HANDLED:
+                self._number = earlier._number
+        start_is_over()
 
     def check(self) -> Stop | None:
         """Whether any rank was asked to stop. A collective, called at every step boundary."""

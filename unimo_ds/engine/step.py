@@ -5,9 +5,9 @@ contributes weight * sum * world_size / global count (DeepSpeed averages gradien
 
 The contrastive group. Pairs of the whole step are each other's negatives, so their loss needs every pooled vector at once.
 It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of
-vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal without gradients
-yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions of the sequence seeds, so
-rehearsal and replay see the same network.
+vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal of their clean
+sequences without gradients yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions of the
+sequence seeds, so rehearsal and replay see the same network.
 
 The host never waits for a GPU between the first forward and the last backward: all that depends on the batch alone is counted
 and listed on the host before, all that was measured is read in one piece after (tests/engine/test_step.py).
@@ -15,7 +15,6 @@ and listed on the host before, all that was measured is read in one piece after 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ import torch
 
 from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.engine.protocol import StepEngine
+from unimo_ds.engine.rehearsal import clean_part
 from unimo_ds.losses.contrast_plan import ContrastPlan, make_plan
 from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import ModelOutput, anchor
@@ -103,7 +103,7 @@ def train_step(
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None
     if plan is not None:
-        outputs = [only_output] if only_output is not None else _rehearse(engine, micro_batches)
+        outputs = [only_output] if only_output is not None else _rehearse(engine, batch.micro_batches, micro_batches)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
         contrast = _contrast(engine, task, plan, outputs, scale=scale)
 
@@ -133,23 +133,13 @@ def _count(engine: StepEngine, task: PretrainingTask, batch: StepBatch) -> _Know
     return _Known(counts, int(positions), int(bad_samples), int(bytes_read))
 
 
-def _rehearse(engine: StepEngine, micro_batches: Sequence[PackedBatch]) -> list[ModelOutput]:
-    """Outputs of every micro-batch without gradients, for the pooled vectors alone: the other heads get no rows."""
+def _rehearse(
+    engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]
+) -> list[ModelOutput]:
+    """Outputs of the clean sequences of every micro-batch without gradients, for the pooled vectors."""
+    parts = [clean_part(*both) for both in zip(on_host, on_device, strict=True)]  # all copies before the first forward
     with torch.no_grad():
-        return [engine.forward(_without_targets(micro_batch)) for micro_batch in micro_batches]
-
-
-def _without_targets(batch: PackedBatch) -> PackedBatch:
-    names = (
-        "language_at",
-        "language_targets",
-        "language_objectives",
-        "masked_region_at",
-        "masked_region_features",
-        "masked_region_class_ids",
-        "masked_region_class_probabilities",
-    )
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[:0] for name in names})
+        return [engine.forward(part) for part in parts]
 
 
 def _contrast(

@@ -86,7 +86,7 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     config = settings.fit_schedule(config, len(training), order.overrides)
     # Only now, so that bad input is told before any process group is made.
-    communicator = make_communicator(start_processes(config.engine.hang_minutes))
+    communicator = make_communicator(start_processes(config.engine))
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)

@@ -58,6 +58,9 @@ class SampleCost:
 
     positions: float
     squared_lengths: float
+    clean_positions: float
+    clean_squared_lengths: float
+    """Of the two above, what a rehearsal encodes (`engine/rehearsal.py`)."""
     regions: float
     language: float
     masked_regions: float
@@ -74,6 +77,16 @@ class SampleCost:
             num_language=round(self.language * num_samples),
             num_masked_regions=round(self.masked_regions * num_samples),
             num_pooled=round(self.pooled * num_samples),
+        )
+
+    def rehearsed_shape(self, num_samples: int) -> StreamShape:
+        """The same without corrupted sequences and their targets."""
+        return dataclasses.replace(
+            self.shape(num_samples),
+            num_positions=round(self.clean_positions * num_samples),
+            sum_squared_lengths=round(self.clean_squared_lengths * num_samples),
+            num_language=0,
+            num_masked_regions=0,
         )
 
 
@@ -174,6 +187,7 @@ def plan(
             *((f"utilisation {how}: {measured}",) if measured else ()),
             f"{utilisation:.3g} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden (its own "
             f"column: {DEVICES_PER_NODE} devices a node, {NODE_BYTES_PER_SECOND / 1e9:g} GB/s between nodes)",
+            *(("operators as fast as without engine.deterministic",) if config.engine.deterministic else ()),
             "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",
         ),
     )
@@ -212,6 +226,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
         config.masking.language_share,
     )
     clean = ~corrupted
+    squares = lengths * (lengths + chosen.shared_lengths)
     before = corpus.bytes_read
     for row in range(_READ_SAMPLES):
         # A pair's own image comes with the pair; a related one is another sample to be read.
@@ -219,7 +234,9 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
             corpus.read(sample)
     cost = SampleCost(
         positions=float(lengths.sum() / len(samples)),
-        squared_lengths=float((lengths * (lengths + chosen.shared_lengths)).sum() / len(samples)),
+        squared_lengths=float(squares.sum() / len(samples)),
+        clean_positions=float(lengths[clean].sum() / len(samples)),
+        clean_squared_lengths=float(squares[clean].sum() / len(samples)),
         regions=float(image_lengths[~np.isin(chosen.roles, JOINT_ROLES)].sum() / len(samples)),
         language=float((text_tokens * share).sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
@@ -245,13 +262,17 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
         num_texts += contrast.positives + negatives
     # Number, length, and how many positions each of them attends to.
     is_shared = contrast.joint_encoding == "shared_image"
-    sequences = (
-        (pair, image + caption, image + caption),
+    clean = (
         (pair * num_joint, caption if is_shared else image + caption, image + caption),
-        (pair * num_images + image_only, image, image),
+        (pair * num_images, image, image),
         (pair * num_texts, caption, caption),
+    )
+    corrupted = (
+        (pair, image + caption, image + caption),
+        (image_only, image, image),
         (text_only, text, text),
     )
+    sequences = (*clean, *corrupted)
     joint_images = 0 if is_shared else num_joint
     share = (
         masking.sequence_to_sequence_share * masking.fragment_share
@@ -261,6 +282,8 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     cost = SampleCost(
         positions=sum(count * length for count, length, _ in sequences),
         squared_lengths=sum(count * length * attended for count, length, attended in sequences),
+        clean_positions=sum(count * length for count, length, _ in clean),
+        clean_squared_lengths=sum(count * length * attended for count, length, attended in clean),
         regions=image * (pair * (1 + num_images) + image_only),
         language=share * (pair * caption + text_only * text),
         masked_regions=_masked_regions(config, image * (pair + image_only)),
@@ -338,7 +361,7 @@ def _batch_plan(
         flops += forward_flops(config.model, shape)
     if micro_batches > 1 and config.contrast.enabled and config.data.kind_weights.pair:
         # The contrastive group spans micro-batches, so a pass without gradients comes first (engine/step.py).
-        flops += forward_flops(config.model, shape)
+        flops += forward_flops(config.model, cost.rehearsed_shape(samples))
     seconds = flops / (devices * hardware.peak_flops * utilisation)
     days = seconds * config.schedule.total_steps / 86400
     return BatchPlan(

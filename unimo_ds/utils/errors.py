@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 from unimo_ds.utils.redact import redact
 
 EXIT_BAD_INPUT = 2
+EXIT_REQUEUE = 75
+"""Stopped by SIGTERM, SIGUSR1 or the end of the launcher, with nothing lost: start the same command again (EX_TEMPFAIL of
+sysexits.h)."""
 
 
 class UserError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
@@ -102,8 +103,12 @@ _LAUNCHERS = {
 }
 
 
+@functools.cache
 def launcher_processes() -> tuple[int, ...]:
-    """Process ids from this process's parent up to the launcher that somebody started; empty where there is none."""
+    """Process ids from this process's parent up to the launcher that somebody started; empty where there is none.
+
+    As they are at the first call: later on some of them may have ended.
+    """
     found: list[int] = []
     process = os.getppid()
     while process > 1 and _LAUNCHERS & {Path(word).name for word in _command(process)[:4]}:

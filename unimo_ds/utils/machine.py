@@ -26,11 +26,16 @@ def describe_machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1),
+        "memory_gib": round(memory_gib(), 1),
         "gpus": gpus,
         "cuda": torch.version.cuda or "",
         "system": platform.platform(),
     }
+
+
+def memory_gib() -> float:
+    """Of this machine, whoever uses it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
 
 
 def processor_name() -> str:

@@ -1,0 +1,77 @@
+"""What would be killed for memory is refused before anything is allocated; all else starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launching import started
+from tests.evaluation import small
+from unimo_ds import recipes
+from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.planning.host import check_host_memory, shortage
+from unimo_ds.utils.communicator import SingleProcess
+from unimo_ds.utils.errors import UserError
+
+CPU = torch.device("cpu")
+LAPTOP = ("laptop", 16.0)
+
+
+NO_IMAGES = "data.kind_weights.image=0"
+ENDLESS = "model.num_layers=100000000"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_corpus(tmp_path_factory.mktemp("corpus"), num_pairs=12)
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    return Corpus.open(folder)
+
+
+def fitted(name: str, corpus: Corpus, *overrides: str) -> RunConfig:
+    return recipes.fit_to_data(apply_overrides(recipes.load(name), [NO_IMAGES, *overrides]), corpus)
+
+
+def test_recipes_for_processors_start_and_what_is_too_large_is_named(corpus: Corpus) -> None:
+    for name in ("demo", "small"):
+        assert shortage(fitted(name, corpus), corpus, [LAPTOP] * 2, stage=0) == ""
+    config = fitted("single_gpu", corpus, "batch.global_samples=20000")
+    problem = shortage(config, corpus, [LAPTOP], stage=1)
+    assert "GiB for each rank (1 on laptop, which has 16 GiB)" in problem
+    assert shortage(config, corpus, [("server", 512.0)], stage=1) == ""
+    # Two ranks of the laptop share its memory, whatever the server has.
+    assert "2 on laptop" in shortage(config, corpus, [("server", 512.0), LAPTOP, LAPTOP], stage=1)
+
+
+def test_few_short_samples_fit_where_full_ones_would_not(corpus: Corpus) -> None:
+    config = fitted("single_gpu", corpus)
+    assert shortage(config, corpus, [LAPTOP], stage=1) == ""
+
+
+def test_who_says_so_starts_all_the_same(corpus: Corpus) -> None:
+    endless = fitted("demo", corpus, ENDLESS)
+    with pytest.raises(UserError, match="no GPU is at hand"):
+        check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
+    check_host_memory(endless, corpus, {}, device=torch.device("meta"), communicator=SingleProcess())
+    settings = dataclasses.replace(endless.engine, check_memory=False)
+    endless = dataclasses.replace(endless, engine=settings)
+    check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
+
+
+def test_the_trainer_refuses_in_one_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "unimo_ds.train", "--recipe", "single_gpu", "--run-dir", str(run)]
+    command += ["--data", str(folder), "--set", ENDLESS, "--set", NO_IMAGES]
+    with started(command) as family:
+        output, _ = family.communicate(timeout=120)
+    assert family.returncode == 2, output
+    assert [line for line in output.splitlines() if line.startswith("error: no GPU is at hand")]
+    assert not run.exists()

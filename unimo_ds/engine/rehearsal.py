@@ -1,0 +1,54 @@
+"""What a rehearsal encodes of a micro-batch: the sequences whose pooled vectors the contrastive loss wants, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from unimo_ds.data.schema import PackedBatch
+
+_TARGETS = (
+    "language_at",
+    "language_targets",
+    "language_objectives",
+    "masked_region_at",
+    "masked_region_features",
+    "masked_region_class_ids",
+    "masked_region_class_probabilities",
+)
+
+
+def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
+    """The clean sequences of `batch`, on the device of `on_device`, which is the same batch there: no corrupted ones, no targets.
+
+    The pooled vectors are the whole batch's, in its order and under its dropout masks. Region features keep the rows that only
+    corrupted sequences show: what lies on the device need not go there again. Pre-training has no tags.
+    """
+    is_kept_S = torch.zeros(batch.num_sequences, dtype=torch.bool)
+    is_kept_S[batch.position_sequence[torch.cat((batch.pooled_image_at, batch.pooled_text_at))].long()] = True
+    is_kept_T = is_kept_S[batch.position_sequence.long()]
+    sequence_S, position_T = is_kept_S.cumsum(0) - 1, is_kept_T.cumsum(0) - 1
+    is_kept_token, is_kept_region = is_kept_T[batch.token_at], is_kept_T[batch.region_at]
+    lengths = batch.sequence_starts.diff()[is_kept_S]
+    owners = batch.prefix_of[is_kept_S].long()  # an image encoded alone, which is clean itself
+    kept = {
+        "sequence_starts": torch.cat((lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32))),
+        "prefix_lengths": batch.prefix_lengths[is_kept_S],
+        "sequence_seeds": batch.sequence_seeds[is_kept_S],
+        "prefix_of": torch.where(owners >= 0, sequence_S[owners], -1).int(),
+        "position_sequence": sequence_S[batch.position_sequence[is_kept_T].long()].int(),
+        "position_offset": batch.position_offset[is_kept_T],
+        "token_ids": batch.token_ids[is_kept_token],
+        "token_at": position_T[batch.token_at[is_kept_token]],
+        "token_positions": batch.token_positions[is_kept_token],
+        "region_row": batch.region_row[is_kept_region],
+        "region_at": position_T[batch.region_at[is_kept_region]],
+        "pooled_image_at": position_T[batch.pooled_image_at],
+        "pooled_text_at": position_T[batch.pooled_text_at],
+    }
+    device = on_device.token_ids.device
+    changes: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in kept.items()}
+    changes |= {name: getattr(on_device, name)[:0] for name in _TARGETS}
+    return dataclasses.replace(on_device, **changes, longest=max(lengths.tolist(), default=0))
