@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
@@ -109,19 +109,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
             f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
         )
-    # Other pieces of the same number, or other features of the same size, would be measured without a word.
-    try:
-        trained_on = load_manifest(config.data.path)
-    except UserError:  # gone, or remote: sizes must do
-        return
-    own = corpus.manifest
-    pairs = {"tokenizer": (own.tokenizer, trained_on.tokenizer), "extractor": (own.extractor, trained_on.extractor)}
-    for name, (mine, theirs) in pairs.items():
-        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
-            raise UserError(
-                f"{corpus.location} was prepared with another {name} than the training data {config.data.path}; prepare it with "
-                f"`--like {config.data.path}` (features of one detector: with the same --feature-name)"
-            )
+    check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"))
 
 
 def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) -> list[Picture]:
