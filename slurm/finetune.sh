@@ -17,13 +17,9 @@
 #SBATCH --output=%x-%j.log
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 2
 SRUN_OPTIONS=()
-source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
+source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" && source slurm/requeue.sh || exit 2
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 srun --kill-on-bad-exit=0 --wait=60 "${SRUN_OPTIONS[@]}" "$PYTHON" -m unimo_ds finetune "${@:?give a task}"
 status=$?
-# A cancelled job could be requeued too, against the wish of who cancelled it.
-if [ "$status" -eq 75 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
-    trap '' TERM # sent to this script by the requeue itself
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+[ "$status" -eq 75 ] && requeue_job
 exit "$status"

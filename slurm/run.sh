@@ -10,7 +10,7 @@ cd "$SLURM_SUBMIT_DIR" || exit 2
 SRUN_OPTIONS=()
 PREFLIGHT_OPTIONS=()
 # shellcheck source=environment.sh
-source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
+source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" && source slurm/requeue.sh || exit 2
 run_dir=${RUN_DIR:-runs/$recipe}
 most_failures=5
 
@@ -19,14 +19,11 @@ newest() { cat "$run_dir/checkpoints/latest" 2>/dev/null || echo nothing; }
 
 requeue() { # [nodes to keep away from, separated by commas]
     local known
-    # A cancelled job could be requeued too, against the wish of who cancelled it.
-    if ! scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
-        say "not requeued: the job was cancelled or is being requeued already"
+    if ! requeue_job; then
+        say "not requeued: the job was cancelled, is being requeued already, or Slurm refused"
         exit "$status"
     fi
-    trap '' TERM # sent to this script by the requeue itself
-    say "requeue"
-    scontrol requeue "$SLURM_JOB_ID"
+    say "requeued"
     if [ -n "${1:-}" ]; then # a list of nodes can be changed while a job is pending, which it now is
         known=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')
         scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${known:+$known,}$1" && say "excluded from now on: $1"

@@ -37,7 +37,7 @@ from unimo_ds.engine.launch import start_processes, stop_processes
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
-from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, evaluate_held_out
+from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.planning.host import check_host_memory
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check(config)
     check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
     held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
+    if held_out is not None:
+        check_fits(held_out, config)
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     check_host_memory(config, corpus, engine_settings, device=device, communicator=communicator)
     run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)

@@ -93,6 +93,9 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         prepare(tmp_path, RunConfig(recipe="test"))
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is a data folder"):
+        prepare(tmp_path, RunConfig(recipe="test"))
 
 
 def test_a_key_that_one_side_lacks_counts_as_different() -> None:

@@ -16,11 +16,12 @@ from tests.evaluation import small
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.evaluation import checkpoint, measure, retrieval
 from unimo_ds.evaluation.encode import deal, encode, micro_batches
-from unimo_ds.evaluation.held_out import BEST_METRIC, evaluate_held_out, make_reader
+from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out, make_reader
 from unimo_ds.evaluation.losses import held_out_losses
 from unimo_ds.evaluation.pairs import PairReader, choose_pairs, pair_set
 from unimo_ds.utils.errors import UserError
@@ -235,6 +236,23 @@ def test_a_damaged_pair_is_named_and_left_out(tmp_path: Path, capsys: pytest.Cap
         evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "extractor"])
+def test_data_of_the_right_sizes_but_another_make_is_refused(name: str, tmp_path: Path) -> None:
+    """Sizes alone would let it be measured, and every figure be wrong."""
+    config = small.run_config(small.write_corpus(tmp_path / "train", num_pairs=6))
+    folder = small.write_corpus(tmp_path / "held_out", num_pairs=6)
+    extractor = ExtractorEntry("1" * 16)
+    write_manifest(tmp_path / "train", dataclasses.replace(load_manifest(tmp_path / "train"), extractor=extractor))
+    same = dataclasses.replace(load_manifest(folder), extractor=extractor)
+    write_manifest(
+        folder, dataclasses.replace(same, **{name: dataclasses.replace(getattr(same, name), fingerprint="2" * 16)})
+    )
+    with pytest.raises(UserError, match=f"with another {name} than the training data .* `--like "):
+        check_fits(Corpus.open(folder), config)
+    write_manifest(folder, same)
+    check_fits(Corpus.open(folder), config)
+
+
 def test_data_of_another_model_is_refused(corpus: Corpus, config: RunConfig) -> None:
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, region_feature_size=99))
     with pytest.raises(UserError, match="features of size 8, the model takes 99"):
@@ -308,5 +326,5 @@ def test_bad_checkpoints_are_named(tmp_path: Path, config: RunConfig) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no finished checkpoint yet"):
+    with pytest.raises(UserError, match="nor a finished checkpoint yet"):
         checkpoint.load(empty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 
 from tests.evaluation.small import make_engine
 from tests.finetune import small
+from tests.huggingface import small as runs
+from unimo_ds.config import DataConfig
+from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
 from unimo_ds.finetune import predict, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
@@ -167,6 +171,8 @@ def test_one_image_alone_has_no_negatives(tmp_path):
         open_split(tmp_path, tokenizer)
     with pytest.raises(UserError, match="has no data folder test; make it with"):
         open_split(tmp_path, tokenizer, "test")
+    with pytest.raises(UserError, match="give the folder above it"):
+        open_split(tmp_path / "train", tokenizer)
 
 
 def test_images_of_another_extractor_and_another_tokenizer_are_refused(folder, tokenizer):
@@ -176,3 +182,18 @@ def test_images_of_another_extractor_and_another_tokenizer_are_refused(folder, t
     other = small.train_tokenizer()
     with pytest.raises(UserError, match="was prepared with another tokenizer than the model's"):
         open_split(folder, other)
+
+
+def test_images_of_the_right_size_but_another_extractor_are_refused(tmp_path: Path):
+    """The starting run's data say which it learned from."""
+    tokenizer = small.write_pairs(tmp_path)
+    for place, fingerprint in (("train", "1" * 16), ("dev", "2" * 16)):
+        entry = dataclasses.replace(load_manifest(tmp_path / place), extractor=ExtractorEntry(fingerprint))
+        write_manifest(tmp_path / place, entry)
+    start = dataclasses.replace(runs.run_config(), data=DataConfig(path=str(tmp_path / "train")))
+    run = runs.write_run(tmp_path / "run", config=start)
+    changes = (*NEGATIVES, f"finetune.start={run}")
+    assert len(open_split(tmp_path, tokenizer, "train", *changes)[0])
+    with pytest.raises(UserError, match=r"dev was prepared with another extractor than the training data .*train"):
+        open_split(tmp_path, tokenizer, "dev", *changes)
+    assert len(open_split(tmp_path, tokenizer, "dev", *NEGATIVES)[0]), "a start from nothing has no extractor"

@@ -60,7 +60,10 @@ def write_run(run: Path, model: Unimo | None = None, config: RunConfig | None = 
     safetensors.torch.save_file(weights, target / "model.safetensors")
     (run / "checkpoints" / "latest").write_text("step-7\n")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
-    records = [{"step": 6, "held_out/loss": 9.0}, {"step": 7, "held_out/retrieval/mean_recall": 0.125}]
+    records = [
+        {"step": 6, "held_out/loss": 9.0},
+        {"step": 7, "held_out/retrieval/mean_recall": 0.125, "dev/accuracy": 0.5},
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "he')
     versions = {"torch": "2.0", "apex": "absent"}
     (run / "environment.json").write_text(json.dumps({"versions": versions, "revision": "abc123"}))

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.prepare.raw import picture
+from tests.evaluation import small as pairs
 from tests.huggingface import small
 from unimo_ds.data import extractors, regions
 from unimo_ds.data.examples import clean_sequence, text_input
@@ -27,6 +28,7 @@ from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.export import source
+from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.start import load_task, read_start
@@ -142,10 +144,23 @@ def test_the_exported_folder_tells_what_the_run_recorded(exported: Path):
     card = (exported / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "| retrieval/mean_recall | 0.125 |" in card
+    assert "| dev/accuracy | 0.5 |" in card
     assert "| steps trained | 7 |" in card
     assert "| with | torch 2.0 |" in card
     assert "abc123" in card
     assert "made by the extractor in this folder" in card
+
+
+def test_the_card_says_among_how_many_images_retrieval_searched(tmp_path: Path):
+    config = small.run_config()
+    held_out = str(pairs.write_corpus(tmp_path / "held_out", num_pairs=3))
+    small.write_run(
+        tmp_path / "run",
+        None,
+        dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_path=held_out)),
+    )
+    export(tmp_path / "run", tmp_path / "exported")
+    assert "| images | 3 |" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_tokens_are_those_of_training(exported: Path):
@@ -290,7 +305,7 @@ def test_heads_learn(exported: Path, processor: UnimoProcessor, family: type, la
     ids=["text", "product", "answers", "sum"],
 )
 def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int, tmp_path: Path):
-    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=num_outputs))
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2"))
     own = task_models.TaskModel(config, head(config, num_outputs=num_outputs)).eval()
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
     assets = {"answers": ["yes", "no", "2"]} if family is heads.UnimoForVisualQuestionAnswering else {"note": 1}
@@ -298,7 +313,8 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), assets
     )
     folder = tmp_path / "exported"
-    write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
+    write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found))
+    assert f"import {family.__name__}" in (folder / "README.md").read_text()
     model = family.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     pictures = [picture(0), picture(1)]
@@ -332,7 +348,9 @@ def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
     own = task_models.TaskModel(config, torch.nn.Identity())
     found = source.Source(own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"))
     with pytest.raises(UserError, match="fine-tuned on sst2, whose parts no class"):
-        write(found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=lambda: "")
+        write(
+            found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found)
+        )
     assert not (tmp_path / "exported").exists()
 
 

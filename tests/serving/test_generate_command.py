@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.data.prepare.raw import picture
 from tests.huggingface import small
 from unimo_ds import cli
+from unimo_ds.data.schema import SEP
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig, GenerationConfig
+from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.model import ServedModel, own_settings
 
 
@@ -56,6 +59,14 @@ def test_texts_alone_are_printed_for_people(run: Path, tmp_path: Path, capsys: p
     assert cli.main(["generate", "--checkpoint", str(run), "--text-file", str(texts), "--max-tokens", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["a red ball", "two dogs"]
+
+
+def test_a_model_that_writes_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    silent = Unimo(small.run_config().model, seed=4)
+    torch.nn.init.constant_(silent.language_head.bias[SEP : SEP + 1], 1e4)
+    run = small.write_run(tmp_path / "run", silent)
+    assert cli.main(["generate", "--checkpoint", str(run), "--text", "a red ball"]) == 0
+    assert capsys.readouterr().err.startswith("every text came out empty")
 
 
 def test_bad_input_is_named(run: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

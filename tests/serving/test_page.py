@@ -80,7 +80,9 @@ def test_a_photograph_that_is_gone_is_explained(run: Path, photographs: Path, in
     model = ServedModel.open(run)
     answer = make_app(opened, model, model).test_client().get("/photograph/0")
     assert answer.status_code == 400
-    assert "cannot read the image /nowhere/gone.jpg" in answer.get_data(as_text=True)
+    page = answer.get_data(as_text=True)
+    assert "cannot read the image /nowhere/gone.jpg" in page
+    assert page.count("<li>") == 9, "what is alike is shown all the same"
 
 
 @pytest.fixture

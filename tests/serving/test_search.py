@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
 from tests.serving.conftest import TEXTS
 from unimo_ds import cli
+from unimo_ds.data import regions
+from unimo_ds.data.prepare.command import main as prepare
 from unimo_ds.export.folder import export
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write
 from unimo_ds.serving.model import ServedModel
+from unimo_ds.serving.samples import read_picture
 from unimo_ds.utils.seed import generator
 
 
@@ -49,6 +53,41 @@ def test_everything_is_indexed_and_finds_itself(
     vectors = np.concatenate([model.image_vectors(photographs_in_order), model.text_vectors(TEXTS)])
     expected = np.sort(vectors @ query)[::-1]
     assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_samples_of_a_data_folder_are_found_as_their_photographs_are(
+    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, made = tmp_path / "data", tmp_path / "index"
+    words = ["--output", str(data), "--tokenizer", str(run), "--extractor", str(run), "--workers", "1"]
+    assert (
+        prepare(["import", "--kind", "images", "--images", str(photographs), "--keep-images", "--source", "s", *words])
+        == 0
+    )
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
+    assert prepare(["import", "--kind", "texts", "--input", str(tmp_path / "lines.txt"), *words[:2]]) == 0
+    build = ["search", "build", "--checkpoint", str(run), "--data", str(data), "--output", str(made)]
+    assert cli.main(build) == 0
+    found = search(capsys, "two dogs", "--index", str(made))
+    of_files = search(capsys, "two dogs", "--index", str(index))
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in of_files], abs=1e-6)
+    assert [one["text"] for one in found] == [one["text"] for one in of_files]
+    item = next(one for one in Index.open(made).items if one.image)
+    assert str(item.image).startswith(f"{data.resolve()}/s-000000.tar:")
+    assert read_picture(item).size == Image.open(photographs / "0.png").size
+
+    # A model of other regions, and a damaged shard.
+    regions.fit([picture(40)], seed=5, settings=SMALL).save(tmp_path / "other")
+    assert cli.main([*build[:-1], str(tmp_path / "new"), "--extractor", str(tmp_path / "other")]) == 2
+    assert "another extractor than the model's" in capsys.readouterr().err
+    shard = data / "s-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"features.npy") + 700] ^= 1
+    shard.write_bytes(content)
+    assert cli.main([*build[:-1], str(tmp_path / "new")]) == 2
+    assert "--skip-bad leaves such samples out" in capsys.readouterr().err
+    assert cli.main([*build[:-1], str(tmp_path / "new"), "--skip-bad"]) == 0
+    assert len(Index.open(tmp_path / "new")) == len(Index.open(made)) - 1
 
 
 def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):

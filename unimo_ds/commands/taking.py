@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from unimo_ds.commands.common import add_command, add_json, emit
-from unimo_ds.export import SHARD_GB
+from unimo_ds.export import SHARD_BYTES
 from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.errors import UserError
 
@@ -30,7 +30,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extractor", type=Path, help="region extractor (default: the one of the run's data)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
     parser.add_argument(
-        "--max-shard-gb", type=float, default=SHARD_GB, help=f"split larger weights over files (default {SHARD_GB:g})"
+        "--max-shard-gb",
+        type=float,
+        default=SHARD_BYTES / 1e9,
+        help="split larger weights over files (default %(default)g)",
     )
     add_json(parser)
 

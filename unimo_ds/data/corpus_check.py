@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Integers
+from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
@@ -65,6 +69,27 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             f"{config.batch.micro_batch_tokens}; raise that, or lower data.max_text_tokens, data.max_regions or the "
             "contrast.* counts"
         )
+
+
+def check_made_alike(corpus: Corpus, training_data: str, *, parts: Sequence[Literal["tokenizer", "extractor"]]) -> None:
+    """Refuse data of another tokenizer or region extractor than what the model was trained on.
+
+    Other pieces of the same number, or other features of the same size, would be taken without a word. Where the training data
+    is gone, remote or not known (empty), nothing is compared.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if not training_data or not (Path(training_data) / MANIFEST_FILE).is_file():
+        return
+    trained_on = load_manifest(training_data)
+    for part in parts:
+        mine, theirs = getattr(corpus.manifest, part), getattr(trained_on, part)
+        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
+            raise UserError(
+                f"{corpus.location} was prepared with another {part} than the training data {training_data}; prepare it with "
+                f"`--like {training_data}` (features of one detector: with the same --feature-name)"
+            )
 
 
 def largest_sample(corpus: CheckableCorpus, config: RunConfig) -> tuple[int, int]:

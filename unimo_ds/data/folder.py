@@ -74,7 +74,8 @@ def finish_folder(
             f"{folder} holds region class {largest_class}, but num_region_classes is {num_region_classes}; "
             "name the extractor's number of classes"
         )
-    made_by = command if command is not None else redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    program = Path(sys.argv[0]).name.replace("__main__.py", "unimo")
+    made_by = command if command is not None else redact(shlex.join([program, *sys.argv[1:]]))
     commands = before.commands if before is not None else ()
     made = Manifest(
         shards=tuple(entries),

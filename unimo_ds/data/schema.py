@@ -237,7 +237,7 @@ class PackedBatch:
     """One micro-batch of one rank: one stream without padding. Any count may be zero."""
 
     sequence_starts: torch.Tensor
-    """[S + 1] int32, offsets of the sequences in the stream."""
+    """[S + 1] int32, offsets of the sequences in the stream (`cu_seqlens` of FlashAttention)."""
     prefix_lengths: torch.Tensor
     """[S] int32: the first p positions of a sequence see each other and nothing later; position i >= p sees 0..i."""
     sequence_seeds: torch.Tensor

@@ -129,6 +129,8 @@ def _prepare(
     machines: Sequence[Mapping[str, Any]],
     command: Sequence[str],
 ) -> str:
+    if (run_dir / "manifest.json").is_file():
+        return f"run_dir={str(run_dir)!r} is a data folder; give another run_dir"
     run_dir.mkdir(parents=True, exist_ok=True)
     if holder := _lock(run_dir, patience=60.0 * config.engine.hang_minutes + 60.0):
         return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another run_dir"

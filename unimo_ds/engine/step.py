@@ -6,8 +6,8 @@ contributes weight * sum * world_size / global count (DeepSpeed averages gradien
 The contrastive group. Pairs of the whole step are each other's negatives, so their loss needs every pooled vector at once.
 It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of
 vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal of their clean
-sequences without gradients yields the vectors first. Dropout masks are functions of the sequence seeds, so rehearsal and replay
-see the same network.
+sequences without gradients yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions
+of the sequence seeds, so rehearsal and replay see the same network.
 
 The host never waits for a GPU between the first forward and the last backward: all that depends on the batch alone is counted
 and listed on the host before, all that was measured is read in one piece after (tests/engine/test_step.py).

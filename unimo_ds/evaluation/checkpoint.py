@@ -84,7 +84,10 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
         raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
     chosen = _latest(folder)
     if chosen is None:
-        raise UserError(f"the run {folder} has no finished checkpoint yet; run it for at least checkpoint.every_steps")
+        raise UserError(
+            f"{folder} holds neither {WEIGHTS_FILE} nor a finished checkpoint yet; a run saves its first after "
+            "checkpoint.every_steps"
+        )
     return CheckpointFiles(chosen / WEIGHTS_FILE, folder / CONFIG_FILE)
 
 

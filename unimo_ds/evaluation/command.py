@@ -146,7 +146,7 @@ def to_text(result: dict[str, Any]) -> str:
         is_share = not name.endswith("median_rank") and not name.startswith("loss/")
         lines.append(f"  {name:<46} {f'{100 * value:7.2f} %' if is_share else f'{value:9.4g}'}")
     if "retrieval/mean_recall" in result["metrics"]:
-        lines.append(f"  chance of mean recall {100 * result['chance_mean_recall']:30.2f} %")
+        lines.append(f"  {'chance of mean recall':<46} {100 * result['chance_mean_recall']:7.2f} %")
     return "\n".join([*lines, *(f"  wrote {name}" for name in result["pictures"])])
 
 

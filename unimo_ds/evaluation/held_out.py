@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
@@ -108,6 +109,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
             f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
         )
+    check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"))
 
 
 def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) -> list[Picture]:

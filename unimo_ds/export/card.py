@@ -10,23 +10,25 @@ from typing import Any
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
 from unimo_ds.utils.errors import UserError
 
 
-def write_card(found: Source, path: Path) -> str:
-    """Markdown with the front matter that model hubs read.
+def write_card(found: Source, family: str) -> str:
+    """Markdown with the front matter that model hubs read. What the run's records do not say is left out.
 
-    path: what was asked for; the run's records are looked for around it, and each part that is missing is left out.
+    family: name of the class of transformers' family that the folder holds.
     """
     config, run = found.config, _run_of(found)
+    made = "trained" if _is_ours(found) else "written"
     count = count_parameters(config.model)
     parts = [
         _front_matter(found),
         f"# {_title(found)}\n\n"
         "UNIMO ([Li et al., ACL 2021](https://arxiv.org/abs/2012.15409)): one Transformer for images, texts and image-text "
-        f"pairs, trained with unimo_ds {unimo_ds.__version__}.",
+        f"pairs, {made} with unimo_ds {unimo_ds.__version__}.",
         _table(
             "Model",
             {
@@ -41,7 +43,7 @@ def write_card(found: Source, path: Path) -> str:
         _table("Training", _training(found, run)),
         _data(found),
         _table("Measured on held-out data", _measured(found, run)),
-        _use(found),
+        _use(found, family),
         "## Limits\n\nRegions, texts and captions of the training data decide what this model knows, its prejudices included. "
         "Generated texts may be untrue of the image. Nothing here has been checked for any use in which people come to harm.",
     ]
@@ -74,17 +76,23 @@ def _run_of(found: Source) -> Path | None:
     )
 
 
+def _is_ours(found: Source) -> bool:
+    """Whether a run of this project trained it."""
+    return found.config.recipe not in ("transformers", "released")
+
+
 def _training(found: Source, run: Path | None) -> dict[str, str]:
     config = found.config
-    if config.recipe in ("transformers", "released"):  # no run of ours
+    if not _is_ours(found):
         return {}
     rows = {
         "recipe": f"{config.recipe}, seed {config.seed}",
         "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.peak_learning_rate:g}, "
         f"{config.schedule.warmup_steps:,} of {config.schedule.total_steps:,} steps of warm-up",
         "samples a step": f"{config.batch.global_samples:,}",
-        "contrastive form": config.contrast.form if config.contrast.enabled else "off",
     }
+    if not found.task:
+        rows["contrastive form"] = config.contrast.form if config.contrast.enabled else "off"
     if config.model.initialize_from:
         rows["started from"] = Path(config.model.initialize_from).name
     if run is None:
@@ -131,24 +139,38 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
         except ValueError:  # the line that a killed run was writing
             continue
         if record.get("step") == step:
-            found_here = {name: value for name, value in record.items() if name.startswith("held_out/")}
-            rows |= {name.removeprefix("held_out/"): f"{value:.4g}" for name, value in found_here.items()}
-    return rows
+            found_here = [name for name in record if name.startswith(("held_out/", "dev/"))]
+            rows |= {name.removeprefix("held_out/"): f"{record[name]:.4g}" for name in found_here}
+    return _gallery(found) | rows if rows else {}
 
 
-def _use(found: Source) -> str:
-    lines = ["import unimo_ds  # makes the classes known", "from transformers import AutoProcessor"]
+def _gallery(found: Source) -> dict[str, str]:
+    """Among how many images retrieval searched, without which its recall says nothing."""
+    folder = found.config.data.held_out_path
+    if folder is None:
+        return {}
+    try:
+        pairs = choose_pairs(Corpus.open(folder), num_pairs=found.config.evaluation.num_pairs)
+    except UserError:
+        return {}
+    return {"images": f"{len(pairs):,}"}
+
+
+def _use(found: Source, family: str) -> str:
+    lines = ["import unimo_ds  # makes the classes known"]
     if found.task is None:
         lines += [
-            "from transformers import AutoModel",
+            "from transformers import AutoModel, AutoProcessor",
             "",
             'processor, model = AutoProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")',
             'vectors = model.get_text_features(**processor(text=["a red ball"]))',
         ]
     else:
-        lines += ["", 'processor = AutoProcessor.from_pretrained("FOLDER")']
         lines += [
-            f"# the class is in config.json; `unimo generate` and `unimo_ds.huggingface` take this folder ({found.task})"
+            "from transformers import AutoProcessor",
+            f"from unimo_ds.huggingface.heads import {family}",
+            "",
+            f'processor, model = AutoProcessor.from_pretrained("FOLDER"), {family}.from_pretrained("FOLDER")',
         ]
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
 

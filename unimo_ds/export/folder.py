@@ -11,9 +11,11 @@ README.md                                                       model card, from
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import CLS, PAD
 from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE
-from unimo_ds.export import SHARD_GB
+from unimo_ds.export import SHARD_BYTES
 from unimo_ds.export import source as sources
 from unimo_ds.export.card import write_card
 from unimo_ds.export.source import Source
@@ -59,7 +61,7 @@ def export(
     tokenizer: Path | None = None,
     extractor: Path | None = None,
     dtype: str = "fp32",
-    max_shard_bytes: int = int(SHARD_GB * 1e9),
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
     """Write the model at `checkpoint` (a run, a checkpoint or an export) into the new folder `to`. Returns the files written.
 
@@ -71,7 +73,7 @@ def export(
     """
     refuse_occupied(to)
     found = sources.load(checkpoint, tokenizer=tokenizer, extractor=extractor, device=torch.device("cpu"))
-    return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=lambda: write_card(found, checkpoint))
+    return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=functools.partial(write_card, found))
 
 
 def refuse_occupied(to: Path) -> None:
@@ -83,8 +85,10 @@ def refuse_occupied(to: Path) -> None:
         raise UserError(f"{to} already holds something; give a new folder to --to")
 
 
-def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = int(SHARD_GB * 1e9), card: Any) -> list[Path]:
-    """The folder of a model. card: called for the text of README.md."""
+def write(
+    found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_BYTES, card: Callable[[str], str]
+) -> list[Path]:
+    """The folder of a model. card: given the name of its class of transformers' family, the text of README.md."""
     config = found.config
     model = to_transformers(found, dtype=DTYPES[dtype])
     processor = UnimoProcessor(
@@ -103,7 +107,7 @@ def write(found: Source, to: Path, *, dtype: str, max_shard_bytes: int = int(SHA
         (aside / RUN_CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
         if found.assets:
             (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
-        (aside / "README.md").write_text(card(), encoding="utf-8")
+        (aside / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
@@ -127,7 +131,8 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
     weights = {name: weight.detach().to(dtype) for name, weight in found.module.named_parameters()}
     family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
     if isinstance(found.module, task_models.TaskModel):
-        head, labels = found.module.head["scores"], labels_of(found)
+        head: Any = found.module.head["scores"]
+        labels = labels_of(found, number=head.output.out_features if hasattr(head, "output") else 1)
         kind = type(head), "answers" in found.assets
         if kind not in _CLASSES:
             raise UserError(
@@ -173,11 +178,10 @@ def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
     )
 
 
-def labels_of(found: Source) -> list[str]:
-    """What the outputs of a fine-tuned model's head mean: answers, the task's labels, or numbers."""
+def labels_of(found: Source, *, number: int) -> list[str]:
+    """What the outputs of a fine-tuned model's head mean, so many: answers, the task's labels, or numbers."""
     assert found.config.finetune is not None
     task = tasks.load(found.config.finetune.task)
-    number = max(1, found.config.finetune.num_outputs)
     names = [str(name) for name in found.assets.get("answers", getattr(task, "labels", ()))]
     return names if len(names) == number else [f"LABEL_{place}" for place in range(number)]
 

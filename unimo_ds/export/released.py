@@ -46,13 +46,13 @@ def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> 
         None,
         torch.device("cpu"),
     )
-    written = write(source, to, dtype=dtype, card=lambda: _card(source, folder, report))
+    written = write(source, to, dtype=dtype, card=lambda family: _card(source, family, report))
     return report, written
 
 
-def _card(source: Source, folder: Path, report: Report) -> str:
+def _card(source: Source, family: str, report: Report) -> str:
     return (
-        write_card(source, folder).rstrip()
+        write_card(source, family).rstrip()
         + "\n\n## Origin\n\nThe officially released parameters, converted. Licence and terms are the release's.\n\n```\n"
         + report.text()
         + "\n```\n"

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-TASKS = (
-    *("sst2", "mnli", "cola", "stsb"),
-    *("cnndm", "gigaword", "squad-questions", "coqa"),
-    *("retrieval", "captioning", "snli-ve", "vqa"),
-)
-"""Names of the files in `tasks/`."""
+from unimo_ds.finetune.tasks import NAMES
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("task", metavar="TASK", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the task's official files")
     parser.add_argument(
         "--checkpoint",
@@ -43,12 +38,12 @@ ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification")
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """What `unimo evaluate` takes for fine-tuned checkpoints, and what it takes for all."""
-    others = tuple(name for name in TASKS if name not in ZERO_SHOT)
+    others = tuple(name for name in NAMES if name not in ZERO_SHOT)
     parser.add_argument(
         "task",
         choices=(*ZERO_SHOT, *others),
         metavar="TASK",
-        help=f"{', '.join(ZERO_SHOT)} (zero-shot: the first two and losses); of a fine-tuned one {', '.join(TASKS)}",
+        help=f"{', '.join(ZERO_SHOT)} (zero-shot: the first two and losses); of a fine-tuned one {', '.join(NAMES)}",
     )
     parser.add_argument("--data", required=True, help="data folder with pairs, or the task's official files")
     tuned = parser.add_argument_group("a fine-tuned checkpoint")
@@ -64,8 +59,8 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def is_for_finetuned(task: str, checkpoint: Path) -> bool:
     """Whether a measurement is of a fine-tuned model. Retrieval is both: the checkpoint decides."""
-    if task not in TASKS or task not in ZERO_SHOT:
-        return task in TASKS
+    if task not in NAMES or task not in ZERO_SHOT:
+        return task in NAMES
     from unimo_ds.finetune.start import is_finetuned
 
     return is_finetuned(checkpoint)

@@ -71,12 +71,15 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def to_text(result: dict[str, Any]) -> str:
     """A table for people."""
     count = len(result["seeds"])
-    lines = [f"{result['task']} ({result['recipe']}), {count} seed{'s' if count > 1 else ''}, {result['split']}"]
+    several = "s: mean ± half of its 95 % interval (smallest to largest)" if count > 1 else ""
+    lines = [f"{result['task']} ({result['recipe']}), {result['split']}, x 100, {count} seed{several}"]
     for name, values in result["metrics"].items():
         # Ranks are numbers, everything else is a share.
         scale = 1 if name.endswith("rank") else 100
-        spread = "" if values["confidence_95"] is None else f" ± {scale * values['confidence_95']:.2f}"
-        span = f"{scale * values['min']:.2f} to {scale * values['max']:.2f}"
-        lines.append(f"  {name:<24} {scale * values['mean']:.2f}{spread}   ({span})")
+        spread = ""
+        if values["confidence_95"] is not None:
+            span = f"{scale * values['min']:.2f} to {scale * values['max']:.2f}"
+            spread = f" ± {scale * values['confidence_95']:.2f}   ({span})"
+        lines.append(f"  {name:<28} {scale * values['mean']:9.2f}{spread}")
     notes = {name: text for one in result["seeds"] for name, text in one["notes"].items()}
     return "\n".join([*lines, *(f"  {name}: {text}" for name, text in notes.items())])

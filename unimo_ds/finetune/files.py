@@ -119,13 +119,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number} is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}:{number} is not a JSON object")
-        yield number, value
+        yield number, parse_object(line, f"{path}:{number}")
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: not a JSON object.
+    """
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is not a JSON object")
+    return value
 
 
 def fingerprint_of(paths: Sequence[Path]) -> str:

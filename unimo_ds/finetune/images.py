@@ -10,8 +10,10 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation import checkpoint
 from unimo_ds.utils.errors import UserError
 
 _LAST_NUMBER = re.compile(r"\d+$")
@@ -30,7 +32,9 @@ def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenize
     names = _SPLIT_FOLDERS.get(split, (split,))
     folder = next((data / name for name in names if (data / name / "manifest.json").is_file()), None)
     if folder is None:
-        raise UserError(f"{data} has no data folder {' or '.join(names)}; make it with `unimo prepare import`")
+        is_split = (data / "manifest.json").is_file()
+        cure = "give the folder above it" if is_split else "make it with `unimo prepare import`"
+        raise UserError(f"{data} has no data folder {' or '.join(names)}; {cure}")
     return check_images(Corpus.open(folder), config, tokenizer=tokenizer)
 
 
@@ -49,7 +53,20 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
             f"{corpus.location} was prepared with another tokenizer than the model's; "
             "run `unimo prepare pack` on it with the model's, or import it with `--like` the pre-training data"
         )
+    check_made_alike(corpus, _pretraining_data(config), parts=("extractor",))
     return corpus
+
+
+def _pretraining_data(config: RunConfig) -> str:
+    """Of the model, or of the one that it was fine-tuned from; empty where that is not known any more."""
+    if config.finetune is None:
+        return config.data.path
+    if not config.finetune.start:
+        return ""
+    try:
+        return checkpoint.read_config(checkpoint.find(config.finetune.start).config).data.path
+    except UserError:
+        return ""
 
 
 class SampleShelf:

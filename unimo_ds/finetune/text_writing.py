@@ -8,9 +8,9 @@ from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune.files import fingerprint_of, numbered_lines, text_of
+from unimo_ds.finetune.files import fingerprint_of, text_of
 from unimo_ds.finetune.metrics.summaries import rouge
-from unimo_ds.finetune.writing import TextRow, TextToText, WritingExamples, WritingTask
+from unimo_ds.finetune.writing import Rows, TextRow, TextToText, WritingExamples, WritingTask
 from unimo_ds.utils.errors import UserError
 
 
@@ -22,7 +22,7 @@ class TextWritingTask(WritingTask):
     def files(self, data: Path, split: str) -> tuple[Path, ...]:
         raise NotImplementedError
 
-    def read(self, data: Path, split: str) -> list[TextRow]:
+    def read(self, data: Path, split: str) -> Rows:
         raise NotImplementedError
 
     def open(
@@ -67,17 +67,11 @@ def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path,
     raise UserError(f"{data} has none of {wanted}; give the folder of the task's official files")
 
 
-def read_line_files(source: Path, target: Path) -> list[tuple[str, str, str]]:
-    """(where, source line, target line) of files whose lines belong together.
+def row_of_lines(names: list[str], lines: list[str]) -> TextRow:
+    """Source and target line, for `LineRows`.
 
     Raises:
-        UserError: other numbers of lines, or an empty one.
+        UserError: one is empty.
     """
-    sources, targets = list(numbered_lines(source)), list(numbered_lines(target))
-    if len(sources) != len(targets):
-        raise UserError(f"{source} has {len(sources)} lines and {target} {len(targets)}; they must belong together")
-    found = []
-    for (number, text), (_, wanted) in zip(sources, targets, strict=True):
-        where = f"{source}:{number}"
-        found.append((where, text_of(text, where), text_of(wanted, f"{target}:{number}")))
-    return found
+    source, target = map(text_of, lines, names)
+    return TextRow(names[0], (source,), (target,))

@@ -132,6 +132,14 @@ class TextRow:
     """The first is what training writes; none in test files without."""
 
 
+class Rows(Protocol):
+    """A list of them, or `line_rows.LineRows`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TextRow: ...
+
+
 class TextToText:
     """`WritingExamples` of rows, tokenised when they are visited."""
 
@@ -140,7 +148,7 @@ class TextToText:
 
     def __init__(
         self,
-        rows: Sequence[TextRow],
+        rows: Rows,
         tokenizer: Tokenizer,
         *,
         max_source_tokens: int,

@@ -16,7 +16,7 @@ from unimo_ds.data.schema import CLS, PackedBatch
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.huggingface.configuration import UnimoConfig
-from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel
+from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel, predicted
 from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
 from unimo_ds.models.embeddings import TagTables
 
@@ -99,12 +99,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
         logits, _ = self.unimo.language_head(targets)
-        output = UnimoLogitsOutput(logits=logits)
-        if labels is not None:
-            output["loss"] = functional.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
-            )
-        return output if return_dict is not False else output.to_tuple()
+        return predicted(logits, labels, return_dict)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -126,14 +121,21 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         return self.generate_from(prefixes, **arguments)
 
 
-class UnimoForSequenceClassification(UnimoPreTrainedModel):
-    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B."""
+class UnimoPooledModel(UnimoPreTrainedModel):
+    """Poolers, dropout, and a head on them."""
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.head = Scores(config.hidden_size, config.num_labels or 1)
+        self.head = self.make_head(config)
         self.post_init()
+
+    def make_head(self, config: UnimoConfig) -> Scores:
+        return Scores(config.hidden_size, config.num_labels or 1)
+
+
+class UnimoForSequenceClassification(UnimoPooledModel):
+    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B."""
 
     def forward(
         self,
@@ -152,14 +154,11 @@ class UnimoForSequenceClassification(UnimoPreTrainedModel):
         return classified(self.head.scores.output(self.dropout(texts)), labels, return_dict)
 
 
-class UnimoForVisualEntailment(UnimoPreTrainedModel):
+class UnimoForVisualEntailment(UnimoPooledModel):
     """Sum of both poolers, FC to 2048, dropout, FC: SNLI-VE."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.head = Scores(config.hidden_size, config.num_labels or 1, middle=config.classifier_hidden_size)
-        self.post_init()
+    def make_head(self, config: UnimoConfig) -> Scores:
+        return Scores(config.hidden_size, config.num_labels or 1, middle=config.classifier_hidden_size)
 
     def forward(
         self,
@@ -178,14 +177,8 @@ class UnimoForVisualEntailment(UnimoPreTrainedModel):
         return classified(head.output(self.dropout(head.middle(images + texts))), labels, return_dict)
 
 
-class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
+class UnimoForVisualQuestionAnswering(UnimoPooledModel):
     """FC(dropout(text pooler * image pooler)) to a score of each answer of the vocabulary (`num_labels` of them): VQA."""
-
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.head = Scores(config.hidden_size, config.num_labels or 1)
-        self.post_init()
 
     def forward(
         self,
@@ -208,14 +201,11 @@ class UnimoForVisualQuestionAnswering(UnimoPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
 
-class UnimoForImageTextRetrieval(UnimoPreTrainedModel):
+class UnimoForImageTextRetrieval(UnimoPooledModel):
     """FC(dropout(text pooler * image pooler)) to one score of an image and a text encoded together: Flickr30k retrieval."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.head = Scores(config.hidden_size, 1)
-        self.post_init()
+    def make_head(self, config: UnimoConfig) -> Scores:
+        return Scores(config.hidden_size, 1)
 
     def forward(
         self,

@@ -229,9 +229,14 @@ class UnimoForMaskedLM(UnimoPreTrainedModel):
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
         hidden_TD, grid = self.encode(inputs)
         logits, _ = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])
-        output = UnimoLogitsOutput(logits=logits)
-        if labels is not None:
-            output["loss"] = functional.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
-            )
-        return output if return_dict is not False else output.to_tuple()
+        return predicted(logits, labels, return_dict)
+
+
+def predicted(
+    logits: torch.Tensor, labels: torch.Tensor | None, return_dict: bool | None
+) -> UnimoLogitsOutput | tuple[Any, ...]:
+    """[B, L, V] logits with their cross-entropy, where there are labels [B, L]."""
+    output = UnimoLogitsOutput(logits=logits)
+    if labels is not None:
+        output["loss"] = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+    return output if return_dict is not False else output.to_tuple()

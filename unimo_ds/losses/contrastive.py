@@ -9,6 +9,9 @@ it that need no vectors. Three forms:
                              -log( (single + related positives) / (those + single negatives + in-batch) )
     log_each                 the two above with a logarithm for each positive, averaged: it alone against the same negatives
 
+Where CLIP averages two InfoNCE losses, one denominator holds both directions here: in-batch are the other texts against the image
+and the other images against its text.
+
 Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot. And
 with a sum of positives inside, one good positive is enough: the others stop learning.
 

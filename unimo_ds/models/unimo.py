@@ -64,7 +64,8 @@ class Rows(NamedTuple):
 
 
 class Unimo(nn.Module):
-    """The model of all objectives.
+    """The model of all objectives: a language head (masked and sequence-to-sequence targets), heads of masked regions (feature
+    regression, class distribution), and poolers of [IMG] and [CLS] for CMCL.
 
     temperature, min_temperature, max_temperature: start and range of the contrastive temperature. attention: path of the
     packed attention op. activation_checkpointing: keep only the layers' inputs and compute them again in the backward pass;

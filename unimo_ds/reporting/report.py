@@ -101,7 +101,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
     parts = [
         "# UNIMO's tables",
         "Published figures are those of the paper. Rows in bold are this project's: means over seeds, with half of the width of "
-        "their 95 % confidence interval. Empty cells were not measured; what the others were measured on is told by their files.",
+        "their 95 % confidence interval; (dev): on the development split, where the published ones are not. Empty cells were not "
+        "measured.",
     ]
     for table in TABLES:
         parts.append(f"## {table.title}")

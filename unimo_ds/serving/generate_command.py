@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = options.open_model(arguments)
     settings = options.generation_settings(arguments, model)
     images = [None if path is None else read_image(path, shrink_to=model.shrink_to) for path in paths]
-    results = []
+    results: list[dict[str, Any]] = []
     for path, text, written in zip(paths, texts, model.write(images, texts, settings), strict=True):
         results.append(
             {
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 ],
             }
         )
+    if not any(text["text"] for one in results for text in one["texts"]):
+        print("every text came out empty: the model has not learned to write; see `unimo finetune`", file=sys.stderr)
     return {"checkpoint": str(model.source.files.weights.parent), "task": model.source.task, "results": results}
 
 

@@ -1,7 +1,7 @@
 """A searchable collection: vectors of images and texts in a FAISS index, with what each of them is.
 
 index.json     which model made the vectors, how many, of what size
-items.jsonl    one line a vector: {"image": path} or {"text": text}
+items.jsonl    one line a vector: {"image": path}, {"image": FOLDER/SHARD.tar:BASE, "sample": number} or {"text": text}
 vectors.faiss  inner products of vectors of length 1, that is, cosines
 """
 
@@ -35,10 +35,13 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Item:
-    """One of the two is there."""
+    """An image or a text."""
 
     image: str | None = None
+    """Its file, or `FOLDER/SHARD.tar:BASE` of a sample."""
     text: str | None = None
+    sample: int | None = None
+    """Number in its data folder, of an image that is a sample."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def write(
                 for item in some:
                     file.write(json.dumps({k: v for k, v in vars(item).items() if v is not None}) + "\n")
         if not items:
-            raise UserError("there is nothing to index; give --images or --texts")
+            raise UserError("there is nothing to index; give --images, --data or --texts")
         about = {
             "schema": SCHEMA,
             "items": len(items),

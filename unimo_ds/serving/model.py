@@ -80,7 +80,10 @@ class ServedModel:
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
         """[n, D] of length 1, of images encoded alone."""
-        inputs = self.image_inputs(images)
+        return self.region_vectors(self.image_inputs(images))
+
+    def region_vectors(self, inputs: Sequence[ImageInput]) -> Vectors:
+        """[n, D] of length 1, of images encoded alone."""
         return self._vectors([clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=image) for image in inputs])
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:

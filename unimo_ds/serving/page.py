@@ -21,9 +21,9 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from unimo_ds.data import images
 from unimo_ds.data.images import BadImage
 from unimo_ds.generation.generate import GenerationSettings
-from unimo_ds.serving.images import read_image
-from unimo_ds.serving.index import Index
+from unimo_ds.serving.index import Index, Item
 from unimo_ds.serving.model import ServedModel, own_settings
+from unimo_ds.serving.samples import read_picture
 from unimo_ds.utils.errors import UserError
 
 HOST = "127.0.0.1"
@@ -82,18 +82,23 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
 
     @app.get("/photograph/<int:number>")
     def photograph(number: int) -> ResponseReturnValue:
-        path = path_of(number)
+        item = item_of(number)
+        path, problem, captions = Path(str(item.image)), "", []
         with lock:
-            captions = write_captions(writer, read_image(path))
+            try:
+                captions = write_captions(writer, read_picture(item))
+            except UserError as error:  # what is alike is known without the picture
+                problem = str(error)
             similar = index.search(index.vector(number), _SIMILAR + 1)
         others = [one for one in similar if one.number != number]
-        return render_template(
-            "photograph.html", index=index, number=number, path=path, captions=captions, found=others
+        page = render_template(
+            "photograph.html", index=index, number=number, path=path, captions=captions, found=others, problem=problem
         )
+        return page, 400 if problem else 200
 
     @app.get("/image/<int:number>")
     def image(number: int) -> ResponseReturnValue:
-        found = read_image(path_of(number))
+        found = read_picture(item_of(number))
         found.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
         buffer = io.BytesIO()
         found.save(buffer, format="JPEG", quality=88)
@@ -103,10 +108,10 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
     def explain(error: UserError) -> ResponseReturnValue:
         return render_template("search.html", index=index, problem=str(error)), 400
 
-    def path_of(number: int) -> Path:
+    def item_of(number: int) -> Item:
         if not 0 <= number < len(index) or index.items[number].image is None:
             abort(404)
-        return Path(str(index.items[number].image))
+        return index.items[number]
 
     return app
 

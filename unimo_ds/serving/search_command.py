@@ -63,6 +63,14 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     options.add_model(parser)
     parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="PHOTO", help="image files or folders")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="data folders: their images, by stored regions, and texts",
+    )
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder of the index")
     parser.add_argument(
@@ -70,7 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a graph instead of comparing everything: for more than a million items",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and name them")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read, and name it")
     return parser
 
 
@@ -135,8 +143,8 @@ def _search(arguments: argparse.Namespace) -> None:
 def _build(arguments: argparse.Namespace) -> None:
     from unimo_ds.serving import index
 
-    if not arguments.images and arguments.texts is None:
-        raise UserError("there is nothing to index; give --images or --texts")
+    if not arguments.images and not arguments.data and arguments.texts is None:
+        raise UserError("there is nothing to index; give --images, --data or --texts")
     model = options.open_model(arguments)
     made = index.write(
         arguments.output,
@@ -154,6 +162,7 @@ def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tupl
     from rich.console import Console
     from rich.progress import track
 
+    from unimo_ds.serving import samples
     from unimo_ds.serving.images import find_images, in_batches
     from unimo_ds.serving.index import Item
 
@@ -169,6 +178,11 @@ def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tupl
             if readable:
                 items = [Item(image=str(path.resolve())) for path, _ in readable]
                 yield items, model.image_vectors([image for _, image in readable])
+    for folder in arguments.data:
+        corpus = samples.open_folder(folder, model)
+        for start in watched(list(range(0, len(corpus), _AT_ONCE)), str(folder)):
+            numbers = range(start, min(start + _AT_ONCE, len(corpus)))
+            yield from samples.encode(corpus, numbers, model, skip_bad=arguments.skip_bad)
     if arguments.texts is not None:
         lines = _texts(arguments.texts)
         for start in watched(list(range(0, len(lines), _AT_ONCE)), "texts"):

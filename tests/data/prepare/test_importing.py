@@ -141,6 +141,7 @@ def test_whatever_is_skipped_is_counted_and_named(
             "../outside.jpg": good,
             "/absolute.jpg": good,
             "notes.txt": b"not an image",
+            "old.gif": b"GIF89a",
         },
     )
     with tarfile.open(tar, "a") as archive:
@@ -169,6 +170,7 @@ def test_whatever_is_skipped_is_counted_and_named(
         "an empty caption": ["captions.tsv:6"],
         "a tar member that points outside": ["../outside.jpg", "/absolute.jpg"],
         "not a regular file": ["link.jpg"],
+        "an image that is neither JPEG, PNG nor WebP": ["old.gif"],
         "an image without a caption": ["silent.jpg"],
         "a caption whose image is missing": ["link.jpg", "lost.jpg"],
         "an image that cannot be decoded": [report["skipped"]["an image that cannot be decoded"][0]],
@@ -218,6 +220,8 @@ def test_an_import_is_not_lost_or_doubled_by_accident(
         (["--kind", "images", "--images", "photos.tar", "--like", "."], "no manifest"),
         (["--kind", "images", "--images", "photos.tar", "--extractor", "lines.txt"], "region extractor"),
         (["--kind", "images", "--images", "cut.tar"], "damaged or cut"),
+        (["--kind", "images", "--images", "header.tar"], "damaged or cut: no header at byte"),
+        (["--kind", "texts", "--input", "photos.tar"], "is not UTF-8 text"),
         (["--kind", "texts", "--input", "empty.txt"], "nothing to import"),
     ],
 )
@@ -226,6 +230,9 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     content = (raw / "photos.tar").read_bytes()
     (raw / "cut.tar").write_bytes(content[: len(content) // 2 + 700])
+    with tarfile.open(raw / "photos.tar") as archive:
+        second = archive.getmembers()[1].offset
+    (raw / "header.tar").write_bytes(content[:second] + b"?" + content[second + 1 :])
     (raw / "empty.txt").write_text("\n\n", encoding="utf-8")
     monkeypatch.chdir(raw)
     assert main(["import", *arguments, "--output", str(tmp_path / "data")]) == 2

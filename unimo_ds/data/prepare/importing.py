@@ -80,7 +80,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         num_samples = _make_shards(settings, making, journal, num_parts, report, some)
     if not num_samples:
         journal.forget()
-        raise UserError("nothing to import: " + "; ".join(report.lines()))
+        raise UserError("nothing to import: " + ("; ".join(report.lines()) or "the inputs hold none"))
     report.counts = {"samples": num_samples, **report.counts}
     tokenizer.save(settings.output)
     write_report(settings.output, name, report, seconds=time.perf_counter() - start, made_of=identity)

@@ -1,12 +1,20 @@
-"""Named tasks: one object `TASK` a file. `load(name)` finds one."""
+"""Named tasks: one object `TASK` a file. `load(name)` finds one. Importing this package imports nothing heavy."""
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from unimo_ds.finetune.arguments import TASKS as NAMES
-from unimo_ds.finetune.task import Task
 from unimo_ds.utils.errors import UserError, nearest_name
+
+if TYPE_CHECKING:
+    from unimo_ds.finetune.task import Task
+
+NAMES = (
+    *("sst2", "mnli", "cola", "stsb"),
+    *("cnndm", "gigaword", "squad-questions", "coqa"),
+    *("retrieval", "captioning", "snli-ve", "vqa"),
+)
 
 
 def load(name: str) -> Task:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from unimo_ds.finetune.files import read_json_lines, text_of
+from unimo_ds.finetune.files import parse_object
+from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, read_line_files
+from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, row_of_lines
 from unimo_ds.finetune.writing import TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
@@ -55,20 +56,22 @@ class CnnDm(SummaryTask):
                 return (data / f"{name}.jsonl",)
         return find_line_files(data, [(name + source, name + target) for name in names for source, target in _ENDINGS])
 
-    def read(self, data: Path, split: str) -> list[TextRow]:
+    def read(self, data: Path, split: str) -> LineRows:
         paths = self.files(data, split)
-        if len(paths) == 2:
-            found = read_line_files(*paths)
-        else:
-            found = [
-                (
-                    f"{paths[0]}:{number}",
-                    text_of(str(row.get("article", "")), f"{paths[0]}:{number}"),
-                    text_of(str(row.get("highlights", "")), f"{paths[0]}:{number}"),
-                )
-                for number, row in read_json_lines(paths[0])
-            ]
-        return [TextRow(where, (source,), (sentences_as_lines(target),)) for where, source, target in found]
+        return LineRows(paths, _row_of_lines if len(paths) == 2 else _row_of_object)
+
+
+def _row_of_lines(names: list[str], lines: list[str]) -> TextRow:
+    row = row_of_lines(names, lines)
+    return TextRow(row.key, row.sources, (sentences_as_lines(row.references[0]),))
+
+
+def _row_of_object(names: list[str], lines: list[str]) -> TextRow | None:
+    if not lines[0].strip():
+        return None
+    row = parse_object(lines[0], names[0])
+    texts = [str(row.get(key, "")) for key in ("article", "highlights")]
+    return _row_of_lines(names * 2, texts)
 
 
 def sentences_as_lines(summary: str) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, read_line_files
-from unimo_ds.finetune.writing import TextRow
+from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
 _FILES = {
@@ -48,9 +48,8 @@ class Gigaword(SummaryTask):
     def files(self, data: Path, split: str) -> tuple[Path, Path]:
         return find_line_files(data, _FILES[split])
 
-    def read(self, data: Path, split: str) -> list[TextRow]:
-        rows = read_line_files(*self.files(data, split))
-        return [TextRow(where, (text,), (title,)) for where, text, title in rows]
+    def read(self, data: Path, split: str) -> LineRows:
+        return LineRows(self.files(data, split), row_of_lines)
 
 
 TASK = Gigaword()

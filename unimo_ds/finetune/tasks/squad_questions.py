@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimo_ds.finetune.files import first_file, read_json, text_of
+from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, read_line_files
-from unimo_ds.finetune.writing import TextRow, WritingExamples
+from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, row_of_lines
+from unimo_ds.finetune.writing import Rows, TextRow, WritingExamples
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -45,17 +46,11 @@ class SquadQuestions(TextWritingTask):
             return find_line_files(data, [(f"{split}.pa.tok.txt", f"{split}.q.tok.txt")])
         return (first_file(data, (f"{split}-v1.1.json", f"{split}.json")),)
 
-    def read(self, data: Path, split: str) -> list[TextRow]:
+    def read(self, data: Path, split: str) -> Rows:
         paths = self.files(data, split)
         if len(paths) == 1:
             return read_squad(paths[0])
-        rows = []
-        for where, source, question in read_line_files(*paths):
-            passage, separator, answer = source.rpartition(_SEPARATOR)
-            if not separator:
-                raise UserError(f"{where} has no {_SEPARATOR} between its passage and its answer")
-            rows.append(TextRow(where, (text_of(passage, where), text_of(answer, where)), (question,)))
-        return rows
+        return LineRows(paths, _row_of_lines)
 
     def measure(
         self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
@@ -63,6 +58,14 @@ class SquadQuestions(TextWritingTask):
         references = [examples.references(number) for number in range(examples.num_prompts)]
         found, notes = captions.measure(written, references, meteor=not quick)
         return {name: found[name] for name in ("bleu_4", "meteor", "rouge_l") if name in found}, notes
+
+
+def _row_of_lines(names: list[str], lines: list[str]) -> TextRow:
+    row = row_of_lines(names, lines)
+    passage, separator, answer = row.sources[0].rpartition(_SEPARATOR)
+    if not separator:
+        raise UserError(f"{row.key} has no {_SEPARATOR} between its passage and its answer")
+    return TextRow(row.key, (text_of(passage, row.key), text_of(answer, row.key)), row.references)
 
 
 def read_squad(path: Path) -> list[TextRow]:

@@ -15,6 +15,7 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 _TOO_LARGE = f"larger than {MAX_MEMBER_BYTES} bytes"
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 
@@ -41,7 +42,7 @@ class ImageFiles:
             else:
                 for member in members_of_tar(path, option="--images"):
                     name = member.name.removeprefix("./")
-                    if not self._is_image(member.name):
+                    if not self._is_image(member.name, report):
                         continue
                     reason = refusal(member)
                     if reason is None:
@@ -53,7 +54,7 @@ class ImageFiles:
         folder = self.paths[number]
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if not self._is_image(name) or path.is_dir():
+            if path.is_dir() or not self._is_image(name, report):
                 continue
             if path.is_symlink() or not path.is_file():
                 report.skip("not a regular file", name)
@@ -62,8 +63,10 @@ class ImageFiles:
             else:
                 yield Item(name, (number,))
 
-    def _is_image(self, name: str) -> bool:
+    def _is_image(self, name: str, report: Report) -> bool:
         suffix = PurePosixPath(name).suffix.lower()
+        if suffix in _OTHER_SUFFIXES:
+            report.skip("an image that is neither JPEG, PNG nor WebP", name)
         return suffix in IMAGE_SUFFIXES or (self.without_suffix and not suffix)
 
     def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
@@ -103,6 +106,10 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
                     archive.members = []  # type: ignore[attr-defined]
                     if not member.isdir():
                         yield member
+                # A damaged or cut header ends `tarfile`'s walk as quietly as the end mark does.
+                stream.seek(archive.offset)
+                if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError(f"no header at byte {archive.offset}")
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"the tar {path} is damaged or cut: {error}; fetch it again") from None
 

@@ -39,6 +39,9 @@ class TextFiles:
         starts_text = {"paragraphs": _is_blank, "headings": _is_heading}.get(self.form)
         for path in self.settings.input:
             with open_file(path) as stream:
+                if b"\0" in stream.read(4096):
+                    raise UserError(f"{path} is not UTF-8 text: it holds zero bytes; unpack or convert it first")
+                stream.seek(0)
                 if self.form == "column":
                     _position_of(self.settings.column or "", path, stream.readline())
                 start = stream.tell()

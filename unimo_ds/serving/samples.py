@@ -1,0 +1,86 @@
+"""Samples of data folders as items of a collection: images by the regions that their shards hold, and texts."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from unimo_ds.data import images
+from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.examples import image_input
+from unimo_ds.data.images import BadImage
+from unimo_ds.data.schema import Sample
+from unimo_ds.finetune.images import check_images
+from unimo_ds.serving.images import read_image
+from unimo_ds.serving.index import Item, Vectors
+from unimo_ds.serving.model import ServedModel
+from unimo_ds.utils.errors import UserError
+
+_open = functools.lru_cache(maxsize=4)(Corpus.open)
+
+
+def open_folder(folder: Path, model: ServedModel) -> Corpus:
+    """
+    Raises:
+        UserError: no data folder, or one whose regions another extractor made.
+    """
+    corpus = check_images(Corpus.open(folder), model.source.config, tokenizer=None)
+    own, theirs = model.source.extractor, corpus.manifest.extractor
+    if own is not None and theirs is not None and own.fingerprint != theirs.fingerprint:
+        raise UserError(
+            f"{folder} holds regions of another extractor than the model's; import it with `--like` the training data"
+        )
+    return corpus
+
+
+def encode(
+    corpus: Corpus, numbers: Iterable[int], model: ServedModel, *, skip_bad: bool
+) -> Iterator[tuple[list[Item], Vectors]]:
+    """Items and vectors of some samples, each encoded alone: the images of images and pairs, then the texts of texts.
+
+    Raises:
+        UserError: a damaged sample, unless `skip_bad` (then it is named on stderr).
+    """
+    samples = [(number, one) for number in numbers if (one := _read(corpus, number, skip_bad)) is not None]
+    shown = [(number, one.key, one.regions) for number, one in samples if one.regions is not None]
+    if shown:
+        folder = Path(corpus.location).resolve()
+        max_regions = model.source.config.data.max_regions
+        inputs = [image_input(regions, max_regions=max_regions) for *_, regions in shown]
+        yield [Item(f"{folder}/{key}", sample=number) for number, key, _ in shown], model.region_vectors(inputs)
+    texts = [one.text for _, one in samples if one.text is not None]
+    if texts:
+        yield [Item(text=text) for text in texts], model.text_vectors(texts)
+
+
+def _read(corpus: Corpus, number: int, skip_bad: bool) -> Sample | None:
+    try:
+        return corpus.read(number)
+    except CorruptSample as error:
+        if not skip_bad:
+            raise UserError(f"sample {error} (--skip-bad leaves such samples out)") from None
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+
+
+def read_picture(item: Item) -> Image.Image:
+    """The upright RGB image of an item, from its file or its shard.
+
+    Raises:
+        UserError: gone, damaged, or a sample that was imported without its JPEG.
+    """
+    assert item.image is not None
+    path = Path(item.image)
+    if item.sample is None:
+        return read_image(path)
+    try:
+        jpeg = _open(path.parent).read_jpeg(item.sample)
+        if jpeg is None:
+            raise UserError(f"{path.name} has no picture in its shard; import with --keep-images to see it")
+        return images.decode(jpeg)
+    except (CorruptSample, BadImage, IndexError) as error:
+        raise UserError(f"the picture of {path.name} cannot be read: {error}") from None
