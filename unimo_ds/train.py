@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     """The recipe with the command line's changes."""
-    parser = ArgumentParser(prog="train.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
     parser.add_argument("--data", metavar="PATH", help="folder of shards, or one that holds train/ and held_out/")
     parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept; the same one again resumes it")
