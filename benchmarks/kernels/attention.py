@@ -100,7 +100,8 @@ def measure_mix(mix: str, probability: float, arguments: argparse.Namespace) -> 
     inputs = torch.randn(shape, generator=generator).to(arguments.device, dtype)
     upstream = torch.randn(shape[0], HEADS, SIZE, generator=generator).to(inputs)
     contenders = ours(layout, probability, inputs, upstream) | peers(layout, probability, inputs, upstream)
-    contenders = {name: contender for name, contender in contenders.items() if arguments.contenders in name}
+    wanted = arguments.contenders.split(",")
+    contenders = {name: one for name, one in contenders.items() if any(part in name for part in wanted)}
     if probability == 0:
         _require_agreement(contenders, inputs, layout)
     operations = 14 * SIZE * HEADS * visible
@@ -171,7 +172,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32")
     parser.add_argument("--mixes", default=",".join(mix for mix in MIXES if "2048" not in mix))
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
-    parser.add_argument("--contenders", default="", help="only those whose name holds this")
+    parser.add_argument("--contenders", default="", help="only those whose name holds one of these: PART,...")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sequences to take")
     parser.add_argument("--json", help="write the rows to this file")
