@@ -7,7 +7,7 @@
 // per failure and a summary; exit status 1 if any case failed.
 #include "attention.cu"
 
-#include <string>
+#include "../common/checking.h"
 
 namespace {
 
@@ -20,8 +20,6 @@ struct Case {
     unsigned site_key = 0;
     float query_scale = 1;
 };
-
-int draw(std::mt19937& random, int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
 
 Case make_case(unsigned number) {
     static const int edges[] = {1, 2, 3, 15, 16, 17, 20, 31, 32, 33, 47, 48, 49, 63, 64, 65, 66, 79, 80, 81, 96, 101, 112, 127,
@@ -276,25 +274,11 @@ bool run_case(const Case& c, unsigned number) {
     return good;
 }
 
+bool check(unsigned number) {
+    const Case c = make_case(number);
+    return c.format == 1 ? run_case<OtherFormat>(c, number) : run_case<unimo::Half>(c, number);
+}
+
 }  // namespace
 
-int main(int count, char** words) {
-    if (count != 3) {
-        std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");
-        return 2;
-    }
-    const unsigned first = unsigned(std::atoi(words[1])), number = unsigned(std::atoi(words[2]));
-    unsigned failed = 0;
-    for (unsigned i = first; i < first + number; ++i) {
-        const Case c = make_case(i);
-#if !defined(UNIMO_HALF_ONLY)
-        if (c.format == 1) {
-            failed += !run_case<unimo::BFloat16>(c, i);
-            continue;
-        }
-#endif
-        failed += !run_case<unimo::Half>(c, i);
-    }
-    std::printf("%u cases, %u failed\n", number, failed);
-    return failed ? 1 : 0;
-}
+int main(int count, char** words) { return run_cases(count, words, check, check); }

@@ -106,23 +106,21 @@ double from_bits(std::uint16_t bits) {
 }
 #endif
 
-// The program: cases FIRST_CASE to FIRST_CASE + NUM_CASES - 1, every other one in bf16 where the architecture has it.
-[[maybe_unused]] int run_cases(int count, char** words, bool (*in_half)(unsigned), [[maybe_unused]] bool (*in_bfloat16)(unsigned)) {
+#if defined(UNIMO_HALF_ONLY)
+using OtherFormat = unimo::Half;
+#else
+using OtherFormat = unimo::BFloat16;
+#endif
+
+// The program: cases FIRST_CASE to FIRST_CASE + NUM_CASES - 1, odd numbers by the second function.
+int run_cases(int count, char** words, bool (*check)(unsigned), bool (*check_odd)(unsigned)) {
     if (count != 3) {
         std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");
         return 2;
     }
     const unsigned first = unsigned(std::atoi(words[1])), number = unsigned(std::atoi(words[2]));
     unsigned failed = 0;
-    for (unsigned i = first; i < first + number; ++i) {
-#if !defined(UNIMO_HALF_ONLY)
-        if (i % 2) {
-            failed += !in_bfloat16(i);
-            continue;
-        }
-#endif
-        failed += !in_half(i);
-    }
+    for (unsigned i = first; i < first + number; ++i) failed += !(i % 2 ? check_odd : check)(i);
     std::printf("%u cases, %u failed\n", number, failed);
     return failed ? 1 : 0;
 }

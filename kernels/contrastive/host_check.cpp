@@ -321,10 +321,4 @@ bool check(unsigned number) {
 
 }  // namespace
 
-int main(int count, char** words) {
-#if defined(UNIMO_HALF_ONLY)
-    return run_cases(count, words, check<unimo::Half>, nullptr);
-#else
-    return run_cases(count, words, check<unimo::Half>, check<unimo::BFloat16>);
-#endif
-}
+int main(int count, char** words) { return run_cases(count, words, check<unimo::Half>, check<OtherFormat>); }
