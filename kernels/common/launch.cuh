@@ -33,6 +33,10 @@ int launch(Kernel kernel, const Arguments& arguments, Grid grid, Stream stream) 
         const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
         if (status != cudaSuccess) return int(status);
     }
+    if (grid.shared_bytes > 100 * 1024) {  // two blocks fit a multiprocessor only where all of it may be shared memory
+        const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+        if (status != cudaSuccess) return int(status);
+    }
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;

@@ -64,25 +64,24 @@ __device__ __forceinline__ Allowed allowed(const BlockArguments& a, int row, int
     return {!among(other[3], row_items, a.row_items_width), !among(mine[3], column_items, a.column_items_width)};
 }
 
-// The conflict bits of a lane's eight columns from `column` on (lane's first one), and whether any lane of the warp has one.
+// The words of conflict bits that hold a lane's eight columns: what is loaded ahead, and asked only when the columns' turn has come.
 struct LaneConflicts {
-    unsigned bits;  // 0 to 3 for the first four columns, 4 to 7 for those 128 on
-    bool any;
+    unsigned low, high;
+    // Of the lane's columns: 0 to 3 for the first four, 4 to 7 for those 128 on.
+    __device__ __forceinline__ unsigned bits() const {
+        const int shift = lane_index() % 8 * 4;
+        return (low >> shift & 15u) | (high >> shift & 15u) << 4;
+    }
+    // Whether any of the warp's 256 columns has one; all lanes have to ask.
+    __device__ __forceinline__ bool any() const { return any_lane((low | high) != 0u); }
 };
 __device__ __forceinline__ LaneConflicts lane_conflicts(const BlockArguments& a, int row, int group_column) {
-    const int lane = lane_index();
     const unsigned* const words = a.conflicts + static_cast<long long>(row / kBandRows) * a.conflict_stride;
-    unsigned all = 0;
-#pragma unroll
-    for (int i = 0; i < kGroupColumns / 32; ++i) {
-        const int word = group_column / 32 + i;
-        all |= word * 32 < a.num_columns ? words[word] : ~0u;
-    }
-    if (all == 0) return {0u, false};
-    const int word = group_column / 32 + lane / 8, shift = lane % 8 * 4;
-    const unsigned low = word * 32 < a.num_columns ? words[word] : ~0u;
-    const unsigned high = (word + 4) * 32 < a.num_columns ? words[word + 4] : ~0u;
-    return {(low >> shift & 15u) | (high >> shift & 15u) << 4, true};
+    const int word = group_column / 32 + lane_index() / 8;
+    LaneConflicts found{~0u, ~0u};
+    if (word * 32 < a.num_columns) found.low = words[word];
+    if ((word + 4) * 32 < a.num_columns) found.high = words[word + 4];
+    return found;
 }
 __device__ __forceinline__ int lane_column(int group_column, int c) {
     return group_column + lane_index() * 4 + (c & 3) + (c & 4) * 32;

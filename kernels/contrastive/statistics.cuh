@@ -107,8 +107,8 @@ __global__ void __launch_bounds__(kStatisticsThreads) contrastive_statistics(con
     LaneConflicts conflicts = lane_conflicts(a, block_y() * kBandRows, group_column);
     for (; group_column < end; group_column += kGroupColumns) {
         Pair* const results = shared + warp * kGroupColumns;
-        if (conflicts.any)
-            take_group<true, kBoth>(a, tile, first_row, group_column, conflicts.bits, rate, rows, results);
+        if (conflicts.any())
+            take_group<true, kBoth>(a, tile, first_row, group_column, conflicts.bits(), rate, rows, results);
         else
             take_group<false, kBoth>(a, tile, first_row, group_column, 0u, rate, rows, results);
         const int next = group_column + kGroupColumns;

@@ -53,8 +53,9 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, const Cosin
                                             float (&temperature_sums)[kWeightRows]) {
     unsigned row_mask = ~0u, column_mask = ~0u;  // bit 8 r + c
     if (kMasked) {
+        const unsigned conflicts = group.conflicts.bits();
         for (int c = 0; c < kLaneColumns; ++c) {
-            if (!(group.conflicts.bits >> c & 1u)) continue;
+            if (!(conflicts >> c & 1u)) continue;
             const int column = lane_column(group_column, c);
             for (int r = 0; r < kWeightRows; ++r) {
                 const bool inside = first_row + r < a.num_rows && column < a.num_columns;
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kWeightThreads) contrastive_weights(const Bloc
     for (int group_column = 0; group_column < a.num_columns; group_column += kGroupColumns) {
         group = next;
         if (group_column + kGroupColumns < a.num_columns) load_group<kBoth>(next, a, first_row, group_column + kGroupColumns);
-        if (group.conflicts.any)
+        if (group.conflicts.any())
             weigh_group<Format, true, kBoth>(a, group, first_row, group_column, rate, row_logs, row_factors, scale,
                                              temperature_sums);
         else

@@ -32,6 +32,15 @@ def test_native_equals_plain(monkeypatch, rows, size, architecture, dtype):
     assert_within_budget(lambda *tensors: linear_gelu(*tensors, path="native"), plain, inputs, dtype)
 
 
+def test_a_bias_that_begins_anywhere_in_a_flat_buffer_is_taken(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    x, flat = random_rows(3, 16).bfloat16(), random_rows(17).bfloat16()
+    assert flat[1:].data_ptr() % 16
+    found = native.bias_gelu(x, flat[1:].requires_grad_())
+    assert torch.equal(found, native.bias_gelu(x, flat[1:].clone()))
+    found.sum().backward()
+
+
 def test_tails_are_as_good_as_the_rest(monkeypatch):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     x = torch.linspace(-12, 12, 4096).to(torch.bfloat16).view(4, 1024)

@@ -281,7 +281,7 @@ class PackedBatch:
     pooled_text_at: torch.Tensor
     """[N_pooled_texts] int64, stream positions of [CLS] whose pooled vector is wanted."""
     contrast: ContrastTable
-    longest: int = 0
+    longest: int
     """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
     shares_prefixes: bool = False
     """Whether any of `prefix_of` names a sequence (known on the host for the same reason)."""

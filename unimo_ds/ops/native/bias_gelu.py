@@ -56,7 +56,7 @@ def _arguments(x: torch.Tensor, bias: torch.Tensor) -> BiasGeluArguments:
 
 
 def _forward(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    x, bias = x.contiguous(), bias.contiguous()
+    x, bias = launcher.aligned(x), launcher.aligned(bias)
     result = torch.empty_like(x)
     arguments = _arguments(x, bias)
     arguments.result = result.data_ptr()
@@ -65,7 +65,7 @@ def _forward(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def _backward(gradient: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    gradient, x, bias = gradient.contiguous(), x.contiguous(), bias.contiguous()
+    gradient, x, bias = (launcher.aligned(tensor) for tensor in (gradient, x, bias))
     x_gradient = torch.empty_like(x)
     arguments = _arguments(x, bias)
     partials = x.new_empty((arguments.num_blocks, x.shape[1]), dtype=torch.float32)

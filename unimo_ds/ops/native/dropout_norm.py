@@ -103,7 +103,7 @@ def _forward(
     site: int,
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, residual, weight, bias = (tensor.contiguous() for tensor in (x, residual, weight, bias))
+    x, residual, weight, bias = (launcher.aligned(tensor) for tensor in (x, residual, weight, bias))
     found = _forward_shapes(x)
     arguments = _arguments(x, position_keys, probability, site)
     arguments.epsilon = epsilon
@@ -131,7 +131,7 @@ def _backward(
     probability: float,
     site: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradient, weight = gradient.contiguous(), weight.contiguous()
+    gradient, weight = launcher.aligned(gradient), launcher.aligned(weight)
     x_gradient, residual_gradient, _ = _backward_shapes(gradient)
     most_blocks = _MULTIPROCESSORS * _BLOCKS_OF_ONE[(gradient.shape[1] - 1) // 256]
     num_blocks = min(-(-len(gradient) // _WARPS), most_blocks)

@@ -27,6 +27,12 @@ def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Ca
     return call
 
 
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Contiguous, and where kernels can read 16 bytes at once: parameters may be views of a flat buffer (ZeRO) at any element."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def define(
     operators: torch.library.Library, schema: str, function: Callable[..., Any], shapes: Callable[..., Any]
 ) -> None:
