@@ -65,7 +65,7 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, const Cosin
             }
         }
     }
-    warp_barrier();  // in the first group the weights take the place of cosines of this very group
+    warp_barrier();  // in the first group the weights take the place of cosines of this very group, which all lanes have read
 #pragma unroll
     for (int half = 0; half < kLaneColumns; half += 4) {
         const int first_column = lane_column(group_column, half);

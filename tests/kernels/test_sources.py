@@ -61,9 +61,9 @@ FAULTS = {
     ),
     "contrastive: a missing barrier": (
         "sm_70",
-        "contrastive/weights.cuh",
-        "    warp_barrier();  // in the first group",
-        "    // in the first group",
+        "contrastive/statistics.cuh",
+        "            block_barrier();\n            const int column",
+        "            const int column",
     ),
     "contrastive: a rule without its conflict bit": (
         "sm_70",
