@@ -22,7 +22,7 @@ _FLAGS = {
     "attention": ("dropout", "shared prefixes"),
     "hopper": ("dropout", "shared prefixes"),
     "dropout_norm": ("dropout",),
-    "contrastive_pair_gradients": ("to fp32",),
+    "contrastive_pair_gradients": ("to fp32", "few scores a row"),
     "contrastive": ("both directions",),
 }
 """How the names of kernels with flags begin -> what each of them turns on."""
