@@ -24,7 +24,7 @@ from unimo_ds.ops.native import attention as native
 from unimo_ds.utils.errors import UserError, run_command
 
 HEADS, SIZE = 12, 64
-WHOLE = {"": "never", ", whole": "beside"}
+WHOLE = {"": True, ", in parts": False}
 """What a contender's name adds -> `WHOLE_BACKWARD`: whether short sequences go backward by a kernel of their own."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
 """Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
@@ -69,9 +69,9 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
         except UserError as error:
             print(f"ours {path}: left out: {error}", file=sys.stderr)
             continue
-        for note, whole in WHOLE.items() if path == "native" else [("", "never")]:
+        for note, whole in WHOLE.items() if path == "native" else [("", True)]:
 
-            def call(leaf: torch.Tensor, path: str = path, whole: str = whole) -> torch.Tensor:
+            def call(leaf: torch.Tensor, path: str = path, whole: bool = whole) -> torch.Tensor:
                 native.WHOLE_BACKWARD = whole
                 return packed_attention(leaf, layout, probability=probability, site=1, path=path)
 
