@@ -34,6 +34,7 @@ from unimo_ds.utils.host_memory import keep_freed_buffers
 from unimo_ds.utils.seed import mix
 
 EXACT, SHARED, PADDED = "exact, packed", "shared image, packed", "exact, padded"
+FORM = "two_logs"
 
 
 def pair_example(sample: Sample, position: int, *, negatives: int, shares_image: bool) -> Example:
@@ -65,13 +66,13 @@ def loss_of(model: torch.nn.Module, step: PackedBatch | PaddedStep) -> torch.Ten
     """Mean CMCL of the pairs."""
     output = model(step)
     table = (step.packed if isinstance(step, PaddedStep) else step).contrast
-    plan = make_plan(table, communicator=SingleProcess()).to(output.pooled_images.device)
+    plan = make_plan(table, form=FORM, communicator=SingleProcess()).to(output.pooled_images.device)
     result = contrastive_loss(
         output.pooled_images,
         output.pooled_texts,
         plan,
         temperature=output.temperature,
-        form="two_logs",
+        form=FORM,
         in_batch=True,
         communicator=SingleProcess(),
     )

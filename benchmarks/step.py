@@ -114,7 +114,7 @@ def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step
         contrast = task.contrastive(
             output.pooled_images,
             output.pooled_texts,
-            make_plan(packed.contrast, communicator=engine.communicator).to(engine.device),
+            make_plan(packed.contrast, form=task.contrast.form, communicator=engine.communicator).to(engine.device),
             temperature=output.temperature,
             communicator=engine.communicator,
         )

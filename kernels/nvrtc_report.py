@@ -33,7 +33,7 @@ _OF_FORMAT = (
 )
 _OF_FORMAT_WIDTH_AND_FLAG = ("dropout_norm_forward", "dropout_norm_backward")
 _WIDTHS = (1, 2, 3, 4)
-_PLAIN = ("contrastive_conflicts", "contrastive_segments")
+_PLAIN = ("contrastive_conflicts", "contrastive_segments", "contrastive_segment_gradients")
 
 
 def _names(formats: tuple[str, ...]) -> list[str]:

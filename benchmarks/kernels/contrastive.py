@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
 from unimo_ds.utils.errors import UserError, run_command
@@ -59,7 +60,7 @@ def make_keys(count: int, device: torch.device) -> Keys:
 
 
 def ours_pairs(count: int, device: torch.device, *, both: bool) -> Loss:
-    keys, index = make_keys(count, device), torch.arange(count, device=device)
+    keys, index = make_keys(count, device), group(torch.arange(count, device=device), count)
 
     def loss(images: torch.Tensor, texts: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         positive = pairs.pair_scores(images, texts, index, index) * inverse
@@ -111,13 +112,16 @@ def ours_cmcl(count: int, device: torch.device) -> Loss:
     # As the training loss lists them: all positives, then all negatives.
     listed = torch.cat((own[:, :POSITIVES].flatten(), own[:, POSITIVES:].flatten()))
     owner, first = listed // (POSITIVES + NEGATIVES), count * POSITIVES
+    by_image, by_own = group(owner, count), group(listed, len(listed))
+    positives, negatives = (group(part, count) for part in (owner[:first], owner[first:]))
 
     def loss(images: torch.Tensor, texts: torch.Tensor, inverse: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
-        scores = pairs.pair_scores(images, private.flatten(0, 1), owner, listed) * inverse
-        log_positive = pairs.segment_log_sum_exp(scores[:first], owner[:first], count)
-        log_negative = pairs.segment_log_sum_exp(scores[first:], owner[first:], count)
+        scores = pairs.pair_scores(images, private.flatten(0, 1), by_image, by_own) * inverse
+        of_positives, of_negatives = scores.split((first, len(listed) - first))
+        log_positive = pairs.segment_log_sum_exp(of_positives, positives)
+        log_negative = pairs.segment_log_sum_exp(of_negatives, negatives)
         logs = contrastive.log_sum_exps(images, texts, inverse, keys, both=True)
-        everything = torch.logsumexp(torch.stack((log_positive, log_negative, logs.rows, logs.columns)), 0)
+        everything = pairs.log_sum_exp(torch.stack((log_positive, log_negative, logs.rows, logs.columns)))
         return (everything - log_positive).mean()
 
     return loss

@@ -40,8 +40,11 @@ struct BlockArguments {
     const float* column_logs;
     const float* column_gradients;
     float* temperature_sums;        // [num_rows] running sum of weight * cosine
+    float* row_results;             // [num_rows] log of the sum of exp(cosine / temperature) so far; -inf for an empty one
+    float* column_results;          // [num_columns]
     int num_rows, num_columns, pitch, conflict_stride, row_items_width, column_items_width;
     int item_filter_words;          // power of two
+    int begins_rows, begins_columns;  // whether what runs over blocks begins at this one
 };
 
 constexpr float kLog2E = 1.4426950408889634f;

@@ -108,6 +108,13 @@ extern "C" int unimo_contrastive_segments(const unimo::SegmentArguments* argumen
     return launch(contrastive_segments, *arguments, {tiles(arguments->num_segments, kPairWarps), 1, kPairThreads, 0}, stream);
 }
 
+extern "C" int unimo_contrastive_segment_gradients(const unimo::SegmentArguments* arguments, int, unimo::Stream stream) {
+    using namespace unimo;
+    if (arguments->num_values == 0) return kDone;
+    return launch(contrastive_segment_gradients, *arguments, {tiles(arguments->num_values, kPairThreads), 1, kPairThreads, 0},
+                  stream);
+}
+
 // So that Python's view of the argument structures can be checked against this one.
 extern "C" int unimo_contrastive_argument_bytes(int which) {
     const int bytes[] = {int(sizeof(unimo::BlockArguments)), int(sizeof(unimo::PairArguments)),

@@ -138,8 +138,10 @@ bool check_blocks(unsigned number) {
         Memory<unsigned> conflicts(std::size_t(bands) * words);
         Memory<std::uint16_t> weights(inputs.cosines.size());
         inverse[0] = s.inverse_temperature, scale[0] = scale_value;
-        row_maxima.fill(-INFINITY), column_maxima.fill(-INFINITY);
-        row_sums.fill(0), column_sums.fill(0), temperature.fill(0);
+        if (s.rows == 0 || s.columns == 0) {  // the caller knows these
+            for (Memory<float>* tensor : {&row_maxima, &column_maxima, &row_logs, &column_logs}) tensor->fill(-INFINITY);
+            temperature.fill(0);
+        }
         const auto at = [&](int row, int column) {
             BlockArguments a{};
             a.scores = scores.get(), a.pitch = pitch;
@@ -152,6 +154,8 @@ bool check_blocks(unsigned number) {
             a.row_partials = row_partials.get(), a.column_partials = column_partials.get();
             a.row_logs = row_logs.get() + row, a.row_gradients = inputs.row_gradients.get() + row;
             a.temperature_sums = temperature.get() + row;
+            a.row_results = row_logs.get() + row, a.column_results = column_logs.get() + column;
+            a.begins_rows = column == 0, a.begins_columns = row == 0;
             if (s.both) {
                 a.column_maxima = column_maxima.get() + column, a.column_sums = column_sums.get() + column;
                 a.column_logs = column_logs.get() + column, a.column_gradients = inputs.column_gradients.get() + column;
@@ -177,12 +181,6 @@ bool check_blocks(unsigned number) {
                 require(unimo_contrastive_statistics(&a, format, nullptr) == 0, "statistics refused");
                 finish_run();
             }
-        const auto log_of = [&](float maximum, float sum) {
-            return std::isinf(maximum) ? -INFINITY : maximum * s.inverse_temperature + std::log(sum);
-        };
-        for (int i = 0; i < s.rows; ++i) row_logs[i] = log_of(row_maxima[i], row_sums[i]);
-        if (s.both)
-            for (int j = 0; j < s.columns; ++j) column_logs[j] = log_of(column_maxima[j], column_sums[j]);
         for (int row = 0; row < s.rows; row += s.chunk_rows)
             for (int column = 0; column < s.columns; column += s.chunk_columns) {
                 const BlockArguments a = score(row, column);
@@ -247,7 +245,9 @@ bool check_pairs(unsigned number) {
     const bool wide = draw(random, 0, 1);
     Memory<std::uint16_t> left(std::size_t(lefts) * size), right(std::size_t(rights) * size);
     Memory<long long> left_rows(count), right_rows(count), order(count), starts(lefts + 1);
-    Memory<float> gradients(count);
+    const int num_columns = draw(random, 1, 20);
+    Memory<float> gradients(count), upstream(20);
+    for (int i = 0; i < 20; ++i) upstream[i] = draw(random, -1.f, 1.f);
     for (Memory<std::uint16_t>* side : {&left, &right})
         for (std::size_t i = 0; i < side->size(); ++i)
             (*side)[i] = to_bits<Format>(draw(random, -1.f, 1.f));
@@ -265,24 +265,35 @@ bool check_pairs(unsigned number) {
     const auto value = [&](Memory<std::uint16_t>& side, long long row, int d) {
         return from_bits<Format>(side[std::size_t(row) * size + d]);
     };
+    int listed = lefts;  // the lists may end at the last vector that has a score
+    while (draw(random, 0, 3) && listed > 0 && starts[listed - 1] == starts[listed]) --listed;
     const std::string name = "case " + std::to_string(number) + " pairs: ";
     std::vector<unsigned char> first_bits;
     for (int schedule : {0, 1, int(number) + 2}) {
         start_run(schedule);
-        Memory<float> scores(count), logs(lefts), wide_gradient(wide ? left.size() : 0);
+        Memory<float> scores(count), logs(lefts), score_gradients(count), column_logs(num_columns), column_gradients(count),
+            wide_gradient(wide ? left.size() : 0);
         Memory<std::uint16_t> narrow_gradient(wide ? 0 : left.size());
         unimo::PairArguments a{};
         a.left = left.get(), a.right = right.get(), a.left_rows = left_rows.get(), a.right_rows = right_rows.get();
         a.scores = scores.get(), a.order = order.get(), a.starts = starts.get(), a.score_gradients = gradients.get();
         a.gradient = wide ? static_cast<void*>(wide_gradient.get()) : narrow_gradient.get();
-        a.num_scores = count, a.num_rows = lefts, a.size = size;
-        const unimo::SegmentArguments segments{scores.get(), order.get(), starts.get(), logs.get(), lefts};
+        a.num_scores = count, a.num_rows = lefts, a.size = size, a.num_listed = listed;
+        // The segments of the lists, then the same values as rows: value i is of segment i % num_columns.
+        unimo::SegmentArguments segments{scores.get(), order.get(), starts.get(), left_rows.get(), logs.get(), upstream.get(),
+                                         score_gradients.get(), lefts, count};
+        unimo::SegmentArguments columns{scores.get(), nullptr, nullptr, nullptr, column_logs.get(), upstream.get(),
+                                        column_gradients.get(), num_columns, count};
         require(unimo_contrastive_pair_scores(&a, format, nullptr) == 0, "pair scores refused");
         require(unimo_contrastive_pair_gradients(&a, format + (wide ? 2 : 0), nullptr) == 0, "pair gradients refused");
-        require(unimo_contrastive_segments(&segments, 0, nullptr) == 0, "segments refused");
+        for (const auto* each : {&segments, &columns}) {
+            require(unimo_contrastive_segments(each, 0, nullptr) == 0, "segments refused");
+            require(unimo_contrastive_segment_gradients(each, 0, nullptr) == 0, "segment gradients refused");
+        }
         finish_run();
         std::vector<unsigned char> bits;
-        scores.append_to(bits), logs.append_to(bits), wide_gradient.append_to(bits), narrow_gradient.append_to(bits);
+        scores.append_to(bits), logs.append_to(bits), score_gradients.append_to(bits), column_logs.append_to(bits),
+            column_gradients.append_to(bits), wide_gradient.append_to(bits), narrow_gradient.append_to(bits);
         if (schedule != 0) {
             if (bits == first_bits) continue;
             std::printf("%sother bits in another run\n", name.c_str());
@@ -295,11 +306,19 @@ bool check_pairs(unsigned number) {
             for (int d = 0; d < size; ++d) truth += value(left, left_rows[q], d) * value(right, right_rows[q], d);
             good &= near(scores[q], truth, 1e-6 * size, name + "score");
         }
+        for (const bool by_list : {true, false})
+            for (int row = 0; row < (by_list ? lefts : num_columns); ++row) {
+                double sum = 0;
+                const auto belongs = [&](int q) { return by_list ? left_rows[q] == row : q % num_columns == row; };
+                for (int q = 0; q < count; ++q)
+                    if (belongs(q)) sum += std::exp(double(scores[q]));
+                good &= near(by_list ? logs[row] : column_logs[row], sum > 0 ? std::log(sum) : -INFINITY, 1e-4, name + "segment");
+                for (int q = 0; q < count; ++q)
+                    if (belongs(q))
+                        good &= near((by_list ? score_gradients : column_gradients)[q],
+                                     upstream[row] * std::exp(double(scores[q])) / sum, 1e-4, name + "segment gradient");
+            }
         for (int row = 0; row < lefts; ++row) {
-            double sum = 0;
-            for (int q = 0; q < count; ++q)
-                if (left_rows[q] == row) sum += std::exp(double(scores[q]));
-            good &= near(logs[row], sum > 0 ? std::log(sum) : -INFINITY, 1e-4, name + "segment");
             for (int d = 0; d < size; ++d) {
                 double truth = 0;
                 for (int q = 0; q < count; ++q)

@@ -21,10 +21,11 @@ struct PairArguments {
     const long long* right_rows;    // [num_scores]
     float* scores;                  // [num_scores]
     const long long* order;         // [num_scores] scores by their left vector, stable
-    const long long* starts;        // [num_rows + 1] where each left vector's begin in `order`
+    const long long* starts;        // [num_listed + 1] where each left vector's begin in `order`
     const float* score_gradients;   // [num_scores]
     void* gradient;                 // [num_rows, size] of the left vectors, fp32 or 16 bit
     int num_scores, num_rows, size; // size: a multiple of 8
+    int num_listed;                 // vectors that are listed; those after them have no score
 };
 
 template <class Format>
@@ -116,8 +117,8 @@ __global__ void __launch_bounds__(kPairThreads, 3) contrastive_pair_gradients(co
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) sums[s][i] = 0.f;
     // Lane i knows where row i's scores end.
-    const unsigned end_of_lane = unsigned(a.starts[smaller(first_row + lane + 1, last_row)]);
-    const int begin = int(a.starts[first_row]), end = int(shuffle(end_of_lane, last_row - first_row - 1));
+    const unsigned end_of_lane = unsigned(a.starts[smaller(smaller(first_row + lane + 1, last_row), a.num_listed)]);
+    const int begin = int(a.starts[smaller(first_row, a.num_listed)]), end = int(shuffle(end_of_lane, last_row - first_row - 1));
     int row = first_row, row_end = int(shuffle(end_of_lane, 0));
     for (int base = begin; base < end; base += 32) {
         unsigned mine = 0;
@@ -155,24 +156,42 @@ __global__ void __launch_bounds__(kPairThreads, 3) contrastive_pair_gradients(co
 
 struct SegmentArguments {
     const float* values;            // [num_values]
-    const long long* order;         // [num_values] values by their segment
-    const long long* starts;        // [num_segments + 1]
-    float* results;                 // [num_segments] log of the sum of exp; -inf for an empty one
-    int num_segments;
+    const long long* order;         // [num_values] values by their segment; null: value i is of segment i % num_segments
+    const long long* starts;        // [num_segments + 1]; null likewise
+    const long long* index;         // [num_values] the segment of each; null likewise
+    float* results;                 // [num_segments] log of the sum of exp; -inf for an empty one. Read by the backward kernel
+    const float* gradients;         // [num_segments] of the results
+    float* value_gradients;         // [num_values]
+    int num_segments, num_values;
 };
 
 __global__ void __launch_bounds__(kPairThreads) contrastive_segments(const SegmentArguments a) {
     const int segment = block_x() * kPairWarps + warp_index(), lane = lane_index();
     if (segment >= a.num_segments) return;
     Running total{-infinity(), 0.f};
-    for (long long at = a.starts[segment] + lane; at < a.starts[segment + 1]; at += 32)
-        total = joined(total, {a.values[a.order[at]], 1.f}, kLog2E);
+    if (a.order != nullptr) {
+        for (long long at = a.starts[segment] + lane; at < a.starts[segment + 1]; at += 32)
+            total = joined(total, {a.values[a.order[at]], 1.f}, kLog2E);
+    } else {
+        for (int at = segment + lane * a.num_segments; at < a.num_values; at += 32 * a.num_segments)
+            total = joined(total, {a.values[at], 1.f}, kLog2E);
+    }
 #pragma unroll
     for (int mask = 1; mask < 32; mask *= 2)
         total = joined(total, {shuffle_xor(total.maximum, mask), shuffle_xor(total.sum, mask)}, kLog2E);
     if (lane == 0)
         a.results[segment] =
             total.maximum == -infinity() ? -infinity() : total.maximum + log2_approximate(total.sum) / kLog2E;
+}
+
+// Of the values: the segment's gradient times the value's share of its sum; 0 for a value of -inf, also where the whole sum is 0.
+__global__ void __launch_bounds__(kPairThreads) contrastive_segment_gradients(const SegmentArguments a) {
+    const int at = block_x() * kPairThreads + thread_index();
+    if (at >= a.num_values) return;
+    const long long segment = a.index != nullptr ? a.index[at] : at % a.num_segments;
+    const float log = a.results[segment];
+    a.value_gradients[at] =
+        log == -infinity() ? 0.f : a.gradients[segment] * exp2_approximate((a.values[at] - log) * kLog2E);
 }
 
 }  // namespace unimo

@@ -146,11 +146,11 @@ __global__ void __launch_bounds__(kStatisticsThreads) contrastive_statistics(con
 
 constexpr int kJoinThreads = 128;
 
-// A thread per row, then per column: joins the partial results of this block's tiles to the running ones.
+// A thread per row, then per column: joins the partial results of this block's tiles to the running ones, and writes their logs.
 template <bool kBoth>
 __global__ void __launch_bounds__(kJoinThreads) contrastive_join(const BlockArguments arguments) {
     const BlockArguments& a = arguments;
-    const float rate = load<float>(a.inverse_temperature) * kLog2E;
+    const float inverse = load<float>(a.inverse_temperature), rate = inverse * kLog2E;
     int index = block_x() * kJoinThreads + thread_index();
     const bool is_row = index < a.num_rows;
     if (!is_row) index -= a.num_rows;
@@ -160,13 +160,16 @@ __global__ void __launch_bounds__(kJoinThreads) contrastive_join(const BlockArgu
     const float* const partials = is_row ? a.row_partials : a.column_partials;
     float* const maxima = is_row ? a.row_maxima : a.column_maxima;
     float* const sums = is_row ? a.row_sums : a.column_sums;
-    Running total{maxima[index], sums[index]};
+    Running total{-infinity(), 0.f};
+    if (!(is_row ? a.begins_rows : a.begins_columns)) total = {maxima[index], sums[index]};
     for (int tile = 0; tile < tiles; ++tile) {
         const Pair part = load<Pair>(partials + 2 * (static_cast<long long>(tile) * count + index));
         total = joined(total, {part.low, part.high}, rate);
     }
     maxima[index] = total.maximum;
     sums[index] = total.sum;
+    (is_row ? a.row_results : a.column_results)[index] =
+        total.maximum == -infinity() ? -infinity() : total.maximum * inverse + log2_approximate(total.sum) / kLog2E;
 }
 
 }  // namespace unimo

@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kWeightThreads) contrastive_weights(const Bloc
     for (int r = 0; r < kWeightRows; ++r) {
 #pragma unroll
         for (int mask = 1; mask < 32; mask *= 2) temperature_sums[r] += shuffle_xor(temperature_sums[r], mask);
-        if (lane == r && first_row + r < a.num_rows) a.temperature_sums[first_row + r] += temperature_sums[r];
+        if (lane == r && first_row + r < a.num_rows)
+            a.temperature_sums[first_row + r] = (a.begins_rows ? 0.f : a.temperature_sums[first_row + r]) + temperature_sums[r];
     }
 }
 

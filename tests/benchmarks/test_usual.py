@@ -30,7 +30,7 @@ def test_padded_batches_have_the_losses_and_gradients_of_the_packed_stream(head:
     copy_weights(ours, usual)
     task = PretrainingTask(contrast=CONFIG.contrast, weights=CONFIG.losses)
 
-    plan = make_plan(batch.contrast, communicator=SingleProcess())
+    plan = make_plan(batch.contrast, form=CONFIG.contrast.form, communicator=SingleProcess())
 
     def losses(output: ModelOutput) -> torch.Tensor:
         contrast = task.contrastive(

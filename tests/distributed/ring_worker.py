@@ -58,7 +58,7 @@ def run(case: dict, communicator: Communicator, dtype: torch.dtype) -> dict:
     result = contrastive_loss(
         images,
         texts,
-        make_plan(share(table, owners == communicator.rank), communicator=communicator),
+        make_plan(share(table, owners == communicator.rank), form=case["form"], communicator=communicator),
         temperature=temperature,
         form=case["form"],
         in_batch=True,

@@ -9,6 +9,7 @@ from tests.kernels.shared_scores import CASES, Case, make_keys, make_vectors, pl
 from tests.losses.test_contrastive import EVERY_ROLE, FORMS, make_table
 from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import contrastive_loss
+from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
 from unimo_ds.utils.communicator import SingleProcess
@@ -84,6 +85,9 @@ def test_pairs_equal_fp64_and_themselves(dtype):
         scores = scores_of(*leaves, *rows)
         return differentiate([scores, segments_of(scores * 14.0, rows[0], 300)], leaves)
 
+    def native_scores(left, right, left_rows, right_rows):
+        return pairs.pair_scores(left, right, group(left_rows, 250), group(right_rows, 2000))
+
     def eager_scores(left, right, left_rows, right_rows):
         return (left[left_rows] * right[right_rows]).sum(-1)
 
@@ -93,13 +97,13 @@ def test_pairs_equal_fp64_and_themselves(dtype):
         return torch.logsumexp(torch.cat((padded[:250], padded.new_zeros(50, len(values))), 0), 1)[:250]
 
     def native_segments(values, segment, count):
-        logs = pairs.segment_log_sum_exp(values, segment, count)
+        logs = pairs.segment_log_sum_exp(values, group(segment, count))
         assert bool(logs[250:].isneginf().all())
         return logs[:250]
 
     truth = run(eager_scores, eager_segments, "cuda", torch.float64)
     other = run(eager_scores, eager_segments, "cuda", dtype)
-    found, again = (run(pairs.pair_scores, native_segments, "cuda", dtype) for _ in range(2))
+    found, again = (run(native_scores, native_segments, "cuda", dtype) for _ in range(2))
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
     assert_close(found, other, truth, dtype, [2, 2, 3, 3])
 
@@ -108,7 +112,7 @@ def test_pairs_equal_fp64_and_themselves(dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_loss_equals_the_plain_path_and_itself(form, exchange):
     table, num_images, num_texts = make_table(200, EVERY_ROLE, groups=3)
-    plan = make_plan(table, communicator=SingleProcess()).to(torch.device("cuda"))
+    plan = make_plan(table, form=form, communicator=SingleProcess()).to(torch.device("cuda"))
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(count, 768, generator=generator) for count in (num_images, num_texts)]
 
@@ -137,11 +141,11 @@ def test_no_synchronisation_and_cuda_graphs():
     keys = Keys(*(key.cuda() for key in make_keys(case)))
     leaves = [vectors.half().cuda().requires_grad_() for vectors in make_vectors(case)]
     leaves.append(torch.tensor(1 / case.temperature, device="cuda", requires_grad=True))
-    index = torch.arange(case.num_rows, device="cuda")
+    index = group(torch.arange(case.num_rows, device="cuda"), case.num_rows)
 
     def step() -> list[torch.Tensor]:
         logs = contrastive.log_sum_exps(*leaves, keys, both=True)
-        private = pairs.segment_log_sum_exp(pairs.pair_scores(*leaves[:2], index, index), index, case.num_rows)
+        private = pairs.segment_log_sum_exp(pairs.pair_scores(*leaves[:2], index, index), index)
         loss = logs.rows.sum() + logs.columns.sum() + private.sum()
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 

@@ -9,6 +9,7 @@ import torch
 
 from tests.kernels.shared_scores import CASES, make_keys, make_vectors, plain
 from tests.ops.comparing import assert_within_budget
+from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import build, contrastive, library, pairs
 
 FORMATS = [("sm_70", torch.float16), ("sm_80", torch.bfloat16)]
@@ -76,7 +77,7 @@ def test_pair_scores_equal_the_formula(monkeypatch, name, architecture, dtype):
     vectors, left_rows, right_rows = pair_inputs(name)
 
     def path(left, right):
-        return pairs.pair_scores(left, right, left_rows, right_rows)
+        return pairs.pair_scores(left, right, group(left_rows, len(left) - 1), group(right_rows, len(right)))
 
     def reference(left, right):
         scores = (left[left_rows] * right[right_rows]).sum(-1)
@@ -96,12 +97,27 @@ def test_segments_equal_the_formula(monkeypatch):
         return torch.where(torch.arange(10) % 2 == 0, torch.stack(logs), 0.0)
 
     def path(values):
-        logs = pairs.segment_log_sum_exp(values, segment, 10)
+        logs = pairs.segment_log_sum_exp(values, group(segment, 10))
         assert bool(logs[1::2].isneginf().all())
         return of_finite(logs)
 
     assert_within_budget(path, reference, [values.double()], torch.float32)
-    assert bool(pairs.segment_log_sum_exp(values[:0], segment[:0], 3).isneginf().all())
+    assert bool(pairs.segment_log_sum_exp(values[:0], group(segment[:0], 3)).isneginf().all())
+
+
+def test_log_sum_exp_of_columns_equals_the_formula(monkeypatch):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    values = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)) * 30
+    values[0, 2] = values[2, 2] = values[1, 3] = -torch.inf
+
+    def reference(values):
+        return torch.logsumexp(values, 0)
+
+    assert_within_budget(pairs.log_sum_exp, reference, [values.double()], torch.float32)
+    nothing = torch.full((2, 3), -torch.inf, requires_grad=True)
+    logs = pairs.log_sum_exp(nothing)
+    assert bool(logs.isneginf().all())
+    assert not torch.autograd.grad(logs, nothing, torch.ones(3))[0].any()
 
 
 def test_fp32_vectors_are_rounded_to_fp16_and_get_fp32_gradients(monkeypatch):
@@ -115,7 +131,7 @@ def test_fp32_vectors_are_rounded_to_fp16_and_get_fp32_gradients(monkeypatch):
         total = (
             of_finite(logs.rows).sum()
             + logs.columns.sum()
-            + pairs.pair_scores(*vectors, *[torch.zeros(2).long()] * 2).sum()
+            + pairs.pair_scores(*vectors, *[group(torch.zeros(2).long(), 1)] * 2).sum()
         )
         results.append((total.detach(), *torch.autograd.grad(total, vectors)))
     assert torch.equal(results[0][0], results[1][0])
@@ -128,10 +144,13 @@ def test_operators_trace_and_differentiate(monkeypatch):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     case = CASES["one row"]
     vectors = [vectors.half().requires_grad_() for vectors in make_vectors(case)]
-    inverse, index = torch.tensor(14.0, requires_grad=True), torch.tensor([0, 0])
+    inverse, groups = torch.tensor(14.0, requires_grad=True), group(torch.tensor([0, 0]), 3)
     torch.library.opcheck(torch.ops.unimo.contrastive_forward.default, (*vectors, inverse, *make_keys(case), True))
-    torch.library.opcheck(torch.ops.unimo.contrastive_pair_scores.default, (*vectors, index, index))
-    torch.library.opcheck(torch.ops.unimo.contrastive_segments.default, (torch.ones(2, requires_grad=True), index, 3))
+    torch.library.opcheck(torch.ops.unimo.contrastive_pair_scores.default, (*vectors, *groups, *groups))
+    values = torch.ones(2, requires_grad=True)
+    torch.library.opcheck(torch.ops.unimo.contrastive_segments.default, (values, *groups, 3))
+    nothing = groups.order[:0]
+    torch.library.opcheck(torch.ops.unimo.contrastive_segments.default, (values, nothing, nothing, nothing, 1))
 
 
 def test_the_temperature_is_not_rounded_to_the_vectors_format(monkeypatch):

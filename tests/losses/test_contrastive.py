@@ -12,7 +12,15 @@ import torch
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
 from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import ACCURACIES, contrastive_loss
-from unimo_ds.ops.contrastive import Candidates, PrivateScores, SharedCandidates, multi_positive_loss, reference
+from unimo_ds.ops.contrastive import (
+    NO_ITEM,
+    Candidates,
+    PrivateScores,
+    SharedCandidates,
+    multi_positive_loss,
+    reference,
+)
+from unimo_ds.ops.grouping import group
 from unimo_ds.utils.communicator import SingleProcess
 
 FORMS = ("one_log", "two_logs", "log_each")
@@ -68,7 +76,7 @@ def vectors(count: int, size: int = 8, dtype: torch.dtype = torch.float64) -> to
 
 def run(images, texts, table, form="one_log", in_batch=True, temperature=0.2):
     temperature = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
-    plan = make_plan(table, communicator=SingleProcess())
+    plan = make_plan(table, form=form, communicator=SingleProcess())
     return contrastive_loss(
         images, texts, plan, temperature=temperature, form=form, in_batch=in_batch, communicator=SingleProcess()
     )
@@ -203,11 +211,12 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
     pair = torch.arange(num_pairs).repeat(3)
     positive = torch.arange(num_scores) % 4 != 1
     positive &= (pair != num_pairs - 1) | (num_pairs == 1)  # the last of several pairs has no positive
-    keys = torch.stack((torch.arange(num_pairs) // 4, torch.arange(num_pairs), torch.arange(num_pairs)), 1)
+    index = torch.arange(num_pairs)
+    keys = torch.stack((index // 4, index, index, torch.full_like(index, NO_ITEM)), 1)
     owner = torch.arange(2 * num_pairs) % max(num_pairs, 1)
     items = torch.arange(2 * num_pairs) % 9
     own = torch.stack((items[:num_pairs], items[num_pairs:]), 1)
-    candidate_keys = torch.cat((keys[owner], items[:, None]), 1)
+    candidate_keys = torch.cat((keys[owner, :3], items[:, None]), 1)
     queries = [torch.randn(num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     candidates = [torch.randn(2 * num_pairs, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     inverse = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
@@ -220,7 +229,10 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
         return loss(num_pairs=num_pairs, shared=shared, inverse_temperature=inverse, log_each=log_each)
 
     def tiled(**arguments):
-        sides = (PrivateScores(private[chosen], pair[chosen]) for chosen in (positive, ~positive))
+        sides = []
+        for chosen in (positive, ~positive):
+            groups = group(pair[chosen], num_pairs)
+            sides.append(PrivateScores(private[chosen] * inverse, groups, groups.starts.diff() > 0))
         return multi_positive_loss(*sides, **arguments)[0]
 
     weights = torch.rand(num_pairs, dtype=torch.float64)

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unimo_ds.utils.moving import moved, replaced
+
 SCHEMA_VERSION = 1
 
-Packed = TypeVar("Packed", "PackedBatch", "ContrastTable")
 
 # RoBERTa's (fairseq's) id order, which every tokenizer of this project keeps.
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
@@ -300,23 +300,10 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`; copies are asynchronous where memory is pinned. `contrast` stays on the host."""
-        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
-        return dataclasses.replace(moved, contrast=self.contrast)
+        return dataclasses.replace(moved(self, device), contrast=self.contrast)
 
     def pin_memory(self) -> PackedBatch:
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
-
-
-def _map_tensors(value: Packed, function: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
-    """`value` with every tensor in it, nested tables included, replaced by `function` of it."""
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(value):
-        current = getattr(value, item.name)
-        if isinstance(current, torch.Tensor):
-            changes[item.name] = function(current)
-        elif isinstance(current, ContrastTable):
-            changes[item.name] = _map_tensors(current, function)
-    return dataclasses.replace(value, **changes)
+        return replaced(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def train_step(
     engine.set_learning_rate(learning_rate)
     plan = None
     if num_pairs:
-        plan = make_plan(join_tables(batch.micro_batches), communicator=engine.communicator).to(engine.device)
+        table = join_tables(batch.micro_batches)
+        plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from torch.nn import functional
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
 from unimo_ds.ops.contrastive import NO_ITEM
+from unimo_ds.ops.grouping import Groups, group
 from unimo_ds.utils.communicator import Communicator
-
-Lists = TypeVar("Lists", "Brought", "ContrastPlan")
+from unimo_ds.utils.moving import moved
 
 _ROLES = (
     SequenceRole.SINGLE_IMAGE,
@@ -59,23 +58,22 @@ class Brought:
     counts: tuple[int, ...] = ()
     """n of every rank."""
 
-    def to(self, device: torch.device) -> Brought:
-        return _moved(self, device)
-
 
 @dataclass(frozen=True)
 class ContrastPlan:
     """Lists of rows for the device, and how long they are for the host."""
 
-    ends: tuple[int, int, int]
-    """Where, among the Q scores, the single positives end, then the joint positives, then the joint negatives; the single
-    negatives are the rest."""
-    score_image: torch.Tensor
-    """[Q] int64, row of the pooled images."""
-    score_text: torch.Tensor
-    """[Q] int64, row of the pooled texts."""
-    score_pair: torch.Tensor
-    """[Q] int64, number of the pair."""
+    sizes: list[int]
+    """How many of the Q scores each of `parts` has, one after another."""
+    score_images: Groups
+    """The scores by their row of the pooled images."""
+    score_texts: Groups
+    """The scores by their row of the pooled texts."""
+    parts: tuple[Groups, ...]
+    """By their pair, the positives, then the negatives; where single and joint encodings have logarithms of their own, the
+    single positives, the joint positives, the joint negatives, the single negatives."""
+    has_any: torch.Tensor
+    """[parts, P] bool, whether a pair has any of a part."""
     own_score: torch.Tensor
     """[P] int64, which score is that of the pair's single encodings; Q: none."""
     rival: torch.Tensor
@@ -83,7 +81,7 @@ class ContrastPlan:
     asks: torch.Tensor
     """[M] int64, which of HARD_NEGATIVES each negative counts for; one too many: none."""
     pair_keys: torch.Tensor
-    """[P, 3] int64: group, image key, text key."""
+    """[P, 4] int64: group, image key, text key, NO_ITEM."""
     images: Brought
     texts: Brought
 
@@ -93,13 +91,13 @@ class ContrastPlan:
 
     def to(self, device: torch.device) -> ContrastPlan:
         """The same lists on `device`; the copies do not wait for work there."""
-        return _moved(self, device)
+        return moved(self, device)
 
 
-def make_plan(table: ContrastTable, *, communicator: Communicator) -> ContrastPlan:
+def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) -> ContrastPlan:
     """The plan of one step, on the host. A collective: ranks tell each other how much they bring.
 
-    table: on the host, of all micro-batches of this rank.
+    table: on the host, of all micro-batches of this rank. form: as in `losses/contrastive.py`.
     """
     scores = _sorted_scores(table)
     pair, role = scores["pair"], scores["role"]
@@ -130,20 +128,26 @@ def make_plan(table: ContrastTable, *, communicator: Communicator) -> ContrastPl
         )
 
     other_texts = with_roles(SequenceRole.SINGLE_POSITIVE, SequenceRole.RELATED_TEXT)
+    ends = [negatives.start, num_scores]
+    if form != "one_log":
+        ends = [other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop, num_scores]
+    sizes = np.diff(ends, prepend=0).tolist()
+    parts = tuple(group(owners, num_pairs) for owners in torch.split(torch.from_numpy(pair), sizes))
     images, texts = _agreed(
         brought(table.pair_image, scores["image"], keys[:, 1], with_roles(SequenceRole.RELATED_IMAGE)),
         brought(table.pair_text, scores["text"], keys[:, 2], other_texts),
         communicator,
     )
     return ContrastPlan(
-        ends=(other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop),
-        score_image=torch.from_numpy(scores["image"]),
-        score_text=torch.from_numpy(scores["text"]),
-        score_pair=torch.from_numpy(pair),
+        sizes=sizes,
+        score_images=group(torch.from_numpy(scores["image"]), int(scores["image"].max(initial=-1)) + 1),
+        score_texts=group(torch.from_numpy(scores["text"]), int(scores["text"].max(initial=-1)) + 1),
+        parts=parts,
+        has_any=torch.stack([part.starts.diff() > 0 for part in parts]),
         own_score=torch.from_numpy(own_single),
         rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
         asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),
-        pair_keys=torch.from_numpy(keys),
+        pair_keys=functional.pad(torch.from_numpy(keys), (0, 1), value=NO_ITEM),
         images=images,
         texts=texts,
     )
@@ -178,14 +182,3 @@ def _agreed(images: Brought, texts: Brought, communicator: Communicator) -> tupl
         own = functional.pad(brought.own, (0, max(widths) - brought.own.shape[1]), value=NO_ITEM)
         agreed.append(dataclasses.replace(brought, own=own, counts=tuple(counts)))
     return tuple(agreed)
-
-
-def _moved(lists: Lists, device: torch.device) -> Lists:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(lists):
-        value = getattr(lists, field.name)
-        if isinstance(value, torch.Tensor):
-            changes[field.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, Brought):
-            changes[field.name] = value.to(device)
-    return dataclasses.replace(lists, **changes)

@@ -20,7 +20,7 @@ Letters: P local pairs, Q scores, N vectors of a modality, D vector size, A accu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,9 +72,11 @@ def contrastive_loss(
     once (`gather`), or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
     """
     images_ND, texts_ND = _unit(images_ND), _unit(texts_ND)
-    score_Q = pair_scores(images_ND, texts_ND, plan.score_image, plan.score_text, path=path)
+    score_Q = pair_scores(images_ND, texts_ND, plan.score_images, plan.score_texts, path=path)
     shared = _SHARED[exchange](images_ND, texts_ND, plan, communicator) if in_batch else None
     inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
+    scaled = torch.split(score_Q * inverse_temperature, plan.sizes)
+    parts = map(PrivateScores, scaled, plan.parts, plan.has_any)
 
     def loss(
         positives: PrivateScores, negatives: PrivateScores, *, with_shared: bool
@@ -89,13 +91,10 @@ def contrastive_loss(
             path=path,
         )
 
-    def parts(ends: Sequence[int]) -> Iterator[PrivateScores]:
-        return map(PrivateScores, score_Q.tensor_split(ends), plan.score_pair.tensor_split(ends))
-
     if form == "one_log":
-        losses_P, best_P2 = loss(*parts(plan.ends[1:2]), with_shared=True)
+        losses_P, best_P2 = loss(*parts, with_shared=True)
     else:
-        single_positives, joint_positives, joint_negatives, single_negatives = parts(plan.ends)
+        single_positives, joint_positives, joint_negatives, single_negatives = parts
         joint_P, _ = loss(joint_positives, joint_negatives, with_shared=False)
         single_P, best_P2 = loss(single_positives, single_negatives, with_shared=True)
         losses_P = joint_P + single_P
@@ -160,7 +159,7 @@ def _accuracies(score_Q: torch.Tensor, best_P2: torch.Tensor, plan: ContrastPlan
     Returns `right` and `asked` of `ContrastiveResult`.
     """
     scores = functional.pad(score_Q, (0, 1))  # where a pair has no such score, it counts as 0
-    right_M = (scores[plan.rival] > score_Q[plan.ends[1] :]).double()
+    right_M = (scores[plan.rival] > score_Q[len(score_Q) - len(plan.rival) :]).double()
     counts = right_M.new_zeros(2, len(HARD_NEGATIVES) + 1)
     by_rewrites = counts.index_add_(1, plan.asks, torch.stack((right_M, torch.ones_like(right_M))))[:, :-1]
     is_asked_P2 = best_P2.isfinite()

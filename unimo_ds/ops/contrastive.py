@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from unimo_ds.ops import paths, score_blocks
+from unimo_ds.ops.grouping import Groups
 from unimo_ds.ops.native import contrastive as native
 from unimo_ds.ops.native import pairs
 from unimo_ds.ops.score_blocks import Keys, allowed_negatives
@@ -46,10 +47,12 @@ class Candidates:
 class PrivateScores(NamedTuple):
     """Scores that pairs have for themselves."""
 
-    cosines: torch.Tensor
-    """[R] fp32"""
-    pair: torch.Tensor
-    """[R] int64, whose."""
+    scores: torch.Tensor
+    """[R] fp32, cosines over the temperature."""
+    pairs: Groups
+    """Whose they are."""
+    has_any: torch.Tensor
+    """[P] bool, whether a pair has one."""
 
 
 class InBatch(Protocol):
@@ -70,7 +73,7 @@ class SharedCandidates:
     query_texts: torch.Tensor
     """[P, D]"""
     query_keys: torch.Tensor
-    """[P, 3] int64: group, image key, text key."""
+    """[P, 4] int64: group, image key, text key, NO_ITEM."""
     own_images: torch.Tensor
     """[P, k] int64, keys of the images that the pair brings itself (its own and related ones), padded with NO_ITEM."""
     own_texts: torch.Tensor
@@ -103,17 +106,14 @@ def choose_path(vectors: torch.Tensor, path: str) -> str:
 
 
 def pair_scores(
-    left_ND: torch.Tensor,
-    right_MD: torch.Tensor,
-    left_rows_Q: torch.Tensor,
-    right_rows_Q: torch.Tensor,
-    *,
-    path: str = "auto",
+    left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, right: Groups, *, path: str = "auto"
 ) -> torch.Tensor:
-    """[Q] products of listed pairs of vectors, left[left_rows] . right[right_rows]; at least fp32."""
+    """[Q] products of listed pairs of vectors, left[left.group_of] . right[right.group_of]; at least fp32.
+
+    left, right: the scores by the vector they take; vectors after the last group have none."""
     if choose_path(left_ND, path) == "native":
-        return pairs.pair_scores(left_ND, right_MD, left_rows_Q, right_rows_Q)
-    return (left_ND[left_rows_Q] * right_MD[right_rows_Q]).sum(-1)
+        return pairs.pair_scores(left_ND, right_MD, left, right)
+    return (left_ND[left.group_of] * right_MD[right.group_of]).sum(-1)
 
 
 def reference(
@@ -172,48 +172,45 @@ def multi_positive_loss(
         losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
         and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
-    path = choose_path(positives.cosines, path)
-    scores_R, owner_R = positives.cosines * inverse_temperature, positives.pair
-    parts = [segment_log_sum_exp(negatives.cosines * inverse_temperature, negatives.pair, num_pairs, path=path)]
-    best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
-    if shared is not None:
+    path = choose_path(positives.scores, path)
+    parts = [segment_log_sum_exp(negatives.scores, negatives.pairs, path=path)]
+    if shared is None:
+        best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
+    else:
         log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, path=path)
         parts += [log_texts_P, log_images_P]
     if log_each:
-        losses_P = _mean_of_each(scores_R, owner_R, parts, num_pairs)
+        losses_P = _mean_of_each(positives, parts, path)
     else:
-        log_positive_P = segment_log_sum_exp(scores_R, owner_R, num_pairs, path=path)
-        losses_P = _log_sum_exp([log_positive_P, *parts]) - log_positive_P
-    has_positive_P = torch.zeros_like(losses_P, dtype=torch.bool).index_fill(0, owner_R, True)
-    return torch.where(has_positive_P, losses_P, 0.0), best_P2
+        log_positive_P = segment_log_sum_exp(positives.scores, positives.pairs, path=path)
+        losses_P = _log_sum_exp([log_positive_P, *parts], path) - log_positive_P
+    return torch.where(positives.has_any, losses_P, 0.0), best_P2
 
 
-def _mean_of_each(
-    scores_R: torch.Tensor, owner_R: torch.Tensor, negatives: list[torch.Tensor], num_pairs: int
-) -> torch.Tensor:
-    """[P] mean over each pair's positives (scores_R, owner_R) of -log(their share among themselves and the negatives)."""
-    losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)]) - scores_R
-    # bincount would make the host wait for a GPU.
-    counts = losses_R.new_zeros(num_pairs).index_add(0, owner_R, torch.ones_like(losses_R)).clamp(min=1)
+def _mean_of_each(positives: PrivateScores, negatives: list[torch.Tensor], path: str) -> torch.Tensor:
+    """[P] mean over each pair's positives of -log(their share among themselves and the negatives)."""
+    scores_R, owner_R = positives.scores, positives.pairs.group_of
+    losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)], path) - scores_R
+    counts = positives.pairs.starts.diff().clamp(min=1)
     # index_add would add in any order on a GPU.
-    return losses_R.new_zeros(num_pairs).index_put((owner_R,), losses_R, accumulate=True) / counts
+    return losses_R.new_zeros(len(counts)).index_put((owner_R,), losses_R, accumulate=True) / counts
 
 
-def _log_sum_exp(parts: list[torch.Tensor]) -> torch.Tensor:
+def _log_sum_exp(parts: list[torch.Tensor], path: str) -> torch.Tensor:
     """Elementwise, in one logsumexp: its weight for a -inf is 0, where nested logaddexp of -inf would have a gradient of nan."""
-    return torch.logsumexp(torch.stack(parts), 0)
+    stacked = torch.stack(parts)
+    return pairs.log_sum_exp(stacked) if path == "native" else torch.logsumexp(stacked, 0)
 
 
-def segment_log_sum_exp(
-    values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int, *, path: str = "tiled"
-) -> torch.Tensor:
-    """log sum exp of the values of each segment; -inf for an empty one. Returns [num_segments]."""
+def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups, *, path: str = "tiled") -> torch.Tensor:
+    """log sum exp of the values of each of the P segments; -inf for an empty one. Returns [P]."""
     if path == "native":
-        return pairs.segment_log_sum_exp(values_Q, segment_Q, num_segments)
-    highest = values_Q.new_full((num_segments,), -torch.inf)
-    highest = highest.scatter_reduce(0, segment_Q, values_Q.detach(), "amax")
+        return pairs.segment_log_sum_exp(values_Q, segments)
+    highest = values_Q.new_full((segments.num_groups,), -torch.inf)
+    highest = highest.scatter_reduce(0, segments.group_of, values_Q.detach(), "amax")
     highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
-    total = values_Q.new_zeros(num_segments).index_add(0, segment_Q, torch.exp(values_Q - highest[segment_Q]))
+    shares_Q = torch.exp(values_Q - highest[segments.group_of])
+    total = torch.zeros_like(highest).index_add(0, segments.group_of, shares_Q)
     return torch.log(total) + highest
 
 
@@ -230,8 +227,7 @@ def _over_candidates(
         keys = Keys(query_keys, candidates.keys, own_items, own_items[:0])
         logs: tuple[torch.Tensor, torch.Tensor] = _Tiled.apply(queries, candidates.vectors, inverse_temperature, keys)  # type: ignore[no-untyped-call]
         return logs
-    row_keys = torch.cat((query_keys, query_keys.new_full((len(query_keys), 1), NO_ITEM)), 1)
-    keys = Keys(row_keys, candidates.keys, own_items, candidates.keys[:, :0])
+    keys = Keys(query_keys, candidates.keys, own_items, candidates.keys[:, :0])
     found = native.log_sum_exps(queries, candidates.vectors, inverse_temperature, keys, both=False)
     return found.rows, found.best_rows
 

@@ -53,6 +53,8 @@ class BlockArguments(ctypes.Structure):
                 "column_logs",
                 "column_gradients",
                 "temperature_sums",
+                "row_results",
+                "column_results",
             )
         ),
         *(
@@ -65,6 +67,8 @@ class BlockArguments(ctypes.Structure):
                 "row_items_width",
                 "column_items_width",
                 "item_filter_words",
+                "begins_rows",
+                "begins_columns",
             )
         ),
     )
@@ -161,6 +165,7 @@ class _Walk:
         narrow = self.scores.view(self.row_parts[0].dtype)
         for row, row_part in enumerate(self.row_parts):
             arguments.num_rows = height = len(row_part)
+            arguments.begins_columns = row == 0
             for name, base, step in of_rows:
                 setattr(arguments, name, base + row * step)
             conflicts = self.conflicts.data_ptr() + row * (CHUNK_ROWS // TILE_ROWS) * self.conflicts.shape[1] * 4
@@ -170,6 +175,7 @@ class _Walk:
                 if buffer is None or width != arguments.num_columns:
                     buffer, weights = self.scores[:height, :width], narrow[:height, :width]
                 arguments.num_columns = width
+                arguments.begins_rows = column == 0
                 for name, base, step in of_columns:
                     setattr(arguments, name, base + column * step)
                 arguments.conflicts = conflicts + column * (CHUNK_COLUMNS // 32) * 4
@@ -196,28 +202,27 @@ def _forward(
     both: bool,
 ) -> Logs:
     rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
-    num_columns = len(columns) if both else 0
-    row_maxima = rows.new_full((len(rows),), -torch.inf, dtype=torch.float32)
-    column_maxima = rows.new_full((num_columns,), -torch.inf, dtype=torch.float32)
-    row_sums, column_sums = torch.zeros_like(row_maxima), torch.zeros_like(column_maxima)
-    if len(rows) and len(columns):
-        walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), column_maxima)
-        walk.by_row |= {"row_maxima": row_maxima, "row_sums": row_sums}
-        height, pitch = walk.scores.shape
-        row_partials = row_maxima.new_empty((_tiles(pitch, TILE_COLUMNS), height, 2))
-        walk.arguments.row_partials = row_partials.data_ptr()
-        if both:
-            walk.by_column |= {"column_maxima": column_maxima, "column_sums": column_sums}
-            column_partials = row_maxima.new_empty((_tiles(height, TILE_ROWS), pitch, 2))
-            walk.arguments.column_partials = column_partials.data_ptr()
-        take_statistics = launcher.bound("unimo_contrastive_statistics", rows)
-        for _ in walk.rectangles():
-            take_statistics(walk.arguments)
-    logs = [
-        torch.where(maxima.isinf(), -torch.inf, maxima * inverse + torch.log(sums))
-        for maxima, sums in ((row_maxima, row_sums), (column_maxima, column_sums))
-    ]
-    return Logs(logs[0], row_maxima, logs[1], column_maxima)
+    logs = Logs(*_forward_shapes(rows, columns, inverse, both))
+    if not len(rows) or not len(columns):
+        return Logs(*(tensor.fill_(-torch.inf) for tensor in logs))
+    walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), logs.best_columns)
+    row_sums, column_sums = torch.empty_like(logs.rows), torch.empty_like(logs.columns)
+    walk.by_row |= {"row_maxima": logs.best_rows, "row_sums": row_sums, "row_results": logs.rows}
+    height, pitch = walk.scores.shape
+    row_partials = row_sums.new_empty((_tiles(pitch, TILE_COLUMNS), height, 2))
+    walk.arguments.row_partials = row_partials.data_ptr()
+    if both:
+        walk.by_column |= {
+            "column_maxima": logs.best_columns,
+            "column_sums": column_sums,
+            "column_results": logs.columns,
+        }
+        column_partials = row_sums.new_empty((_tiles(height, TILE_ROWS), pitch, 2))
+        walk.arguments.column_partials = column_partials.data_ptr()
+    take_statistics = launcher.bound("unimo_contrastive_statistics", rows)
+    for _ in walk.rectangles():
+        take_statistics(walk.arguments)
+    return logs
 
 
 def _forward_shapes(
@@ -255,7 +260,7 @@ def _backward(
     narrow_rows, narrow_columns = narrow(rows), narrow(columns)
     keys = Keys(row_keys, column_keys, row_items, column_items)
     walk = _Walk(narrow_rows, narrow_columns, inverse, keys, column_logs)
-    temperature_sums = torch.zeros_like(row_logs)
+    temperature_sums = torch.empty_like(row_logs)
     walk.arguments.weight_scale = scale.data_ptr()
     walk.by_row |= {"row_logs": row_logs, "row_gradients": of_rows, "temperature_sums": temperature_sums}
     if both:

@@ -34,6 +34,7 @@ _FUNCTIONS = (
     "unimo_contrastive_pair_scores",
     "unimo_contrastive_pair_gradients",
     "unimo_contrastive_segments",
+    "unimo_contrastive_segment_gradients",
 )
 """Each of (arguments, number of the format, stream); returns a status."""
 

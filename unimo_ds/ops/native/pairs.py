@@ -1,9 +1,9 @@
 """Cosines of listed pairs of vectors, and log-sum-exps of ragged segments, by the kernels of `kernels/contrastive/pairs.cuh`.
 
 Nothing of size [Q, D] is made: a warp reads the two vectors of a pair where they lie. Gradients are summed vector by vector in
-listed order (a stable sort finds the order, on the device), so two runs give the same bits.
+listed order (`ops.grouping`), so two runs give the same bits.
 
-Letters: Q scores, N and M vectors of the two sides, D vector size, P segments.
+Letters: Q scores, N and M vectors of the two sides, D vector size, P segments, K values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from unimo_ds.ops.grouping import Groups
 from unimo_ds.ops.native import launcher, library
 
 CHUNK = 8
@@ -38,7 +39,7 @@ class PairArguments(ctypes.Structure):
                 "gradient",
             )
         ),
-        *((name, ctypes.c_int) for name in ("num_scores", "num_rows", "size")),
+        *((name, ctypes.c_int) for name in ("num_scores", "num_rows", "size", "num_listed")),
     )
 
 
@@ -46,22 +47,35 @@ class SegmentArguments(ctypes.Structure):
     """`SegmentArguments` of kernels/contrastive/pairs.cuh, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("values", "order", "starts", "results")),
-        ("num_segments", ctypes.c_int),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("values", "order", "starts", "index", "results", "gradients", "value_gradients")
+        ),
+        *((name, ctypes.c_int) for name in ("num_segments", "num_values")),
     )
 
 
-def pair_scores(
-    left_ND: torch.Tensor, right_MD: torch.Tensor, left_rows_Q: torch.Tensor, right_rows_Q: torch.Tensor
-) -> torch.Tensor:
-    """[Q] fp32 products left[left_rows] . right[right_rows], differentiable. fp16, bf16, or fp32 rounded to fp16."""
-    scores: torch.Tensor = torch.ops.unimo.contrastive_pair_scores(left_ND, right_MD, left_rows_Q, right_rows_Q)
+def pair_scores(left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, right: Groups) -> torch.Tensor:
+    """[Q] fp32 products left[left.group_of] . right[right.group_of], differentiable. fp16, bf16, or fp32 rounded to fp16.
+
+    left, right: the scores by the vector they take; vectors after the last group have none.
+    """
+    scores: torch.Tensor = torch.ops.unimo.contrastive_pair_scores(left_ND, right_MD, *left, *right)
     return scores
 
 
-def segment_log_sum_exp(values_Q: torch.Tensor, segment_Q: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """[num_segments] fp32 log of the sum of exp of each segment's values; -inf for an empty one. Differentiable."""
-    logs: torch.Tensor = torch.ops.unimo.contrastive_segments(values_Q, segment_Q, num_segments)
+def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups) -> torch.Tensor:
+    """[P] fp32 log of the sum of exp of each segment's values; -inf for an empty one. Differentiable."""
+    logs: torch.Tensor = torch.ops.unimo.contrastive_segments(values_Q, *segments, segments.num_groups)
+    return logs
+
+
+def log_sum_exp(values_KP: torch.Tensor) -> torch.Tensor:
+    """[P] fp32 log of the sum of exp of each column; a value of -inf has the gradient 0. Differentiable."""
+    nothing = values_KP.new_empty(0, dtype=torch.int64)
+    logs: torch.Tensor = torch.ops.unimo.contrastive_segments(
+        values_KP.flatten(), nothing, nothing, nothing, values_KP.shape[1]
+    )
     return logs
 
 
@@ -71,13 +85,15 @@ def _narrow(vectors: torch.Tensor) -> torch.Tensor:
     return (functional.pad(narrow, (0, short)) if short else narrow).contiguous()
 
 
-def _lists(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """([Q] places sorted by index, in order among equals; [count + 1] where each index's places begin)."""
-    ordered, order = index.int().sort(stable=True)  # half the passes of a radix sort of int64
-    return order, torch.searchsorted(ordered, torch.arange(count + 1, dtype=torch.int32, device=index.device))
-
-
-def _scores(left: torch.Tensor, right: torch.Tensor, left_rows: torch.Tensor, right_rows: torch.Tensor) -> torch.Tensor:
+def _scores(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    left_rows: torch.Tensor,
+    _: Any,
+    __: Any,
+    right_rows: torch.Tensor,
+    *___: Any,
+) -> torch.Tensor:
     left, right = _narrow(left), _narrow(right)
     left_rows, right_rows = left_rows.contiguous(), right_rows.contiguous()
     scores = left.new_empty((len(left_rows),), dtype=torch.float32)
@@ -95,7 +111,7 @@ def _scores(left: torch.Tensor, right: torch.Tensor, left_rows: torch.Tensor, ri
     return scores
 
 
-def _score_shapes(left: torch.Tensor, _: torch.Tensor, left_rows: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+def _score_shapes(left: torch.Tensor, _: torch.Tensor, left_rows: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
     return left.new_empty((left_rows.shape[0],), dtype=torch.float32)
 
 
@@ -103,11 +119,12 @@ def _gradient(
     score_gradients: torch.Tensor,
     left: torch.Tensor,
     right: torch.Tensor,
-    left_rows: torch.Tensor,
+    order: torch.Tensor,
+    starts: torch.Tensor,
     right_rows: torch.Tensor,
 ) -> torch.Tensor:
     """Of the left vectors: [N, D] in their dtype."""
-    order, starts = _lists(left_rows, len(left))
+    order, starts = order.contiguous(), starts.contiguous()
     narrow, right_rows, score_gradients = _narrow(right), right_rows.contiguous(), score_gradients.contiguous()
     wide = left.dtype == torch.float32
     gradient = left.new_empty((len(left), narrow.shape[1]))
@@ -123,6 +140,7 @@ def _gradient(
             num_scores=len(right_rows),
             num_rows=len(left),
             size=narrow.shape[1],
+            num_listed=len(starts) - 1,
         )
     )
     return gradient[:, : left.shape[1]].contiguous()
@@ -137,62 +155,91 @@ def _save_pairs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
 
 
 def _pair_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    left, right, left_rows, right_rows = ctx.saved_tensors
+    left, right, left_rows, left_order, left_starts, right_rows, right_order, right_starts = ctx.saved_tensors
     back = torch.ops.unimo.contrastive_pair_gradient
-    to_left = back(gradient, left, right, left_rows, right_rows) if ctx.needs_input_grad[0] else None
-    to_right = back(gradient, right, left, right_rows, left_rows) if ctx.needs_input_grad[1] else None
-    return to_left, to_right, None, None
+    to_left = back(gradient, left, right, left_order, left_starts, right_rows) if ctx.needs_input_grad[0] else None
+    to_right = back(gradient, right, left, right_order, right_starts, left_rows) if ctx.needs_input_grad[1] else None
+    return to_left, to_right, *[None] * 6
 
 
-def _segments(values: torch.Tensor, segment: torch.Tensor, num_segments: int) -> torch.Tensor:
-    order, starts = _lists(segment, num_segments)
-    values = values.float().contiguous()
-    results = values.new_empty((num_segments,))
-    launcher.bound("unimo_contrastive_segments", values, 0)(
-        SegmentArguments(
-            values=values.data_ptr(),
-            order=order.data_ptr(),
-            starts=starts.data_ptr(),
-            results=results.data_ptr(),
-            num_segments=num_segments,
-        )
+def _segment_arguments(
+    values: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor, results: torch.Tensor
+) -> SegmentArguments:
+    arguments = SegmentArguments(
+        values=values.data_ptr(), results=results.data_ptr(), num_segments=len(results), num_values=len(values)
     )
+    if len(starts):
+        arguments.index, arguments.order, arguments.starts = index.data_ptr(), order.data_ptr(), starts.data_ptr()
+    return arguments
+
+
+def _segments(
+    values: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor, num_segments: int
+) -> torch.Tensor:
+    """Without lists, value i is of segment i % num_segments."""
+    values, order, starts = values.float().contiguous(), order.contiguous(), starts.contiguous()
+    results = values.new_empty((num_segments,))
+    arguments = _segment_arguments(values, index, order, starts, results)
+    launcher.bound("unimo_contrastive_segments", values, 0)(arguments)
     return results
 
 
-def _segment_shapes(values: torch.Tensor, _: torch.Tensor, num_segments: int) -> torch.Tensor:
+def _segment_shapes(values: torch.Tensor, _: Any, __: Any, ___: Any, num_segments: int) -> torch.Tensor:
     return values.new_empty((num_segments,), dtype=torch.float32)
 
 
+def _segment_gradient(
+    gradient: torch.Tensor,
+    logs: torch.Tensor,
+    values: torch.Tensor,
+    index: torch.Tensor,
+    order: torch.Tensor,
+    starts: torch.Tensor,
+) -> torch.Tensor:
+    """[Q] of the values, in their dtype."""
+    gradient, index, wide = gradient.float().contiguous(), index.contiguous(), values.float().contiguous()
+    value_gradients = torch.empty_like(wide)
+    arguments = _segment_arguments(wide, index, order, starts, logs)
+    arguments.gradients, arguments.value_gradients = gradient.data_ptr(), value_gradients.data_ptr()
+    launcher.bound("unimo_contrastive_segment_gradients", wide, 0)(arguments)
+    return value_gradients.to(values.dtype)
+
+
 def _save_segments(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    values, segment, _ = inputs
-    ctx.save_for_backward(values, segment, output)
+    ctx.save_for_backward(output, *inputs[:-1])
 
 
 def _segment_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    values, segment, logs = ctx.saved_tensors
-    return torch.exp(values - logs[segment]) * gradient[segment], None, None
+    return torch.ops.unimo.contrastive_segment_gradient(gradient, *ctx.saved_tensors), *[None] * 4
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
-    "contrastive_pair_scores(Tensor left, Tensor right, Tensor left_rows, Tensor right_rows) -> Tensor",
+    "contrastive_pair_scores(Tensor left, Tensor right, Tensor left_rows, Tensor left_order, Tensor left_starts,"
+    " Tensor right_rows, Tensor right_order, Tensor right_starts) -> Tensor",
     _scores,
     _score_shapes,
 )
 launcher.define(
     _OPERATORS,
-    "contrastive_pair_gradient(Tensor score_gradients, Tensor left, Tensor right, Tensor left_rows, Tensor right_rows)"
-    " -> Tensor",
+    "contrastive_pair_gradient(Tensor score_gradients, Tensor left, Tensor right, Tensor order, Tensor starts,"
+    " Tensor right_rows) -> Tensor",
     _gradient,
     _gradient_shapes,
 )
 launcher.define(
     _OPERATORS,
-    "contrastive_segments(Tensor values, Tensor segment, int num_segments) -> Tensor",
+    "contrastive_segments(Tensor values, Tensor index, Tensor order, Tensor starts, int num_segments) -> Tensor",
     _segments,
     _segment_shapes,
+)
+launcher.define(
+    _OPERATORS,
+    "contrastive_segment_gradient(Tensor gradient, Tensor logs, Tensor values, Tensor index, Tensor order, Tensor starts)"
+    " -> Tensor",
+    _segment_gradient,
+    lambda gradient, logs, values, *_: values.new_empty(values.shape),
 )
 launcher.differentiate(_OPERATORS, "contrastive_pair_scores", _pair_derivative, _save_pairs)
 launcher.differentiate(_OPERATORS, "contrastive_segments", _segment_derivative, _save_segments)

@@ -1,0 +1,88 @@
+"""Tensors from the host to a GPU by few copies: each copy costs the host some ten microseconds, whatever its size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+_ALIGNMENT = 64
+_SMALL = 1 << 16
+"""Bytes of a tensor that is worth a copy on the host to be spared one to the GPU."""
+
+Value = TypeVar("Value")
+
+
+def moved(value: Value, device: torch.device) -> Value:
+    """A dataclass or tuple with every tensor in it, however deep, on `device`; the copies do not wait for work there.
+
+    Tensors of one storage (a step's batch as its loader sends it) are copied as they lie, by one copy. Of others, the small ones
+    are first put into one block of page-locked memory.
+    """
+    tensors: list[torch.Tensor] = []
+
+    def noted(tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    replaced(value, noted)
+    there = iter(_together_on(tensors, device))
+    return replaced(value, lambda _: next(there))
+
+
+def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> Value:
+    """A dataclass or tuple with every tensor in it, however deep, replaced by `function` of it."""
+    if isinstance(value, torch.Tensor):
+        return function(value)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        parts = [replaced(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes: dict[str, Any] = {
+            field.name: replaced(getattr(value, field.name), function) for field in dataclasses.fields(value)
+        }
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def in_one_block(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """[bytes] uint8 that holds contiguous tensors, and where each begins: the storage that all of them have, or a new block."""
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
+        places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+        begin = min(places) // _ALIGNMENT * _ALIGNMENT
+        end = max(place + tensor.nbytes for place, tensor in zip(places, tensors, strict=True))
+        storage = torch.empty(0, dtype=torch.uint8).set_(tensors[0].untyped_storage())
+        return storage[begin:end], [place - begin for place in places]
+    offsets, size = [], 0
+    for tensor in tensors:
+        offsets.append(size)
+        size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    for place, tensor in zip(views(block, offsets, tensors), tensors, strict=True):
+        place.copy_(tensor)
+    return block, offsets
+
+
+def views(block: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors that `in_one_block` put there, of the types and shapes of `like`."""
+    return [
+        block[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for offset, tensor in zip(offsets, like, strict=True)
+    ]
+
+
+def _together_on(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    if device.type == "cpu" or not tensors or tensors[0].device.type != "cpu":
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    share = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    together = [tensor for tensor in tensors if share or tensor.nbytes <= _SMALL]
+    there: list[torch.Tensor] = []
+    if together:
+        block, offsets = in_one_block(together)
+        there = views(block.to(device, non_blocking=True), offsets, together)
+    small = iter(there)
+    return [
+        next(small) if share or tensor.nbytes <= _SMALL else tensor.to(device, non_blocking=True) for tensor in tensors
+    ]
