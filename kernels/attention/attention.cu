@@ -18,7 +18,7 @@ namespace unimo {
 struct AttentionCall {
     AttentionArguments arguments;
     const int* key_tiles;  // [num_tiles, 4 or 8] the same blocks in the order best for blocks of keys
-    const int* sequences;  // [num_sequences, 4 or 8] the first block of every sequence, longest first
+    const int* sequences;  // [num_sequences, 4 or 8] likewise, an entry a sequence; its first row is not used
     int num_sequences;
 
     AttentionArguments of_keys() const {

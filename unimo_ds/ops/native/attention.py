@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.native import launcher, library
@@ -91,7 +92,7 @@ class Tables(NamedTuple):
     tiles: torch.Tensor
     """[2, B, c] the blocks of queries, then those of keys, each in the order it is best begun; unused ones, of length 0, last."""
     sequences: torch.Tensor
-    """[S, c] the sequences, longest first."""
+    """[S + 1, c] the sequences, and one of length 0; the fourth column is the number of a sequence's first block."""
     sharing: torch.Tensor
     """Where prefixes are shared [T], positions of the sequences that share one, by whose it is; else empty."""
 
@@ -112,32 +113,24 @@ def make_tables(layout: Layout, *, rows: int) -> Tables:
     most that S sequences of together T positions can need.
 
     Blocks are begun sequence by sequence, so that those that read the same keys run together; but among WINDOW neighbours,
-    counted from the end, those with the most work come first: where masks make blocks of a sequence unequal, the last ones begun
-    would otherwise be the longest, and most of the GPU would wait for them.
+    counted from the end, those with the most work come first: the last ones begun would otherwise be the longest, wherever masks
+    or lengths make blocks unequal, and most of the GPU would wait for them.
     """
-    starts, num_sequences = layout.sequence_starts, layout.num_sequences
-    lengths, prefixes = starts.diff(), layout.prefix_lengths
-    sharing = starts.new_empty(0, dtype=torch.int32)
-    others: list[torch.Tensor] = []
+    starts = layout.sequence_starts
+    lengths = starts.diff(append=starts[-1:])  # what is behind the last sequence is one of length 0
+    counts = (lengths + (rows - 1)) // rows
+    ends = counts.cumsum(0, dtype=torch.int32)
+    columns, sharing = [starts, lengths, functional.pad(layout.prefix_lengths, (0, 1)), ends - counts], starts[:0]
     if layout.prefix_of is not None:
         others, sharing = _sharing(layout, layout.prefix_of)
-    num_columns = 4 + len(others)
-    if num_sequences == 0:
-        empty = starts.new_empty((2, 0, num_columns), dtype=torch.int32)
-        return Tables(empty, empty[0], sharing)
-    shared, listed = (others[1], others[3]) if others else (0, 0)
-    order = (lengths + shared + listed).sort(descending=True, stable=True).indices
-    columns = [starts[:-1], lengths, prefixes, torch.zeros_like(lengths), *others]
-    sequences = torch.stack([column.to(torch.int32) for column in columns], 1)[order]
-    counts = (sequences[:, 1] + (rows - 1)) // rows
-    ends = counts.cumsum(0)
-    index = torch.arange((layout.num_positions + (rows - 1) * num_sequences) // rows, device=layout.device)
-    slot = torch.searchsorted(ends, index, right=True)
-    used = slot < num_sequences
-    slot = slot.clamp(max=num_sequences - 1)
-    tiles = sequences[slot]
-    tiles[:, 3] = (index - (ends - counts)[slot]) * rows
-    return Tables(_ordered(tiles * used[:, None], ends[-1] - 1 - index, rows), sequences, sharing)
+        columns += [functional.pad(column.to(torch.int32), (0, 1)) for column in others]
+    sequences = torch.stack(columns, 1)
+    num_sequences = layout.num_sequences
+    num_blocks = (layout.num_positions + (rows - 1) * num_sequences) // rows
+    index = torch.arange(num_blocks, dtype=torch.int32, device=layout.device)
+    tiles = sequences[torch.searchsorted(ends[:-1], index, right=True)]
+    tiles[:, 3] = (index - tiles[:, 3]) * rows
+    return Tables(_ordered(tiles, ends[-1] - 1 - index, rows), sequences, sharing)
 
 
 def _ordered(tiles: torch.Tensor, from_end: torch.Tensor, rows: int) -> torch.Tensor:
@@ -148,9 +141,8 @@ def _ordered(tiles: torch.Tensor, from_end: torch.Tensor, rows: int) -> torch.Te
     seeing = torch.where(first < prefix, length, length - first)
     if tiles.shape[1] > 4:
         seen, seeing = seen + tiles[:, 5], seeing + tiles[:, 7]
-    work = -(torch.stack((seen, seeing)).long() // -rows)
-    windows = torch.where(from_end < 0, -1, from_end // WINDOW)
-    order = (windows * (1 << 32) + work).sort(dim=1, descending=True, stable=True).indices
+    windows = (from_end // WINDOW).long() * (1 << 32)
+    order = (torch.stack((seen, seeing)) + windows).sort(dim=1, descending=True, stable=True).indices
     return tiles[order]
 
 
@@ -188,7 +180,7 @@ def _arguments(
         sharing=sharing.data_ptr() if sharing.numel() else None,
         position_keys=position_keys.data_ptr(),
         num_tiles=tiles.shape[1],
-        num_sequences=len(sequences),
+        num_sequences=len(sequences) - 1,
         num_positions=num_positions,
         num_heads=num_heads,
         dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
