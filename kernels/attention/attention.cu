@@ -10,6 +10,7 @@
 #include "hopper_backward_queries.cuh"
 #include "hopper_backward_whole.cuh"
 #include "hopper_forward.cuh"
+#include "hopper_forward_bulk.cuh"
 #endif
 
 namespace {
@@ -26,8 +27,27 @@ int run(Kernel kernel, const unimo::AttentionArguments& arguments, int threads, 
 
 #if defined(UNIMO_HOPPER)
 constexpr int kBlockRows = unimo::kHopperRows;
+constexpr int kBulkRows = unimo::kBulkRows;
+template <class Format, bool kDropout>
+int forward_bulk(const unimo::AttentionArguments& arguments, Stream stream) {
+    unimo::BulkArguments bulk{arguments, 0, {}};
+    bulk.attention.tiles = arguments.bulk_tiles;
+    bulk.attention.num_tiles = arguments.num_bulk_tiles;
+    const long long items = 1LL * arguments.num_bulk_tiles * arguments.num_heads;
+    const int room = unimo::kBulkBlocks * unimo::count_multiprocessors();
+    bulk.num_blocks = items < room ? int(items) : room;
+    if (items == 0 || arguments.num_positions == 0) return kDone;
+    if (items > (1 << 30)) return unimo::kGridTooLarge;
+    const int row_bytes = 3 * arguments.num_heads * unimo::kRowBytes;
+    const int status = unimo::map_matrix(bulk.inputs, arguments.query_key_value, arguments.num_positions, row_bytes, unimo::kTileRows);
+    if (status != kDone) return status;
+    return unimo::launch(unimo::hopper_forward_bulk<Format, kDropout>, bulk, {bulk.num_blocks, 1, unimo::kBulkThreads, unimo::kBulkBytes},
+                         stream);
+}
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
+    if constexpr (!kShares)
+        if (arguments.bulk_tiles) return forward_bulk<Format, kDropout>(arguments, stream);
     return run(unimo::hopper_forward<Format, kDropout, kShares>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
 constexpr int kWholeLength = unimo::kWholeLength;
@@ -46,6 +66,7 @@ int backward(unimo::AttentionArguments arguments, Stream stream) {
 }
 #else
 constexpr int kBlockRows = unimo::kTileRows;
+constexpr int kBulkRows = 0;
 constexpr int kWholeLength = 0;
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
@@ -102,6 +123,9 @@ extern "C" int unimo_attention_backward(const unimo::AttentionArguments* argumen
 
 // Rows of a sequence that one block takes: what the table of blocks is made for.
 extern "C" int unimo_attention_block_rows() { return kBlockRows; }
+
+// The same of forward blocks that load whole tiles; 0: there is no such kernel.
+extern "C" int unimo_attention_bulk_rows() { return kBulkRows; }
 
 // Sequences of up to this many positions can go backward whole; 0: none can.
 extern "C" int unimo_attention_whole_length() { return kWholeLength; }
