@@ -30,24 +30,19 @@ constexpr int kBlockRows = unimo::kHopperRows;
 constexpr int kBulkRows = unimo::kBulkRows;
 template <class Format, bool kDropout>
 int forward_bulk(const unimo::AttentionArguments& arguments, Stream stream) {
-    unimo::BulkArguments bulk{arguments, 0, {}};
-    bulk.attention.tiles = arguments.bulk_tiles;
-    bulk.attention.num_tiles = arguments.num_bulk_tiles;
-    const long long items = 1LL * arguments.num_bulk_tiles * arguments.num_heads;
-    const int room = unimo::kBulkBlocks * unimo::count_multiprocessors();
-    bulk.num_blocks = items < room ? int(items) : room;
+    const long long items = 1LL * arguments.num_tiles * arguments.num_heads;
     if (items == 0 || arguments.num_positions == 0) return kDone;
     if (items > (1 << 30)) return unimo::kGridTooLarge;
+    const int room = unimo::kBulkBlocks * unimo::count_multiprocessors();
+    unimo::BulkArguments bulk{arguments, items < room ? int(items) : room, {}};
     const int row_bytes = 3 * arguments.num_heads * unimo::kRowBytes;
     const int status = unimo::map_matrix(bulk.inputs, arguments.query_key_value, arguments.num_positions, row_bytes, unimo::kTileRows);
     if (status != kDone) return status;
-    return unimo::launch(unimo::hopper_forward_bulk<Format, kDropout>, bulk, {bulk.num_blocks, 1, unimo::kBulkThreads, unimo::kBulkBytes},
-                         stream);
+    return unimo::launch(unimo::hopper_forward_bulk<Format, kDropout>, bulk,
+                         {bulk.num_blocks, 1, unimo::kBulkThreads, unimo::kBulkBytes}, stream);
 }
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
-    if constexpr (!kShares)
-        if (arguments.bulk_tiles) return forward_bulk<Format, kDropout>(arguments, stream);
     return run(unimo::hopper_forward<Format, kDropout, kShares>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
 }
 constexpr int kWholeLength = unimo::kWholeLength;
@@ -67,6 +62,10 @@ int backward(unimo::AttentionArguments arguments, Stream stream) {
 #else
 constexpr int kBlockRows = unimo::kTileRows;
 constexpr int kBulkRows = 0;
+template <class Format, bool kDropout>
+int forward_bulk(const unimo::AttentionArguments&, Stream) {
+    return unimo::kBadShape;
+}
 constexpr int kWholeLength = 0;
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
@@ -108,6 +107,19 @@ extern "C" int unimo_attention_forward(const unimo::AttentionArguments* argument
     return unimo::kNoSuchFormat;
 }
 
+// The same where nobody shares a prefix, by whole tiles: the table of blocks is for unimo_attention_bulk_rows() rows.
+extern "C" int unimo_attention_forward_bulk(const unimo::AttentionArguments* arguments, int format, Stream stream) {
+    const bool drops = arguments->dropout_threshold > -32768;
+    if (format == 0)
+        return drops ? forward_bulk<unimo::Half, true>(*arguments, stream) : forward_bulk<unimo::Half, false>(*arguments, stream);
+#if !defined(UNIMO_HALF_ONLY)
+    if (format == 1)
+        return drops ? forward_bulk<unimo::BFloat16, true>(*arguments, stream)
+                     : forward_bulk<unimo::BFloat16, false>(*arguments, stream);
+#endif
+    return unimo::kNoSuchFormat;
+}
+
 extern "C" int unimo_attention_backward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
     const bool drops = arguments->dropout_threshold > -32768;
     if (format == 0)
@@ -124,7 +136,7 @@ extern "C" int unimo_attention_backward(const unimo::AttentionArguments* argumen
 // Rows of a sequence that one block takes: what the table of blocks is made for.
 extern "C" int unimo_attention_block_rows() { return kBlockRows; }
 
-// The same of forward blocks that load whole tiles; 0: there is no such kernel.
+// The same for unimo_attention_forward_bulk; 0: this architecture has no such kernel.
 extern "C" int unimo_attention_bulk_rows() { return kBulkRows; }
 
 // Sequences of up to this many positions can go backward whole; 0: none can.

@@ -42,8 +42,6 @@ struct AttentionArguments {
     int whole;                     // which sequences go backward whole where there is a kernel for that: one of Whole
     int whole_length;              // the longest of them, 0: none; set by the C function
     const int* sharing;            // positions of the sequences that share a prefix, by whose it is; null where nobody shares
-    const int* bulk_tiles;         // as `tiles`, for unimo_attention_bulk_rows rows: forward loads whole tiles; null: it does not
-    int num_bulk_tiles;
 };
 
 __device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }

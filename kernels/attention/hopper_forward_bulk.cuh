@@ -63,20 +63,21 @@ __device__ __forceinline__ void exponentiate(GroupAccumulator& scores, float (&s
 
 // Values past the sequence's end belong to another one: their weights are 0, and 0 times NaN is NaN. The warpgroup writes zeros over the
 // rows from `from` on. The other one may do the same, or multiply by zeros that it has written itself.
-__device__ __forceinline__ void clear_rows(unsigned char* values, int from, int group) {
+__device__ __forceinline__ void clear_rows(unsigned char* values, int from) {
     for (int chunk = from * 8 + thread_index() % kGroupThreads; chunk < kTileRows * 8; chunk += kGroupThreads)
         store(values + chunk * 16, Words4{});
     publish_to_matrix_unit();
-    group_barrier(group);
+    group_barrier(warp_index() / 4);
 }
 
+// `group`: which 64 queries of the item; `at`: the slot of its first keys, left at the slot after the last keys that they see.
 template <class Format, bool kDropout>
 __device__ __forceinline__ void forward_of_group(const Item& item, int place, int group, Position& at, Ring& r,
                                                  const BulkArguments& bulk) {
     const AttentionArguments& arguments = bulk.attention;
     const TileOfSequence& tile = item.tile;
     const int lane = lane_index(), group_keys = item.keys_of_group(group);
-    const int first = tile.first + warp_index() * 16, row = first + lane / 4;
+    const int first = tile.first + group * kGroupRows + warp_index() % 4 * 16, row = first + lane / 4;
     RunningRows rows{{-infinity(), -infinity()}, {0.f, 0.f}, {0, 0}};
     if (kDropout) {
 #pragma unroll
@@ -120,7 +121,7 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
         }
         pin(output);
         if (key + kTileRows >= group_keys) {
-            if (key + kTileRows > tile.length) clear_rows(values_of_slot(at.slot()), tile.length - key, group);
+            if (key + kTileRows > tile.length) clear_rows(values_of_slot(at.slot()), tile.length - key);
             break;
         }
         const Position next = at.next();
@@ -152,7 +153,7 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
             arguments.log_sums[static_cast<long long>(item.head) * arguments.num_positions + tile.start + row + 8 * h] =
                 rows.maxima[h] * arguments.scale + log2_approximate(sum);
     }
-    group_barrier(group);  // the queries become staging for the output
+    group_barrier(warp_index() / 4);  // the queries become staging for the output
     write_group<Format, false>(output, scales, queries + warp_index() % 4 * 16 * kRowBytes,
                                output_rows(arguments.output, tile.start, item.head, arguments.num_heads), first, tile.length);
     publish_to_matrix_unit();  // and queries again
@@ -162,13 +163,13 @@ template <class Format, bool kDropout>
 __global__ void __launch_bounds__(kBulkThreads, kBulkBlocks) hopper_forward_bulk(const __grid_constant__ BulkArguments bulk) {
     Ring& r = ring();
     begin_ring(r, bulk);
-    const int group = warp_index() / 4;
     Position at;
     for (int turn = 0;; ++turn) {
         const int place = turn % kPlaces;
         wait_for_phase(r.place_landed[place], turn / kPlaces % 2);
         const Item& item = r.items[place];
         if (item.tile.length == 0) return;
+        const int group = (warp_index() / 4 + turn) % kBulkGroups;  // an item's second 64 queries may be few, or see more keys
         const int group_keys = item.keys_of_group(group), num_keys = item.num_keys();
         if (group_keys > 0) forward_of_group<Format, kDropout>(item, place, group, at, r, bulk);
         for (int key = (group_keys + kTileRows - 1) / kTileRows * kTileRows; key < num_keys; key += kTileRows) {

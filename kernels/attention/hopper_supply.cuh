@@ -21,7 +21,7 @@ constexpr int kPlaces = 2;
 constexpr int kGroupBytes = kGroupRows * kRowBytes;
 
 struct BulkArguments {
-    AttentionArguments attention;    // `tiles`: the table for kBulkRows rows
+    AttentionArguments attention;  // `tiles`: the table for kBulkRows rows
     int num_blocks;
     TensorMap inputs;  // [T, 3 H 64], boxes of 64 rows
 };

@@ -204,9 +204,9 @@ std::vector<std::uint16_t> output_by_bulk(unimo::AttentionArguments arguments, c
     std::vector<std::uint16_t> output(std::size_t(arguments.num_positions) * c.heads * unimo::kSize, 0xffff);
     arguments.output = output.data();
     arguments.log_sums = arguments.deltas;
-    arguments.bulk_tiles = tiles.data();
-    arguments.num_bulk_tiles = int(tiles.size()) / 4;
-    emulator::require(unimo_attention_forward(&arguments, c.format, nullptr) == 0, "forward refused");
+    arguments.tiles = tiles.data();
+    arguments.num_tiles = int(tiles.size()) / 4;
+    emulator::require(unimo_attention_forward_bulk(&arguments, c.format, nullptr) == 0, "forward refused");
     return output;
 }
 

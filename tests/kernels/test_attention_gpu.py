@@ -34,9 +34,11 @@ def formats() -> list[torch.dtype]:
 @pytest.mark.parametrize("dtype", formats())
 @pytest.mark.parametrize("probability", [0.0, 0.1])
 @pytest.mark.parametrize("whole", ["never", "beside"])
+@pytest.mark.parametrize("forward", ["copies", "bulk"])
 @pytest.mark.parametrize("name", [*STREAMS, "mix"])
-def test_native_equals_fp64_and_itself(monkeypatch, name, whole, probability, dtype):
+def test_native_equals_fp64_and_itself(monkeypatch, name, forward, whole, probability, dtype):
     monkeypatch.setenv(library.SWITCH, "untried")
+    monkeypatch.setattr(native, "FORWARD", forward)
     monkeypatch.setattr(native, "WHOLE_BACKWARD", whole)
     mix = make_layout([512, 101, 512, 173, 20], prefix_lengths=[512, 101, 200, 173, 0])
     layout = mix if name == "mix" else stream(name)

@@ -22,6 +22,9 @@ WHOLE_BACKWARD = "beside"
 """Which sequences go backward whole, by a kernel that makes scores once (sm_90, up to 128 positions, nobody shares a prefix):
 `never`, none; `alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the
 kernels for any length. No GPU has measured it yet (`library.refusal_of_untried`)."""
+FORWARD = "bulk"
+"""How the forward kernel of sm_90 loads tiles where nobody shares a prefix: `copies`, each thread its share; `bulk`, whole ones
+by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bulk` yet (`library.refusal_of_untried`)."""
 _KEEPS_ALL = -32768
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
@@ -67,8 +70,22 @@ def attention(
     tiles, sharing = tables_of(layout)
     keys = layout.position_keys if probability else tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, tiles, sharing, keys, probability, site, whole)
+    bulk = _bulk_tiles(query_key_value_T3HD, layout)
+    output, _ = torch.ops.unimo.attention_forward(
+        query_key_value_T3HD, tiles, sharing, keys, probability, site, whole, bulk
+    )
     return output  # type: ignore[no-any-return]
+
+
+def _bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
+    """The table of blocks for the forward kernel that loads whole tiles, None where another one is to run."""
+    if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
+        return None
+    if "native_attention_bulk" not in layout.tables:
+        rows = library.library_of(query_key_value.device).unimo_attention_bulk_rows()
+        layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows)[0] if rows else None
+    table: torch.Tensor | None = layout.tables["native_attention_bulk"]
+    return table
 
 
 def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
@@ -170,12 +187,17 @@ def _forward(
     probability: float,
     site: int,
     whole: int,
+    bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
     output, log_sums = _forward_shapes(query_key_value, tiles, sharing, position_keys, probability, site, whole)
     arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
-    launcher.bound("unimo_attention_forward", query_key_value)(arguments)
+    name = "unimo_attention_forward"
+    if bulk_tiles is not None:
+        arguments.tiles, arguments.num_tiles = bulk_tiles.data_ptr(), bulk_tiles.shape[0]
+        name = "unimo_attention_forward_bulk"
+    launcher.bound(name, query_key_value)(arguments)
     return output, log_sums
 
 
@@ -187,6 +209,7 @@ def _forward_shapes(
     probability: float,
     site: int,
     whole: int,
+    bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_positions, _, num_heads, head_size = query_key_value.shape
     output = query_key_value.new_empty((num_positions, num_heads, head_size))
@@ -222,21 +245,21 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site, ctx.whole = inputs
+    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, *_ = inputs
     ctx.save_for_backward(query_key_value, *output, tiles, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
-    return result, None, None, None, None, None, None
+    return result, None, None, None, None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
     "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sharing, Tensor position_keys, float probability, int site,"
-    " int whole) -> (Tensor, Tensor)",
+    " int whole, Tensor? bulk_tiles=None) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )
