@@ -18,13 +18,19 @@ from unimo_ds.utils.errors import UserError, run_command
 _HEADERS = (
     *("attention/forward.cuh", "attention/backward_queries.cuh", "attention/backward_keys.cuh"),
     *("contrastive/conflicts.cuh", "contrastive/statistics.cuh", "contrastive/weights.cuh", "contrastive/pairs.cuh"),
-    *("dropout_norm/dropout_norm.cuh", "bias_gelu/bias_gelu.cuh"),
+    *("dropout_norm/dropout_norm.cuh", "bias_gelu/bias_gelu.cuh", "cross_entropy/cross_entropy.cuh"),
 )
 _SOURCE = "".join(f'#include "{header}"\n' for header in _HEADERS).encode()
-_OF_FORMAT_AND_TWO_FLAGS = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
-_OF_FORMAT_AND_FLAG = ("contrastive_weights", "contrastive_pair_gradients")
+_OF_FORMAT_AND_TWO_FLAGS = (
+    *("attention_forward", "attention_backward_queries", "attention_backward_keys"),
+    "contrastive_pair_gradients",
+)
+_OF_FORMAT_AND_FLAG = ("contrastive_weights", "cross_entropy_parts")
 _OF_FLAG = ("contrastive_statistics", "contrastive_join")
-_OF_FORMAT = ("contrastive_pair_scores", "bias_gelu_forward", "bias_gelu_backward")
+_OF_FORMAT = (
+    *("contrastive_pair_scores", "bias_gelu_forward", "bias_gelu_backward"),
+    *("cross_entropy_losses", "cross_entropy_slopes"),
+)
 _OF_FORMAT_WIDTH_AND_FLAG = ("dropout_norm_forward", "dropout_norm_backward")
 _WIDTHS = (1, 2, 3, 4)
 _PLAIN = ("contrastive_conflicts", "contrastive_segments")

@@ -107,15 +107,15 @@ def open_clip_pairs(images: torch.Tensor, texts: torch.Tensor, inverse: torch.Te
 
 def ours_cmcl(count: int, device: torch.device) -> Loss:
     keys = make_keys(count, device)
-    owner = torch.arange(count, device=device).repeat_interleave(POSITIVES + NEGATIVES)
-    own = torch.arange(len(owner), device=device)
-    positive = own % (POSITIVES + NEGATIVES) < POSITIVES
-    positives, negatives = own[positive], own[~positive]
+    own = torch.arange(count * (POSITIVES + NEGATIVES), device=device).view(count, -1)
+    # As the training loss lists them: all positives, then all negatives.
+    listed = torch.cat((own[:, :POSITIVES].flatten(), own[:, POSITIVES:].flatten()))
+    owner, first = listed // (POSITIVES + NEGATIVES), count * POSITIVES
 
     def loss(images: torch.Tensor, texts: torch.Tensor, inverse: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
-        scores = pairs.pair_scores(images, private.flatten(0, 1), owner, own) * inverse
-        log_positive = pairs.segment_log_sum_exp(scores[positives], owner[positives], count)
-        log_negative = pairs.segment_log_sum_exp(scores[negatives], owner[negatives], count)
+        scores = pairs.pair_scores(images, private.flatten(0, 1), owner, listed) * inverse
+        log_positive = pairs.segment_log_sum_exp(scores[:first], owner[:first], count)
+        log_negative = pairs.segment_log_sum_exp(scores[first:], owner[first:], count)
         logs = contrastive.log_sum_exps(images, texts, inverse, keys, both=True)
         everything = torch.logsumexp(torch.stack((log_positive, log_negative, logs.rows, logs.columns)), 0)
         return (everything - log_positive).mean()

@@ -55,8 +55,10 @@ attention() {
 elementwise() {
     compiled_check dropout_norm
     compiled_check bias_gelu
-    step test_elementwise 3 "$PYTHON" -m pytest -q -x tests/kernels/test_dropout_norm_gpu.py tests/kernels/test_bias_gelu_gpu.py
-    step elementwise 16 "$PYTHON" -m benchmarks.kernels.elementwise --device cuda --dtype bfloat16 --compile \
+    compiled_check cross_entropy
+    step test_elementwise 3 "$PYTHON" -m pytest -q -x tests/kernels/test_dropout_norm_gpu.py tests/kernels/test_bias_gelu_gpu.py \
+        tests/kernels/test_cross_entropy_gpu.py
+    step elementwise 20 "$PYTHON" -m benchmarks.kernels.elementwise --device cuda --dtype bfloat16 --compile \
         --json "$OUT/elementwise.json"
 }
 

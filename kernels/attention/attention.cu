@@ -13,6 +13,30 @@
 #include "hopper_forward_bulk.cuh"
 #endif
 
+namespace unimo {
+
+// What the C functions take: the first table that the kernels get is that of the blocks of queries.
+struct AttentionCall {
+    AttentionArguments arguments;
+    const int* key_tiles;  // [num_tiles, 4 or 8] the same blocks in the order best for blocks of keys
+    const int* sequences;  // [num_sequences, 4 or 8] the first block of every sequence, longest first
+    int num_sequences;
+
+    AttentionArguments of_keys() const {
+        AttentionArguments changed = arguments;
+        changed.tiles = key_tiles;
+        return changed;
+    }
+    AttentionArguments of_sequences() const {
+        AttentionArguments changed = arguments;
+        changed.tiles = sequences;
+        changed.num_tiles = num_sequences;
+        return changed;
+    }
+};
+
+}  // namespace unimo
+
 namespace {
 
 using unimo::kDone;
@@ -47,16 +71,20 @@ int forward(const unimo::AttentionArguments& arguments, Stream stream) {
 }
 constexpr int kWholeLength = unimo::kWholeLength;
 template <class Format, bool kDropout, bool kShares>
-int backward(unimo::AttentionArguments arguments, Stream stream) {
+int backward(unimo::AttentionCall call, Stream stream) {
+    unimo::AttentionArguments& arguments = call.arguments;
     arguments.whole_length = kShares || arguments.whole == unimo::kNotWhole ? 0 : kWholeLength;
+    const bool whole = arguments.whole_length > 0;
     int status = kDone;
-    if (!kShares && arguments.whole_length)
-        status = run(unimo::hopper_backward_whole<Format, kDropout>, arguments, unimo::kWholeThreads, unimo::kWholeBytes, stream);
-    if (status != kDone || (arguments.whole_length && arguments.whole == unimo::kAllWhole)) return status;
+    if constexpr (!kShares)
+        if (whole)
+            status = run(unimo::hopper_backward_whole<Format, kDropout>, call.of_sequences(), unimo::kWholeThreads,
+                         unimo::kWholeBytes, stream);
+    if (status != kDone || (whole && arguments.whole == unimo::kAllWhole)) return status;
     status = run(unimo::hopper_backward_queries<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
-                 unimo::kHopperBackwardQueriesBytes, stream);
+                 unimo::kHopperBackwardQueriesBytes, stream, /*starts_early=*/whole);
     if (status != kDone) return status;
-    return run(unimo::hopper_backward_keys<Format, kDropout, kShares>, arguments, unimo::kHopperThreads,
+    return run(unimo::hopper_backward_keys<Format, kDropout, kShares>, call.of_keys(), unimo::kHopperThreads,
                unimo::kHopperBackwardKeysBytes, stream, /*starts_early=*/true);
 }
 #else
@@ -72,11 +100,11 @@ int forward(const unimo::AttentionArguments& arguments, Stream stream) {
     return run(unimo::attention_forward<Format, kDropout, kShares>, arguments, unimo::kThreads, unimo::kForwardSharedBytes, stream);
 }
 template <class Format, bool kDropout, bool kShares>
-int backward(const unimo::AttentionArguments& arguments, Stream stream) {
-    const int status = run(unimo::attention_backward_queries<Format, kDropout, kShares>, arguments, unimo::kThreads,
+int backward(const unimo::AttentionCall& call, Stream stream) {
+    const int status = run(unimo::attention_backward_queries<Format, kDropout, kShares>, call.arguments, unimo::kThreads,
                            unimo::kBackwardQueriesSharedBytes, stream);
     if (status != kDone) return status;
-    return run(unimo::attention_backward_keys<Format, kDropout, kShares>, arguments, unimo::kThreads,
+    return run(unimo::attention_backward_keys<Format, kDropout, kShares>, call.of_keys(), unimo::kThreads,
                unimo::kBackwardKeysSharedBytes, stream);
 }
 #endif
@@ -87,15 +115,16 @@ int forward_of(const unimo::AttentionArguments& arguments, Stream stream) {
                              : forward<Format, kDropout, false>(arguments, stream);
 }
 template <class Format, bool kDropout>
-int backward_of(const unimo::AttentionArguments& arguments, Stream stream) {
-    return arguments.sharing ? backward<Format, kDropout, true>(arguments, stream)
-                             : backward<Format, kDropout, false>(arguments, stream);
+int backward_of(const unimo::AttentionCall& call, Stream stream) {
+    return call.arguments.sharing ? backward<Format, kDropout, true>(call, stream)
+                                  : backward<Format, kDropout, false>(call, stream);
 }
 
 }  // namespace
 
 // format: 0 fp16, 1 bf16 (not on sm_70). Returns 0, a cudaError_t, or a negative Status.
-extern "C" int unimo_attention_forward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
+extern "C" int unimo_attention_forward(const unimo::AttentionCall* call, int format, Stream stream) {
+    const unimo::AttentionArguments* const arguments = &call->arguments;
     const bool drops = arguments->dropout_threshold > -32768;
     if (format == 0)
         return drops ? forward_of<unimo::Half, true>(*arguments, stream) : forward_of<unimo::Half, false>(*arguments, stream);
@@ -108,27 +137,28 @@ extern "C" int unimo_attention_forward(const unimo::AttentionArguments* argument
 }
 
 // The same where nobody shares a prefix, by whole tiles: the table of blocks is for unimo_attention_bulk_rows() rows.
-extern "C" int unimo_attention_forward_bulk(const unimo::AttentionArguments* arguments, int format, Stream stream) {
-    const bool drops = arguments->dropout_threshold > -32768;
+extern "C" int unimo_attention_forward_bulk(const unimo::AttentionCall* call, int format, Stream stream) {
+    const unimo::AttentionArguments& arguments = call->arguments;
+    const bool drops = arguments.dropout_threshold > -32768;
     if (format == 0)
-        return drops ? forward_bulk<unimo::Half, true>(*arguments, stream) : forward_bulk<unimo::Half, false>(*arguments, stream);
+        return drops ? forward_bulk<unimo::Half, true>(arguments, stream) : forward_bulk<unimo::Half, false>(arguments, stream);
 #if !defined(UNIMO_HALF_ONLY)
     if (format == 1)
-        return drops ? forward_bulk<unimo::BFloat16, true>(*arguments, stream)
-                     : forward_bulk<unimo::BFloat16, false>(*arguments, stream);
+        return drops ? forward_bulk<unimo::BFloat16, true>(arguments, stream)
+                     : forward_bulk<unimo::BFloat16, false>(arguments, stream);
 #endif
     return unimo::kNoSuchFormat;
 }
 
-extern "C" int unimo_attention_backward(const unimo::AttentionArguments* arguments, int format, Stream stream) {
-    const bool drops = arguments->dropout_threshold > -32768;
+extern "C" int unimo_attention_backward(const unimo::AttentionCall* call, int format, Stream stream) {
+    const bool drops = call->arguments.dropout_threshold > -32768;
     if (format == 0)
-        return drops ? backward_of<unimo::Half, true>(*arguments, stream)
-                     : backward_of<unimo::Half, false>(*arguments, stream);
+        return drops ? backward_of<unimo::Half, true>(*call, stream)
+                     : backward_of<unimo::Half, false>(*call, stream);
 #if !defined(UNIMO_HALF_ONLY)
     if (format == 1)
-        return drops ? backward_of<unimo::BFloat16, true>(*arguments, stream)
-                     : backward_of<unimo::BFloat16, false>(*arguments, stream);
+        return drops ? backward_of<unimo::BFloat16, true>(*call, stream)
+                     : backward_of<unimo::BFloat16, false>(*call, stream);
 #endif
     return unimo::kNoSuchFormat;
 }
@@ -143,4 +173,4 @@ extern "C" int unimo_attention_bulk_rows() { return kBulkRows; }
 extern "C" int unimo_attention_whole_length() { return kWholeLength; }
 
 // So that Python's view of the argument structure can be checked against this one.
-extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionArguments)); }
+extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionCall)); }

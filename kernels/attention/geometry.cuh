@@ -1,6 +1,6 @@
 // What all attention kernels share: arguments, which rows a block works on, what sees what, and loads of tiles.
 //
-// A block takes 64 rows of one sequence and one head (four warps of 16 rows). Blocks are listed in a table on the device,
+// A block takes 64 rows of one sequence and one head (four warps of 16 rows). Blocks are listed in tables on the device,
 // [num_tiles] of (start of the sequence in the stream, its length, its prefix, first row); length 0 marks unused entries.
 // Row i of a sequence sees key j where j < max(prefix, i + 1): every row sees key 0, so no row is ever empty.
 //
@@ -51,6 +51,7 @@ struct TileOfSequence {
     int shared_start = 0, shared = 0;  // what it sees of another sequence: where that begins in the stream, how many positions
     int listed = 0, num_listed = 0;    // queries of other sequences that see its prefix: where they begin in `sharing`, how many
 
+    __device__ __forceinline__ bool shares() const { return shared > 0 || num_listed > 0; }
     __device__ __forceinline__ int num_keys() const { return shared + length; }
     __device__ __forceinline__ int keys_of(int row) const { return shared + visible_keys(prefix, row); }
 };

@@ -40,9 +40,7 @@ __device__ __forceinline__ unsigned kept_of_lane(const QueryStatistics& of_query
 constexpr int kHopperBackwardKeysBytes = 2 * kHopperOwnBytes + kStages * (kPairBytes + int(sizeof(QueryStatistics)));
 
 template <class Format, bool kDropout, bool kShares>
-__global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block<kShares>(arguments);
-    if (tile.length <= arguments.whole_length) return;
+__device__ __forceinline__ void key_gradients_of_tile(const AttentionArguments& arguments, const TileOfSequence& tile) {
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const key_tile = shared;
@@ -173,6 +171,16 @@ __global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const 
                               input_rows(arguments.input_gradient, tile.start, 1, head, num_heads), first, tile.length);
     write_group<Format, true>(value_sum, value_scales, staging,
                               input_rows(arguments.input_gradient, tile.start, 2, head, num_heads), first, tile.length);
+}
+
+template <class Format, bool kDropout, bool kShares>
+__global__ void __launch_bounds__(kHopperThreads, 3) hopper_backward_keys(const AttentionArguments arguments) {
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
+    if (tile.length <= arguments.whole_length) return;
+    if (kShares && tile.shares())
+        key_gradients_of_tile<Format, kDropout, kShares>(arguments, tile);
+    else
+        key_gradients_of_tile<Format, kDropout, false>(arguments, tile);
 }
 
 }  // namespace unimo

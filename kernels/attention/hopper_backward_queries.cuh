@@ -49,9 +49,7 @@ __device__ __forceinline__ void make_deltas(float (&deltas)[2], const OutputRows
 }
 
 template <class Format, bool kDropout, bool kShares>
-__global__ void __launch_bounds__(kHopperThreads, 4) hopper_backward_queries(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block<kShares>(arguments);
-    if (tile.length <= arguments.whole_length) return;
+__device__ __forceinline__ void query_gradients_of_tile(const AttentionArguments& arguments, const TileOfSequence& tile) {
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const query_tile = shared;
@@ -156,11 +154,22 @@ __global__ void __launch_bounds__(kHopperThreads, 4) hopper_backward_queries(con
     }
 
     let_next_kernel_start();
+    wait_for_previous_kernel();  // where it is that of whole sequences: who waits for this one waits for both
     block_barrier();
     if (first >= tile.length) return;
     const float scale = 0.125f * arguments.keep_scale, scales[2] = {scale, scale};  // 0.125 = 1 / sqrt(64)
     write_group<Format, false>(sum, scales, shared + warp_index() * 16 * kRowBytes,
                                input_rows(arguments.input_gradient, tile.start, 0, head, num_heads), first, tile.length);
+}
+
+template <class Format, bool kDropout, bool kShares>
+__global__ void __launch_bounds__(kHopperThreads, 4) hopper_backward_queries(const AttentionArguments arguments) {
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
+    if (tile.length <= arguments.whole_length) return;
+    if (kShares && tile.shares())
+        query_gradients_of_tile<Format, kDropout, kShares>(arguments, tile);
+    else
+        query_gradients_of_tile<Format, kDropout, false>(arguments, tile);
 }
 
 }  // namespace unimo

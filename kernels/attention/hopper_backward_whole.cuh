@@ -172,8 +172,9 @@ __device__ __forceinline__ void backward_of_team(const AttentionArguments& argum
 
 template <class Format, bool kDropout>
 __global__ void __launch_bounds__(kWholeThreads, 2) hopper_backward_whole(const AttentionArguments arguments) {
+    let_next_kernel_start();
     TileOfSequence tile = tile_of_block<false>(arguments);
-    if (tile.length == 0 || tile.length > kWholeLength || tile.first > 0) return;
+    if (tile.length == 0 || tile.length > kWholeLength) return;
     if (tile.length > kTileRows) {
         backward_of_team<Format, kDropout>(arguments, tile, block_x(), TeamTiles<2>{shared_memory()}, thread_index());
         return;

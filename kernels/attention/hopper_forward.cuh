@@ -8,9 +8,7 @@ namespace unimo {
 constexpr int kHopperForwardBytes = kHopperOwnBytes + kStages * kPairBytes;
 
 template <class Format, bool kDropout, bool kShares>
-__global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const AttentionArguments arguments) {
-    const TileOfSequence tile = tile_of_block<kShares>(arguments);
-    if (tile.length == 0) return;
+__device__ __forceinline__ void forward_of_tile(const AttentionArguments& arguments, const TileOfSequence& tile) {
     const int head = block_x(), num_heads = arguments.num_heads, lane = lane_index();
     unsigned char* const shared = shared_memory();
     unsigned char* const stages = shared + kHopperOwnBytes;
@@ -136,6 +134,16 @@ __global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const Attent
     }
     write_group<Format, false>(output, scales, shared + warp_index() * 16 * kRowBytes,
                                output_rows(arguments.output, tile.start, head, num_heads), first, tile.length);
+}
+
+template <class Format, bool kDropout, bool kShares>
+__global__ void __launch_bounds__(kHopperThreads, 4) hopper_forward(const AttentionArguments arguments) {
+    const TileOfSequence tile = tile_of_block<kShares>(arguments);
+    if (tile.length == 0) return;
+    if (kShares && tile.shares())
+        forward_of_tile<Format, kDropout, kShares>(arguments, tile);
+    else
+        forward_of_tile<Format, kDropout, false>(arguments, tile);
 }
 
 }  // namespace unimo

@@ -196,9 +196,10 @@ std::vector<int> tiles_of(const Case& c, int rows) {
     return tiles;
 }
 
-// Output of the forward kernel that loads whole tiles; its logarithms go into `arguments`' place for row sums. Behind the entries of the
+// Output of the forward kernel that loads whole tiles; its logarithms go where row sums go. Behind the entries of the
 // table that are used there are some that are not.
-std::vector<std::uint16_t> output_by_bulk(unimo::AttentionArguments arguments, const Case& c) {
+std::vector<std::uint16_t> output_by_bulk(unimo::AttentionCall call, const Case& c) {
+    unimo::AttentionArguments& arguments = call.arguments;
     std::vector<int> tiles = tiles_of(c, unimo_attention_bulk_rows());
     tiles.resize(tiles.size() + 8);
     std::vector<std::uint16_t> output(std::size_t(arguments.num_positions) * c.heads * unimo::kSize, 0xffff);
@@ -206,7 +207,7 @@ std::vector<std::uint16_t> output_by_bulk(unimo::AttentionArguments arguments, c
     arguments.log_sums = arguments.deltas;
     arguments.tiles = tiles.data();
     arguments.num_tiles = int(tiles.size()) / 4;
-    emulator::require(unimo_attention_forward_bulk(&arguments, c.format, nullptr) == 0, "forward refused");
+    emulator::require(unimo_attention_forward_bulk(&call, c.format, nullptr) == 0, "forward refused");
     return output;
 }
 
@@ -214,7 +215,7 @@ template <class Format>
 bool run_case(const Case& c, unsigned number) {
     std::mt19937 random(number + 17);
     int positions = 0;
-    std::vector<int> tiles;
+    std::vector<int> tiles, sequences;
     const Sharing sharing = sharing_of(c);
     const int columns = c.owners.empty() ? 4 : 8;
     for (std::size_t s = 0; s < c.lengths.size(); positions += c.lengths[s++])
@@ -223,7 +224,12 @@ bool run_case(const Case& c, unsigned number) {
             if (!c.owners.empty())
                 tiles.insert(tiles.end(), {sharing.shared_start[s], sharing.shared[s], sharing.listed[s], sharing.num_listed[s]});
         }
+    for (std::size_t entry = 0; entry < tiles.size(); entry += std::size_t(columns))
+        if (tiles[entry + 3] == 0) sequences.insert(sequences.end(), tiles.data() + entry, tiles.data() + entry + columns);
     if (number % 2) tiles.resize(tiles.size() + std::size_t(columns));  // an unused entry
+    std::vector<int> key_tiles;  // another order
+    for (std::size_t entry = tiles.size(); entry > 0; entry -= std::size_t(columns))
+        key_tiles.insert(key_tiles.end(), tiles.data() + entry - columns, tiles.data() + entry);
     const std::size_t row = std::size_t(c.heads) * unimo::kSize;
     Tensor input = random_tensor<Format>(positions * 3 * row, random, 1);
     for (std::size_t i = 0; i < input.bits.size(); ++i)
@@ -244,7 +250,8 @@ bool run_case(const Case& c, unsigned number) {
         std::vector<std::uint16_t> output(positions * row, 0xffff), gradient(positions * 3 * row, 0xffff);
         std::vector<float> log_sums(std::size_t(positions) * c.heads, NAN), deltas(log_sums);
         std::vector<unsigned> row_keys(log_sums.size(), 0xffffffffu);
-        unimo::AttentionArguments arguments{};
+        unimo::AttentionCall call{};
+        unimo::AttentionArguments& arguments = call.arguments;
         arguments.query_key_value = input.bits.data();
         arguments.output = output.data();
         arguments.log_sums = log_sums.data();
@@ -252,11 +259,11 @@ bool run_case(const Case& c, unsigned number) {
         arguments.input_gradient = gradient.data();
         arguments.deltas = deltas.data();
         arguments.row_keys = row_keys.data();
-        arguments.tiles = tiles.data();
+        arguments.tiles = tiles.data(), call.key_tiles = key_tiles.data(), call.sequences = sequences.data();
         const int none = 0;
         arguments.sharing = c.owners.empty() ? nullptr : sharing.positions.empty() ? &none : sharing.positions.data();
         arguments.position_keys = c.probability > 0 ? position_keys.data() : nullptr;
-        arguments.num_tiles = int(tiles.size()) / columns;
+        arguments.num_tiles = int(tiles.size()) / columns, call.num_sequences = int(sequences.size()) / columns;
         arguments.num_positions = positions;
         arguments.num_heads = c.heads;
         arguments.dropout_threshold = threshold;
@@ -266,18 +273,19 @@ bool run_case(const Case& c, unsigned number) {
         const bool all_short = std::all_of(c.lengths.begin(), c.lengths.end(),
                                            [](int length) { return length <= unimo_attention_whole_length(); });
         arguments.whole = !c.whole ? unimo::kNotWhole : all_short ? unimo::kAllWhole : unimo::kShortWhole;
-        emulator::require(unimo_attention_forward(&arguments, c.format, nullptr) == 0, "forward refused");
+        emulator::require(unimo_attention_forward(&call, c.format, nullptr) == 0, "forward refused");
         if (has_bulk) {
-            const std::vector<std::uint16_t> by_bulk = output_by_bulk(arguments, c);
+            const std::vector<std::uint16_t> by_bulk = output_by_bulk(call, c);
             if (schedule == 0) first_by_bulk = by_bulk;
             bool same = by_bulk == first_by_bulk;
-            for (std::size_t i = 0; i < deltas.size(); ++i) same &= std::fabs(deltas[i] - log_sums[i]) <= 1e-5f * (1 + std::fabs(log_sums[i]));
+            for (std::size_t i = 0; i < deltas.size(); ++i)
+                same &= std::fabs(deltas[i] - log_sums[i]) <= 1e-5f * (1 + std::fabs(log_sums[i]));
             if (!same) {
                 std::printf("case %u: schedule %d: tiles loaded whole give other bits, or other logarithms\n", number, schedule);
                 return false;
             }
         }
-        emulator::require(unimo_attention_backward(&arguments, c.format, nullptr) == 0, "backward refused");
+        emulator::require(unimo_attention_backward(&call, c.format, nullptr) == 0, "backward refused");
         if (schedule == 0) {
             first_output = output;
             first_gradient = gradient;

@@ -1,4 +1,4 @@
-// Eight 16-bit elements of a row, one 16-byte access of a lane, as fp32.
+// Eight 16-bit elements of a row, one 16-byte access of a lane, as fp32; sums and maxima over a warp.
 #pragma once
 
 #include "device.cuh"
@@ -34,6 +34,21 @@ __device__ __forceinline__ Words4 packed(const Chunk& chunk) {
 }
 __device__ __forceinline__ void store_words(void* tensor, long long at, const Words4& words) {
     store(static_cast<unsigned char*>(tensor) + 2 * at, words);
+}
+template <class Format>
+__device__ __forceinline__ float load_element(const void* tensor, long long at) {
+    return unpack<Format>(load<unsigned short>(static_cast<const unsigned char*>(tensor) + 2 * at)).low;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int bit = 16; bit > 0; bit /= 2) value += shuffle_xor(value, bit);
+    return value;
+}
+__device__ __forceinline__ float warp_maximum(float value) {
+#pragma unroll
+    for (int bit = 16; bit > 0; bit /= 2) value = larger(value, shuffle_xor(value, bit));
+    return value;
 }
 
 }  // namespace unimo

@@ -9,6 +9,7 @@ namespace unimo {
 
 constexpr int kConflictThreads = 256;
 constexpr int kKeyFilterWords = 512;
+constexpr int kMinItemFilterWords = 128;
 constexpr int kMaxItemFilterWords = 8192;
 
 __device__ __forceinline__ unsigned long long mixed(long long key, unsigned kind) {
@@ -24,19 +25,28 @@ __device__ __forceinline__ void set_shared_bit(unsigned* words, unsigned bit) {
     atomicOr(words + bit / 32, 1u << bit % 32);
 #endif
 }
+// Four places a key: with 64 bits of the filter to a key, one foreign key in 70,000 is taken for one of its own. Two places and 32
+// bits take one in 270, and of the groups of 256 columns that a warp asks about at once most would hold one.
 struct Filter {
     unsigned* words;
-    int num_words;
+    int num_words;  // power of two
+    static constexpr int kPlaces = 4;
+    __device__ __forceinline__ unsigned place(unsigned long long hash, int i) const {
+        return (unsigned(hash) + unsigned(i) * (unsigned(hash >> 32) | 1u)) & unsigned(num_words * 32 - 1);
+    }
     __device__ __forceinline__ void insert(long long key, unsigned kind) {
         const unsigned long long hash = mixed(key, kind);
-        set_shared_bit(words, unsigned(hash) & unsigned(num_words * 32 - 1));
-        set_shared_bit(words, unsigned(hash >> 32) & unsigned(num_words * 32 - 1));
+#pragma unroll
+        for (int i = 0; i < kPlaces; ++i) set_shared_bit(words, place(hash, i));
     }
     __device__ __forceinline__ bool may_hold(long long key, unsigned kind) const {
         const unsigned long long hash = mixed(key, kind);
-        const unsigned one = unsigned(hash) & unsigned(num_words * 32 - 1);
-        const unsigned two = unsigned(hash >> 32) & unsigned(num_words * 32 - 1);
-        return (words[one / 32] >> one % 32 & 1u) && (words[two / 32] >> two % 32 & 1u);
+#pragma unroll
+        for (int i = 0; i < kPlaces; ++i) {
+            const unsigned at = place(hash, i);
+            if (!(words[at / 32] >> at % 32 & 1u)) return false;
+        }
+        return true;
     }
 };
 
@@ -46,7 +56,8 @@ __global__ void __launch_bounds__(kConflictThreads) contrastive_conflicts(const 
     const int thread = thread_index(), first_row = block_y() * kBandRows;
     const int rows = a.num_rows - first_row < kBandRows ? a.num_rows - first_row : kBandRows;
     Filter keys{shared, kKeyFilterWords}, items{shared + kKeyFilterWords, a.item_filter_words};
-    for (int i = thread; i < kKeyFilterWords + items.num_words; i += kConflictThreads) shared[i] = 0;
+    unsigned& several_groups = shared[kKeyFilterWords + items.num_words];
+    for (int i = thread; i <= kKeyFilterWords + items.num_words; i += kConflictThreads) shared[i] = 0;
     block_barrier();
     const long long* const row_keys = a.row_keys + static_cast<long long>(first_row) * kKeys;
     for (int i = thread; i < rows * 3; i += kConflictThreads)
@@ -54,9 +65,9 @@ __global__ void __launch_bounds__(kConflictThreads) contrastive_conflicts(const 
     const long long* const row_items = a.row_items + static_cast<long long>(first_row) * a.row_items_width;
     for (int i = thread; i < rows * a.row_items_width; i += kConflictThreads) items.insert(row_items[i], 0u);
     const long long group = row_keys[0];
-    bool one_group = true;
-    for (int i = 1; i < rows; ++i) one_group &= row_keys[i * kKeys] == group;
+    if (thread < rows && row_keys[thread * kKeys] != group) set_shared_bit(&several_groups, 0);
     block_barrier();
+    const bool one_group = several_groups == 0;
 
     for (int i = 0; i < kBandColumns / kConflictThreads; ++i) {
         const int column = block_x() * kBandColumns + i * kConflictThreads + thread;

@@ -9,10 +9,10 @@ namespace unimo {
 
 inline int tiles(int count, int size) { return (count + size - 1) / size; }
 
-// Of the filter of own items: 32 places per item where that fits.
+// Of the filter of own items: 64 bits an item where that fits.
 inline int item_filter_words(int row_items_width) {
-    int words = 64;
-    while (words < kMaxItemFilterWords && words < kBandRows * row_items_width) words *= 2;
+    int words = kMinItemFilterWords;
+    while (words < kMaxItemFilterWords && words < 2 * kBandRows * row_items_width) words *= 2;
     return words;
 }
 
@@ -35,11 +35,12 @@ int run_weights(const BlockArguments& a, Stream stream) {
                                     : launch(contrastive_weights<Format, false>, a, grid, stream);
 }
 
-template <class Format>
-int run_pair_gradients(const PairArguments& a, bool wide, Stream stream) {
-    const Grid grid{tiles(a.num_rows, kPairWarps), tiles(a.size, kSliceSize), kPairThreads, 0};
-    return wide ? launch(contrastive_pair_gradients<Format, true>, a, grid, stream)
-                : launch(contrastive_pair_gradients<Format, false>, a, grid, stream);
+template <class Format, bool kWide>
+int run_pair_gradients(const PairArguments& a, Stream stream) {
+    const bool few = a.num_scores < static_cast<long long>(kFewScores) * a.num_rows;
+    const Grid grid{tiles(a.num_rows, kPairWarps * (few ? kRowsOfFew : 1)), tiles(a.size, kSliceSize), kPairThreads, 0};
+    return few ? launch(contrastive_pair_gradients<Format, kWide, true>, a, grid, stream)
+               : launch(contrastive_pair_gradients<Format, kWide, false>, a, grid, stream);
 }
 
 }  // namespace unimo
@@ -52,7 +53,7 @@ extern "C" int unimo_contrastive_conflicts(const unimo::BlockArguments* argument
     BlockArguments a = *arguments;
     a.item_filter_words = item_filter_words(a.row_items_width);
     const Grid grid{tiles(a.num_columns, kBandColumns), tiles(a.num_rows, kBandRows), kConflictThreads,
-                    (kKeyFilterWords + a.item_filter_words) * 4};
+                    (kKeyFilterWords + a.item_filter_words + 1) * 4};
     return launch(contrastive_conflicts, a, grid, stream);
 }
 
@@ -92,9 +93,11 @@ extern "C" int unimo_contrastive_pair_gradients(const unimo::PairArguments* argu
     using namespace unimo;
     if (arguments->num_rows == 0) return kDone;
     if (arguments->size % kChunk) return kBadShape;
-    if (format % 2 == 0) return run_pair_gradients<Half>(*arguments, format >= 2, stream);
+    if (format == 0) return run_pair_gradients<Half, false>(*arguments, stream);
+    if (format == 2) return run_pair_gradients<Half, true>(*arguments, stream);
 #if !defined(UNIMO_HALF_ONLY)
-    if (format % 2 == 1) return run_pair_gradients<BFloat16>(*arguments, format >= 2, stream);
+    if (format == 1) return run_pair_gradients<BFloat16, false>(*arguments, stream);
+    if (format == 3) return run_pair_gradients<BFloat16, true>(*arguments, stream);
 #endif
     return kNoSuchFormat;
 }

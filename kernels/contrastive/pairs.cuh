@@ -9,8 +9,10 @@ namespace unimo {
 constexpr int kPairWarps = 8;
 constexpr int kPairThreads = kPairWarps * 32;
 constexpr int kChunk = 8;                       // 16-bit elements of one load
-constexpr int kSliceChunks = 4;                 // loads of a lane in one row of a slice
+constexpr int kSliceChunks = 3;                 // loads of a lane in one row of a slice: 768 elements
 constexpr int kSliceSize = 32 * kChunk * kSliceChunks;
+constexpr int kFewScores = 4;                   // a row has fewer on average: a warp takes several rows
+constexpr int kRowsOfFew = 8;
 
 struct PairArguments {
     const void* left;               // [., size] 16 bit
@@ -26,14 +28,17 @@ struct PairArguments {
 };
 
 template <class Format>
-__device__ __forceinline__ void unpack_chunk(float (&values)[kChunk], const void* row, int chunk) {
-    const Words4 words = load<Words4>(static_cast<const unsigned char*>(row) + chunk * 16);
+__device__ __forceinline__ void unpack_words(float (&values)[kChunk], const Words4& words) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const Pair pair = unpack<Format>(words.word[i]);
         values[2 * i] = pair.low;
         values[2 * i + 1] = pair.high;
     }
+}
+template <class Format>
+__device__ __forceinline__ void unpack_chunk(float (&values)[kChunk], const void* row, int chunk) {
+    unpack_words<Format>(values, load<Words4>(static_cast<const unsigned char*>(row) + chunk * 16));
 }
 __device__ __forceinline__ const unsigned char* vector_row(const void* vectors, long long row, int size) {
     return static_cast<const unsigned char*>(vectors) + row * size * 2;
@@ -60,18 +65,61 @@ __global__ void __launch_bounds__(kPairThreads) contrastive_pair_scores(const Pa
 }
 
 // gradient[row] = sum over the row's scores of score gradient * right vector
+//
+// A warp takes one row where rows have many scores, and several, one after another, where they have few: what is read to find a
+// vector (starts, then order, then which) is read for 32 scores at once. The next vector is under way while this one is added or a
+// row's sum written.
 template <class Format, bool kWide>
-__global__ void __launch_bounds__(kPairThreads) contrastive_pair_gradients(const PairArguments a) {
-    const int row = block_x() * kPairWarps + warp_index(), lane = lane_index();
-    if (row >= a.num_rows) return;
+__device__ __forceinline__ void write_gradient(const PairArguments& a, int row, int first_chunk, float (&sums)[kSliceChunks][kChunk]) {
+#pragma unroll
+    for (int s = 0; s < kSliceChunks; ++s) {
+        const int chunk = first_chunk + 32 * s;
+        if (chunk < a.size / kChunk) {
+            const long long at = static_cast<long long>(row) * a.size + chunk * kChunk;
+            if (kWide) {
+                float* const target = static_cast<float*>(a.gradient) + at;
+#pragma unroll
+                for (int i = 0; i < kChunk; i += 4)
+                    store(target + i, Floats4{{sums[s][i], sums[s][i + 1], sums[s][i + 2], sums[s][i + 3]}});
+            } else {
+                Words4 words;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) words.word[i] = pack<Format>(sums[s][2 * i], sums[s][2 * i + 1]);
+                store(static_cast<unsigned char*>(a.gradient) + at * 2, words);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sums[s][i] = 0.f;
+    }
+}
+
+// A lane's chunks of one vector in a slice; those beyond its end are not read.
+struct Slice {
+    Words4 words[kSliceChunks];
+};
+__device__ __forceinline__ void load_slice(Slice& slice, const unsigned char* row, int first_chunk, int num_chunks) {
+#pragma unroll
+    for (int s = 0; s < kSliceChunks; ++s)
+        if (first_chunk + 32 * s < num_chunks) slice.words[s] = load<Words4>(row + (first_chunk + 32 * s) * 16);
+}
+
+template <class Format, bool kWide, bool kFew>
+__global__ void __launch_bounds__(kPairThreads, 3) contrastive_pair_gradients(const PairArguments a) {
+    constexpr int kRows = kFew ? kRowsOfFew : 1;
+    const int first_row = (block_x() * kPairWarps + warp_index()) * kRows, lane = lane_index();
+    if (first_row >= a.num_rows) return;
+    const int last_row = smaller(first_row + kRows, a.num_rows);
     const int first_chunk = block_y() * (kSliceSize / kChunk) + lane, num_chunks = a.size / kChunk;
     float sums[kSliceChunks][kChunk];
 #pragma unroll
     for (int s = 0; s < kSliceChunks; ++s)
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) sums[s][i] = 0.f;
-    const long long begin = a.starts[row], end = a.starts[row + 1];
-    for (long long base = begin; base < end; base += 32) {
+    // Lane i knows where row i's scores end.
+    const unsigned end_of_lane = unsigned(a.starts[smaller(first_row + lane + 1, last_row)]);
+    const int begin = int(a.starts[first_row]), end = int(shuffle(end_of_lane, last_row - first_row - 1));
+    int row = first_row, row_end = int(shuffle(end_of_lane, 0));
+    for (int base = begin; base < end; base += 32) {
         unsigned mine = 0;
         float gradient = 0.f;
         if (base + lane < end) {
@@ -79,37 +127,30 @@ __global__ void __launch_bounds__(kPairThreads) contrastive_pair_gradients(const
             mine = unsigned(a.right_rows[at]);
             gradient = a.score_gradients[at];
         }
-        const int count = end - base < 32 ? int(end - base) : 32;
+        const int count = smaller(end - base, 32);
+        Slice slice, next;
+        load_slice(next, vector_row(a.right, shuffle(mine, 0), a.size), first_chunk, num_chunks);
         for (int i = 0; i < count; ++i) {
+            slice = next;
             const float factor = shuffle(gradient, i);
-            const unsigned char* const right = vector_row(a.right, shuffle(mine, i), a.size);
+            const unsigned which = shuffle(mine, (i + 1) % 32);
+            if (i + 1 < count) load_slice(next, vector_row(a.right, which, a.size), first_chunk, num_chunks);
+            while (kFew && base + i >= row_end) {
+                write_gradient<Format, kWide>(a, row, first_chunk, sums);
+                ++row;
+                row_end = int(shuffle(end_of_lane, row - first_row));
+            }
 #pragma unroll
             for (int s = 0; s < kSliceChunks; ++s) {
                 if (first_chunk + 32 * s >= num_chunks) continue;
                 float values[kChunk];
-                unpack_chunk<Format>(values, right, first_chunk + 32 * s);
+                unpack_words<Format>(values, slice.words[s]);
 #pragma unroll
                 for (int j = 0; j < kChunk; ++j) sums[s][j] += factor * values[j];
             }
         }
     }
-#pragma unroll
-    for (int s = 0; s < kSliceChunks; ++s) {
-        const int chunk = first_chunk + 32 * s;
-        if (chunk >= num_chunks) continue;
-        const long long at = static_cast<long long>(row) * a.size + chunk * kChunk;
-        if (kWide) {
-            float* const target = static_cast<float*>(a.gradient) + at;
-#pragma unroll
-            for (int i = 0; i < kChunk; i += 4)
-                store(target + i, Floats4{{sums[s][i], sums[s][i + 1], sums[s][i + 2], sums[s][i + 3]}});
-        } else {
-            Words4 words;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) words.word[i] = pack<Format>(sums[s][2 * i], sums[s][2 * i + 1]);
-            store(static_cast<unsigned char*>(a.gradient) + at * 2, words);
-        }
-    }
+    for (; row < last_row; ++row) write_gradient<Format, kWide>(a, row, first_chunk, sums);
 }
 
 struct SegmentArguments {

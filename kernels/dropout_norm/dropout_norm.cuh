@@ -44,11 +44,6 @@ __device__ __forceinline__ void drop(Chunk& chunk, unsigned row_key, int column,
         chunk.value[i + 1] = keeps_odd(word, threshold) ? chunk.value[i + 1] * keep_scale : 0.f;
     }
 }
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2) value += shuffle_xor(value, bit);
-    return value;
-}
 
 template <class Format, int kChunks, bool kDropout>
 __global__ void __launch_bounds__(kNormThreads) dropout_norm_forward(const DropoutNormArguments arguments) {

@@ -119,36 +119,52 @@ def test_dropout_mask_of_a_shared_prefix_is_the_reference_mask_bit_for_bit(monke
     assert (found - expected).abs().max() < 4 * torch.finfo(torch.float16).eps
 
 
-def test_blocks_cover_every_row_once_longest_first():
+def test_blocks_cover_every_row_once_those_with_the_most_work_first():
     layout = make_layout([5, 200, 64, 1, 65], prefix_lengths=[5, 30, 0, 1, 65])
-    tiles, sharing = native.make_tables(layout, rows=64)
+    tiles, sequences, sharing = native.make_tables(layout, rows=64)
     assert not sharing.numel()
-    tiles = tiles.tolist()
-    assert len(tiles) == (335 + 63 * 5) // 64
-    used = [tile for tile in tiles if tile[1]]
-    assert all(tile == [0, 0, 0, 0] for tile in tiles[len(used) :])
-    assert [length for _, length, _, _ in used] == [200] * 4 + [65] * 2 + [64, 5, 1]
-    rows = [start + row for start, length, _, first in used for row in range(first, min(first + 64, length))]
-    assert sorted(rows) == list(range(335))
-    assert {(start, length, prefix) for start, length, prefix, _ in used} == {
-        (0, 5, 5), (5, 200, 30), (205, 64, 0), (269, 1, 1), (270, 65, 65)
-    }  # fmt: skip
-    assert native.make_tables(make_layout([]), rows=64)[0].shape == (0, 4)
+    assert sequences.tolist() == [[5, 200, 30, 0], [270, 65, 65, 0], [205, 64, 0, 0], [0, 5, 5, 0], [269, 1, 1, 0]]
+    for order in tiles.tolist():
+        assert len(order) == (335 + 63 * 5) // 64
+        used = [tile for tile in order if tile[1]]
+        assert all(tile == [0, 0, 0, 0] for tile in order[len(used) :])
+        rows = [start + row for start, length, _, first in used for row in range(first, min(first + 64, length))]
+        assert sorted(rows) == list(range(335))
+    by_queries, by_keys = ([(start, first) for start, length, _, first in order if length] for order in tiles.tolist())
+    short = [(205, 0), (0, 0), (269, 0)]
+    assert by_queries == [(5, 192), (5, 128), (5, 64), (270, 0), (270, 64), (5, 0), *short]
+    assert by_keys == [(5, 0), (5, 64), (5, 128), (270, 0), (270, 64), (5, 192), *short]
+    empty = native.make_tables(make_layout([]), rows=64)
+    assert (empty.tiles.shape, empty.sequences.shape) == ((2, 0, 4), (0, 4))
+
+
+def test_blocks_of_many_sequences_stay_near_their_neighbours():
+    layout = make_layout([512] * 100, prefix_lengths=[256] * 100)
+    tiles, _, _ = native.make_tables(layout, rows=64)
+    for order, lightest in zip(tiles, (256, 64), strict=True):
+        used = order[order[:, 1] > 0]
+        places = used[:, 0] // 512 * 8 + used[:, 3] // 64  # where they lie in the stream
+        assert places.sort().values.tolist() == list(range(800))
+        assert (places - torch.arange(800)).abs().max() < native.WINDOW
+        last = used[-1]
+        seen = torch.maximum(last[2], last[3] + 64) if lightest == 256 else last[1] - last[3]
+        assert seen == lightest
 
 
 def test_blocks_know_what_is_shared():
     layout = make_layout([3, 70, 9, 2], prefix_lengths=[3, 65, 0, 2], prefix_of=[1, -1, -1, 1])
-    tiles, sharing = native.make_tables(layout, rows=64)
-    used = [tile for tile in tiles.tolist() if tile[1]]
+    tiles, sequences, sharing = native.make_tables(layout, rows=64)
     # start, length, prefix, first row; shared from, how many; queries of others: where in `sharing`, how many
-    owner = [3, 70, 65]
-    assert used[0] == [*owner, 0, 0, 0, 0, 5]
-    assert used[1] == [*owner, 64, 0, 0, 0, 5]
-    assert sorted(used[2:]) == [[0, 3, 3, 0, 3, 65, 0, 0], [73, 9, 0, 0, 0, 0, 5, 0], [82, 2, 2, 0, 3, 65, 5, 0]]
+    owner, first, third = [3, 70, 65], [0, 3, 3, 0, 3, 65, 0, 0], [82, 2, 2, 0, 3, 65, 5, 0]
+    by_queries, by_keys = ([tile for tile in order.tolist() if tile[1]] for order in tiles)
+    assert by_queries == [[*owner, 0, 0, 0, 0, 5], [*owner, 64, 0, 0, 0, 5], first, third, [73, 9, 0, 0, 0, 0, 5, 0]]
+    assert by_keys[:2] == by_queries[:2]
+    assert sorted(by_keys) == sorted(by_queries)
+    assert sorted(sequences.tolist()) == sorted(tile for tile in by_queries if tile[3] == 0)
     assert sharing.shape == (84,)
     assert sharing[:5].tolist() == [0, 1, 2, 82, 83]
-    tiles, sharing = native.make_tables(make_layout([], prefix_of=[]), rows=64)
-    assert (tiles.shape, sharing.shape) == ((0, 8), (0,))
+    empty = native.make_tables(make_layout([], prefix_of=[]), rows=64)
+    assert (empty.tiles.shape, empty.sharing.shape) == ((2, 0, 8), (0,))
 
 
 @pytest.mark.parametrize("owners", [None, [-1, 0]])
@@ -163,7 +179,7 @@ def test_operator_traces_and_differentiates(monkeypatch, owners):
         return torch.ops.unimo.attention_forward(query_key_value * 1.5, *tables, 0.1, 2, 0)[0].float().square().sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    expected, found = loss(*arguments[:4]), compiled(*arguments[:4])
+    expected, found = loss(*arguments[:5]), compiled(*arguments[:5])
     assert torch.equal(expected, found)
     assert torch.equal(torch.autograd.grad(expected, inputs)[0], torch.autograd.grad(found, inputs)[0])
 

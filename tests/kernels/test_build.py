@@ -115,11 +115,13 @@ def test_kernels_compile_with_next_to_no_spills(architecture, tmp_path):
     attention = "hopper" if architecture == "sm_90" else "attention"
     expected = {f"{attention}_{part}" for part in ("forward", "backward_queries", "backward_keys")}
     expected |= {"dropout_norm_forward", "dropout_norm_backward", "contrastive_statistics", "contrastive_weights"}
+    expected |= {"cross_entropy_parts", "cross_entropy_losses", "cross_entropy_slopes"}
     assert expected <= {use.kernel.split()[0] for use in uses}, log
-    # 16 bytes: a loop counter or two of hopper_backward_queries, at the 128 registers that let four blocks fit.
-    assert max(use.spilled_bytes for use in uses) <= 16, build.table(
-        [build.Built(source, architecture, "nvcc", tuple(uses))]
-    )
+    # 16 bytes: a loop counter or two of hopper_backward_queries, at the 128 registers that let four blocks fit. Where prefixes
+    # are shared the kernels hold the code of sequences that share and of those that do not, and keep addresses for the end.
+    for use in uses:
+        most = 256 if "hopper" in use.kernel and "shared prefixes" in use.kernel else 16
+        assert use.spilled_bytes <= most, build.table([build.Built(source, architecture, "nvcc", tuple(uses))])
 
 
 def test_the_command_is_part_of_unimo():

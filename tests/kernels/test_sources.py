@@ -18,6 +18,7 @@ from unimo_ds.ops.native import build, toolchain
         *(("attention", name) for name in ("sm_70", "sm_80", "sm_90")),
         ("contrastive", "sm_70"),
         ("contrastive", "sm_80"),
+        ("cross_entropy", "sm_80"),
         ("dropout_norm", "sm_70"),
         ("bias_gelu", "sm_80"),
     ],
@@ -84,10 +85,16 @@ FAULTS = {
         " || keys.may_hold(key[2], 2u)",
         "",
     ),
+    "cross_entropy: sums that do not follow a higher maximum": (
+        "sm_80",
+        "cross_entropy/cross_entropy.cuh",
+        "parts[r].sum * exp2_approximate((parts[r].maximum - anchor) * kBitsPerNat) + sum",
+        "parts[r].sum + sum",
+    ),
 }
 
 
-FIRST_CASES = {"attention": "0", "contrastive": "8"}
+FIRST_CASES = {"attention": "0", "contrastive": "8", "cross_entropy": "0"}
 """Of six that show every fault above."""
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over the tied vocabulary without holding all logits: rows are taken in chunks.
+"""Cross-entropy over the tied vocabulary without holding all logits: rows are taken in chunks, by kernels on a GPU.
 
 Letters: N rows (positions that predict a token), D hidden size, V vocabulary size.
 """
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from unimo_ds.ops import paths
 from unimo_ds.ops.linear import linear, widens
+from unimo_ds.ops.native import cross_entropy as native
 
 _CHUNK_LOGITS = 1 << 23
 """Logits of one chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's words. Four times as many are 1 to 20 % faster and hold four
@@ -33,12 +34,18 @@ def tied_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Cross-entropy of `hidden @ weight.T + bias` against `targets`, row by row.
 
-    hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `chunked`, `reference`, or `auto`.
+    hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `native` (the CUDA kernels: fp16 or
+    bf16), `chunked`, `reference`, or `auto`.
     smoothing: share of the target's probability that is spread evenly over the vocabulary.
     Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit; None unless
     `tells_correct`: to look for it takes a CPU as long as the softmax.
     """
-    chosen = paths.choose("tied_cross_entropy", path, {"chunked": None, "reference": None})
+    refused = native.refusal(hidden_ND, weight_VD, bias_V, may_build=paths.may_take_kernels(path))
+    chosen = paths.choose("tied_cross_entropy", path, {"native": refused, "chunked": None, "reference": None})
+    if chosen == "native":
+        return native.tied_cross_entropy(
+            hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing, tells_correct=tells_correct
+        )
     if chosen == "reference":
         losses_N, is_correct_N = cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing)
         return losses_N, is_correct_N if tells_correct else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,8 @@ from unimo_ds.ops.native import launcher, library
 from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
+WINDOW = 128
+"""Neighbours in a table of blocks among which those with the most work come first."""
 WHOLE_BACKWARD = "beside"
 """Which sequences go backward whole, by a kernel that makes scores once (sm_90, up to 128 positions, nobody shares a prefix):
 `never`, none; `alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the
@@ -30,7 +32,7 @@ _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
 class _Arguments(ctypes.Structure):
-    """`AttentionArguments` of kernels/attention/geometry.cuh, field by field."""
+    """`AttentionCall` of kernels/attention/attention.cu and `AttentionArguments` of its geometry.cuh, field by field."""
 
     _fields_ = (
         ("query_key_value", ctypes.c_void_p),
@@ -52,6 +54,9 @@ class _Arguments(ctypes.Structure):
         ("whole", ctypes.c_int),
         ("whole_length", ctypes.c_int),
         ("sharing", ctypes.c_void_p),
+        ("key_tiles", ctypes.c_void_p),
+        ("sequences", ctypes.c_void_p),
+        ("num_sequences", ctypes.c_int),
     )
 
 
@@ -67,13 +72,11 @@ def attention(
     query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
 ) -> torch.Tensor:
     """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
-    tiles, sharing = tables_of(layout)
-    keys = layout.position_keys if probability else tiles.new_empty(0)
+    tables = tables_of(layout)
+    keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
     bulk = _bulk_tiles(query_key_value_T3HD, layout)
-    output, _ = torch.ops.unimo.attention_forward(
-        query_key_value_T3HD, tiles, sharing, keys, probability, site, whole, bulk
-    )
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole, bulk)
     return output  # type: ignore[no-any-return]
 
 
@@ -83,7 +86,7 @@ def _bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor |
         return None
     if "native_attention_bulk" not in layout.tables:
         rows = library.library_of(query_key_value.device).unimo_attention_bulk_rows()
-        layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows)[0] if rows else None
+        layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows).tiles[0] if rows else None
     table: torch.Tensor | None = layout.tables["native_attention_bulk"]
     return table
 
@@ -97,45 +100,74 @@ def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
     return _SHORT_WHOLE if WHOLE_BACKWARD == "beside" else _NOT_WHOLE
 
 
-def tables_of(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+class Tables(NamedTuple):
+    """Where the kernels find sequences and blocks. c = 4 columns, int32: start of the sequence in the stream, its length, its
+    prefix, the block's first row; 4 more where prefixes are shared (see `_sharing`)."""
+
+    tiles: torch.Tensor
+    """[2, B, c] the blocks of queries, then those of keys, each in the order it is best begun; unused ones, of length 0, last."""
+    sequences: torch.Tensor
+    """[S, c] the sequences, longest first."""
+    sharing: torch.Tensor
+    """Where prefixes are shared [T], positions of the sequences that share one, by whose it is; else empty."""
+
+
+def tables_of(layout: Layout) -> Tables:
     """`make_tables` for the layout's library; made on the device, once per layout."""
     if "native_attention" not in layout.tables:
         rows = library.library_of(layout.device).unimo_attention_block_rows()
         layout.tables["native_attention"] = make_tables(layout, rows=rows)
-    tables: tuple[torch.Tensor, torch.Tensor] = layout.tables["native_attention"]
+    tables: Tables = layout.tables["native_attention"]
     return tables
 
 
-def make_tables(layout: Layout, *, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows each block takes, [B, 4] int32: (start of the sequence in the stream, its length, its prefix, first row), the
-    sequences with the most work for a block first; and an empty tensor. Where prefixes are shared, [B, 8] (see `_sharing`) and
-    [T] int32, the positions of the sequences that share one, by whose it is.
+def make_tables(layout: Layout, *, rows: int) -> Tables:
+    """The tables for blocks of as many rows.
 
     Sizes follow from T and S alone, so that nothing is read back: with R `rows` a block, B = floor((T + (R - 1) S) / R), the
-    most that S sequences of together T positions can need. Blocks left over have length 0.
+    most that S sequences of together T positions can need.
+
+    Blocks are begun sequence by sequence, so that those that read the same keys run together; but among WINDOW neighbours,
+    counted from the end, those with the most work come first: where masks make blocks of a sequence unequal, the last ones begun
+    would otherwise be the longest, and most of the GPU would wait for them.
     """
     starts, num_sequences = layout.sequence_starts, layout.num_sequences
-    lengths = starts[1:] - starts[:-1]
-    columns, work = [starts[:-1], lengths, layout.prefix_lengths], lengths
+    lengths, prefixes = starts.diff(), layout.prefix_lengths
     sharing = starts.new_empty(0, dtype=torch.int32)
+    others: list[torch.Tensor] = []
     if layout.prefix_of is not None:
         others, sharing = _sharing(layout, layout.prefix_of)
-        columns += others
-        work = lengths + others[1] + others[3]
-    num_tiles = (layout.num_positions + (rows - 1) * num_sequences) // rows
+    num_columns = 4 + len(others)
     if num_sequences == 0:
-        return starts.new_empty((0, len(columns) + 1), dtype=torch.int32), sharing
-    order = work.sort(descending=True, stable=True).indices
-    counts = (lengths[order] + (rows - 1)) // rows
+        empty = starts.new_empty((2, 0, num_columns), dtype=torch.int32)
+        return Tables(empty, empty[0], sharing)
+    shared, listed = (others[1], others[3]) if others else (0, 0)
+    order = (lengths + shared + listed).sort(descending=True, stable=True).indices
+    columns = [starts[:-1], lengths, prefixes, torch.zeros_like(lengths), *others]
+    sequences = torch.stack([column.to(torch.int32) for column in columns], 1)[order]
+    counts = (sequences[:, 1] + (rows - 1)) // rows
     ends = counts.cumsum(0)
-    index = torch.arange(num_tiles, device=layout.device)
+    index = torch.arange((layout.num_positions + (rows - 1) * num_sequences) // rows, device=layout.device)
     slot = torch.searchsorted(ends, index, right=True)
     used = slot < num_sequences
     slot = slot.clamp(max=num_sequences - 1)
-    sequence, first = order[slot], (index - (ends - counts)[slot]) * rows
-    columns = [column[sequence] for column in columns]
-    columns.insert(3, first)
-    return torch.stack([column.to(torch.int32) * used for column in columns], 1), sharing
+    tiles = sequences[slot]
+    tiles[:, 3] = (index - (ends - counts)[slot]) * rows
+    return Tables(_ordered(tiles * used[:, None], ends[-1] - 1 - index, rows), sequences, sharing)
+
+
+def _ordered(tiles: torch.Tensor, from_end: torch.Tensor, rows: int) -> torch.Tensor:
+    """[2, B, c] of [B, c]: in the order of the keys that a block's queries see, and of the queries that see its keys.
+    from_end: how many used blocks follow; negative for those that are not used."""
+    length, prefix, first = tiles[:, 1], tiles[:, 2], tiles[:, 3]
+    seen = torch.maximum(prefix, torch.minimum(first + rows, length))
+    seeing = torch.where(first < prefix, length, length - first)
+    if tiles.shape[1] > 4:
+        seen, seeing = seen + tiles[:, 5], seeing + tiles[:, 7]
+    work = -(torch.stack((seen, seeing)).long() // -rows)
+    windows = torch.where(from_end < 0, -1, from_end // WINDOW)
+    order = (windows * (1 << 32) + work).sort(dim=1, descending=True, stable=True).indices
+    return tiles[order]
 
 
 def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -156,6 +188,7 @@ def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor
 def _arguments(
     query_key_value: torch.Tensor,
     tiles: torch.Tensor,
+    sequences: torch.Tensor,
     sharing: torch.Tensor,
     position_keys: torch.Tensor,
     probability: float,
@@ -166,9 +199,12 @@ def _arguments(
     return _Arguments(
         query_key_value=query_key_value.data_ptr(),
         tiles=tiles.data_ptr(),
+        key_tiles=tiles[1].data_ptr(),
+        sequences=sequences.data_ptr(),
         sharing=sharing.data_ptr() if sharing.numel() else None,
         position_keys=position_keys.data_ptr(),
-        num_tiles=tiles.shape[0],
+        num_tiles=tiles.shape[1],
+        num_sequences=len(sequences),
         num_positions=num_positions,
         num_heads=num_heads,
         dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
@@ -182,6 +218,7 @@ def _arguments(
 def _forward(
     query_key_value: torch.Tensor,
     tiles: torch.Tensor,
+    sequences: torch.Tensor,
     sharing: torch.Tensor,
     position_keys: torch.Tensor,
     probability: float,
@@ -190,8 +227,10 @@ def _forward(
     bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
-    output, log_sums = _forward_shapes(query_key_value, tiles, sharing, position_keys, probability, site, whole)
-    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site, whole)
+    output, log_sums = _forward_shapes(
+        query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole
+    )
+    arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     name = "unimo_attention_forward"
     if bulk_tiles is not None:
@@ -204,6 +243,7 @@ def _forward(
 def _forward_shapes(
     query_key_value: torch.Tensor,
     tiles: torch.Tensor,
+    sequences: torch.Tensor,
     sharing: torch.Tensor,
     position_keys: torch.Tensor,
     probability: float,
@@ -222,6 +262,7 @@ def _backward(
     output: torch.Tensor,
     log_sums: torch.Tensor,
     tiles: torch.Tensor,
+    sequences: torch.Tensor,
     sharing: torch.Tensor,
     position_keys: torch.Tensor,
     probability: float,
@@ -230,7 +271,7 @@ def _backward(
 ) -> torch.Tensor:
     gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
     input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
-    arguments = _arguments(query_key_value, tiles, sharing, position_keys, probability, site, whole)
+    arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
     arguments.input_gradient = input_gradient.data_ptr()
@@ -245,27 +286,27 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, *_ = inputs
-    ctx.save_for_backward(query_key_value, *output, tiles, sharing, position_keys)
+    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, *_ = inputs
+    ctx.save_for_backward(query_key_value, *output, tiles, sequences, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
-    return result, None, None, None, None, None, None, None
+    return result, *[None] * 8
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
-    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sharing, Tensor position_keys, float probability, int site,"
-    " int whole, Tensor? bulk_tiles=None) -> (Tensor, Tensor)",
+    "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sequences, Tensor sharing, Tensor position_keys,"
+    " float probability, int site, int whole, Tensor? bulk_tiles=None) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )
 launcher.define(
     _OPERATORS,
-    "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles,"
+    "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles, Tensor sequences,"
     " Tensor sharing, Tensor position_keys, float probability, int site, int whole) -> Tensor",
     _backward,
     _backward_shapes,

@@ -22,8 +22,9 @@ _FLAGS = {
     "attention": ("dropout", "shared prefixes"),
     "hopper": ("dropout", "shared prefixes"),
     "dropout_norm": ("dropout",),
-    "contrastive_pair_gradients": ("to fp32",),
+    "contrastive_pair_gradients": ("to fp32", "few scores a row"),
     "contrastive": ("both directions",),
+    "cross_entropy_parts": ("smoothing or correctness",),
 }
 """How the names of kernels with flags begin -> what each of them turns on."""
 

@@ -12,7 +12,7 @@ from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.errors import UserError, run_command
 
 _DEFAULT_ARCHITECTURE = "sm_90"
-_CHECKED = ("attention", "bias_gelu", "contrastive", "dropout_norm")
+_CHECKED = ("attention", "bias_gelu", "contrastive", "cross_entropy", "dropout_norm")
 
 
 def main(words: Sequence[str]) -> int:

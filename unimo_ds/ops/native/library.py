@@ -25,6 +25,8 @@ _FUNCTIONS = (
     "unimo_attention_backward",
     "unimo_bias_gelu_forward",
     "unimo_bias_gelu_backward",
+    "unimo_cross_entropy_losses",
+    "unimo_cross_entropy_slopes",
     "unimo_dropout_norm_forward",
     "unimo_dropout_norm_backward",
     "unimo_contrastive_conflicts",

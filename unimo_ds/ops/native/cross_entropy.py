@@ -1,0 +1,277 @@
+"""Cross-entropy over the tied vocabulary by the CUDA kernels of `kernels/cross_entropy/` and cuBLAS:
+`unimo::cross_entropy_forward` and `unimo::cross_entropy_backward`.
+
+A product leaves a chunk's logits in 16 bits, without bias; one kernel reads them once and gives the losses, another turns them
+into slopes in place, and two products carry those to the hidden states and the table. Where all logits fit one chunk they are
+kept for the backward pass; else it makes each chunk's again. No atomics, no synchronisation with the host; the same bits every
+run.
+
+cuBLAS takes its kernels for Hopper only where rows begin at multiples of 16 bytes. So rows of logits have a pitch of a multiple
+of eight words, and the table's last few rows, up to seven, have small products of their own: the table is never copied.
+
+Letters: N rows, D hidden size, V words, P pitch: V brought up to a multiple of eight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from unimo_ds.ops.native import launcher, library
+
+MOST_KEPT = 256 << 20
+"""Bytes of logits that are kept from the forward to the backward pass, all in one chunk."""
+CHUNK = 128 << 20
+"""Bytes of a chunk's logits, at most, where there is more than one."""
+_SLAB = 2048
+_SLOPE_ROWS = 3
+_SLOPE_COLUMNS = 1024
+_BLOCKS = 132 * 8
+"""Of the kernel that makes slopes: what an H100 or H200 holds at a time (kernels/REPORT.md)."""
+_FACTS = 4
+
+
+class CrossEntropyArguments(ctypes.Structure):
+    """`CrossEntropyArguments` of kernels/cross_entropy/cross_entropy.cuh, field by field."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "logits",
+                "bias",
+                "targets",
+                "parts",
+                "facts",
+                "losses",
+                "is_correct",
+                "gradients",
+                "partials",
+            )
+        ),
+        *((name, ctypes.c_int) for name in ("num_rows", "num_words", "pitch", "num_slabs", "num_blocks")),
+        ("smoothing", ctypes.c_float),
+    )
+
+
+def refusal(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, *, may_build: bool = False
+) -> str | None:
+    """Why the kernels cannot take this head, None where they can. may_build: compile a missing library."""
+    if not hidden_ND.dtype == weight_VD.dtype == bias_V.dtype:
+        return f"the hidden states are {hidden_ND.dtype}, the table {weight_VD.dtype}, its bias {bias_V.dtype}"
+    return library.refusal_of_untried(hidden_ND) or library.refusal(hidden_ND, may_build=may_build)
+
+
+def tied_cross_entropy(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    smoothing: float,
+    tells_correct: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `ops.cross_entropy.tied_cross_entropy`; a target that is no word has the loss NaN. Callers ask `refusal` first."""
+    losses_N, is_correct_N, _, _ = torch.ops.unimo.cross_entropy_forward(
+        hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
+    )
+    return losses_N, is_correct_N if tells_correct else None
+
+
+def _forward(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    smoothing: float,
+    tells_correct: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden, weight, bias = (launcher.aligned(tensor) for tensor in (hidden, weight, bias))
+    targets = targets.contiguous()
+    losses, is_correct, facts, kept = _forward_shapes(hidden, weight, bias, targets, smoothing, tells_correct)
+    chunks = _chunks(hidden, weight)
+    logits = kept if len(kept) else _logits_of_a_chunk(chunks, weight)
+    num_slabs = -(-len(weight) // _SLAB)
+    parts = losses.new_empty((num_slabs, len(logits), _FACTS))
+    run = launcher.bound("unimo_cross_entropy_losses", hidden)
+    for rows in chunks:
+        part = logits[: len(hidden[rows])]
+        _multiply_into(part, hidden[rows], weight)
+        arguments = _arguments(part, bias, facts[rows], smoothing)
+        arguments.num_slabs, arguments.parts = num_slabs, parts.data_ptr()
+        arguments.targets, arguments.losses = targets[rows].data_ptr(), losses[rows].data_ptr()
+        arguments.is_correct = is_correct[rows].data_ptr() if tells_correct else None
+        run(arguments)
+    return losses, is_correct, facts, kept
+
+
+def _forward_shapes(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, smoothing: float, tells: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses; who is correct, of no length where nobody asks; what slopes need of each row; logits, of no length where they are
+    not kept."""
+    num_rows, pitch = len(hidden), _pitch(weight)
+    is_kept = num_rows * pitch * hidden.element_size() <= MOST_KEPT
+    return (
+        hidden.new_empty(num_rows, dtype=torch.float32),
+        hidden.new_empty(num_rows if tells else 0, dtype=torch.bool),
+        hidden.new_empty((num_rows, _FACTS), dtype=torch.float32),
+        hidden.new_empty((num_rows if is_kept else 0, pitch)),
+    )
+
+
+def _backward(
+    gradient: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    facts: torch.Tensor,
+    kept: torch.Tensor,
+    smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """kept: the logits, which become slopes; of no length: they are made again."""
+    hidden, weight, bias, gradient = (launcher.aligned(tensor) for tensor in (hidden, weight, bias, gradient.float()))
+    chunks = _chunks(hidden, weight)
+    logits = kept if len(kept) else _logits_of_a_chunk(chunks, weight)
+    hidden_gradient, bias_gradient = torch.empty_like(hidden), facts.new_zeros(len(weight))
+    table_gradient: torch.Tensor | None = None
+    for rows in chunks:
+        slopes = logits[: len(hidden[rows])]
+        if not len(kept):
+            _multiply_into(slopes, hidden[rows], weight)
+        bias_gradient += _take_slopes(slopes, bias, facts[rows], gradient[rows], smoothing)
+        upstream, place = gradient[rows, None], hidden_gradient[rows]
+        # Rows are weighed where they are narrow; the hidden states' weighed ones lie where their gradient will.
+        torch.mul(hidden[rows], upstream, out=place)
+        if table_gradient is None:
+            table_gradient = weight.new_empty((slopes.shape[1], weight.shape[1]))
+            _multiply(slopes.t(), place, table_gradient)
+        else:
+            _multiply(slopes.t(), place, table_gradient, adds=True)
+        _multiply_by_table(slopes, weight, place)
+        place *= upstream
+    if table_gradient is None:
+        table_gradient = torch.zeros_like(weight)
+    return hidden_gradient, table_gradient[: len(weight)], bias_gradient.to(bias.dtype)
+
+
+def _backward_shapes(
+    gradient: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _take_slopes(
+    logits: torch.Tensor, bias: torch.Tensor, facts: torch.Tensor, gradient: torch.Tensor, smoothing: float
+) -> torch.Tensor:
+    """Turns a chunk's logits [n, P] into slopes. Returns the gradient of the bias, [V] fp32."""
+    slabs = -(-len(bias) // _SLOPE_COLUMNS)
+    num_blocks = min(-(-len(logits) // _SLOPE_ROWS), max(1, _BLOCKS // slabs))
+    partials = facts.new_empty((num_blocks, logits.shape[1]))
+    arguments = _arguments(logits, bias, facts, smoothing)
+    arguments.num_blocks, arguments.partials, arguments.gradients = num_blocks, partials.data_ptr(), gradient.data_ptr()
+    launcher.bound("unimo_cross_entropy_slopes", logits)(arguments)
+    return partials[:, : len(bias)].sum(0)
+
+
+def _arguments(
+    logits: torch.Tensor, bias: torch.Tensor, facts: torch.Tensor, smoothing: float
+) -> CrossEntropyArguments:
+    """What both kernels need of a chunk."""
+    return CrossEntropyArguments(
+        logits=logits.data_ptr(),
+        bias=bias.data_ptr(),
+        facts=facts.data_ptr(),
+        num_rows=len(logits),
+        num_words=len(bias),
+        pitch=logits.shape[1],
+        smoothing=smoothing,
+    )
+
+
+def _pitch(weight: torch.Tensor) -> int:
+    return -(-len(weight) // 8) * 8
+
+
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    """Equal slices of rows: one where its logits may be kept, else within `CHUNK`."""
+    num_rows, row_bytes = len(hidden), _pitch(weight) * hidden.element_size()
+    if num_rows * row_bytes <= MOST_KEPT:
+        return [slice(0, num_rows)] if num_rows else []
+    num_chunks = -(-num_rows // max(1, CHUNK // row_bytes))
+    size = -(-num_rows // num_chunks)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _logits_of_a_chunk(chunks: list[slice], weight: torch.Tensor) -> torch.Tensor:
+    """Room for the longest chunk's, and so for each in turn."""
+    return weight.new_empty((chunks[0].stop if chunks else 0, _pitch(weight)))
+
+
+def _multiply_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    """logits[:, :V] = hidden @ weight.T; columns from V on stay as they are."""
+    num_words = len(weight)
+    whole = num_words // 8 * 8
+    if whole:
+        _multiply(hidden, weight[:whole].t(), logits[:, :whole])
+    if whole < num_words:
+        _multiply(hidden, weight[whole:].t(), logits[:, whole:num_words])
+
+
+def _multiply_by_table(slopes: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> None:
+    """result = slopes[:, :V] @ weight. The few last words come first: rounding their small part loses less."""
+    num_words = len(weight)
+    whole = num_words // 8 * 8
+    if whole < num_words:
+        _multiply(slopes[:, whole:num_words], weight[whole:], result)
+    if whole:
+        _multiply(slopes[:, :whole], weight[:whole], result, adds=whole < num_words)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, *, adds: bool = False) -> None:
+    """result = left @ right, or where it adds result += left @ right: summed in fp32, rounded once."""
+    if not left.is_cuda:
+        product = left.float() @ right.float()
+        result.copy_(product + result.float() if adds else product)
+    elif adds:
+        result.addmm_(left, right)
+    else:
+        torch.mm(left, right, out=result)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    hidden, weight, bias, _, ctx.smoothing, _ = inputs
+    _, is_correct, facts, ctx.kept = output
+    ctx.save_for_backward(hidden, weight, bias, facts)
+    ctx.mark_non_differentiable(is_correct, facts, ctx.kept)
+    ctx.set_materialize_grads(False)
+
+
+def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 6
+    # Slopes take the place of what was kept: another pass through the same graph makes the logits again.
+    kept, ctx.kept = ctx.kept, ctx.kept.new_empty((0, ctx.kept.shape[1]))
+    found = torch.ops.unimo.cross_entropy_backward(gradient, *ctx.saved_tensors, kept, ctx.smoothing)
+    return *found, None, None, None
+
+
+_OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
+launcher.define(
+    _OPERATORS,
+    "cross_entropy_forward(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, float smoothing, bool tells_correct)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
+)
+launcher.define(
+    _OPERATORS,
+    "cross_entropy_backward(Tensor gradient, Tensor hidden, Tensor weight, Tensor bias, Tensor facts, Tensor(a!) kept,"
+    " float smoothing) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)
+launcher.differentiate(_OPERATORS, "cross_entropy_forward", _derivative, _save)
