@@ -56,6 +56,7 @@ template <class Format, bool kDropout>
 int forward_bulk(const unimo::AttentionArguments& arguments, Stream stream) {
     const long long items = 1LL * arguments.num_tiles * arguments.num_heads;
     if (items == 0 || arguments.num_positions == 0) return kDone;
+    if (arguments.sharing) return unimo::kBadShape;
     if (items > (1 << 30)) return unimo::kGridTooLarge;
     const int room = unimo::kBulkBlocks * unimo::count_multiprocessors();
     unimo::BulkArguments bulk{arguments, items < room ? int(items) : room, {}};
