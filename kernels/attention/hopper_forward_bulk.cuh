@@ -103,9 +103,17 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
         pin(scores);
         float shrinks[2];
         exponentiate<kDropout>(scores, shrinks, rows, tile, key, first, arguments);
-        group_wait<0>();
-        pin(output);
-        if (key > 0) leave(r, r.slot_leavers[at.before().slot()], r.free_slots, bulk);
+        // The product with the last values has run meanwhile. ptxas 13.0 moves a wait up within straight code, to before all of this:
+        // so there is one on either side of a branch.
+        pin(scores);
+        if (key > 0) {
+            group_wait<0>();
+            pin(output);
+            leave(r, r.slot_leavers[at.before().slot()], r.free_slots, bulk);
+        } else {
+            group_wait<0>();
+            pin(output);
+        }
         if (any_lane(shrinks[0] != 1.f || shrinks[1] != 1.f)) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
