@@ -106,21 +106,18 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
         // The product with the last values has run meanwhile. ptxas 13.0 moves a wait up within straight code, to before all of this:
         // so there is one on either side of a branch.
         pin(scores);
-        if (key > 0) {
-            group_wait<0>();
-            pin(output);
-            leave(r, r.slot_leavers[at.before().slot()], r.free_slots, bulk);
-        } else {
-            group_wait<0>();
-            pin(output);
-        }
         if (any_lane(shrinks[0] != 1.f || shrinks[1] != 1.f)) {
+            group_wait<0>();
+            pin(output);
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
                 for (int j = 0; j < 8; ++j)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) output.at(j, h, e) *= shrinks[h];
+        } else {
+            group_wait<0>();
+            pin(output);
         }
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -140,11 +137,13 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
         group_commit();
         begin_sum<Format>(output, weights, values_of_slot(at.slot()));
         group_commit();
+        if (key > 0) leave(r, r.slot_leavers[at.before().slot()], r.free_slots, bulk);
         at = next;
     }
     group_fence();
     begin_sum<Format>(output, weights, values_of_slot(at.slot()));
     group_commit();
+    if (group_keys > kTileRows) leave(r, r.slot_leavers[at.before().slot()], r.free_slots, bulk);
     group_wait<0>();
     pin(output);
     leave(r, r.slot_leavers[at.slot()], r.free_slots, bulk);
