@@ -87,9 +87,10 @@ __device__ __forceinline__ bool begin_item(Ring& r, const BulkArguments& bulk) {
     arrive_with_bytes(landed, groups * kGroupBytes);
     for (int group = 0; group < groups; ++group)
         copy_box(queries_of(r.place, group), bulk.inputs, column, item.tile.start + first + group * kGroupRows, landed);
+    // Items come with the most work first: the blocks take them in turn, there and back again.
+    r.next_item += r.place == 0 ? 2 * (bulk.num_blocks - block_x()) - 1 : 2 * block_x() + 1;
     r.place ^= 1;
     --r.free_places;
-    r.next_item += bulk.num_blocks;
     r.row = item.tile.start;
     r.end = r.row + item.num_keys();
     r.head = item.head;
