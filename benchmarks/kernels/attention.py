@@ -25,7 +25,8 @@ from unimo_ds.utils.errors import UserError, run_command
 
 HEADS, SIZE = 12, 64
 VARIANTS = {"": ("never", "copies"), ", whole": ("beside", "copies"), ", bulk": ("never", "bulk")}
-"""What a contender's name adds -> `WHOLE_BACKWARD`, whether short sequences go backward by a kernel of their own, and `FORWARD`."""
+"""What a contender's name adds -> `WHOLE_BACKWARD`, whether short sequences go backward by a kernel of their own, and
+`FORWARD`, how the forward kernel loads tiles."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
 """Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
 _UNIMO = [(512, 512)] * 8 + [(512, 256)] * 8 + [(101, 101)] * 40 + [(n, n) for n in range(120, 232, 3)]
