@@ -104,17 +104,19 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
         float shrinks[2];
         exponentiate<kDropout>(scores, shrinks, rows, tile, key, first, arguments);
         // The product with the last values has run meanwhile. ptxas 13.0 moves a wait up within straight code, to before all of this:
-        // so there is one on either side of a branch.
+        // so there is one on either side of a branch that the whole warpgroup takes.
         pin(scores);
-        if (any_lane(shrinks[0] != 1.f || shrinks[1] != 1.f)) {
+        if (key > 0) {
             group_wait<0>();
             pin(output);
+            if (any_lane(shrinks[0] != 1.f || shrinks[1] != 1.f)) {
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
+                for (int h = 0; h < 2; ++h)
 #pragma unroll
-                for (int j = 0; j < 8; ++j)
+                    for (int j = 0; j < 8; ++j)
 #pragma unroll
-                    for (int e = 0; e < 2; ++e) output.at(j, h, e) *= shrinks[h];
+                        for (int e = 0; e < 2; ++e) output.at(j, h, e) *= shrinks[h];
+            }
         } else {
             group_wait<0>();
             pin(output);

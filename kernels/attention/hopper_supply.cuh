@@ -53,6 +53,7 @@ struct Ring {
 
 constexpr int kRingOffset = kPlaces * kBulkGroups * kGroupBytes + kSlots * kPairBytes;
 constexpr int kBulkBytes = kRingOffset + int(sizeof(Ring));
+static_assert(kBulkBlocks * (kBulkBytes + 1024) <= 228 * 1024, "a block takes 1 KB more, a multiprocessor has 228");
 
 __device__ __forceinline__ Ring& ring() { return *reinterpret_cast<Ring*>(shared_memory() + kRingOffset); }
 __device__ __forceinline__ unsigned char* queries_of(int place, int group) {
