@@ -24,7 +24,7 @@ from unimo_ds.ops.native import attention as native
 from unimo_ds.utils.errors import UserError, run_command
 
 HEADS, SIZE = 12, 64
-VARIANTS = {"": ("never", "copies"), ", whole": ("beside", "copies"), ", bulk": ("never", "bulk")}
+VARIANTS = {"": (True, "copies"), ", in parts": (False, "copies"), ", bulk": (True, "bulk")}
 """What a contender's name adds -> `WHOLE_BACKWARD`, whether short sequences go backward by a kernel of their own, and
 `FORWARD`, how the forward kernel loads tiles."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
@@ -72,7 +72,7 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
             continue
         for note, modes in VARIANTS.items() if path == "native" else [("", VARIANTS[""])]:
 
-            def call(leaf: torch.Tensor, path: str = path, modes: tuple[str, str] = modes) -> torch.Tensor:
+            def call(leaf: torch.Tensor, path: str = path, modes: tuple[bool, str] = modes) -> torch.Tensor:
                 native.WHOLE_BACKWARD, native.FORWARD = modes
                 return packed_attention(leaf, layout, probability=probability, site=1, path=path)
 

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the mix to take")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
-    parser.add_argument("--whole", choices=("never", "alone", "beside"), default="never", help="see native.attention")
+    parser.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True, help="short sequences")
     parser.add_argument("--forward", choices=("copies", "bulk"), default="copies", help="see native.attention")
     arguments = parser.parse_args()
     native.WHOLE_BACKWARD, native.FORWARD = arguments.whole, arguments.forward

@@ -75,16 +75,10 @@ def test_short_sequences_go_backward_whole(monkeypatch, heads, lengths, probabil
     def reference(inputs):
         return attention_reference(inputs, layout, probability=probability, site=5)
 
-    all_short = max(lengths) <= 128
-    expected = {
-        "never": native._NOT_WHOLE,
-        "alone": native._ALL_WHOLE if all_short else native._NOT_WHOLE,
-        "beside": native._ALL_WHOLE if all_short else native._SHORT_WHOLE,
-    }
-    for mode, number in expected.items():
-        monkeypatch.setattr(native, "WHOLE_BACKWARD", mode)
-        assert native._whole(inputs, layout) == number
+    assert native._whole(inputs, layout) == (native._ALL_WHOLE if max(lengths) <= 128 else native._SHORT_WHOLE)
     assert_within_budget(path, reference, [inputs], torch.bfloat16)
+    monkeypatch.setattr(native, "WHOLE_BACKWARD", False)
+    assert native._whole(inputs, layout) == native._NOT_WHOLE
 
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])

@@ -8,14 +8,8 @@ import torch
 from tests.kernels.test_bias_gelu_operator import plain, random_rows
 from tests.ops.comparing import run
 from unimo_ds.ops.linear_gelu import linear_gelu
-from unimo_ds.ops.native import library
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-
-
-@pytest.fixture(autouse=True)
-def take_it(monkeypatch):
-    monkeypatch.setenv(library.SWITCH, "untried")
 
 
 def native(x, weight, bias):

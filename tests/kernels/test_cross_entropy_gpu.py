@@ -8,14 +8,8 @@ import torch
 from tests.ops.comparing import run
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.native import cross_entropy as native
-from unimo_ds.ops.native import library
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-
-
-@pytest.fixture(autouse=True)
-def take_it(monkeypatch):
-    monkeypatch.setenv(library.SWITCH, "untried")
 
 
 def random_problem(num_rows: int, num_words: int, size: int) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -20,10 +20,9 @@ from unimo_ds.utils import seed
 HEAD_SIZE = 64
 WINDOW = 128
 """Neighbours in a table of blocks among which those with the most work come first."""
-WHOLE_BACKWARD = "beside"
-"""Which sequences go backward whole, by a kernel that makes scores once (sm_90, up to 128 positions, nobody shares a prefix):
-`never`, none; `alone`, those of streams without longer ones; `beside`, also those of other streams, whose longer ones take the
-kernels for any length. No GPU has measured it yet (`library.refusal_of_untried`)."""
+WHOLE_BACKWARD = True
+"""Whether sequences of up to 128 positions go backward whole, by a kernel that makes scores once (sm_90, nobody shares a prefix);
+a stream's longer ones take the kernels for any length."""
 FORWARD = "bulk"
 """How the forward kernel of sm_90 loads tiles where nobody shares a prefix: `copies`, each thread its share; `bulk`, whole ones
 by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bulk` yet (`library.refusal_of_untried`)."""
@@ -93,11 +92,11 @@ def _bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor |
 
 def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
     """Which sequences of the layout go backward whole, one of the three numbers above."""
-    if WHOLE_BACKWARD == "never" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
+    if not WHOLE_BACKWARD or layout.prefix_of is not None:
         return _NOT_WHOLE
     if layout.longest <= library.library_of(query_key_value.device).unimo_attention_whole_length():
         return _ALL_WHOLE
-    return _SHORT_WHOLE if WHOLE_BACKWARD == "beside" else _NOT_WHOLE
+    return _SHORT_WHOLE
 
 
 class Tables(NamedTuple):

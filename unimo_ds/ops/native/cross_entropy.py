@@ -62,7 +62,7 @@ def refusal(
     """Why the kernels cannot take this head, None where they can. may_build: compile a missing library."""
     if not hidden_ND.dtype == weight_VD.dtype == bias_V.dtype:
         return f"the hidden states are {hidden_ND.dtype}, the table {weight_VD.dtype}, its bias {bias_V.dtype}"
-    return library.refusal_of_untried(hidden_ND) or library.refusal(hidden_ND, may_build=may_build)
+    return library.refusal(hidden_ND, may_build=may_build)
 
 
 def tied_cross_entropy(
