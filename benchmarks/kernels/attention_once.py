@@ -21,8 +21,9 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True, help="short sequences")
+    parser.add_argument("--forward", choices=("copies", "bulk"), default="copies", help="see native.attention")
     arguments = parser.parse_args()
-    native.WHOLE_BACKWARD = arguments.whole
+    native.WHOLE_BACKWARD, native.FORWARD = arguments.whole, arguments.forward
     layout = layout_of_mix(arguments.mix, arguments.scale).to(torch.device("cuda"))
     dtype = getattr(torch, arguments.dtype)
     inputs = torch.randn(layout.num_positions, 3, HEADS, SIZE, device="cuda", dtype=dtype, requires_grad=True)

@@ -45,7 +45,7 @@ compiled_check() { # kernel: its random cases on the GPU, then under the tools
 
 attention() {
     step test_attention 3 "$PYTHON" -m pytest -q -x tests/kernels/test_attention_gpu.py
-    sanitized attention "$PYTHON" -m benchmarks.kernels.attention_once --mix unimo --scale 0.15
+    sanitized attention "$PYTHON" -m benchmarks.kernels.attention_once --mix unimo --scale 0.15 --forward bulk
     step attention 60 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
         --mixes texts_128,texts_256,unimo,repeated --contenders "ours native,Flash,cuDNN" --json "$OUT/attention.json"
     step attention_ours 28 "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \

@@ -2,7 +2,9 @@
 //
 // What it shows: indices, layouts of matrix instructions, masks, missing barriers (under natural, reversed and shuffled
 // schedules), missing waits of asynchronous copies (a copy lands only when it is waited for) and of a warpgroup's products (they
-// are computed when they are waited for), misaligned accesses, and with sanitizers every access out of bounds. What it cannot show: timing, bank conflicts, the memory model between barriers.
+// are computed when they are waited for), misaligned accesses, and with sanitizers every access out of bounds. Copies of whole tiles
+// (bulk_copy.cuh) land as early as they may under the reversed schedule, so that a tile refilled too soon shows, and early or late
+// by chance under a shuffled one. What it cannot show: timing, bank conflicts, the memory model between barriers.
 //
 // Warp-wide operations (shuffles, matrix products) meet at one rendezvous each: a lane posts its operands, waits until all 32
 // have posted for the same kind of operation, and reads. Two mailboxes alternate, so one rendezvous per operation is enough.
@@ -37,7 +39,7 @@ inline void require(bool condition, const char* what) {
     if (!condition) fail(what);
 }
 
-enum class State : std::uint8_t { runnable, at_warp, at_block, finished };
+enum class State : std::uint8_t { runnable, at_warp, at_block, polling, finished };
 
 struct Copy {
     void* target;
@@ -53,6 +55,7 @@ struct Thread {
     int index;
     int kind;      // of the warp-wide operation it waits at
     int mailbox;   // which of the two it posts to next
+    std::function<bool()> condition;  // that it polls
     std::vector<Copy> pending;
     Products begun;                  // not committed yet
     std::vector<Products> batches;   // committed, not waited for yet
@@ -64,6 +67,13 @@ struct Mailbox {
     float right[kWarpSize][4];
 };
 
+constexpr int kNamedBarriers = 16;
+
+struct BulkCopy {
+    const void* barrier;  // in shared memory: the one that counts its bytes
+    std::function<void()> land;
+};
+
 struct Block {
     Context scheduler;
     std::vector<Thread> threads;
@@ -73,6 +83,8 @@ struct Block {
     unsigned char* shared = nullptr;
     int x = 0, y = 0;
     Thread* current = nullptr;
+    std::vector<BulkCopy> bulk_copies;  // that have not landed
+    int arrived[kNamedBarriers] = {}, rounds[kNamedBarriers] = {};  // of named barriers
 };
 inline Block* block = nullptr;
 
@@ -90,6 +102,26 @@ inline void wait(State state, int kind) {
     thread->state = state;
     thread->kind = kind;
     leave_for(thread->context, block->scheduler, /*last=*/false);
+}
+
+// Until `condition` holds, whatever may make it true: other threads run meanwhile.
+inline void wait_until(std::function<bool()> condition) {
+    if (condition()) return;
+    Thread* thread = block->current;
+    thread->state = State::polling;
+    thread->condition = std::move(condition);
+    leave_for(thread->context, block->scheduler, /*last=*/false);
+}
+
+// A barrier of `threads` threads, one of those the hardware numbers.
+inline void named_barrier(int number, int threads) {
+    Block* const b = block;
+    const int round = b->rounds[number];
+    if (++b->arrived[number] == threads) {
+        b->arrived[number] = 0;
+        ++b->rounds[number];
+    }
+    wait_until([b, number, round] { return b->rounds[number] != round; });
 }
 
 inline int lane() { return block->current->index % kWarpSize; }
@@ -110,15 +142,19 @@ inline bool run_warp(int warp, std::vector<int>& order) {
     bool ran = false;
     for (int lane : order) {
         Thread& thread = block->threads[warp * kWarpSize + lane];
+        if (thread.state == State::polling && thread.condition()) thread.state = State::runnable;
         if (thread.state != State::runnable) continue;
         ran = true;
         block->current = &thread;
         enter_context(block->scheduler, thread.context);
     }
     Thread* first = &block->threads[warp * kWarpSize];
-    int waiting = 0;
-    for (int lane = 0; lane < kWarpSize; ++lane) waiting += first[lane].state == State::at_warp;
-    if (waiting == 0) return ran;
+    int waiting = 0, polling = 0;
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+        waiting += first[lane].state == State::at_warp;
+        polling += first[lane].state == State::polling;
+    }
+    if (waiting == 0 || (polling > 0 && waiting + polling == kWarpSize)) return ran;
     require(waiting == kWarpSize, "a warp-wide operation that not all lanes of the warp reach");
     for (int lane = 0; lane < kWarpSize; ++lane) {
         require(first[lane].kind == first[0].kind, "lanes of a warp wait at different operations");
@@ -149,16 +185,21 @@ inline void run_block() {
                 ran = true;
             } while (schedule != Schedule::shuffled);  // shuffled: one turn, then another warp
         }
-        int finished = 0, at_barrier = 0;
+        int finished = 0, at_barrier = 0, polling = 0;
         for (Thread& thread : b.threads) {
             finished += thread.state == State::finished;
             at_barrier += thread.state == State::at_block;
+            polling += thread.state == State::polling;
         }
-        if (finished == num_threads) return;
+        if (finished == num_threads) {
+            require(b.bulk_copies.empty(), "a block ends with bulk copies that nobody waited for");
+            return;
+        }
         if (at_barrier == num_threads) {
             for (Thread& thread : b.threads) thread.state = State::runnable;
             ran = true;
         }
+        require(ran || !polling, "deadlock: threads wait at a barrier in shared memory, or at a named one, that nothing completes");
         require(ran, "deadlock: a block barrier that not all threads reach");
     }
 }

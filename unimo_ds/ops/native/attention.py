@@ -24,6 +24,9 @@ WINDOW = 128
 WHOLE_BACKWARD = True
 """Whether sequences of up to 128 positions go backward whole, by a kernel that makes scores once (sm_90, nobody shares a prefix);
 a stream's longer ones take the kernels for any length."""
+FORWARD = "bulk"
+"""How the forward kernel of sm_90 loads tiles where nobody shares a prefix: `copies`, each thread its share; `bulk`, whole ones
+by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bulk` yet (`library.refusal_of_untried`)."""
 _KEEPS_ALL = -32768
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
@@ -72,8 +75,20 @@ def attention(
     tables = tables_of(layout)
     keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole)
+    bulk = _bulk_tiles(query_key_value_T3HD, layout)
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole, bulk)
     return output  # type: ignore[no-any-return]
+
+
+def _bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
+    """The table of blocks for the forward kernel that loads whole tiles, None where another one is to run."""
+    if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
+        return None
+    if "native_attention_bulk" not in layout.tables:
+        rows = library.library_of(query_key_value.device).unimo_attention_bulk_rows()
+        layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows).tiles[0] if rows else None
+    table: torch.Tensor | None = layout.tables["native_attention_bulk"]
+    return table
 
 
 def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
@@ -200,6 +215,7 @@ def _forward(
     probability: float,
     site: int,
     whole: int,
+    bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
     output, log_sums = _forward_shapes(
@@ -207,7 +223,11 @@ def _forward(
     )
     arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
-    launcher.bound("unimo_attention_forward", query_key_value)(arguments)
+    name = "unimo_attention_forward"
+    if bulk_tiles is not None:
+        arguments.tiles, arguments.num_tiles = bulk_tiles.data_ptr(), bulk_tiles.shape[0]
+        name = "unimo_attention_forward_bulk"
+    launcher.bound(name, query_key_value)(arguments)
     return output, log_sums
 
 
@@ -220,6 +240,7 @@ def _forward_shapes(
     probability: float,
     site: int,
     whole: int,
+    bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_positions, _, num_heads, head_size = query_key_value.shape
     output = query_key_value.new_empty((num_positions, num_heads, head_size))
@@ -256,21 +277,21 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, *tables, position_keys, ctx.probability, ctx.site, ctx.whole = inputs
-    ctx.save_for_backward(query_key_value, *output, *tables, position_keys)
+    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, *_ = inputs
+    ctx.save_for_backward(query_key_value, *output, tiles, sequences, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
-    return result, *[None] * 7
+    return result, *[None] * 8
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
     "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sequences, Tensor sharing, Tensor position_keys,"
-    " float probability, int site, int whole) -> (Tensor, Tensor)",
+    " float probability, int site, int whole, Tensor? bulk_tiles=None) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )

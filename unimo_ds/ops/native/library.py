@@ -21,6 +21,7 @@ measured yet: they were checked on a CPU alone."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
+    "unimo_attention_forward_bulk",
     "unimo_attention_backward",
     "unimo_bias_gelu_forward",
     "unimo_bias_gelu_backward",
