@@ -175,7 +175,8 @@ def _flash(
 def _flex(layout: Layout, inputs: torch.Tensor, upstream: torch.Tensor) -> Contender:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    sequence, offset, prefix = layout.position_sequence, layout.position_offset, layout.prefix_lengths
+    sequence, prefix = layout.position_sequence, layout.prefix_lengths
+    offset = torch.arange(layout.num_positions, device=sequence.device) - layout.sequence_starts[sequence.long()]
 
     def visible(batch: Any, head: Any, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         same = sequence[row] == sequence[column]

@@ -20,6 +20,7 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
+from unimo_ds.utils import seed
 
 FEATURES, CLASSES = 6, 3
 
@@ -87,6 +88,10 @@ def check_stream(batch: PackedBatch, sequences: list[SequenceInput]) -> None:
         assert end - start == sequence.length
         assert batch.position_sequence[start:end].tolist() == [index] * sequence.length
         assert batch.position_offset[start:end].tolist() == list(range(sequence.length))
+        keys = seed.position_keys(
+            torch.tensor([sequence.seed]), torch.zeros(end - start).int(), torch.arange(end - start)
+        )
+        assert torch.equal(batch.position_keys[start:end], keys)
         assert int(batch.prefix_lengths[index]) == sequence.prefix_length
         assert int(batch.sequence_seeds[index]) == sequence.seed
         inside = (batch.token_at >= start) & (batch.token_at < end)

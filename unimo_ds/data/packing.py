@@ -24,6 +24,7 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
+from unimo_ds.utils import seed
 
 _IMAGE_ROLES = (*JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
 _TEXT_ROLES = (
@@ -139,13 +140,17 @@ def _stream(
     images, image_rows = _distinct_images(sequences, num_regions)
     width = _width(sequences, "region_features", feature_size)
     classes = _width(sequences, "masked_region_class_ids", classes_per_region)
+    sequence_seeds = _tensor(seeds, np.int64)
+    position_sequence = _tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32)
+    position_offset = _tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32)
     return PackedBatch(
         sequence_starts=_tensor(starts, np.int32),
         prefix_lengths=_tensor(prefix_lengths, np.int32),
-        sequence_seeds=_tensor(seeds, np.int64),
+        sequence_seeds=sequence_seeds,
         prefix_of=_tensor(prefix_of, np.int32),
-        position_sequence=_tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32),
-        position_offset=_tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32),
+        position_sequence=position_sequence,
+        position_offset=position_offset,
+        position_keys=seed.position_keys(sequence_seeds, position_sequence, position_offset),
         token_ids=joined("token_ids", np.int32),
         token_at=_tensor(ranges(first + num_regions, num_tokens), np.int64),
         token_positions=joined("token_positions", np.int32),

@@ -248,6 +248,8 @@ class PackedBatch:
     """[T] int32, the sequence of each stream position."""
     position_offset: torch.Tensor
     """[T] int32, its offset within that sequence."""
+    position_keys: torch.Tensor
+    """[T] int32, the part of every dropout mask's key that does not depend on the site (`seed.position_keys`)."""
     token_ids: torch.Tensor
     """[N_text] int32"""
     token_at: torch.Tensor

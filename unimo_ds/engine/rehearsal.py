@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.utils.moving import moved
 
 _TARGETS = (
     "language_at",
@@ -40,6 +41,7 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
         "prefix_of": torch.where(owners >= 0, sequence_S[owners], -1).int(),
         "position_sequence": sequence_S[batch.position_sequence[is_kept_T].long()].int(),
         "position_offset": batch.position_offset[is_kept_T],
+        "position_keys": batch.position_keys[is_kept_T],
         "token_ids": batch.token_ids[is_kept_token],
         "token_at": position_T[batch.token_at[is_kept_token]],
         "token_positions": batch.token_positions[is_kept_token],
@@ -49,6 +51,6 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
         "pooled_text_at": position_T[batch.pooled_text_at],
     }
     device = on_device.token_ids.device
-    changes: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in kept.items()}
+    changes: dict[str, Any] = dict(zip(kept, moved(tuple(kept.values()), device), strict=True))
     changes |= {name: getattr(on_device, name)[:0] for name in _TARGETS}
     return dataclasses.replace(on_device, **changes, longest=max(lengths.tolist(), default=0))

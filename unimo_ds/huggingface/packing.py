@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from unimo_ds.data.packing import empty_contrast_table
 from unimo_ds.data.schema import FIRST_POSITION, NO_TAG, PackedBatch
+from unimo_ds.utils import seed
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,16 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         box_rows = torch.zeros((0, 5), device=device)
     else:
         region_rows, box_rows = features[is_region], boxes[is_region]
+    seeds = torch.randint(2**62, (num_inputs,), device=device)
+    offsets = torch.arange(num_positions, device=device) - starts[sequence]
     batch = PackedBatch(
         sequence_starts=starts.int(),
         prefix_lengths=prefix_lengths.int(),
-        sequence_seeds=torch.randint(2**62, (num_inputs,), device=device),
+        sequence_seeds=seeds,
         prefix_of=torch.full((num_inputs,), -1, dtype=torch.int32, device=device),
         position_sequence=sequence.int(),
-        position_offset=(torch.arange(num_positions, device=device) - starts[sequence]).int(),
+        position_offset=offsets.int(),
+        position_keys=seed.position_keys(seeds, sequence, offsets),
         token_ids=torch.cat([nothing, *(own[here] for own, _, here in chosen)]).int(),
         token_at=torch.cat([nothing, *(at[here] for _, at, here in chosen)]),
         token_positions=torch.cat(

@@ -182,9 +182,8 @@ def layout_of(batch: PackedBatch) -> Layout:
     return Layout(
         sequence_starts=batch.sequence_starts,
         prefix_lengths=batch.prefix_lengths,
-        sequence_seeds=batch.sequence_seeds,
         position_sequence=batch.position_sequence,
-        position_offset=batch.position_offset,
+        position_keys=batch.position_keys,
         longest=batch.longest,
         prefix_of=batch.prefix_of if batch.shares_prefixes else None,
     )

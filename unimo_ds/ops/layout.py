@@ -1,4 +1,4 @@
-"""What attention and dropout need to know about a packed stream: where sequences start, what sees what, and their seeds.
+"""What attention and dropout need to know about a packed stream: where sequences start, what sees what, and dropout keys.
 
 Letters: T stream positions, S sequences.
 """
@@ -23,12 +23,10 @@ class Layout:
     """[S + 1] int32, offsets of the sequences in the stream."""
     prefix_lengths: torch.Tensor
     """[S] int32: the first p positions of a sequence see each other and nothing later; position i >= p sees 0..i."""
-    sequence_seeds: torch.Tensor
-    """[S] int64, key of every dropout mask."""
     position_sequence: torch.Tensor
     """[T] int32, the sequence of each stream position."""
-    position_offset: torch.Tensor
-    """[T] int32, its offset within that sequence."""
+    position_keys: torch.Tensor
+    """[T] int32, the part of every dropout key that does not depend on the site."""
     longest: int
     """Length of the longest sequence, known on the host."""
     prefix_of: torch.Tensor | None = None
@@ -59,11 +57,6 @@ class Layout:
     def tables(self) -> dict[str, Any]:
         """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""
         return {}
-
-    @cached_property
-    def position_keys(self) -> torch.Tensor:
-        """[T] int32, the part of every dropout key that does not depend on the site."""
-        return seed.position_keys(self.sequence_seeds, self.position_sequence, self.position_offset)
 
 
 def make_layout(
@@ -96,12 +89,12 @@ def make_layout(
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     starts[1:] = sizes.cumsum(0)
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    offsets = (torch.arange(len(sequence)) - starts[sequence]).to(torch.int32)
     return Layout(
         sequence_starts=starts,
         prefix_lengths=torch.tensor(prefixes, dtype=torch.int32),
-        sequence_seeds=torch.tensor(keys, dtype=torch.int64),
         position_sequence=sequence.to(torch.int32),
-        position_offset=(torch.arange(len(sequence)) - starts[sequence]).to(torch.int32),
+        position_keys=seed.position_keys(torch.tensor(keys, dtype=torch.int64), sequence, offsets),
         longest=max(lengths, default=0),
         prefix_of=None if prefix_of is None else torch.tensor(prefix_of, dtype=torch.int32),
     )
