@@ -72,6 +72,17 @@ def test_every_tensor_of_a_value_is_moved(arrange, device):
         assert device == "meta" or torch.equal(one, other.cpu())
 
 
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_tensors_of_any_strides_are_moved(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    table = torch.arange(12).view(3, 4)
+    for tensors in ((table, table.T), (torch.arange(3).unsqueeze(1).expand(3, 4),)):
+        for one, other in zip(tensors, moving.moved(tensors, torch.device(device)), strict=True):
+            assert other.shape == one.shape
+            assert device == "meta" or torch.equal(one, other.cpu())
+
+
 def test_a_batch_from_its_loader_is_one_block():
     config = RunConfig("test", batch=BatchConfig(global_samples=14, micro_batch_tokens=1 << 20))
     reader = StepReader(MixCorpus(images=3, texts=3, pairs=12), NumberTokenizer(), config, rank=0, world_size=1)

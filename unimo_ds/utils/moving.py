@@ -76,6 +76,7 @@ def views(block: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tens
 def _together_on(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     if device.type == "cpu" or not tensors or tensors[0].device.type != "cpu":
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    tensors = [tensor.contiguous() for tensor in tensors]
     share = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
     together = [tensor for tensor in tensors if share or tensor.nbytes <= _SMALL]
     there: list[torch.Tensor] = []
