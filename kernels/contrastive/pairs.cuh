@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kPairThreads) contrastive_segments(const Segme
         total = joined(total, {shuffle_xor(total.maximum, mask), shuffle_xor(total.sum, mask)}, kLog2E);
     if (lane == 0)
         a.results[segment] =
-            total.maximum == -infinity() ? -infinity() : total.maximum + log2_approximate(total.sum) / kLog2E;
+            total.sum == 0.f ? -infinity() : total.maximum + log2_approximate(total.sum) / kLog2E;  // of nans: nan
 }
 
 // Of the values: the segment's gradient times the value's share of its sum; 0 for a value of -inf, also where the whole sum is 0.

@@ -120,6 +120,21 @@ def test_log_sum_exp_of_columns_equals_the_formula(monkeypatch):
     assert not torch.autograd.grad(logs, nothing, torch.ones(3))[0].any()
 
 
+def test_nan_is_no_missing_score(monkeypatch):
+    """Where every score of a sum is nan, so is its logarithm: -inf would leave it out, and the loss would look sound."""
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    values = torch.tensor([torch.nan, torch.nan, 1.0, -torch.inf])
+    assert pairs.segment_log_sum_exp(values, group(torch.tensor([0, 1, 1, 2]), 3)).isnan().tolist() == [
+        True,
+        True,
+        False,
+    ]
+    stacked = torch.stack((values, torch.full((4,), -torch.inf))).requires_grad_()
+    logs = pairs.log_sum_exp(stacked)
+    assert logs.isnan().tolist() == [True, True, False, False]
+    assert torch.autograd.grad(logs.sum(), stacked)[0][0].isnan().tolist() == [True, True, False, False]
+
+
 def test_fp32_vectors_are_rounded_to_fp16_and_get_fp32_gradients(monkeypatch):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     keys = make_keys(CASES["one column"])
