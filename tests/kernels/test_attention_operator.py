@@ -17,6 +17,7 @@ from unimo_ds.utils import seed
 from unimo_ds.utils.errors import UserError
 
 HEADS, SIZE = 2, 64
+
 STREAMS: dict[str, tuple[list[int], list[int], list[int] | None]] = {
     "empty": ([], [], None),
     "one position": ([1], [1], None),
@@ -32,6 +33,12 @@ STREAMS: dict[str, tuple[list[int], list[int], list[int] | None]] = {
 }
 """Name -> lengths, prefixes, and whose prefix each sequence shares."""
 FORMATS = [("sm_70", torch.float16), ("sm_80", torch.float16), ("sm_80", torch.bfloat16), ("sm_90", torch.bfloat16)]
+
+
+@pytest.fixture(autouse=True)
+def forward_in_use(monkeypatch):
+    """What GPUs take; the emulator would take whole tiles, which `test_attention_bulk.py` compares with these."""
+    monkeypatch.setattr(native, "FORWARD", "copies")
 
 
 def stream(name: str) -> Layout:
