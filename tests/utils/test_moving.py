@@ -45,6 +45,15 @@ def test_tensors_come_out_of_a_block_as_they_went_in(arrange):
     assert shares == (arrange is of_one_storage)
 
 
+def test_tensors_with_gaps_are_put_into_a_new_block():
+    matrix = torch.arange(12).view(3, 4)
+    tensors = [matrix[:, 1], matrix.T]
+    block, offsets = moving.in_one_block(tensors)
+    assert block.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr()
+    found = moving.views(block, offsets, tensors)
+    assert all(torch.equal(one, other) for one, other in zip(found, tensors, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Nested:
     first: torch.Tensor
