@@ -48,7 +48,7 @@ def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def in_one_block(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """[bytes] uint8 that holds the tensors, and where each begins: a part of the storage that all of them have, or a new block."""
+    """[bytes] uint8 that holds the tensors, and where each begins: a part of the storage they all have, or a new block."""
     if _are_one_block(tensors):
         places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
         begin = min(places) // _ALIGNMENT * _ALIGNMENT
