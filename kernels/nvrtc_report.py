@@ -28,7 +28,7 @@ _OF_FORMAT_AND_TWO_FLAGS = (
 _OF_FORMAT_AND_FLAG = ("contrastive_weights", "cross_entropy_parts")
 _OF_FLAG = ("contrastive_statistics", "contrastive_join")
 _OF_FORMAT = (
-    *("contrastive_pair_scores", "bias_gelu_forward", "bias_gelu_backward"),
+    *("contrastive_pair_scores", "bias_gelu_forward", "bias_gelu_backward", "keyed_dropout"),
     *("cross_entropy_losses", "cross_entropy_slopes"),
 )
 _OF_FORMAT_WIDTH_AND_FLAG = ("dropout_norm_forward", "dropout_norm_backward")

@@ -1,4 +1,4 @@
-// The C interface of dropout, residual and layer norm. Columns: a multiple of 8, at most 1,024.
+// The C interface of dropout, residual and layer norm, and of dropout alone. Columns: a multiple of 8, at most 1,024 for the norm.
 #include "../common/launch.cuh"
 #include "dropout_norm.cuh"
 
@@ -41,6 +41,13 @@ int norm_of_format(const unimo::DropoutNormArguments& arguments, int format, boo
     return unimo::kNoSuchFormat;
 }
 
+template <class Format>
+int dropout(const unimo::DropoutNormArguments& arguments, unimo::Stream stream) {
+    if (arguments.num_columns % unimo::kChunkColumns) return unimo::kBadShape;
+    const int blocks = (arguments.num_rows + unimo::kNormWarps - 1) / unimo::kNormWarps;
+    return unimo::launch(unimo::keyed_dropout<Format>, arguments, {blocks, 1, unimo::kNormThreads, 0}, stream);
+}
+
 }  // namespace
 
 // format: 0 fp16, 1 bf16 (not on sm_70). Returns 0, a cudaError_t, or a negative Status.
@@ -49,5 +56,12 @@ extern "C" int unimo_dropout_norm_forward(const unimo::DropoutNormArguments* arg
 }
 extern "C" int unimo_dropout_norm_backward(const unimo::DropoutNormArguments* arguments, int format, unimo::Stream stream) {
     return norm_of_format(*arguments, format, true, stream);
+}
+extern "C" int unimo_dropout(const unimo::DropoutNormArguments* arguments, int format, unimo::Stream stream) {
+    if (format == 0) return dropout<unimo::Half>(*arguments, stream);
+#if !defined(UNIMO_HALF_ONLY)
+    if (format == 1) return dropout<unimo::BFloat16>(*arguments, stream);
+#endif
+    return unimo::kNoSuchFormat;
 }
 extern "C" int unimo_dropout_norm_argument_bytes() { return int(sizeof(unimo::DropoutNormArguments)); }

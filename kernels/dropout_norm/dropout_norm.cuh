@@ -45,6 +45,20 @@ __device__ __forceinline__ void drop(Chunk& chunk, unsigned row_key, int column,
     }
 }
 
+// Dropout alone, of rows of any multiple of eight columns: `x` to `result`. The gradient of x is that of the result, so dropped.
+template <class Format>
+__global__ void __launch_bounds__(kNormThreads) keyed_dropout(const DropoutNormArguments arguments) {
+    const int row = block_x() * kNormWarps + warp_index(), columns = arguments.num_columns;
+    if (row >= arguments.num_rows) return;
+    const long long start = static_cast<long long>(row) * columns;
+    const unsigned row_key = finalize(arguments.position_keys[row] + arguments.site_key);
+    for (int column = lane_index() * kChunkColumns; column < columns; column += kWarpColumns) {
+        Chunk x = load_chunk<Format>(arguments.x, start + column);
+        drop(x, row_key, column, arguments.dropout_threshold, arguments.keep_scale);
+        store_words(arguments.result, start + column, packed<Format>(x));
+    }
+}
+
 template <class Format, int kChunks, bool kDropout>
 __global__ void __launch_bounds__(kNormThreads) dropout_norm_forward(const DropoutNormArguments arguments) {
     const int row = block_x() * kNormWarps + warp_index(), columns = arguments.num_columns;

@@ -45,7 +45,7 @@ bool check(unsigned number) {
 
     std::vector<unsigned char> first_bytes;
     for (int schedule : {0, 1, int(number) + 2}) {
-        Memory<std::uint16_t> sum(count), result(count), x_gradient(count), residual_gradient(count);
+        Memory<std::uint16_t> sum(count), result(count), x_gradient(count), residual_gradient(count), alone(count);
         Memory<float> means(rows), inverse_deviations(rows), partials(std::size_t(blocks) * 2 * columns);
         unimo::DropoutNormArguments a{};
         a.x = x.get(), a.residual = residual.get(), a.weight = weight.get(), a.bias = bias.get();
@@ -57,12 +57,15 @@ bool check(unsigned number) {
         a.dropout_threshold = threshold, a.site_key = site_key;
         a.keep_scale = float(keep_scale), a.epsilon = float(epsilon);
         const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
+        unimo::DropoutNormArguments of_alone = a;
+        of_alone.position_keys = keys.get(), of_alone.result = alone.get();
         start_run(schedule);
+        require(unimo_dropout(&of_alone, format, nullptr) == 0, "dropout refused");
         require(unimo_dropout_norm_forward(&a, format, nullptr) == 0, "forward refused");
         require(unimo_dropout_norm_backward(&a, format, nullptr) == 0, "backward refused");
         finish_run();
         std::vector<unsigned char> bytes;
-        sum.append_to(bytes), result.append_to(bytes), residual_gradient.append_to(bytes), partials.append_to(bytes);
+        alone.append_to(bytes), sum.append_to(bytes), result.append_to(bytes), residual_gradient.append_to(bytes), partials.append_to(bytes);
         if (probability > 0) x_gradient.append_to(bytes);  // else it is that of the residual, and not written
         if (schedule) {
             if (bytes == first_bytes) continue;
@@ -82,7 +85,8 @@ bool check(unsigned number) {
             for (int c = 0; c < columns; ++c) {
                 keep[c] = dropout_value(key, c) >= threshold ? keep_scale : 0;
                 const double total = from_bits<Format>(residual[start + c]) + keep[c] * from_bits<Format>(x[start + c]);
-                const double found = from_bits<Format>(sum[start + c]);
+                const double found = from_bits<Format>(sum[start + c]), single = keep[c] * from_bits<Format>(x[start + c]);
+                good &= near(from_bits<Format>(alone[start + c]), single, rounding * std::fabs(single), name + "dropout alone");
                 good &= near(found, total, rounding * std::fabs(total) + 1e-6, name + "sum");
                 mean += found / columns;  // the norm is that of the rounded sum
             }

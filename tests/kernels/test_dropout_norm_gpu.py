@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.test_dropout_norm_operator import call, random_rows
 from tests.ops.comparing import run
+from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import make_layout
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -33,6 +34,20 @@ def test_native_equals_fp64_and_itself(dtype, size, probability):
         floor = torch.finfo(dtype).eps * float(truth.abs().max())
         error = float((one.cpu().double() - truth).abs().max())
         assert error <= factor * float((other.cpu().double() - truth).abs().max()) + floor
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [768, 2056])
+def test_dropout_alone_has_the_bits_of_the_plain_path(size, dtype):
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bfloat16")
+    keys = make_layout([512, 101, 1, 300]).position_keys.cuda()
+    results = []
+    for path in ("plain", "native"):
+        x = random_rows(len(keys), size).to("cuda", dtype).requires_grad_()
+        dropped = dropout(x, keys, probability=0.1, site=4, path=path)
+        results.append((dropped, *torch.autograd.grad(dropped, x, torch.ones_like(x) * 1.7)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_cuda_graphs_hold_it():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ops.comparing import assert_within_budget, stream
+from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.native import build, library
 from unimo_ds.ops.native.dropout_norm import DropoutNormArguments
@@ -62,6 +63,21 @@ def test_shapes_can_be_traced_without_data():
     assert [tensor.shape for tensor in found] == [(5, 16), (5, 16), (5,), (5,)]
     found = torch.ops.unimo.dropout_norm_backward(x, x, rows, rows, vector, keys, 0.1, 3)
     assert [tensor.shape for tensor in found] == [(5, 16), (5, 16), (2, 16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [8, 264, 2056])
+@pytest.mark.parametrize("name", ["empty", "one position", "prefixes"])
+def test_dropout_alone_has_the_bits_of_the_plain_path(monkeypatch, name, size, dtype):
+    monkeypatch.setenv(library.ON_HOST, "sm_80")
+    keys = stream(name).position_keys
+    results = []
+    for path in ("plain", "native"):
+        x = random_rows(len(keys), size).to(dtype).requires_grad_()
+        dropped = dropout(x, keys, probability=0.3, site=4, path=path)
+        results.append((dropped, *torch.autograd.grad(dropped, x, torch.ones_like(x) * 1.7)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    torch.library.opcheck(torch.ops.unimo.dropout.default, (x, keys, 0.3, 4))
 
 
 @pytest.mark.parametrize(

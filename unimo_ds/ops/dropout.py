@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from unimo_ds.ops import paths
+from unimo_ds.ops.native import dropout_norm as native
 from unimo_ds.utils import seed
 
 
@@ -25,14 +27,20 @@ def dropout_reference(
     return x_TD * stream_mask(x_TD, position_keys_T, probability=probability, site=site) * seed.keep_scale(probability)
 
 
-def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
+def dropout(
+    x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int, path: str = "auto"
+) -> torch.Tensor:
     """`x_TD` with a share `probability` of its elements zeroed and the rest scaled up; `x_TD` itself where it is 0.
 
     x_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
-    site: number of this dropout in the model; no two may share one.
+    site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernel: fp16 or bf16; nothing is
+    stored), `plain` (torch; the mask is stored), or `auto`.
     """
     if probability == 0:
         return x_TD
+    refused = native.refusal_of_dropout(x_TD, may_build=paths.may_take_kernels(path))
+    if paths.choose("dropout", path, {"native": refused, "plain": None}) == "native":
+        return native.dropout(x_TD, position_keys_T, probability=probability, site=site)
     result: torch.Tensor = _Dropout.apply(x_TD, position_keys_T, probability, site)  # type: ignore[no-untyped-call]
     return result
 

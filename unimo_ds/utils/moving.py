@@ -48,8 +48,8 @@ def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def in_one_block(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """[bytes] uint8 that holds contiguous tensors, and where each begins: the storage that all of them have, or a new block."""
-    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
+    """[bytes] uint8 that holds the tensors, and where each begins: a part of the storage they all have, or a new block."""
+    if _are_one_block(tensors):
         places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
         begin = min(places) // _ALIGNMENT * _ALIGNMENT
         end = max(place + tensor.nbytes for place, tensor in zip(places, tensors, strict=True))
@@ -73,11 +73,16 @@ def views(block: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tens
     ]
 
 
+def _are_one_block(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all lie in one storage, each in one piece."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return len(storages) == 1 and all(tensor.is_contiguous() for tensor in tensors)
+
+
 def _together_on(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     if device.type == "cpu" or not tensors or tensors[0].device.type != "cpu":
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
-    tensors = [tensor.contiguous() for tensor in tensors]
-    share = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    share = _are_one_block(tensors)
     together = [tensor for tensor in tensors if share or tensor.nbytes <= _SMALL]
     there: list[torch.Tensor] = []
     if together:

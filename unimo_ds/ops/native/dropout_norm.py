@@ -1,5 +1,6 @@
 """Dropout, residual and layer norm by the CUDA kernels of `kernels/dropout_norm/`: `unimo::dropout_norm_forward` and
-`unimo::dropout_norm_backward`. The mask is made again from the keys in each pass; same bits every run.
+`unimo::dropout_norm_backward`; and dropout alone, `unimo::dropout`. The mask is made again from the keys in each pass; same bits
+every run.
 
 Letters: T rows, D columns.
 """
@@ -52,6 +53,19 @@ class DropoutNormArguments(ctypes.Structure):
     )
 
 
+def refusal_of_dropout(x_TD: torch.Tensor, *, may_build: bool = False) -> str | None:
+    """Why the kernel of dropout alone cannot take this input, None where it can. may_build: compile a missing library."""
+    if x_TD.shape[-1] % 8:
+        return f"the kernel is for a multiple of 8 columns, not {x_TD.shape[-1]}"
+    return library.refusal(x_TD, may_build=may_build)
+
+
+def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
+    """As `ops.dropout.dropout`; no mask is kept. Callers ask `refusal_of_dropout` first."""
+    result: torch.Tensor = torch.ops.unimo.dropout(x_TD, position_keys_T, probability, site)
+    return result
+
+
 def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor, *, may_build: bool = False) -> str | None:
     """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
     size = x_TD.shape[-1]
@@ -91,6 +105,24 @@ def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: flo
         site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
         keep_scale=seed.keep_scale(probability),
     )
+
+
+def _dropout(x: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int) -> torch.Tensor:
+    x, position_keys = launcher.aligned(x), position_keys.contiguous()
+    result = torch.empty_like(x)
+    arguments = _arguments(x, position_keys, probability, site)
+    arguments.x, arguments.result = x.data_ptr(), result.data_ptr()
+    launcher.bound("unimo_dropout", x)(arguments)
+    return result
+
+
+def _save_dropout(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, position_keys, ctx.probability, ctx.site = inputs
+    ctx.save_for_backward(position_keys)
+
+
+def _dropout_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return torch.ops.unimo.dropout(gradient, *ctx.saved_tensors, ctx.probability, ctx.site), None, None, None
 
 
 def _forward(
@@ -176,6 +208,12 @@ def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
+    "dropout(Tensor x, Tensor position_keys, float probability, int site) -> Tensor",
+    _dropout,
+    lambda x, *_: x.new_empty(x.shape),
+)
+launcher.define(
+    _OPERATORS,
     "dropout_norm_forward(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor position_keys, float probability,"
     " int site, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
@@ -189,3 +227,4 @@ launcher.define(
     _backward_shapes,
 )
 launcher.differentiate(_OPERATORS, "dropout_norm_forward", _derivative, _save)
+launcher.differentiate(_OPERATORS, "dropout", _dropout_derivative, _save_dropout)

@@ -27,6 +27,7 @@ _FUNCTIONS = (
     "unimo_bias_gelu_backward",
     "unimo_cross_entropy_losses",
     "unimo_cross_entropy_slopes",
+    "unimo_dropout",
     "unimo_dropout_norm_forward",
     "unimo_dropout_norm_backward",
     "unimo_contrastive_conflicts",
