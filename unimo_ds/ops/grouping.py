@@ -28,7 +28,7 @@ class Groups(NamedTuple):
 
 
 def group(index_Q: torch.Tensor, num_groups: int) -> Groups:
-    """The groups of rows whose numbers of groups, 0 to `num_groups` - 1, are [Q] int64."""
+    """The groups 0 to `num_groups` - 1 of rows whose groups are [Q] integers; rows of a higher number end `order`, in none."""
     ordered, order = index_Q.int().sort(stable=True)  # half the passes of a radix sort of int64
     bounds = torch.arange(num_groups + 1, dtype=torch.int32, device=index_Q.device)
     return Groups(index_Q, order, torch.searchsorted(ordered, bounds))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from unimo_ds.ops.grouping import group
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.native import launcher, library
 from unimo_ds.utils import seed
@@ -171,9 +172,8 @@ def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor
     shared_start = layout.sequence_starts[owner] * shares
     shared = layout.prefix_lengths[owner] * shares
     owner = owner.masked_fill(~shares, num_sequences)  # torch.where would copy the number to the device, and wait
-    owners, positions = owner[layout.position_sequence].sort(stable=True)
-    ends = torch.searchsorted(owners, torch.arange(num_sequences + 1, device=layout.device))
-    return [shared_start, shared, ends[:-1], ends.diff()], positions.to(torch.int32)
+    _, positions, begins = group(owner[layout.position_sequence], num_sequences)
+    return [shared_start, shared, begins[:-1], begins.diff()], positions.to(torch.int32)
 
 
 def _arguments(
