@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -82,13 +83,14 @@ def _are_one_block(tensors: Sequence[torch.Tensor]) -> bool:
 def _together_on(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     if device.type == "cpu" or not tensors or tensors[0].device.type != "cpu":
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
-    share = _are_one_block(tensors)
-    together = [tensor for tensor in tensors if share or tensor.nbytes <= _SMALL]
-    there: list[torch.Tensor] = []
+    are_one_block = _are_one_block(tensors)
+    are_together = [are_one_block or tensor.nbytes <= _SMALL for tensor in tensors]
+    together = list(itertools.compress(tensors, are_together))
+    there: Iterator[torch.Tensor] = iter(())
     if together:
         block, offsets = in_one_block(together)
-        there = views(block.to(device, non_blocking=True), offsets, together)
-    small = iter(there)
+        there = iter(views(block.to(device, non_blocking=True), offsets, together))
     return [
-        next(small) if share or tensor.nbytes <= _SMALL else tensor.to(device, non_blocking=True) for tensor in tensors
+        next(there) if is_together else tensor.to(device, non_blocking=True)
+        for tensor, is_together in zip(tensors, are_together, strict=True)
     ]
