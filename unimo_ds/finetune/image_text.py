@@ -40,6 +40,8 @@ class ImageTextRow:
     """(place among the targets, value); the others are 0."""
     people: tuple[str, ...] = ()
     """VQA: the answers of people."""
+    question: int = 0
+    """VQA: number of the question."""
 
 
 class ImageTextExamples:

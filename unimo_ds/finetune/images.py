@@ -111,6 +111,25 @@ class SampleShelf:
         return 1 + min(int(self.corpus.num_regions[number]), self._max_regions)
 
 
+def name_of(corpus: Corpus, number: int) -> str | None:
+    """Of a sample's image file, without folder and ending; None where that was not kept.
+
+    Raises:
+        UserError: unreadable notes.
+    """
+    try:
+        file = corpus.details(number).get("file")
+    except CorruptSample as error:
+        raise UserError(f"sample {error}; run `unimo prepare verify {corpus.location}`") from None
+    return None if file is None else Path(str(file)).stem
+
+
+def number_of(name: str) -> int | None:
+    """COCO's number of an image: the last digits of its name; None where there are none."""
+    digits = _LAST_NUMBER.search(name)
+    return int(digits[0]) if digits else None
+
+
 class ImageNames:
     """Which sample shows the image of a name, as an official file calls it."""
 
@@ -124,14 +143,11 @@ class ImageNames:
         self._by_name: dict[str, int] = {}
         self._by_id: dict[int, int] = {}
         for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
-            try:
-                details = corpus.details(number)
-            except CorruptSample as error:
-                raise UserError(f"sample {error}; run `unimo prepare verify {corpus.location}`") from None
-            name = Path(str(details.get("file", corpus.key(number)))).stem
+            name = name_of(corpus, number) or corpus.key(number)
             self._by_name[name] = number
-            if digits := _LAST_NUMBER.search(name):
-                self._by_id[int(digits[0])] = number
+            image_id = number_of(name)
+            if image_id is not None:
+                self._by_id[image_id] = number
 
     def find(self, name: str | int, where: str) -> int:
         """The sample of an image's file name (its folder and ending do not count), or of a COCO number (the last digits of one).

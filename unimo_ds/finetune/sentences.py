@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,10 @@ class SentenceTask:
     def files(self, data: Path, split: str) -> list[Path]:
         raise NotImplementedError
 
+    def part_of(self, row: SentenceRow) -> str:
+        """Name of the row's file among those of a split; empty where there is one alone."""
+        return ""
+
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         return config, {}
 
@@ -166,6 +171,11 @@ class SentenceTask:
         has_targets = not np.isnan(examples.targets_E).any()
         metrics = self.measure(scores_EK, examples.rows) if has_targets else {}
         answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
-        predictions = [{"key": row.key, "answer": answer} for row, answer in zip(examples.rows, answers, strict=True)]
+        predictions, counted = [], Counter[str]()
+        for row, answer in zip(examples.rows, answers, strict=True):
+            part = self.part_of(row)
+            official = {"part": part, "index": counted[part], "prediction": answer}
+            predictions.append({"key": row.key, "answer": answer, "official": official})
+            counted[part] += 1
         notes = {} if has_targets else {"metrics": "the file has no labels, so nothing was measured"}
         return Evaluation(metrics, predictions, notes)

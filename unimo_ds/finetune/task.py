@@ -151,6 +151,7 @@ class Evaluation:
     metrics: dict[str, float]
     """Names as in the paper's tables, values as shares in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
     predictions: list[dict[str, Any]]
-    """One for each example, in order; on every rank."""
+    """One for each example, in order; on every rank: its `key`, what the model said, and, where the task's own evaluation takes
+    files of answers, the entry of such a file (`official`, see `answers.py`)."""
     notes: dict[str, str]
     """What a reader of the metrics must know: how texts were tokenised, what could not be measured and why."""

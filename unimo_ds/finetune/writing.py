@@ -120,6 +120,10 @@ class WritingExamples(Protocol):
         """Texts that people wrote; empty where the file has none."""
         ...
 
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        """The entry with this text in the task's own file of answers; None: it has no such file."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextRow:
@@ -130,6 +134,8 @@ class TextRow:
     """Joined by [SEP]; the longest loses its end where they are too long together."""
     references: tuple[str, ...]
     """The first is what training writes; none in test files without."""
+    official: Mapping[str, Any] | None = None
+    """What names it in the task's own files of answers, where there are such."""
 
 
 class Rows(Protocol):
@@ -202,6 +208,10 @@ class TextToText:
     def references(self, number: int) -> list[str]:
         return list(self.rows[number].references)
 
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        names = self.rows[number].official
+        return None if names is None else {**names, "answer": text}
+
 
 class WritingTask:
     """What all tasks that write share; a task's file says how its lines are read and what is measured."""
@@ -254,7 +264,10 @@ class WritingTask:
         settings = self.generation_settings(config, tokenizer)
         micro_batch_tokens = config.batch.micro_batch_tokens // settings.num_beams
         written = write(engine, found, tokenizer, settings, micro_batch_tokens=micro_batch_tokens)
-        predictions = [{"key": found.prompt_key(number), "answer": text} for number, text in enumerate(written)]
+        predictions = [
+            {"key": found.prompt_key(number), "answer": text, "official": found.official(number, text)}
+            for number, text in enumerate(written)
+        ]
         if not all(found.references(number) for number in range(found.num_prompts)):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
         # The packages measure in processes of their own: once, on the first rank.

@@ -91,6 +91,12 @@ class CaptionExamples:
     def references(self, number: int) -> list[str]:
         return [self.pairs.text(caption) for caption in self.pairs.captions_of(number)]
 
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        """COCO's: an image is the number at the end of its file's name; its key where neither is known."""
+        name = images.name_of(self.pairs.corpus, int(self.pairs.samples_I[number]))
+        image_id = None if name is None else images.number_of(name)
+        return {"image_id": name or self.prompt_key(number) if image_id is None else image_id, "caption": text}
+
 
 class Captioning(WritingTask):
     name, title, best_metric = "captioning", "COCO captions", "cider"

@@ -81,7 +81,8 @@ def _turns(story: dict[str, Any], path: Path) -> list[TextRow]:
         conversation.append(text_of(question["input_text"], turn))
         wanted = text_of(answer["input_text"], turn)
         references = (wanted, *(other[number]["input_text"] for other in others))
-        rows.append(TextRow(turn, tuple(conversation), references))
+        official = {"id": story["id"], "turn_id": question["turn_id"]}
+        rows.append(TextRow(turn, tuple(conversation), references, official))
         conversation.append(wanted)
     return rows
 
