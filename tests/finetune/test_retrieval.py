@@ -87,6 +87,25 @@ def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
         assert {caption for _, caption in visit[4:]} <= set(found.captions_IK[own].tolist())
 
 
+@pytest.mark.parametrize("loss", ["circle", "plain"])
+def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss):
+    """The product of the jointly encoded vectors, of the size of their cosine; by the temperature where it is a logit."""
+    examples, config = open_split(folder, tokenizer, "train", f"finetune.retrieval.loss={loss}")
+    engine = small.plain_engine(config)
+    assert tasks.load("retrieval").prepare_training(examples, engine, config) is examples
+    scale = 1.0 if loss == "circle" else 1 / float(engine.module.temperature().detach())
+    batch = pack_examples([examples.make(index, 1) for index in range(len(examples))], feature_size=8, target_size=1)
+    with torch.no_grad():
+        output = engine.module.eval()(batch)
+    products = (output.pooled_texts * output.pooled_images).sum(1)
+    ratios = output.scores[:, 0] / products
+    torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)), rtol=1e-4, atol=0)
+    sizes = (output.pooled_texts.norm(dim=1) * output.pooled_images.norm(dim=1))[:: 1 + 3 + 4]
+    assert float(ratios[0]) == pytest.approx(scale / float(sizes.mean()), rel=1e-4)
+    hard, hard_config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
+    assert tasks.load("retrieval").prepare_training(hard, small.plain_engine(hard_config), hard_config) is not hard
+
+
 def test_circle_loss_is_its_formula():
     positive, negative = torch.tensor([0.3]), torch.tensor([[0.5, -0.4]])
     margin, scale = 0.2, 1.5

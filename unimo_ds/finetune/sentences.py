@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +22,10 @@ from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.task import Evaluation, Examples
 from unimo_ds.finetune_config import FinetuneConfig
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 Tokens = NDArray[np.int32]
 _ENCODED_AT_ONCE = 10_000
@@ -147,7 +143,7 @@ class SentenceTask:
         inputs = encode_rows(rows, tokenizer, max_text_tokens=config.data.max_text_tokens)
         return SentenceExamples(rows, inputs, fingerprint=fingerprint_of(self.files(data, split)))
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
 
     def make_head(self, config: RunConfig) -> nn.Module:

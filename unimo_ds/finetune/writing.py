@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,16 +24,12 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Evaluation, Examples
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 Tokens = NDArray[np.int32]
 
@@ -242,7 +238,7 @@ class WritingTask:
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         return config, {}
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
 
     def make_head(self, config: RunConfig) -> nn.Module:

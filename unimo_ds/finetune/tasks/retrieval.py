@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +26,22 @@ from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import retrieval
+from unimo_ds.evaluation.encode import encode
 from unimo_ds.finetune import images, predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest, single_vectors
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig, RetrievalConfig
 from unimo_ds.losses.circle import choice_loss, circle_loss
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator, mix
 
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
-
 _NEGATIVES = 0x6E656761
+_START_PAIRS = 256
+"""Pairs whose pooled vectors tell how large they are."""
 
 
 class RetrievalExamples:
@@ -192,13 +191,32 @@ class RetrievalTask:
             raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
         return RetrievalExamples(pairs, config.finetune.retrieval)
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+        """Hard negatives of the starting model, and a head that scores as pre-training did.
+
+        A fresh head undoes in its first steps what the body knows (docs/experiments.md). Weights that are all alike make the
+        score the product of both pooled vectors, of the size of their cosine; divided by the temperature where it is a logit.
+        """
         assert isinstance(examples, RetrievalExamples)
-        settings = examples.settings
+        settings, pairs = examples.settings, examples.pairs
+        number = min(_START_PAIRS, len(examples))
+        captions = [place * len(examples) // number for place in range(number)]
+        chosen = [(int(pairs.image_of_C[caption]), caption) for caption in captions]
+        pooled = encode(
+            engine,
+            np.array([pairs.image_length(image) + pairs.text_length(caption) for image, caption in chosen]),
+            lambda row: joint_sequence(pairs, *chosen[row]),
+            micro_batch_tokens=config.batch.micro_batch_tokens,
+            feature_size=examples.feature_size,
+        )
+        size = float((pooled.texts_nD.norm(dim=1) * pooled.images_nD.norm(dim=1)).mean())
+        temperature = 1.0 if settings.loss == "circle" else float(engine.module.temperature().detach())
+        if size > 0:  # else nothing is known, and the fresh head stays
+            with torch.no_grad():
+                engine.module.get_parameter("head.scores.output.weight").fill_(1 / (size * temperature))
         if not settings.hard_share:
             return examples
-        found = nearest(start.engine(communicator), examples.pairs, start.config, number=settings.hard_pool)
-        return examples.with_hard_negatives(found)
+        return examples.with_hard_negatives(nearest(engine, pairs, config, number=settings.hard_pool))
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=1)
