@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +81,19 @@ def test_coqa_and_captions(tmp_path, tokenizer):
     written = json.loads((tmp_path / "captions.json").read_text())
     assert all(set(one) == {"image_id", "caption"} for one in written)
     assert len({one["image_id"] for one in written}) == len(found) == 6
+
+
+def test_captions_name_images_by_their_number_in_coco_and_by_their_name_elsewhere(tmp_path):
+    tokenizer = small.write_pairs(tmp_path)
+    config = small.task_config("captioning", tokenizer)
+    examples = tasks.load("captioning").open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets={})
+    for file, expected in (
+        ("val2014/COCO_val2014_000000391895.jpg", 391895),
+        ("1000092795.jpg", 1000092795),
+        ("2217328285_b1d55c17c4.jpg", "2217328285_b1d55c17c4"),
+    ):
+        examples.pairs.corpus = SimpleNamespace(details=lambda number, file=file: {"file": file})
+        assert examples.official(0, "a dog") == {"image_id": expected, "caption": "a dog"}
 
 
 def test_lines_without_an_official_form_are_refused_one(tmp_path):

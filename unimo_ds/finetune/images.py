@@ -124,12 +124,6 @@ def name_of(corpus: Corpus, number: int) -> str | None:
     return None if file is None else Path(str(file)).stem
 
 
-def number_of(name: str) -> int | None:
-    """COCO's number of an image: the last digits of its name; None where there are none."""
-    digits = _LAST_NUMBER.search(name)
-    return int(digits[0]) if digits else None
-
-
 class ImageNames:
     """Which sample shows the image of a name, as an official file calls it."""
 
@@ -145,9 +139,8 @@ class ImageNames:
         for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
             name = name_of(corpus, number) or corpus.key(number)
             self._by_name[name] = number
-            image_id = number_of(name)
-            if image_id is not None:
-                self._by_id[image_id] = number
+            if digits := _LAST_NUMBER.search(name):
+                self._by_id[int(digits[0])] = number
 
     def find(self, name: str | int, where: str) -> int:
         """The sample of an image's file name (its folder and ending do not count), or of a COCO number (the last digits of one).
