@@ -18,7 +18,7 @@ from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
 from unimo_ds.finetune import predict, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.hard_negatives import nearest
+from unimo_ds.finetune.hard_negatives import nearest, single_vectors
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples, joint_sequence
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
@@ -180,7 +180,16 @@ def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, mon
     few = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
     assert "best 2 of each query" in few.notes["candidates"]
     assert asked[0] < whole.pairs.num_captions * whole.pairs.num_images
-    many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=8")
+    # Where joint scores say nothing, single ones order the candidates.
+    texts, images = single_vectors(engine, some.pairs, few_config)
+    first = (texts @ images.T).argmax(1).numpy() == some.pairs.image_of_C
+    monkeypatch.setattr(
+        predict, "scores", lambda engine, examples, **arguments: np.zeros((len(examples), 1), np.float32)
+    )
+    alone = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
+    assert alone.metrics["text_to_image/r@1"] == pytest.approx(first.mean())
+    monkeypatch.setattr(predict, "scores", real)
+    many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=9")
     assert task.evaluate(engine, some, config=many_config, tokenizer=tokenizer).metrics == expected
 
 
