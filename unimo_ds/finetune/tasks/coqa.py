@@ -58,7 +58,7 @@ class Coqa(TextWritingTask):
         try:
             for story in read_json(path)["data"]:
                 rows += _turns(story, path)
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} is not in CoQA's form ({type(error).__name__}: {error})") from None
         return rows
 

@@ -3,8 +3,8 @@ the collection's official captions (`--format karpathy`, `--format coco`, or a t
 
 A caption and an image are encoded jointly; the score is a linear map of the product of both pooled vectors, which begins as a
 measure of their likeness (this project's choice). Recipe of the release: 10 other images and 10 other captions for each pair,
-circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of 16
-V100, decay 0.1. Published on Flickr30k, R@1/5/10: image retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text
+circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of
+16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text
 retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
 
 Letters: E examples (captions), I images, C captions, N negatives of one kind, S sequences.

@@ -166,10 +166,10 @@ def _annotations_file(data: Path, split: str) -> Path:
     return first_file(data, (f"v2_mscoco_{_PARTS[split]}_annotations.json", f"annotations_{split}.json"))
 
 
-def _questions(path: Path) -> list[tuple[int, int, str]]:
-    """(question, image, text)."""
+def _questions(path: Path) -> list[tuple[int, int, Any]]:
+    """(question, image, what should be its text)."""
     try:
-        return [(int(q["question_id"]), int(q["image_id"]), str(q["question"])) for q in read_json(path)["questions"]]
+        return [(int(q["question_id"]), int(q["image_id"]), q["question"]) for q in read_json(path)["questions"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
 
