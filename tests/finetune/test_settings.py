@@ -122,7 +122,7 @@ def test_texts_are_no_longer_than_the_models_positions():
     config = configure(tasks.load("cnndm"), "base", start, **NAMED)
     assert (config.finetune.max_target_tokens, config.finetune.generation.max_tokens) == (37, 38)
     for change, said in (
-        ("finetune.max_target_tokens=38", "max_target_tokens=38 is above 37, all that 40 positions"),
+        ("finetune.max_target_tokens=38", "max_target_tokens=38 is above 37, all that 40 positions allow"),
         ("finetune.generation.max_tokens=39", "generation.max_tokens=39 is above 38"),
         ("finetune.generation.max_tokens=9", "generation.min_tokens=20 is above finetune.generation.max_tokens=9"),
         ("finetune.generation.beams=0", "finetune.generation.beams=0"),

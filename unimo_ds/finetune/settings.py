@@ -85,27 +85,32 @@ def configure(
     )
     config = apply_overrides(config, overrides)
     check_finetuning(config)
+    assert config.finetune is not None
+    longest = config.finetune.max_target_tokens
+    if longest >= usable:
+        raise UserError(
+            f"finetune.max_target_tokens={longest} is above {usable - 1}, all that {start.model.max_positions} positions allow"
+        )
     return config
 
 
 def check_finetuning(config: RunConfig) -> None:
-    """
+    """What a fine-tuning and its measurement both need.
+
     Raises:
         UserError: numbers that cannot run.
     """
     check(config)
     assert config.finetune is not None
     check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
+    if not config.finetune.max_target_tokens:
+        return
     generation, positions = config.finetune.generation, config.model.max_positions
-    limits = (
-        ("max_target_tokens", config.finetune.max_target_tokens, positions - FIRST_POSITION - 1),
-        ("generation.max_tokens", generation.max_tokens, positions - FIRST_POSITION),
-    )
-    for key, value, largest in limits:
-        if value > largest:
-            raise UserError(
-                f"finetune.{key}={value} is above {largest}, all that {positions} positions of the model allow"
-            )
+    largest = positions - FIRST_POSITION
+    if generation.max_tokens > largest:
+        raise UserError(
+            f"finetune.generation.max_tokens={generation.max_tokens} is above {largest}, all that {positions} positions allow"
+        )
     if generation.min_tokens > generation.max_tokens:
         raise UserError(
             f"finetune.generation.min_tokens={generation.min_tokens} is above "
