@@ -19,6 +19,7 @@ from unimo_ds.engine import checkpoint_folder, state
 from unimo_ds.engine.checkpoint_folder import FOLDER, FORMAT
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.state import OptimizerNumbers, Progress
+from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 
 
@@ -187,13 +188,12 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
             choice = checkpoint_folder.choose(run_dir / FOLDER, say)
         except OSError as error:  # the other ranks wait for a verdict
             choice = "", f"cannot look through {run_dir / FOLDER}: {error}", None
-    name, problem, described = communicator.broadcast_object(choice)
-    if problem:
-        raise UserError(problem)
+    fail_together(communicator, choice[1])
+    name, _, described = communicator.broadcast_object(choice)
     if not name:
         return None
     folder = run_dir / FOLDER / name
-    _check_same_model(described, config, folder)
+    fail_together(communicator, _other_model(described, config, folder))
     state.read_tensors(engine, folder)
     state.write_numbers(engine, OptimizerNumbers(**described["optimizer"]))
     return Loaded(folder, Progress.from_dict(described["progress"]))
@@ -213,14 +213,16 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
     }
 
 
-def _check_same_model(described: dict[str, Any], config: RunConfig, folder: Path) -> None:
+def _other_model(described: dict[str, Any], config: RunConfig, folder: Path) -> str:
+    """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
     # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
     free = {"initialize_from", "hidden_dropout", "attention_dropout"}
     differing = sorted(key for key in mine.keys() - free if described["model"].get(key) != mine[key])
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{folder} is of another model: model.{key} is {described['model'].get(key)} in it and {mine[key]} in this run; "
-            "give the configuration it was made with or another run_dir"
-        )
+    if not differing:
+        return ""
+    key = differing[0]
+    return (
+        f"{folder} is of another model: model.{key} is {described['model'].get(key)} in it and {mine[key]} in this run; "
+        "give the configuration it was made with or another run_dir"
+    )

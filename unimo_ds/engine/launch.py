@@ -12,19 +12,40 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from unimo_ds.config import EngineConfig
+from unimo_ds.config import EngineConfig, RunConfig
 from unimo_ds.engine.signals import EXIT_INTERRUPTED
+from unimo_ds.utils.agreement import fail_together
+from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
 from unimo_ds.utils.launchers import local_rank, rank_environment
 
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
 _DEFAULTS = EngineConfig()
+
+
+def start_run(read: Callable[[], RunConfig]) -> tuple[RunConfig, torch.device, Communicator]:
+    """Read the configuration and join the process group that it asks for. A collective.
+
+    Raises:
+        UserError: on all ranks, what is wrong with the configuration.
+    """
+    problem, settings = "", _DEFAULTS
+    try:
+        config = read()
+        settings = config.engine
+    except UserError as error:
+        problem = str(error)
+    device = start_processes(settings)
+    communicator = make_communicator(device)
+    fail_together(communicator, problem)
+    return config, device, communicator
 
 
 def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:

@@ -18,6 +18,15 @@ class UserError(ValueError):
     """Bad input. The message names the culprit and the cure in one sentence; a command exits with status 2."""
 
 
+class ToldError(UserError):
+    """Bad input that one rank has told on behalf of all: see `utils.agreement`."""
+
+
+def tell(problem: str) -> None:
+    """One line on stderr."""
+    print(f"error: {redact(problem)}", file=sys.stderr, flush=True)
+
+
 def nearest_name(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them where none is close."""
     known = sorted(choices)
@@ -30,6 +39,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        if not isinstance(error, ToldError):
+            tell(str(error))
         sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
         return EXIT_BAD_INPUT
