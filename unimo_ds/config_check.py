@@ -53,6 +53,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "contrast.related_texts": (0, math.inf),
     "contrast.group_pairs": (0, math.inf),
     "contrast.min_temperature": (1e-6, math.inf),
+    "losses.masked_language": (0, math.inf),
+    "losses.sequence_to_sequence": (0, math.inf),
+    "losses.region_regression": (0, math.inf),
+    "losses.region_classification": (0, math.inf),
+    "losses.contrastive": (0, math.inf),
     "optimizer.peak_learning_rate": (0, math.inf),
     "optimizer.epsilon": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),
@@ -86,6 +91,8 @@ def check(config: RunConfig) -> None:
         UserError: naming the key and what it may be.
     """
     check_bounds(config, _BOUNDS)
+    if not config.run_dir:  # an unset variable of a script; the run would be written over the folder it was started in
+        raise UserError("run_dir is empty; give --run-dir DIR")
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
