@@ -93,9 +93,10 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="cannot write"):
         prepare(tmp_path / "file" / "run", RunConfig(recipe="test"))
     prepare(tmp_path, RunConfig(recipe="test"))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        prepare(tmp_path, RunConfig(recipe="test"))
+    for content in ("{", "[]", "null"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            prepare(tmp_path, RunConfig(recipe="test"))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is a data folder"):
         prepare(tmp_path, RunConfig(recipe="test"))

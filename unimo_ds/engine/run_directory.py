@@ -170,14 +170,14 @@ def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
     try:
         before = json.loads(path.read_text())
+        old, new = flatten(before), flatten(to_dict(config))
         data_before = (
             json.loads(environment.read_text())["data_fingerprint"] if environment.is_file() else data_fingerprint
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path.parent} is damaged ({error}); restore {path.name} and {environment.name} or give another run_dir"
     keys = differing_keys(before, to_dict(config))
     if keys:
-        old, new = flatten(before), flatten(to_dict(config))
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
         return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
     if data_before != data_fingerprint:
