@@ -72,6 +72,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("schedule.warmup_steps=9000000", "warmup_steps"),
         ("data.kind_weights.pair=0", "needs pairs"),
         ("contrast.temperature=0.9", "max_temperature"),
+        ("logging.trace_steps=5,4", "a first step and a last one"),
         ("run_dir=", "run_dir is empty"),
         ("losses.contrastive=-1", "at least 0"),
         ("optimizer.betas=0.9,1", "below 1"),

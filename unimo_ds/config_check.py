@@ -103,6 +103,9 @@ def check(config: RunConfig) -> None:
         )
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas={config.optimizer.betas} must each be at least 0 and below 1")
+    first, last = config.logging.trace_steps
+    if not 0 <= first <= last:
+        raise UserError(f"logging.trace_steps={first},{last} must be a first step and a last one, or 0,0")
     if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(
             f"masking.min_fragment_tokens={masking.min_fragment_tokens} is above "

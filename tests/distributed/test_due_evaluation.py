@@ -39,7 +39,12 @@ def test_a_run_stopped_where_it_was_to_be_measured_finds_what_a_straight_one_fin
     data = tmp_path / "demo"
     write_demo_corpus(data, num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
     runs = [tmp_path / "straight", tmp_path / "stopped"]
-    changes = {"schedule__total_steps": 2, "evaluation__every_steps": 1, "data__num_workers": 0}
+    changes = {
+        "schedule__total_steps": 2,
+        "evaluation__every_steps": 1,
+        "data__num_workers": 0,
+        "logging__trace_steps": "1,2",
+    }
     starts = json.dumps([arguments(data, run, **changes) for run in runs])
     with started([sys.executable, "-c", STARTS, starts]) as process:
         output, _ = process.communicate(timeout=600)
@@ -54,3 +59,6 @@ def test_a_run_stopped_where_it_was_to_be_measured_finds_what_a_straight_one_fin
     progress = [json.loads((folder / "state.json").read_text())["progress"] for folder in newest]
     assert progress[0] == progress[1]
     assert [checkpoint_folder.problems_of(folder) for folder in newest] == [[], []]
+    traces = [sorted(path.name for path in (run / "traces").iterdir()) for run in runs]
+    assert traces == [["steps-1-2.json"], ["steps-1-1.json", "steps-2-2.json"]]
+    assert '"aten::' in (runs[0] / "traces" / "steps-1-2.json").read_text()

@@ -12,7 +12,7 @@ from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.engine import checkpoint, checkpoint_folder, rollback
+from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
@@ -22,6 +22,7 @@ from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.stragglers import SlowRanks
+from unimo_ds.engine.trace import Tracer
 from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
@@ -63,6 +64,8 @@ class Loop:
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
         world_size, device = engine.communicator.world_size, engine.device
         self._speed = SpeedMeter(config.model, world_size=world_size, device=device, forward_time=engine.forward_time)
+        first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
+        self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
@@ -101,6 +104,7 @@ class Loop:
                 self._metrics.write_settings(self.config)
         finally:
             self._watchdog.stop()
+            self._tracer.close()
             if self._metrics is not None:
                 self._metrics.close()
         return 0
@@ -186,13 +190,14 @@ class Loop:
             self.progress = dataclasses.replace(self.progress, step=batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
-        metrics = self._take_step(
-            self.engine,
-            self.task,
-            batch,
-            learning_rate=rate,
-            is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
-        )
+        with self._tracer.around(batch.step + 1):
+            metrics = self._take_step(
+                self.engine,
+                self.task,
+                batch,
+                learning_rate=rate,
+                is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
+            )
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
         is_broken = not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor
