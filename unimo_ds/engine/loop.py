@@ -100,6 +100,8 @@ class Loop:
                     self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
                     self._say(f"{text}; the same command goes on from there")
                     return stop.exit_status
+            # Past batches at the end that are passed over, too.
+            self.progress = dataclasses.replace(self.progress, step=max(self.progress.step, total_steps))
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
