@@ -15,6 +15,7 @@ STARTS = """if True:
     import json, sys
     from pathlib import Path
     from unimo_ds import train
+    from unimo_ds.utils.errors import UserError
 
     train.stop_processes = lambda: None  # DeepSpeed wants one process group for all of them
     main = train.main
@@ -27,6 +28,17 @@ STARTS = """if True:
     assert main(stopped) == 0, "the same with the last step"
     stop.unlink()
     assert main(stopped) == 0
+    records = stop.with_name("metrics.jsonl")
+    records.rename(stop.with_name("records"))
+    records.mkdir()
+    try:
+        main(stopped)
+    except UserError as error:
+        assert "cannot continue the records" in str(error)
+    else:
+        raise AssertionError
+    records.rmdir()
+    stop.with_name("records").rename(records)
 """
 
 

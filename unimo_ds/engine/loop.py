@@ -151,10 +151,14 @@ class Loop:
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
         if self._is_first_rank:
-            if self._metrics is not None:
-                self._metrics.close()
-            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-            self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            try:
+                if self._metrics is not None:
+                    self._metrics.close()
+                # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            except OSError as error:
+                problem = f"cannot continue the records of {self.run_dir}: {error}"
+        fail_together(self.engine.communicator, problem)
 
     def _roll_back(self) -> None:
         """Leave a spike that does not end: back to before it, and past its batches. A collective.
