@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,28 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     prepare(tmp_path, RunConfig(recipe="test"), data="aaaa")
     with pytest.raises(UserError, match="other data"):
         prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [(1, "rank 1 on other has other settings"), (2, "is other data for rank 1 on other")]
+)
+def test_ranks_that_differ_among_themselves_are_refused(tmp_path: Path, place: int, said: str) -> None:
+    """Copies of the data or the code on disks of nodes, one of them stale."""
+
+    class Two(SingleProcess):
+        world_size = 2
+
+        def all_gather_object(self, value: Any) -> list[Any]:
+            if not isinstance(value, tuple) or len(value) < 3:
+                return [value, value]
+            other = [{**value[0], "host": "other"}, *value[1:]]
+            other[place] = "stale"
+            return [value, tuple(other)]
+
+    config = RunConfig(recipe="test", run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=said):
+        run_directory.prepare(config, {}, data_fingerprint="aaaa", communicator=Two(), command=["t"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> None:
