@@ -62,8 +62,7 @@ class Loop:
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
-        world_size, device = engine.communicator.world_size, engine.device
-        self._speed = SpeedMeter(config.model, world_size=world_size, device=device, forward_time=engine.forward_time)
+        self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
         self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
         self._slow_ranks = SlowRanks(engine.communicator)
