@@ -107,6 +107,8 @@ attention() {
 step_of_training() { # the usual way with its head on masked positions: with a head on all it does not fit 80 GB
     step step 150 6 "$PYTHON" -m benchmarks.step --device cuda --engine plain --samples 112 --rounds 8 --memory-samples 0 \
         --attention native --contenders ours,usual-masked-head --profile --json "$OUT/step.json"
+    step hard_negatives 100 12 env PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True "$PYTHON" -m benchmarks.hard_negatives --device cuda \
+        --layers 12 --pairs 64 --rounds 7 --json "$OUT/hard_negatives.json"
 }
 
 bulk() { # it is timed where a test fails (status 1), not where one hangs or the GPU reports an error
