@@ -58,6 +58,7 @@ def prepare(
     ds_config: Mapping[str, Any],
     *,
     data_fingerprint: str,
+    held_out_fingerprint: str = "",
     communicator: Communicator,
     command: Sequence[str] = tuple(sys.argv),
 ) -> None:
@@ -68,9 +69,14 @@ def prepare(
             in these among themselves.
     """
     run_dir = Path(config.run_dir)
-    of_ranks = communicator.all_gather_object((describe_machine(), fingerprint(config), data_fingerprint))
-    machines = [machine for machine, *_ in of_ranks]
-    problem = _disagreement(of_ranks, config)
+    equal = {
+        "its command or code": fingerprint(config),
+        f"data.path={config.data.path!r}": data_fingerprint,
+        f"data.held_out_path={config.data.held_out_path!r}": held_out_fingerprint,
+    }
+    of_ranks = communicator.all_gather_object((describe_machine(), equal))
+    machines = [machine for machine, _ in of_ranks]
+    problem = _disagreement(of_ranks)
     if communicator.rank == 0 and not problem:
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
@@ -79,15 +85,14 @@ def prepare(
     fail_together(communicator, problem)
 
 
-def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], str, str]], config: RunConfig) -> str:
+def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
     """What ranks do not have in common: copies of the data, or of the code, that are not equal would train without a word."""
-    _, settings, data = of_ranks[0]
-    for rank, (machine, its_settings, its_data) in enumerate(of_ranks):
-        where = f"rank {rank} on {machine['host']}"
-        if its_settings != settings:
-            return f"{where} has other settings than rank 0; give all ranks one command and one code"
-        if its_data != data:
-            return f"data.path={config.data.path!r} is other data for {where} than for rank 0; make all copies equal"
+    _, first = of_ranks[0]
+    for rank, (machine, mine) in enumerate(of_ranks):
+        if differing := sorted(name for name in first if mine.get(name) != first[name]):
+            return (
+                f"rank {rank} on {machine['host']} differs from rank 0 in {', '.join(differing)}; make all copies equal"
+            )
     return ""
 
 
