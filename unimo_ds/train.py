@@ -33,7 +33,7 @@ from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
-from unimo_ds.engine.launch import start_run, stop_processes
+from unimo_ds.engine.launch import start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
@@ -105,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         best_metric=BEST_METRIC,
         on_step=watch_data,
     )
-    status = loop.run()
-    stop_processes()
-    return status
+    return loop.run()
 
 
 def read_configuration(arguments: Sequence[str] | None) -> RunConfig:

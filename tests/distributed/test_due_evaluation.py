@@ -14,11 +14,9 @@ from unimo_ds.engine import checkpoint_folder
 STARTS = """if True:
     import json, sys
     from pathlib import Path
-    from unimo_ds import train
+    from unimo_ds.train import main
     from unimo_ds.utils.errors import UserError
 
-    train.stop_processes = lambda: None  # DeepSpeed wants one process group for all of them
-    main = train.main
     straight, stopped = json.loads(sys.argv[1])
     assert main(straight) == 0
     stop = Path(stopped[stopped.index("--run-dir") + 1]) / "stop"

@@ -36,6 +36,19 @@ def nearest_name(name: str, choices: Iterable[str]) -> str:
 
 def run_command(command: Callable[[], int | None]) -> int:
     """Run a command line's body. Returns its exit status; a `UserError` becomes one line on stderr and status 2."""
+    _statuses.append(_status_of(command))
+    return _statuses[-1]
+
+
+def exit_status() -> int | None:
+    """Of the last command that came to its end in this process; None: there was none."""
+    return _statuses[-1] if _statuses else None
+
+
+_statuses: list[int] = []
+
+
+def _status_of(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
