@@ -91,6 +91,11 @@ def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture
     pairs_only = ["--set", "data.kind_weights.image=0", "--set", "data.kind_weights.text=0"]
     assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only]) == 0
     assert "ZeRO stage 3" in capsys.readouterr().out
+    tight = ["--set", "batch.micro_batch_tokens=10"]
+    assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only, *tight]) == 2
+    written = capsys.readouterr()
+    assert "ZeRO stage 3" in written.out
+    assert "more than batch.micro_batch_tokens=10" in written.err, "what training would refuse"
     assert cli.main(["plan", "--recipe", "base_32xv100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == 32
 

@@ -202,7 +202,7 @@ class EngineConfig:
     threads: int = 0
     """torch threads per rank on CPU; 0: leave OMP_NUM_THREADS as it is."""
     check_memory: bool = True
-    """Refuse to train on CPUs where `unimo plan`'s memory is more than the machine has."""
+    """Refuse to train on CPUs where `unimo plan`'s memory is more than the machine has, or gives this job or container."""
     deterministic: bool = False
     """Take the same bits from the same inputs on a GPU: operators that add in one order, slower; an operator without such a form
     ends the run."""

@@ -69,7 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     costs = pretraining_costs(config, corpus)
     check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)
-    run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
+    run_directory.prepare(
+        config,
+        engine_settings,
+        data_fingerprint=corpus.fingerprint,
+        held_out_fingerprint=held_out.fingerprint if held_out else "",
+        communicator=communicator,
+    )
 
     # Model, objectives, engine.
     task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)

@@ -15,6 +15,7 @@ STARTS = """if True:
     import json, sys
     from pathlib import Path
     from unimo_ds.train import main
+    from unimo_ds.utils.errors import UserError
 
     straight, stopped = json.loads(sys.argv[1])
     assert main(straight) == 0
@@ -25,6 +26,17 @@ STARTS = """if True:
     assert main(stopped) == 0, "the same with the last step"
     stop.unlink()
     assert main(stopped) == 0
+    records = stop.with_name("metrics.jsonl")
+    records.rename(stop.with_name("records"))
+    records.mkdir()
+    try:
+        main(stopped)
+    except UserError as error:
+        assert "cannot continue the records" in str(error)
+    else:
+        raise AssertionError
+    records.rmdir()
+    stop.with_name("records").rename(records)
 """
 
 

@@ -7,11 +7,13 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,25 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     prepare(tmp_path, RunConfig(recipe="test"), data="aaaa")
     with pytest.raises(UserError, match="other data"):
         prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
+
+
+@pytest.mark.parametrize("said", ["its command or code", "data.path='here'", "data.held_out_path=None"])
+def test_ranks_that_differ_among_themselves_are_refused(tmp_path: Path, said: str) -> None:
+    """Copies of the data or the code on disks of nodes, one of them stale."""
+
+    class Two(SingleProcess):
+        world_size = 2
+
+        def all_gather_object(self, value: Any) -> list[Any]:
+            if isinstance(value, tuple) and isinstance(value[1], dict):
+                machine, equal = value
+                return [value, ({**machine, "host": "other"}, {**equal, said: "stale"})]
+            return [value, value]
+
+    config = apply_overrides(RunConfig(recipe="test", run_dir=str(tmp_path / "run")), ["data.path=here"])
+    with pytest.raises(UserError, match=f"rank 1 on other differs from rank 0 in {re.escape(said)};"):
+        run_directory.prepare(config, {}, data_fingerprint="aaaa", communicator=Two(), command=["t"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def start_run(read: Callable[[], RunConfig]) -> tuple[RunConfig, torch.device, C
         config = read()
         settings = config.engine
     except UserError as error:
+        if (os.environ | rank_environment(os.environ)).get("WORLD_SIZE") == "1":  # nobody to agree with
+            raise
         problem = str(error)
     device = start_processes(settings)
     communicator = make_communicator(device)

@@ -62,8 +62,7 @@ class Loop:
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
-        world_size, device = engine.communicator.world_size, engine.device
-        self._speed = SpeedMeter(config.model, world_size=world_size, device=device, forward_time=engine.forward_time)
+        self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
         self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
         self._slow_ranks = SlowRanks(engine.communicator)
@@ -100,6 +99,8 @@ class Loop:
                     self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
                     self._say(f"{text}; the same command goes on from there")
                     return stop.exit_status
+            # Past batches at the end that are passed over, too.
+            self.progress = dataclasses.replace(self.progress, step=max(self.progress.step, total_steps))
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
@@ -149,10 +150,14 @@ class Loop:
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
         if self._is_first_rank:
-            if self._metrics is not None:
-                self._metrics.close()
-            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-            self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            try:
+                if self._metrics is not None:
+                    self._metrics.close()
+                # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            except OSError as error:
+                problem = f"cannot continue the records of {self.run_dir}: {error}"
+        fail_together(self.engine.communicator, problem)
 
     def _roll_back(self) -> None:
         """Leave a spike that does not end: back to before it, and past its batches. A collective.

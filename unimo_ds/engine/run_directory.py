@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
@@ -58,22 +58,42 @@ def prepare(
     ds_config: Mapping[str, Any],
     *,
     data_fingerprint: str,
+    held_out_fingerprint: str = "",
     communicator: Communicator,
     command: Sequence[str] = tuple(sys.argv),
 ) -> None:
     """Make the run directory or check that `config` continues what is in it. A collective; rank 0 works.
 
     Raises:
-        UserError: on all ranks: not writable, or the run there has another model, seed or data, naming what differs.
+        UserError: on all ranks: not writable, the run there has another model, seed or data, naming what differs, or ranks differ
+            in these among themselves.
     """
-    problem, run_dir = "", Path(config.run_dir)
-    machines = communicator.all_gather_object(describe_machine())
-    if communicator.rank == 0:
+    run_dir = Path(config.run_dir)
+    equal = {
+        "its command or code": fingerprint(config),
+        f"data.path={config.data.path!r}": data_fingerprint,
+        f"data.held_out_path={config.data.held_out_path!r}": held_out_fingerprint,
+    }
+    of_ranks = communicator.all_gather_object((describe_machine(), equal))
+    machines = [machine for machine, _ in of_ranks]
+    problem = _disagreement(of_ranks)
+    if communicator.rank == 0 and not problem:
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
             problem = f"cannot write to run_dir={str(run_dir)!r}: {error.strerror}; give another run_dir"
     fail_together(communicator, problem)
+
+
+def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
+    """What ranks do not have in common: copies of the data, or of the code, that are not equal would train without a word."""
+    _, first = of_ranks[0]
+    for rank, (machine, mine) in enumerate(of_ranks):
+        if differing := sorted(name for name in first if mine.get(name) != first[name]):
+            return (
+                f"rank {rank} on {machine['host']} differs from rank 0 in {', '.join(differing)}; make all copies equal"
+            )
+    return ""
 
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
