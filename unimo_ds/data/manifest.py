@@ -24,6 +24,7 @@ from unimo_ds.utils.errors import UserError, nearest_name
 
 MANIFEST_FILE = "manifest.json"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_CURE = "restore it, or remove it and run `unimo prepare pack`"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: not JSON ({error}); restore it or run `unimo prepare pack`") from None
+        raise UserError(f"{where} is damaged: not JSON ({error}); {_CURE}") from None
     if not isinstance(record, dict) or "schema_version" not in record:
         raise UserError(f"{where} is not a manifest of this program: it has no schema_version")
     version = record.pop("schema_version")
@@ -153,7 +154,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     if totals != manifest.totals:
         raise UserError(f"{where} has totals {totals} where its shards add up to {manifest.totals}; restore it")
     if serialise(manifest) != content:
-        raise UserError(f"{where} was changed after it was written (checksum); restore it or run `unimo prepare pack`")
+        raise UserError(f"{where} was changed after it was written (checksum); {_CURE}")
     return manifest
 
 
