@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from unimo_ds.data.retrying import Retries
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
+_INDICES_AT_ONCE = 8
+"""A server or a cluster's file system takes its time for each."""
 _SPLIT_NAMES = 64
 """Shards whose keys are held as single strings."""
 _LARGEST_GAP = 64 * 1024
@@ -64,7 +67,8 @@ class Corpus:
         self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
         self._retry = Retries()
         self.manifest = _load_manifest(self._storage, self._retry)
-        indices = [_load_index(self._storage, entry, self._retry) for entry in self.manifest.shards]
+        with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+            indices = list(pool.map(lambda entry: _load_index(self._storage, entry, self._retry), self.manifest.shards))
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
