@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "finetune": LEAVES
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
     "reporting": {"reporting", "utils"},
-    "preflight": LEAVES | {"preflight", "data.manifest"},
+    "preflight": LEAVES | {"preflight", "data.corpus", "data.manifest"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }

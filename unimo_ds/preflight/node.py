@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
 from unimo_ds.utils.errors import UserError
 
@@ -69,7 +70,17 @@ def problems_of_gpus(expected: int) -> list[str]:
 
 
 def problems_of_data(path: str) -> list[str]:
-    """Whether the manifests and some shards below a local `path` can be read here, first and last bytes, at their stated size."""
+    """Whether the data can be read here.
+
+    Below a local `path`: the manifests, and some shards' first and last bytes, at their stated size. At a URL: the manifest and
+    every index.
+    """
+    if "://" in path:
+        try:
+            Corpus.open(path)
+        except UserError as error:
+            return [str(error)]
+        return []
     folders = [
         folder for name in ("train", "held_out", ".") if (folder := Path(path) / name / "manifest.json").is_file()
     ]
