@@ -137,7 +137,7 @@ class Corpus:
         if known is None:
             raise UserError(f"{self.location} lists no file {name!r} in its manifest")
         try:
-            path = self._retry(lambda: self._storage.local_path(name, size=known.bytes, sha256=known.sha256))
+            path = self._retry(name, lambda: self._storage.local_path(name, size=known.bytes, sha256=known.sha256))
         except OSError as error:
             raise UserError(f"cannot read {self._storage.describe(name)}: {error}") from None
         if manifest.file_entry(path).sha256 != known.sha256:
@@ -249,7 +249,7 @@ class Corpus:
                 raise
 
         try:
-            block = self._retry(read)
+            block = self._retry(self.manifest.shards[shard].file, read)
         except OSError as error:
             raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
         if len(block) < size:
@@ -303,7 +303,7 @@ def _load_manifest(storage: cache.Storage, retry: Retries) -> manifest.Manifest:
         return manifest.load_manifest(storage.folder)
     where = storage.describe(manifest.MANIFEST_FILE)
     try:
-        content = retry(lambda: storage.read(manifest.MANIFEST_FILE))
+        content = retry(manifest.MANIFEST_FILE, lambda: storage.read(manifest.MANIFEST_FILE))
     except OSError as error:
         raise UserError(f"cannot read {where}: {error or type(error).__name__}; check the address") from None
     return manifest.parse_manifest(content, where=where)
@@ -315,7 +315,7 @@ def _load_index(storage: cache.Storage, entry: manifest.ShardEntry, retry: Retri
     where = storage.describe(name)
     cure = "run `unimo prepare verify` on the folder"
     try:
-        content = retry(lambda: storage.read(name))
+        content = retry(name, lambda: storage.read(name))
         if isinstance(storage, cache.LocalStorage):
             size = os.stat(storage.folder / entry.file).st_size
             if size != entry.bytes:

@@ -27,8 +27,6 @@ from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 NUM_MEMBERS = len(members.EXTENSIONS)
-ABSENT = 0
-"""Size of a member that a sample does not have."""
 
 SAMPLE_RECORD = np.dtype(
     [
@@ -43,7 +41,7 @@ SAMPLE_RECORD = np.dtype(
         ("crc32", "<u4", (NUM_MEMBERS,)),
     ]
 )
-"""start: first byte of the sample's first content; offset: of each member's content, from there."""
+"""start: first byte of the sample's first content; offset: of each member's content, from there; size: 0 where it has none."""
 TEXT_RECORD = np.dtype([("role", "u1"), ("level", "u1"), ("caption", "<i4"), ("tokens", "<i4")])
 """Texts in the order of `members.texts_of`; tokens without specials."""
 RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])

@@ -23,7 +23,7 @@ from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError, nearest_name
 
 MANIFEST_FILE = "manifest.json"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CURE = "restore it, or remove it and run `unimo prepare pack`"
 
 
@@ -223,7 +223,7 @@ def _check_names(manifest: Manifest, where: str) -> None:
         raise UserError(f"{where} lists {min(named_twice)} twice")
     others = [manifest.tokenizer.file, manifest.extractor.file if manifest.extractor else None]
     for name in (*named, *(other for other in others if other is not None)):
-        if not _PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name):
             raise UserError(f"{where} lists {name!r}, which is not a plain file name inside the folder")
     for shard in manifest.shards:
         if not shard.file.endswith(".tar"):

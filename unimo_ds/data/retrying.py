@@ -17,20 +17,22 @@ _LASTING = {errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM
 
 
 class Retries:
-    """Calls an action until it works, for one place that it reads from."""
+    """Calls actions on some files until they work."""
 
     def __init__(self) -> None:
-        self._has_given_up = False
+        self._lost: set[str] = set()
+        self._is_all_lost = False
 
-    def __call__(self, action: Callable[[], T]) -> T:
-        """`action()`, tried again after an OSError that may pass.
+    def __call__(self, name: str, action: Callable[[], T]) -> T:
+        """`action()` on the file `name`, tried again after an OSError that may pass.
 
-        After a failure of all attempts one has to do, until one works: where everything is gone, not every sample shall wait.
+        One attempt has to do for a file that was lost, until it is found again, and for any while none is found: where a shard or
+        the whole server is gone, not every sample shall wait.
 
         Raises:
             OSError: of the last attempt.
         """
-        attempts = 1 if self._has_given_up else _ATTEMPTS
+        attempts = 1 if self._is_all_lost or name in self._lost else _ATTEMPTS
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_FIRST_PAUSE * 4 ** (attempt - 1))
@@ -41,7 +43,9 @@ class Retries:
                     raise
                 last = error
             else:
-                self._has_given_up = False
+                self._is_all_lost = False
+                self._lost.discard(name)
                 return result
-        self._has_given_up = True
+        self._is_all_lost = True
+        self._lost.add(name)
         raise last
