@@ -317,6 +317,8 @@ def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda record: record["shards"][0].update(file="../images-000000.tar"), "not a plain file name"),
         (lambda record: record["files"][0].update(file="/etc/passwd"), "not a plain file name"),
         (lambda record: record["shards"][0].update(file="pipe:rm.tar"), "not a plain file name"),
+        (lambda record: record["shards"][0].update(sha256="../../../a"), "not a SHA-256"),
+        (lambda record: record["files"][0].update(sha256="A" * 64), "not a SHA-256"),
         (lambda record: record["shards"].append(record["shards"][0]), "twice"),
         (lambda record: record["shards"][0].update(samples=5), "disagree"),
         (lambda record: record["shards"][0].update(bytes=10240), "has 30720 bytes, not 10240"),
