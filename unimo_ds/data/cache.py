@@ -253,13 +253,17 @@ def _remote_failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def _remote_errors(where: str) -> Iterator[None]:
-    """Within the block, what a library raises becomes an OSError that names the file."""
+    """Within the block, what a library raises becomes an OSError that names the file and the cause."""
     try:
         yield
-    except OSError:
-        raise
     except _remote_failures() as error:
-        raise OSError(f"{where}: {type(error).__name__}: {error}") from error
+        cause: BaseException = error
+        if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _remote_failures()):
+            # fsspec says so of every failure to open a file over HTTP.
+            cause = error.__cause__
+        elif isinstance(error, OSError):
+            raise
+        raise OSError(f"{where}: {type(cause).__name__}: {cause}") from error
 
 
 @contextlib.contextmanager
