@@ -20,7 +20,6 @@ import pytest
 from tests.data.shard_folders import assert_same_sample, make_folder
 from unimo_ds.data import cache, retrying
 from unimo_ds.data.corpus import Corpus, CorruptSample
-from unimo_ds.preflight.node import problems_of_data
 from unimo_ds.utils.errors import UserError
 
 
@@ -91,16 +90,6 @@ def web(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield f"http://127.0.0.1:{server.server_port}", troubles
         server.shutdown()
         thread.join()
-
-
-def test_the_preflight_of_a_node_reaches_for_remote_data(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert problems_of_data(url) == []
-    assert problems_of_data("memory://nowhere") == [
-        "cannot read memory://nowhere/manifest.json: /nowhere/manifest.json; check the address"
-    ]
 
 
 def test_over_http(folder: Path, web: tuple[str, list[str]], tmp_path: Path) -> None:
