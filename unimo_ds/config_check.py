@@ -41,7 +41,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "masking.mask_token_share": (0, 1),
     "masking.random_token_share": (0, 1),
     "masking.sequence_to_sequence_share": (0, 1),
-    "masking.fragment_share": (0, 1),
+    "masking.fragment_share": (0.001, 1),
     "masking.min_fragment_tokens": (1, math.inf),
     "masking.region_share": (0, 1),
     "masking.region_overlap": (0, 1),

@@ -14,6 +14,7 @@ import fsspec
 import pytest
 
 from tests.data.shard_folders import make_folder
+from unimo_ds.data import retrying
 from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, unreachable
 
@@ -102,8 +103,9 @@ def test_data_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     assert "manifest.json" in node_checks.problems_of_data(str(copy))[0]
 
 
-def test_remote_data_is_read_where_it_lies(data: Path) -> None:
+def test_remote_data_is_read_where_it_lies(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run reads URLs, so a preflight that took them for missing folders would let none start."""
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE", 0.001)
     files = fsspec.filesystem("memory")
     files.pipe_file("/preflight/manifest.json", (data / "train" / "manifest.json").read_bytes())
     assert node_checks.problems_of_data("memory://preflight") == []

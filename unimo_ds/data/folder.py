@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -18,7 +17,6 @@ from unimo_ds.data.manifest import ExtractorEntry, FileEntry, Manifest, ShardEnt
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _OTHER_FILES = (".json", ".safetensors", ".txt", ".tsv")
 _PACKAGES = ("numpy", "webdataset", "tokenizers", "pillow", "torch")
 
@@ -178,11 +176,11 @@ def check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
 def _other_files(folder: Path, named: Iterable[str | None]) -> tuple[FileEntry, ...]:
     """Entries of the files beside the shards; the named ones must be there."""
     for name in named:
-        if name is not None and not (_PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
+        if name is not None and not (manifest.PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
             raise UserError(f"{folder} has no file {name!r}; it must lie inside the folder, beside the shards")
     names = {name for name in named if name is not None}
     for path in folder.iterdir():
-        if path.is_file() and path.suffix in _OTHER_FILES and _PLAIN_NAME.fullmatch(path.name):
+        if path.is_file() and path.suffix in _OTHER_FILES and manifest.PLAIN_NAME.fullmatch(path.name):
             names.add(path.name)
     names.discard(manifest.MANIFEST_FILE)
     return tuple(manifest.file_entry(folder / name) for name in sorted(names))

@@ -27,8 +27,6 @@ from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 NUM_MEMBERS = len(members.EXTENSIONS)
-ABSENT = 0
-"""Size of a member that a sample does not have."""
 
 SAMPLE_RECORD = np.dtype(
     [
@@ -43,7 +41,7 @@ SAMPLE_RECORD = np.dtype(
         ("crc32", "<u4", (NUM_MEMBERS,)),
     ]
 )
-"""start: first byte of the sample's first content; offset: of each member's content, from there."""
+"""start: first byte of the sample's first content; offset: of each member's content, from there; size: 0 where it has none."""
 TEXT_RECORD = np.dtype([("role", "u1"), ("level", "u1"), ("caption", "<i4"), ("tokens", "<i4")])
 """Texts in the order of `members.texts_of`; tokens without specials."""
 RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])
@@ -105,24 +103,17 @@ class ShardIndex:
         return {name: int(count) for name, count in zip(self.source_names, counts, strict=True)}
 
 
-_SCALARS = (
-    "shard_bytes",
-    "shard_sha256",
-    "tokenizer_fingerprint",
-    "feature_size",
-    "classes_per_region",
-    "largest_class",
-)
+_SCALARS = {
+    "shard_bytes": int,
+    "shard_sha256": str,
+    "tokenizer_fingerprint": str,
+    "feature_size": int,
+    "classes_per_region": int,
+    "largest_class": int,
+}
 _NAMES = ("source_names", "related_shards")
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What zipfile raises on damaged bytes; a RuntimeError where they say that a member is encrypted.
+_UNREADABLE = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
 
 
@@ -212,6 +203,10 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
         raise UserError(f"{where} is not of schema version {SCHEMA_VERSION}; {cure}")
     if set(about) != {"schema_version", "bases", *_SCALARS, *_NAMES}:
         raise UserError(f"{where} has other keys than this version writes; {cure}")
+    if not all(type(about[name]) is kind for name, kind in _SCALARS.items()) or not all(
+        isinstance(about[name], list) and {str}.issuperset(map(type, about[name])) for name in ("bases", *_NAMES)
+    ):
+        raise UserError(f"{where} has values of other types than this version writes; {cure}")
     fields: dict[str, Any] = {**arrays, **{name: about[name] for name in _SCALARS}}
     fields.update({name: tuple(about[name]) for name in _NAMES}, base_names="\n".join(about["bases"]))
     index = ShardIndex(**fields)

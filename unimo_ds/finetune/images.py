@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
@@ -86,10 +86,7 @@ class SampleShelf:
         if kept is not None:
             self._kept.move_to_end(number)
             return kept
-        try:
-            made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
-        except CorruptSample as error:
-            raise UserError(f"sample {error}; run `unimo prepare verify {self.corpus.location}`") from None
+        made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
         self._kept[number] = made
         self._bytes += made.num_bytes
         while self._bytes > self._limit and len(self._kept) > 1:
@@ -124,10 +121,7 @@ class ImageNames:
         self._by_name: dict[str, int] = {}
         self._by_id: dict[int, int] = {}
         for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
-            try:
-                details = corpus.details(number)
-            except CorruptSample as error:
-                raise UserError(f"sample {error}; run `unimo prepare verify {corpus.location}`") from None
+            details = corpus.details(number)
             name = Path(str(details.get("file", corpus.key(number)))).stem
             self._by_name[name] = number
             if digits := _LAST_NUMBER.search(name):

@@ -17,6 +17,7 @@ import torch
 
 from unimo_ds.data.cache import open_storage
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest, parse_manifest
+from unimo_ds.data.retrying import Retries
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
 
@@ -105,7 +106,8 @@ def _problems_of_remote_data(url: str) -> list[str]:
     with tempfile.TemporaryDirectory() as cache_dir:
         try:
             storage = open_storage(url, cache_dir=cache_dir, cache_bytes=0)
-            parse_manifest(storage.read(MANIFEST_FILE), where=storage.describe(MANIFEST_FILE))
+            content = Retries()(MANIFEST_FILE, lambda: storage.read(MANIFEST_FILE))
+            parse_manifest(content, where=storage.describe(MANIFEST_FILE))
         except (OSError, UserError) as error:
             return [redact(f"{url} cannot be read: {error}")]
     return []
