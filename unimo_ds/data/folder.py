@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import unimo_ds
@@ -33,6 +33,7 @@ def finish_folder(
     num_region_classes: int | None = None,
     command: str | None = None,
     reindex: bool = False,
+    leave_out: Collection[str] = (),
 ) -> Manifest:
     """Make a folder of shards complete: build the indices that are missing or count another tokenizer's tokens, and write
     manifest.json. Repeating it is cheap and changes nothing; after another import it takes in the new shards.
@@ -40,6 +41,7 @@ def finish_folder(
     tokenizer_file, extractor_file: names of files inside the folder.
     extractor_fingerprint, extractor_file, num_region_classes: None takes over what the present manifest says.
     command: recorded as what made the folder; None: this process's command line.
+    leave_out: names of shards that do not belong to it (yet).
     reindex: build every index anew, and accept shards that were changed or removed behind the manifest's back.
 
     Raises:
@@ -47,7 +49,7 @@ def finish_folder(
             disagree in feature size; a reference to a related image that is not there; files not found.
     """
     folder = Path(folder)
-    paths = shards.shard_files(folder)
+    paths = [path for path in shards.shard_files(folder) if path.name not in leave_out]
     if not paths:
         raise UserError(f"{folder} holds no shards; import something into it first")
     before = manifest.load_manifest(folder) if (folder / manifest.MANIFEST_FILE).exists() and not reindex else None

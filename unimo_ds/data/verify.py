@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unimo_ds.data import folder as folders
 from unimo_ds.data import index, manifest, members, shards
 from unimo_ds.data.manifest import ShardEntry
+from unimo_ds.data.prepare.journal import import_journal, unfinished_imports
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.errors import UserError
 
@@ -49,7 +50,8 @@ def verify(
 
     Found are: a changed, missing or unlisted file; a flipped byte anywhere, named with its sample where it lies in one; a cut
     shard; counts, kinds or sizes that differ between manifest, index and shard; samples that are incomplete, interleaved or
-    there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles.
+    there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles; an import that was
+    killed and not continued.
 
     tokenizer: also count every text's tokens again.
     workers: check shards side by side; None: this process alone.
@@ -66,7 +68,7 @@ def verify(
     except UserError as error:
         # Without a manifest nothing else can be proven good.
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
-    problems += _check_files(path, listed)
+    problems += [*_check_files(path, listed), *_check_unfinished(path)]
     tasks = [(path, entry, tokenizer) for entry in listed.shards]
     found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
     problems += [problem for number in sorted(found) for problem in found[number]]
@@ -164,6 +166,15 @@ def _check_files(folder: Path, listed: manifest.Manifest) -> Iterator[Problem]:
             )
         elif path.name.endswith(shards.INDEX_SUFFIX) and path.name not in index_names:
             yield Problem(path.name, "is an index without a shard in the manifest; remove it")
+
+
+def _check_unfinished(folder: Path) -> Iterator[Problem]:
+    """Imports of which the folder holds a part alone."""
+    for source in unfinished_imports(folder):
+        journal = import_journal(folder, source).path.relative_to(folder)
+        yield Problem(
+            str(journal), f"the import of {source} was not finished; run it again, or remove this and {source}-*"
+        )
 
 
 def _check_index(file: Path, entry: ShardEntry) -> tuple[index.ShardIndex | None, list[Problem]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,9 @@ from unimo_ds.data import extractors, images, regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.prepare import importing
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.schema import Kind, TextRole
 from unimo_ds.data.verify import verify
 
@@ -193,6 +196,55 @@ def test_images_come_from_a_folder_too_and_may_be_left_out(raw: Path, tmp_path: 
     assert main(["import", "--kind", "images", *arguments, "--extractor", str(raw), "--vocabulary-size", "300"]) == 0
     corpus = Corpus.open(tmp_path / "data")
     assert [corpus.details(i)["file"] for i in range(len(corpus))] == ["deep/0.jpg", "deep/2.jpg", "large.png"]
+
+
+def test_odd_names_are_taken_and_links_to_folders_named(raw: Path, tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    picture(0).save(photos / "deep" / "0.jpg")
+    (photos / "deep.jpg").write_bytes((photos / "deep" / "0.jpg").read_bytes())
+    (photos / "linked").symlink_to(photos / "deep")
+    for name, content in ((b"caf\xe9.jpg", (photos / "deep.jpg").read_bytes()), (b"cut\xe9.jpg", b"nothing")):
+        Path(os.fsdecode(os.fsencode(photos) + b"/" + name)).write_bytes(content)
+    arguments = ["--images", str(photos), "--output", str(tmp_path / "data"), "--extractor", str(raw)]
+    assert main(["import", "--kind", "images", "--vocabulary-size", "300", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "not followed: 1 (linked)" in said
+    assert r"(cut\udce9.jpg: " in said
+    corpus = Corpus.open(tmp_path / "data")
+    names = [corpus.details(i)["file"] for i in range(len(corpus))]
+    assert names == [r"caf\udce9.jpg", "deep/0.jpg", "deep.jpg"]
+
+
+def test_an_import_that_was_given_up_enters_nothing(raw: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert _import(raw, tmp_path, kind="texts") == 0
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    # Killed when its shards are made, before the folder is finished.
+    monkeypatch.setattr(importing, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _import(raw, tmp_path, "--source", "half")
+    monkeypatch.undo()
+    assert _import(raw, tmp_path, "--source", "more", kind="texts") == 0
+    assert main(["phrases", str(tmp_path), "--workers", "1"]) == 0
+    assert [entry.file for entry in load_manifest(tmp_path).shards] == ["lines-000000.tar", "more-000000.tar"]
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path), "--workers", "1"]) == 1
+    assert "the import of half was not finished" in capsys.readouterr().out
+    assert _import(raw, tmp_path, "--source", "half") == 0
+    assert verify(tmp_path) == []
+    assert load_manifest(tmp_path).totals == {"pair": 24, "text": 8}
+
+
+def test_one_stage_at_a_time_works_in_a_folder(raw: Path, tmp_path: Path, capsys) -> None:
+    with alone_in(tmp_path / "data", make=True):
+        for again in (["--source", "one"], ["--source", "two"]):
+            assert _import(raw, tmp_path / "data", *again, kind="texts") == 2
+            assert "another `unimo prepare` is at work in" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+    assert _import(raw, tmp_path / "data", kind="texts") == 0
 
 
 def test_an_import_is_not_lost_or_doubled_by_accident(

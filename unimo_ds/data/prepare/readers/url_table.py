@@ -122,5 +122,7 @@ def _json_rows(paths: tuple[Path, ...]) -> Iterator[_Row]:
         if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
             raise UserError(f"{path} is not SBU's JSON: it needs image_urls and captions, lists of one length")
         for number, (url, caption) in enumerate(zip(urls, captions, strict=True)):
-            yield _Row(before + number, f"{path.name}, entry {number}", url if isinstance(url, str) else "", caption)
+            # What is not valid Unicode is no URL.
+            is_url = isinstance(url, str) and url.isprintable()
+            yield _Row(before + number, f"{path.name}, entry {number}", url if is_url else "", caption)
         before += len(urls)
