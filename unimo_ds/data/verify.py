@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,22 +212,20 @@ def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> lis
 
 def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
     """What only all shards together can show: keys that come twice, references, sizes that differ."""
-    paths = [folder / entry.file for entry in listed.shards]
-    indices = [
-        index.from_bytes(shards.index_path(path).read_bytes(), where=shards.index_path(path).name) for path in paths
-    ]
-    problems = []
-    seen: dict[str, str] = {}
-    for path, one in zip(paths, indices, strict=True):
-        for base in one.bases:
-            if base in seen:
-                problems.append(Problem(path.name, f"the same sample is in {seen[base]}", base))
-            seen[base] = path.name
+    problems, outlines, hashes = [], [], []
+    for entry in listed.shards:
+        path = folder / entry.file
+        one = _index_of(path)
+        outlines.append(folders.outline_of(path, one))
+        hashes.append(np.fromiter(map(hash, one.bases), np.int64, one.num_samples))
         if one.tokenizer_fingerprint != listed.tokenizer.fingerprint:
             problems.append(Problem(path.name, "its index counts another tokenizer's tokens; run `unimo prepare pack`"))
+    whole = np.concatenate(hashes)
+    if len(np.unique(whole)) < len(whole):
+        problems += _name_doubles([one.path for one in outlines])
     try:
-        feature_size, classes, largest_class = folders.common_sizes(paths, indices)
-        folders.check_related(paths, indices)
+        feature_size, classes, largest_class = folders.common_sizes(outlines)
+        folders.check_related(outlines)
     except UserError as error:
         return [*problems, Problem(manifest.MANIFEST_FILE, str(error))]
     if (feature_size, classes) != (listed.feature_size, listed.classes_per_region):
@@ -237,3 +235,18 @@ def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
         classes_known = f"num_region_classes={listed.num_region_classes}, a shard holds class {largest_class}"
         problems.append(Problem(manifest.MANIFEST_FILE, f"says {classes_known}"))
     return problems
+
+
+def _name_doubles(paths: Iterable[Path]) -> Iterator[Problem]:
+    """Samples of which another shard has one of the same name."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        for base in _index_of(path).bases:
+            if base in seen:
+                yield Problem(path.name, f"the same sample is in {seen[base]}", base)
+            seen[base] = path.name
+
+
+def _index_of(path: Path) -> index.ShardIndex:
+    file = shards.index_path(path)
+    return index.from_bytes(file.read_bytes(), where=file.name)
