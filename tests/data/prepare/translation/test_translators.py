@@ -9,9 +9,8 @@ from tests.data.prepare.raw import captions
 from tests.data.prepare.translation.tiny_marian import write_model
 from unimo_ds.data.prepare.settings import RewriteSettings
 from unimo_ds.data.prepare.translation import apertium, marian, opening
-from unimo_ds.data.prepare.translation.batches import in_batches
 from unimo_ds.data.prepare.translation.marian import MarianTranslator
-from unimo_ds.data.prepare.translation.protocol import Pivot
+from unimo_ds.data.prepare.translation.protocol import Pivot, in_batches
 from unimo_ds.utils.errors import UserError
 
 TEXTS = [captions(i)[i % 2] for i in range(7)]
