@@ -99,6 +99,7 @@ def _extracted(
             found = extractor.extract([picture for _, picture in decoded])
             for (record, picture), one in zip(decoded, found, strict=True):
                 yield _stored(making, record, one, {"size": list(picture.size)}, report)
+            decoded.clear()  # before the next are decoded
 
 
 def _within_memory(decoded: Iterator[tuple[Record, Image.Image]]) -> Iterator[list[tuple[Record, Image.Image]]]:

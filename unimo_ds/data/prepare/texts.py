@@ -10,6 +10,8 @@ from unimo_ds.data.tokenizer import Tokenizer
 MAX_TEXT_TOKENS = 510
 """512 positions less [CLS] and [SEP]."""
 _BATCH = 1024
+_SURELY_LONG = 2**20
+"""Characters that are more than any text of so many tokens has."""
 _SENTENCE_END = re.compile(r"[.!?;:]['\")\]]*\s")
 
 
@@ -28,8 +30,10 @@ def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int = MAX_
 
 
 def _pieces_of_batch(batch: list[str], tokenizer: Tokenizer, max_tokens: int) -> Iterator[str]:
-    for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-        if len(ids) <= max_tokens:
+    # A book on one line is never encoded as a whole.
+    encoded = tokenizer.encode_batch([text if len(text) <= _SURELY_LONG else "" for text in batch])
+    for text, ids in zip(batch, encoded, strict=True):
+        if len(text) <= _SURELY_LONG and len(ids) <= max_tokens:
             yield text
         else:
             yield from cut(text, tokenizer, max_tokens=max_tokens)
