@@ -344,6 +344,20 @@ def test_all_stages_at_once(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "finished already" in capsys.readouterr().out
 
 
+def test_retrieval_makes_do_with_images_or_with_fragments(raw: Path, tmp_path: Path, capsys) -> None:
+    assert _import(raw, tmp_path / "data", "--source", "pairs") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--workers", "1"]) == 2
+    assert "no texts and no images" in capsys.readouterr().err
+    assert _import(raw, tmp_path / "data", "--source", "pictures", kind="images") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--number", "3", "--workers", "1"]) == 0
+    (tmp_path / "lines.txt").write_text("too short\nthe of and\n", encoding="utf-8")
+    assert _import(tmp_path, tmp_path / "data", kind="texts") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--number", "3", "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "sentences searched: 0\nimages searched: 24\npairs: 24\nrelated texts: 0\nrelated images: 72\n" in said
+    assert verify(tmp_path / "data") == []
+
+
 def test_a_killed_import_is_done_again(raw: Path, tmp_path: Path) -> None:
     assert _import(raw, tmp_path / "whole", "--source", "lines", kind="texts") == 0
     (tmp_path / "killed").mkdir()

@@ -130,7 +130,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
     """The text samples' sentences, vectorised; done once for a journal."""
     names = stage.shards("text")
     sizes = stage.journal.read("texts.json")
-    if sizes is None:
+    if sizes is None and names:
         numbers = list(range(len(names)))
         work = stage.journal.path
         collecting = [(stage.folder / name, work, number) for number, name in enumerate(names)]
@@ -146,7 +146,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
         found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
         sizes = [found[number] for number in numbers]
         stage.journal.write("texts.json", sizes)
-    return _blocks(names, sizes)
+    return _blocks(names, sizes or [])
 
 
 def _image_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
