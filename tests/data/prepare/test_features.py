@@ -217,11 +217,12 @@ def test_lmdb_values_that_are_not_plain_arrays_are_named(tmp_path: Path) -> None
         "c evil": msgpack.packb({"features": evil, "norm_bb": evil}),
         "d cut": foreign.npz(arrays)[:200],
         "e text": b"\xc1 neither",
+        "g list as a key": b"\x81\x91\x01\x01",
         "f half": foreign.msgpack_numpy({"features": arrays["features"]}),
     }
     records, report = read(held("uniter-lmdb", foreign.write_lmdb(tmp_path / "feats", values)))
     assert [record.name for record in records] == ["a good"]
-    assert sum(map(len, report.skipped.values())) == 5
+    assert sum(map(len, report.skipped.values())) == 6
     pickled = foreign.write_lmdb(tmp_path / "pickles", {"1": b"\x80\x03}q\x00X\x08\x00\x00\x00image_idq\x01K\x01s."})
     with pytest.raises(UserError, match="holds pickles, which can run any code"):
         read(held("uniter-lmdb", pickled))

@@ -376,6 +376,17 @@ def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
     shard.write_bytes(content)
     assert main(["verify", str(tmp_path)]) == 1
     assert shard.name in capsys.readouterr().out
+    for stage in (["phrases"], ["pack"]):
+        assert main([*stage, str(tmp_path)]) == 2
+        assert f"shard {shard} is damaged" in capsys.readouterr().err
+    assert shard.read_bytes() == content
+    # What still reads as a sample is not written again under a new checksum.
+    content[600] ^= 1
+    content[content.index(b"A cat") + 2] ^= 1
+    shard.write_bytes(content)
+    assert main(["phrases", str(tmp_path)]) == 2
+    assert "is not what it was when it was indexed" in capsys.readouterr().err
+    assert shard.read_bytes() == content
 
 
 @pytest.mark.parametrize(

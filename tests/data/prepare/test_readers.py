@@ -145,8 +145,10 @@ def test_conceptual_captions_by_line_and_url(tmp_path: Path) -> None:
         "a line without a URL": ["Train_GCC-training.tsv:4"],
         "a line that is not UTF-8": ["Train_GCC-training.tsv:5"],
     }
-    found, _ = captions_of(tmp_path, "conceptual-captions", {"b.jpg": JPEG}, [table])
+    table.write_bytes(table.read_bytes() + b"a text\thttp://[\n")
+    found, report = captions_of(tmp_path, "conceptual-captions", {"b.jpg": JPEG}, [table])
     assert found == {"b.jpg": ("caption 1",)}
+    assert report.skipped["a caption whose image is missing"] == ["a.jpg", "c.jpg", "http://["]
     with pytest.raises(UserError, match=re.escape("--image-name '{row}' is not a pattern of {url_file}")):
         captions_of(tmp_path, "conceptual-captions", images, [table], image_name="{row}")
 

@@ -69,8 +69,7 @@ def phrase_shard(work: _Work, name: str, entry: Path) -> None:
         captions = tuple(replace(one, phrases=own) for one, own in zip(sample.captions, spans, strict=True))
         return replace(stored, sample=replace(sample, captions=captions))
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(work.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
     write_json(entry, asdict(report))
 
 

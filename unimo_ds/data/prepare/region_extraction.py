@@ -96,8 +96,7 @@ def _extract_shard(work: _Work, name: str, entry: Path) -> None:
         report.count("images")
         return replace(stored, sample=replace(stored.sample, regions=next(found)))
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(work.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
     write_json(entry, asdict(report))
 
 

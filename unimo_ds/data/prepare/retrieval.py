@@ -217,8 +217,7 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
         sample = replace(stored.sample, related_texts=tuple(mine[0]), related_images=tuple(mine[1]))
         return replace(stored, sample=sample)
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(search.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(search.tokenizer))
     write_json(entry, asdict(report))
 
 

@@ -160,8 +160,7 @@ def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
                 report.count(f"{level.name.lower()} negatives", sum(one.level is level for one in caption.negatives))
         return replace(stored, sample=replace(stored.sample, captions=tuple(captions)))
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(rewriting.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(rewriting.tokenizer))
     write_json(entry, asdict(report))
 
 

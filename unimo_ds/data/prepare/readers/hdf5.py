@@ -71,10 +71,14 @@ class Hdf5(FeatureFiles):
 def _items(file: Any, number: int) -> Iterator[Item]:
     ids = _member(file, "image_id")
     if ids is None:
-        yield from (Item(name, (number, -1)) for name in file if hasattr(file[name], "keys"))
+        yield from (Item(_text(name), (number, -1)) for name in file if hasattr(file[name], "keys"))
         return
     for row, name in enumerate(ids[()].reshape(len(ids)).tolist()):
-        yield Item(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name), (number, row))
+        yield Item(_text(name), (number, row))
+
+
+def _text(name: object) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _detections(group: Mapping[str, Any], row: int) -> Detections:

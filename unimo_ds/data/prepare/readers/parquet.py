@@ -15,6 +15,8 @@ from unimo_ds.utils.errors import UserError
 
 DEFAULT_COLUMN = "text"
 _ROWS = 1024
+_DAMAGE = (OSError, ValueError, NotImplementedError)
+"""One of which every error of pyarrow is."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ParquetTexts:
                         report.skip("a row without a text", f"{name}{row}")
                     elif value.strip():
                         yield Record(f"{name}{row}", text=value.strip())
-        except (OSError, ValueError, NotImplementedError) as error:  # one of which every error of pyarrow is
+        except _DAMAGE as error:
             report.skip("a row that cannot be read, with all behind it in its group", f"{name}{next(rows)}: {error}")
 
     def texts(self, part: Part) -> Iterator[str]:
@@ -67,11 +69,10 @@ def _open(path: Path) -> Any:
         UserError: pyarrow is not installed, or the file is not Parquet.
     """
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError("reading Parquet needs pyarrow; install it with `pip install pyarrow`") from None
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from None

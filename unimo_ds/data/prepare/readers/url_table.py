@@ -79,7 +79,7 @@ def image_name(url: str, line: int, pattern: str) -> str:
         UserError: a pattern with other fields, or no name.
     """
     values = {
-        "url_file": unquote(urlsplit(url).path).rpartition("/")[2],
+        "url_file": _file_of(url),
         "line": line,
         "crc32": zlib.crc32(url.encode()),
         "md5": hashlib.md5(url.encode(), usedforsecurity=False).hexdigest(),
@@ -91,6 +91,13 @@ def image_name(url: str, line: int, pattern: str) -> str:
             f"--image-name {pattern!r} is not a pattern of {', '.join('{' + name + '}' for name in values)}: {error}"
         ) from None
     return name or url
+
+
+def _file_of(url: str) -> str:
+    try:
+        return unquote(urlsplit(url).path).rpartition("/")[2]
+    except ValueError:  # "http://[": whatever it is, it names no file
+        return ""
 
 
 def _table_rows(paths: tuple[Path, ...], report: Report) -> Iterator[_Row]:
