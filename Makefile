@@ -9,8 +9,9 @@ export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
 
+# Files go whole to one of two processes: what a file sets up is made once.
 test: env lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 # Every benchmark in its small version, beside its peers: rewrites benchmarks/rows/*.json and the pictures of docs/performance.md.
 # A quarter of an hour on two free cores, 10 GB of memory. The same scripts take --device cuda (docs/performance.md).

@@ -72,6 +72,17 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("schedule.warmup_steps=9000000", "warmup_steps"),
         ("data.kind_weights.pair=0", "needs pairs"),
         ("contrast.temperature=0.9", "max_temperature"),
+        ("logging.trace_steps=5,4", "a first step and a last one"),
+        ("run_dir=", "run_dir is empty"),
+        ("losses.contrastive=-1", "at least 0"),
+        ("optimizer.betas=0.9,1", "below 1"),
+        ("optimizer.epsilon=-1", "at least 0"),
+        ("engine.threads=-1", "between 0 and 4096"),
+        ("engine.hang_minutes=1e18", "525600"),
+        ("seed=-1", "between 0 and 9223372036854775807"),
+        ("seed=99999999999999999999", "seed=99999999999999999999 must be"),
+        ("model.initializer_range=-0.1", "at least 0"),
+        ("logging.num_pictures=-1", "at least 0"),
     ],
 )
 def test_impossible_recipes_are_refused(override, message):

@@ -251,6 +251,8 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class LoggingConfig:
     every_steps: int = 10
+    trace_steps: tuple[int, int] = (0, 0)
+    """First and last step that rank 0 records with torch's profiler, into RUN/traces; 0,0: none."""
     num_pictures: int = 8
     """Held-out captions whose retrieved images go to TensorBoard."""
     num_embeddings: int = 200

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -90,9 +93,10 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="cannot write"):
         prepare(tmp_path / "file" / "run", RunConfig(recipe="test"))
     prepare(tmp_path, RunConfig(recipe="test"))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        prepare(tmp_path, RunConfig(recipe="test"))
+    for content in ("{", "[]", "null"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            prepare(tmp_path, RunConfig(recipe="test"))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is a data folder"):
         prepare(tmp_path, RunConfig(recipe="test"))
@@ -103,6 +107,19 @@ def test_a_key_that_one_side_lacks_counts_as_different() -> None:
     after = {key: value for key, value in before.items() if key != "seed"}
     assert run_directory.differing_keys(before, after) == ["seed"]
     assert run_directory.differing_keys(before, before) == []
+
+
+def test_a_file_system_without_locks_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lustre that is mounted without `flock` has none."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    prepare(tmp_path, RunConfig(recipe="test"))
+    assert "without locks (Function not implemented)" in capsys.readouterr().out
 
 
 HOLDER = """if True:

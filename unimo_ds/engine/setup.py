@@ -20,6 +20,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
@@ -177,7 +178,7 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
 
     Raises:
         ValueError: a parameter without dimensions.
-        UserError: the device cannot run the asked precision, or the optimizer cannot run here.
+        UserError: the device cannot run the asked precision, the optimizer cannot run here, or DeepSpeed refuses a value.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
@@ -189,6 +190,13 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
     _check_precision(precision(ds_config), device)
+    try:
+        DeepSpeedConfig(ds_config)
+    except ValueError as error:
+        reason = " ".join(str(error).partition("For further information")[0].split())
+        raise UserError(
+            f"engine.deepspeed_config={config.engine.deepspeed_config!r}: DeepSpeed says: {reason}"
+        ) from None
     return Engine(model, config, ds_config, device=device)
 
 
