@@ -182,7 +182,7 @@ def test_inspect_names_a_damaged_shard(folder: Path, tmp_path: Path, capsys: pyt
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: len(content) // 2 + 100])
     assert cli.main(["inspect", str(cut)]) == 2
-    assert "is damaged after" in capsys.readouterr().err
+    assert f"shard {cut} is damaged" in capsys.readouterr().err
 
 
 def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) -> None:

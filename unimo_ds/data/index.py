@@ -13,7 +13,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data import members, shards, tars
+from unimo_ds.data import manifest, members, shards, tars
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
@@ -139,6 +139,28 @@ def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> Shard
     return index
 
 
+def rewrite(
+    path: Path, transform: Callable[[int, shards.StoredSample], shards.StoredSample], tokenizer: BatchEncoder
+) -> None:
+    """`shards.rewrite_shard` and the index anew, of a shard that is what its index says: a flipped byte must not be written again
+    under a new checksum.
+
+    Raises:
+        UserError: the shard is damaged or not what its index says, or cannot be written; it stays as it is.
+    """
+    file = shards.index_path(path)
+    # There is none where this was killed between its two halves.
+    if file.exists():
+        known = from_bytes(file.read_bytes(), where=str(file))
+        if manifest.file_entry(path).sha256 != known.shard_sha256:
+            raise UserError(
+                f"shard {path} is not what it was when it was indexed (checksum): it is damaged or was replaced; restore it, "
+                f"or accept it as it is with `unimo prepare pack {path.parent}`"
+            )
+    shards.rewrite_shard(path, transform)
+    build_index(path, tokenizer)
+
+
 def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
     """The index of a shard, from the tar alone.
 
@@ -157,14 +179,8 @@ def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
                 if sample.regions is not None:
                     members.check_values(sample.regions)
                 builder.add(base, sample, columns)
-    except tars.BadTar as error:
-        raise UserError(f"shard {path} is damaged: {error}; write it again or remove it") from None
-    except members.DecodeError as error:
-        raise UserError(
-            f"shard {path} is damaged at or behind sample {base!r}: {error}; write it again or remove it"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    except (tars.BadTar, members.DecodeError, OSError) as error:
+        raise shards.unreadable(path, base, error) from None
     if not builder.samples:
         raise UserError(f"shard {path} is damaged: it holds no sample; write it again or remove it")
     return builder.finish(path.stat().st_size, digest.hexdigest(), tokenizer)
