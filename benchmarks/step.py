@@ -40,6 +40,7 @@ from unimo_ds.config import (
 )
 from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.data.step_reader import StepReader
+from unimo_ds.data.transport import flatten, restore
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
 from unimo_ds.losses.contrast_plan import make_plan
@@ -187,10 +188,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if on_gpu:
         # Both ways begin with a batch as a loader leaves it.
         padded = [step.pin_memory() for step in padded]
-        batches = [
-            dataclasses.replace(batch, micro_batches=tuple(one.pin_memory() for one in batch.micro_batches))
-            for batch in batches
-        ]
+        batches = [restore(flatten(batch).pin_memory()) for batch in batches]
     names = tuple(arguments.contenders.split(","))
     steps, models = make_contenders(config, arguments, names)
     rows = require_agreement(steps, models, batches[-1], padded[-1], arguments.device)

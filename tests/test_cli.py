@@ -103,6 +103,11 @@ def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture
     pairs_only = ["--set", "data.kind_weights.image=0", "--set", "data.kind_weights.text=0"]
     assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only]) == 0
     assert "ZeRO stage 3" in capsys.readouterr().out
+    tight = ["--set", "batch.micro_batch_tokens=10"]
+    assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only, *tight]) == 2
+    written = capsys.readouterr()
+    assert "ZeRO stage 3" in written.out
+    assert "more than batch.micro_batch_tokens=10" in written.err, "what training would refuse"
     assert cli.main(["plan", "--recipe", "base_32xv100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == 32
 
@@ -189,7 +194,7 @@ def test_inspect_names_a_damaged_shard(folder: Path, tmp_path: Path, capsys: pyt
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: len(content) // 2 + 100])
     assert cli.main(["inspect", str(cut)]) == 2
-    assert "is damaged after" in capsys.readouterr().err
+    assert f"shard {cut} is damaged" in capsys.readouterr().err
 
 
 def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "huggingface": LEAVES | {"huggingface", "generation", "models", "ops", "data"},
     "evaluation": LEAVES | {"evaluation", "huggingface", "engine", "tasks", "losses", "models", "data", "ops"},
     "finetune": LEAVES
-    | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"},
+    | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"}
+    | {"planning.host"},
     "reporting": {"reporting", "utils"},
-    "preflight": LEAVES | {"preflight", "data.manifest"},
+    "preflight": LEAVES | {"preflight", "data.cache", "data.manifest", "data.retrying"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unimo_ds import cli
+from unimo_ds import cli, inspection
 from unimo_ds.run_page import read_run, start_steps, summary, to_html, write_page
 from unimo_ds.utils.errors import UserError
 
@@ -97,9 +97,11 @@ def test_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_not_a_run_and_a_damaged_one(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_page(tmp_path, tmp_path / "page.html")
-    (run_dir / "metrics.jsonl").write_text("{\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
-        write_page(run_dir, tmp_path / "page.html")
+    for content in (b"{\n", b"\xff\xfe\n", b"[]\n"):
+        (run_dir / "metrics.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            write_page(run_dir, tmp_path / "page.html")
+        assert inspection.inspect_path(run_dir)["metrics"] == {}
     (run_dir / "metrics.jsonl").unlink()
     assert write_page(run_dir, tmp_path / "page.html")["steps"] == 0
     with pytest.raises(UserError, match="cannot write"):

@@ -202,7 +202,7 @@ class EngineConfig:
     threads: int = 0
     """torch threads per rank on CPU; 0: leave OMP_NUM_THREADS as it is."""
     check_memory: bool = True
-    """Refuse to train on CPUs where `unimo plan`'s memory is more than the machine has."""
+    """Refuse to train on CPUs where `unimo plan`'s memory is more than the machine has, or gives this job or container."""
     deterministic: bool = False
     """Take the same bits from the same inputs on a GPU: operators that add in one order, slower; an operator without such a form
     ends the run."""
@@ -251,6 +251,8 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class LoggingConfig:
     every_steps: int = 10
+    trace_steps: tuple[int, int] = (0, 0)
+    """First and last step that rank 0 records with torch's profiler, into RUN/traces; 0,0: none."""
     num_pictures: int = 8
     """Held-out captions whose retrieved images go to TensorBoard."""
     num_embeddings: int = 200

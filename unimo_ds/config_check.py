@@ -11,11 +11,16 @@ from unimo_ds.config import RunConfig
 from unimo_ds.utils.errors import UserError
 
 _BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
     "model.num_layers": (1, math.inf),
     "model.num_heads": (1, math.inf),
     "model.hidden_size": (1, math.inf),
     "model.feed_forward_size": (1, math.inf),
     "model.vocabulary_size": (0, math.inf),
+    "model.region_feature_size": (0, math.inf),
+    "model.num_region_classes": (0, math.inf),
+    "model.layer_norm_epsilon": (0, 1),
+    "model.initializer_range": (0, math.inf),
     "model.hidden_dropout": (0, 0.95),
     "model.attention_dropout": (0, 0.95),
     "data.kind_weights.image": (0, math.inf),
@@ -27,6 +32,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.num_workers": (0, math.inf),
     "data.prefetch_steps": (1, math.inf),
     "data.max_bad_share": (0, 1),
+    "data.cache_bytes": (0, math.inf),
     "batch.global_samples": (1, math.inf),
     "batch.micro_batch_tokens": (1, math.inf),
     "masking.language_share": (0, 1),
@@ -35,7 +41,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "masking.mask_token_share": (0, 1),
     "masking.random_token_share": (0, 1),
     "masking.sequence_to_sequence_share": (0, 1),
-    "masking.fragment_share": (0, 1),
+    "masking.fragment_share": (0.001, 1),
     "masking.min_fragment_tokens": (1, math.inf),
     "masking.region_share": (0, 1),
     "masking.region_overlap": (0, 1),
@@ -47,13 +53,20 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "contrast.related_texts": (0, math.inf),
     "contrast.group_pairs": (0, math.inf),
     "contrast.min_temperature": (1e-6, math.inf),
+    "losses.masked_language": (0, math.inf),
+    "losses.sequence_to_sequence": (0, math.inf),
+    "losses.region_regression": (0, math.inf),
+    "losses.region_classification": (0, math.inf),
+    "losses.contrastive": (0, math.inf),
     "optimizer.peak_learning_rate": (0, math.inf),
+    "optimizer.epsilon": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),
     "optimizer.clip_norm": (0, math.inf),
     "schedule.total_steps": (1, math.inf),
     "schedule.warmup_steps": (0, math.inf),
     "engine.max_skipped_steps": (1, math.inf),
-    "engine.hang_minutes": (0, math.inf),
+    "engine.hang_minutes": (0, 525_600),
+    "engine.threads": (0, 4096),
     "spikes.deviations": (1, math.inf),
     "spikes.ratio": (1, math.inf),
     "spikes.warm_up_steps": (2, math.inf),
@@ -65,6 +78,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "evaluation.every_steps": (0, math.inf),
     "evaluation.num_pairs": (1, math.inf),
     "logging.every_steps": (1, math.inf),
+    "logging.num_pictures": (0, math.inf),
+    "logging.num_embeddings": (0, math.inf),
 }
 """Lowest and highest value of each number that has bounds of its own."""
 
@@ -76,6 +91,8 @@ def check(config: RunConfig) -> None:
         UserError: naming the key and what it may be.
     """
     check_bounds(config, _BOUNDS)
+    if not config.run_dir:  # an unset variable of a script; the run would be written over the folder it was started in
+        raise UserError("run_dir is empty; give --run-dir DIR")
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
@@ -84,6 +101,11 @@ def check(config: RunConfig) -> None:
             f"data.max_text_tokens={config.data.max_text_tokens} needs model.max_positions of at least "
             f"{config.data.max_text_tokens + 2} (position ids start at 2); it is {model.max_positions}"
         )
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise UserError(f"optimizer.betas={config.optimizer.betas} must each be at least 0 and below 1")
+    first, last = config.logging.trace_steps
+    if not 0 <= first <= last:
+        raise UserError(f"logging.trace_steps={first},{last} must be a first step and a last one, or 0,0")
     if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(
             f"masking.min_fragment_tokens={masking.min_fragment_tokens} is above "
@@ -120,5 +142,5 @@ def check_bounds(settings: Any, bounds: Mapping[str, tuple[float, float]], *, pr
     for key, (low, high) in bounds.items():
         value = operator.attrgetter(key)(settings)
         if not low <= value <= high:
-            limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise UserError(f"{prefix}{key}={value} must be {limit}")

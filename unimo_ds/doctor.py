@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from unimo_ds.utils.machine import memory_gib
+
 State = Literal["good", "absent", "bad"]
 
 _DISTRIBUTION = "unimo_ds"
@@ -107,8 +109,7 @@ def _package(name: str, pinned: str | None) -> Finding:
 
 
 def _processors() -> Finding:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    return Finding("processors", "good", f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory")
+    return Finding("processors", "good", f"{len(os.sched_getaffinity(0))} cores, {memory_gib():.0f} GiB memory")
 
 
 def _gpus() -> list[Finding]:

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data import members, tars
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.shards import read_shard
@@ -48,17 +47,12 @@ def inspect_shard(path: Path, *, num_samples: int) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
-    try:
-        for stored in read_shard(path):
-            counts[stored.sample.kind.name.lower()] += 1
-            sources[stored.sample.source] += 1
-            if len(shown) < num_samples:
-                jpeg_bytes = None if stored.jpeg is None else len(stored.jpeg)
-                shown.append({**_describe(stored.sample), "jpeg_bytes": jpeg_bytes, "details": dict(stored.details)})
-    except (tars.BadTar, members.DecodeError) as error:
-        raise UserError(
-            f"{path} is damaged after {sum(counts.values())} good samples: {error}; run `unimo prepare verify` on its folder"
-        ) from None
+    for stored in read_shard(path):
+        counts[stored.sample.kind.name.lower()] += 1
+        sources[stored.sample.source] += 1
+        if len(shown) < num_samples:
+            jpeg_bytes = None if stored.jpeg is None else len(stored.jpeg)
+            shown.append({**_describe(stored.sample), "jpeg_bytes": jpeg_bytes, "details": dict(stored.details)})
     return {
         "what": "shard",
         "path": str(path),
@@ -116,7 +110,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "data": config.get("data", {}).get("path"),
         "total_steps": config.get("schedule", {}).get("total_steps"),
         "checkpoints": steps,
-        "latest": latest.read_text().strip() if latest.is_file() else None,
+        "latest": latest.read_text(errors="replace").strip() if latest.is_file() else None,
         "best": _read_json(state).get("progress", {}).get("best") if state is not None and state.is_file() else None,
         "metrics": last_metrics(path / "metrics.jsonl"),
     }
@@ -130,15 +124,17 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def last_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric in a `metrics.jsonl`; a line cut by a crash ends the reading."""
+    """The last value of every metric in a `metrics.jsonl`; a line cut or spoilt by a crash ends the reading."""
     values: dict[str, float] = {}
     if not path.is_file():
         return values
-    with path.open() as lines:
+    with path.open(errors="replace") as lines:
         for line in lines:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
+                break
+            if not isinstance(record, dict):
                 break
             values |= {name: value for name, value in record.items() if isinstance(value, int | float)}
     return values
@@ -233,7 +229,7 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(errors="replace"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(values, dict):

@@ -79,8 +79,8 @@ def read_run(run_dir: Path) -> RunFiles:
         steps=[line for line in lines if "event" not in line],
         events=[line for line in lines if "event" in line],
         starts=_lines(run_dir / "starts.jsonl"),
-        config=_parsed((run_dir / "config.json").read_text(), run_dir / "config.json"),
-        last_samples=_parsed(samples.read_text(), samples) if samples.is_file() else {},
+        config=_parsed((run_dir / "config.json").read_text(errors="replace"), run_dir / "config.json"),
+        last_samples=_parsed(samples.read_text(errors="replace"), samples) if samples.is_file() else {},
         pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
     )
 
@@ -291,7 +291,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines; a last line that is still being written is left out."""
     if not path.is_file():
         return []
-    return [_parsed(line, path) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        _parsed(line, path)
+        for line in path.read_text(errors="replace").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:

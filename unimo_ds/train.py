@@ -33,16 +33,17 @@ from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
-from unimo_ds.planning.host import check_host_memory
+from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
-from unimo_ds.utils.communicator import Communicator, make_communicator
+from unimo_ds.utils.agreement import failing_together
+from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.redact import redact
 
@@ -51,28 +52,36 @@ DEMO_DATA = "demo_data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
-    config = read_configuration(arguments)
-    device = start_processes(config.engine)
-    communicator = make_communicator(device)
+    config, device, communicator = start_run(lambda: read_configuration(arguments))
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
     cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
     open_corpus = functools.partial(Corpus.open, cache_dir=cache, cache_bytes=config.data.cache_bytes)
-    corpus = open_corpus(config.data.path)
-    config = recipes.fit_to_data(config, corpus)
-    check(config)
-    check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
-    held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
-    if held_out is not None:
-        check_fits(held_out, config)
-    engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
-    check_host_memory(config, corpus, engine_settings, device=device, communicator=communicator)
-    run_directory.prepare(config, engine_settings, data_fingerprint=corpus.fingerprint, communicator=communicator)
+    with failing_together(communicator):
+        corpus = open_corpus(config.data.path)
+        config = recipes.fit_to_data(config, corpus)
+        check(config)
+        check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
+        held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
+        if held_out is not None:
+            check_fits(held_out, config)
+        engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    costs = pretraining_costs(config, corpus)
+    check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)
+    run_directory.prepare(
+        config,
+        engine_settings,
+        data_fingerprint=corpus.fingerprint,
+        held_out_fingerprint=held_out.fingerprint if held_out else "",
+        communicator=communicator,
+    )
 
     # Model, objectives, engine.
     task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
-    engine = make_engine(make_model(config), config, engine_settings)
+    with failing_together(communicator):
+        model = make_model(config)
+    engine = make_engine(model, config, engine_settings)
 
     # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
     limit = BadSampleLimit(config.data.max_bad_share)
@@ -96,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         best_metric=BEST_METRIC,
         on_step=watch_data,
     )
-    status = loop.run()
-    stop_processes()
-    return status
+    return loop.run()
 
 
 def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
@@ -127,17 +134,11 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
 
 def draw_demo(config: RunConfig, communicator: Communicator) -> None:
     """Draw the demo corpus on rank 0 where the recipe asks for it; a finished one is left as it is."""
-    problem = ""
-    if communicator.rank == 0 and Path(config.data.path) == Path(DEMO_DATA) / "train":
-        from unimo_ds.data.prepare.scenes import write_demo_corpus
+    with failing_together(communicator):
+        if communicator.rank == 0 and Path(config.data.path) == Path(DEMO_DATA) / "train":
+            from unimo_ds.data.prepare.scenes import write_demo_corpus
 
-        try:
             write_demo_corpus(DEMO_DATA)
-        except UserError as error:
-            problem = str(error)
-    problem = communicator.broadcast_object(problem)
-    if problem:
-        raise UserError(problem)
 
 
 def make_model(config: RunConfig) -> Unimo:

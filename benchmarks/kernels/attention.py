@@ -10,14 +10,13 @@ the rounds, peak extra memory (`timing.py`, `attention_peers.py`).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 
 import torch
 
 from benchmarks.kernels.attention_peers import peers, unpacked
-from benchmarks.kernels.timing import Contender, measure
+from benchmarks.kernels.timing import Contender, measure, write_rows
 from unimo_ds.ops.attention import attention_reference, packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
@@ -71,6 +70,9 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
             print(f"ours {path}: left out: {error}", file=sys.stderr)
             continue
         for note, modes in VARIANTS.items() if path == "native" else [("", VARIANTS[""])]:
+            native.WHOLE_BACKWARD, native.FORWARD = modes
+            if modes[1] == "bulk" and native.bulk_tiles(inputs, layout) is None:
+                continue
 
             def call(leaf: torch.Tensor, path: str = path, modes: tuple[bool, str] = modes) -> torch.Tensor:
                 native.WHOLE_BACKWARD, native.FORWARD = modes
@@ -149,22 +151,19 @@ def _main(arguments: argparse.Namespace) -> None:
         "Tflop/s",
     )
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    rows = []
+    head = {"device": where, "torch": torch.__version__, "dtype": arguments.dtype}
+    rows: list[Row] = []
     for mix in arguments.mixes.split(","):
         for probability in arguments.dropout:
             for row in measure_mix(mix, probability, arguments):
-                rows.append(asdict(row))
+                rows.append(row)
                 print(
                     f"| {row.mix} | {row.contender} | {row.probability} | {row.forward_ms:.4f} | {row.both_ms:.4f} | "
                     f"{row.worst_both_ms:.4f} | {row.extra_mib:.0f} | {'yes' if row.is_captured else 'no'} | "
                     f"{row.teraflops:.1f} |",
                     flush=True,
                 )
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(
-                {"device": where, "torch": torch.__version__, "dtype": arguments.dtype, "rows": rows}, file, indent=1
-            )
+            write_rows(arguments.json, head, rows)
 
 
 def main() -> int:

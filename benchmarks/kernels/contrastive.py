@@ -1,6 +1,6 @@
 """Contrastive losses over many candidates, forward and backward: ours and peers in one run, interleaved.
 
-    python benchmarks/kernels/contrastive.py --inf-cl DIR --json out.json      # on a GPU; DIR: a checkout of Inf-CLIP
+    python -m benchmarks.kernels.contrastive --inf-cl DIR --json out.json      # on a GPU; DIR: a checkout of Inf-CLIP
 
 `pairs`: C images against C texts, one positive each, both directions (the loss of CLIP) or one (`_one_way`). Ours, Inf-CL's
 kernels (imported from DIR, nothing of it is in this repository), and open_clip's loss by its formula with all logits.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import random
 import statistics
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from benchmarks.kernels.timing import write_rows
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
@@ -34,7 +34,7 @@ INVERSE_TEMPERATURE = 16.0
 loss (by 1 %; ours keeps fp32)."""
 LOSSES_MAY_DIFFER_BY = 2e-3
 POSITIVES, NEGATIVES = 4, 100
-DEFAULT_CHUNK = f"{contrastive.CHUNK_ROWS}x{contrastive.CHUNK_COLUMNS}"
+DEFAULT_CHUNKS = contrastive.SMALL_CHUNK, contrastive.LARGE_CHUNK
 CHUNKS_AT = 65536
 """Number of candidates at which other chunks are tried."""
 Loss = Callable[..., torch.Tensor]
@@ -73,12 +73,11 @@ def ours_pairs(count: int, device: torch.device, *, both: bool) -> Loss:
     return loss
 
 
-def in_chunks(loss: Loss, chunk: str) -> Loss:
-    """With rectangles of other sizes than the default, ROWSxCOLUMNS."""
-    sizes = [int(number) for number in chunk.split("x")]
+def in_chunks(loss: Loss, small: tuple[int, int], large: tuple[int, int]) -> Loss:
+    """With rectangles of these rows and columns."""
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
-        contrastive.CHUNK_ROWS, contrastive.CHUNK_COLUMNS = sizes  # until the next run: backward needs them too
+        contrastive.SMALL_CHUNK, contrastive.LARGE_CHUNK = small, large  # until the next run: backward needs them too
         return loss(*inputs)
 
     return run
@@ -160,15 +159,16 @@ def contenders(task: str, count: int, arguments: argparse.Namespace) -> dict[str
     device = torch.device(arguments.device)
     if task == "cmcl":
         return {
-            "ours": in_chunks(ours_cmcl(count, device), DEFAULT_CHUNK),
+            "ours": in_chunks(ours_cmcl(count, device), *DEFAULT_CHUNKS),
             "eager": eager_cmcl,
             "eager fp32": in_fp32(eager_cmcl),
         }
     both = task == "pairs"
     ours = ours_pairs(count, device, both=both)
-    found = {"ours": in_chunks(ours, DEFAULT_CHUNK)}
-    if count == CHUNKS_AT:
-        found |= {f"ours {chunk}": in_chunks(ours, chunk) for chunk in arguments.chunks.split(",") if chunk}
+    found = {"ours": in_chunks(ours, *DEFAULT_CHUNKS)}
+    for chunk in filter(None, arguments.chunks.split(",") if count == CHUNKS_AT else ()):
+        rows, columns = map(int, chunk.split("x"))
+        found[f"ours {chunk}"] = in_chunks(ours, (rows, columns), (rows, columns))
     if arguments.inf_cl:
         found["Inf-CL"] = inf_cl_pairs(arguments.inf_cl, both=both)
     if both:
@@ -280,7 +280,8 @@ def _main(arguments: argparse.Namespace) -> None:
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, size {arguments.size}, {arguments.rounds} rounds\n")
     print("| task | candidates | contender | forward ms | forward + backward ms | worst | extra MiB | loss |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = []
+    head = {"device": where, "torch": torch.__version__}
+    rows: list[Row] = []
     for place in arguments.tasks.split(","):
         task, count = place.split(":")
         found = measure(task, int(count), arguments)
@@ -291,11 +292,7 @@ def _main(arguments: argparse.Namespace) -> None:
                 f"{row.worst_both_ms:.3f} | {row.extra_mib:.0f} | {row.loss:.5f} |",
                 flush=True,
             )
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(
-                {"device": where, "torch": torch.__version__, "rows": [vars(row) for row in rows]}, file, indent=1
-            )
+        write_rows(arguments.json, head, rows)
     for place in filter(None, arguments.profile.split(",")):
         task, count = place.split(":")
         print(profile(task, int(count), arguments))

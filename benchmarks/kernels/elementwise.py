@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,12 +20,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional
 
-from benchmarks.kernels.timing import Contender, measure
+from benchmarks.kernels.timing import Contender, measure, write_rows
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.layout import make_layout
 from unimo_ds.ops.linear_gelu import linear_gelu
-from unimo_ds.ops.native import library
 from unimo_ds.utils.errors import UserError, run_command
 
 SIZE, WIDE, WORDS = 768, 3072, 50265
@@ -136,26 +133,23 @@ def measure_op(op: str, arguments: argparse.Namespace) -> list[Row]:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault(library.SWITCH, "untried")
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, {arguments.rounds} rounds\n")
     print("| op | contender | positions | forward ms | forward + backward ms | worst | extra MiB | graph |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = []
+    head = {"device": where, "torch": torch.__version__, "dtype": arguments.dtype}
+    rows: list[Row] = []
     for op in arguments.ops.split(","):
         if op not in OPS:
             raise UserError(f"--ops knows {', '.join(OPS)}, not {op!r}")
         for row in measure_op(op, arguments):
-            rows.append(asdict(row))
+            rows.append(row)
             print(
                 f"| {row.op} | {row.contender} | {row.positions} | {row.forward_ms:.4f} | {row.both_ms:.4f} | "
                 f"{row.worst_both_ms:.4f} | {row.extra_mib:.0f} | {'yes' if row.is_captured else 'no'} |",
                 flush=True,
             )
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            head = {"device": where, "torch": torch.__version__, "dtype": arguments.dtype}
-            json.dump({**head, "rows": rows}, file, indent=1)
+        write_rows(arguments.json, head, rows)
 
 
 def main() -> int:

@@ -6,11 +6,13 @@ the kernels and not of the Python that starts them; what cannot be captured is s
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -39,6 +41,13 @@ class Times:
     """Peak memory beyond what was there before, of forward and backward; 0 on a CPU, where it is not measured."""
     is_captured: bool
     """Whether CUDA graphs were timed."""
+
+
+def write_rows(path: str | None, head: Mapping[str, str], rows: Sequence[Any]) -> None:
+    """Dataclasses to a JSON file, after every few of them: what has been measured stays when something later fails."""
+    if path:
+        with open(path, "w") as file:
+            json.dump({**head, "rows": [asdict(row) for row in rows]}, file, indent=1)
 
 
 def measure(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, Times]:

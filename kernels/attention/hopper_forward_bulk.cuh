@@ -97,9 +97,9 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
     group_fence();
     begin_product<Format>(scores, queries, keys_of_slot(at.slot()));
     group_commit();
-    group_commit();  // an empty batch: where later turns have a product with values
+    group_wait<0>();
     for (int key = 0;; key += kTileRows) {
-        group_wait<1>();
+        group_wait<1>();  // but for the product with the last values
         pin(scores);
         float shrinks[2];
         exponentiate<kDropout>(scores, shrinks, rows, tile, key, first, arguments);

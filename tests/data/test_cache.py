@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,7 @@ import fsspec
 import pytest
 
 from tests.data.shard_folders import assert_same_sample, make_folder
-from unimo_ds.data import cache
+from unimo_ds.data import cache, retrying
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.utils.errors import UserError
 
@@ -37,7 +40,7 @@ def url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE", 0.001)
 
 
 def cached_bytes(cache_dir: Path) -> int:
@@ -61,6 +64,12 @@ def web(folder: Path) -> Iterator[tuple[str, list[str]]]:
     class Server(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             pass
+
+        def do_HEAD(self) -> None:
+            if troubles == ["busy"]:
+                self.send_error(503)
+            else:
+                super().do_HEAD()
 
         def do_GET(self) -> None:
             trouble = troubles.pop() if troubles else ""
@@ -104,10 +113,57 @@ def test_passing_troubles_of_a_server_are_survived(
     assert_same_sample(remote.read(5), Corpus.open(folder).read(5))
     assert troubles == []
     troubles[:] = [trouble] * 1000
-    with pytest.raises(CorruptSample, match="cannot be read"):
+    cause = "503" if trouble == "busy" else "images-000000"
+    with pytest.raises(CorruptSample, match=f"its shard cannot be read: .*{cause}"):
         remote.read(0)
     troubles.clear()
     assert remote.read(0).source == "albums"
+
+
+def test_forked_workers_connect_anew(folder: Path, web: tuple[str, list[str]], tmp_path: Path) -> None:
+    """fsspec's file systems work on a thread of the process that opened them, and a forked one has no such thread."""
+    local, remote = Corpus.open(folder), Corpus.open(web[0], cache_dir=str(tmp_path))
+    remote.read(0)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+
+    def read_all() -> None:
+        queue.put([remote.read(number).key for number in range(len(remote))])
+
+    workers = [context.Process(target=read_all) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found == [[local.key(number) for number in range(len(local))]] * 2
+    shutil.rmtree(tmp_path)
+    assert_same_sample(remote.read(5), local.read(5))
+
+
+def test_a_full_disk_drops_what_is_old_before_it_refuses(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound allows more than the disk holds."""
+    local, remote = Corpus.open(folder), Corpus.open(url, cache_dir=str(tmp_path))
+    disk = 2 * max(shard.bytes for shard in local.manifest.shards)
+    usage = shutil.disk_usage(tmp_path)
+
+    def small_disk(_: Path) -> object:
+        return usage._replace(free=disk - cached_bytes(tmp_path))
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", small_disk)
+    for number in range(len(local)):
+        assert_same_sample(remote.read(number), local.read(number))
+        assert 0 < cached_bytes(tmp_path) <= disk
+    remote.close()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "replace", full)
+    with pytest.raises(UserError, match=r"disk of the cache folder .* is full .*data\.cache_dir"):
+        remote.read(0)
 
 
 def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Path) -> None:

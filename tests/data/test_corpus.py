@@ -25,7 +25,7 @@ from tests.data.shard_folders import (
     make_text,
     write_samples,
 )
-from unimo_ds.data import manifest
+from unimo_ds.data import cache, manifest, retrying
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.members import texts_of
@@ -202,6 +202,7 @@ def test_errors_survive_the_way_to_the_parent() -> None:
 
 
 def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE", 0.001)
     corpus = Corpus.open(folder)
     real, failures = os.pread, iter([errno.EIO, errno.ESTALE])
 
@@ -218,18 +219,43 @@ def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.Monk
 def test_a_lasting_error_names_the_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus.open(folder)
 
+    real, attempts, pauses = os.pread, [], []
+
     def broken(descriptor: int, size: int, offset: int) -> bytes:
+        attempts.append(offset)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(CorruptSample, match=r"pairs-000000\.tar:pairs-000000-000002.*Input/output"):
-        corpus.read(6)
+    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    for _ in range(2):
+        with pytest.raises(CorruptSample, match=r"pairs-000000\.tar:pairs-000000-000002.*Input/output"):
+            corpus.read(6)
+    assert len(attempts) == 5, "where nothing works any more, one attempt has to do"
+    monkeypatch.setattr(os, "pread", real)
+    assert_same_sample(corpus.read(6), EXPECTED[6])
+    # Found again, it is waited for again; lost, it is not, although others are found.
+    for expected in (9, 10):
+        monkeypatch.setattr(os, "pread", broken)
+        with pytest.raises(CorruptSample):
+            corpus.read(6)
+        assert len(attempts) == expected
+        monkeypatch.setattr(os, "pread", real)
+        assert_same_sample(corpus.read(0), EXPECTED[0])
+    assert pauses == [0.25, 1, 4] * 2
+
+
+def test_another_file_in_place_of_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "tokenizer.json").write_text('{"words": null}')
+    with pytest.raises(UserError, match=r"tokenizer\.json is not what the manifest .* describes.*prepare pack"):
+        _ = Corpus.open(folder).tokenizer_path
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer\.json"):
+        _ = Corpus.open(folder).tokenizer_path
 
 
 def test_open_files_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unimo_ds.data import corpus as module
-
-    monkeypatch.setattr(module, "_OPEN_FILES", 2)
+    monkeypatch.setattr(cache.LocalStorage, "most_open", 2)
     corpus = Corpus.open(folder)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -291,6 +317,8 @@ def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda record: record["shards"][0].update(file="../images-000000.tar"), "not a plain file name"),
         (lambda record: record["files"][0].update(file="/etc/passwd"), "not a plain file name"),
         (lambda record: record["shards"][0].update(file="pipe:rm.tar"), "not a plain file name"),
+        (lambda record: record["shards"][0].update(sha256="../../../a"), "not a SHA-256"),
+        (lambda record: record["files"][0].update(sha256="A" * 64), "not a SHA-256"),
         (lambda record: record["shards"].append(record["shards"][0]), "twice"),
         (lambda record: record["shards"][0].update(samples=5), "disagree"),
         (lambda record: record["shards"][0].update(bytes=10240), "has 30720 bytes, not 10240"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -50,11 +49,18 @@ def test_sizes_of_another_model_are_refused(name: str) -> None:
         check_corpus(CORPUS, other)
 
 
-@pytest.mark.parametrize("rewrites", ["joint", "single", "both"])
-@pytest.mark.parametrize("enabled", [False, True])
-def test_the_largest_sample_bounds_every_visit(enabled: bool, rewrites: Literal["joint", "single", "both"]) -> None:
-    contrast = ContrastConfig(enabled=enabled, positives=2, phrase_negatives=2, rewrites=rewrites)
-    config = make_config(contrast=contrast)
+CONTRASTS = (
+    ContrastConfig(enabled=False),
+    ContrastConfig(rewrites="joint"),
+    ContrastConfig(rewrites="joint", joint_encoding="shared_image"),
+    ContrastConfig(rewrites="single"),
+    ContrastConfig(rewrites="both"),
+)
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_the_largest_sample_bounds_every_visit(contrast: ContrastConfig) -> None:
+    config = make_config(contrast=dataclasses.replace(contrast, positives=2, phrase_negatives=2))
     longest, positions = largest_sample(CORPUS, config)
     samples = np.tile(np.arange(CORPUS.num_samples), 30)
     visits = select_step(CORPUS, samples, np.arange(len(samples)), config)

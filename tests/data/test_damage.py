@@ -6,10 +6,12 @@ to merge two into one, or to run code.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from tests.data.shard_folders import (
     make_regions,
     make_text,
 )
-from unimo_ds.data import manifest, members
+from unimo_ds.data import index, manifest, members
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.index import build_index
@@ -189,8 +191,6 @@ def test_the_same_samples_in_two_shards(folder: Path) -> None:
     "key", ["samples", "kinds", "sources", "classes_per_region", "feature_size", "num_region_classes"]
 )
 def test_wrong_numbers_under_a_right_checksum(folder: Path, key: str) -> None:
-    import dataclasses
-
     known = manifest.load_manifest(folder)
     if key in ("samples", "kinds", "sources"):
         wrong = {"samples": 5, "kinds": {"image": 5}, "sources": {"albums": 5}}[key]
@@ -216,6 +216,18 @@ def test_an_index_that_counts_wrongly(folder: Path) -> None:
         "pairs-000001.index.npz",
         "texts-000000.index.npz",
     }
+
+
+def test_an_index_of_another_form_is_named(folder: Path) -> None:
+    path = folder / "pairs-000000.index.npz"
+    whole = path.read_bytes()
+    known = index.from_bytes(whole, where=path.name)
+    changes: tuple[dict[str, Any], ...] = ({"shard_bytes": "many"}, {"source_names": (None,)}, {"largest_class": []})
+    encrypted = bytearray(whole)
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] ^= 1  # one bit of the directory says that a member is
+    for content in (*(index.to_bytes(dataclasses.replace(known, **change)) for change in changes), encrypted):
+        path.write_bytes(content)
+        assert {problem.file for problem in verify(folder)} == {path.name}
 
 
 FLIPPED = settings(

@@ -254,6 +254,13 @@ def test_a_step_travels_whole_in_one_block() -> None:
     assert dataclasses.replace(back, micro_batches=()) == dataclasses.replace(batch, micro_batches=())
 
 
+def test_shared_memory_that_is_too_small_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.UntypedStorage._new_shared
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", lambda size: real(size + 2**50))
+    with pytest.raises(UserError, match=r"^a step of 0 MiB finds no room in /dev/shm .*data\.num_workers=0$"):
+        load(make_config(num_workers=1))
+
+
 def test_memory_stays_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """R18: caches are bounded whatever the number of epochs; here so tightly that every step overflows them."""
     from unimo_ds.data import step_reader

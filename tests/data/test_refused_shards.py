@@ -114,6 +114,9 @@ _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
         pytest.param([("a.json", b"[" * 100_000)], "cannot be parsed", id="nested too deeply"),
         pytest.param([("a.json", b"[]")], "not an object", id="not an object"),
         pytest.param([("a.json", b'{"kind": "video", "source": "x"}')], "'video' is not pair", id="kind"),
+        pytest.param(
+            [("a.json", b'{"kind": "text", "source": "x", "text": "x", "details": []}')], "details is not", id="details"
+        ),
         pytest.param([("a.json", b'{"kind": "text", "source": "x", "text": ""}')], "text is missing", id="empty text"),
         pytest.param(
             [("a.json", b'{"kind": "text", "source": "x", "text": "\\ud800"}')],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.shard_folders import finish, make_image, make_pair, make_text
+from tests.data.shard_folders import finish, make_folder, make_image, make_pair, make_text
 from unimo_ds.cli import main
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.images import encode_jpeg
@@ -94,3 +94,24 @@ def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytes
         assert main(["inspect", "sample", "--data", str(folder), "--sample", wanted, "--html", str(page)]) == 2
         assert "there is no sample" in capsys.readouterr().err
     assert main(["inspect", "sample", "--data", str(folder)]) == 2
+
+
+def test_a_damaged_sample_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path / "data")
+    shard = folder / "pairs-000000.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[damaged.index(b'"kind"')] ^= 1
+    shard.write_bytes(damaged)
+    number = [Corpus.open(folder).key(number) for number in range(12)].index("pairs-000000.tar:pairs-000000-000000")
+    command = [
+        "inspect",
+        "sample",
+        "--data",
+        str(folder),
+        "--sample",
+        str(number),
+        "--html",
+        str(tmp_path / "page.html"),
+    ]
+    assert main(command) == 2
+    assert "json is damaged (checksum); run `unimo prepare verify`" in capsys.readouterr().err

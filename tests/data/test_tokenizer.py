@@ -121,6 +121,13 @@ def test_gpt2_folder_gets_the_specials(tokenizer: Tokenizer, tmp_path) -> None:
         ({"tokenizer.json": "{broken"}, "cannot read"),
         ({"tokenizer.json": json.dumps({"model": {"type": "WordPiece"}})}, "byte-level BPE"),
         ({"vocab.json": json.dumps({"<s>": 5, "a": 0}), "merges.txt": ""}, "RoBERTa has 0"),
+        ({"tokenizer.json": json.dumps({"model": {"type": "BPE", "vocab": {}}})}, "byte-level BPE"),
+        (
+            {"tokenizer.json": json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 3}})},
+            "must join two pieces",
+        ),
+        ({"vocab.json": json.dumps(["a"]), "merges.txt": "a b"}, "must have a number"),
+        ({"vocab.json": json.dumps({"a": "0"}), "merges.txt": "a b"}, "must have a number"),
         ({"vocab.json": json.dumps({"a": 0}), "merges.txt": "a b c"}, "must join two pieces"),
         ({"vocab.json": json.dumps({"a": 0}), "merges.txt": "a b"}, "do not fit together"),
     ],

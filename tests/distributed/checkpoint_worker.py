@@ -13,9 +13,9 @@ import torch
 
 from tests.distributed.engine_worker import build, configuration, run_step, weights
 from unimo_ds.engine import checkpoint
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.state import Best, Progress
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.errors import UserError, run_command
 
 SLOTS = ("weight", "exp_avg", "exp_avg_sq")
 RATES = (1e-2, 9e-3, 8e-3, 7e-3, 6e-3)
@@ -119,8 +119,7 @@ def main() -> None:
     results |= {move: load_elsewhere(folder, *move.split(":")) for move in moves}
     if torch.distributed.get_rank() == 0:
         output.write_text(json.dumps(results))
-    stop_processes()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

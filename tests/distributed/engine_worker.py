@@ -14,8 +14,9 @@ from torch import nn
 from unimo_ds.config import OptimizerConfig, RunConfig
 from unimo_ds.engine import ds_config
 from unimo_ds.engine.checkpoint_folder import WEIGHT
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import Engine, make_engine
+from unimo_ds.utils.errors import run_command
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,7 @@ def main() -> None:
     results = {name: accumulate(name) for name in names}
     if torch.distributed.get_rank() == 0:
         output.write_text(json.dumps(results))
-    stop_processes()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -11,14 +11,17 @@ from tests.evaluation import small
 from unimo_ds.config import EngineConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine import ds_config
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.evaluation.held_out import evaluate_held_out
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import make_communicator
+from unimo_ds.utils.errors import run_command
 
 
-def main(output: Path, stages: list[str], folders: list[Path]) -> None:
+def main() -> None:
+    output, stages = Path(sys.argv[1]), [stage for stage in sys.argv[2].split(",") if stage]
+    folders = [Path(name) for name in sys.argv[3:]]
     device = start_processes()
     communicator = make_communicator(device)
     reports = {}
@@ -38,8 +41,7 @@ def main(output: Path, stages: list[str], folders: list[Path]) -> None:
             reports[f"{folder.name}/zero{stage}"] = communicator.all_gather_object([first, 0, 0])
     if communicator.rank == 0:
         output.write_text(json.dumps(reports))
-    stop_processes()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [stage for stage in sys.argv[2].split(",") if stage], [Path(name) for name in sys.argv[3:]])
+    sys.exit(run_command(main))

@@ -15,11 +15,12 @@ from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Kind, StepBatch
 from unimo_ds.engine import ds_config
 from unimo_ds.engine.checkpoint_folder import WEIGHT
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils.errors import run_command
 
 NUM_EXAMPLES, NUM_STEPS = 11, 3
 
@@ -85,8 +86,7 @@ def main() -> None:
     results = [run(case) for case in cases]
     if torch.distributed.get_rank() == 0:
         output.write_text(json.dumps(results))
-    stop_processes()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

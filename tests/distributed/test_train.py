@@ -199,6 +199,27 @@ def test_a_rank_that_fails_is_gone_with_its_own_status(kind: str, status: int, l
     assert any(line.endswith(last_line) for line in output.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("launcher", "flags", "sentence"),
+    [
+        (torchrun, ["--set", "sed=1"], "unknown key 'sed'; did you mean 'seed'?"),
+        (
+            mpirun,
+            ["--data", "nowhere"],
+            "no data folder at nowhere; make one with `unimo prepare import` or `unimo prepare demo`",
+        ),
+    ],
+)
+def test_bad_input_of_all_ranks_is_told_once(
+    launcher: Callable[[int], list[str]], flags: list[str], sentence: str, corpus: Path, tmp_path: Path
+) -> None:
+    with started([*launcher(2), str(TRAIN), *arguments(corpus, tmp_path / "run"), *flags]) as family:
+        output, _ = family.communicate(timeout=600)
+    assert family.returncode != 0
+    assert output.count("error: ") == output.count(f"error: {sentence}\n") == 1, output[-4000:]
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:
     command = [*torchrun(1)[:1], str(TRAIN), "--data", str(corpus), "--run-dir", str(tmp_path), "--set", "sed=1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import random
 import resource
@@ -99,7 +101,17 @@ def test_damage_falls_back_to_the_one_before(engine: Engine, tmp_path: Path, nam
     assert name in said[0]
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"format": 1, "files": {}}', '{"format": 9, "files": {}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1, "files": {}}',
+        '{"format": 9, "files": {}}',
+        '{"format": 1, "files": {"state.json": null}}',
+    ],
+)
 def test_all_damaged_is_never_a_fresh_start(engine: Engine, tmp_path: Path, manifest: str) -> None:
     folder = save(engine, tmp_path, 1)
     (folder / "manifest.json").write_text(manifest)
@@ -107,6 +119,28 @@ def test_all_damaged_is_never_a_fresh_start(engine: Engine, tmp_path: Path, mani
         loaded_step(engine, tmp_path)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="there is no checkpoint beside it"):
+        loaded_step(engine, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["progress of later", "no optimizer", "no JSON", "pointer of bytes"])
+def test_what_another_version_wrote_is_named(engine: Engine, tmp_path: Path, change: str) -> None:
+    """Its hashes are good. Other ranks wait for the verdict, so that no error may pass by them."""
+    folder = save(engine, tmp_path, 1)
+    values = checkpoint_folder.read_json(folder / "state.json")
+    if change == "pointer of bytes":  # is mended
+        (tmp_path / "checkpoints" / "latest").write_bytes(b"\xff\xfe")
+        assert loaded_step(engine, tmp_path) == 1
+        return
+    values["progress"]["new"] = 1
+    if change == "no optimizer":
+        del values["optimizer"]
+    entries = checkpoint_folder.read_json(folder / "manifest.json")["files"]
+    content = "{" if change == "no JSON" else json.dumps(values)
+    (folder / "state.json").write_text(content)
+    entries["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"format": checkpoint_folder.FORMAT, "files": entries}))
+    assert checkpoint_folder.problems_of(folder) == []
+    with pytest.raises(UserError, match="of another version"):
         loaded_step(engine, tmp_path)
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,14 +90,34 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
 
 
+@pytest.mark.parametrize("said", ["its command or code", "data.path='here'", "data.held_out_path=None"])
+def test_ranks_that_differ_among_themselves_are_refused(tmp_path: Path, said: str) -> None:
+    """Copies of the data or the code on disks of nodes, one of them stale."""
+
+    class Two(SingleProcess):
+        world_size = 2
+
+        def all_gather_object(self, value: Any) -> list[Any]:
+            if isinstance(value, tuple) and isinstance(value[1], dict):
+                machine, equal = value
+                return [value, ({**machine, "host": "other"}, {**equal, said: "stale"})]
+            return [value, value]
+
+    config = apply_overrides(RunConfig(recipe="test", run_dir=str(tmp_path / "run")), ["data.path=here"])
+    with pytest.raises(UserError, match=f"rank 1 on other differs from rank 0 in {re.escape(said)};"):
+        run_directory.prepare(config, {}, data_fingerprint="aaaa", communicator=Two(), command=["t"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         prepare(tmp_path / "file" / "run", RunConfig(recipe="test"))
     prepare(tmp_path, RunConfig(recipe="test"))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        prepare(tmp_path, RunConfig(recipe="test"))
+    for content in ("{", "[]", "null"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            prepare(tmp_path, RunConfig(recipe="test"))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is a data folder"):
         prepare(tmp_path, RunConfig(recipe="test"))
@@ -103,6 +128,19 @@ def test_a_key_that_one_side_lacks_counts_as_different() -> None:
     after = {key: value for key, value in before.items() if key != "seed"}
     assert run_directory.differing_keys(before, after) == ["seed"]
     assert run_directory.differing_keys(before, before) == []
+
+
+def test_a_file_system_without_locks_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lustre that is mounted without `flock` has none."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    prepare(tmp_path, RunConfig(recipe="test"))
+    assert "without locks (Function not implemented)" in capsys.readouterr().out
 
 
 HOLDER = """if True:

@@ -12,12 +12,13 @@ from tests.finetune import small
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.engine import ds_config
 from unimo_ds.engine.checkpoint_folder import WEIGHT
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.step import TaskStep
+from unimo_ds.utils.errors import run_command
 
 NUM_STEPS = 3
 RATE = 1e-3
@@ -73,8 +74,7 @@ def main() -> None:
     results = [run(case, folder) for case in cases]
     if torch.distributed.get_rank() == 0:
         output.write_text(json.dumps(results))
-    stop_processes()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -43,7 +43,7 @@ def test_equals_the_kernel_that_copies(monkeypatch, lengths, prefixes, probabili
     inputs = random_inputs(layout.num_positions).bfloat16()
     expected = by(monkeypatch, "copies", inputs, layout, probability).float()
     found = by(monkeypatch, "bulk", inputs, layout, probability).float()
-    assert native._bulk_tiles(inputs, layout) is not None
+    assert native.bulk_tiles(inputs, layout) is not None
     # The same operations in the same order; what the host's compiler fuses may differ in a last bit.
     assert (found - expected).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps * expected.abs().max()
     assert (found != expected).float().mean() < 0.01
@@ -81,7 +81,7 @@ def test_nothing_of_a_neighbour_leaks(monkeypatch, worst):
 def test_streams_that_share_take_the_kernel_that_copies(monkeypatch):
     monkeypatch.setattr(native, "FORWARD", "bulk")
     layout = make_layout([20, 7], prefix_of=[-1, 0])
-    assert native._bulk_tiles(torch.zeros(27, 3, 1, SIZE, dtype=torch.float16), layout) is None
+    assert native.bulk_tiles(torch.zeros(27, 3, 1, SIZE, dtype=torch.float16), layout) is None
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     layout = make_layout([20, 7])
-    assert native._bulk_tiles(torch.zeros(27, 3, 1, SIZE, dtype=torch.float16), layout) is None
+    assert native.bulk_tiles(torch.zeros(27, 3, 1, SIZE, dtype=torch.float16), layout) is None

@@ -124,6 +124,12 @@ def test_kernels_compile_with_next_to_no_spills(architecture, tmp_path):
         assert use.spilled_bytes <= most, build.table([build.Built(source, architecture, "nvcc", tuple(uses))])
 
 
+@pytest.mark.parametrize("numbers", [["--cases", "0"], ["--cases", "-3"], ["--first", "-1"]])
+def test_a_check_of_nothing_is_refused(numbers, capsys):
+    assert main(["check", *numbers]) == 2
+    assert "check nothing" in capsys.readouterr().err
+
+
 def test_the_command_is_part_of_unimo():
     done = subprocess.run(
         [sys.executable, "-m", "unimo_ds", "kernels", "--help"],

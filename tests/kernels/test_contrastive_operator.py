@@ -24,8 +24,7 @@ def of_finite(logs: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_log_sum_exps_equal_the_formula(monkeypatch, name, both, architecture, dtype):
     monkeypatch.setenv(library.ON_HOST, architecture)
-    monkeypatch.setattr(contrastive, "CHUNK_ROWS", 64)
-    monkeypatch.setattr(contrastive, "CHUNK_COLUMNS", 1024)
+    monkeypatch.setattr(contrastive, "SMALL_CHUNK", (64, 1024))
     case, keys = CASES[name], make_keys(CASES[name])
     rows, columns = make_vectors(case)
     inverse = torch.tensor(1 / case.temperature, dtype=torch.float64)
@@ -49,6 +48,19 @@ def test_log_sum_exps_equal_the_formula(monkeypatch, name, both, architecture, d
         torch.testing.assert_close(found.best_columns.double(), exact[3], rtol=1e-5, atol=1e-6)
         assert torch.equal(found.columns.isinf(), exact[2].isinf())
     assert torch.equal(found.rows.isinf(), exact[0].isinf())
+
+
+@pytest.mark.parametrize(
+    ("count", "both", "chunk"),
+    [
+        (32_768, True, contrastive.SMALL_CHUNK),
+        (65_536, True, contrastive.LARGE_CHUNK),
+        (131_072, False, contrastive.SMALL_CHUNK),
+    ],
+)
+def test_rectangles_are_large_where_their_buffer_is_not_most_of_the_memory(count, both, chunk):
+    vectors = torch.empty(count, 768, dtype=torch.bfloat16, device="meta")
+    assert contrastive.chunk_of(vectors, vectors, both=both) == chunk
 
 
 def test_python_and_the_kernels_agree_on_the_arguments():

@@ -14,7 +14,7 @@ from tests.evaluation import small
 from unimo_ds import recipes
 from unimo_ds.config import RunConfig, apply_overrides
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.planning.host import check_host_memory, shortage
+from unimo_ds.planning.host import check_host_memory, example_cost, pretraining_costs, shortage
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -40,30 +40,44 @@ def fitted(name: str, corpus: Corpus, *overrides: str) -> RunConfig:
     return recipes.fit_to_data(apply_overrides(recipes.load(name), [NO_IMAGES, *overrides]), corpus)
 
 
+def of_run(config: RunConfig, corpus: Corpus, machines: list[tuple[str, float]], *, stage: int) -> str:
+    return shortage(config, pretraining_costs(config, corpus), machines, stage=stage)
+
+
 def test_recipes_for_processors_start_and_what_is_too_large_is_named(corpus: Corpus) -> None:
     for name in ("demo", "small"):
-        assert shortage(fitted(name, corpus), corpus, [LAPTOP] * 2, stage=0) == ""
+        assert of_run(fitted(name, corpus), corpus, [LAPTOP] * 2, stage=0) == ""
     config = fitted("single_gpu", corpus, "batch.global_samples=20000")
-    problem = shortage(config, corpus, [LAPTOP], stage=1)
-    assert "GiB for each rank (1 on laptop, which has 16 GiB)" in problem
-    assert shortage(config, corpus, [("server", 512.0)], stage=1) == ""
+    problem = of_run(config, corpus, [LAPTOP], stage=1)
+    assert "GiB for each rank (1 on laptop, where 16 GiB may be used)" in problem
+    assert of_run(config, corpus, [("server", 512.0)], stage=1) == ""
     # Two ranks of the laptop share its memory, whatever the server has.
-    assert "2 on laptop" in shortage(config, corpus, [("server", 512.0), LAPTOP, LAPTOP], stage=1)
+    assert "2 on laptop" in of_run(config, corpus, [("server", 512.0), LAPTOP, LAPTOP], stage=1)
 
 
 def test_few_short_samples_fit_where_full_ones_would_not(corpus: Corpus) -> None:
     config = fitted("single_gpu", corpus)
-    assert shortage(config, corpus, [LAPTOP], stage=1) == ""
+    assert of_run(config, corpus, [LAPTOP], stage=1) == ""
+
+
+def test_a_fine_tuning_is_asked_with_the_lengths_of_its_examples(corpus: Corpus) -> None:
+    config = fitted("single_gpu", corpus, "batch.global_samples=64", "engine.deepspeed_config=zero1_fp32")
+    few, many = ([[30, 20]] * 8, [[500]] * 8)
+    assert shortage(config, [example_cost(few)], [LAPTOP], stage=1) == ""
+    assert "GiB for each rank" in shortage(config, [example_cost(many)], [LAPTOP], stage=1)
+    assert shortage(config, [example_cost([])], [LAPTOP], stage=1) == "", "that there is none is told elsewhere"
 
 
 def test_who_says_so_starts_all_the_same(corpus: Corpus) -> None:
     endless = fitted("demo", corpus, ENDLESS)
     with pytest.raises(UserError, match="no GPU is at hand"):
-        check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
-    check_host_memory(endless, corpus, {}, device=torch.device("meta"), communicator=SingleProcess())
+        check_host_memory(endless, pretraining_costs(endless, corpus), {}, device=CPU, communicator=SingleProcess())
+    check_host_memory(
+        endless, pretraining_costs(endless, corpus), {}, device=torch.device("meta"), communicator=SingleProcess()
+    )
     settings = dataclasses.replace(endless.engine, check_memory=False)
     endless = dataclasses.replace(endless, engine=settings)
-    check_host_memory(endless, corpus, {}, device=CPU, communicator=SingleProcess())
+    check_host_memory(endless, pretraining_costs(endless, corpus), {}, device=CPU, communicator=SingleProcess())
 
 
 def test_the_trainer_refuses_in_one_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.evaluation import small
 from unimo_ds import recipes
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.engine import ds_config
 from unimo_ds.planning.plan import counted_cost, plan
 from unimo_ds.planning.text import to_text
 from unimo_ds.utils.errors import UserError
@@ -53,6 +54,23 @@ def test_checkpointing_trades_memory_for_operations() -> None:
     plain, less = plan(config), plan(thrifty)
     assert less.memory[1].activations < plain.memory[1].activations / 4
     assert less.batches[0].flops_per_step == pytest.approx(plain.batches[0].flops_per_step * 4 / 3, rel=1e-6)
+
+
+def test_precision_is_what_the_file_says_whatever_its_name(tmp_path: Path) -> None:
+    config = recipes.load("base_32xv100")
+    path = tmp_path / "mine.json"
+
+    def memory(name: str) -> float:
+        return (
+            plan(dataclasses.replace(config, engine=dataclasses.replace(config.engine, deepspeed_config=name)))
+            .memory[1]
+            .total
+        )
+
+    path.write_bytes((ds_config.FOLDER / "zero1_fp16.json").read_bytes())
+    assert memory(str(path)) == memory("zero1_fp16") < memory("zero1_fp32")
+    with pytest.raises(UserError, match="zero1_fp16"):
+        memory("zero1_fp61")
 
 
 def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:

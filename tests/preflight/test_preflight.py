@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from tests.data.shard_folders import make_folder
+from unimo_ds.data import retrying
 from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, unreachable
 
@@ -99,6 +101,19 @@ def test_data_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     assert node_checks.problems_of_data(str(copy)) == [f"{shard} cannot be read (No such file or directory)"]
     (copy / "manifest.json").write_text("{")
     assert "manifest.json" in node_checks.problems_of_data(str(copy))[0]
+
+
+def test_remote_data_is_read_where_it_lies(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run reads URLs, so a preflight that took them for missing folders would let none start."""
+    monkeypatch.setattr(retrying, "_FIRST_PAUSE", 0.001)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/preflight/manifest.json", (data / "train" / "manifest.json").read_bytes())
+    assert node_checks.problems_of_data("memory://preflight") == []
+    files.pipe_file("/preflight/manifest.json", b"{")
+    assert "damaged" in node_checks.problems_of_data("memory://preflight")[0]
+    files.rm("/preflight", recursive=True)
+    assert "memory://preflight cannot be read" in node_checks.problems_of_data("memory://preflight")[0]
+    assert "hunter2" not in node_checks.problems_of_data("pipe://user:hunter2@host/data")[0]
 
 
 def test_run_directory(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.corpus import Corpus
+    from unimo_ds.data.corpus_check import check_corpus
     from unimo_ds.planning import plan, text
 
     config = config_of(arguments, arguments.data)
@@ -56,6 +57,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         measured=arguments.measured,
     )
     emit(dataclasses.asdict(result), text.to_text(result), arguments.json)
+    if corpus is not None:
+        check_corpus(corpus, config)  # what training would refuse, before a queue has been waited through
 
 
 _INSPECT_EXAMPLE = """unimo inspect demo_data/train

@@ -1,35 +1,33 @@
 """Where the files of a data folder come from: a local folder, or a remote one through fsspec and a bounded local cache.
 
 Remote shards are fetched whole, checked against the manifest's SHA-256 while they arrive, and shared by all processes that use
-the same cache folder. The least recently used are dropped when the bound is reached; a process that still reads one keeps it
-open and does not notice.
+the same cache folder. The least recently used are dropped when the bound is reached or the disk is full; a process that still
+reads one keeps it open and does not notice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from unimo_ds.utils.errors import UserError
-
-T = TypeVar("T")
 
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "hf", "memory")
 """What a URL may begin with. Never a shell (`pipe:`), never a chain of file systems (`a::b`)."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _CHUNK = 16 * 2**20
 """Bytes of one request."""
-_ATTEMPTS = 4
-_FIRST_PAUSE = 0.25
 _STALE_NANOSECONDS = 3600 * 10**9
 """After so long without a byte a file is no longer being fetched."""
 
@@ -41,14 +39,17 @@ class RemoteDamage(OSError):
 class Storage(Protocol):
     """Reads the files of one data folder by their names."""
 
+    most_open: int
+    """Files that a reader keeps open."""
+
     def describe(self, name: str) -> str:
         """The file's place, for messages."""
 
     def read(self, name: str) -> bytes:
-        """A small file, whole. Raises FileNotFoundError, or OSError after some attempts."""
+        """A small file, whole. Raises OSError."""
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
-        """A local file with the content; a remote one is fetched first."""
+        """A local file with the content; a remote one is fetched first. Raises OSError."""
 
     def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
         """The same, opened."""
@@ -75,6 +76,8 @@ def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cac
 class LocalStorage:
     """A folder on this machine or on a shared file system."""
 
+    most_open = 128
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -94,19 +97,19 @@ class LocalStorage:
 class RemoteStorage:
     """A URL behind a cache folder of bounded size. May be used by many processes at once."""
 
+    most_open = 4
+    """A file that was dropped while it is open still takes its place on the disk; and opening it again says that it is used."""
+
     def __init__(self, url: str, cache_dir: Path, cache_bytes: int) -> None:
         """
         Raises:
             UserError: the package that reads such URLs is not installed, or the cache folder cannot be made.
         """
-        # Imported here: local runs need none of it.
-        import fsspec
-
         self.url = url
         self.cache_bytes = cache_bytes
+        self._connections: dict[int, tuple[Any, str]] = {}
         try:
-            self.files: Any
-            self.files, self.root = fsspec.core.url_to_fs(url)
+            self._connection()
         except ImportError as error:
             raise UserError(f"cannot read {url}: {error}") from None
         self.folder = cache_dir / hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -118,24 +121,36 @@ class RemoteStorage:
                 f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
             ) from None
 
+    def _connection(self) -> tuple[Any, str]:
+        """fsspec's file system, and the folder in it.
+
+        Most of them work on a thread of the process that opened them, so a forked worker opens its own. It keeps its parent's as
+        well: to close that would close connections that the parent still uses.
+        """
+        found = self._connections.get(os.getpid())
+        if found is None:
+            # Imported here: local runs need none of it.
+            import fsspec
+
+            found = self._connections[os.getpid()] = fsspec.core.url_to_fs(self.url)
+        return found
+
     def describe(self, name: str) -> str:
         return f"{self.url}/{name}"
 
     def read(self, name: str) -> bytes:
-        def fetch() -> bytes:
-            content: bytes = self.files.cat_file(f"{self.root}/{name}")
-            return content
-
+        files, root = self._connection()
         with _remote_errors(self.describe(name)):
-            return _retry(fetch)
+            content: bytes = files.cat_file(f"{root}/{name}")
+        return content
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
         """The cached file, fetched and checked where it is not there yet.
 
         Raises:
-            UserError: it is larger than the whole cache.
-            RemoteDamage: size or checksum differ from the manifest's, even when fetched again.
-            OSError: the remote or the local disk failed after some attempts.
+            UserError: it is larger than the whole cache, or the local disk is full.
+            RemoteDamage: size or checksum differ from the manifest's.
+            OSError: the remote or the local disk failed.
         """
         # The checksum in the name keeps a replaced remote file from being served from an old copy.
         path = self.folder / f"{sha256[:16]}-{name}"
@@ -145,11 +160,13 @@ class RemoteStorage:
             raise UserError(
                 f"{self.describe(name)} has {size} bytes, the cache {self.cache_bytes}: raise data.cache_bytes above it"
             )
+        # Somebody may have emptied the cache by hand.
+        self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not self._touch(path, size):
                 self._make_room(size)
                 with _remote_errors(self.describe(name)):
-                    _retry(lambda: self._fetch(name, path, size, sha256))
+                    self._fetch(name, path, size, sha256)
         return path
 
     def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
@@ -171,7 +188,8 @@ class RemoteStorage:
         aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         digest, received = hashlib.sha256(), 0
         try:
-            with self.files.open(f"{self.root}/{name}", "rb", cache_type="none") as source, open(aside, "wb") as target:
+            files, root = self._connection()
+            with files.open(f"{root}/{name}", "rb", cache_type="none") as source, open(aside, "wb") as target:
                 while chunk := source.read(_CHUNK):
                     received += len(chunk)
                     if received > size:
@@ -183,11 +201,18 @@ class RemoteStorage:
                     f"{self.describe(name)} is not what the manifest describes ({received} bytes of {size})"
                 )
             os.replace(aside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk of the cache folder {self.cache_dir} is full ({error.strerror}); make room there, or set "
+                "data.cache_dir to another disk"
+            ) from None
         finally:
             aside.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound.
+        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound and onto the disk.
 
         What others are fetching counts, and stays; what they left behind when they were killed goes.
         """
@@ -200,7 +225,7 @@ class RemoteStorage:
             held = sum(held_bytes for _, held_bytes, _ in present)
             still_fetched = time.time_ns() - _STALE_NANOSECONDS
             for used_at, held_bytes, path in sorted(present, key=lambda item: item[0]):
-                if held + size <= self.cache_bytes:
+                if held + size <= self.cache_bytes and size <= shutil.disk_usage(self.cache_dir).free:
                     return
                 if path.suffix == ".lock" or (path.suffix == ".partial" and used_at > still_fetched):
                     continue
@@ -228,13 +253,17 @@ def _remote_failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def _remote_errors(where: str) -> Iterator[None]:
-    """Within the block, what a library raises becomes an OSError that names the file."""
+    """Within the block, what a library raises becomes an OSError that names the file and the cause."""
     try:
         yield
-    except OSError:
-        raise
     except _remote_failures() as error:
-        raise OSError(f"{where}: {type(error).__name__}: {error}") from error
+        cause: BaseException = error
+        if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _remote_failures()):
+            # fsspec says so of every failure to open a file over HTTP.
+            cause = error.__cause__
+        elif isinstance(error, OSError):
+            raise
+        raise OSError(f"{where}: {type(cause).__name__}: {cause}") from error
 
 
 @contextlib.contextmanager
@@ -243,17 +272,3 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _retry(action: Callable[[], T]) -> T:
-    """`action()`, tried again after transient failures, with growing pauses."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return action()
-        except FileNotFoundError:
-            raise
-        except _remote_failures():
-            if attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(_FIRST_PAUSE * 2**attempt)
-    raise AssertionError("unreachable")

@@ -7,12 +7,11 @@ in Python per sample. `read` is a positioned read or two, checked against the in
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,21 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from unimo_ds.data import cache, index, manifest, members, shards
+from unimo_ds.data.retrying import Retries
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
-_OPEN_FILES = 128
+_INDICES_AT_ONCE = 8
+"""A server or a cluster's file system takes its time for each."""
 _SPLIT_NAMES = 64
 """Shards whose keys are held as single strings."""
-_READ_ATTEMPTS = 4
-_FIRST_PAUSE = 0.05
 _LARGEST_GAP = 64 * 1024
 """Unwanted bytes (a JPEG) that are read along, because a second read costs more."""
-_NOT_TRANSIENT = {errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
 
-class CorruptSample(Exception):
-    """A sample that cannot be had: damaged, cut, or unreadable after some attempts."""
+class CorruptSample(UserError):
+    """A sample that cannot be had: damaged, cut, or unreadable after some attempts. Where nothing takes its place, its sentence
+    ends the command."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)
@@ -44,7 +43,7 @@ class CorruptSample(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.reason}"
+        return f"sample {self.key} cannot be read: {self.reason}; run `unimo prepare verify` on its folder"
 
 
 class Corpus:
@@ -66,8 +65,10 @@ class Corpus:
         """See `open`."""
         self._arguments = (os.fspath(location), cache_dir, cache_bytes)
         self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
-        self.manifest = _load_manifest(self._storage)
-        indices = [_load_index(self._storage, entry) for entry in self.manifest.shards]
+        self._retry = Retries()
+        self.manifest = _load_manifest(self._storage, self._retry)
+        with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+            indices = list(pool.map(lambda entry: _load_index(self._storage, entry, self._retry), self.manifest.shards))
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
@@ -130,12 +131,21 @@ class Corpus:
         """A local path of one of the manifest's other files (tokenizer, extractor, report).
 
         Raises:
-            UserError: the manifest does not list it.
+            UserError: the manifest does not list it, or it is gone or another one lies in its place.
         """
-        for entry in self.manifest.files:
-            if entry.file == name:
-                return self._storage.local_path(name, size=entry.bytes, sha256=entry.sha256)
-        raise UserError(f"{self.location} lists no file {name!r} in its manifest")
+        known = next((entry for entry in self.manifest.files if entry.file == name), None)
+        if known is None:
+            raise UserError(f"{self.location} lists no file {name!r} in its manifest")
+        try:
+            path = self._retry(name, lambda: self._storage.local_path(name, size=known.bytes, sha256=known.sha256))
+        except OSError as error:
+            raise UserError(f"cannot read {self._storage.describe(name)}: {error}") from None
+        if manifest.file_entry(path).sha256 != known.sha256:
+            raise UserError(
+                f"{path} is not what the manifest of {self.location} describes (checksum); restore it, or accept it as it is "
+                "with `unimo prepare pack`"
+            )
+        return path
 
     def key(self, sample: int) -> str:
         """`SHARD.tar:BASE` of a sample."""
@@ -229,22 +239,23 @@ class Corpus:
 
     def _read_block(self, sample: int, shard: int, offset: int, size: int) -> bytes:
         """Positioned read of exactly `size` bytes, tried again after transient errors."""
-        for attempt in range(_READ_ATTEMPTS):
+
+        def read() -> bytes:
             try:
-                block = _pread(self._file(shard).fileno(), offset, size)
-            except OSError as error:
+                return _pread(self._file(shard).fileno(), offset, size)
+            except OSError:
                 # A stale handle of a network file system is cured by opening the file again.
                 self._files.pop(shard, None)
-                final = error.errno in _NOT_TRANSIENT or isinstance(error, (FileNotFoundError, cache.RemoteDamage))
-                if final or attempt == _READ_ATTEMPTS - 1:
-                    raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
-                time.sleep(_FIRST_PAUSE * 4**attempt)
-                continue
-            if len(block) < size:
-                raise CorruptSample(self.key(sample), "its shard is cut")
-            self.bytes_read += size
-            return block
-        raise AssertionError("unreachable")
+                raise
+
+        try:
+            block = self._retry(self.manifest.shards[shard].file, read)
+        except OSError as error:
+            raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
+        if len(block) < size:
+            raise CorruptSample(self.key(sample), "its shard is cut")
+        self.bytes_read += size
+        return block
 
     def _file(self, shard: int) -> FileIO:
         """The open shard; positioned reads make one handle safe for forked processes and threads alike."""
@@ -253,7 +264,7 @@ class Corpus:
             entry = self.manifest.shards[shard]
             file = self._storage.open_local(entry.file, size=entry.bytes, sha256=entry.sha256)
             self._files[shard] = file
-            while len(self._files) > _OPEN_FILES:
+            while len(self._files) > self._storage.most_open:
                 # Closed by the garbage collector once nobody reads from it.
                 self._files.popitem(last=False)
         else:
@@ -287,24 +298,24 @@ def _open_again(location: str, cache_dir: str | None, cache_bytes: int) -> Corpu
     return Corpus(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
 
-def _load_manifest(storage: cache.Storage) -> manifest.Manifest:
+def _load_manifest(storage: cache.Storage, retry: Retries) -> manifest.Manifest:
     if isinstance(storage, cache.LocalStorage):
         return manifest.load_manifest(storage.folder)
     where = storage.describe(manifest.MANIFEST_FILE)
     try:
-        content = storage.read(manifest.MANIFEST_FILE)
+        content = retry(manifest.MANIFEST_FILE, lambda: storage.read(manifest.MANIFEST_FILE))
     except OSError as error:
         raise UserError(f"cannot read {where}: {error or type(error).__name__}; check the address") from None
     return manifest.parse_manifest(content, where=where)
 
 
-def _load_index(storage: cache.Storage, entry: manifest.ShardEntry) -> index.ShardIndex:
+def _load_index(storage: cache.Storage, entry: manifest.ShardEntry, retry: Retries) -> index.ShardIndex:
     """A shard's index, checked against the manifest, and the shard's size where that costs nothing."""
     name = shards.index_path(entry.file).name
     where = storage.describe(name)
     cure = "run `unimo prepare verify` on the folder"
     try:
-        content = storage.read(name)
+        content = retry(name, lambda: storage.read(name))
         if isinstance(storage, cache.LocalStorage):
             size = os.stat(storage.folder / entry.file).st_size
             if size != entry.bytes:

@@ -141,7 +141,9 @@ def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunC
     captions = lengths[is_caption]
     totals = captions + NUM_TEXT_SPECIALS * fragments.astype(np.int64) + np.where(is_pair, image, 0)
     if contrast.enabled:
-        clean = (2 if contrast.encodes_jointly else 1) * (image + captions)
+        # A joint sequence that shares the pair's image holds its words alone.
+        own_image = image if contrast.joint_encoding == "exact" else np.zeros_like(image)
+        clean = image + captions + (own_image + captions) * contrast.encodes_jointly
         is_negative = roles == TextRole.NEGATIVE
         for is_rewrite, wanted in (
             (roles == TextRole.POSITIVE, contrast.positives),
@@ -150,7 +152,7 @@ def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunC
             (is_negative & (levels == Level.WORD), contrast.word_negatives),
         ):
             number, longest = drawn(is_rewrite, wanted, caption_of, len(captions))
-            clean += number * (image + longest) * contrast.encodes_jointly
+            clean += number * (own_image + longest) * contrast.encodes_jointly
             clean += number * longest * contrast.encodes_rewrites_alone
         number, longest = drawn(roles == TextRole.RELATED, contrast.related_texts, sample_of, stop - start)
         clean += (number * longest)[sample]

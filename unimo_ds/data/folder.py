@@ -6,11 +6,14 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 import unimo_ds
 from unimo_ds.data import index, manifest, shards
@@ -18,7 +21,6 @@ from unimo_ds.data.manifest import ExtractorEntry, FileEntry, Manifest, ShardEnt
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _OTHER_FILES = (".json", ".safetensors", ".txt", ".tsv")
 _PACKAGES = ("numpy", "webdataset", "tokenizers", "pillow", "torch")
 
@@ -33,6 +35,7 @@ def finish_folder(
     num_region_classes: int | None = None,
     command: str | None = None,
     reindex: bool = False,
+    leave_out: Collection[str] = (),
 ) -> Manifest:
     """Make a folder of shards complete: build the indices that are missing or count another tokenizer's tokens, and write
     manifest.json. Repeating it is cheap and changes nothing; after another import it takes in the new shards.
@@ -40,6 +43,7 @@ def finish_folder(
     tokenizer_file, extractor_file: names of files inside the folder.
     extractor_fingerprint, extractor_file, num_region_classes: None takes over what the present manifest says.
     command: recorded as what made the folder; None: this process's command line.
+    leave_out: names of shards that do not belong to it (yet).
     reindex: build every index anew, and accept shards that were changed or removed behind the manifest's back.
 
     Raises:
@@ -47,7 +51,7 @@ def finish_folder(
             disagree in feature size; a reference to a related image that is not there; files not found.
     """
     folder = Path(folder)
-    paths = shards.shard_files(folder)
+    paths = [path for path in shards.shard_files(folder) if path.name not in leave_out]
     if not paths:
         raise UserError(f"{folder} holds no shards; import something into it first")
     before = manifest.load_manifest(folder) if (folder / manifest.MANIFEST_FILE).exists() and not reindex else None
@@ -61,9 +65,9 @@ def finish_folder(
     for path in paths:
         if reindex or not _has_index(path, tokenizer.fingerprint):
             index.build_index(path, tokenizer)
-    entries, indices = _collect(paths)
-    feature_size, classes_per_region, largest_class = common_sizes(paths, indices)
-    check_related(paths, indices)
+    entries, outlines = _collect(paths)
+    feature_size, classes_per_region, largest_class = common_sizes(outlines)
+    check_related(outlines)
     extractor = ExtractorEntry(extractor_fingerprint, extractor_file) if extractor_fingerprint is not None else None
     if extractor is None and before is not None:
         extractor = before.extractor
@@ -113,12 +117,33 @@ def _has_index(path: Path, tokenizer_fingerprint: str) -> bool:
     return present.tokenizer_fingerprint == tokenizer_fingerprint
 
 
-def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[index.ShardIndex]]:
-    entries, indices = [], []
+@dataclass(frozen=True)
+class Outline:
+    """What of a shard's index shows whether shards fit together. Indices themselves would fill the memory: some KB a pair."""
+
+    path: Path
+    feature_size: int
+    classes_per_region: int
+    largest_class: int
+    has_regions: NDArray[np.bool_]
+    """[n] of each sample."""
+    refers: bool
+    """Whether pairs name related images."""
+
+
+def outline_of(path: Path, one: index.ShardIndex) -> Outline:
+    has_regions = one.samples["num_regions"] > 0
+    return Outline(
+        path, one.feature_size, one.classes_per_region, one.largest_class, has_regions, bool(one.related_shards)
+    )
+
+
+def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[Outline]]:
+    entries, outlines = [], []
     for path in paths:
         content = shards.index_path(path).read_bytes()
         one = index.from_bytes(content, where=str(shards.index_path(path)))
-        indices.append(one)
+        outlines.append(outline_of(path, one))
         entries.append(
             ShardEntry(
                 file=path.name,
@@ -131,44 +156,48 @@ def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[index.ShardI
                 index_sha256=hashlib.sha256(content).hexdigest(),
             )
         )
-    return entries, indices
+    return entries, outlines
 
 
-def common_sizes(paths: list[Path], indices: list[index.ShardIndex]) -> tuple[int, int, int]:
+def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int]:
     """(feature size, classes per region, largest class) over all shards that have regions; (0, 0, -1) where none has.
 
     Raises:
         UserError: shards that disagree.
     """
-    sizes = [(path, one.feature_size, one.classes_per_region) for path, one in zip(paths, indices, strict=True)]
-    sizes = [size for size in sizes if size[1]]
-    for path, *size in sizes[1:]:
-        if size != [*sizes[0][1:]]:
+    with_regions = [one for one in outlines if one.classes_per_region]
+    for one in with_regions[1:]:
+        first = with_regions[0]
+        if (one.feature_size, one.classes_per_region) != (first.feature_size, first.classes_per_region):
             raise UserError(
-                f"shard {path.name} has regions of {size[0]} features and {size[1]} classes where {sizes[0][0].name} has "
-                f"{sizes[0][1]} and {sizes[0][2]}; import both with one extractor, or extract again with `unimo prepare regions`"
+                f"shard {one.path.name} has regions of {one.feature_size} features and {one.classes_per_region} classes where "
+                f"{first.path.name} has {first.feature_size} and {first.classes_per_region}; import both with one extractor, or "
+                "extract again with `unimo prepare regions`"
             )
-    feature_size, classes_per_region = sizes[0][1:] if sizes else (0, 0)
-    return feature_size, classes_per_region, max(one.largest_class for one in indices)
+    feature_size = with_regions[0].feature_size if with_regions else 0
+    classes_per_region = with_regions[0].classes_per_region if with_regions else 0
+    return feature_size, classes_per_region, max(one.largest_class for one in outlines)
 
 
-def check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
+def check_related(outlines: Sequence[Outline]) -> None:
     """Every reference to a related image must name a sample with regions that is there.
 
     Raises:
         UserError: naming the shard that refers, and the cure.
     """
-    by_name = {path.name: one for path, one in zip(paths, indices, strict=True)}
-    for path, one in zip(paths, indices, strict=True):
-        for number, name in enumerate(one.related_shards):
+    by_name = {one.path.name: one for one in outlines}
+    for path in (one.path for one in outlines if one.refers):
+        file = shards.index_path(path)
+        referring = index.from_bytes(file.read_bytes(), where=file.name)
+        for number, name in enumerate(referring.related_shards):
             if name not in by_name:
                 raise UserError(
                     f"shard {path.name} refers to related images in {name}, which is not there; "
                     "run `unimo prepare retrieve` again"
                 )
-            samples = one.related_images["index"][one.related_images["shard"] == number]
-            target = by_name[name].samples
-            if len(samples) and (samples.max() >= len(target) or not target["num_regions"][samples].all()):
+            samples = referring.related_images["index"][referring.related_images["shard"] == number]
+            target = by_name[name].has_regions
+            if len(samples) and (samples.max() >= len(target) or not target[samples].all()):
                 raise UserError(
                     f"shard {path.name} refers to a related image in {name} that is not there or has no regions; "
                     "run `unimo prepare retrieve` again"
@@ -178,11 +207,11 @@ def check_related(paths: list[Path], indices: list[index.ShardIndex]) -> None:
 def _other_files(folder: Path, named: Iterable[str | None]) -> tuple[FileEntry, ...]:
     """Entries of the files beside the shards; the named ones must be there."""
     for name in named:
-        if name is not None and not (_PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
+        if name is not None and not (manifest.PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
             raise UserError(f"{folder} has no file {name!r}; it must lie inside the folder, beside the shards")
     names = {name for name in named if name is not None}
     for path in folder.iterdir():
-        if path.is_file() and path.suffix in _OTHER_FILES and _PLAIN_NAME.fullmatch(path.name):
+        if path.is_file() and path.suffix in _OTHER_FILES and manifest.PLAIN_NAME.fullmatch(path.name):
             names.add(path.name)
     names.discard(manifest.MANIFEST_FILE)
     return tuple(manifest.file_entry(folder / name) for name in sorted(names))

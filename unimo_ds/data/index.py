@@ -13,7 +13,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data import members, shards, tars
+from unimo_ds.data import manifest, members, shards, tars
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 NUM_MEMBERS = len(members.EXTENSIONS)
-ABSENT = 0
-"""Size of a member that a sample does not have."""
 
 SAMPLE_RECORD = np.dtype(
     [
@@ -43,7 +41,7 @@ SAMPLE_RECORD = np.dtype(
         ("crc32", "<u4", (NUM_MEMBERS,)),
     ]
 )
-"""start: first byte of the sample's first content; offset: of each member's content, from there."""
+"""start: first byte of the sample's first content; offset: of each member's content, from there; size: 0 where it has none."""
 TEXT_RECORD = np.dtype([("role", "u1"), ("level", "u1"), ("caption", "<i4"), ("tokens", "<i4")])
 """Texts in the order of `members.texts_of`; tokens without specials."""
 RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])
@@ -105,24 +103,17 @@ class ShardIndex:
         return {name: int(count) for name, count in zip(self.source_names, counts, strict=True)}
 
 
-_SCALARS = (
-    "shard_bytes",
-    "shard_sha256",
-    "tokenizer_fingerprint",
-    "feature_size",
-    "classes_per_region",
-    "largest_class",
-)
+_SCALARS = {
+    "shard_bytes": int,
+    "shard_sha256": str,
+    "tokenizer_fingerprint": str,
+    "feature_size": int,
+    "classes_per_region": int,
+    "largest_class": int,
+}
 _NAMES = ("source_names", "related_shards")
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What zipfile raises on damaged bytes; a RuntimeError where they say that a member is encrypted.
+_UNREADABLE = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
 
 
@@ -148,6 +139,28 @@ def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> Shard
     return index
 
 
+def rewrite(
+    path: Path, transform: Callable[[int, shards.StoredSample], shards.StoredSample], tokenizer: BatchEncoder
+) -> None:
+    """`shards.rewrite_shard` and the index anew, of a shard that is what its index says: a flipped byte must not be written again
+    under a new checksum.
+
+    Raises:
+        UserError: the shard is damaged or not what its index says, or cannot be written; it stays as it is.
+    """
+    file = shards.index_path(path)
+    # There is none where this was killed between its two halves.
+    if file.exists():
+        known = from_bytes(file.read_bytes(), where=str(file))
+        if manifest.file_entry(path).sha256 != known.shard_sha256:
+            raise UserError(
+                f"shard {path} is not what it was when it was indexed (checksum): it is damaged or was replaced; restore it, "
+                f"or accept it as it is with `unimo prepare pack {path.parent}`"
+            )
+    shards.rewrite_shard(path, transform)
+    build_index(path, tokenizer)
+
+
 def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
     """The index of a shard, from the tar alone.
 
@@ -166,14 +179,8 @@ def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
                 if sample.regions is not None:
                     members.check_values(sample.regions)
                 builder.add(base, sample, columns)
-    except tars.BadTar as error:
-        raise UserError(f"shard {path} is damaged: {error}; write it again or remove it") from None
-    except members.DecodeError as error:
-        raise UserError(
-            f"shard {path} is damaged at or behind sample {base!r}: {error}; write it again or remove it"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    except (tars.BadTar, members.DecodeError, OSError) as error:
+        raise shards.unreadable(path, base, error) from None
     if not builder.samples:
         raise UserError(f"shard {path} is damaged: it holds no sample; write it again or remove it")
     return builder.finish(path.stat().st_size, digest.hexdigest(), tokenizer)
@@ -212,6 +219,10 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
         raise UserError(f"{where} is not of schema version {SCHEMA_VERSION}; {cure}")
     if set(about) != {"schema_version", "bases", *_SCALARS, *_NAMES}:
         raise UserError(f"{where} has other keys than this version writes; {cure}")
+    if not all(type(about[name]) is kind for name, kind in _SCALARS.items()) or not all(
+        isinstance(about[name], list) and {str}.issuperset(map(type, about[name])) for name in ("bases", *_NAMES)
+    ):
+        raise UserError(f"{where} has values of other types than this version writes; {cure}")
     fields: dict[str, Any] = {**arrays, **{name: about[name] for name in _SCALARS}}
     fields.update({name: tuple(about[name]) for name in _NAMES}, base_names="\n".join(about["bases"]))
     index = ShardIndex(**fields)

@@ -23,7 +23,9 @@ from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError, nearest_name
 
 MANIFEST_FILE = "manifest.json"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CURE = "restore it, or remove it and run `unimo prepare pack`"
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,13 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     """A manifest from its bytes.
 
     Raises:
-        UserError: not JSON, another schema version, unknown or missing keys, ill-typed values, file names that lead out of the
-            folder, duplicates, or a wrong checksum, naming `where`.
+        UserError: not JSON, another schema version, unknown or missing keys, ill-typed values, file names or checksums that lead
+            out of the folder, duplicates, or a wrong checksum, naming `where`.
     """
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: not JSON ({error}); restore it or run `unimo prepare pack`") from None
+        raise UserError(f"{where} is damaged: not JSON ({error}); {_CURE}") from None
     if not isinstance(record, dict) or "schema_version" not in record:
         raise UserError(f"{where} is not a manifest of this program: it has no schema_version")
     version = record.pop("schema_version")
@@ -153,7 +155,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     if totals != manifest.totals:
         raise UserError(f"{where} has totals {totals} where its shards add up to {manifest.totals}; restore it")
     if serialise(manifest) != content:
-        raise UserError(f"{where} was changed after it was written (checksum); restore it or run `unimo prepare pack`")
+        raise UserError(f"{where} was changed after it was written (checksum); {_CURE}")
     return manifest
 
 
@@ -216,14 +218,19 @@ def _digest(content: bytes) -> str:
 
 
 def _check_names(manifest: Manifest, where: str) -> None:
-    named = [shard.file for shard in manifest.shards] + [entry.file for entry in manifest.files]
+    listed: list[ShardEntry | FileEntry] = [*manifest.shards, *manifest.files]
+    named = [entry.file for entry in listed]
     named_twice = {name for name in named if named.count(name) > 1} if len(set(named)) < len(named) else set()
     if named_twice:
         raise UserError(f"{where} lists {min(named_twice)} twice")
     others = [manifest.tokenizer.file, manifest.extractor.file if manifest.extractor else None]
     for name in (*named, *(other for other in others if other is not None)):
-        if not _PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name):
             raise UserError(f"{where} lists {name!r}, which is not a plain file name inside the folder")
+    for entry in listed:
+        # The copy of a remote file is named after its checksum.
+        if not _SHA256.fullmatch(entry.sha256):
+            raise UserError(f"{where} lists {entry.sha256!r}, which is not a SHA-256")
     for shard in manifest.shards:
         if not shard.file.endswith(".tar"):
             raise UserError(f"{where} lists {shard.file!r} as a shard; shards are plain .tar files")

@@ -136,6 +136,8 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
     if not is_text and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
+    if not isinstance(record.get("details", {}), dict):
+        raise DecodeError("details is not an object")
     text = _text(record.get("text"), "text") if is_text else None
     related_texts = _list(record, "related_texts", is_pair=is_pair)
     related_images = _list(record, "related_images", is_pair=is_pair)
@@ -153,10 +155,8 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
 
 
 def details_of(content: Buffer) -> dict[str, Any]:
-    """The `details` that were stored in a sample's JSON."""
-    details = _parse_json(content).get("details", {})
-    if not isinstance(details, dict):
-        raise DecodeError("details is not an object")
+    """The `details` that were stored in the JSON of a sample that can be decoded."""
+    details: dict[str, Any] = _parse_json(content).get("details", {})
     return details
 
 

@@ -230,15 +230,26 @@ def read_shard(path: str | os.PathLike[str]) -> Iterator[StoredSample]:
     """All samples of a shard in order, from the tar alone (no index, no manifest).
 
     Raises:
-        UserError: the file cannot be opened.
-        tars.BadTar, members.DecodeError: the shard is damaged; samples before the damage have been given.
+        UserError: the file cannot be read, or is damaged; samples before the damage have been given.
     """
     path = Path(path)
-    with open_shard(path) as stream:
-        for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
-            content = {column: member.content for column, member in columns.items()}
-            sample = members.decode_sample(f"{path.name}:{base}", content)
-            yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
+    base = ""
+    try:
+        with open_shard(path) as stream:
+            for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
+                content = {column: member.content for column, member in columns.items()}
+                sample = members.decode_sample(f"{path.name}:{base}", content)
+                yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
+    except (tars.BadTar, members.DecodeError, OSError) as error:
+        raise unreadable(path, base, error) from None
+
+
+def unreadable(path: Path, base: str, error: tars.BadTar | members.DecodeError | OSError) -> UserError:
+    """What is said of a shard that could not be read through. base: the last sample met."""
+    if isinstance(error, OSError):
+        return UserError(f"cannot read shard {path}: {error.strerror}")
+    where = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
+    return UserError(f"shard {path} is damaged{where}: {error}; write it again or remove it")
 
 
 def shard_name(prefix: str, number: int) -> str:
@@ -285,8 +296,7 @@ def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, Stored
     The new shard takes the old one's place at once; its index is dropped, so `folder.finish_folder` must follow.
 
     Raises:
-        UserError: the shard cannot be read or written, or a new sample is not valid.
-        tars.BadTar, members.DecodeError: the old shard is damaged; it stays as it is.
+        UserError: the shard cannot be read or written, is damaged (it stays as it is), or a new sample is not valid.
     """
     path = Path(path)
     shard = _OpenShard(path)

@@ -174,13 +174,17 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if file.is_file():
         content = _read_json(file)
-        if not isinstance(content, dict) or content.get("model", {}).get("type") != "BPE":
+        try:
+            kind, vocabulary, merges = (content["model"][name] for name in ("type", "vocab", "merges"))
+            fillers = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+            vocabulary = {**vocabulary, **fillers}
+        except (KeyError, TypeError):
+            kind = None
+        if kind != "BPE":
             raise UserError(
                 f"{file} does not hold a byte-level BPE; use a RoBERTa tokenizer or `unimo prepare tokenizer`"
             )
-        vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
-        fillers = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-        return _complete({**vocabulary, **fillers}, merges)
+        return _complete(vocabulary, merges)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         vocabulary = _read_json(path / "vocab.json")
         lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -189,17 +193,27 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     raise UserError(f"no tokenizer at {path}: it needs tokenizer.json, or vocab.json and merges.txt")
 
 
-def _complete(vocabulary: dict[str, int], merges: Sequence[str | Sequence[str]]) -> Tokenizer:
-    """The tokenizer of a RoBERTa vocabulary, or of a GPT-2 one shifted behind RoBERTa's specials."""
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError("the tokenizer's merges are damaged: each must join two pieces; fetch the file again")
+def _complete(vocabulary: Any, merges: Any) -> Tokenizer:
+    """The tokenizer of a RoBERTa vocabulary, or of a GPT-2 one shifted behind RoBERTa's specials; as JSON has them."""
+    if not isinstance(vocabulary, dict) or not all(
+        isinstance(piece, str) and type(number) is int and 0 <= number < 2**31 for piece, number in vocabulary.items()
+    ):
+        raise UserError("the tokenizer's pieces are damaged: each must have a number; fetch the file again")
+    pairs = [_pair(merge) for merge in merges] if isinstance(merges, list) else [_pair(merges)]
     if not any(name in vocabulary for name in FIRST_SPECIALS):
         pieces = [
             piece for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1]) if piece != "<|endoftext|>"
         ]
         vocabulary = {**FIRST_SPECIALS, **{piece: len(FIRST_SPECIALS) + i for i, piece in enumerate(pieces)}}
     return _assemble(vocabulary, pairs)
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """The pieces that a merge joins: `"a b"` in older files, `["a", "b"]` in newer ones."""
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)]:
+            return left, right
+    raise UserError("the tokenizer's merges are damaged: each must join two pieces; fetch the file again")
 
 
 def _assemble(vocabulary: dict[str, int], merges: list[tuple[Any, ...]]) -> Tokenizer:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.schema import ContrastTable, PackedBatch, StepBatch
+from unimo_ds.utils.errors import UserError
 
 _ALIGNMENT = 64
 _TABLE_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastTable))
@@ -46,7 +47,11 @@ class FlatStep:
 
 
 def flatten(batch: StepBatch) -> FlatStep:
-    """All tensors of a CPU batch, copied into one block."""
+    """All tensors of a CPU batch, copied into one block.
+
+    Raises:
+        UserError: /dev/shm is full.
+    """
     arrays = [array for micro_batch in batch.micro_batches for array in _arrays(micro_batch)]
     places, size = [], 0
     for array in arrays:
@@ -54,7 +59,13 @@ def flatten(batch: StepBatch) -> FlatStep:
         size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
     # In shared memory from the start, as torch's own collation does it: sending would else copy all of it there, which takes as
     # long again (690 us for each image of 410 KB, 330 so).
-    storage = torch.UntypedStorage._new_shared(max(size, 1))  # type: ignore[no-untyped-call]
+    try:
+        storage = torch.UntypedStorage._new_shared(max(size, 1))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise UserError(
+            f"a step of {size / 2**20:.0f} MiB finds no room in /dev/shm ({error}); give it more (docker run --shm-size=8g), or "
+            "set data.prefetch_steps=1 or data.num_workers=0"
+        ) from None
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
     flat = block.numpy()
     for array, (_, _, offset) in zip(arrays, places, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unimo_ds.data import folder as folders
 from unimo_ds.data import index, manifest, members, shards
 from unimo_ds.data.manifest import ShardEntry
+from unimo_ds.data.prepare.journal import import_journal, unfinished_imports
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.errors import UserError
 
@@ -49,7 +50,8 @@ def verify(
 
     Found are: a changed, missing or unlisted file; a flipped byte anywhere, named with its sample where it lies in one; a cut
     shard; counts, kinds or sizes that differ between manifest, index and shard; samples that are incomplete, interleaved or
-    there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles.
+    there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles; an import that was
+    killed and not continued.
 
     tokenizer: also count every text's tokens again.
     workers: check shards side by side; None: this process alone.
@@ -66,7 +68,7 @@ def verify(
     except UserError as error:
         # Without a manifest nothing else can be proven good.
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
-    problems += _check_files(path, listed)
+    problems += [*_check_files(path, listed), *_check_unfinished(path)]
     tasks = [(path, entry, tokenizer) for entry in listed.shards]
     found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
     problems += [problem for number in sorted(found) for problem in found[number]]
@@ -166,6 +168,15 @@ def _check_files(folder: Path, listed: manifest.Manifest) -> Iterator[Problem]:
             yield Problem(path.name, "is an index without a shard in the manifest; remove it")
 
 
+def _check_unfinished(folder: Path) -> Iterator[Problem]:
+    """Imports of which the folder holds a part alone."""
+    for source in unfinished_imports(folder):
+        journal = import_journal(folder, source).path.relative_to(folder)
+        yield Problem(
+            str(journal), f"the import of {source} was not finished; run it again, or remove this and {source}-*"
+        )
+
+
 def _check_index(file: Path, entry: ShardEntry) -> tuple[index.ShardIndex | None, list[Problem]]:
     """(the index, or None where it cannot be read; what is wrong with it)."""
     try:
@@ -201,22 +212,20 @@ def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> lis
 
 def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
     """What only all shards together can show: keys that come twice, references, sizes that differ."""
-    paths = [folder / entry.file for entry in listed.shards]
-    indices = [
-        index.from_bytes(shards.index_path(path).read_bytes(), where=shards.index_path(path).name) for path in paths
-    ]
-    problems = []
-    seen: dict[str, str] = {}
-    for path, one in zip(paths, indices, strict=True):
-        for base in one.bases:
-            if base in seen:
-                problems.append(Problem(path.name, f"the same sample is in {seen[base]}", base))
-            seen[base] = path.name
+    problems, outlines, hashes = [], [], []
+    for entry in listed.shards:
+        path = folder / entry.file
+        one = _index_of(path)
+        outlines.append(folders.outline_of(path, one))
+        hashes.append(np.fromiter(map(hash, one.bases), np.int64, one.num_samples))
         if one.tokenizer_fingerprint != listed.tokenizer.fingerprint:
             problems.append(Problem(path.name, "its index counts another tokenizer's tokens; run `unimo prepare pack`"))
+    whole = np.concatenate(hashes)
+    if len(np.unique(whole)) < len(whole):
+        problems += _name_doubles([one.path for one in outlines])
     try:
-        feature_size, classes, largest_class = folders.common_sizes(paths, indices)
-        folders.check_related(paths, indices)
+        feature_size, classes, largest_class = folders.common_sizes(outlines)
+        folders.check_related(outlines)
     except UserError as error:
         return [*problems, Problem(manifest.MANIFEST_FILE, str(error))]
     if (feature_size, classes) != (listed.feature_size, listed.classes_per_region):
@@ -226,3 +235,18 @@ def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
         classes_known = f"num_region_classes={listed.num_region_classes}, a shard holds class {largest_class}"
         problems.append(Problem(manifest.MANIFEST_FILE, f"says {classes_known}"))
     return problems
+
+
+def _name_doubles(paths: Iterable[Path]) -> Iterator[Problem]:
+    """Samples of which another shard has one of the same name."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        for base in _index_of(path).bases:
+            if base in seen:
+                yield Problem(path.name, f"the same sample is in {seen[base]}", base)
+            seen[base] = path.name
+
+
+def _index_of(path: Path) -> index.ShardIndex:
+    file = shards.index_path(path)
+    return index.from_bytes(file.read_bytes(), where=file.name)

@@ -16,9 +16,10 @@ from typing import Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder, state
-from unimo_ds.engine.checkpoint_folder import FOLDER, FORMAT
+from unimo_ds.engine.checkpoint_folder import FOLDER, FORMAT, STATE
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.state import OptimizerNumbers, Progress
+from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 
 
@@ -185,18 +186,23 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
     if communicator.rank == 0:
         try:
             choice = checkpoint_folder.choose(run_dir / FOLDER, say)
-        except OSError as error:  # the other ranks wait for a verdict
-            choice = "", f"cannot look through {run_dir / FOLDER}: {error}", None
-    name, problem, described = communicator.broadcast_object(choice)
-    if problem:
-        raise UserError(problem)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the other ranks wait for a verdict
+            choice = "", f"cannot make out what is in {run_dir / FOLDER} ({error!r}); is it of another version?", None
+    fail_together(communicator, choice[1])
+    name, _, described = communicator.broadcast_object(choice)
     if not name:
         return None
     folder = run_dir / FOLDER / name
-    _check_same_model(described, config, folder)
+    try:
+        problem = _other_model(described, config, folder)
+        loaded = Loaded(folder, Progress.from_dict(described["progress"]))
+        numbers = OptimizerNumbers(**described["optimizer"])
+    except (KeyError, TypeError) as error:
+        problem = f"{folder / STATE} is of another version ({error!r}); continue with that one or give another run_dir"
+    fail_together(communicator, problem)
     state.read_tensors(engine, folder)
-    state.write_numbers(engine, OptimizerNumbers(**described["optimizer"]))
-    return Loaded(folder, Progress.from_dict(described["progress"]))
+    state.write_numbers(engine, numbers)
+    return loaded
 
 
 def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, config: RunConfig) -> dict[str, Any]:
@@ -213,14 +219,16 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
     }
 
 
-def _check_same_model(described: dict[str, Any], config: RunConfig, folder: Path) -> None:
+def _other_model(described: dict[str, Any], config: RunConfig, folder: Path) -> str:
+    """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
     # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
     free = {"initialize_from", "hidden_dropout", "attention_dropout"}
     differing = sorted(key for key in mine.keys() - free if described["model"].get(key) != mine[key])
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{folder} is of another model: model.{key} is {described['model'].get(key)} in it and {mine[key]} in this run; "
-            "give the configuration it was made with or another run_dir"
-        )
+    if not differing:
+        return ""
+    key = differing[0]
+    return (
+        f"{folder} is of another model: model.{key} is {described['model'].get(key)} in it and {mine[key]} in this run; "
+        "give the configuration it was made with or another run_dir"
+    )

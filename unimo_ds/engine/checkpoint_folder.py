@@ -95,26 +95,26 @@ def completed_steps(run_dir: Path) -> list[int]:
 
 def named(pointer: Path) -> str:
     """The name in a pointer file; empty where there is none."""
-    return pointer.read_text().strip() if pointer.is_file() else ""
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
 
 
 def problems_of(folder: Path) -> list[str]:
     """What is wrong with a checkpoint: missing or cut files, changed bytes. Empty for a good one."""
     try:
         manifest = read_json(folder / MANIFEST)
-        entries = manifest["files"].items() if manifest["format"] == FORMAT else None
+        entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
+        if manifest["format"] != FORMAT:
+            return [f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / MANIFEST} is unreadable ({error})"]
-    if entries is None:
-        return [f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"]
-    problems = [f"{folder / name} is not listed" for name in FILES.values() if name not in manifest["files"]]
-    for name, entry in entries:
+    problems = [f"{folder / name} is not listed" for name in (*FILES.values(), STATE) if name not in manifest["files"]]
+    for name, num_bytes, sha256 in entries:
         path = folder / name
         try:
             size = path.stat().st_size
-            if size != entry["bytes"]:
-                problems.append(f"{path} has {size} bytes instead of {entry['bytes']}")
-            elif has_changed(path, entry["sha256"]):
+            if size != num_bytes:
+                problems.append(f"{path} has {size} bytes instead of {num_bytes}")
+            elif has_changed(path, sha256):
                 problems.append(f"{path} has changed since it was written (SHA-256 differs)")
         except OSError as error:
             problems.append(f"{path} cannot be read ({error.strerror})")

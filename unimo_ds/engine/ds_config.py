@@ -176,6 +176,8 @@ def _check_sense(values: Mapping[str, Any], where: str) -> None:
         if section.get(part, {}).get("device", "none") not in ("none", "cpu"):
             raise UserError(f"{where}: {part}.device must be 'none' or 'cpu': checkpoints cannot be read off NVMe")
     accumulation = values.get("data_types", {}).get("grad_accum_dtype")
+    if accumulation not in (None, "fp32", "bf16", "fp16"):
+        raise UserError(f"{where}: data_types.grad_accum_dtype must be fp32, bf16 or fp16, not {accumulation!r}")
     if stage == 0 and accumulation not in (None, precision(values)):
         raise UserError(
             f"{where}: data_types.grad_accum_dtype={accumulation!r} needs zero_optimization.stage of 1 or more; "

@@ -12,19 +12,42 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from unimo_ds.config import EngineConfig
+from unimo_ds.config import EngineConfig, RunConfig
 from unimo_ds.engine.signals import EXIT_INTERRUPTED
-from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
+from unimo_ds.utils.agreement import fail_together
+from unimo_ds.utils.communicator import Communicator, make_communicator
+from unimo_ds.utils.errors import UserError, exit_status
 from unimo_ds.utils.launchers import local_rank, rank_environment
 
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
 _DEFAULTS = EngineConfig()
+
+
+def start_run(read: Callable[[], RunConfig]) -> tuple[RunConfig, torch.device, Communicator]:
+    """Read the configuration and join the process group that it asks for. A collective.
+
+    Raises:
+        UserError: on all ranks, what is wrong with the configuration.
+    """
+    problem, settings = "", _DEFAULTS
+    try:
+        config = read()
+        settings = config.engine
+    except UserError as error:
+        if (os.environ | rank_environment(os.environ)).get("WORLD_SIZE") == "1":  # nobody to agree with
+            raise
+        problem = str(error)
+    device = start_processes(settings)
+    communicator = make_communicator(device)
+    fail_together(communicator, problem)
+    return config, device, communicator
 
 
 def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
@@ -86,17 +109,24 @@ def stop_processes() -> None:
 
 
 def _leave() -> None:
-    """At exit, when threads are joined and loader workers are gone.
+    """At exit, when threads are joined and loader workers are gone. Several ranks end here, with their status.
 
-    A rank that fails ends here, with its status. Leaving the group would wait for collectives that it has begun and others
-    never join, while the launcher waits for this rank to end them. All other ranks leave the group: gloo's threads outlive
-    a Python that ends without that, and now and then abort it.
+    One that fails would wait for collectives that it has begun and others never join, while the launcher waits for this rank
+    to end them. One that is done leaves the group, but not by Python's end: DeepSpeed keeps groups that are destroyed, so
+    gloo's threads live on, and one that drops the last collective's tensor while Python ends wants Python's lock, gets it no
+    more, and aborts the process (pytorch/pytorch#190489).
     """
+    if not torch.distributed.is_initialized():
+        return
     error = getattr(sys, "last_value", None)  # what was told on stderr before this exit
-    if error is None or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    is_alone = torch.distributed.get_world_size() == 1
+    if error is None or is_alone:
         stop_processes()
+    status = exit_status()
+    if error is not None and not isinstance(error, UserError):
+        status = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    if is_alone or status is None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    interrupted = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-    os._exit(EXIT_BAD_INPUT if isinstance(error, UserError) else interrupted)
+    os._exit(status)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.engine import checkpoint, checkpoint_folder, rollback
+from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
+from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.signals import Stop, StopRequests
@@ -23,7 +22,9 @@ from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.stragglers import SlowRanks
+from unimo_ds.engine.trace import Tracer
 from unimo_ds.engine.watchdog import Watchdog
+from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
 from unimo_ds.utils.redact import redact
@@ -53,19 +54,17 @@ class Loop:
     ) -> None:
         self.engine, self.task, self.config = engine, task, config
         self.run_dir = Path(config.run_dir)
-        self._make_batches, self._evaluate, self._best_metric, self._on_step = (
-            make_batches,
-            evaluate,
-            best_metric,
-            on_step,
-        )
-        self._take_step = take_step
+        self._make_batches, self._take_step, self._on_step = make_batches, take_step, on_step
+        self._evaluate = evaluate if config.evaluation.every_steps else None
+        self._best_metric = best_metric
         self._is_first_rank = engine.communicator.rank == 0
         self._metrics: MetricsWriter | None = None
+        self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
-        world_size, device = engine.communicator.world_size, engine.device
-        self._speed = SpeedMeter(config.model, world_size=world_size, device=device, forward_time=engine.forward_time)
+        self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
+        first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
+        self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
@@ -82,6 +81,12 @@ class Loop:
         self._watchdog.alive()
         if self.progress.step == 0 and self.config.evaluation.at_start:
             self._measure()
+            self.progress = dataclasses.replace(self.progress, best=None)  # no checkpoint has these weights
+        elif self.progress.evaluation_is_due:
+            self._measure()
+            self.progress = dataclasses.replace(self.progress, evaluation_is_due=False)
+            self._saved_step = -1  # saved once more, with what was measured
+            self._save(must_succeed=not self._spans())
         if not self._spans():
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
@@ -94,10 +99,13 @@ class Loop:
                     self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
                     self._say(f"{text}; the same command goes on from there")
                     return stop.exit_status
+            # Past batches at the end that are passed over, too.
+            self.progress = dataclasses.replace(self.progress, step=max(self.progress.step, total_steps))
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
             self._watchdog.stop()
+            self._tracer.close()
             if self._metrics is not None:
                 self._metrics.close()
         return 0
@@ -132,9 +140,8 @@ class Loop:
                 rollbacks = rollback.read(self.run_dir)
             except (OSError, UserError) as error:
                 problem = f"cannot continue {self.run_dir}: {error}"
-        problem, self._rollbacks = self.engine.communicator.broadcast_object((problem, rollbacks))
-        if problem:
-            raise UserError(problem)
+        fail_together(self.engine.communicator, problem)
+        self._rollbacks = self.engine.communicator.broadcast_object(rollbacks)
         loaded = checkpoint.load(self.engine, self.run_dir, self.config, say=self._say)
         self.progress = loaded.progress if loaded else Progress()
         if loaded:
@@ -143,10 +150,14 @@ class Loop:
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
         if self._is_first_rank:
-            if self._metrics is not None:
-                self._metrics.close()
-            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-            self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            try:
+                if self._metrics is not None:
+                    self._metrics.close()
+                # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+            except OSError as error:
+                problem = f"cannot continue the records of {self.run_dir}: {error}"
+        fail_together(self.engine.communicator, problem)
 
     def _roll_back(self) -> None:
         """Leave a spike that does not end: back to before it, and past its batches. A collective.
@@ -169,9 +180,7 @@ class Loop:
                     problem = f"{text}, and there is no checkpoint from before them to go back to; {cure}"
             except OSError as error:
                 problem = f"{text}, and going back failed: {error}; {cure}"
-        problem = self.engine.communicator.broadcast_object(problem)
-        if problem:
-            raise UserError(problem)
+        fail_together(self.engine.communicator, problem)
         self._say(f"{text}: going back; batches {first} to {stop - 1} are passed over from now on")
         self._resume()
         self._note("rolled_back", {"text": f"{text}; batches {first} to {stop - 1} are passed over"})
@@ -186,13 +195,14 @@ class Loop:
             self.progress = dataclasses.replace(self.progress, step=batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
-        metrics = self._take_step(
-            self.engine,
-            self.task,
-            batch,
-            learning_rate=rate,
-            is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
-        )
+        with self._tracer.around(batch.step + 1):
+            metrics = self._take_step(
+                self.engine,
+                self.task,
+                batch,
+                learning_rate=rate,
+                is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
+            )
         skipped = 0 if metrics.applied else 1
         # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
         is_broken = not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor
@@ -237,10 +247,11 @@ class Loop:
         self._say(f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl")
         limit = self.config.engine.max_skipped_steps
         if self.progress.skipped_in_a_row >= limit:
-            raise UserError(
+            fail_together(
+                self.engine.communicator,
                 f"{limit} steps in a row up to step {self.progress.step} had a loss or gradient that is not finite "
                 f"(engine.max_skipped_steps); their samples are in {self.run_dir}/metrics.jsonl; lower "
-                "optimizer.peak_learning_rate or look at these samples, then resume"
+                "optimizer.peak_learning_rate or look at these samples, then resume",
             )
 
     def _watch_for_spikes(self, batch: StepBatch, metrics: StepMetrics) -> None:
@@ -285,15 +296,18 @@ class Loop:
         step, evaluation = self.progress.step, self.config.evaluation
         is_best = False
         self._report_saved()
-        if stop is None and evaluation.every_steps and (is_last or step % evaluation.every_steps == 0):
+        is_due = self._evaluate is not None and (is_last or step % evaluation.every_steps == 0)
+        if is_due and stop is None:
             is_best = self._measure()
             self.engine.module.train()
+        # A stop has no time for it, and a run that goes on must find what one that was not stopped finds.
+        self.progress = dataclasses.replace(self.progress, evaluation_is_due=is_due and stop is not None)
         if is_last or stop is not None or is_best or step % self.config.checkpoint.every_steps == 0:
             self._save(must_succeed=is_last or stop is not None)
 
     def _measure(self) -> bool:
         """Evaluate; returns whether this is the best so far."""
-        if self._evaluate is None or not self.config.evaluation.every_steps:
+        if self._evaluate is None:
             return False
         self._watchdog.alive()
         report = self._evaluate()
@@ -320,7 +334,7 @@ class Loop:
             self._saver.save(self.progress, wait=wait)
         except checkpoint.CheckpointError as error:
             if must_succeed:
-                raise
+                fail_together(self.engine.communicator, str(error))
             self._forget_save(error, self.progress.step)
             return
         self._saved_step, self._best_in_flight = self.progress.step, self.progress.best
@@ -372,24 +386,3 @@ def step_values(metrics: StepMetrics) -> dict[str, float]:
         "temperature": metrics.temperature,
         "positions": float(metrics.positions),
     }
-
-
-def check_replicas(engine: Engine) -> None:
-    """Compare the weights of all ranks, which must be the same bits (stages 0 to 2). A collective.
-
-    Raises:
-        UserError: on all ranks, naming those that differ: a broken device, or code that ranks did not run alike.
-    """
-    if engine.zero_stage == 3:
-        return
-    sums = [
-        parameter.detach().flatten().view(torch.int16).sum(dtype=torch.int64)
-        for parameter in engine.module.parameters()
-    ]
-    digests = engine.communicator.all_gather_object(torch.stack(sums).tolist())
-    differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if differing:
-        raise UserError(
-            f"the weights of rank {', '.join(map(str, differing))} are no longer those of rank 0; check that machine, "
-            "and resume from the last checkpoint"
-        )

@@ -132,14 +132,15 @@ def cut_after(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, and a last line that was cut short. Atomic."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    lines, kept = path.read_text(errors="replace").splitlines(keepends=True), []
+    for line in lines:
         try:
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    replace_file(path, "".join(kept))
+    if kept != lines:
+        replace_file(path, "".join(kept))
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_per_step: float) -> str:

@@ -5,6 +5,7 @@ config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tens
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -18,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
+from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import describe_machine
-from unimo_ds.utils.redact import redacted
+from unimo_ds.utils.redact import redact, redacted
 
 CONFIG_FILE = "config.json"
 _FREE = (
@@ -57,24 +58,42 @@ def prepare(
     ds_config: Mapping[str, Any],
     *,
     data_fingerprint: str,
+    held_out_fingerprint: str = "",
     communicator: Communicator,
     command: Sequence[str] = tuple(sys.argv),
 ) -> None:
     """Make the run directory or check that `config` continues what is in it. A collective; rank 0 works.
 
     Raises:
-        UserError: on all ranks: not writable, or the run there has another model, seed or data, naming what differs.
+        UserError: on all ranks: not writable, the run there has another model, seed or data, naming what differs, or ranks differ
+            in these among themselves.
     """
-    problem, run_dir = "", Path(config.run_dir)
-    machines = communicator.all_gather_object(describe_machine())
-    if communicator.rank == 0:
+    run_dir = Path(config.run_dir)
+    equal = {
+        "its command or code": fingerprint(config),
+        f"data.path={config.data.path!r}": data_fingerprint,
+        f"data.held_out_path={config.data.held_out_path!r}": held_out_fingerprint,
+    }
+    of_ranks = communicator.all_gather_object((describe_machine(), equal))
+    machines = [machine for machine, _ in of_ranks]
+    problem = _disagreement(of_ranks)
+    if communicator.rank == 0 and not problem:
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
             problem = f"cannot write to run_dir={str(run_dir)!r}: {error.strerror}; give another run_dir"
-    problem = communicator.broadcast_object(problem)
-    if problem:
-        raise UserError(problem)
+    fail_together(communicator, problem)
+
+
+def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
+    """What ranks do not have in common: copies of the data, or of the code, that are not equal would train without a word."""
+    _, first = of_ranks[0]
+    for rank, (machine, mine) in enumerate(of_ranks):
+        if differing := sorted(name for name in first if mine.get(name) != first[name]):
+            return (
+                f"rank {rank} on {machine['host']} differs from rank 0 in {', '.join(differing)}; make all copies equal"
+            )
+    return ""
 
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -108,7 +127,11 @@ def _lock(run_dir: Path, *, patience: float) -> str:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # Lustre without `flock`, NFS without its lock daemon
+                text = f"warning: {run_dir} is on a file system without locks ({error.strerror}); see that no other run uses it"
+                print(redact(text), flush=True)
+                return ""
             file.seek(0)
             holder = file.read().strip() or "another process"
             if not mine or not holder.endswith(mine) or time.monotonic() > deadline:
@@ -167,14 +190,14 @@ def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
     try:
         before = json.loads(path.read_text())
+        old, new = flatten(before), flatten(to_dict(config))
         data_before = (
             json.loads(environment.read_text())["data_fingerprint"] if environment.is_file() else data_fingerprint
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path.parent} is damaged ({error}); restore {path.name} and {environment.name} or give another run_dir"
     keys = differing_keys(before, to_dict(config))
     if keys:
-        old, new = flatten(before), flatten(to_dict(config))
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
         return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
     if data_before != data_fingerprint:

@@ -20,6 +20,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
@@ -32,6 +33,7 @@ from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
 from unimo_ds.engine.protocol import StepResult
 from unimo_ds.engine.stragglers import Stopwatch
+from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
@@ -47,7 +49,8 @@ class Engine:
         self.communicator = make_communicator(device)
         self.forward_time = Stopwatch(device)
         self._outputs = _Outputs(model)
-        optimizer = optim.make_optimizer(model.to(device), config.optimizer, ds_config, device=device)
+        with failing_together(self.communicator):
+            optimizer = optim.make_optimizer(model.to(device), config.optimizer, ds_config, device=device)
         initial = _host_copies(model) if precision(ds_config) != "fp32" else {}
         with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
             self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
@@ -177,7 +180,7 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
 
     Raises:
         ValueError: a parameter without dimensions.
-        UserError: the device cannot run the asked precision, or the optimizer cannot run here.
+        UserError: the device cannot run the asked precision, the optimizer cannot run here, or DeepSpeed refuses a value.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
@@ -188,7 +191,9 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
         keep_freed_buffers()
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
-    _check_precision(precision(ds_config), device)
+    with failing_together(make_communicator(device)):
+        _check_precision(precision(ds_config), device)
+        _check_values(ds_config, config.engine.deepspeed_config)
     return Engine(model, config, ds_config, device=device)
 
 
@@ -202,6 +207,14 @@ def _check_precision(name: str, device: torch.device) -> None:
         # Plain torch half kernels run anywhere; DeepSpeed asks for AVX512-FP16. Meant for tests of the fp16 path.
         accelerator = get_accelerator()
         type(accelerator).is_fp16_supported = lambda self: True
+
+
+def _check_values(ds_config: dict[str, Any], name: str) -> None:
+    try:
+        DeepSpeedConfig(ds_config)
+    except ValueError as error:
+        reason = " ".join(str(error).partition("For further information")[0].split())
+        raise UserError(f"engine.deepspeed_config={name!r}: DeepSpeed says: {reason}") from None
 
 
 def _host_copies(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,13 +19,11 @@ _PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
 class SpeedMeter:
     """Sums over the steps since it was last read."""
 
-    def __init__(
-        self, config: ModelConfig, *, world_size: int, device: torch.device, forward_time: Stopwatch | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, device: torch.device, forward_time: Stopwatch) -> None:
         self._config = config
-        self._forward_time = forward_time or Stopwatch(device)
-        self._world_size = world_size
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self._forward_time = forward_time
+        self._is_cuda = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if self._is_cuda else ""
         self._peak = next((peak for key, peak in _PEAK_TERAFLOPS.items() if key in name), None)
         self.reset()
 
@@ -70,6 +68,7 @@ class SpeedMeter:
         }
         if self._peak is not None:
             values["speed/model_flops_utilisation"] = teraflops / self._peak
+        if self._is_cuda:
             values["memory/peak_gibibytes"] = torch.cuda.max_memory_allocated() / 2**30
         self.reset()
         return values

@@ -21,7 +21,7 @@ from unimo_ds.engine.checkpoint_folder import FILES
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.spikes import Course
 from unimo_ds.engine.tensor_file import TensorFileWriter
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.agreement import fail_together
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Progress:
     best: Best | None = None
     loss_course: Course = field(default_factory=Course)
     gradient_course: Course = field(default_factory=Course)
+    evaluation_is_due: bool = False
+    """Whether a request to stop came before this step was evaluated."""
     spikes_in_a_row: int = 0
     first_spike: int = 0
     """Step of the first of them."""
@@ -202,9 +204,7 @@ def read_tensors(engine: Engine, folder: Path) -> None:
         except (OSError, safetensors.SafetensorError) as error:
             problem = f"cannot read {folder / name}: {error}"
             break
-    problems = [text for text in engine.communicator.all_gather_object(problem) if text]
-    if problems:
-        raise UserError(problems[0])
+    fail_together(engine.communicator, problem)
     engine.masters.publish()
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.evaluation import checkpoint, retrieval
 from unimo_ds.evaluation.checkpoint import LoadedModel
@@ -117,13 +117,10 @@ def evaluate(
     samples = choose_pairs(corpus, num_pairs=num_pairs)
     reader = make_reader(corpus, model.config, samples, tokenizer=tokenizer)
     budget = model.config.batch.micro_batch_tokens
-    try:
-        with _watched(model) as watched:
-            single = encode_single(watched, reader, micro_batch_tokens=budget)
-            metrics = TASKS[task](watched, reader, single, budget, rerank)
-        written = [] if pictures is None else _write_pictures(reader, single, pictures)
-    except CorruptSample as error:
-        raise UserError(f"sample {error}; run `unimo prepare verify {data}`") from error
+    with _watched(model) as watched:
+        single = encode_single(watched, reader, micro_batch_tokens=budget)
+        metrics = TASKS[task](watched, reader, single, budget, rerank)
+    written = [] if pictures is None else _write_pictures(reader, single, pictures)
     num_images = len(reader.pairs.samples_I)
     return {
         "task": task,

@@ -81,7 +81,7 @@ def find_unreadable(corpus: Corpus, samples: Integers, communicator: Communicato
         try:
             corpus.read(sample)
         except CorruptSample as error:
-            mine[sample] = str(error)
+            mine[sample] = f"{error.key}: {error.reason}"
     everyone = communicator.all_gather_object(mine)
     return {sample: reason for found in everyone for sample, reason in found.items()}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.whole_file import write_whole
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.finetune import results, tasks
 from unimo_ds.finetune.run import Order, finetune
 from unimo_ds.finetune.start import read_start
@@ -63,9 +63,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     }
     if communicator.rank == 0:
         write_whole(order.run_dir / RESULTS_FILE, (json.dumps(joined, indent=2) + "\n").encode())
-    is_first = communicator.rank == 0
-    stop_processes()
-    return 0, joined if is_first else {}
+    return 0, joined if communicator.rank == 0 else {}
 
 
 def to_text(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
@@ -86,10 +86,7 @@ class SampleShelf:
         if kept is not None:
             self._kept.move_to_end(number)
             return kept
-        try:
-            made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
-        except CorruptSample as error:
-            raise UserError(f"sample {error}; run `unimo prepare verify {self.corpus.location}`") from None
+        made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
         self._kept[number] = made
         self._bytes += made.num_bytes
         while self._bytes > self._limit and len(self._kept) > 1:
@@ -115,12 +112,9 @@ def name_of(corpus: Corpus, number: int) -> str | None:
     """Of a sample's image file, without folder and ending; None where that was not kept.
 
     Raises:
-        UserError: unreadable notes.
+        CorruptSample: unreadable notes.
     """
-    try:
-        file = corpus.details(number).get("file")
-    except CorruptSample as error:
-        raise UserError(f"sample {error}; run `unimo prepare verify {corpus.location}`") from None
+    file = corpus.details(number).get("file")
     return None if file is None else Path(str(file)).stem
 
 

@@ -25,10 +25,13 @@ from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
+from unimo_ds.planning.host import check_host_memory, example_cost
 from unimo_ds.utils.communicator import Communicator, make_communicator
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
+_COUNTED_EXAMPLES = 512
+"""Whose lengths tell how much memory a step wants."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,12 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     config = settings.fit_schedule(config, len(training), order.overrides)
     # Only now, so that bad input is told before any process group is made.
-    communicator = make_communicator(start_processes(config.engine))
+    device = start_processes(config.engine)
+    communicator = make_communicator(device)
     engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    some = spread(training, _COUNTED_EXAMPLES)
+    cost = example_cost([some.lengths(index, seed) for index in range(len(some))])
+    check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
     if communicator.rank == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,26 +13,28 @@ import torch
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine.ds_config import zero_stage
-from unimo_ds.planning.plan import assumed_cost, counted_cost, stage_memory
+from unimo_ds.planning.plan import SampleCost, assumed_cost, counted_cost, stage_memory
 from unimo_ds.planning.rates import HARDWARE
+from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import memory_gib
 
 _USABLE = 0.8
-"""Of a machine's memory. A rank of `single_gpu` cut to four layers peaked at 0.7 GiB for itself (Python and its libraries) and
+"""Of that memory. A rank of `single_gpu` cut to four layers peaked at 0.7 GiB for itself (Python and its libraries) and
 1.2 times the planned activations."""
 
 
 def check_host_memory(
     config: RunConfig,
-    corpus: Corpus,
+    costs: Iterable[SampleCost],
     engine_settings: Mapping[str, Any],
     *,
     device: torch.device,
     communicator: Communicator,
 ) -> None:
     """Refuse what the kernel would end for its memory, where `device`, which this rank trains on, is a CPU. A collective.
+
+    costs: of a sample; see `shortage`.
 
     Raises:
         UserError: on all ranks, naming the machine and the ways out.
@@ -42,26 +44,43 @@ def check_host_memory(
     machines = communicator.all_gather_object((socket.gethostname(), memory_gib()))
     if not config.engine.check_memory:
         return
-    if problem := shortage(config, corpus, machines, stage=zero_stage(engine_settings)):
-        raise UserError(problem)
+    fail_together(communicator, shortage(config, costs, machines, stage=zero_stage(engine_settings)))
 
 
-def shortage(config: RunConfig, corpus: Corpus, machines: Sequence[tuple[str, float]], *, stage: int) -> str:
+def shortage(
+    config: RunConfig, costs: Iterable[SampleCost], machines: Sequence[tuple[str, float]], *, stage: int
+) -> str:
     """What is wrong, if anything.
 
-    machines: of every rank, the name of its machine and that machine's memory in GiB.
+    costs: of a sample, from the cheapest to know to the best known; the next one is asked for where the run would not fit.
+    machines: of every rank, the name of its machine and the GiB of memory that the ranks there may use.
     """
     num_ranks = Counter(machines)
     (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
     share = dataclasses.replace(HARDWARE["cpu"], memory_gib=_USABLE * has / ranks_there)
-    # What is assumed costs nothing to know and is high; only where it does not fit is the data looked at.
-    for find_cost in (assumed_cost, lambda settings: counted_cost(settings, corpus)):
-        cost, _ = find_cost(config)
+    for cost in costs:
         memory = stage_memory(config, cost, stage=stage, devices=len(machines), hardware=share)
         if memory.fits:
             return ""
     return (
         f"no GPU is at hand, and on CPUs recipe {config.recipe!r} wants about {memory.total:.0f} GiB for each rank "
-        f"({ranks_there} on {host}, which has {has:.0f} GiB); look for the GPU with `unimo doctor`, take --recipe small, or "
-        "lower batch.micro_batch_tokens (`unimo plan --hardware cpu`); engine.check_memory=false starts all the same"
+        f"({ranks_there} on {host}, where {has:.0f} GiB may be used); look for the GPU with `unimo doctor`, take "
+        "--recipe small, or lower batch.micro_batch_tokens (`unimo plan --hardware cpu`); engine.check_memory=false starts "
+        "all the same"
+    )
+
+
+def pretraining_costs(config: RunConfig, corpus: Corpus) -> Iterator[SampleCost]:
+    """What is assumed, which is high, then what is counted in the data."""
+    yield assumed_cost(config)[0]
+    yield counted_cost(config, corpus)[0]
+
+
+def example_cost(lengths: Sequence[Sequence[int]]) -> SampleCost:
+    """Of a fine-tuning, as far as memory asks. lengths: of each of some examples, the positions of its sequences."""
+    everything = [length for one in lengths for length in one] or [1]
+    number = max(1, len(lengths))
+    return SampleCost(
+        positions=sum(everything) / number,
+        squared_lengths=sum(length * length for length in everything) / number,
     )

@@ -17,6 +17,7 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
+from unimo_ds.engine.ds_config import load, precision
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
 from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
@@ -58,14 +59,14 @@ class SampleCost:
 
     positions: float
     squared_lengths: float
-    clean_positions: float
-    clean_squared_lengths: float
+    clean_positions: float = 0.0
+    clean_squared_lengths: float = 0.0
     """Of the two above, what a rehearsal encodes (`engine/rehearsal.py`)."""
-    regions: float
-    language: float
-    masked_regions: float
-    pooled: float
-    bytes: float
+    regions: float = 0.0
+    language: float = 0.0
+    masked_regions: float = 0.0
+    pooled: float = 0.0
+    bytes: float = 0.0
     """Read from storage."""
 
     def shape(self, num_samples: int) -> StreamShape:
@@ -336,7 +337,7 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
 
 
 def _is_low(config: RunConfig) -> bool:
-    return config.engine.deepspeed_config.rsplit("_", 1)[-1] in ("fp16", "bf16")
+    return precision(load(config.engine.deepspeed_config, config, world_size=1)) != "fp32"
 
 
 def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:

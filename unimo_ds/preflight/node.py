@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import torch
 
-from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.cache import open_storage
+from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest, parse_manifest
+from unimo_ds.data.retrying import Retries
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.redact import redact
 
 _GIB = 2**30
 _SAMPLED_SHARDS = 3
@@ -69,7 +73,10 @@ def problems_of_gpus(expected: int) -> list[str]:
 
 
 def problems_of_data(path: str) -> list[str]:
-    """Whether the manifests and some shards below a local `path` can be read here, first and last bytes, at their stated size."""
+    """Whether the manifests and some shards below a local `path` can be read here, first and last bytes, at their stated size;
+    of a URL, which names one data folder, the manifest."""
+    if "://" in path:
+        return _problems_of_remote_data(path)
     folders = [
         folder for name in ("train", "held_out", ".") if (folder := Path(path) / name / "manifest.json").is_file()
     ]
@@ -92,6 +99,17 @@ def problems_of_data(path: str) -> list[str]:
                     stream.read()
             except OSError as error:
                 return [f"{file} cannot be read ({error.strerror})"]
+    return []
+
+
+def _problems_of_remote_data(url: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as cache_dir:
+        try:
+            storage = open_storage(url, cache_dir=cache_dir, cache_bytes=0)
+            content = Retries()(MANIFEST_FILE, lambda: storage.read(MANIFEST_FILE))
+            parse_manifest(content, where=storage.describe(MANIFEST_FILE))
+        except (OSError, UserError) as error:
+            return [redact(f"{url} cannot be read: {error}")]
     return []
 
 

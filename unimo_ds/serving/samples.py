@@ -62,8 +62,8 @@ def _read(corpus: Corpus, number: int, skip_bad: bool) -> Sample | None:
         return corpus.read(number)
     except CorruptSample as error:
         if not skip_bad:
-            raise UserError(f"sample {error} (--skip-bad leaves such samples out)") from None
-        print(f"left out: {error}", file=sys.stderr)
+            raise UserError(f"sample {error.key}: {error.reason} (--skip-bad leaves such samples out)") from None
+        print(f"left out: {error.key}: {error.reason}", file=sys.stderr)
         return None
 
 

@@ -18,6 +18,15 @@ class UserError(ValueError):
     """Bad input. The message names the culprit and the cure in one sentence; a command exits with status 2."""
 
 
+class ToldError(UserError):
+    """Bad input that one rank has told on behalf of all: see `utils.agreement`."""
+
+
+def tell(problem: str) -> None:
+    """One line on stderr."""
+    print(f"error: {redact(problem)}", file=sys.stderr, flush=True)
+
+
 def nearest_name(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them where none is close."""
     known = sorted(choices)
@@ -27,9 +36,23 @@ def nearest_name(name: str, choices: Iterable[str]) -> str:
 
 def run_command(command: Callable[[], int | None]) -> int:
     """Run a command line's body. Returns its exit status; a `UserError` becomes one line on stderr and status 2."""
+    _statuses.append(_status_of(command))
+    return _statuses[-1]
+
+
+def exit_status() -> int | None:
+    """Of the last command that came to its end in this process; None: there was none."""
+    return _statuses[-1] if _statuses else None
+
+
+_statuses: list[int] = []
+
+
+def _status_of(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        if not isinstance(error, ToldError):
+            tell(str(error))
         sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
         return EXIT_BAD_INPUT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 import socket
@@ -16,7 +18,7 @@ _GIB = 2**30
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host name, processor, cores that this process may use, GiB of memory, and the GPUs that it sees."""
+    """Host name, processor, cores and GiB of memory that this process may use, and the GPUs that it sees."""
     gpus = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -34,8 +36,35 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_gib() -> float:
-    """Of this machine, whoever uses it."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    """Of this machine, or what a Slurm job or a container may use of it, whoever uses it."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()) / _GIB
+
+
+def memory_limit(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the control groups of this process allow, version 1 or 2; infinite where none says anything.
+
+    groups: which groups it is in. mounts: where they are shown. A group may use no more than those it lies in; a container
+    without a view of its own names a group that it is not shown, and sees its limit at the top.
+    """
+    limit = math.inf
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return limit
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            top, name = mounts, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = mounts / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        lowest = top / group.lstrip("/")
+        for folder in (lowest, *lowest.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # not shown here, or `max`
+                    limit = min(limit, int((folder / name).read_text()))
+    return limit
 
 
 def processor_name() -> str:

@@ -128,6 +128,38 @@ def test_hdf5_of_groups_and_of_columns(tmp_path: Path) -> None:
     assert records[3].regions.features.shape == (2, FEATURES)
 
 
+def test_damaged_hdf5_is_named(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    found = detections(0)
+    plain = {"features": found["features"], "boxes": found["shares"]}
+    with h5py.File(tmp_path / "groups.h5", "w") as file:
+        damaged = {
+            "a good": {},
+            "b unsure": {"obj_id": found["ids"], "obj_conf": np.ones(4, np.float32)},
+            "c column": {"obj_id": found["ids"], "obj_conf": np.ones((3, 1), np.float32)},
+            "d sizes": {"img_w": np.array([9, 9]), "img_h": np.array([9, 9])},
+        }
+        for name, more in damaged.items():
+            for field, value in {**plain, **more}.items():
+                file[f"{name}/{field}"] = value
+        file["e group/features/inside"] = 1
+        file["e group/boxes"] = found["shares"]
+    with h5py.File(tmp_path / "short.h5", "w") as file:
+        file["image_id"] = np.array([40, 41])
+        for field, value in plain.items():
+            file[field] = value[None]
+    records, report = read(held("hdf5", tmp_path / "groups.h5", tmp_path / "short.h5"))
+    assert [record.name for record in records] == ["a good", "40"]
+    assert {reason: [name[:2] for name in names] for reason, names in report.skipped.items()} == {
+        "confidences of a wrong shape": ["b ", "c "],
+        "features that cannot be read": ["d ", "e ", "41"],
+    }
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["image_id/inside"] = 1
+    with pytest.raises(UserError, match="its images cannot be listed"):
+        read(held("hdf5", tmp_path / "ids.h5"))
+
+
 def test_every_kind_of_damage_is_named_once(tmp_path: Path) -> None:
     def line(name: str, **changes) -> str:
         return bottom_up_line(name, {**detections(0), **changes})
@@ -185,11 +217,12 @@ def test_lmdb_values_that_are_not_plain_arrays_are_named(tmp_path: Path) -> None
         "c evil": msgpack.packb({"features": evil, "norm_bb": evil}),
         "d cut": foreign.npz(arrays)[:200],
         "e text": b"\xc1 neither",
+        "g list as a key": b"\x81\x91\x01\x01",
         "f half": foreign.msgpack_numpy({"features": arrays["features"]}),
     }
     records, report = read(held("uniter-lmdb", foreign.write_lmdb(tmp_path / "feats", values)))
     assert [record.name for record in records] == ["a good"]
-    assert sum(map(len, report.skipped.values())) == 5
+    assert sum(map(len, report.skipped.values())) == 6
     pickled = foreign.write_lmdb(tmp_path / "pickles", {"1": b"\x80\x03}q\x00X\x08\x00\x00\x00image_idq\x01K\x01s."})
     with pytest.raises(UserError, match="holds pickles, which can run any code"):
         read(held("uniter-lmdb", pickled))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,9 @@ from unimo_ds.data import extractors, images, regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.prepare import importing
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.schema import Kind, TextRole
 from unimo_ds.data.verify import verify
 
@@ -195,6 +198,55 @@ def test_images_come_from_a_folder_too_and_may_be_left_out(raw: Path, tmp_path: 
     assert [corpus.details(i)["file"] for i in range(len(corpus))] == ["deep/0.jpg", "deep/2.jpg", "large.png"]
 
 
+def test_odd_names_are_taken_and_links_to_folders_named(raw: Path, tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    picture(0).save(photos / "deep" / "0.jpg")
+    (photos / "deep.jpg").write_bytes((photos / "deep" / "0.jpg").read_bytes())
+    (photos / "linked").symlink_to(photos / "deep")
+    for name, content in ((b"caf\xe9.jpg", (photos / "deep.jpg").read_bytes()), (b"cut\xe9.jpg", b"nothing")):
+        Path(os.fsdecode(os.fsencode(photos) + b"/" + name)).write_bytes(content)
+    arguments = ["--images", str(photos), "--output", str(tmp_path / "data"), "--extractor", str(raw)]
+    assert main(["import", "--kind", "images", "--vocabulary-size", "300", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "not followed: 1 (linked)" in said
+    assert r"(cut\udce9.jpg: " in said
+    corpus = Corpus.open(tmp_path / "data")
+    names = [corpus.details(i)["file"] for i in range(len(corpus))]
+    assert names == [r"caf\udce9.jpg", "deep/0.jpg", "deep.jpg"]
+
+
+def test_an_import_that_was_given_up_enters_nothing(raw: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert _import(raw, tmp_path, kind="texts") == 0
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    # Killed when its shards are made, before the folder is finished.
+    monkeypatch.setattr(importing, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _import(raw, tmp_path, "--source", "half")
+    monkeypatch.undo()
+    assert _import(raw, tmp_path, "--source", "more", kind="texts") == 0
+    assert main(["phrases", str(tmp_path), "--workers", "1"]) == 0
+    assert [entry.file for entry in load_manifest(tmp_path).shards] == ["lines-000000.tar", "more-000000.tar"]
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path), "--workers", "1"]) == 1
+    assert "the import of half was not finished" in capsys.readouterr().out
+    assert _import(raw, tmp_path, "--source", "half") == 0
+    assert verify(tmp_path) == []
+    assert load_manifest(tmp_path).totals == {"pair": 24, "text": 8}
+
+
+def test_one_stage_at_a_time_works_in_a_folder(raw: Path, tmp_path: Path, capsys) -> None:
+    with alone_in(tmp_path / "data", make=True):
+        for again in (["--source", "one"], ["--source", "two"]):
+            assert _import(raw, tmp_path / "data", *again, kind="texts") == 2
+            assert "another `unimo prepare` is at work in" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+    assert _import(raw, tmp_path / "data", kind="texts") == 0
+
+
 def test_an_import_is_not_lost_or_doubled_by_accident(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +344,20 @@ def test_all_stages_at_once(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "finished already" in capsys.readouterr().out
 
 
+def test_retrieval_makes_do_with_images_or_with_fragments(raw: Path, tmp_path: Path, capsys) -> None:
+    assert _import(raw, tmp_path / "data", "--source", "pairs") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--workers", "1"]) == 2
+    assert "no texts and no images" in capsys.readouterr().err
+    assert _import(raw, tmp_path / "data", "--source", "pictures", kind="images") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--number", "3", "--workers", "1"]) == 0
+    (tmp_path / "lines.txt").write_text("too short\nthe of and\n", encoding="utf-8")
+    assert _import(tmp_path, tmp_path / "data", kind="texts") == 0
+    assert main(["retrieve", str(tmp_path / "data"), "--number", "3", "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "sentences searched: 0\nimages searched: 24\npairs: 24\nrelated texts: 0\nrelated images: 72\n" in said
+    assert verify(tmp_path / "data") == []
+
+
 def test_a_killed_import_is_done_again(raw: Path, tmp_path: Path) -> None:
     assert _import(raw, tmp_path / "whole", "--source", "lines", kind="texts") == 0
     (tmp_path / "killed").mkdir()
@@ -310,6 +376,17 @@ def test_verify_names_a_flipped_byte(raw: Path, tmp_path: Path, capsys) -> None:
     shard.write_bytes(content)
     assert main(["verify", str(tmp_path)]) == 1
     assert shard.name in capsys.readouterr().out
+    for stage in (["phrases"], ["pack"]):
+        assert main([*stage, str(tmp_path)]) == 2
+        assert f"shard {shard} is damaged" in capsys.readouterr().err
+    assert shard.read_bytes() == content
+    # What still reads as a sample is not written again under a new checksum.
+    content[600] ^= 1
+    content[content.index(b"A cat") + 2] ^= 1
+    shard.write_bytes(content)
+    assert main(["phrases", str(tmp_path)]) == 2
+    assert "is not what it was when it was indexed" in capsys.readouterr().err
+    assert shard.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,10 @@ def test_conceptual_captions_by_line_and_url(tmp_path: Path) -> None:
         "a line without a URL": ["Train_GCC-training.tsv:4"],
         "a line that is not UTF-8": ["Train_GCC-training.tsv:5"],
     }
-    found, _ = captions_of(tmp_path, "conceptual-captions", {"b.jpg": JPEG}, [table])
+    table.write_bytes(table.read_bytes() + b"a text\thttp://[\n")
+    found, report = captions_of(tmp_path, "conceptual-captions", {"b.jpg": JPEG}, [table])
     assert found == {"b.jpg": ("caption 1",)}
+    assert report.skipped["a caption whose image is missing"] == ["a.jpg", "c.jpg", "http://["]
     with pytest.raises(UserError, match=re.escape("--image-name '{row}' is not a pattern of {url_file}")):
         captions_of(tmp_path, "conceptual-captions", images, [table], image_name="{row}")
 
@@ -195,6 +197,17 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     assert [one.captions for one in read(settings)[0]] == [(), (), (), ()][: len(read(settings)[0])]
 
 
+def test_downloads_that_number_their_tars_alike_are_all_taken(tmp_path: Path) -> None:
+    for corpus, caption in (("cc3m", b"a dog"), ("cc12m", b"a cat")):
+        (tmp_path / corpus).mkdir()
+        samples = {"000000000": {"jpg": JPEG, "txt": caption}}
+        write_samples(tmp_path / corpus / "00000.tar", samples)
+    inputs = (tmp_path / "cc3m", tmp_path / "cc12m", tmp_path / "cc3m" / "00000.tar")
+    records, report = read(ImportSettings(None, tmp_path / "out", format="webdataset", input=inputs))
+    assert [one.captions for one in records] == [("a dog",), ("a cat",)]
+    assert report.skipped == {}
+
+
 TEXTS = {
     "lines": (" one \n\ntwo\n", ["one", "two"]),
     "paragraphs": ("one\ntwo\n\n\nthree\n", ["one two", "three"]),
@@ -228,6 +241,16 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     records, report = read(settings)
     assert [record.text for record in records] == ["one", "two"]
     assert report.skipped == {"a row without a text": ["a.parquet, row group 0, row 1"]}
+    # Damage costs a row group, not the rest of the file.
+    parquet.write_table(
+        pyarrow.table({"text": [f"text {i}" for i in range(4000)]}), tmp_path / "c", row_group_size=2000
+    )
+    content = bytearray((tmp_path / "c").read_bytes())
+    content[100:2000] = bytes(1900)
+    (tmp_path / "c").write_bytes(content)
+    records, report = read(ImportSettings(None, tmp_path, format="parquet", input=(tmp_path / "c",)))
+    assert [record.text for record in records][-2000:] == [f"text {i}" for i in range(2000, 4000)]
+    assert sum(map(len, report.skipped.values())) == 1
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
     for file, column, message in (
         ("a.parquet", "body", "no column 'body'; it has text, id"),
@@ -259,7 +282,31 @@ def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> 
         captions_of(tmp_path, "coco", {"a.jpg": JPEG}, [tmp_path / "captions.json"])
 
 
-@pytest.mark.parametrize("content", ["[1, 2", '{"a": 1}', "[1 2]", "[1,]", "\udcff"])
+def test_a_name_of_two_images_is_no_third_ones(tmp_path: Path) -> None:
+    """x.jpg may mean either of the first two: its captions belong to neither of them, nor to the image before it."""
+    names = (("a", "x.jpg"), ("b", "x.jpg"), (None, "last.jpg"), (None, "x.jpg"))
+    listed = [
+        {"filename": name, "filepath": folder, "split": "train", "sentences": [{"raw": f"{folder} {name}"}]}
+        for folder, name in names
+    ]
+    file = write_json(tmp_path / "dataset.json", {"images": listed})
+    found, _ = captions_of(tmp_path, "karpathy", {"a/x.jpg": JPEG, "b/x.jpg": JPEG, "last.jpg": JPEG}, [file])
+    assert found == {"a/x.jpg": ("a x.jpg",), "b/x.jpg": ("b x.jpg",), "last.jpg": ("None last.jpg",)}
+
+
+def test_values_of_a_wrong_type_are_named(tmp_path: Path) -> None:
+    annotations = [{"id": 1, "image_id": [4], "caption": "a dog"}, {"id": 2, "image_id": 4, "caption": "a cat"}]
+    content = {"images": [{"id": 4, "file_name": "a.jpg"}], "annotations": annotations}
+    found, report = captions_of(tmp_path, "coco", {"a.jpg": JPEG}, [write_json(tmp_path / "coco.json", content)])
+    assert found == {"a.jpg": ("a cat",)}
+    assert report.skipped == {"a caption without an image_id": ["coco.json, annotation 1"]}
+    sbu = {"image_urls": ["http://example.org/\ud800.jpg", "http://example.org/a.jpg"], "captions": ["a dog", "a cat"]}
+    found, report = captions_of(tmp_path, "sbu", {"a.jpg": JPEG}, [write_json(tmp_path / "sbu.json", sbu)])
+    assert found == {"a.jpg": ("a cat",)}
+    assert report.skipped == {"a line without a URL": ["sbu.json, entry 0"]}
+
+
+@pytest.mark.parametrize("content", ["[1, 2", '{"a": 1}', "[1 2]", "[1,]", "\udcff", "[" * 100_000])
 def test_broken_arrays_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "regions.json").write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError, match=r"regions\.json"):

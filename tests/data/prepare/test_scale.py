@@ -19,7 +19,7 @@ from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare import retrieval
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.corpus_plan import read_plan
-from unimo_ds.data.prepare.settings import PhraseSettings, RewriteSettings
+from unimo_ds.data.prepare.settings import PhraseSettings, RetrieveSettings, RewriteSettings
 from unimo_ds.data.verify import verify
 
 NUM_TARS = 5
@@ -100,7 +100,7 @@ def test_a_finished_folder_is_left_alone(raw: Path, whole: Path, capsys: pytest.
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == times
     assert main(["retrieve", str(whole), "--number", "3", "--workers", "1"]) == 0
     assert "already retrieved" in capsys.readouterr().out
-    assert retrieval.retrieve_folder(whole, number=3).counts == {"already retrieved": 1}
+    assert retrieval.retrieve_folder(whole, RetrieveSettings(3)).counts == {"already retrieved": 1}
     # Another plan must not be taken for this one.
     config = raw / f"{whole.name}.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("number = 3", "number = 2"), encoding="utf-8")
@@ -261,6 +261,16 @@ def test_options_of_workers(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
             "--negatives -1 must not be negative",
         ),
         (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\nlearn_from = 'lost'",
+            "no data folder at",
+        ),
+        (
+            "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[phrases]\nparser = 'spacy'\nparser_path = 'lost'",
+            "lost does not exist",
+        ),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[retrieve]\nnumber = 'x'", "ill-typed value 'x'"),
+        ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[retrieve]\nnumber = 0", "--number 0 must be at"),
+        (
             "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[phrases]\nparser = 'factual'",
             "needs --parser-path",
         ),
@@ -273,3 +283,5 @@ def test_wrong_plans_are_one_sentence(line: str, message: str, tmp_path: Path, c
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    # It is said before anything is made.
+    assert not (tmp_path / "x").exists()

@@ -1,19 +1,16 @@
-"""Exact regions: attributes can be learned from the features, classes are soft and mostly right, files come back equal."""
+"""Exact regions: attributes can be learned from the features, classes are soft and mostly right, the seed alone decides."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from unimo_ds.data.prepare import scene_regions
 from unimo_ds.data.prepare.scene_drawing import draw_jpeg
-from unimo_ds.data.prepare.scene_extraction import ExactExtractor
+from unimo_ds.data.prepare.scene_extraction import FittedExtractor, fit_extractor
 from unimo_ds.data.prepare.scene_model import COLOURS, SHAPES, SIZES, sample_scene
-from unimo_ds.utils.errors import UserError
 
 NUM_TRAINING, NUM_TEST = 500, 100
 
@@ -24,8 +21,8 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def extractor(scenes) -> ExactExtractor:
-    return ExactExtractor.fit(scenes[:NUM_TRAINING], seed=0)
+def extractor(scenes) -> FittedExtractor:
+    return fit_extractor("exact", scenes[:NUM_TRAINING], seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +76,7 @@ def test_an_images_regions_do_not_depend_on_the_others(scenes, extractor, region
             np.testing.assert_array_equal(getattr(alone, name), getattr(regions[number], name))
 
 
-def test_a_saved_extractor_comes_back_equal(tmp_path: Path, scenes, extractor, regions) -> None:
-    path = extractor.save(tmp_path)
-    assert path == tmp_path / scene_regions.EXTRACTOR_FILE
-    loaded = ExactExtractor(scene_regions.load(tmp_path))
-    assert loaded.fingerprint == extractor.fingerprint
-    (again,) = loaded.regions(scenes[:1], [draw_jpeg(scenes[0])])
-    np.testing.assert_array_equal(again.features, regions[0].features)
-
-
 def test_another_seed_is_another_extractor(scenes, extractor) -> None:
-    other = ExactExtractor.fit(scenes[:100], seed=1)
-    assert other.fingerprint != extractor.fingerprint
-    assert other.num_classes == extractor.num_classes == len(COLOURS) * len(SHAPES) + 4
-
-
-def test_what_is_no_extractor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the extractor"):
-        scene_regions.load(tmp_path)
-    save_file({"weights": np.zeros(3, np.float32)}, tmp_path / scene_regions.EXTRACTOR_FILE)
-    with pytest.raises(UserError, match="not a scene extractor"):
-        scene_regions.load(tmp_path)
-    (tmp_path / scene_regions.EXTRACTOR_FILE).write_bytes(b"\x00" * 20)
-    with pytest.raises(UserError, match="cannot read the extractor"):
-        scene_regions.load(tmp_path)
+    other = fit_extractor("exact", scenes[:100], seed=1)
+    assert other.inner.fingerprint != extractor.inner.fingerprint
+    assert other.inner.num_classes == extractor.inner.num_classes == len(COLOURS) * len(SHAPES) + 4

@@ -11,7 +11,8 @@ import numpy as np
 
 from unimo_ds.data.prepare import replacements, word_classes
 from unimo_ds.data.prepare.replacements import Facts
-from unimo_ds.data.prepare.scene_graph.graph import SceneGraph, SceneGraphParser
+from unimo_ds.data.prepare.scene_graph import names
+from unimo_ds.data.prepare.scene_graph.graph import SceneGraph
 from unimo_ds.data.schema import Caption, Level, Rewrite
 
 NEGATIVE_LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
@@ -26,11 +27,6 @@ class ImageCaptions:
     graphs: tuple[SceneGraph, ...]
     """Of its captions, in their order."""
     facts: Facts
-
-
-def read_image(captions: Sequence[str], parser: SceneGraphParser) -> ImageCaptions:
-    """Parse the captions of one image."""
-    return of_graphs(parser.parse(captions))
 
 
 def of_graphs(graphs: Sequence[SceneGraph]) -> ImageCaptions:
@@ -72,15 +68,13 @@ def rewritten(
     return dataclasses.replace(caption, positives=tuple(found), negatives=tuple(kept))
 
 
-def substitute(text: str, places: Sequence[tuple[int, int, str]]) -> str:
-    """The text with [start, end) replaced at each place (from left to right), its capitals and a/an made to fit."""
-    result, last = "", 0
-    for start, end, new in places:
-        before = text[last:start]
-        article = re.search(r"\b([Aa])(n?)(\s+)$", before)
-        if article:
-            vowel = word_classes.sounds_like_vowel(new)
-            before = before[: article.start()] + article.group(1) + ("n" if vowel else "") + article.group(3)
-        result += before + (new[0].upper() + new[1:] if text[start].isupper() else new)
-        last = end
-    return result + text[last:]
+def substitute(text: str, start: int, end: int, new: str) -> str:
+    """The text with `new` in place of [start, end), a/an before it and a capital that opens a sentence made to fit."""
+    before = text[:start]
+    article = re.search(r"\b([Aa])(n?)(\s+)$", before)
+    if article:
+        vowel = word_classes.sounds_like_vowel(new)
+        before = before[: article.start()] + article.group(1) + ("n" if vowel else "") + article.group(3)
+    if text[start].isupper() and names.is_by_place(text, start):
+        new = new[0].upper() + new[1:]
+    return before + new + text[end:]

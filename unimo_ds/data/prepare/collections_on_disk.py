@@ -46,13 +46,16 @@ def collect_sentences(shard: Path, folder: Path, number: int) -> None:
 def keep_first(folder: Path, numbers: list[int]) -> int:
     """Decide which sentences of all blocks are the first of their text. Returns how many there are.
 
-    Memory: 17 bytes a sentence.
+    Memory: 26 bytes a sentence.
     """
     hashes = [np.load(folder / f"hashes-{number:06d}.npy") for number in numbers]
-    whole = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-    first = np.zeros(len(whole), bool)
-    first[np.unique(whole, return_index=True)[1]] = True
     ends = np.cumsum([len(one) for one in hashes])
+    whole = np.concatenate([*hashes, np.zeros(0, np.uint64)])
+    del hashes
+    order = np.argsort(whole, kind="stable")
+    whole = whole[order]
+    first = np.ones(len(whole), bool)
+    first[order[1:]] = whole[1:] != whole[:-1]
     for number, kept in zip(numbers, np.split(first, ends[:-1]), strict=True):
         np.save(folder / f"kept-{number:06d}.npy", kept)
     return int(first.sum())

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from unimo_ds.data.prepare import all_options, import_options, rewrite_options, worker_options
-from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY
+from unimo_ds.data.prepare.settings import (
+    DEFAULT_VOCABULARY,
+    CollectionName,
+    ImportSettings,
+    PhraseSettings,
+    RetrieveSettings,
+)
 from unimo_ds.utils.errors import run_command
 
 if TYPE_CHECKING:
@@ -50,11 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         stage.add_argument("folder", type=Path, help="data folder")
         stage.add_argument("--json", action="store_true", help="print the result as JSON")
         if name == "retrieve":
-            stage.add_argument("--number", type=int, default=10, help="related items stored per pair (default 10)")
+            stage.add_argument(
+                "--number",
+                type=int,
+                default=RetrieveSettings.number,
+                help="related items stored per pair (default %(default)s)",
+            )
             stage.add_argument(
                 "--approximate",
                 nargs="+",
-                choices=("texts", "images"),
+                choices=get_args(CollectionName),
                 default=[],
                 help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
             )
@@ -140,14 +151,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import importing, settings
+    from unimo_ds.data.prepare import importing
 
-    names = {field.name for field in dataclasses.fields(settings.ImportSettings)}
+    names = {field.name for field in dataclasses.fields(ImportSettings)}
     values = {name: value for name, value in vars(arguments).items() if name in names}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    wanted = settings.ImportSettings(**values)
+    wanted = ImportSettings(**values)
     return worker_options.with_workers(
-        arguments, lambda workers: _show(arguments, importing.run_import(wanted, workers))
+        arguments,
+        wanted.output,
+        lambda workers: _show(arguments, importing.run_import(wanted, workers)),
+        make=True,
     )
 
 
@@ -165,7 +179,7 @@ def _run_all(arguments: argparse.Namespace) -> int:
         lines = [f"{stage}: {line}" for stage, report in reports.items() for line in report.lines()]
         _print(arguments, {stage: dataclasses.asdict(report) for stage, report in reports.items()}, lines)
 
-    return worker_options.with_workers(arguments, body)
+    return worker_options.with_workers(arguments, plan.output, body, make=True)
 
 
 def _run_tokenizer(arguments: argparse.Namespace) -> int:
@@ -183,56 +197,49 @@ def _run_rewrite(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import rewriting
 
     settings = rewrite_options.settings(arguments)
-    return worker_options.with_workers(
-        arguments, lambda workers: _show(arguments, rewriting.rewrite_folder(arguments.folder, settings, workers))
-    )
+    return _run_stage(arguments, lambda workers: rewriting.rewrite_folder(arguments.folder, settings, workers))
 
 
 def _run_phrases(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import phrases
-    from unimo_ds.data.prepare.settings import PhraseSettings
 
     settings = PhraseSettings(arguments.parser, arguments.parser_path)
-    return worker_options.with_workers(
-        arguments, lambda workers: _show(arguments, phrases.phrase_folder(arguments.folder, settings, workers))
-    )
+    return _run_stage(arguments, lambda workers: phrases.phrase_folder(arguments.folder, settings, workers))
 
 
 def _run_retrieve(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import retrieval
 
-    return worker_options.with_workers(
-        arguments,
-        lambda workers: _show(
-            arguments,
-            retrieval.retrieve_folder(
-                arguments.folder, number=arguments.number, approximate=arguments.approximate, workers=workers
-            ),
-        ),
-    )
+    settings = RetrieveSettings(arguments.number, tuple(arguments.approximate))
+    return _run_stage(arguments, lambda workers: retrieval.retrieve_folder(arguments.folder, settings, workers))
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import region_extraction
 
-    def body(workers: Workers) -> None:
-        report = region_extraction.extract_again(
+    return _run_stage(
+        arguments,
+        lambda workers: region_extraction.extract_again(
             arguments.folder,
             refit=arguments.refit,
             extractor_path=arguments.extractor,
             weights=arguments.weights,
             seed=arguments.seed,
             workers=workers,
-        )
-        _show(arguments, report)
+        ),
+    )
 
-    return worker_options.with_workers(arguments, body)
+
+def _run_stage(arguments: argparse.Namespace, stage: Callable[[Workers], Report]) -> int:
+    """Carry out a stage over the folder that is there, and print its report."""
+    return worker_options.with_workers(arguments, arguments.folder, lambda workers: _show(arguments, stage(workers)))
 
 
 def _run_pack(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import pack
+    from unimo_ds.data.prepare import journal, pack
 
-    made = pack.pack_folder(arguments.folder, tokenizer_path=arguments.tokenizer)
+    with journal.alone_in(arguments.folder):
+        made = pack.pack_folder(arguments.folder, tokenizer_path=arguments.tokenizer)
     _print(arguments, {"samples": made.num_samples, **made.totals}, [f"{kind}: {n}" for kind, n in made.totals.items()])
     return 0
 
@@ -246,7 +253,7 @@ def _run_verify(arguments: argparse.Namespace) -> int:
         problems.extend(str(problem) for problem in verify(arguments.folder, workers=workers))
         _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
 
-    return worker_options.with_workers(arguments, body) or int(bool(problems))
+    return worker_options.with_workers(arguments, None, body) or int(bool(problems))
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -260,4 +267,6 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _print(arguments: argparse.Namespace, result: object, lines: Sequence[str]) -> None:
-    print(json.dumps(result, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines))
+    said = json.dumps(result, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines)
+    # A file's name need not be Unicode.
+    print(said.encode("utf-8", "backslashreplace").decode())

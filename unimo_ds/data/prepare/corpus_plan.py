@@ -45,6 +45,7 @@ from unimo_ds.data.prepare.settings import (
     DEFAULT_VOCABULARY,
     ImportSettings,
     PhraseSettings,
+    RetrieveSettings,
     RewriteSettings,
     source_name,
 )
@@ -69,7 +70,7 @@ class Plan:
     phrases: PhraseSettings | None = field(default_factory=PhraseSettings)
     """None: leave the stage out; so with the others."""
     rewrite: RewriteSettings | None = field(default_factory=RewriteSettings)
-    retrieve: Mapping[str, Any] | None = field(default_factory=dict)
+    retrieve: RetrieveSettings | None = field(default_factory=RetrieveSettings)
 
 
 def read_plan(path: Path) -> Plan:
@@ -96,6 +97,7 @@ def read_plan(path: Path) -> Plan:
     for stage, made, shared in (
         ("phrases", PhraseSettings, {}),
         ("rewrite", RewriteSettings, {"seed": values.get("seed", 0)}),
+        ("retrieve", RetrieveSettings, {}),
     ):
         if values[stage] is not None:
             options = _typed(values[stage], typing.get_type_hints(made), path.parent, f"{path}, {stage}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from unimo_ds.data import manifest, verify
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import formats, importing, phrases, retrieval, rewriting, stage_marks
+from unimo_ds.data.prepare import formats, importing, phrases, retrieval, rewriting, stages
 from unimo_ds.data.prepare.corpus_plan import Plan
 from unimo_ds.data.prepare.journal import Journal, sweep
 from unimo_ds.data.prepare.scene_graph import parsers
@@ -25,7 +23,7 @@ from unimo_ds.data.prepare.settings import (
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils.errors import UserError
 
 
 def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]:
@@ -40,7 +38,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     output = plan.output
     options = _options(plan)
     if (output / manifest.MANIFEST_FILE).exists():
-        if stage_marks.is_done(output, "all", options):
+        if stages.is_done(output, "all", options):
             Journal(output, "all").forget()
             return {
                 "all": Report({f"{output} is finished already; shards": len(manifest.load_manifest(output).shards)})
@@ -53,7 +51,8 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
         parsers.check(plan.phrases.parser, plan.phrases.parser_path)
     if plan.rewrite is not None:
         rewriting.check(plan.rewrite)
-    _check_options(plan.retrieve, retrieval.retrieve_folder, "retrieve")
+    if plan.retrieve is not None:
+        retrieval.check(plan.retrieve)
     journal = Journal(output, "all")
     journal.begin(options)
     reports: dict[str, Report] = {}
@@ -74,12 +73,12 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     if plan.rewrite is not None and totals.get("pair"):
         reports["rewrite"] = _rewrite(plan.output, plan.rewrite, workers)
     if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
-        reports["retrieve"] = retrieval.retrieve_folder(output, workers=workers, **plan.retrieve)
+        reports["retrieve"] = retrieval.retrieve_folder(output, plan.retrieve, workers)
     sweep(output)
     problems = verify.verify(output, workers=workers)
     if problems:
         raise UserError(f"{output} did not verify: {problems[0]}")
-    stage_marks.mark_done(output, "all", options)
+    stages.mark_done(output, "all", options)
     journal.forget()
     return reports
 
@@ -89,30 +88,24 @@ def _options(plan: Plan) -> str:
     imports = [[one.source, fingerprint(one)] for one in plan.imports]
     phrasing = None if plan.phrases is None else [plan.phrases.parser, files_in(plan.phrases.parser_path)]
     rewrite = None if plan.rewrite is None else identity_of(plan.rewrite)
-    other = ("imports", "output", "phrases", "rewrite")
+    retrieve = None if plan.retrieve is None else vars(plan.retrieve)
+    other = ("imports", "output", "phrases", "rewrite", "retrieve")
     rest = {name: value for name, value in vars(plan).items() if name not in other}
-    return stage_marks.identity([imports, rest, phrasing, rewrite])
+    return stages.identity([imports, rest, phrasing, rewrite, retrieve])
 
 
 def _phrases(output: Path, settings: PhraseSettings, workers: Workers) -> Report:
     # Later stages keep the phrases, and leave marks of their own.
-    if stage_marks.was_done(output, "rewrite") or stage_marks.was_done(output, "retrieve"):
+    if stages.was_done(output, "rewrite") or stages.was_done(output, "retrieve"):
         return Report({"phrases are stored already": 1})
     return phrases.phrase_folder(output, settings, workers)
 
 
 def _rewrite(output: Path, settings: RewriteSettings, workers: Workers) -> Report:
     # After retrieval the folder is no longer as rewriting left it, but no less rewritten.
-    if stage_marks.was_done(output, "retrieve"):
+    if stages.was_done(output, "retrieve"):
         return Report({"already rewritten": 1})
     return rewriting.rewrite_folder(output, settings, workers)
-
-
-def _check_options(options: Mapping[str, Any] | None, function: Callable[..., Any], stage: str) -> None:
-    known = set(inspect.signature(function).parameters) - {"folder", "workers"}
-    for name in options or {}:
-        if name not in known:
-            raise UserError(f"[{stage}] has unknown key {name!r}{nearest_name(name, known)}")
 
 
 def _trained(plan: Plan, journal: Journal) -> Path:

@@ -24,7 +24,7 @@ from unimo_ds.data import folder as folders
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare import formats, shard_making
-from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep
+from unimo_ds.data.prepare.journal import Journal, import_journal, read_json_object, report_of, sweep, unfinished_shards
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_name
 from unimo_ds.data.prepare.shard_making import Making
@@ -51,7 +51,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     formats.check(settings)
     name, identity = source_name(settings), fingerprint(settings)
     settings = dataclasses.replace(settings, source=name, kind=formats.kind_of(settings))
-    journal = Journal(settings.output, f"import-{name}")
+    journal = import_journal(settings.output, name)
     if journal.begun != identity:
         before = finished_report(settings.output, name, identity)
         if before is not None and not settings.replace:
@@ -90,6 +90,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         extractor_fingerprint=extractor.fingerprint if extractor else held.fingerprint if held else None,
         extractor_file=extractor.save(settings.output).name if extractor else None,
         num_region_classes=extractor.num_classes if extractor else held.num_classes if held else None,
+        leave_out=unfinished_shards(settings.output, but=name),
     )
     journal.forget()
     return report

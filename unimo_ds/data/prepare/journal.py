@@ -7,16 +7,23 @@ journal: what it was is then in its report.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.data import shards
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.whole_file import write_whole
+from unimo_ds.utils.errors import UserError
 
 JOURNALS = ".prepare"
 _BEGUN = "begun.json"
+_IMPORT = "import-"
 
 
 class Journal:
@@ -56,6 +63,60 @@ class Journal:
             shutil.rmtree(self.path)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
+
+
+def import_journal(folder: Path, source: str) -> Journal:
+    return Journal(folder, f"{_IMPORT}{source}")
+
+
+def unfinished_imports(folder: Path) -> list[str]:
+    """Sources of which the folder may hold a part alone: their import was killed and not continued."""
+    return sorted(path.name.removeprefix(_IMPORT) for path in (folder / JOURNALS).glob(f"{_IMPORT}*"))
+
+
+def unfinished_shards(folder: Path, *, but: str = "") -> set[str]:
+    """File names of such sources' shards. but: the source whose import is just being finished."""
+    return {
+        path.name for source in unfinished_imports(folder) if source != but for path in shards.files_of(folder, source)
+    }
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
+    """Keep other stages out of a data folder meanwhile: two would sweep each other's files away, and choose two tokenizers.
+
+    The lock is the system's, so that nothing is left of it however this process ends; file systems without locks have none.
+
+    make: a folder that is not there yet; it goes again if nothing was put into it.
+
+    Raises:
+        UserError: another stage is at work there.
+    """
+    is_new = make and not folder.exists()
+    try:
+        if is_new:
+            folder.mkdir(parents=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # of which the stage itself speaks
+        yield
+        return
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another `unimo prepare` is at work in {folder}; start this one when that has ended") from None
+    except OSError:
+        return  # no locks here
 
 
 def sweep(folder: Path) -> None:

@@ -32,6 +32,7 @@ def save(learned: Replacements, path: Path) -> None:
     of_word = [(words.setdefault(word, len(words)), count) for word, count in sorted(with_word.items())]
     pairs = [(words[one], words[other], count) for (one, other), count in sorted(with_both.items())]
     about = {"groups": groups, "vocabulary": learned.compatibility.vocabulary, "words": list(words), "images": images}
+    about["spellings"] = learned.spellings
     arrays: dict[str, Any] = {
         "about": np.frombuffer(json.dumps(about, separators=(",", ":")).encode(), np.uint8),
         "shares": np.concatenate([*shares, np.zeros(0)]),
@@ -70,4 +71,4 @@ def load(path: Path, fingerprint: str) -> Replacements:
         Counter({words[word]: count for word, count in with_word}),
         Counter({(words[one], words[other]): count for one, other, count in with_both}),
     )
-    return Replacements(groups, together, Compatibility(about["vocabulary"]))
+    return Replacements(groups, together, Compatibility(about["vocabulary"]), about["spellings"])

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from unimo_ds.data import folder as folders
-from unimo_ds.data import index, manifest, shards
+from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import stage_marks
-from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, write_json
+from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.scene_graph import parsers
 from unimo_ds.data.prepare.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.settings import PhraseSettings, files_in
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Sample, Spans
 from unimo_ds.data.shards import StoredSample
@@ -42,26 +41,13 @@ def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers:
     """
     settings, workers = settings or PhraseSettings(), workers or Workers()
     parsers.check(settings.parser, settings.parser_path)
-    listed = manifest.load_manifest(folder)
-    options = [settings.parser, files_in(settings.parser_path)]
-    if stage_marks.is_done(folder, "phrases", options):
-        Journal(folder, "phrases").forget()
+    stage = Stage(folder, "phrases", [settings.parser, files_in(settings.parser_path)])
+    if not stage.begin():
         return Report({"phrases are stored already": 1})
-    journal = Journal(folder, "phrases")
-    journal.begin(stage_marks.identity([options, listed.fingerprint]))
-    sweep(folder)
-    work = _Work(folder, settings, folder / listed.tokenizer.file)
-    names = [entry.file for entry in listed.shards if entry.kinds.get("pair") or entry.kinds.get("text")]
-    entries = {name: journal.path / f"done-{name}.json" for name in names}
-    tasks = [(work, name, entries[name]) for name in names if not entries[name].exists()]
-    for _ in workers.run(phrase_shard, tasks, label="looking for phrases", unit="shards"):
-        pass
-    report = Report()
-    for entry in entries.values():
-        report.add(report_of(read_json_object(entry)))
-    folders.finish_folder(folder, tokenizer=tokenizers.load(work.tokenizer), tokenizer_file=listed.tokenizer.file)
-    stage_marks.mark_done(folder, "phrases", options)
-    journal.forget()
+    work = _Work(folder, settings, stage.tokenizer)
+    names = stage.shards("pair", "text")
+    report = stage.each_shard(phrase_shard, work, names, workers, label="looking for phrases")
+    stage.finish()
     return report
 
 
@@ -83,8 +69,7 @@ def phrase_shard(work: _Work, name: str, entry: Path) -> None:
         captions = tuple(replace(one, phrases=own) for one, own in zip(sample.captions, spans, strict=True))
         return replace(stored, sample=replace(sample, captions=captions))
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(work.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
     write_json(entry, asdict(report))
 
 

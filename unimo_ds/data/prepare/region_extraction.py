@@ -9,20 +9,19 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import extractors, images, manifest, regions, shards
-from unimo_ds.data import folder as folders
+from unimo_ds.data import extractors, images, index, regions, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.manifest import Manifest
-from unimo_ds.data.prepare import stage_marks
 from unimo_ds.data.prepare.importing import NUM_FITTED_IMAGES
-from unimo_ds.data.prepare.journal import Journal, read_json_object, sweep, write_json
+from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.schema import Regions
@@ -51,61 +50,54 @@ def extract_again(
     Raises:
         UserError: a sample without a JPEG (import with --keep-images), or no extractor to use.
     """
-    listed = manifest.load_manifest(folder)
-    tokenizer = tokenizers.load(folder / listed.tokenizer.file)
-    names = [entry.file for entry in listed.shards if entry.kinds.get("pair") or entry.kinds.get("image")]
-    if not names:
-        raise UserError(f"{folder} holds no images")
     refit = refit or extractors.is_grid(extractor_path)
     given = extractors.chosen(extractor_path, weights)
     if refit and given is not None:
         raise UserError("--refit learns a new grid; leave --extractor and --weights out")
-    options = stage_marks.identity([refit, seed, None if given is None else given.fingerprint])
-    journal = Journal(folder, "regions")
-    sweep(folder)
-    if stage_marks.is_done(folder, "regions", options):
-        journal.forget()
+    stage = Stage(folder, "regions", [refit, seed, None if given is None else given.fingerprint])
+    names = stage.shards("pair", "image")
+    if not names:
+        raise UserError(f"{folder} holds no images")
+    if not stage.begin():
         return Report({"regions already made": 1})
-    journal.begin(stage_marks.identity([options, listed.fingerprint]))
-    if not (journal.path / EXTRACTOR_FILE).exists():
-        (given or one_thread(_own, folder, listed, names, refit, seed)).save(journal.path)
-    extractor = given or extractors.load(journal.path)
-    report = Report()
-    entries = {name: journal.path / f"done-{name}.json" for name in names}
-    place = (journal.path, extractor.fingerprint)
-    tasks = [(folder / name, *place, entries[name]) for name in names if read_json_object(entries[name]) is None]
-    with (workers or Workers()).for_extractor(is_detector=extractors.is_detector(journal.path)) as some:
-        for _ in some.run(_extract_shard, tasks, label="regions", unit="shards"):
-            pass
-    for entry in entries.values():
-        report.count("images", read_json_object(entry)["images"])
-    folders.finish_folder(
-        folder,
-        tokenizer=tokenizer,
-        tokenizer_file=listed.tokenizer.file,
+    place = stage.journal.path
+    if not (place / EXTRACTOR_FILE).exists():
+        (given or one_thread(_own, folder, stage.listed, names, refit, seed)).save(place)
+    extractor = given or extractors.load(place)
+    work = _Work(folder, place, extractor.fingerprint, stage.tokenizer)
+    with (workers or Workers()).for_extractor(is_detector=extractors.is_detector(place)) as some:
+        report = stage.each_shard(_extract_shard, work, names, some, label="regions")
+    stage.finish(
         extractor_fingerprint=extractor.fingerprint,
         extractor_file=extractor.save(folder).name,
         num_region_classes=extractor.num_classes,
     )
-    stage_marks.mark_done(folder, "regions", options)
-    journal.forget()
     return report
 
 
-def _extract_shard(path: Path, extractor_folder: Path, fingerprint: str, entry: Path) -> None:
-    """Make the regions of one shard anew, then write the entry that says so."""
-    found = _regions_of(path, _loaded(extractor_folder, fingerprint))
-    num_images = 0
+@dataclass(frozen=True)
+class _Work:
+    folder: Path
+    extractor: Path
+    """Folder of its file."""
+    fingerprint: str
+    tokenizer: Path
+
+
+def _extract_shard(work: _Work, name: str, entry: Path) -> None:
+    """Make the regions of one shard anew, index it, and write the entry that says so."""
+    path = work.folder / name
+    found = _regions_of(path, _loaded(work.extractor, work.fingerprint))
+    report = Report()
 
     def transform(_: int, stored: StoredSample) -> StoredSample:
-        nonlocal num_images
         if stored.sample.regions is None:
             return stored
-        num_images += 1
+        report.count("images")
         return replace(stored, sample=replace(stored.sample, regions=next(found)))
 
-    shards.rewrite_shard(path, transform)
-    write_json(entry, {"images": num_images})
+    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
+    write_json(entry, asdict(report))
 
 
 def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.data.prepare import slots, word_classes
 from unimo_ds.data.prepare.compatibility import Compatibility, Together
+from unimo_ds.data.prepare.scene_graph import names
 from unimo_ds.data.prepare.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.slots import Slot
 from unimo_ds.data.schema import Level
@@ -81,8 +82,15 @@ class Filling:
 class Replacements:
     """Made by `learn`."""
 
-    def __init__(self, groups: dict[tuple[str, ...], Group], together: Together, compatibility: Compatibility) -> None:
-        self.groups, self.together, self.compatibility = groups, together, compatibility
+    def __init__(
+        self,
+        groups: dict[tuple[str, ...], Group],
+        together: Together,
+        compatibility: Compatibility,
+        spellings: dict[str, str],
+    ) -> None:
+        """spellings: text -> how it is mostly written within sentences, where that is not in small letters."""
+        self.groups, self.together, self.compatibility, self.spellings = groups, together, compatibility, spellings
         self._last_facts: Facts | None = None
         self._ruled_out: dict[tuple[str, str], frozenset[str]] = {}
 
@@ -152,6 +160,7 @@ def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = 
     counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     heads: dict[str, tuple[str, str]] = {}
     contexts: Counter[tuple[tuple[str, ...], int, str, str]] = Counter()
+    written: dict[str, Counter[str]] = defaultdict(Counter)
     together = Together()
     for number, graphs in enumerate(graphs_of_images):
         together.add(word_classes.content_words(graph.text for graph in graphs))
@@ -160,6 +169,8 @@ def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = 
                 counts[slot.group][slot.text] += 1
                 heads[f"{slot.group[0]} {slot.text}"] = (slot.part, slot.head)
                 contexts.update((slot.group, i, word, slot.text) for i, word in enumerate(slot.context))
+                if not names.is_by_place(graph.text, slot.start):
+                    written[slot.text][graph.text[slot.start : slot.end]] += 1
         if number % 20_000 == 19_999:
             contexts = Counter({key: count for key, count in contexts.items() if count > 1})
     groups = {}
@@ -183,7 +194,12 @@ def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = 
     for (key, i, word), seen in rows.items():
         numbers, seen_counts = np.array([n for n, _ in seen]), np.array([count for _, count in seen], dtype=np.float64)
         groups[key].contexts[i][word] = (numbers, seen_counts, float(seen_counts.sum()))
-    return Replacements(groups, together, Compatibility(vocabulary))
+    spellings = {}
+    for text in sorted({text for group in groups.values() for text in group.texts}):
+        usual = max(written[text].items(), key=lambda item: (item[1], item[0]), default=(text, 0))[0]
+        if usual != text:
+            spellings[text] = usual
+    return Replacements(groups, together, Compatibility(vocabulary), spellings)
 
 
 def make_group(texts: list[str], heads: list[str], counts: NDArray[np.float64]) -> Group:

@@ -16,21 +16,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from unimo_ds.data import folder as folders
-from unimo_ds.data import index, manifest, shards
+from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import approximate as approximate_search
 from unimo_ds.data.prepare import collections_on_disk as collections
-from unimo_ds.data.prepare import stage_marks
 from unimo_ds.data.prepare.approximate import Group, require_faiss
-from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, write_json
+from unimo_ds.data.prepare.journal import write_json
+from unimo_ds.data.prepare.settings import CollectionName, RetrieveSettings
 from unimo_ds.data.prepare.similarity import Nearest, distinct, tf_idf
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.shards import StoredSample
@@ -43,7 +44,7 @@ _SPARE = 3
 _QUERIES = 64
 """Queries whose candidates' features are held at a time."""
 _DIGITS = 5
-KINDS = ("texts", "images")
+KINDS = get_args(CollectionName)
 
 Floats = NDArray[np.float32]
 
@@ -75,79 +76,64 @@ class _Search:
     """Kinds (`texts`, `images`) that are searched through an index."""
 
 
-def retrieve_folder(
-    folder: Path, *, number: int = 10, approximate: Sequence[str] = (), workers: Workers | None = None
-) -> Report:
-    """Store up to `number` related texts and images with every pair; earlier ones are replaced.
+def check(settings: RetrieveSettings) -> None:
+    """
+    Raises:
+        UserError: a number below one, or no FAISS where it is wanted.
+    """
+    if settings.number < 1:
+        raise UserError(f"--number {settings.number} must be at least 1")
+    if settings.approximate:
+        require_faiss()
 
-    approximate: kinds (`texts`, `images`) of which only what an index of FAISS proposes is looked at: for images by the million.
+
+def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, workers: Workers | None = None) -> Report:
+    """Store related texts and images with every pair; earlier ones are replaced.
 
     Raises:
-        UserError: no FAISS where it is wanted, an unknown kind, not a data folder, a damaged one, or one without pairs or
-            without single-modal samples.
+        UserError: what `check` says, not a data folder, a damaged one, or one without pairs or without single-modal samples.
     """
-    workers = workers or Workers()
-    unknown = sorted(set(approximate) - set(KINDS))
-    if unknown:
-        raise UserError(f"--approximate knows {' and '.join(KINDS)}, not {unknown[0]!r}")
-    if approximate:
-        require_faiss()
-    listed = manifest.load_manifest(folder)
-    if number < 1:
-        raise UserError(f"--number {number} must be at least 1")
-    if not listed.totals.get("pair"):
+    settings, workers = settings or RetrieveSettings(), workers or Workers()
+    check(settings)
+    number, approximate = settings.number, settings.approximate
+    stage = Stage(folder, "retrieve", [number, sorted(set(approximate))] if approximate else number)
+    totals = stage.listed.totals
+    if not totals.get("pair"):
         raise UserError(f"{folder} holds no pairs; import some with `unimo prepare import --kind pairs`")
-    if not listed.totals.get("text") and not listed.totals.get("image"):
+    if not totals.get("text") and not totals.get("image"):
         raise UserError(
             f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
         )
-    journal = Journal(folder, "retrieve")
-    sweep(folder)
-    options = [number, sorted(set(approximate))] if approximate else number
-    if stage_marks.is_done(folder, "retrieve", options):
-        journal.forget()
+    if not stage.begin():
         return Report({"already retrieved": 1})
-    fingerprint = stage_marks.identity([options, listed.fingerprint])
-    journal.begin(fingerprint)
-    texts = _text_blocks(folder, listed, journal, fingerprint, workers)
-    images = _image_blocks(folder, listed, journal, workers)
+    texts, images = _text_blocks(stage, workers), _image_blocks(stage, workers)
     report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
     search = _Search(
         folder,
-        journal.path,
-        fingerprint,
+        stage.journal.path,
+        stage.fingerprint,
         number,
-        listed.num_region_classes,
+        stage.listed.num_region_classes,
         texts,
         images,
-        folder / listed.tokenizer.file,
-        tuple(approximate),
+        stage.tokenizer,
+        approximate,
     )
     if approximate:
         _index(search, workers)
-    names = [entry.file for entry in listed.shards if entry.kinds.get("pair")]
-    entries = {name: journal.path / f"done-{name}.json" for name in names}
-    tasks = [(search, name, entries[name]) for name in names if read_json_object(entries[name]) is None]
-    for _ in workers.run(retrieve_shard, tasks, label="retrieving", size=1, unit="shards"):
-        pass
-    for entry in entries.values():
-        report.add(report_of(read_json_object(entry)))
-    folders.finish_folder(folder, tokenizer=tokenizers.load(search.tokenizer), tokenizer_file=listed.tokenizer.file)
-    stage_marks.mark_done(folder, "retrieve", options)
-    journal.forget()
+    report.add(stage.each_shard(retrieve_shard, search, stage.shards("pair"), workers, label="retrieving"))
+    stage.finish()
     return report
 
 
-def _text_blocks(
-    folder: Path, listed: manifest.Manifest, journal: Journal, fingerprint: str, workers: Workers
-) -> tuple[_Block, ...]:
+def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
     """The text samples' sentences, vectorised; done once for a journal."""
-    names = [entry.file for entry in listed.shards if entry.kinds.get("text")]
-    sizes = journal.read("texts.json")
-    if sizes is None:
+    names = stage.shards("text")
+    sizes = stage.journal.read("texts.json")
+    if sizes is None and names:
         numbers = list(range(len(names)))
-        work = journal.path
-        collecting = [(folder / name, work, number) for number, name in enumerate(names)]
+        work = stage.journal.path
+        collecting = [(stage.folder / name, work, number) for number, name in enumerate(names)]
         for _ in workers.run(collections.collect_sentences, collecting, label="reading texts", unit="shards"):
             pass
         num_sentences = collections.keep_first(work, numbers)
@@ -156,21 +142,22 @@ def _text_blocks(
         for _, counted in workers.run(collections.count_words, counting, label="counting words", unit="shards"):
             frequencies.update(counted)
         collections.write_vocabulary(work, frequencies, num_sentences)
-        vectorising = [(work, number, fingerprint) for number in numbers]
+        vectorising = [(work, number, stage.fingerprint) for number in numbers]
         found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
         sizes = [found[number] for number in numbers]
-        journal.write("texts.json", sizes)
-    return _blocks(names, sizes)
+        stage.journal.write("texts.json", sizes)
+    return _blocks(names, sizes or [])
 
 
-def _image_blocks(folder: Path, listed: manifest.Manifest, journal: Journal, workers: Workers) -> tuple[_Block, ...]:
-    names = [entry.file for entry in listed.shards if entry.kinds.get("image")]
-    sizes = journal.read("images.json")
+def _image_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
+    names = stage.shards("image")
+    sizes = stage.journal.read("images.json")
     if sizes is None:
-        tasks = [(folder / name, journal.path, number, listed.num_region_classes) for number, name in enumerate(names)]
+        num_classes = stage.listed.num_region_classes
+        tasks = [(stage.folder / name, stage.journal.path, number, num_classes) for number, name in enumerate(names)]
         found = dict(workers.run(collections.summarise_images, tasks, label="reading images", unit="shards"))
         sizes = [found[number] for number in range(len(names))]
-        journal.write("images.json", sizes)
+        stage.journal.write("images.json", sizes)
     return _blocks(names, sizes)
 
 
@@ -230,8 +217,7 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
         sample = replace(stored.sample, related_texts=tuple(mine[0]), related_images=tuple(mine[1]))
         return replace(stored, sample=sample)
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(search.tokenizer))
+    index.rewrite(path, transform, tokenizers.load(search.tokenizer))
     write_json(entry, asdict(report))
 
 

@@ -1,7 +1,7 @@
 """Tasks of `unimo prepare rewrite`. Each writes its entries into the journal's folder, or the shard itself, whole or not at all.
 
 graphs-SHARD.json       scene graphs of the captions, an image a list      back-SHARD.json    back-translated positives
-LEVEL-SHARD.json        candidates of a level                              done-SHARD.json    the shard is rewritten
+LEVEL-SHARD.json        candidates of a level
 learned.npz, usual.npy  what the captions taught
 """
 
@@ -118,7 +118,7 @@ def _replaced(
     for graph, taken in zip(graphs, chosen, strict=True):
         yield [
             Rewrite(
-                substitute(graph.text, [(one.slot.start, one.slot.end, one.text)]),
+                substitute(graph.text, one.slot.start, one.slot.end, learned.spellings.get(one.text, one.text)),
                 level,
                 f"{one.slot.text}>{one.text}",
             )
@@ -126,7 +126,7 @@ def _replaced(
         ]
 
 
-def store_rewrites(rewriting: Rewriting, name: str) -> None:
+def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
     """Write the rewrites into the shard, index it, and write the entry that says so."""
     settings, path, report = rewriting.settings, rewriting.folder / name, Report()
     candidates = {level: _read(rewriting, level.name.lower(), name, level) for level in NEGATIVE_LEVELS}
@@ -160,9 +160,8 @@ def store_rewrites(rewriting: Rewriting, name: str) -> None:
                 report.count(f"{level.name.lower()} negatives", sum(one.level is level for one in caption.negatives))
         return replace(stored, sample=replace(stored.sample, captions=tuple(captions)))
 
-    shards.rewrite_shard(path, transform)
-    index.build_index(path, tokenizers.load(rewriting.tokenizer))
-    write_json(rewriting.entry("done", name), asdict(report))
+    index.rewrite(path, transform, tokenizers.load(rewriting.tokenizer))
+    write_json(entry, asdict(report))
 
 
 def captions_of(shard: Path) -> Iterator[list[str]]:

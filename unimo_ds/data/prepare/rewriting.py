@@ -18,18 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data import folder as folders
 from unimo_ds.data import manifest
-from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import learned_file, replacements, rewrite_tasks, stage_marks
+from unimo_ds.data.prepare import learned_file, replacements, rewrite_tasks
 from unimo_ds.data.prepare.caption_rewrites import NEGATIVE_LEVELS
 from unimo_ds.data.prepare.importing import progress
-from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep
+from unimo_ds.data.prepare.journal import read_json_object
 from unimo_ds.data.prepare.rewrite_tasks import LEARNED, USUAL, Rewriting
 from unimo_ds.data.prepare.scene_graph import parsers
 from unimo_ds.data.prepare.scene_graph.graph import SceneGraph
 from unimo_ds.data.prepare.settings import RewriteSettings, identity_of
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.translation import opening, wording
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.errors import UserError
@@ -39,7 +38,6 @@ POOL_CAPTIONS = 40_000
 the corpus."""
 _TEACHING_PAIRS = 200_000
 """Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
-_ALREADY = "already rewritten"
 
 
 def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
@@ -49,43 +47,29 @@ def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, worker
         UserError: not a data folder, a damaged one, or a parser or translator that cannot be used.
     """
     settings, workers = settings or RewriteSettings(), workers or Workers()
-    listed = manifest.load_manifest(folder)
     check(settings)
     if settings.translator == "apertium":
         # All tasks use what is installed now.
         settings = dataclasses.replace(settings, pivots=opening.languages(settings))
-    teacher = settings.learn_from or folder
-    taught_by = manifest.load_manifest(teacher)
-    options = [identity_of(settings), taught_by.fingerprint if settings.learn_from else None]
-    if stage_marks.is_done(folder, "rewrite", options):
-        Journal(folder, "rewrite").forget()
-        return Report({_ALREADY: 1})
-    journal = Journal(folder, "rewrite")
-    fingerprint = stage_marks.identity([options, listed.fingerprint])
-    journal.begin(fingerprint)
-    sweep(folder)
-    work = Rewriting(folder, journal.path, fingerprint, settings, folder / listed.tokenizer.file)
-    names = _pair_shards(listed)
+    taught_by = manifest.load_manifest(settings.learn_from) if settings.learn_from else None
+    stage = Stage(folder, "rewrite", [identity_of(settings), taught_by.fingerprint if taught_by else None])
+    if not stage.begin():
+        return Report({"already rewritten": 1})
+    work = Rewriting(folder, stage.journal.path, stage.fingerprint, settings, stage.tokenizer)
+    names = stage.shards("pair")
     _parse(work, folder, names, "graphs", workers)
-    _learn(work, teacher, taught_by, workers)
+    _learn(work, settings.learn_from or folder, taught_by or stage.listed, workers)
     _back_translate(work, names, workers)
-    _find_negatives(work, listed, workers)
-    waiting = [name for name in names if not work.is_done("done", name)]
-    _run(workers, rewrite_tasks.store_rewrites, [(work, name) for name in waiting], "storing rewrites")
-    report = Report()
-    for name in names:
-        report.add(report_of(read_json_object(work.entry("done", name))))
-    tokenizer = tokenizers.load(work.tokenizer)
-    folders.finish_folder(folder, tokenizer=tokenizer, tokenizer_file=listed.tokenizer.file)
-    stage_marks.mark_done(folder, "rewrite", options)
-    journal.forget()
+    _find_negatives(work, names, workers)
+    report = stage.each_shard(rewrite_tasks.store_rewrites, work, names, workers, label="storing rewrites")
+    stage.finish()
     return report
 
 
 def check(settings: RewriteSettings) -> None:
     """
     Raises:
-        UserError: numbers out of range, a parser or translator without what it needs.
+        UserError: numbers out of range, a parser or translator without what it needs, no data folder to learn from.
     """
     for name in ("positives", "negatives", "back_translations"):
         if getattr(settings, name) < 0:
@@ -95,6 +79,10 @@ def check(settings: RewriteSettings) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
     parsers.check(settings.parser, settings.parser_path)
     opening.check(settings)
+    if settings.translator == "apertium":
+        opening.languages(settings)
+    if settings.learn_from is not None:
+        manifest.load_manifest(settings.learn_from)
 
 
 def _parse(work: Rewriting, folder: Path, names: Sequence[str], kind: str, workers: Workers) -> None:
@@ -108,9 +96,8 @@ def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers
     path = work.work / LEARNED
     if path.exists():
         return
-    names = _pair_shards(taught_by)
-    stride = -(-sum(entry.kinds.get("pair", 0) for entry in taught_by.shards) // _TEACHING_PAIRS)
-    names = names[:: max(stride, 1)]
+    stride = -(-taught_by.totals.get("pair", 0) // _TEACHING_PAIRS)
+    names = [entry.file for entry in taught_by.shards if entry.kinds.get("pair")][:: max(stride, 1)]
     kind = "graphs" if teacher == work.folder else "teacher"
     _parse(work, teacher, names, kind, workers)
 
@@ -132,10 +119,10 @@ def _back_translate(work: Rewriting, names: Sequence[str], workers: Workers) -> 
         _run(workers, rewrite_tasks.translate_shard, waiting, "translating")
 
 
-def _find_negatives(work: Rewriting, listed: manifest.Manifest, workers: Workers) -> None:
+def _find_negatives(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
     tasks = [
         (work, pool, level)
-        for pool in _pools(work, listed)
+        for pool in _pools(work, names)
         for level in reversed(NEGATIVE_LEVELS)
         if not all(work.is_done(level.name.lower(), name) for name in pool)
     ]
@@ -149,15 +136,11 @@ def _run(
         pass
 
 
-def _pair_shards(listed: manifest.Manifest) -> list[str]:
-    return [entry.file for entry in listed.shards if entry.kinds.get("pair")]
-
-
-def _pools(work: Rewriting, listed: manifest.Manifest) -> Iterator[tuple[str, ...]]:
+def _pools(work: Rewriting, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Runs of shards with about `POOL_CAPTIONS` captions."""
     pool: list[str] = []
     size = 0
-    for name in _pair_shards(listed):
+    for name in names:
         pool.append(name)
         size += sum(map(len, read_json_object(work.entry("graphs", name))))
         if size >= POOL_CAPTIONS:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,91 +23,60 @@ NUM_FITTED_SCENES = 1000
 """Scenes of the training part that an extractor is fitted on; about fifty things of each colour and shape."""
 
 
-class FittedExtractor(Protocol):
-    """What the corpus writer needs of an extractor."""
-
+class _Extractor(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
     @property
     def num_classes(self) -> int: ...
 
-    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
-        """Regions of each drawing, computed from its stored JPEG."""
-        ...
-
     def save(self, folder: Path) -> Path:
         """Write the extractor into a data folder. Returns the file's path."""
         ...
 
 
+@dataclass(frozen=True)
+class FittedExtractor:
+    """What the corpus writer needs of an extractor."""
+
+    inner: _Extractor
+    regions: Callable[[Sequence[Scene], Sequence[bytes]], list[Regions]]
+    """Regions of each drawing, computed from its stored JPEG."""
+
+
 def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, seed: int) -> FittedExtractor:
-    """An extractor fitted on the first scenes of the training part."""
+    """An extractor fitted on the first scenes of the training part.
+
+    exact: one region per thing, its box known, then the four quarters of the picture. grid: what photographs get, cells that know
+    nothing of the things.
+    """
     fitted = scenes[:NUM_FITTED_SCENES]
+    jpegs = [draw_jpeg(scene) for scene in fitted]
     if kind == "grid":
-        return GridOfScenes(grid_regions.fit([_decode(draw_jpeg(scene)) for scene in fitted], seed=seed))
-    return ExactExtractor.fit(fitted, seed=seed)
+        grid = grid_regions.fit([_decode(jpeg) for jpeg in jpegs], seed=seed)
+        return FittedExtractor(grid, lambda _, drawn: grid.extract([_decode(jpeg) for jpeg in drawn]))
+    boxes, crops = _crop(fitted, jpegs)
+    statistics = scene_regions.pool_statistics(np.concatenate(crops), np.concatenate(boxes))
+    exact = scene_regions.fit(statistics, np.concatenate([_class_ids(scene) for scene in fitted]), seed=seed)
+    return FittedExtractor(exact, functools.partial(_exact_regions, exact))
 
 
-class ExactExtractor:
-    """One region per thing, its box known, then the four quarters of the picture."""
-
-    def __init__(self, inner: scene_regions.SceneExtractor) -> None:
-        self.inner = inner
-
-    @classmethod
-    def fit(cls, scenes: Sequence[Scene], *, seed: int) -> ExactExtractor:
-        boxes, crops = _crop(scenes, [draw_jpeg(scene) for scene in scenes])
-        statistics = scene_regions.pool_statistics(np.concatenate(crops), np.concatenate(boxes))
-        class_ids = np.concatenate([_class_ids(scene) for scene in scenes])
-        return cls(scene_regions.fit(statistics, class_ids, seed=seed))
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    @property
-    def num_classes(self) -> int:
-        return self.inner.num_classes
-
-    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
-        boxes, crops = _crop(scenes, jpegs)
-        # Together, since for one drawing NumPy's calls cost more than its sums.
-        joined = self.inner.regions(np.concatenate(boxes), np.concatenate(crops))
-        stops = np.cumsum([len(part) for part in boxes])
-        return [
-            Regions(
-                part,
-                joined.features[stop - len(part) : stop],
-                joined.class_ids[stop - len(part) : stop],
-                joined.class_probabilities[stop - len(part) : stop],
-            )
-            for part, stop in zip(boxes, stops.tolist(), strict=True)
-        ]
-
-    def save(self, folder: Path) -> Path:
-        return self.inner.save(folder)
-
-
-class GridOfScenes:
-    """What photographs get: cells of a grid, which know nothing of the things."""
-
-    def __init__(self, inner: grid_regions.RegionExtractor) -> None:
-        self.inner = inner
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    @property
-    def num_classes(self) -> int:
-        return self.inner.num_classes
-
-    def regions(self, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
-        return self.inner.extract([_decode(jpeg) for jpeg in jpegs])
-
-    def save(self, folder: Path) -> Path:
-        return self.inner.save(folder)
+def _exact_regions(
+    extractor: scene_regions.SceneExtractor, scenes: Sequence[Scene], jpegs: Sequence[bytes]
+) -> list[Regions]:
+    boxes, crops = _crop(scenes, jpegs)
+    # Together, since for one drawing NumPy's calls cost more than its sums.
+    joined = extractor.regions(np.concatenate(boxes), np.concatenate(crops))
+    stops = np.cumsum([len(part) for part in boxes])
+    return [
+        Regions(
+            part,
+            joined.features[stop - len(part) : stop],
+            joined.class_ids[stop - len(part) : stop],
+            joined.class_probabilities[stop - len(part) : stop],
+        )
+        for part, stop in zip(boxes, stops.tolist(), strict=True)
+    ]
 
 
 def _crop(

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare.scene_model import COLOURS, GROUNDS, SHAPES
 from unimo_ds.data.schema import Regions
-from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
 
 FEATURE_SIZE = 128
@@ -33,7 +32,6 @@ STORED_CLASSES = 4
 QUARTERS = np.array(
     [(0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 0.5), (0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0, 1.0)], dtype=np.float32
 )
-EXTRACTOR_FILE = "extractor.safetensors"
 
 _POOLED = 8
 """Rows and columns to which a region's pixels are pooled."""
@@ -96,10 +94,6 @@ class SceneExtractor:
     """[1] mean squared distance of a feature from its own class's centroid: the width of the soft labels."""
 
     @property
-    def feature_size(self) -> int:
-        return int(self.projection.shape[1])
-
-    @property
     def num_classes(self) -> int:
         return len(self.centroids)
 
@@ -157,23 +151,6 @@ class SceneExtractor:
 
 _SOFTNESS = 1 / 4
 """Share of a class's own spread that softens the labels: in 128 dimensions distances concentrate, so all of it blurs too much."""
-
-
-def load(folder: Path) -> SceneExtractor:
-    """The extractor that `save` wrote into the folder.
-
-    Raises:
-        UserError: no such file, or not a scene extractor.
-    """
-    path = folder / EXTRACTOR_FILE
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the extractor {path}: {error}; make the demo corpus again") from None
-    expected = {"mean", "scale", "projection", "centroids", "spread"}
-    if arrays.keys() != expected:
-        raise UserError(f"{path} is not a scene extractor: it holds {', '.join(sorted(arrays))}")
-    return SceneExtractor(**arrays)
 
 
 def fit(

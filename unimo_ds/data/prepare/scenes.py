@@ -224,9 +224,9 @@ def _finish(folder: Path, tokenizer: Tokenizer, extractor: FittedExtractor, comm
         folder,
         tokenizer=tokenizer,
         tokenizer_file=path.name,
-        extractor_fingerprint=extractor.fingerprint,
-        extractor_file=extractor.save(folder).name,
-        num_region_classes=extractor.num_classes,
+        extractor_fingerprint=extractor.inner.fingerprint,
+        extractor_file=extractor.inner.save(folder).name,
+        num_region_classes=extractor.inner.num_classes,
         command=command,
     )
 

@@ -15,6 +15,7 @@ DEFAULT_VOCABULARY = 8192
 KindName = Literal["pairs", "texts", "images"]
 TranslatorName = Literal["marian", "ctranslate2", "apertium"]
 ParserName = Literal["rules", "factual", "spacy"]
+CollectionName = Literal["texts", "images"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ class PhraseSettings:
 
     parser: ParserName = "rules"
     parser_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class RetrieveSettings:
+    """How related items are found."""
+
+    number: int = 10
+    """Texts, and images, that are stored with each pair."""
+    approximate: tuple[CollectionName, ...] = ()
+    """Of these only what an index of FAISS proposes is looked at: for images by the million."""
 
 
 _NO_INPUT = ("output", "replace", "source")

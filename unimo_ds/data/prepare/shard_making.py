@@ -25,6 +25,8 @@ from unimo_ds.utils.errors import UserError
 
 _BATCH = 64
 """Images decoded and extracted together."""
+_MOST_PIXELS = 2**28
+"""Of images extracted together: 0.8 GB."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,22 @@ def _extracted(
     making: Making, extractor: RegionExtractor, records: Iterator[Record], report: Report
 ) -> Iterator[StoredSample]:
     while batch := list(itertools.islice(records, _BATCH)):
-        decoded = list(_decode(batch, extractor.working_side, report))
-        found = extractor.extract([picture for _, picture in decoded])
-        for (record, picture), one in zip(decoded, found, strict=True):
-            yield _stored(making, record, one, {"size": list(picture.size)}, report)
+        for decoded in _within_memory(_decode(batch, extractor.working_side, report)):
+            found = extractor.extract([picture for _, picture in decoded])
+            for (record, picture), one in zip(decoded, found, strict=True):
+                yield _stored(making, record, one, {"size": list(picture.size)}, report)
+            decoded.clear()  # before the next are decoded
+
+
+def _within_memory(decoded: Iterator[tuple[Record, Image.Image]]) -> Iterator[list[tuple[Record, Image.Image]]]:
+    """All of them together, unless they are enormous: what is no JPEG is decoded at its full size."""
+    run: list[tuple[Record, Image.Image]] = []
+    for one in decoded:
+        run.append(one)
+        if sum(picture.width * picture.height for _, picture in run) > _MOST_PIXELS:
+            yield run
+            run = []
+    yield run
 
 
 def _stored(
@@ -107,7 +121,8 @@ def _stored(
     return StoredSample(
         Sample("", Kind.PAIR if captions else Kind.IMAGE, making.source, regions=found, captions=captions),
         jpeg=_stored_jpeg(record.image) if making.keep_images and record.image is not None else None,
-        details={"file": record.name, **details, **record.details},
+        # A file's name need not be Unicode; what is stored must be.
+        details={"file": record.name.encode("utf-8", "backslashreplace").decode(), **details, **record.details},
     )
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unimo_ds.utils.errors import UserError
-
-_SENTENCE_END = re.compile(r"[.!?;:]['\")\]]*\s")
 
 
 @dataclass
@@ -58,42 +54,3 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
                     report.skip("a line that is not UTF-8", f"{path.name}:{number}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def read_captions(path: str | os.PathLike[str], report: Report) -> dict[str, list[str]]:
-    """File name -> its captions, from lines `file<TAB>caption`, in the file's order.
-
-    Captions keep every character between their first and last visible one.
-
-    Raises:
-        UserError: unreadable, or no line of this form.
-    """
-    captions: dict[str, list[str]] = {}
-    for number, line in read_lines(Path(path), report):
-        name, tab, caption = line.partition("\t")
-        if not tab or not name.strip():
-            if line.strip():
-                report.skip("a line that is not file<TAB>caption", f"{Path(path).name}:{number}")
-            continue
-        mine = captions.setdefault(name.strip().removeprefix("./"), [])
-        if caption.strip():
-            mine.append(caption.strip())
-        else:
-            report.skip("an empty caption", f"{Path(path).name}:{number}")
-    if not captions:
-        raise UserError(f"{path} holds no line of the form file<TAB>caption")
-    return captions
-
-
-def cut_text(text: str, offsets: Sequence[tuple[int, int]], *, max_tokens: int) -> int:
-    """Where to end the first piece of a text of more than `max_tokens` tokens, as a character offset.
-
-    offsets: [n] first and last character of each token. The piece ends behind a sentence where the later half of the window
-    has one, else between words, else between characters.
-    """
-    window = max(offsets[max_tokens][0], 1)
-    ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, window)]
-    if ends and ends[-1] > window // 2:
-        return ends[-1]
-    space = max(text.rfind(mark, 1, window + 1) for mark in " \t\n")
-    return space if space > 0 else window

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
+from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.prepare.workers import Workers, mpi_workers
 from unimo_ds.utils.errors import UserError
 
@@ -21,21 +24,30 @@ def add(stage: argparse.ArgumentParser) -> None:
     )
 
 
-def with_workers(arguments: argparse.Namespace, body: Callable[[Workers], None]) -> int:
+def with_workers(
+    arguments: argparse.Namespace, folder: Path | None, body: Callable[[Workers], None], *, make: bool = False
+) -> int:
     """Carry out the body with the workers asked for. Returns the exit status.
 
+    folder, make: see `journal.alone_in`; None: nothing is written.
+
     Raises:
-        UserError: a number of workers below one, or MPI that cannot be used.
+        UserError: a number of workers below one, MPI that cannot be used, or another stage at work in the folder.
     """
     if arguments.executor == "mpi":
         if arguments.workers is not None:
             raise UserError("--workers is not for --executor mpi; the launcher's number of ranks says it")
         with mpi_workers() as workers:
             if workers is not None:
-                body(workers)
+                _carry_out(body, workers, folder, make)
         return 0
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers} must be at least 1")
     with Workers(arguments.workers) as workers:
-        body(workers)
+        _carry_out(body, workers, folder, make)
     return 0
+
+
+def _carry_out(body: Callable[[Workers], None], workers: Workers, folder: Path | None, make: bool) -> None:
+    with contextlib.nullcontext() if folder is None else alone_in(folder, make=make):
+        body(workers)

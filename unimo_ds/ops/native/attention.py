@@ -76,12 +76,12 @@ def attention(
     tables = tables_of(layout)
     keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
-    bulk = _bulk_tiles(query_key_value_T3HD, layout)
+    bulk = bulk_tiles(query_key_value_T3HD, layout)
     output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole, bulk)
     return output  # type: ignore[no-any-return]
 
 
-def _bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
+def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
     """The table of blocks for the forward kernel that loads whole tiles, None where another one is to run."""
     if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
         return None

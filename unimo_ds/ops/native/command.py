@@ -77,6 +77,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.cases < 1 or arguments.first < 0:
+        raise UserError(
+            f"{arguments.cases} cases from number {arguments.first} check nothing; --cases is 1 or more, --first 0 or more"
+        )
     worst = 0
     for name in _architectures(arguments.arch):
         program = build.build_check(arguments.kernel, name, sanitize=not arguments.plain)

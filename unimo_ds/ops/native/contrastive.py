@@ -1,10 +1,10 @@
 """Log-sum-exps over shared candidates by the CUDA kernels of `kernels/contrastive/` and cuBLAS: `unimo::contrastive_forward`,
 `unimo::contrastive_backward`.
 
-Scores are made in rectangles of CHUNK_ROWS x CHUNK_COLUMNS by a matrix product into one fp32 buffer; a kernel reads the buffer
-once, for the statistics of its rows and, where asked, of its columns. Backward makes the rectangle again, a kernel turns it into
-16-bit weights in place, and two products carry them to the vectors. No score matrix, no atomics, no synchronisation with the
-host; the same bits every run.
+Scores are made in rectangles (`chunk_of`) by a matrix product into one fp32 buffer; a kernel reads the buffer once, for the
+statistics of its rows and, where asked, of its columns. Backward makes the rectangle again, a kernel turns it into 16-bit weights
+in place, and two products carry them to the vectors. No score matrix, no atomics, no synchronisation with the host; the same bits
+every run.
 
 Letters as in `ops/score_blocks.py`.
 """
@@ -12,6 +12,7 @@ Letters as in `ops/score_blocks.py`.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,8 @@ import torch
 from unimo_ds.ops.native import launcher, library, products
 from unimo_ds.ops.score_blocks import Keys, Logs
 
-CHUNK_ROWS = 4096
-CHUNK_COLUMNS = 4096
+SMALL_CHUNK, LARGE_CHUNK = (4096, 4096), (8192, 8192)
+"""Rows and columns of a rectangle. Multiples of what follows."""
 TILE_ROWS = 64
 TILE_COLUMNS = 1024
 _LARGEST_WEIGHT = 4096.0
@@ -111,6 +112,16 @@ def gradients(
     return found
 
 
+def chunk_of(rows: torch.Tensor, columns: torch.Tensor, *, both: bool) -> tuple[int, int]:
+    """Rows and columns of the rectangles for these vectors.
+
+    Large ones are faster (docs/kernels.md), and their buffer is what the loss takes of memory: so they are for matrices in both
+    directions beside whose sums in backward, fp32 for the columns and 16-bit for the rows, the buffer is not the larger part.
+    """
+    sums = 4 * columns.numel() + 2 * rows.numel()
+    return LARGE_CHUNK if both and 4 * math.prod(LARGE_CHUNK) <= sums else SMALL_CHUNK
+
+
 def narrow(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors as the kernels take them: fp32 becomes fp16."""
     return (vectors.half() if vectors.dtype == torch.float32 else vectors).contiguous()
@@ -130,7 +141,8 @@ class _Walk:
         self, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, column_logs: torch.Tensor
     ) -> None:
         """column_logs: [B] statistics of columns, running or final; empty where they are no queries."""
-        self.row_parts, self.column_parts = torch.split(rows, CHUNK_ROWS), torch.split(columns, CHUNK_COLUMNS)
+        self.chunk = chunk_of(rows, columns, both=len(column_logs) > 0)
+        self.row_parts, self.column_parts = torch.split(rows, self.chunk[0]), torch.split(columns, self.chunk[1])
         height, pitch = len(self.row_parts[0]), 8 * _tiles(len(self.column_parts[0]), 8)
         self.scores = rows.new_empty((height, pitch), dtype=torch.float32)
         self.conflicts = rows.new_empty((_tiles(len(rows), TILE_ROWS), _tiles(len(columns), 32)), dtype=torch.int32)
@@ -161,14 +173,15 @@ class _Walk:
         """
         arguments = self.arguments
         transposed = [part.T for part in self.column_parts]
-        of_rows, of_columns = _steps(self.by_row, CHUNK_ROWS), _steps(self.by_column, CHUNK_COLUMNS)
+        chunk_rows, chunk_columns = self.chunk
+        of_rows, of_columns = _steps(self.by_row, chunk_rows), _steps(self.by_column, chunk_columns)
         narrow = self.scores.view(self.row_parts[0].dtype)
         for row, row_part in enumerate(self.row_parts):
             arguments.num_rows = height = len(row_part)
             arguments.begins_columns = row == 0
             for name, base, step in of_rows:
                 setattr(arguments, name, base + row * step)
-            conflicts = self.conflicts.data_ptr() + row * (CHUNK_ROWS // TILE_ROWS) * self.conflicts.shape[1] * 4
+            conflicts = self.conflicts.data_ptr() + row * (chunk_rows // TILE_ROWS) * self.conflicts.shape[1] * 4
             buffer = weights = None
             for column, column_part in enumerate(transposed):
                 width = column_part.shape[1]
@@ -178,7 +191,7 @@ class _Walk:
                 arguments.begins_rows = column == 0
                 for name, base, step in of_columns:
                     setattr(arguments, name, base + column * step)
-                arguments.conflicts = conflicts + column * (CHUNK_COLUMNS // 32) * 4
+                arguments.conflicts = conflicts + column * (chunk_columns // 32) * 4
                 products.multiply(row_part, column_part, buffer)
                 assert weights is not None
                 yield row, column, weights
@@ -283,7 +296,7 @@ def _carry(
     to_rows, column_sums = (
         vectors.new_empty(vectors.shape, dtype=kind) for vectors, kind in ((rows, dtype), (columns, torch.float32))
     )
-    row_results, column_results = torch.split(to_rows, CHUNK_ROWS), torch.split(column_sums, CHUNK_COLUMNS)
+    row_results, column_results = torch.split(to_rows, walk.chunk[0]), torch.split(column_sums, walk.chunk[1])
     row_sums = block = torch.empty_like(walk.row_parts[0], dtype=torch.float32)
     for row, column, weights in walk.rectangles():
         weigh(walk.arguments)

@@ -8,10 +8,9 @@ import torch
 from tests.data.prepare.raw import captions
 from tests.data.prepare.translation.tiny_marian import write_model
 from unimo_ds.data.prepare.settings import RewriteSettings
-from unimo_ds.data.prepare.translation import apertium, opening
-from unimo_ds.data.prepare.translation.batches import in_batches
+from unimo_ds.data.prepare.translation import apertium, marian, opening
 from unimo_ds.data.prepare.translation.marian import MarianTranslator
-from unimo_ds.data.prepare.translation.protocol import Pivot
+from unimo_ds.data.prepare.translation.protocol import Pivot, in_batches
 from unimo_ds.utils.errors import UserError
 
 TEXTS = [captions(i)[i % 2] for i in range(7)]
@@ -107,6 +106,18 @@ def test_what_is_no_model_is_said(models: tuple[Path, Path], tmp_path: Path) -> 
 def test_contradictions_are_one_sentence(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opening.check(RewriteSettings(**options))
+
+
+def test_ranks_under_slurm_share_the_gpus(models: tuple[Path, Path], monkeypatch) -> None:
+    """The second task of a node takes the second GPU, for translators as for detectors."""
+    given = []
+    monkeypatch.setattr(marian, "MarianTranslator", lambda folder, **options: given.append(options["device"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    settings = RewriteSettings(translator="marian", to_pivot=models[:1], from_pivot=models[1:])
+    opening.pivots.__wrapped__(settings)
+    assert given == [torch.device("cuda", 1)] * 2
 
 
 def test_batches_keep_the_order() -> None:

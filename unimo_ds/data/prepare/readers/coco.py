@@ -18,12 +18,15 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
         UserError: a file of another form.
     """
     for path in settings.captions:
-        captions: dict[object, list[str]] = {}
+        captions: dict[int, list[str]] = {}
         for one in objects_under(path, "annotations", what=_WHAT):
-            caption = caption_of(one.get("caption"), f"{path.name}, annotation {one.get('id')}", report)
-            if caption is not None:
-                captions.setdefault(one.get("image_id"), []).append(caption)
-        seen: set[object] = set()
+            where = f"{path.name}, annotation {one.get('id')}"
+            caption = caption_of(one.get("caption"), where, report)
+            if not isinstance(one.get("image_id"), int):
+                report.skip("a caption without an image_id", where)
+            elif caption is not None:
+                captions.setdefault(one["image_id"], []).append(caption)
+        seen: set[int] = set()
         for image in objects_under(path, "images", what=_WHAT):
             number, name = image.get("id"), image.get("file_name")
             if not isinstance(number, int) or not isinstance(name, str) or not name:

@@ -123,6 +123,8 @@ def _classes(
     found: Detections, num_regions: int, settings: ImportSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
     """[R, max_classes] each."""
+    if found.confidences is not None and np.shape(found.confidences) != (num_regions,):
+        raise BadDetections("confidences of a wrong shape", f"{np.shape(found.confidences)}")
     most = settings.max_classes
     ids, probabilities = np.zeros((num_regions, most), np.int32), np.zeros((num_regions, most), np.float32)
     if found.probabilities is not None:
@@ -138,8 +140,6 @@ def _classes(
             raise BadDetections("class ids of a wrong shape", f"{found.class_ids.shape}")
         ids[:, 0] = found.class_ids
         probabilities[:, 0] = 1 if found.confidences is None else found.confidences
-    if found.confidences is not None and np.shape(found.confidences) != (num_regions,):
-        raise BadDetections("confidences of a wrong shape", f"{np.shape(found.confidences)}")
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
         raise BadDetections("class probabilities outside [0, 1]")
     if ids.min() < 0 or ids.max() >= settings.num_classes:

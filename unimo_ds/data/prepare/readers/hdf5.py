@@ -32,6 +32,10 @@ _SPELLINGS = {
 }
 
 
+_DAMAGE = (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What h5py raises on arrays that are damaged, missing, too short or no arrays."""
+
+
 @dataclass(frozen=True)
 class Hdf5(FeatureFiles):
     """One or several files. A place is (number of the file, row), the row -1 where images are groups."""
@@ -39,17 +43,13 @@ class Hdf5(FeatureFiles):
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.settings.features):
             with _open(path) as file:
-                ids = _member(file, "image_id")
-                if ids is not None:
-                    for row, name in enumerate(ids[()].tolist()):
-                        yield Item(
-                            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name), (number, row)
-                        )
-                    continue
-                names = [name for name in file if hasattr(file[name], "keys")]
-                if not names:
-                    raise UserError(f"{path} has neither image_id beside features nor a group for every image")
-                yield from (Item(name, (number, -1)) for name in names)
+                try:
+                    found = list(_items(file, number))
+                except _DAMAGE as error:
+                    raise UserError(f"{path} is damaged: its images cannot be listed ({error})") from None
+            if not found:
+                raise UserError(f"{path} has neither image_id beside features nor a group for every image")
+            yield from found
 
     def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
         for number, path in enumerate(self.settings.features):
@@ -62,10 +62,23 @@ class Hdf5(FeatureFiles):
                     try:
                         found = _detections(file[item.name] if row < 0 else file, row)
                         yield i, Record(item.name, regions=to_regions(found, self.settings))
-                    except (OSError, KeyError) as error:
-                        report.skip("features that cannot be read", f"{item.name}: {error}")
                     except BadDetections as error:
                         report.skip(error.reason, f"{item.name} {error.detail}".rstrip())
+                    except _DAMAGE as error:
+                        report.skip("features that cannot be read", f"{item.name}: {error}")
+
+
+def _items(file: Any, number: int) -> Iterator[Item]:
+    ids = _member(file, "image_id")
+    if ids is None:
+        yield from (Item(_text(name), (number, -1)) for name in file if hasattr(file[name], "keys"))
+        return
+    for row, name in enumerate(ids[()].reshape(len(ids)).tolist()):
+        yield Item(_text(name), (number, row))
+
+
+def _text(name: object) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _detections(group: Mapping[str, Any], row: int) -> Detections:

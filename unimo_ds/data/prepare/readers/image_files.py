@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -51,14 +52,14 @@ class ImageFiles:
                         report.skip(reason, name)
 
     def _in_folder(self, number: int, report: Report) -> Iterator[Item]:
-        folder = self.paths[number]
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_dir() or not self._is_image(name, report):
+        for name, file in _files_under(self.paths[number]):
+            if file.is_symlink() and file.is_dir():
+                report.skip("a link to a folder, which is not followed", name)
+            elif not self._is_image(name, report):
                 continue
-            if path.is_symlink() or not path.is_file():
+            elif not file.is_file(follow_symlinks=False):
                 report.skip("not a regular file", name)
-            elif path.stat().st_size > MAX_MEMBER_BYTES:
+            elif file.stat().st_size > MAX_MEMBER_BYTES:
                 report.skip(_TOO_LARGE, name)
             else:
                 yield Item(name, (number,))
@@ -83,6 +84,24 @@ class ImageFiles:
                 if number not in tars:
                     tars[number] = stack.enter_context(open_file(path))
                 yield i, Record(name, image=read_extent(tars[number], path, *extent))
+
+
+def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(relative name, entry) of everything in a folder and its subfolders but these, in the order of the paths' parts.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    try:
+        with os.scandir(folder / inside) as entries:
+            inner = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder / inside}: {error.strerror}") from None
+    for entry in inner:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_under(folder, f"{inside}{entry.name}/")
+        else:
+            yield f"{inside}{entry.name}", entry
 
 
 def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:

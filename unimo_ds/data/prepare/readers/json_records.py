@@ -64,6 +64,8 @@ def array_items(path: Path, *, what: str) -> Iterator[Any]:
                     whole = end < len(buffer)
                 except json.JSONDecodeError:
                     whole = False
+                except RecursionError:
+                    raise UserError(f"{path} is not {what}: its values are nested too deeply") from None
                 if whole:
                     yield value
                     buffer, first = buffer[end:], False

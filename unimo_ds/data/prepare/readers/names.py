@@ -50,8 +50,8 @@ class Annotations:
         self._by_number: dict[int, int] = {}
         exact = self._by_spelling[0]
         for one in annotations:
-            known = exact.get(clean(one.names[0]))
-            if known is not None:
+            known = exact.get(clean(one.names[0]), -1)
+            if known >= 0:
                 # An image may come in several lines or files: its captions belong together.
                 captions = (*self.all[known].captions, *one.captions)
                 self.all[known] = Annotation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from unimo_ds.utils.errors import UserError
 
 DEFAULT_COLUMN = "text"
 _ROWS = 1024
+_DAMAGE = (OSError, ValueError, NotImplementedError)
+"""One of which every error of pyarrow is."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,17 @@ class ParquetTexts:
     def records(self, part: Part, report: Report) -> Iterator[Record]:
         path = Path(part["file"])
         batches = _open(path).iter_batches(_ROWS, row_groups=[part["row_group"]], columns=[self.column])
-        row = 0
-        for batch in batches:
-            for value in batch.column(0).to_pylist():
-                name = f"{path.name}, row group {part['row_group']}, row {row}"
-                row += 1
-                if not isinstance(value, str):
-                    report.skip("a row without a text", name)
-                elif value.strip():
-                    yield Record(name, text=value.strip())
+        name = f"{path.name}, row group {part['row_group']}, row "
+        rows = itertools.count()
+        try:
+            for batch in batches:
+                for value, row in zip(batch.column(0).to_pylist(), rows, strict=False):
+                    if not isinstance(value, str):
+                        report.skip("a row without a text", f"{name}{row}")
+                    elif value.strip():
+                        yield Record(f"{name}{row}", text=value.strip())
+        except _DAMAGE as error:
+            report.skip("a row that cannot be read, with all behind it in its group", f"{name}{next(rows)}: {error}")
 
     def texts(self, part: Part) -> Iterator[str]:
         for record in self.records(part, Report()):
@@ -64,11 +69,10 @@ def _open(path: Path) -> Any:
         UserError: pyarrow is not installed, or the file is not Parquet.
     """
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError("reading Parquet needs pyarrow; install it with `pip install pyarrow`") from None
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from None

@@ -98,7 +98,7 @@ def _from_npz(value: bytes) -> dict[str, NDArray[Any]]:
                 if array.dtype.kind not in _NUMBERS:
                     raise BadDetections("an array that does not hold numbers", name)
                 arrays[name] = array
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error) as error:
         if isinstance(error, BadDetections):
             raise
         raise BadDetections("a value that is not a readable .npz", str(error)) from None
@@ -111,7 +111,7 @@ def _from_msgpack(value: bytes) -> dict[str, NDArray[Any]]:
 
     try:
         content = msgpack.unpackb(value, raw=True, strict_map_key=False, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:  # TypeError: a list as a key
         raise BadDetections("a value that is neither .npz nor msgpack", str(error)) from None
     if not isinstance(content, dict):
         raise BadDetections("a value that is not a map of arrays")

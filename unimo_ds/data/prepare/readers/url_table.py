@@ -79,7 +79,7 @@ def image_name(url: str, line: int, pattern: str) -> str:
         UserError: a pattern with other fields, or no name.
     """
     values = {
-        "url_file": unquote(urlsplit(url).path).rpartition("/")[2],
+        "url_file": _file_of(url),
         "line": line,
         "crc32": zlib.crc32(url.encode()),
         "md5": hashlib.md5(url.encode(), usedforsecurity=False).hexdigest(),
@@ -91,6 +91,13 @@ def image_name(url: str, line: int, pattern: str) -> str:
             f"--image-name {pattern!r} is not a pattern of {', '.join('{' + name + '}' for name in values)}: {error}"
         ) from None
     return name or url
+
+
+def _file_of(url: str) -> str:
+    try:
+        return unquote(urlsplit(url).path).rpartition("/")[2]
+    except ValueError:  # "http://[": whatever it is, it names no file
+        return ""
 
 
 def _table_rows(paths: tuple[Path, ...], report: Report) -> Iterator[_Row]:
@@ -122,5 +129,7 @@ def _json_rows(paths: tuple[Path, ...]) -> Iterator[_Row]:
         if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
             raise UserError(f"{path} is not SBU's JSON: it needs image_urls and captions, lists of one length")
         for number, (url, caption) in enumerate(zip(urls, captions, strict=True)):
-            yield _Row(before + number, f"{path.name}, entry {number}", url if isinstance(url, str) else "", caption)
+            # What is not valid Unicode is no URL.
+            is_url = isinstance(url, str) and url.isprintable()
+            yield _Row(before + number, f"{path.name}, entry {number}", url if is_url else "", caption)
         before += len(urls)

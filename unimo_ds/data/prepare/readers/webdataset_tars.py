@@ -53,15 +53,14 @@ class WebDatasetTars:
 
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
-        tars = tars_of(self.settings.input)
-        seen: set[str] = set()
-        for path in tars:
-            for run in in_parts(self._groups(path, exclusion, seen, report), size=PART_ITEMS):
+        for path in tars_of(self.settings.input):
+            for run in in_parts(self._groups(path, exclusion, report), size=PART_ITEMS):
                 yield {"tar": str(path), "items": [[group.base, group.members] for group in run]}
 
-    def _groups(self, path: Path, exclusion: Exclusion, seen: set[str], report: Report) -> Iterator[_Group]:
+    def _groups(self, path: Path, exclusion: Exclusion, report: Report) -> Iterator[_Group]:
+        # Keys are compared within a tar alone: every download numbers its tars and their samples from 0.
+        seen: set[str] = set()
         for group in _group(members_of_tar(path, option="--input"), report):
-            # Keys of img2dataset are unique over all tars of a download; other writers number each tar anew.
             name = f"{path.name}/{group.base}"
             if _image_of(group) is None:
                 report.skip("a sample without an image", name)
@@ -69,10 +68,10 @@ class WebDatasetTars:
                 report.skip("an image without a caption", name)
             elif exclusion.holds_name(group.base):  # a key is a counter: its number is no image's id
                 report.count("images excluded")
-            elif name in seen:
+            elif group.base in seen:
                 report.skip("an image that comes twice", name)
             else:
-                seen.add(name)
+                seen.add(group.base)
                 yield group
 
     def records(self, part: Part, report: Report) -> Iterator[Record]:
@@ -112,18 +111,19 @@ class WebDatasetTars:
 
 
 def tars_of(paths: tuple[Path, ...]) -> list[Path]:
-    """The tars named, and those in the folders named.
+    """The tars named, and those in the folders named, each once.
 
     Raises:
         UserError: a folder without tars.
     """
-    tars: list[Path] = []
+    tars: dict[Path, Path] = {}
     for path in paths:
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"--input {path} holds no .tar")
-        tars += inside
-    return tars
+        for tar in inside:
+            tars.setdefault(tar.resolve(), tar)
+    return list(tars.values())
 
 
 def _group(members: Iterator[tarfile.TarInfo], report: Report) -> Iterator[_Group]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from unimo_ds.data.detectors.device import worker_device
 from unimo_ds.data.prepare.scene_graph import alignment, tagging
 from unimo_ds.data.prepare.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.scene_graph.names import names_in
@@ -48,7 +49,7 @@ class FactualParser:
             self._model = model.from_pretrained(folder, local_files_only=True)
         except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"no T5 parser in {folder}: {str(error).strip().splitlines()[0]}") from None
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = worker_device()
         self._model = self._model.to(self._device).eval()
 
     def parse(self, captions: Sequence[str]) -> list[SceneGraph]:

@@ -21,7 +21,7 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
     """
     words = list(_WORD.finditer(text))
     capital = [match.group()[0].isupper() for match in words]
-    if not words or sum(capital) > _MOST_CAPITALS * len(words):
+    if not words or _is_everywhere(capital):
         return ()
     found = []
     i = 0
@@ -41,6 +41,15 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
             found.append((words[i].start(), words[last].end()))
         i = last + 1
     return tuple(found)
+
+
+def is_by_place(text: str, start: int) -> bool:
+    """Whether a capital at `start` says nothing of its word: it opens a sentence, or capitals are everywhere."""
+    return _opens_sentence(text, start) or _is_everywhere([word[0].isupper() for word in _WORD.findall(text)])
+
+
+def _is_everywhere(capital: list[bool]) -> bool:
+    return sum(capital) > _MOST_CAPITALS * len(capital)
 
 
 def _side_by_side(text: str, words: list[re.Match[str]], j: int) -> bool:

@@ -13,12 +13,14 @@ from unimo_ds.utils.errors import UserError
 def check(name: str, path: Path | None) -> None:
     """
     Raises:
-        UserError: a parser that needs a path has none, or the other way round.
+        UserError: a parser that needs a path has none, or the other way round; a path that is not there.
     """
     if name == "rules" and path is not None:
         raise UserError("--parser-path is for --parser factual or spacy; the rules need no weights")
     if name != "rules" and path is None:
         raise UserError(f"--parser {name} needs --parser-path, the folder of its weights")
+    if path is not None and not path.exists():
+        raise UserError(f"--parser-path {path} does not exist")
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from unimo_ds.data.prepare.translation.batches import in_batches
-from unimo_ds.data.prepare.translation.protocol import one_line
+from unimo_ds.data.prepare.translation.protocol import in_batches, one_line
 from unimo_ds.utils.errors import UserError
 
 _LONGEST = 256

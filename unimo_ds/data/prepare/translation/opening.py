@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from unimo_ds.data.detectors.device import num_gpus, worker_device
 from unimo_ds.data.prepare.settings import RewriteSettings
 from unimo_ds.data.prepare.translation import apertium
 from unimo_ds.data.prepare.translation.protocol import Pivot, Translator
-from unimo_ds.utils import launchers
 from unimo_ds.utils.errors import UserError, nearest_name
 
 
@@ -80,7 +75,9 @@ def pivots(settings: RewriteSettings) -> tuple[Pivot, ...]:
 
 
 def _model(settings: RewriteSettings, folder: Path) -> Translator:
-    options: dict[str, Any] = {"batch_size": settings.translation_batch, "beams": settings.beams, "device": _device()}
+    # Without a GPU of torch's: what the tool itself finds.
+    device = worker_device() if num_gpus() else None
+    options: dict[str, Any] = {"batch_size": settings.translation_batch, "beams": settings.beams, "device": device}
     if settings.translator == "ctranslate2":
         from unimo_ds.data.prepare.translation.ctranslate import CTranslate2Translator
 
@@ -88,14 +85,3 @@ def _model(settings: RewriteSettings, folder: Path) -> Translator:
     from unimo_ds.data.prepare.translation.marian import MarianTranslator
 
     return MarianTranslator(folder, **options)
-
-
-def _device() -> torch.device | None:
-    """Workers share the GPUs evenly; None: none is there."""
-    number = torch.cuda.device_count()
-    if not number:
-        return None
-    # Processes of a pool are named by their number; ranks of an MPI job know theirs.
-    name = re.search(r"-(\d+)$", multiprocessing.current_process().name)
-    worker = int(name[1]) - 1 if name else launchers.local_rank(os.environ)
-    return torch.device("cuda", worker % number)

@@ -1,0 +1,49 @@
+"""Traces of steps for Perfetto or chrome://tracing: what rank 0's host and device do, operator by operator."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+FOLDER = "traces"
+
+
+class Tracer:
+    """Records the steps from `first` to `last`, or those of them that this start takes, into one file of `folder`.
+
+    Steps are numbered from 1, as they are logged; first 0: none.
+    """
+
+    def __init__(self, folder: Path, first: int, last: int, say: Callable[[str], None] = print) -> None:
+        self._folder, self._steps, self._say = folder, range(first, last + 1) if first else range(0), say
+        self._profiler: torch.profiler.profile | None = None
+
+    @contextlib.contextmanager
+    def around(self, step: int) -> Iterator[None]:
+        """Record what happens inside, if `step` is to be recorded."""
+        if step in self._steps and self._profiler is None:
+            self._profiler = torch.profiler.profile()
+            self._profiler.start()
+            self._first = step
+        yield
+        if self._profiler is not None:
+            self._newest = step
+            if step >= self._steps[-1]:
+                self.close()
+
+    def close(self) -> None:
+        """Write what has been recorded, if anything."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return
+        profiler.stop()
+        path = self._folder / f"steps-{self._first}-{self._newest}.json"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(path))
+            self._say(f"traced steps {self._first} to {self._newest}: open {path} in https://ui.perfetto.dev")
+        except OSError as error:
+            self._say(f"warning: cannot write {path}: {error.strerror}; training goes on")
