@@ -140,10 +140,10 @@ def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] 
 
 
 _BOUNDS = {
-    "epochs": (0.0, math.inf),
-    "warmup_share": (0.0, 1.0),
-    "head_dropout": (0.0, 0.95),
-    "label_smoothing": (0.0, 0.99),
+    "epochs": (0, math.inf),
+    "warmup_share": (0, 1),
+    "head_dropout": (0, 0.95),
+    "label_smoothing": (0, 0.99),
     "max_target_tokens": (0, math.inf),
     "max_examples": (0, math.inf),
     "max_evaluated": (0, math.inf),
@@ -151,10 +151,10 @@ _BOUNDS = {
     "adversarial.steps": (0, math.inf),
     "retrieval.negative_images": (1, math.inf),
     "retrieval.negative_captions": (1, math.inf),
-    "retrieval.hard_share": (0.0, 1.0),
+    "retrieval.hard_share": (0, 1),
     "retrieval.hard_pool": (1, math.inf),
     "retrieval.rerank": (0, math.inf),
-    "captioning.min_confidence": (0.0, 1.0),
+    "captioning.min_confidence": (0, 1),
     "captioning.max_object_tokens": (3, math.inf),
     "generation.beams": (1, math.inf),
     "generation.min_tokens": (0, math.inf),
