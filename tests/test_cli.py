@@ -69,6 +69,18 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["plan", "--recipe", "demo", "--devices", "0"], "must be at least 1"),
         (["evaluate", "retrieval", "--checkpoint", "nowhere", "--data", "x"], "no folder at nowhere"),
         (["evaluate", "retrieval", "--checkpoint", "x", "--data", "x", "--rerank", "-1"], "must not be negative"),
+        (
+            ["evaluate", "sst2", "--checkpoint", "x", "--data", "x", "--rerank", "3"],
+            "--rerank is an option of zero-shot measures, not of a fine-tuned checkpoint; --set finetune.retrieval.rerank=K",
+        ),
+        (
+            ["evaluate", "rewrites", "--checkpoint", "x", "--data", "x", "--predictions", "y"],
+            "--predictions is an option of a fine-tuned checkpoint, not of zero-shot measures",
+        ),
+        (
+            ["evaluate", "sst2", "--checkpoint", "x", "--data", "x", "--max-examples", "3", "--predictions", "y.tsv"],
+            "y.tsv needs an answer for every example; leave --max-examples out",
+        ),
         (["export", "--checkpoint", "nowhere", "--to", "y"], "no folder at nowhere"),
         (["inspect", "nowhere"], "nothing to inspect at nowhere"),
         (["inspect", "order"], "needs --data"),

@@ -49,7 +49,7 @@ class RetrievalConfig:
     margin: float = 0.2
     scale: float = 1.0
     rerank: int = 0
-    """Evaluation: encode jointly only the best of each query under the starting model's single encodings; 0: everything."""
+    """Evaluation: encode jointly only the best of each query under the model's own single encodings; 0: everything."""
 
 
 @dataclass(frozen=True)

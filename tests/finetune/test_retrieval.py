@@ -18,7 +18,7 @@ from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
 from unimo_ds.finetune import predict, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.hard_negatives import nearest
+from unimo_ds.finetune.hard_negatives import nearest, single_vectors
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples, joint_sequence
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
@@ -85,6 +85,25 @@ def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
         visit = hard._visit(4, seed)
         assert {image for image, _ in visit[1:4]} <= set(found.images_CK[4].tolist())
         assert {caption for _, caption in visit[4:]} <= set(found.captions_IK[own].tolist())
+
+
+@pytest.mark.parametrize("loss", ["circle", "plain"])
+def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss):
+    """The product of the jointly encoded vectors, of the size of their cosine; by the temperature where it is a logit."""
+    examples, config = open_split(folder, tokenizer, "train", f"finetune.retrieval.loss={loss}")
+    engine = small.plain_engine(config)
+    assert tasks.load("retrieval").prepare_training(examples, engine, config) is examples
+    scale = 1.0 if loss == "circle" else 1 / float(engine.module.temperature().detach())
+    batch = pack_examples([examples.make(index, 1) for index in range(len(examples))], feature_size=8, target_size=1)
+    with torch.no_grad():
+        output = engine.module.eval()(batch)
+    products = (output.pooled_texts * output.pooled_images).sum(1)
+    ratios = output.scores[:, 0] / products
+    torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)), rtol=1e-4, atol=0)
+    sizes = (output.pooled_texts.norm(dim=1) * output.pooled_images.norm(dim=1))[:: 1 + 3 + 4]
+    assert float(ratios[0]) == pytest.approx(scale / float(sizes.mean()), rel=1e-4)
+    hard, hard_config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
+    assert tasks.load("retrieval").prepare_training(hard, small.plain_engine(hard_config), hard_config) is not hard
 
 
 def test_circle_loss_is_its_formula():
@@ -161,7 +180,16 @@ def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, mon
     few = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
     assert "best 2 of each query" in few.notes["candidates"]
     assert asked[0] < whole.pairs.num_captions * whole.pairs.num_images
-    many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=8")
+    # Where joint scores say nothing, single ones order the candidates.
+    texts, images = single_vectors(engine, some.pairs, few_config)
+    first = (texts @ images.T).argmax(1).numpy() == some.pairs.image_of_C
+    monkeypatch.setattr(
+        predict, "scores", lambda engine, examples, **arguments: np.zeros((len(examples), 1), np.float32)
+    )
+    alone = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
+    assert alone.metrics["text_to_image/r@1"] == pytest.approx(first.mean())
+    monkeypatch.setattr(predict, "scores", real)
+    many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=9")
     assert task.evaluate(engine, some, config=many_config, tokenizer=tokenizer).metrics == expected
 
 

@@ -114,3 +114,18 @@ def test_a_pre_training_has_no_finetune():
 def test_deepspeeds_launcher_may_put_its_rank_in_front(capsys):
     assert cli.main(["--local_rank=0", "report", "--ours", "nothing"]) == 2
     assert "must be LABEL=FOLDER" in capsys.readouterr().err
+
+
+def test_texts_are_no_longer_than_the_models_positions():
+    """A recipe's lengths give way; lengths that are asked for are refused before anything is read."""
+    start = RunConfig(recipe="small", model=ModelConfig(max_positions=40))
+    config = configure(tasks.load("cnndm"), "base", start, **NAMED)
+    assert (config.finetune.max_target_tokens, config.finetune.generation.max_tokens) == (37, 38)
+    for change, said in (
+        ("finetune.max_target_tokens=38", "max_target_tokens=38 is above 37, all that 40 positions allow"),
+        ("finetune.generation.max_tokens=39", "generation.max_tokens=39 is above 38"),
+        ("finetune.generation.max_tokens=9", "generation.min_tokens=20 is above finetune.generation.max_tokens=9"),
+        ("finetune.generation.beams=0", "finetune.generation.beams=0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            configure(tasks.load("cnndm"), "base", start, overrides=(change,), **NAMED)

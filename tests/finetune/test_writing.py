@@ -156,6 +156,31 @@ def test_squad_questions(tmp_path):
     assert (row.sources, row.references) == (("a passage", "an answer"), ("a question ?",))
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content", "said"),
+    [
+        ("cnndm", "train.jsonl", {"article": None, "highlights": "x"}, r"train.jsonl:1 has null where a text belongs"),
+        (
+            "squad-questions",
+            "train-v1.1.json",
+            {"data": [{"paragraphs": [{"context": 3}]}]},
+            "has 3 where a text belongs",
+        ),
+        ("coqa", "train.json", {"data": [{"id": "s", "story": ["a"]}]}, r'story s has \["a"\] where a text belongs'),
+        (
+            "coqa",
+            "train.json",
+            {"data": [{"id": "s", "story": "a", "additional_answers": [1], "questions": [], "answers": []}]},
+            "is not in CoQA's form",
+        ),
+    ],
+)
+def test_what_is_no_text_is_said(tmp_path, name, file, content, said):
+    (tmp_path / file).write_text(json.dumps(content) + "\n")
+    with pytest.raises(UserError, match=said):
+        tasks.load(name).read(tmp_path, "train")
+
+
 def coqa_file(folder: Path) -> Path:
     story = {
         "id": "s1",

@@ -21,7 +21,7 @@ from tests.data.prepare.raw import picture
 from tests.evaluation import small as pairs
 from tests.huggingface import small
 from unimo_ds.data import extractors, regions
-from unimo_ds.data.examples import clean_sequence, text_input
+from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
@@ -31,8 +31,9 @@ from unimo_ds.export import source
 from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.start import load_task, read_start
-from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate, make_prompt
 from unimo_ds.huggingface import heads
 from unimo_ds.huggingface.configuration import UnimoConfig
@@ -43,6 +44,10 @@ from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils.errors import UserError
 
 TEXTS = ["a red ball", "two dogs play in the snow", "the boat"]
+
+
+def inputs_of(processor: UnimoImageProcessor, pictures: list) -> list[ImageInput]:
+    return [image_input(one, max_regions=processor.max_regions) for one in processor.regions_of(pictures)]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +190,7 @@ def test_outputs_are_those_of_the_packed_model(run: Path, exported: Path, proces
     pictures = [picture(number) for number in range(3)]
     inputs = processor(images=pictures, text=TEXTS)
     assert inputs["region_features"].shape == (3, 21, 24)
-    images = UnimoImageProcessor(20, extractor=own.extractor).inputs_of(pictures)
+    images = inputs_of(UnimoImageProcessor(20, extractor=own.extractor), pictures)
     texts = [text_input(own.tokenizer.encode(text), max_text_tokens=64) for text in TEXTS]
     sequences = [
         clean_sequence(role=SequenceRole.JOINT_PAIR, image=image, text=text)
@@ -232,7 +237,7 @@ def test_generation_is_the_projects_own(run: Path, exported: Path, processor: Un
     model = transformers.AutoModelForImageTextToText.from_pretrained(exported).eval()
     own = source.load(run, device=torch.device("cpu"))
     pictures = [picture(number) for number in range(3)]
-    images = UnimoImageProcessor(20, extractor=own.extractor).inputs_of(pictures)
+    images = inputs_of(UnimoImageProcessor(20, extractor=own.extractor), pictures)
     prompts = [
         make_prompt(image=image, source=own.tokenizer.encode(text)) for image, text in zip(images, TEXTS, strict=True)
     ]
@@ -321,7 +326,7 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
     texts = [text_input(small.make_tokenizer().encode(text), max_text_tokens=64) for text in TEXTS[:2]]
     sequences = [
         clean_sequence(role=SequenceRole.JOINT_PAIR, image=image, text=text)
-        for image, text in zip(processor.image_processor.inputs_of(pictures), texts, strict=True)
+        for image, text in zip(inputs_of(processor.image_processor, pictures), texts, strict=True)
     ]
     with torch.no_grad():
         expected = own(pack_sequences(sequences)).scores
@@ -339,6 +344,31 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         assert (again.task.name, again.assets) == ("sst2", {"note": 1})
         assert model.config.id2label == {0: "0", 1: "1"}
         assert_same(dict(again.module.named_parameters()), dict(own.named_parameters()))
+
+
+def test_the_processor_of_a_model_taught_with_names_of_objects_names_them(tmp_path: Path):
+    named = CaptioningConfig(object_names="given when it was taught", min_confidence=0.0, max_object_tokens=9)
+    tuning = FinetuneConfig("captioning", captioning=named)
+    config = dataclasses.replace(small.run_config(), finetune=tuning)
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("ball", "dog", "boat", "man", "horse")]
+    own = task_models.TaskModel(config, task_models.NoHead())
+    files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
+    found = source.Source(
+        own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), {"object_names": names}
+    )
+    write(found, tmp_path / "exported", dtype="fp32", card=lambda family: "")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "exported")
+    pictures = [picture(0), picture(1)]
+    inputs = processor(images=pictures)
+    objects = ObjectWords.of(config, found.assets, found.tokenizer)
+    expected = [objects.text(one) for one in small.make_extractor().extract(pictures)]
+    for row, words in enumerate(expected):
+        assert inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist() == words.tolist()
+    assert max(map(len, expected)) == 9
+    assert processor(images=pictures, text=TEXTS[:2])["input_ids"].shape == processor(text=TEXTS[:2])["input_ids"].shape
+    processor.save_pretrained(tmp_path / "again")
+    again = transformers.AutoProcessor.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(images=pictures)["input_ids"], inputs["input_ids"])
 
 
 def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):

@@ -36,12 +36,13 @@ def test_measured_cells_are_filled_and_others_stay_empty(tmp_path):
     recalls = {f"text_to_image/r@{k}": value for k, value in ((1, 0.1), (5, 0.25))}
     write(tmp_path / "retrieval_test.json", "retrieval", "test", recalls)
     write(tmp_path / "captions.json", "captioning", "dev", {"bleu_4": 0.125, "cider": 0.5})
+    write(tmp_path / "vqa.json", "vqa", "dev", {"accuracy": 0.5})
     (tmp_path / "sst2" / "config.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
     row = report.parse_row(f"two layers={tmp_path}")
     text = report.to_markdown([row])
     assert "| **two layers** | 82.50 ± 1.23 |  |  |  |  |  |  |  |" in text
-    assert "| **two layers** | 10.00/25.00/– |  |  |  | 12.50/50.00 (dev) |" in text
+    assert "| **two layers** | 10.00/25.00/– |  |  | 50.00 (dev) | 12.50/50.00 (dev) |" in text
     assert "| UNIMO-base | 74.66/93.40/96.08 |" in text
     assert f"`{tmp_path}/sst2/results.json` (3 seeds)" in text
     cell = report.to_json([row])["tables"][1]["this_project"]["two layers"]["SST-2"]
@@ -70,3 +71,6 @@ def test_bad_input_is_said(tmp_path, capsys):
         write(tmp_path / name / "results.json", "cola", "dev", {"matthews": seeds(0.1, None)})
     assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2
     assert "both measure cola on dev" in capsys.readouterr().err
+    write(tmp_path / "two" / "results.json", "sst2", "dev", {"accuracy": 0.5}, max_examples=50)
+    assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2
+    assert "measures 50 examples alone (--max-examples)" in capsys.readouterr().err

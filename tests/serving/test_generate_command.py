@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.prepare.raw import picture
+from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
 from unimo_ds import cli
-from unimo_ds.data.schema import SEP
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.schema import SEP, Kind, Sample
+from unimo_ds.data.shards import ShardWriter
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords
@@ -105,6 +107,31 @@ def test_a_tuned_model_writes_as_its_task_does(tmp_path: Path):
         ((text, found),) = ServedModel.open(run).write([None], ["a red ball"], settings)[0]
         assert 2 <= len(found.tokens) <= 9
         assert "<mask>" not in text
+
+
+def test_a_tuned_model_looks_by_the_extractor_of_its_tasks_data(tmp_path: Path):
+    """Where its start's data is gone and its own lies in folders of splits."""
+    data = tmp_path / "task"
+    (data / "train").mkdir(parents=True)
+    small.make_extractor().save(data / "train")
+    with ShardWriter(data / "train", "images", max_samples=5) as writer:
+        (regions,) = small.make_extractor().extract([picture(0)])
+        writer.write(Sample(key="", kind=Kind.IMAGE, source="photographs", regions=regions))
+    tokenizer = small.make_tokenizer()
+    tokenizer.save(data / "train")
+    named = {"extractor_fingerprint": small.make_extractor().fingerprint, "extractor_file": "extractor.safetensors"}
+    finish_folder(data / "train", tokenizer=tokenizer, num_region_classes=SMALL.num_classes, command="test", **named)
+    config = small.run_config()
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, path=str(data)),
+        finetune=FinetuneConfig("captioning", start=str(tmp_path / "gone")),
+    )
+    run = small.write_run(tmp_path / "run", task_models.TaskModel(config, task_models.NoHead()), config)
+    (run / "extractor.safetensors").unlink()
+    found = source.load(run)
+    assert found.extractor is not None
+    assert found.extractor.fingerprint == small.make_extractor().fingerprint
 
 
 def test_a_model_taught_with_names_of_objects_is_shown_them(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from unimo_ds.commands.common import add_command, add_json, emit
 from unimo_ds.serving.options import CHECKPOINT_HELP
@@ -41,16 +42,39 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "zero-shot measures": {"num_pairs": 0, "rerank": 0, "pictures": None},
+    "a fine-tuned checkpoint": {"split": "dev", "max_examples": 0, "set": [], "predictions": None},
+    "classification": {"prompt": None},
+}
+"""What each kind of measurement takes alone, and what it is where it is not given."""
+
+
+def _refuse_others(arguments: argparse.Namespace, kind: str) -> None:
+    """
+    Raises:
+        UserError: an option that this kind of measurement would not look at.
+    """
+    for other, options in _OPTIONS.items():
+        for name, default in options.items():
+            if other != kind and getattr(arguments, name) != default:
+                cure = "; --set finetune.retrieval.rerank=K does the same here" if name == "rerank" else ""
+                raise UserError(f"--{name.replace('_', '-')} is an option of {other}, not of {kind}{cure}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from unimo_ds.evaluation import command
     from unimo_ds.finetune import arguments as tuned
     from unimo_ds.utils.machine import device_of
 
+    for name in ("num_pairs", "rerank", "max_examples"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must not be negative")
     if arguments.task == "classification":
+        _refuse_others(arguments, "classification")
         return _classify(arguments)
-    if arguments.num_pairs < 0 or arguments.rerank < 0:
-        raise UserError(f"--num-pairs {arguments.num_pairs} and --rerank {arguments.rerank} must not be negative")
     if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
+        _refuse_others(arguments, "a fine-tuned checkpoint")
         from unimo_ds.finetune import evaluate
 
         result = evaluate.evaluate(
@@ -66,6 +90,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             emit(result, evaluate.to_text(result), arguments.json)
         return
+    _refuse_others(arguments, "zero-shot measures")
     result = command.evaluate(
         arguments.task,
         path=arguments.checkpoint,

@@ -35,6 +35,7 @@ from unimo_ds.export.card import write_card
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune import tasks
+from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.start import ASSETS_FILE
 from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.huggingface import heads, modeling
@@ -94,6 +95,7 @@ def write(
     processor = UnimoProcessor(
         UnimoImageProcessor(config.data.max_regions, extractor=found.extractor),
         fast_tokenizer(found.tokenizer, max_tokens=min(config.data.max_text_tokens, config.model.max_positions - 2)),
+        **_object_names(found),
     )
     # What the weights were started from does not matter to their users, and may not be there.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, initialize_from=None))
@@ -159,6 +161,18 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
             parameter.copy_(weights[name])
     result: modeling.UnimoPreTrainedModel = model
     return result
+
+
+def _object_names(found: Source) -> dict[str, Any]:
+    """What the processor needs of a model that was taught with the names of detected objects."""
+    objects = ObjectWords.of(found.config, found.assets, found.tokenizer)
+    if objects is None:
+        return {}
+    return {
+        "object_names": objects.names,
+        "min_confidence": objects.min_confidence,
+        "max_object_tokens": objects.max_tokens,
+    }
 
 
 def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:

@@ -23,6 +23,9 @@ from unimo_ds.finetune.start import find_tokenizer, load_task
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
+_WITHIN_A_TASK = (("train",), ("images",), ("images", "train"))
+"""Where the folder of a task's official files has data folders."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -88,11 +91,11 @@ def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor
     for folder in (files.weights.parent, files.config.parent):
         if (folder / EXTRACTOR_FILE).is_file():
             return extractors.load(folder)
-    try:
-        corpus = Corpus.open(config.data.path)
-    except UserError:
-        corpus = None
-    if corpus is not None:
+    for parts in _WITHIN_A_TASK if config.finetune is not None else ((),):
+        try:
+            corpus = Corpus.open(os.path.join(config.data.path, *parts))
+        except UserError:
+            continue
         entry = corpus.manifest.extractor
         if entry is None or entry.file is None or not extractors.makes_regions(corpus.file_path(entry.file)):
             return None

@@ -53,7 +53,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. finetune.generation.beams=1"
     )
     tuned.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write an answer for each example, as JSON lines"
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="write an answer for each example, as JSON lines; .tsv as GLUE takes them, .json as VQA, CoQA and COCO do",
     )
 
 

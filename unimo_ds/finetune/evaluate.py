@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 
 from unimo_ds.config import apply_overrides
+from unimo_ds.finetune import answers
+from unimo_ds.finetune.settings import check_finetuning
 from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
 from unimo_ds.utils.communicator import Communicator, SingleProcess, make_communicator
@@ -33,13 +34,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the fine-tuned model at `path`. A collective where a launcher started several processes.
 
-    max_examples: so many examples, evenly spread; 0: all. predictions: JSON lines to write, an answer each. overrides: of how
+    max_examples: so many examples, evenly spread; 0: all. predictions: file of answers to write (`answers.py`). overrides: of how
     texts are searched for and what is encoded, `finetune.generation.beams=1` for instance.
-    Returns task, checkpoint, split, number of examples, metrics and notes; the same on every rank.
+    Returns task, checkpoint, split, numbers of examples, metrics and notes; the same on every rank.
 
     Raises:
         UserError: a checkpoint of another kind or task, bad files, or predictions that cannot be written.
     """
+    if max_examples and predictions is not None and predictions.suffix in answers.OFFICIAL_FORMS:
+        raise UserError(f"{predictions} needs an answer for every example; leave --max-examples out, or write a .jsonl")
     communicator: Communicator = SingleProcess()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # DeepSpeed takes seconds to import; one process does without.
@@ -52,19 +55,21 @@ def evaluate(
         if not override.startswith(_FREE):
             raise UserError(f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings")
     loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
+    check_finetuning(loaded.config)
     examples = spread(
         loaded.task.open(data, split, tokenizer=loaded.tokenizer, config=loaded.config, assets=loaded.assets),
         max_examples,
     )
     found = loaded.task.evaluate(loaded, examples, config=loaded.config, tokenizer=loaded.tokenizer)
     if predictions is not None and communicator.rank == 0:
-        _write(predictions, found.predictions)
+        answers.write(predictions, found.predictions)
     return {
         "task": task,
         "checkpoint": str(loaded.files.weights.parent),
         "data": str(data),
         "split": split,
         "examples": len(examples),
+        "max_examples": max_examples,
         "best_metric": loaded.task.best_metric,
         "metrics": found.metrics,
         "notes": found.notes,
@@ -77,11 +82,3 @@ def to_text(result: dict[str, Any]) -> str:
     for name, value in result["metrics"].items():
         lines.append(f"  {name:<28} {value:9.1f}" if name.endswith("rank") else f"  {name:<28} {100 * value:9.2f}")
     return "\n".join([*lines, *(f"  {name}: {text}" for name, text in result["notes"].items())])
-
-
-def _write(path: Path, predictions: list[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

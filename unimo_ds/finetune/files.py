@@ -57,12 +57,14 @@ def column(row: dict[str, str], name: str, path: Path) -> str:
     return row[name]
 
 
-def text_of(text: str, where: str) -> str:
+def text_of(text: Any, where: str) -> str:
     """The text without white space around it.
 
     Raises:
-        UserError: nothing is left.
+        UserError: nothing is left, or it is no text (null, a number, a list of JSON).
     """
+    if not isinstance(text, str):
+        raise UserError(f"{where} has {json.dumps(text)[:40]} where a text belongs")
     stripped = text.strip()
     if not stripped:
         raise UserError(f"{where} has an empty text; give every example one, or take its line out")

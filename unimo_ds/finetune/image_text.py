@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,10 @@ from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
+from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Examples
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 IMAGES_FOLDER = "images"
 
@@ -40,6 +36,8 @@ class ImageTextRow:
     """(place among the targets, value); the others are 0."""
     people: tuple[str, ...] = ()
     """VQA: the answers of people."""
+    question: int = 0
+    """VQA: number of the question."""
 
 
 class ImageTextExamples:
@@ -102,7 +100,7 @@ class ImageTextTask:
 
     tag_sizes: tuple[int, ...] = ()
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
 
     def count(self, batch: TaskBatch) -> int:

@@ -108,6 +108,16 @@ class SampleShelf:
         return 1 + min(int(self.corpus.num_regions[number]), self._max_regions)
 
 
+def name_of(corpus: Corpus, number: int) -> str | None:
+    """Of a sample's image file, without folder and ending; None where that was not kept.
+
+    Raises:
+        CorruptSample: unreadable notes.
+    """
+    file = corpus.details(number).get("file")
+    return None if file is None else Path(str(file)).stem
+
+
 class ImageNames:
     """Which sample shows the image of a name, as an official file calls it."""
 
@@ -121,8 +131,7 @@ class ImageNames:
         self._by_name: dict[str, int] = {}
         self._by_id: dict[int, int] = {}
         for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
-            details = corpus.details(number)
-            name = Path(str(details.get("file", corpus.key(number)))).stem
+            name = name_of(corpus, number) or corpus.key(number)
             self._by_name[name] = number
             if digits := _LAST_NUMBER.search(name):
                 self._by_id[int(digits[0])] = number

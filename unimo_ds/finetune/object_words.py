@@ -15,6 +15,7 @@ from typing import Any
 from unimo_ds.config import RunConfig
 from unimo_ds.data.examples import text_input
 from unimo_ds.data.masking import Tokens
+from unimo_ds.data.object_words import words_of
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils.errors import UserError
@@ -53,8 +54,8 @@ class ObjectWords:
     ) -> None:
         """names: of the classes, empty for those without a word. max_tokens: of a text, its specials included."""
         self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-        self._names, self._tokenizer = names, tokenizer
-        self._min_confidence, self._max_tokens, self._max_regions = min_confidence, max_tokens, max_regions
+        self.names, self._tokenizer = names, tokenizer
+        self.min_confidence, self.max_tokens, self._max_regions = min_confidence, max_tokens, max_regions
 
     @classmethod
     def of(cls, config: RunConfig, assets: Mapping[str, Any], tokenizer: Tokenizer) -> ObjectWords | None:
@@ -80,11 +81,5 @@ class ObjectWords:
 
     def text(self, regions: Regions) -> Tokens:
         """[CLS] words [SEP]; no words where nothing is sure enough."""
-        named = []
-        for ids, chances in zip(regions.class_ids[: self._max_regions], regions.class_probabilities, strict=False):
-            classes = zip(chances.tolist(), (self._names[number] for number in ids.tolist()), strict=True)
-            # Background is no object, however likely: a detector keeps a region for the best of the others.
-            named.append(max(((chance, name) for chance, name in classes if name), default=(-1.0, "")))
-        sure = [one for one in named if one[0] >= self._min_confidence]
-        words = [name for _, name in sorted(sure, key=lambda one: -one[0])]
-        return text_input(self._tokenizer.encode(" ".join(words)), max_text_tokens=self._max_tokens)
+        words = words_of(regions, self.names, min_confidence=self.min_confidence, max_regions=self._max_regions)
+        return text_input(self._tokenizer.encode(words), max_text_tokens=self.max_tokens)

@@ -20,6 +20,7 @@ from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.model import TaskModel
+from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
@@ -100,11 +101,12 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     if communicator.rank == 0:
         tokenizer.save(run_dir)
         (run_dir / ASSETS_FILE).write_text(json.dumps(assets) + "\n")
-    training = task.prepare_training(training, order.start, communicator)
 
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     if not order.from_scratch:
         start.fill(model, order.start)
+    device = start_processes(config.engine)
+    training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
     engine = make_engine(model, config, engine_settings)
     reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
     measured = spread(held_out, finetuning.max_evaluated)

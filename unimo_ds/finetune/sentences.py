@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,10 @@ from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.task import Evaluation, Examples
 from unimo_ds.finetune_config import FinetuneConfig
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 Tokens = NDArray[np.int32]
 _ENCODED_AT_ONCE = 10_000
@@ -130,6 +127,10 @@ class SentenceTask:
     def files(self, data: Path, split: str) -> list[Path]:
         raise NotImplementedError
 
+    def part_of(self, row: SentenceRow) -> str:
+        """Name of the row's file among those of a split; empty where there is one alone."""
+        return ""
+
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         return config, {}
 
@@ -142,7 +143,7 @@ class SentenceTask:
         inputs = encode_rows(rows, tokenizer, max_text_tokens=config.data.max_text_tokens)
         return SentenceExamples(rows, inputs, fingerprint=fingerprint_of(self.files(data, split)))
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
 
     def make_head(self, config: RunConfig) -> nn.Module:
@@ -166,6 +167,11 @@ class SentenceTask:
         has_targets = not np.isnan(examples.targets_E).any()
         metrics = self.measure(scores_EK, examples.rows) if has_targets else {}
         answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
-        predictions = [{"key": row.key, "answer": answer} for row, answer in zip(examples.rows, answers, strict=True)]
+        predictions, counted = [], Counter[str]()
+        for row, answer in zip(examples.rows, answers, strict=True):
+            part = self.part_of(row)
+            official = {"part": part, "index": counted[part], "prediction": answer}
+            predictions.append({"key": row.key, "answer": answer, "official": official})
+            counted[part] += 1
         notes = {} if has_targets else {"metrics": "the file has no labels, so nothing was measured"}
         return Evaluation(metrics, predictions, notes)

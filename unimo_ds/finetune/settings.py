@@ -22,6 +22,7 @@ from unimo_ds.config import (
 from unimo_ds.config_check import check, check_bounds
 from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.finetune.task import Size, Task
+from unimo_ds.utils.errors import UserError
 
 
 def configure(
@@ -43,7 +44,7 @@ def configure(
         UserError: an override that does not fit, or numbers that cannot run.
     """
     recipe = task.recipe(size)
-    usable = start.model.max_positions - FIRST_POSITION
+    finetuning, usable = recipe.finetune, start.model.max_positions - FIRST_POSITION
     config = RunConfig(
         recipe=f"finetune_{task.name}_{size}",
         seed=seed,
@@ -70,12 +71,51 @@ def configure(
         checkpoint=CheckpointConfig(every_steps=1000, keep_last=1),
         evaluation=EvaluationConfig(every_steps=1000, at_start=False),
         logging=LoggingConfig(every_steps=50),
-        finetune=dataclasses.replace(recipe.finetune, start=start_name),
+        finetune=dataclasses.replace(
+            finetuning,
+            start=start_name,
+            # [CLS] stands before the target.
+            max_target_tokens=min(finetuning.max_target_tokens, usable - 1),
+            generation=dataclasses.replace(
+                finetuning.generation,
+                min_tokens=min(finetuning.generation.min_tokens, usable),
+                max_tokens=min(finetuning.generation.max_tokens, usable),
+            ),
+        ),
     )
     config = apply_overrides(config, overrides)
-    check(config)
-    check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
+    check_finetuning(config)
+    assert config.finetune is not None
+    longest = config.finetune.max_target_tokens
+    if longest >= usable:
+        raise UserError(
+            f"finetune.max_target_tokens={longest} is above {usable - 1}, all that {start.model.max_positions} positions allow"
+        )
     return config
+
+
+def check_finetuning(config: RunConfig) -> None:
+    """What a fine-tuning and its measurement both need.
+
+    Raises:
+        UserError: numbers that cannot run.
+    """
+    check(config)
+    assert config.finetune is not None
+    check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
+    if not config.finetune.max_target_tokens:
+        return
+    generation, positions = config.finetune.generation, config.model.max_positions
+    largest = positions - FIRST_POSITION
+    if generation.max_tokens > largest:
+        raise UserError(
+            f"finetune.generation.max_tokens={generation.max_tokens} is above {largest}, all that {positions} positions allow"
+        )
+    if generation.min_tokens > generation.max_tokens:
+        raise UserError(
+            f"finetune.generation.min_tokens={generation.min_tokens} is above "
+            f"finetune.generation.max_tokens={generation.max_tokens}"
+        )
 
 
 def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
@@ -100,20 +140,21 @@ def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] 
 
 
 _BOUNDS = {
-    "epochs": (0.0, math.inf),
-    "warmup_share": (0.0, 1.0),
-    "head_dropout": (0.0, 0.95),
-    "label_smoothing": (0.0, 0.99),
+    "epochs": (0, math.inf),
+    "warmup_share": (0, 1),
+    "head_dropout": (0, 0.95),
+    "label_smoothing": (0, 0.99),
+    "max_target_tokens": (0, math.inf),
     "max_examples": (0, math.inf),
     "max_evaluated": (0, math.inf),
     "answer_min_count": (1, math.inf),
     "adversarial.steps": (0, math.inf),
     "retrieval.negative_images": (1, math.inf),
     "retrieval.negative_captions": (1, math.inf),
-    "retrieval.hard_share": (0.0, 1.0),
+    "retrieval.hard_share": (0, 1),
     "retrieval.hard_pool": (1, math.inf),
     "retrieval.rerank": (0, math.inf),
-    "captioning.min_confidence": (0.0, 1.0),
+    "captioning.min_confidence": (0, 1),
     "captioning.max_object_tokens": (3, math.inf),
     "generation.beams": (1, math.inf),
     "generation.min_tokens": (0, math.inf),

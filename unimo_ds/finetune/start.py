@@ -22,12 +22,12 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.evaluation import checkpoint
-from unimo_ds.evaluation.checkpoint import CheckpointFiles, LoadedModel
+from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.models.roberta import load_roberta
-from unimo_ds.models.unimo import Unimo, options_of
+from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -53,19 +53,6 @@ class Start:
     tokenizer: Tokenizer
     weights: Mapping[str, torch.Tensor]
     """Without those of heads."""
-
-    def engine(self, communicator: Communicator) -> LoadedModel:
-        """The starting model itself, to encode with on this rank's device."""
-        model = Unimo(self.config.model, **options_of(self.config))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.weights[name])
-        # DeepSpeed takes seconds to import and talks while it does: those who only read a model must not wait for it.
-        from unimo_ds.engine.launch import start_processes
-
-        device = start_processes()
-        files = CheckpointFiles(self.path, self.path)
-        return LoadedModel(model.to(device).eval(), self.config, files, device, communicator)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -17,12 +17,8 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.model import TaskOutput
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune_config import FinetuneConfig
-from unimo_ds.utils.communicator import Communicator
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 Size = Literal["base", "large"]
 
@@ -120,8 +116,11 @@ class Task(Protocol):
         """
         ...
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
-        """Examples as training visits them (hard negatives of the starting model). A collective."""
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+        """Examples as training visits them (hard negatives), and a head that begins with what the body knows. A collective.
+
+        engine: the model with its starting weights, whose head may be changed in place.
+        """
         ...
 
     def make_head(self, config: RunConfig) -> nn.Module: ...
@@ -151,6 +150,7 @@ class Evaluation:
     metrics: dict[str, float]
     """Names as in the paper's tables, values as shares in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
     predictions: list[dict[str, Any]]
-    """One for each example, in order; on every rank."""
+    """One for each example, in order; on every rank: its `key`, what the model said, and, where the task's own evaluation takes
+    files of answers, the entry of such a file (`official`, see `answers.py`)."""
     notes: dict[str, str]
     """What a reader of the metrics must know: how texts were tokenised, what could not be measured and why."""

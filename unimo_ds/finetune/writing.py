@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,16 +24,12 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Evaluation, Examples
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
 
 Tokens = NDArray[np.int32]
 
@@ -120,6 +116,10 @@ class WritingExamples(Protocol):
         """Texts that people wrote; empty where the file has none."""
         ...
 
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        """The entry with this text in the task's own file of answers; None: it has no such file."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextRow:
@@ -130,6 +130,8 @@ class TextRow:
     """Joined by [SEP]; the longest loses its end where they are too long together."""
     references: tuple[str, ...]
     """The first is what training writes; none in test files without."""
+    official: Mapping[str, Any] | None = None
+    """What names it in the task's own files of answers, where there are such."""
 
 
 class Rows(Protocol):
@@ -202,6 +204,10 @@ class TextToText:
     def references(self, number: int) -> list[str]:
         return list(self.rows[number].references)
 
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        names = self.rows[number].official
+        return None if names is None else {**names, "answer": text}
+
 
 class WritingTask:
     """What all tasks that write share; a task's file says how its lines are read and what is measured."""
@@ -232,7 +238,7 @@ class WritingTask:
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         return config, {}
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
 
     def make_head(self, config: RunConfig) -> nn.Module:
@@ -254,7 +260,10 @@ class WritingTask:
         settings = self.generation_settings(config, tokenizer)
         micro_batch_tokens = config.batch.micro_batch_tokens // settings.num_beams
         written = write(engine, found, tokenizer, settings, micro_batch_tokens=micro_batch_tokens)
-        predictions = [{"key": found.prompt_key(number), "answer": text} for number, text in enumerate(written)]
+        predictions = [
+            {"key": found.prompt_key(number), "answer": text, "official": found.official(number, text)}
+            for number, text in enumerate(written)
+        ]
         if not all(found.references(number) for number in range(found.num_prompts)):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
         # The packages measure in processes of their own: once, on the first rank.

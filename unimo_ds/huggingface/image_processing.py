@@ -17,6 +17,7 @@ from unimo_ds.data import extractors
 from unimo_ds.data.examples import ImageInput, image_input
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
 
@@ -35,20 +36,28 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64.
 
         Raises:
+            UserError: as `regions_of`.
+        """
+        return self.prepared(self.regions_of(images), return_tensors)
+
+    def prepared(self, regions: Sequence[Regions], return_tensors: str | None = "pt") -> BatchFeature:
+        """Regions as the model takes them."""
+        inputs = [image_input(one, max_regions=self.max_regions) for one in regions]
+        return BatchFeature(pad_images(inputs), tensor_type=return_tensors)
+
+    def regions_of(self, images: Image.Image | Sequence[Image.Image]) -> Sequence[Regions]:
+        """Each image's regions with their classes.
+
+        Raises:
             UserError: the model was trained on regions that no extractor here makes.
         """
-        several = [images] if isinstance(images, Image.Image) else list(images)
-        return BatchFeature(pad_images(self.inputs_of(several)), tensor_type=return_tensors)
-
-    def inputs_of(self, images: Sequence[Image.Image]) -> list[ImageInput]:
-        """Each image's regions, not padded."""
+        several = [images] if isinstance(images, Image.Image) else images
         if self.extractor is None:
             raise UserError(
                 f"this model has no region extractor ({EXTRACTOR_FILE}): it was trained on regions that were given to it; "
                 "give region_features and region_boxes of the same detector instead of images"
             )
-        found = self.extractor.extract([image.convert("RGB") for image in images])
-        return [image_input(one, max_regions=self.max_regions) for one in found]
+        return self.extractor.extract([image.convert("RGB") for image in several])
 
     def to_dict(self) -> dict[str, Any]:
         return {"image_processor_type": type(self).__name__, "max_regions": self.max_regions}

@@ -15,7 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from unimo_ds.data.conversation import lay_out
-from unimo_ds.data.schema import CLS, NO_TAG, PAD, SEP
+from unimo_ds.data.object_words import words_of
+from unimo_ds.data.schema import CLS, NO_TAG, PAD, SEP, Regions
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
@@ -23,8 +24,21 @@ from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
     """`processor(images=..., text=...)`: what every class of the family takes."""
 
-    def __init__(self, image_processor: UnimoImageProcessor, tokenizer: PreTrainedTokenizerFast, **others: Any) -> None:
+    def __init__(
+        self,
+        image_processor: UnimoImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        object_names: Sequence[str] | None = None,
+        min_confidence: float = 0.35,
+        max_object_tokens: int = 100,
+        **others: Any,
+    ) -> None:
+        """object_names: of the extractor's classes, of a model that was taught with the names of detected objects: they become
+        the text of images without one, as `min_confidence` and `max_object_tokens` say (`CaptioningConfig`).
+        """
         super().__init__(image_processor, tokenizer, **others)
+        self.object_names = None if object_names is None else list(object_names)
+        self.min_confidence, self.max_object_tokens = min_confidence, max_object_tokens
 
     def __call__(
         self,
@@ -41,15 +55,27 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         if images is None and text is None:
             raise ValueError("give images, text, or both")
         values: dict[str, Any] = {}
+        if images is not None:
+            regions = self.image_processor.regions_of(images)
+            values |= self.image_processor.prepared(regions, return_tensors)
+            if text is None and self.object_names is not None:
+                text = [self._objects_of(one) for one in regions]
+                options = {"truncation": True, "max_length": self.max_object_tokens, **options}
         if text is not None:
             several = [text] if isinstance(text, str) else list(text)
             values |= self.tokenizer(several, return_tensors=return_tensors, **{"padding": True, **options})
-        if images is not None:
-            values |= self.image_processor(images, return_tensors=return_tensors)
         sizes = {len(values[name]) for name in ("input_ids", "region_features") if name in values}
         if len(sizes) > 1:
             raise ValueError(f"as many images as texts are wanted, not {' and '.join(map(str, sorted(sizes)))}")
         return BatchFeature(values)
+
+    def _objects_of(self, regions: Regions) -> str:
+        return words_of(
+            regions,
+            self.object_names or (),
+            min_confidence=self.min_confidence,
+            max_regions=self.image_processor.max_regions,
+        )
 
     def conversations(self, passages: Sequence[str], turns: Sequence[Sequence[str]]) -> BatchFeature:
         """Inputs of a model that answers the last question of a conversation (CoQA): `input_ids`, `attention_mask`, `token_tags`.

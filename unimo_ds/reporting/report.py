@@ -44,7 +44,7 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
     """Every result below `folder`: `results.json` of `unimo finetune`, and what `unimo evaluate ... --json` wrote.
 
     Raises:
-        UserError: no folder, or the same number from two files.
+        UserError: no folder, the same number from two files, or a measurement of a part of a split.
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give the one that holds the runs of `unimo finetune`")
@@ -53,6 +53,11 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
         values = _result(path)
         if values is None:
             continue
+        if values.get("max_examples"):
+            raise UserError(
+                f"{path} measures {values['max_examples']} examples alone (--max-examples), which the tables would not show; "
+                f"move it out of {folder}"
+            )
         for metric, value in values["metrics"].items():
             key = (values["task"], values["split"], metric)
             if key in found:

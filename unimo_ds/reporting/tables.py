@@ -60,7 +60,7 @@ TABLES = (
             _IMAGES,
             _TEXTS,
             Column("SNLI-VE val/test", "snli-ve", (("dev", "accuracy"), ("test", "accuracy"))),
-            Column("VQA test-dev/test-std", "vqa", (("dev", "accuracy"),)),
+            Column("VQA test-dev/test-std", "vqa", _test("accuracy")),
             _CAPTIONS,
         ),
         (

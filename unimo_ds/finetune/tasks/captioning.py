@@ -10,6 +10,7 @@ objects, sure to 0.35 (base) or 0.2 (large): finetune.captioning.object_names (`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.writing import Source, WritingExamples, WritingTask
 from unimo_ds.finetune_config import AdversarialConfig, CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
+
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d+_)?(\d+)")
 
 
 class CaptionExamples:
@@ -90,6 +93,12 @@ class CaptionExamples:
 
     def references(self, number: int) -> list[str]:
         return [self.pairs.text(caption) for caption in self.pairs.captions_of(number)]
+
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        """COCO's: an image is the number in its file's name; else that name, or its key where none is known."""
+        name = images.name_of(self.pairs.corpus, int(self.pairs.samples_I[number])) or self.prompt_key(number)
+        of_coco = _COCO_NAME.fullmatch(name)
+        return {"image_id": int(of_coco[1]) if of_coco else name, "caption": text}
 
 
 class Captioning(WritingTask):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from unimo_ds.finetune.files import parse_object
+from unimo_ds.finetune.files import parse_object, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, row_of_lines
@@ -70,7 +70,7 @@ def _row_of_object(names: list[str], lines: list[str]) -> TextRow | None:
     if not lines[0].strip():
         return None
     row = parse_object(lines[0], names[0])
-    texts = [str(row.get(key, "")) for key in ("article", "highlights")]
+    texts = [text_of(row.get(key, ""), names[0]) for key in ("article", "highlights")]
     return _row_of_lines(names * 2, texts)
 
 

@@ -58,7 +58,7 @@ class Coqa(TextWritingTask):
         try:
             for story in read_json(path)["data"]:
                 rows += _turns(story, path)
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} is not in CoQA's form ({type(error).__name__}: {error})") from None
         return rows
 
@@ -81,7 +81,8 @@ def _turns(story: dict[str, Any], path: Path) -> list[TextRow]:
         conversation.append(text_of(question["input_text"], turn))
         wanted = text_of(answer["input_text"], turn)
         references = (wanted, *(other[number]["input_text"] for other in others))
-        rows.append(TextRow(turn, tuple(conversation), references))
+        official = {"id": story["id"], "turn_id": question["turn_id"]}
+        rows.append(TextRow(turn, tuple(conversation), references, official))
         conversation.append(wanted)
     return rows
 

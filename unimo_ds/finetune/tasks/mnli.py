@@ -45,11 +45,14 @@ class Mnli(SentenceTask):
                 rows.append(SentenceRow(where, texts, target))
         return rows
 
+    def part_of(self, row: SentenceRow) -> str:
+        return next((part for part in _PARTS if f"_{part}.tsv:" in row.key), "")
+
     def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
         answers_E, targets_E = scores_EK.argmax(1), np.array([row.target for row in rows])
         metrics = {}
         for part in _PARTS:
-            of_part = np.array([f"_{part}.tsv:" in row.key for row in rows])
+            of_part = np.array([self.part_of(row) == part for row in rows])
             if of_part.any():
                 metrics[f"accuracy_{part}"] = accuracy(answers_E[of_part], targets_E[of_part])
         return metrics

@@ -1,10 +1,11 @@
 """Image-text retrieval (Flickr30k, COCO): `train/`, `dev/`, `test/`, data folders of pairs made by `unimo prepare import` from
 the collection's official captions (`--format karpathy`, `--format coco`, or a table).
 
-A caption and an image are encoded jointly; the score is a linear map of the product of both pooled vectors. Recipe of the
-release: 10 other images and 10 other captions for each pair, circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth
-of it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of 16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image
-retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
+A caption and an image are encoded jointly; the score is a linear map of the product of both pooled vectors, which begins as a
+measure of their likeness (this project's choice). Recipe of the release: 10 other images and 10 other captions for each pair,
+circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of
+16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text
+retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
 
 Letters: E examples (captions), I images, C captions, N negatives of one kind, S sequences.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +27,22 @@ from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import retrieval
+from unimo_ds.evaluation.encode import encode
 from unimo_ds.finetune import images, predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest, single_vectors
-from unimo_ds.finetune.model import ProductHead, TaskOutput
+from unimo_ds.finetune.model import ProductHead, TaskModel, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
-from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig, RetrievalConfig
 from unimo_ds.losses.circle import choice_loss, circle_loss
-from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator, mix
 
-if TYPE_CHECKING:
-    from unimo_ds.finetune.start import Start
-
 _NEGATIVES = 0x6E656761
+_START_PAIRS = 256
+"""Pairs whose pooled vectors tell how large they are."""
 
 
 class RetrievalExamples:
@@ -192,13 +192,32 @@ class RetrievalTask:
             raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
         return RetrievalExamples(pairs, config.finetune.retrieval)
 
-    def prepare_training(self, examples: Examples, start: Start, communicator: Communicator) -> Examples:
+    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+        """Hard negatives of the starting model, and a head that scores as pre-training did.
+
+        A fresh head undoes in its first steps what the body knows (docs/experiments.md). Weights that are all alike make the
+        score the product of both pooled vectors, of the size of their cosine; divided by the temperature where it is a logit.
+        """
         assert isinstance(examples, RetrievalExamples)
-        settings = examples.settings
+        settings, pairs = examples.settings, examples.pairs
+        number = min(_START_PAIRS, len(examples))
+        captions = [place * len(examples) // number for place in range(number)]
+        chosen = [(int(pairs.image_of_C[caption]), caption) for caption in captions]
+        pooled = encode(
+            engine,
+            np.array([pairs.image_length(image) + pairs.text_length(caption) for image, caption in chosen]),
+            lambda row: joint_sequence(pairs, *chosen[row]),
+            micro_batch_tokens=config.batch.micro_batch_tokens,
+            feature_size=examples.feature_size,
+        )
+        size = float((pooled.texts_nD.norm(dim=1) * pooled.images_nD.norm(dim=1)).mean())
+        if size > 0:  # else nothing is known, and the fresh head stays
+            with torch.no_grad():
+                weight = engine.module.get_parameter("head.scores.output.weight")
+                weight.fill_(_score_of_cosine(engine, settings) / size)
         if not settings.hard_share:
             return examples
-        found = nearest(start.engine(communicator), examples.pairs, start.config, number=settings.hard_pool)
-        return examples.with_hard_negatives(found)
+        return examples.with_hard_negatives(nearest(engine, pairs, config, number=settings.hard_pool))
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=1)
@@ -225,25 +244,30 @@ class RetrievalTask:
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """Every caption against every image, jointly encoded; or the best `rerank` of each under single encodings alone."""
+        """Every caption against every image, jointly encoded; or only the best `rerank` of each under single encodings, by the
+        sum of both scores, as ALBEF and its kin measure.
+        """
         assert isinstance(examples, RetrievalExamples)
         assert config.finetune is not None
         pairs, rerank = examples.pairs, config.finetune.retrieval.rerank
         notes: dict[str, str] = {}
         shape = (pairs.num_captions, pairs.num_images)
-        wanted_CI = np.ones(shape, bool)
+        wanted_CI, first_CI = np.ones(shape, bool), np.zeros(shape, np.float32)
         if 0 < rerank < max(shape):
             texts_CD, images_ID = single_vectors(engine, pairs, config)
             single_CI = (texts_CD @ images_ID.T).cpu().numpy()
+            first_CI = single_CI * np.float32(_score_of_cosine(engine, config.finetune.retrieval))
             wanted_CI = _best(single_CI, rerank) | _best(single_CI.T, rerank).T
-            notes["candidates"] = f"the best {rerank} of each query under single encodings were encoded jointly"
+            notes["candidates"] = (
+                f"the best {rerank} of each query under single encodings, by the sum of their joint and single scores"
+            )
         images_Q, captions_Q = np.nonzero(wanted_CI.T)
         found_Q = predict.scores(
             engine, _Combinations(pairs, images_Q, captions_Q), micro_batch_tokens=config.batch.micro_batch_tokens
         )
         # What is not encoded ranks behind everything that is: a worst score, so that the right answer cannot win by it.
         scores_CI = np.full(shape, -np.inf, np.float32)
-        scores_CI[captions_Q, images_Q] = found_Q[:, 0]
+        scores_CI[captions_Q, images_Q] = found_Q[:, 0] + first_CI[captions_Q, images_Q]
         measured = retrieval.from_scores(scores_CI, pairs.image_of_C)
         best_C = scores_CI.argmax(1)
         predictions = [
@@ -251,6 +275,14 @@ class RetrievalTask:
         ]
         metrics = {name.removeprefix("retrieval/"): value for name, value in measured.metrics("retrieval").items()}
         return Evaluation(metrics, predictions, notes)
+
+
+def _score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
+    """What a cosine of 1 is among the scores: 1 where the loss has margins, a logit of pre-training where it has none."""
+    if settings.loss == "circle":
+        return 1.0
+    assert isinstance(engine.module, TaskModel)
+    return 1 / float(engine.module.temperature().detach())
 
 
 def _best(scores_RN: NDArray[np.float32], number: int) -> NDArray[np.bool_]:

@@ -63,7 +63,7 @@ class SnliVe(ImageTextTask):
             if label == _UNDECIDED:
                 continue
             image = names.find(str(line.get("Flickr30K_ID") or line.get("Flikr30kID", "")), where)
-            text = text_of(str(line.get("sentence2", "")), where)
+            text = text_of(line.get("sentence2", ""), where)
             rows.append(ImageTextRow(where, image, text, ((0, label_of(label, self.labels, where)),)))
         if not rows:
             raise UserError(f"{path} holds no example with a label")

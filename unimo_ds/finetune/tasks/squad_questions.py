@@ -85,7 +85,7 @@ def read_squad(path: Path) -> list[TextRow]:
                         raise UserError(f"{where} has no answer; this task needs SQuAD 1.1, where each has one")
                     answer = text_of(one["answers"][0]["text"], where)
                     rows.append(TextRow(where, (passage, answer), (text_of(one["question"], where),)))
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is not in SQuAD 1.1's form ({type(error).__name__}: {error})") from None
     return rows
 

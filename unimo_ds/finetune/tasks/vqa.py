@@ -95,7 +95,7 @@ class Vqa(ImageTextTask):
             if split == "train" and not targets:
                 continue
             text = text_of(question, where)
-            rows.append(ImageTextRow(where, names.find(image_id, where), text, targets, tuple(people)))
+            rows.append(ImageTextRow(where, names.find(image_id, where), text, targets, tuple(people), question_id))
         if not rows:
             raise UserError(f"{path}: every answer is outside of the vocabulary; lower finetune.answer_min_count")
         return ImageTextExamples(
@@ -122,7 +122,10 @@ class Vqa(ImageTextTask):
         assert isinstance(examples, ImageTextExamples)
         scores_EA = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
         given = [examples.answers[number] for number in scores_EA.argmax(1).tolist()]
-        predictions = [{"key": row.key, "answer": answer} for row, answer in zip(examples.rows, given, strict=True)]
+        predictions = [
+            {"key": row.key, "answer": answer, "official": {"question_id": row.question, "answer": answer}}
+            for row, answer in zip(examples.rows, given, strict=True)
+        ]
         if not all(row.people for row in examples.rows):
             return Evaluation({}, predictions, {"metrics": "the file has no answers, so nothing was measured"})
         right = [questions.accuracy(answer, row.people) for row, answer in zip(examples.rows, given, strict=True)]
@@ -163,10 +166,10 @@ def _annotations_file(data: Path, split: str) -> Path:
     return first_file(data, (f"v2_mscoco_{_PARTS[split]}_annotations.json", f"annotations_{split}.json"))
 
 
-def _questions(path: Path) -> list[tuple[int, int, str]]:
-    """(question, image, text)."""
+def _questions(path: Path) -> list[tuple[int, int, Any]]:
+    """(question, image, what should be its text)."""
     try:
-        return [(int(q["question_id"]), int(q["image_id"]), str(q["question"])) for q in read_json(path)["questions"]]
+        return [(int(q["question_id"]), int(q["image_id"]), q["question"]) for q in read_json(path)["questions"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
 
