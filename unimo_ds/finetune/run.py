@@ -105,7 +105,6 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     if not order.from_scratch:
         start.fill(model, order.start)
-    device = start_processes(config.engine)
     training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
     engine = make_engine(model, config, engine_settings)
     reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
