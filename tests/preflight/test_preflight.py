@@ -19,7 +19,6 @@ from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, unreachable
 
 NODES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
-LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(node: str, number: int, data: Path, run_dir: Path, *options: str) -> subprocess.Popen[str]:
     """One task as srun would start it, on a node of the job."""
-    # Tests that made a process group of their own leave its place in it behind.
-    mine = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment = {
-        **mine,
+        **os.environ,
         "SLURM_PROCID": str(number),
         "SLURM_LOCALID": "0",
         "SLURM_STEP_NUM_TASKS": str(len(NODES)),
