@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import sys
 
@@ -13,6 +14,8 @@ from unimo_ds.utils.errors import run_command
 
 
 def main() -> int:
+    if sys.argv[2:] == ["with MPI"]:
+        importlib.import_module("mpi4py.MPI")
     start_processes()
     kept.append(torch.distributed.group.WORLD)  # as DeepSpeed does: its threads outlive the group
     os.environ["SLOW_MICROSECONDS"] = "300000"

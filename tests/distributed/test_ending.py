@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launching import started, torchrun
+from tests.distributed.launching import mpirun, started, torchrun
 
 SLOW_THREADS = r"""
 #include <cstdlib>
@@ -41,3 +41,10 @@ def test_a_thread_that_drops_a_tensor_late_aborts_nothing(tmp_path: Path, status
     assert "terminate called" not in output, output
     assert (family.returncode != 0) == (status != 0), output
     assert status == 0 or f"exitcode  : {status} " in output, output
+
+
+def test_mpirun_takes_no_end_for_a_crash() -> None:
+    """It wants MPI left by all that have joined it, as ranks on several machines have."""
+    with started([*mpirun(2), str(Path(__file__).with_name("ending_worker.py")), "0", "with MPI"]) as family:
+        output, _ = family.communicate(timeout=120)
+    assert family.returncode == 0, output

@@ -127,6 +127,9 @@ def _leave() -> None:
         status = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     if is_alone or status is None:
         return
+    mpi = sys.modules.get("mpi4py.MPI") if error is None else None
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # mpirun takes a rank that leaves this out for a crash
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
