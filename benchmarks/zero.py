@@ -22,7 +22,7 @@ from unimo_ds.config import BatchConfig, ModelConfig, RunConfig
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.step_reader import StepReader
 from unimo_ds.engine import ds_config, setup
-from unimo_ds.engine.launch import start_processes, stop_processes
+from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo
@@ -96,7 +96,6 @@ def _main(arguments: argparse.Namespace) -> None:
         print("\n" + measuring.table(rows, (*columns, "ddp_processor_ratio_median")))
         device = str(rows[0]["device"])
         print("wrote", measuring.write(f"zero_{device}", rows, device=device, path=arguments.json))
-    stop_processes()
 
 
 def main() -> int:

@@ -187,8 +187,7 @@ def check_related(outlines: Sequence[Outline]) -> None:
     """
     by_name = {one.path.name: one for one in outlines}
     for path in (one.path for one in outlines if one.refers):
-        file = shards.index_path(path)
-        referring = index.from_bytes(file.read_bytes(), where=file.name)
+        referring = index.of_shard(path)
         for number, name in enumerate(referring.related_shards):
             if name not in by_name:
                 raise UserError(

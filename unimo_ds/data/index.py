@@ -139,6 +139,17 @@ def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> Shard
     return index
 
 
+def of_shard(path: Path) -> ShardIndex:
+    """The index that lies beside a shard.
+
+    Raises:
+        UserError: it is damaged, or of another schema version.
+        OSError: it cannot be read.
+    """
+    file = shards.index_path(path)
+    return from_bytes(file.read_bytes(), where=file.name)
+
+
 def rewrite(
     path: Path, transform: Callable[[int, shards.StoredSample], shards.StoredSample], tokenizer: BatchEncoder
 ) -> None:

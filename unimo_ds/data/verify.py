@@ -215,7 +215,7 @@ def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
     problems, outlines, hashes = [], [], []
     for entry in listed.shards:
         path = folder / entry.file
-        one = _index_of(path)
+        one = index.of_shard(path)
         outlines.append(folders.outline_of(path, one))
         hashes.append(np.fromiter(map(hash, one.bases), np.int64, one.num_samples))
         if one.tokenizer_fingerprint != listed.tokenizer.fingerprint:
@@ -241,12 +241,7 @@ def _name_doubles(paths: Iterable[Path]) -> Iterator[Problem]:
     """Samples of which another shard has one of the same name."""
     seen: dict[str, str] = {}
     for path in paths:
-        for base in _index_of(path).bases:
+        for base in index.of_shard(path).bases:
             if base in seen:
                 yield Problem(path.name, f"the same sample is in {seen[base]}", base)
             seen[base] = path.name
-
-
-def _index_of(path: Path) -> index.ShardIndex:
-    file = shards.index_path(path)
-    return index.from_bytes(file.read_bytes(), where=file.name)
