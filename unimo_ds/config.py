@@ -154,7 +154,8 @@ class ContrastConfig:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the named losses in the sum (the paper states none: 1 each)."""
+    """Weights of the named losses in the sum (the paper states none: 1 each). An objective with a head of its own is left out,
+    head and all, where its weight is 0: make that its default, and runs from before it stay what they are."""
 
     masked_language: float = 1.0
     sequence_to_sequence: float = 1.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Mapping
 from typing import Any
 
-from unimo_ds.config import RunConfig
+from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.utils.errors import UserError
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -53,11 +54,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "contrast.related_texts": (0, math.inf),
     "contrast.group_pairs": (0, math.inf),
     "contrast.min_temperature": (1e-6, math.inf),
-    "losses.masked_language": (0, math.inf),
-    "losses.sequence_to_sequence": (0, math.inf),
-    "losses.region_regression": (0, math.inf),
-    "losses.region_classification": (0, math.inf),
-    "losses.contrastive": (0, math.inf),
+    **{f"losses.{field.name}": (0, math.inf) for field in dataclasses.fields(LossWeights)},
     "optimizer.peak_learning_rate": (0, math.inf),
     "optimizer.epsilon": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),

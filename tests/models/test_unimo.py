@@ -14,7 +14,7 @@ from unimo_ds.data.schema import PackedBatch, SequenceInput, SequenceRole
 from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.utils.seed import generator
 
-FIELDS = [field.name for field in dataclasses.fields(ModelOutput) if field.name != "language_correct"]
+FIELDS = [field.name for field in dataclasses.fields(ModelOutput) if field.name not in ("language_correct", "heads")]
 
 
 def make_model(*, double: bool = True, **changes) -> Unimo:

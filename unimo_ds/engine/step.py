@@ -91,13 +91,13 @@ def train_step(
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
     last = len(micro_batches) - 1
     scales = [
-        objective.weight * engine.communicator.world_size / max(count, 1.0)
-        for objective, count in zip(task.objectives, known.counts, strict=False)
+        weight * engine.communicator.world_size / max(count, 1.0)
+        for weight, count in zip(task.weights, known.counts, strict=True)
     ]
-    num_pairs = known.counts[-1]
+    has_pairs = known.counts[-1] > 0
     engine.set_learning_rate(learning_rate)
     plan = None
-    if num_pairs:
+    if has_pairs:
         table = join_tables(batch.micro_batches)
         plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
@@ -105,15 +105,14 @@ def train_step(
     contrast = None
     if plan is not None:
         outputs = [only_output] if only_output is not None else _rehearse(engine, batch.micro_batches, micro_batches)
-        scale = task.contrast_weight * engine.communicator.world_size / num_pairs
-        contrast = _contrast(engine, task, plan, outputs, scale=scale)
+        contrast = _contrast(engine, task, plan, outputs, scale=scales[-1])
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)
     for index, micro_batch in enumerate(micro_batches):
         output = only_output if only_output is not None else engine.forward(micro_batch)
         local = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
-        loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=anchor(output))
+        loss = sum((value * scale for value, scale in zip(local, scales[:-1], strict=True)), start=anchor(output))
         if contrast is not None:
             loss = loss + _carry(output, contrast, index)
         engine.backward(loss, is_boundary=index == last)
@@ -194,8 +193,7 @@ def _finish(
         name: total / count if count else float("nan")
         for name, total, count in zip(task.names, totals, known.counts, strict=False)
     }
-    weights = [objective.weight for objective in task.objectives] + [task.contrast_weight]
-    loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if mean == mean)
+    loss = sum(weight * mean for weight, mean in zip(task.weights, means.values(), strict=True) if mean == mean)
     right_and_asked = totals[num_losses + 1 :]
     middle = len(right_and_asked) // 2
     accuracies = {

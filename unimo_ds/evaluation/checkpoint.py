@@ -16,7 +16,7 @@ import torch
 from unimo_ds.config import ContrastConfig, RunConfig, from_dict
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
-from unimo_ds.models.unimo import ModelOutput, Unimo, options_of
+from unimo_ds.models.unimo import OBJECTIVE_HEADS, ModelOutput, Unimo, options_of
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -164,7 +164,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, or of all that an index names; checked against the checkpoint's manifest where there
-    is one beside it, and named as `Unimo` names them.
+    is one beside it, and named as `Unimo` names them; without the heads that objectives of pre-training bring along.
 
     Raises:
         UserError: damaged or unreadable.
@@ -181,7 +181,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             weights |= safetensors.torch.load_file(file)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
-    return {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    return {name: weight for name, weight in named.items() if not name.startswith(OBJECTIVE_HEADS)}
 
 
 def _weight_files(path: Path) -> list[Path]:

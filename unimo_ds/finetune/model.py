@@ -29,7 +29,7 @@ HEAD_PREFIX = "head."
 _HEAD_SEED = 0x68656164
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskOutput(ModelOutput):
     """What the task's loss needs beyond pre-training's outputs."""
 

@@ -5,6 +5,7 @@ Letters: N rows of a head, D hidden size, V vocabulary size.
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
+from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import TextEmbedding
 from unimo_ds.models.layers import Linear, LinearGelu
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
@@ -82,3 +84,11 @@ class Temperature(nn.Module):
     def forward(self) -> torch.Tensor:
         """Scalar fp32."""
         return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(self.raw[0].float())
+
+
+class ObjectiveHead(nn.Module, abc.ABC):
+    """A head that an objective brings along: `forward` takes the hidden states [N, D] at `positions`."""
+
+    @abc.abstractmethod
+    def positions(self, batch: PackedBatch) -> torch.Tensor:
+        """[N] int64, stream positions that it reads, in any order and any number of times, on the batch's device."""

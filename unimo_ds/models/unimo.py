@@ -5,7 +5,8 @@ Letters: T stream positions, D hidden size, F region feature size, C region clas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,18 @@ from torch.utils.checkpoint import checkpoint
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import RegionEmbedding, TextEmbedding
-from unimo_ds.models.heads import LanguageHead, Pooler, Temperature
+from unimo_ds.models.heads import LanguageHead, ObjectiveHead, Pooler, Temperature
 from unimo_ds.models.initialize import initialize
 from unimo_ds.models.layers import EncoderLayer, Linear
 from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import Layout
 
 EMBEDDING_SITE = 0
+OBJECTIVE_HEADS = "objective_heads."
+"""How names of their weights begin; only pre-training has a use for these."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """What the losses need. Any number of rows may be zero; every tensor still hangs on the graph."""
 
@@ -42,14 +45,16 @@ class ModelOutput:
     """[N_pooled_texts, D]"""
     temperature: torch.Tensor
     """Scalar fp32."""
+    heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By objective, what the head that it brought along says."""
 
 
 def anchor(output: ModelOutput) -> torch.Tensor:
     """Zero, connected to every output: each rank runs the same backward whatever its mix of samples (ZeRO-3 needs it)."""
     rows = [
         tensor[:0].flatten().float()
-        for tensor in vars(output).values()
-        if tensor is not None and tensor.dim() and tensor.is_floating_point()
+        for tensor in (*vars(output).values(), *output.heads.values())
+        if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.is_floating_point()
     ]
     return torch.cat(rows).sum() + output.temperature * 0.0
 
@@ -61,6 +66,7 @@ class Rows(NamedTuple):
     masked_regions: torch.Tensor
     images: torch.Tensor
     texts: torch.Tensor
+    heads: Mapping[str, torch.Tensor]
 
 
 class Unimo(nn.Module):
@@ -69,7 +75,8 @@ class Unimo(nn.Module):
 
     temperature, min_temperature, max_temperature: start and range of the contrastive temperature. attention: path of the
     packed attention op. activation_checkpointing: keep only the layers' inputs and compute them again in the backward pass;
-    dropout is keyed by seeds, so the results are the same bits. seed: of the initial weights.
+    dropout is keyed by seeds, so the results are the same bits. seed: of the initial weights. heads: further ones, by the
+    objective that brings each along (`tasks/objective.py`).
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Unimo(nn.Module):
         attention: str = "auto",
         activation_checkpointing: bool = False,
         seed: int = 0,
+        heads: Mapping[str, ObjectiveHead] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -97,6 +105,8 @@ class Unimo(nn.Module):
         self.region_regression = Linear(config.hidden_size, config.region_feature_size)
         self.region_classification = Linear(config.hidden_size, config.num_region_classes)
         self.temperature = Temperature(initial=temperature, minimum=min_temperature, maximum=max_temperature)
+        self._heads = dict(heads or {})
+        self.objective_heads = nn.ModuleDict(self._heads)
         generator = torch.Generator().manual_seed(seed)
         initialize(self, deviation=config.initializer_range, generator=generator)
 
@@ -109,9 +119,17 @@ class Unimo(nn.Module):
 
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
         """Hidden states of the last layer where heads read them. Arguments as in `forward`."""
-        readers = (batch.language_at, batch.masked_region_at, batch.pooled_image_at, batch.pooled_text_at)
+        further = {name: head.positions(batch) for name, head in self._heads.items()}
+        readers = (
+            batch.language_at,
+            batch.masked_region_at,
+            batch.pooled_image_at,
+            batch.pooled_text_at,
+            *further.values(),
+        )
         hidden_ND = self._run_layers(batch, rows_N=torch.cat(readers), text_addition_ND=text_addition_ND)
-        return Rows(*torch.split(hidden_ND, [len(rows) for rows in readers]))
+        language, masked_regions, images, texts, *others = torch.split(hidden_ND, [len(rows) for rows in readers])
+        return Rows(language, masked_regions, images, texts, dict(zip(further, others, strict=True)))
 
     def run_heads(self, rows: Rows, batch: PackedBatch) -> ModelOutput:
         """Every head on its rows."""
@@ -124,6 +142,7 @@ class Unimo(nn.Module):
             pooled_images=self.image_pooler(rows.images),
             pooled_texts=self.text_pooler(rows.texts),
             temperature=self.temperature(),
+            heads={name: head(rows.heads[name]) for name, head in self._heads.items()},
         )
 
     def encode(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from unimo_ds.config import ContrastConfig, LossWeights
+from unimo_ds.config import ContrastConfig, LossWeights, ModelConfig
 from unimo_ds.data.schema import ContrastTable, LanguageObjective, PackedBatch
 from unimo_ds.losses.contrast_plan import ContrastPlan
 from unimo_ds.losses.contrastive import ContrastiveResult, contrastive_loss
 from unimo_ds.losses.language import language_loss_sum
 from unimo_ds.losses.regions import region_classification_sum, region_regression_sum
-from unimo_ds.models.unimo import ModelOutput
+from unimo_ds.models.heads import ObjectiveHead
+from unimo_ds.tasks.objective import Objective
 from unimo_ds.utils.communicator import Communicator
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A named loss as (sum, count). A new objective is one more of these in `PretrainingTask.objectives`."""
+def _language(name: str, objective: LanguageObjective) -> Objective:
+    return Objective(
+        name,
+        count=lambda batch: int((batch.language_objectives.numpy() == objective).sum()),
+        loss_sum=lambda output, batch: language_loss_sum(
+            output.language_losses, batch.language_objectives, objective=objective
+        ),
+    )
 
-    name: str
-    weight: float
-    count: Callable[[PackedBatch], int]
-    loss_sum: Callable[[ModelOutput, PackedBatch], torch.Tensor]
+
+OBJECTIVES = (
+    _language("masked_language", LanguageObjective.MASKED),
+    _language("sequence_to_sequence", LanguageObjective.SEQUENCE_TO_SEQUENCE),
+    Objective(
+        "region_regression",
+        count=lambda batch: len(batch.masked_region_at),
+        loss_sum=lambda output, batch: region_regression_sum(output.region_predictions, batch.masked_region_features),
+    ),
+    Objective(
+        "region_classification",
+        count=lambda batch: len(batch.masked_region_at),
+        loss_sum=lambda output, batch: region_classification_sum(
+            output.region_class_logits, batch.masked_region_class_ids, batch.masked_region_class_probabilities
+        ),
+    ),
+)
+"""What a micro-batch scores alone."""
+
+
+def objectives_of(weights: LossWeights) -> tuple[Objective, ...]:
+    """Those of a run: all but the ones that would bring a head along for a weight of 0."""
+    return tuple(one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0)
+
+
+def make_heads(model: ModelConfig, weights: LossWeights) -> dict[str, ObjectiveHead]:
+    """The heads that a run's objectives bring along, for `Unimo`."""
+    return {one.name: one.make_head(model) for one in objectives_of(weights) if one.make_head is not None}
 
 
 class PretrainingTask:
@@ -32,27 +61,9 @@ class PretrainingTask:
 
     def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
         self.contrast, self.contrastive_path = contrast, contrastive_path
-        self.contrast_weight = weights.contrastive
-        self.objectives = (
-            _language("masked_language", weights.masked_language, LanguageObjective.MASKED),
-            _language("sequence_to_sequence", weights.sequence_to_sequence, LanguageObjective.SEQUENCE_TO_SEQUENCE),
-            Objective(
-                "region_regression",
-                weights.region_regression,
-                lambda batch: len(batch.masked_region_at),
-                lambda output, batch: region_regression_sum(output.region_predictions, batch.masked_region_features),
-            ),
-            Objective(
-                "region_classification",
-                weights.region_classification,
-                lambda batch: len(batch.masked_region_at),
-                lambda output, batch: region_classification_sum(
-                    output.region_class_logits,
-                    batch.masked_region_class_ids,
-                    batch.masked_region_class_probabilities,
-                ),
-            ),
-        )
+        self.objectives = objectives_of(weights)
+        self.weights: list[float] = [getattr(weights, name) for name in self.names]
+        """In the order of `names`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,15 +100,6 @@ class PretrainingTask:
             exchange=self.contrast.exchange,
             path=self.contrastive_path,
         )
-
-
-def _language(name: str, weight: float, objective: LanguageObjective) -> Objective:
-    return Objective(
-        name,
-        weight,
-        lambda batch: int((batch.language_objectives.numpy() == objective).sum()),
-        lambda output, batch: language_loss_sum(output.language_losses, batch.language_objectives, objective=objective),
-    )
 
 
 def join_tables(batches: Sequence[PackedBatch]) -> ContrastTable:
