@@ -109,7 +109,7 @@ def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step
     packed: PackedBatch = step.packed
     *counts, num_pairs = task.counts(batch.micro_batches)
     losses = {}
-    for objective, weight, count in zip(task.objectives, task.weights[:-1], counts, strict=True):
+    for objective, weight, count in zip(task.objectives, task.weights, counts, strict=True):
         losses[objective.name] = weight * objective.loss_sum(output, packed) / max(count, 1)
     if num_pairs:
         contrast = task.contrastive(
@@ -119,7 +119,7 @@ def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step
             temperature=output.temperature,
             communicator=engine.communicator,
         )
-        losses["contrastive"] = task.weights[-1] * contrast.loss_sum / num_pairs
+        losses["contrastive"] = task.contrast_weight * contrast.loss_sum / num_pairs
     engine.backward(torch.stack(list(losses.values())).sum(), is_boundary=True)
     result = engine.step()
     return {name: float(value.detach()) for name, value in losses.items()} | {"gradient_norm": result.gradient_norm}

@@ -92,12 +92,12 @@ def train_step(
     last = len(micro_batches) - 1
     scales = [
         weight * engine.communicator.world_size / max(count, 1.0)
-        for weight, count in zip(task.weights, known.counts, strict=True)
+        for weight, count in zip(task.weights, known.counts, strict=False)
     ]
-    has_pairs = known.counts[-1] > 0
+    num_pairs = known.counts[-1]
     engine.set_learning_rate(learning_rate)
     plan = None
-    if has_pairs:
+    if num_pairs:
         table = join_tables(batch.micro_batches)
         plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
@@ -105,14 +105,15 @@ def train_step(
     contrast = None
     if plan is not None:
         outputs = [only_output] if only_output is not None else _rehearse(engine, batch.micro_batches, micro_batches)
-        contrast = _contrast(engine, task, plan, outputs, scale=scales[-1])
+        scale = task.contrast_weight * engine.communicator.world_size / num_pairs
+        contrast = _contrast(engine, task, plan, outputs, scale=scale)
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)
     for index, micro_batch in enumerate(micro_batches):
         output = only_output if only_output is not None else engine.forward(micro_batch)
         local = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
-        loss = sum((value * scale for value, scale in zip(local, scales[:-1], strict=True)), start=anchor(output))
+        loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=anchor(output))
         if contrast is not None:
             loss = loss + _carry(output, contrast, index)
         engine.backward(loss, is_boundary=index == last)
@@ -193,7 +194,8 @@ def _finish(
         name: total / count if count else float("nan")
         for name, total, count in zip(task.names, totals, known.counts, strict=False)
     }
-    loss = sum(weight * mean for weight, mean in zip(task.weights, means.values(), strict=True) if mean == mean)
+    weights = [*task.weights, task.contrast_weight]
+    loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if mean == mean)
     right_and_asked = totals[num_losses + 1 :]
     middle = len(right_and_asked) // 2
     accuracies = {

@@ -62,8 +62,8 @@ class PretrainingTask:
     def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
         self.contrast, self.contrastive_path = contrast, contrastive_path
         self.objectives = objectives_of(weights)
-        self.weights: list[float] = [getattr(weights, name) for name in self.names]
-        """In the order of `names`."""
+        self.weights: list[float] = [getattr(weights, one.name) for one in self.objectives]
+        self.contrast_weight = weights.contrastive
 
     @property
     def names(self) -> tuple[str, ...]:
