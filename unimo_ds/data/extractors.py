@@ -1,7 +1,7 @@
 """Region extractors of every kind behind one door: from the file in a data folder, or from a detector's weights.
 
-A new kind is a module with `KIND`, `of_stored` and (where it has trained weights) `from_weights`, and a line here. Modules are
-imported when they are needed: a detector brings its network.
+A new kind is a module with `KIND`, `of_stored` and `from_weights`, for a network that was trained elsewhere, or `ready_made`, for
+what needs no weights; and a line here. Modules are imported when they are needed: a detector brings its network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _MODULES = {
     "bottom-up": "unimo_ds.data.detectors.bottom_up",
 }
 KINDS = tuple(_MODULES)
-_LEARNED_HERE = (GRID,)
+_DETECTORS = ("torchvision", "bottom-up")
+"""Kinds that have weights."""
 
 
 def load(path: str | os.PathLike[str]) -> RegionExtractor:
@@ -50,7 +51,7 @@ def makes_regions(path: str | os.PathLike[str]) -> bool:
 
 
 def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | None:
-    """What `--extractor` and `--weights` ask for: an extractor's file, or a kind of detector with its weights.
+    """What `--extractor` and `--weights` ask for: an extractor's file, or a kind, of a detector with its weights.
 
     None: neither, or the grid, which is learned from images and has no weights.
 
@@ -60,15 +61,18 @@ def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | No
     if weights is None:
         if extractor is None or is_grid(extractor):
             return None
-        if extractor.name in KINDS and not extractor.exists():
+        if extractor.name not in KINDS or extractor.exists():
+            return load(extractor)
+        if extractor.name in _DETECTORS:
             raise UserError(f"--extractor {extractor.name} needs its weights; name their file with --weights")
-        return load(extractor)
+        made: RegionExtractor = _module(extractor.name).ready_made()
+        return made
     if extractor is None:
-        raise UserError(f"--weights {weights} needs --extractor, to say whose they are: torchvision or bottom-up")
-    if extractor.name in _LEARNED_HERE:
-        raise UserError(f"--extractor {extractor.name} is learned from the images; leave --weights out")
+        raise UserError(f"--weights {weights} needs --extractor, to say whose they are: {' or '.join(_DETECTORS)}")
     if extractor.name not in KINDS:
         raise UserError(f"--extractor {extractor} is no kind of detector{nearest_name(extractor.name, KINDS)}")
+    if extractor.name not in _DETECTORS:
+        raise UserError(f"--extractor {extractor.name} has no weights; leave --weights out")
     found: RegionExtractor = _module(extractor.name).from_weights(weights)
     return found
 
@@ -80,7 +84,7 @@ def is_grid(extractor: Path | None) -> bool:
 
 def is_detector(path: str | os.PathLike[str]) -> bool:
     """Whether the extractor in a file, or in a folder, is a network."""
-    return extractor_file.kind_of(Path(path)) != GRID
+    return extractor_file.kind_of(Path(path)) in _DETECTORS
 
 
 def _module(kind: str) -> Any:

@@ -137,12 +137,17 @@ class ImageNames:
                 self._by_id[int(digits[0])] = number
 
     def find(self, name: str | int, where: str) -> int:
-        """The sample of an image's file name (its folder and ending do not count), or of a COCO number (the last digits of one).
+        """The sample of an image's file name (its folder and ending do not count), of a COCO number (the last digits of one), or,
+        where no file names were kept, of its key.
 
         Raises:
             UserError: not there.
         """
-        number = self._by_id.get(name) if isinstance(name, int) else self._by_name.get(Path(name).stem)
+        number = (
+            self._by_id.get(name)
+            if isinstance(name, int)
+            else self._by_name.get(name, self._by_name.get(Path(name).stem))
+        )
         if number is None:
             raise UserError(f"{where} names the image {name!r}, which {self._location} does not hold; import it there")
         return number

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unimo_ds import recipes
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
@@ -42,15 +43,6 @@ _CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES = 14, 0.75, 8_000
 _OVERLAP_GROWTH = 2.0
 """Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
 _COMMUNICATION_GIB = 0.5
-
-
-_RUNS_ON = {
-    "demo": (2, "cpu"),
-    "small": (2, "cpu"),
-    "single_gpu": (1, "h200"),
-    "base_32xv100": (32, "v100"),
-    "large_64xv100": (64, "v100"),
-}
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ def plan(
     Raises:
         UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
     """
-    default_devices, default_hardware = _RUNS_ON.get(config.recipe, (1, "h200"))
+    default_devices, default_hardware = recipes.RUNS_ON.get(config.recipe, (1, "h200"))
     devices, hardware = default_devices if devices is None else devices, hardware or default_hardware
     if hardware not in HARDWARE:
         raise UserError(f"unknown hardware {hardware!r}{nearest_name(hardware, HARDWARE)}")

@@ -10,7 +10,15 @@ from typing import Protocol
 from unimo_ds.config import RunConfig
 from unimo_ds.utils.errors import UserError, nearest_name
 
-NAMES = ("demo", "small", "single_gpu", "base_32xv100", "large_64xv100")
+RUNS_ON = {
+    "demo": (2, "cpu"),
+    "small": (2, "cpu"),
+    "single_gpu": (1, "h200"),
+    "base_32xv100": (32, "v100"),
+    "large_64xv100": (64, "v100"),
+}
+"""What each is meant for: processes, and hardware as `unimo plan` names it. A new recipe is a file here and a line in this table."""
+NAMES = tuple(RUNS_ON)
 
 
 class DataSizes(Protocol):

@@ -163,7 +163,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
     [
         ("bottom-up", None, "needs its weights"),
         ("torchvision", None, "needs its weights"),
-        ("grid", "w.pth", "is learned from the images"),
+        ("grid", "w.pth", "has no weights"),
         (None, "w.pth", "needs --extractor"),
         ("bottomup", "w.pth", "did you mean 'bottom-up'"),
         ("bottomup", None, "no region extractor at"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from unimo_ds.data import extractors
 from unimo_ds.data.prepare.readers import coco, karpathy, table, url_table, visual_genome
@@ -28,47 +29,72 @@ class Format:
     """What it can give; the first where none is asked for."""
     needs: tuple[str, ...]
     """Inputs it cannot do without."""
-    takes: tuple[str, ...] = ()
+    takes: tuple[str, ...]
     """Inputs it may have besides."""
+    reader: Callable[[ImportSettings], Reader]
+    """Of checked inputs."""
 
 
 _PICTURES = ("images", "features")
 _ANNOTATED = ("features_format", "feature_classes", "feature_labels", "exclude", "image_name")
-
-FORMATS: dict[str, Format] = {
-    "table": Format("lines file<TAB>caption, beside images", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
-    "coco": Format("COCO captions JSON", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
-    "karpathy": Format("JSON with Karpathy's splits", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, "splits")),
-    "visual-genome": Format(
-        "Visual Genome's region_descriptions.json", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, "image_data")
-    ),
-    "conceptual-captions": Format(
-        "lines caption<TAB>url, beside downloaded images", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)
-    ),
-    "sbu": Format("SBU captions: JSON, two lists or a table", ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED)),
-    "webdataset": Format("tars of img2dataset or WebDataset", ("pairs", "images"), ("input",), ("exclude",)),
-    "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED)),
-    "lines": Format("text files, one text a line", ("texts",), ("input",)),
-    "paragraphs": Format("text files, texts apart by empty lines", ("texts",), ("input",)),
-    "column": Format("a column of TSVs with a header", ("texts",), ("input", "column")),
-    "json-lines": Format("a JSON object a line", ("texts",), ("input",), ("column",)),
-    "parquet": Format("Parquet files", ("texts",), ("input",), ("column",)),
-    "headings": Format("articles under = Headings =", ("texts",), ("input",)),
-}
-_ANNOTATION_FILES: dict[str, AnnotationFile] = {
-    "table": table.read_annotations,
-    "coco": coco.read_annotations,
-    "karpathy": karpathy.read_annotations,
-    "visual-genome": visual_genome.read_annotations,
-    "conceptual-captions": url_table.conceptual_captions,
-    "sbu": url_table.sbu,
-}
 _FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
     "bottom-up-tsv": BottomUpTsv,
     "vinvl-tsv": VinvlTsv,
     "uniter-lmdb": UniterLmdb,
     "hdf5": Hdf5,
 }
+
+
+def _pictures(settings: ImportSettings, *, without_suffix: bool = False) -> Pictures:
+    if settings.features:
+        return _FEATURE_FILES[settings.features_format or ""](settings)
+    return ImageFiles(settings.images, without_suffix=without_suffix)
+
+
+def _captioned(purpose: str, read: AnnotationFile, *takes: str, without_suffix: bool = False) -> Format:
+    """Annotation files beside images or region features. without_suffix: see `ImageFiles`."""
+
+    def reader(settings: ImportSettings) -> Reader:
+        return AnnotatedPictures(settings, _pictures(settings, without_suffix=without_suffix), read)
+
+    return Format(purpose, ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, *takes), reader)
+
+
+def _tars(settings: ImportSettings) -> Reader:
+    return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
+
+
+def _alone(settings: ImportSettings) -> Reader:
+    return LonePictures(settings, _pictures(settings))
+
+
+FORMATS: dict[str, Format] = {
+    "table": _captioned("lines file<TAB>caption, beside images", table.read_annotations),
+    "coco": _captioned("COCO captions JSON", coco.read_annotations),
+    "karpathy": _captioned("JSON with Karpathy's splits", karpathy.read_annotations, "splits"),
+    "visual-genome": _captioned(
+        "Visual Genome's region_descriptions.json", visual_genome.read_annotations, "image_data"
+    ),
+    "conceptual-captions": _captioned(
+        "lines caption<TAB>url, beside downloaded images", url_table.conceptual_captions, without_suffix=True
+    ),
+    "sbu": _captioned("SBU captions: JSON, two lists or a table", url_table.sbu, without_suffix=True),
+    "webdataset": Format("tars of img2dataset or WebDataset", ("pairs", "images"), ("input",), ("exclude",), _tars),
+    "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED), _alone),
+    "lines": Format("text files, one text a line", ("texts",), ("input",), (), partial(TextFiles, form="lines")),
+    "paragraphs": Format(
+        "text files, texts apart by empty lines", ("texts",), ("input",), (), partial(TextFiles, form="paragraphs")
+    ),
+    "column": Format(
+        "a column of TSVs with a header", ("texts",), ("input", "column"), (), partial(TextFiles, form="column")
+    ),
+    "json-lines": Format(
+        "a JSON object a line", ("texts",), ("input",), ("column",), partial(TextFiles, form="json-lines")
+    ),
+    "parquet": Format("Parquet files", ("texts",), ("input",), ("column",), ParquetTexts),
+    "headings": Format("articles under = Headings =", ("texts",), ("input",), (), partial(TextFiles, form="headings")),
+}
+"""A new format is a file in `readers/` and a line here."""
 _CHECKED = ("images", "captions", "input", "features", "exclude", "splits", "image_name", "image_data", "column")
 
 
@@ -135,20 +161,7 @@ def _flag(option: str) -> str:
 
 def reader(settings: ImportSettings) -> Reader:
     """The reader of the settings' format, over checked inputs."""
-    name = format_of(settings)
-    if kind_of(settings) == "texts":
-        return ParquetTexts(settings) if name == "parquet" else TextFiles(settings, name)
-    if name == "webdataset":
-        return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
-    if name == "images":
-        return LonePictures(settings, _pictures(settings, name))
-    return AnnotatedPictures(settings, _pictures(settings, name), _ANNOTATION_FILES[name])
-
-
-def _pictures(settings: ImportSettings, name: str) -> Pictures:
-    if settings.features:
-        return _FEATURE_FILES[settings.features_format or ""](settings)
-    return ImageFiles(settings.images, without_suffix=name in ("conceptual-captions", "sbu"))
+    return FORMATS[format_of(settings)].reader(settings)
 
 
 def described() -> str:

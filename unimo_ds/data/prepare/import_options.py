@@ -31,7 +31,7 @@ def add(stage: argparse.ArgumentParser) -> None:
         "--features", type=Path, nargs="+", default=[], help="files of region features, instead of images"
     )
     stage.add_argument(
-        "--features-format", choices=("bottom-up-tsv", "vinvl-tsv", "uniter-lmdb", "hdf5"), help="what they are"
+        "--features-format", help="what they are: a wrong name lists the right ones (such as bottom-up-tsv)"
     )
     stage.add_argument(
         "--feature-size",
