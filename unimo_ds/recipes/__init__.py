@@ -17,7 +17,7 @@ RUNS_ON = {
     "base_32xv100": (32, "v100"),
     "large_64xv100": (64, "v100"),
 }
-"""What each is meant for: processes, and hardware as `unimo plan` names it. A new recipe is a file here and a line in this table."""
+"""What each is meant for: processes, and hardware as `unimo plan` names it. A new recipe is a file here and a line of this."""
 NAMES = tuple(RUNS_ON)
 
 
