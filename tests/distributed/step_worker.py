@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tests import support
+from tests.extending_page import modules_of_page, weights_of
 from unimo_ds.config import ContrastConfig, LossWeights, OptimizerConfig, RunConfig
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Kind, StepBatch
@@ -19,10 +20,12 @@ from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.tasks import pretraining
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.errors import run_command
 
 NUM_EXAMPLES, NUM_STEPS = 11, 3
+BUILT_IN = pretraining.OBJECTIVES
 
 
 def step_batch(step: int, *, rank: int, world_size: int, micro_batches: int, group_pairs: int) -> StepBatch:
@@ -53,15 +56,20 @@ def run(case: dict) -> dict:
     config = RunConfig(
         recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
     )
+    weights = LossWeights(region_regression=2.0, contrastive=0.5)
+    if case.get("with_head"):
+        pretraining.OBJECTIVES = (*BUILT_IN, modules_of_page()["matching"].MATCHING)
+        weights = weights_of(1.0, region_regression=2.0, contrastive=0.5)
     model = Unimo(
         support.model_config(),
+        heads=pretraining.make_heads(support.model_config(), weights),
         seed=5,
         activation_checkpointing=case.get("activation_checkpointing", False),
     )
     world_size = torch.distributed.get_world_size()
     engine = make_engine(model, config, ds_config.load(case["deepspeed"], config, world_size))
     engine.module.train()
-    task = PretrainingTask(contrast=contrast, weights=LossWeights(region_regression=2.0, contrastive=0.5))
+    task = PretrainingTask(contrast=contrast, weights=weights)
     steps = []
     for step in range(NUM_STEPS):
         batch = step_batch(

@@ -21,6 +21,7 @@ CASES = {
         {"deepspeed": "zero0_fp32", "micro_batches": 3},
         {"deepspeed": "zero1_fp32", "micro_batches": 2},
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "group_pairs": 3, "form": "one_log"},
+        {"deepspeed": "zero0_fp32", "micro_batches": 1, "with_head": True},
     ],
     2: [
         {"deepspeed": "zero0_fp32", "micro_batches": 1},
@@ -28,6 +29,7 @@ CASES = {
         {"deepspeed": "zero2_fp32", "micro_batches": 3},
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "activation_checkpointing": True},
         {"deepspeed": "zero2_fp32", "micro_batches": 2, "group_pairs": 3, "form": "one_log"},
+        {"deepspeed": "zero3_fp32", "micro_batches": 2, "with_head": True},
     ],
     4: [
         {"deepspeed": "zero1_fp32", "micro_batches": 1},
@@ -48,7 +50,7 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
 
 
 def matching_reference(case: dict, results: dict[int, list[dict]]) -> dict:
-    return results[1][3] if case.get("group_pairs") else results[1][0]
+    return results[1][3 if case.get("group_pairs") else 4 if case.get("with_head") else 0]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def test_the_clean_part_has_the_pooled_vectors_of_the_whole_and_nothing_else(cha
         before, after = getattr(batch, field.name), getattr(part, field.name)
         assert type(after) is type(before)
         assert not isinstance(after, torch.Tensor) or after.dtype == before.dtype, field.name
+        if field.name.endswith("_at"):  # a new kind of position that the part does not know of lies outside of it
+            assert (after < part.num_positions).all(), field.name
     model = Unimo(support.model_config(), seed=5).double().train()
     whole, rehearsed = model(batch), model(part)
     torch.testing.assert_close(rehearsed.pooled_images, whole.pooled_images, rtol=0, atol=1e-12)

@@ -1,0 +1,147 @@
+"""The code of docs/extending.md: each block becomes the module it names, its line is added, and the whole path runs with it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests import support
+from tests.data.prepare import raw
+from tests.distributed.step_worker import step_batch
+from tests.engine.test_step import DatalessEngine
+from tests.extending_page import NAME, modules_of_page, weights_of
+from tests.finetune import small
+from unimo_ds import config_check, recipes
+from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
+from unimo_ds.data import extractors
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.prepare import formats
+from unimo_ds.data.prepare.command import main as prepare
+from unimo_ds.data.verify import verify
+from unimo_ds.engine.step import train_step
+from unimo_ds.evaluation.checkpoint import read_weights
+from unimo_ds.finetune import tasks
+from unimo_ds.models import unimo
+from unimo_ds.planning.plan import plan
+from unimo_ds.tasks import pretraining
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    found = modules_of_page()
+    for module in found.values():
+        monkeypatch.delitem(sys.modules, module.__name__)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return found
+
+
+class OneProcess(DatalessEngine):
+    """An engine on this process's own processor, which keeps the gradients."""
+
+    def __init__(self, model: unimo.Unimo) -> None:
+        super().__init__(model)
+        self.device = torch.device("cpu")
+
+
+@pytest.fixture
+def with_matching(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretraining, "OBJECTIVES", (*pretraining.OBJECTIVES, modules["matching"].MATCHING))
+
+
+def matching_model(weights: LossWeights) -> unimo.Unimo:
+    sizes = support.model_config(hidden_dropout=0.0, attention_dropout=0.0)
+    return unimo.Unimo(sizes, heads=pretraining.make_heads(sizes, weights), seed=5)
+
+
+def take_step(weights: LossWeights, *, micro_batches: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Losses and gradients of one step, however its examples are dealt."""
+    model = matching_model(weights).train()
+    objectives = pretraining.PretrainingTask(contrast=ContrastConfig(), weights=weights)
+    batch = step_batch(0, rank=0, world_size=1, micro_batches=micro_batches, group_pairs=0)
+    metrics = train_step(OneProcess(model), objectives, batch, learning_rate=0.0)
+    assert (NAME in metrics.counts) == (NAME in metrics.losses) == (getattr(weights, NAME) > 0)
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return metrics.losses, gradients
+
+
+def test_an_objective_with_a_head_is_the_same_however_a_step_is_dealt(with_matching: None) -> None:
+    losses, gradients = take_step(weights_of(2.0), micro_batches=1)
+    others, other_gradients = take_step(weights_of(2.0), micro_batches=3)
+    assert losses[NAME] == pytest.approx(math.log(2), abs=0.1)
+    assert others == pytest.approx(losses, rel=1e-5)
+    head = f"{unimo.OBJECTIVE_HEADS}{NAME}.output.weight"
+    assert gradients[head].norm() > 0
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_of_nothing_leaves_the_objective_and_its_head_out(with_matching: None, tmp_path: Path) -> None:
+    without, gradients = take_step(weights_of(0.0), micro_batches=1)
+    with_it, _ = take_step(weights_of(1.0), micro_batches=1)
+    assert without == {name: with_it[name] for name in without}
+    model = matching_model(weights_of(1.0))
+    assert dict(model.named_parameters()).keys() - gradients.keys() == {
+        f"{unimo.OBJECTIVE_HEADS}{NAME}.output.{last}" for last in ("weight", "bias")
+    }
+    stored = {name: one.detach().contiguous() for name, one in model.named_parameters()}
+    safetensors.torch.save_file(stored, tmp_path / "model.safetensors")
+    assert read_weights(tmp_path / "model.safetensors").keys() == gradients.keys()
+
+
+def test_a_corpus_of_another_format_and_extractor_becomes_a_good_folder(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(extractors._MODULES, "patches", modules["patches"].__name__)
+    monkeypatch.setattr(extractors, "KINDS", tuple(extractors._MODULES))
+    line = formats._captioned("token files", modules["flickr_tokens"].read_annotations)
+    monkeypatch.setitem(formats.FORMATS, "flickr", line)
+    tar, _ = raw.write_photographs(tmp_path, 6)
+    lines = [f"{i:03d}.jpg#{k}\t{text}" for i in range(6) for k, text in enumerate(raw.captions(i))]
+    (tmp_path / "results.token").write_text("\n".join([*lines, "005.jpg\twithout a number"]) + "\n")
+    inputs = ["--images", str(tar), "--captions", str(tmp_path / "results.token"), "--output", str(tmp_path / "data")]
+    words = ["import", "--format", "flickr", "--extractor", "patches", "--vocabulary-size", "300", "--workers", "1"]
+    assert prepare([*words, *inputs]) == 0
+    assert verify(tmp_path / "data") == []
+    corpus = Corpus.open(tmp_path / "data")
+    assert (corpus.feature_size, corpus.num_region_classes, corpus.num_regions.tolist()) == (768, 1, [36] * 6)
+    assert [caption.text for caption in corpus.read(3).captions] == raw.captions(3)
+    (expected,) = extractors.load(tmp_path / "data").extract([raw.picture(3)])
+    found = corpus.read(3).regions
+    assert found is not None
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    # A JPEG lies between the two: a patch is known again by how bright it is.
+    brightness = [one.features.astype(np.float32).mean(1) for one in (found, expected)]
+    np.testing.assert_allclose(*brightness, atol=0.05)
+    assert np.ptp(brightness[0]) > 0.5
+
+
+def test_a_task_is_opened_and_measured(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tasks, "NAMES", (*tasks.NAMES, "topics"))
+    tokenizer = small.train_tokenizer()
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na film is good\tsports\nthe plot is dull\tscience\n")
+    configured = small.task_config("topics", tokenizer)
+    chosen = tasks.load("topics")
+    examples = chosen.open(tmp_path, "dev", tokenizer=tokenizer, config=configured, assets={})
+    engine = small.plain_engine(configured)
+    found = chosen.evaluate(engine, examples, config=configured, tokenizer=tokenizer)
+    answers = [one["answer"] for one in found.predictions]
+    assert found.metrics["accuracy"] == np.mean([answers[0] == "sports", answers[1] == "science"])
+
+
+def test_a_recipe_is_found_checked_and_planned(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.RUNS_ON, "tiny", (2, "cpu"))
+    monkeypatch.setattr(recipes, "NAMES", tuple(recipes.RUNS_ON))
+    found = recipes.load("tiny")
+    config_check.check(found)
+    assert isinstance(found, RunConfig)
+    assert (found.recipe, found.schedule.total_steps) == ("tiny", 40)
+    assert plan(found).devices == 2
