@@ -55,17 +55,17 @@ def with_matching(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pretraining, "OBJECTIVES", (*pretraining.OBJECTIVES, modules["matching"].MATCHING))
 
 
-def matching_model(weights: LossWeights) -> unimo.Unimo:
+def task_and_model(weights: LossWeights) -> tuple[pretraining.PretrainingTask, unimo.Unimo]:
+    pretrains = pretraining.PretrainingTask(contrast=ContrastConfig(), weights=weights)
     sizes = support.model_config(hidden_dropout=0.0, attention_dropout=0.0)
-    return unimo.Unimo(sizes, heads=pretraining.make_heads(sizes, weights), seed=5)
+    return pretrains, unimo.Unimo(sizes, heads=pretrains.make_heads(sizes), seed=5).train()
 
 
 def take_step(weights: LossWeights, *, micro_batches: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses and gradients of one step, however its examples are dealt."""
-    model = matching_model(weights).train()
-    objectives = pretraining.PretrainingTask(contrast=ContrastConfig(), weights=weights)
+    pretrains, model = task_and_model(weights)
     batch = step_batch(0, rank=0, world_size=1, micro_batches=micro_batches, group_pairs=0)
-    metrics = train_step(OneProcess(model), objectives, batch, learning_rate=0.0)
+    metrics = train_step(OneProcess(model), pretrains, batch, learning_rate=0.0)
     assert (NAME in metrics.counts) == (NAME in metrics.losses) == (getattr(weights, NAME) > 0)
     gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
     return metrics.losses, gradients
@@ -86,7 +86,7 @@ def test_a_weight_of_nothing_leaves_the_objective_and_its_head_out(with_matching
     without, gradients = take_step(weights_of(0.0), micro_batches=1)
     with_it, _ = take_step(weights_of(1.0), micro_batches=1)
     assert without == {name: with_it[name] for name in without}
-    model = matching_model(weights_of(1.0))
+    _, model = task_and_model(weights_of(1.0))
     assert dict(model.named_parameters()).keys() - gradients.keys() == {
         f"{unimo.OBJECTIVE_HEADS}{NAME}.output.{last}" for last in ("weight", "bias")
     }

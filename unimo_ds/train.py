@@ -41,7 +41,7 @@ from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits,
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
-from unimo_ds.tasks.pretraining import PretrainingTask, make_heads
+from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Model, objectives, engine.
     task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
     with failing_together(communicator):
-        model = make_model(config)
+        model = make_model(config, task)
     engine = make_engine(model, config, engine_settings)
 
     # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
@@ -141,9 +141,9 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
             write_demo_corpus(DEMO_DATA)
 
 
-def make_model(config: RunConfig) -> Unimo:
+def make_model(config: RunConfig, task: PretrainingTask) -> Unimo:
     """The model with its starting weights: equal on every rank, since they follow from the seed or a file."""
-    model = Unimo(config.model, heads=make_heads(config.model, config.losses), **options_of(config))
+    model = Unimo(config.model, heads=task.make_heads(config.model), **options_of(config))
     if config.model.initialize_from is not None:
         load_start(model, config.model.initialize_from)
     return model

@@ -60,16 +60,16 @@ def run(case: dict) -> dict:
     if case.get("with_head"):
         pretraining.OBJECTIVES = (*BUILT_IN, modules_of_page()["matching"].MATCHING)
         weights = weights_of(1.0, region_regression=2.0, contrastive=0.5)
+    task = PretrainingTask(contrast=contrast, weights=weights)
     model = Unimo(
         support.model_config(),
-        heads=pretraining.make_heads(support.model_config(), weights),
+        heads=task.make_heads(support.model_config()),
         seed=5,
         activation_checkpointing=case.get("activation_checkpointing", False),
     )
     world_size = torch.distributed.get_world_size()
     engine = make_engine(model, config, ds_config.load(case["deepspeed"], config, world_size))
     engine.module.train()
-    task = PretrainingTask(contrast=contrast, weights=weights)
     steps = []
     for step in range(NUM_STEPS):
         batch = step_batch(

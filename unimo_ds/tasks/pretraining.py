@@ -46,24 +46,19 @@ OBJECTIVES = (
 """What a micro-batch scores alone."""
 
 
-def objectives_of(weights: LossWeights) -> tuple[Objective, ...]:
-    """Those of a run: all but the ones that would bring a head along for a weight of 0."""
-    return tuple(one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0)
-
-
-def make_heads(model: ModelConfig, weights: LossWeights) -> dict[str, ObjectiveHead]:
-    """The heads that a run's objectives bring along, for `Unimo`."""
-    return {one.name: one.make_head(model) for one in objectives_of(weights) if one.make_head is not None}
-
-
 class PretrainingTask:
     """What to minimise: sum over objectives of weight * (sum over all ranks) / (count over all ranks)."""
 
     def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
         self.contrast, self.contrastive_path = contrast, contrastive_path
-        self.objectives = objectives_of(weights)
+        # One that brings a head along is left out at a weight of 0: there is no such head then.
+        self.objectives = tuple(one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0)
         self.weights: list[float] = [getattr(weights, one.name) for one in self.objectives]
         self.contrast_weight = weights.contrastive
+
+    def make_heads(self, model: ModelConfig) -> dict[str, ObjectiveHead]:
+        """What the objectives bring along for `Unimo`."""
+        return {one.name: one.make_head(model) for one in self.objectives if one.make_head is not None}
 
     @property
     def names(self) -> tuple[str, ...]:
