@@ -80,7 +80,7 @@ class FinetuneConfig:
     max_target_tokens: int = 0
     """Longest text to write in training, its end token included; 0: the task writes nothing."""
     num_outputs: int = 0
-    """Rows of the head: labels, answers or 1; 0: the task has no head of its own."""
+    """Rows of the head, where the training data decide them (answers of VQA); a task with labels counts those."""
     max_examples: int = 0
     """Use so many training examples, evenly spread (for learning curves); 0: all."""
     max_evaluated: int = 0

@@ -112,7 +112,9 @@ class Sample:
 
 
 class SequenceRole(enum.IntEnum):
-    """Why a sequence is in the stream. CORRUPTED carries the masked and generative losses; the others are clean."""
+    """Why a sequence is in the stream. CORRUPTED carries the masked and generative losses; the others are clean, for CMCL:
+    image and text in one sequence (JOINT), or one of them alone (SINGLE; RELATED: a retrieved one). POSITIVE and NEGATIVE hold a
+    rewrite of the caption, PAIR the caption itself."""
 
     CORRUPTED = 0
     JOINT_PAIR = 1
@@ -203,7 +205,8 @@ class Example:
 
 @dataclass(frozen=True)
 class ContrastTable:
-    """Who is scored against whom. Image and text vectors are rows of the batch's pooled [IMG] and [CLS] outputs."""
+    """Who is scored against whom, of the pairs of one micro-batch. Always on the host. Image and text vectors are rows of the
+    batch's pooled [IMG] and [CLS] outputs."""
 
     pair_position: torch.Tensor
     """[P] int64, position of the pair in the global sample sequence (orders pairs across ranks and micro-batches)."""

@@ -1,8 +1,9 @@
 """Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
 
 Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: a joint encoding of
-image and text, or two encodings alone. `ContrastTable` says which rows are scored and why, `contrast_plan.py` makes lists of
-it that need no vectors. Three forms:
+image and text, or two encodings alone. `ContrastTable` says which rows are scored and why; `contrast_plan.py` turns it into lists
+of rows before anything is encoded. Private scores are a pair's own: itself, its rewrites and related items. Shared ones are
+its image against the other texts of its group, and its text against the other images. Three forms:
 
     one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
     two_logs                 -log( joint positives / (those + joint negatives) )
@@ -76,6 +77,7 @@ def contrastive_loss(
     shared = _SHARED[exchange](images_ND, texts_ND, plan, communicator) if in_batch else None
     inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
     scaled = torch.split(score_Q * inverse_temperature, plan.sizes)
+    # one_log: positives, negatives; the others: as they are unpacked below.
     parts = map(PrivateScores, scaled, plan.parts, plan.has_any)
 
     def loss(

@@ -87,7 +87,7 @@ class Temperature(nn.Module):
 
 
 class ObjectiveHead(nn.Module, abc.ABC):
-    """A head that an objective brings along: `forward` takes the hidden states [N, D] at `positions`."""
+    """A head that an objective brings along (`tasks/objective.py`): `forward` takes the hidden states [N, D] at `positions`."""
 
     @abc.abstractmethod
     def positions(self, batch: PackedBatch) -> torch.Tensor:
