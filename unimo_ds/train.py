@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         communicator=communicator,
     )
 
-    # Model, objectives, engine.
+    # Objectives, model, engine.
     task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
     with failing_together(communicator):
         model = make_model(config, task)
