@@ -54,6 +54,18 @@ def test_secrets_in_addresses_and_arguments_are_not_kept(tmp_path: Path) -> None
     assert not any("hunter2" in text for text in written)
 
 
+def test_a_run_goes_on_where_the_code_has_learned_what_is_off(tmp_path: Path) -> None:
+    off, on = (apply_overrides(RunConfig(recipe="test"), [f"losses.contrastive={weight}"]) for weight in (0, 1))
+    prepare(tmp_path, off)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["losses"]["contrastive"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"losses.contrastive \(None there, 1.0 now\)"):
+        prepare(tmp_path, on)
+    prepare(tmp_path, off)
+    assert json.loads((tmp_path / "config.json").read_text())["losses"]["contrastive"] == 0
+
+
 @pytest.mark.parametrize(
     "change",
     ["seed=1", "model.hidden_size=384", "batch.global_samples=7", "contrast.form=one_log", "data.max_regions=3"],

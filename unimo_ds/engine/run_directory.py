@@ -97,12 +97,16 @@ def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ, those free to differ left out."""
+    """Dotted keys whose values differ, those free to differ left out.
+
+    Nor does a setting count that is off (0, false, none) and that the code of then did not know.
+    """
     old, new = flatten(before), flatten(after)
     return sorted(
         key
         for key in old.keys() | new.keys()
         if old.get(key) != new.get(key)
+        and (key in old or new[key])
         and not any(key.startswith(free) if free.endswith(".") else key == free for free in _FREE)
     )
 
