@@ -52,7 +52,7 @@ DEMO_DATA = "demo_data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
-    config, device, communicator = start_run(lambda: read_configuration(arguments))
+    config, device, communicator = start_run(lambda: read_configuration(arguments), lambda read: read.engine)
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
