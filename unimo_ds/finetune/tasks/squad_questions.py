@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimo_ds.finetune.files import first_file, read_json, text_of
+from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
@@ -76,7 +76,7 @@ def read_squad(path: Path) -> list[TextRow]:
     """
     rows = []
     try:
-        for article in read_json(path)["data"]:
+        for article in read_json_items(path, "data"):
             for paragraph in article["paragraphs"]:
                 passage = text_of(paragraph["context"], f"{path}: a passage of {article.get('title', '?')!r}")
                 for one in paragraph["qas"]:
