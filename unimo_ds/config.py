@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
@@ -359,27 +360,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
+def from_dict(kind: type[T], values: Any, *, where: str = "configuration") -> T:
     """The dataclass from `to_dict`'s form; missing keys take their defaults, unknown ones are errors.
 
     Raises:
-        UserError: a key that `kind` does not have, naming the nearest right one.
+        UserError: a key that `kind` does not have, naming the nearest right one, or a value of another type, naming its place.
     """
-    hints = typing.get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
-        hint = hints[name]
-        parts = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
-        if parts and value is not None:
-            (hint,) = parts
-        if dataclasses.is_dataclass(hint) and value is not None:
-            value = from_dict(hint, value, where=f"{where}.{name}")  # type: ignore[arg-type]
-        elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
-        arguments[name] = value
-    return kind(**arguments)
+    found: T = strict_json.typed(kind, values, where=where)
+    return found
 
 
 def fingerprint(config: Any) -> str:

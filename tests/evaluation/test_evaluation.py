@@ -267,7 +267,7 @@ def _write_run(folder: Path, config: RunConfig) -> None:
         weights["image_pooler.dense.bias"] = torch.full_like(weights["image_pooler.dense.bias"], float(step))
         safetensors.torch.save_file(weights, target / "model.safetensors")
         digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-        files = {"model.safetensors": {"sha256": digest}}
+        files = {"model.safetensors": {"bytes": 1, "sha256": digest}}
         (target / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "checkpoints" / "latest").write_text("step-10\n")

@@ -7,6 +7,7 @@ The same command again resumes. Several processes: `torchrun --nproc-per-node N 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -33,9 +34,9 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for seed in range(max(1, arguments.seeds)):  # the first start tells what is wrong, for all ranks
         status, result = finetune(read, seed=seed)
-        if status or not result:
+        if result is None:
             return status, {}
-        found.append(result)
+        found.append(dataclasses.asdict(result))
     order, communicator = read(), make_communicator(start_processes())
     joined = {
         "task": order.task.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
 from unimo_ds.planning.host import check_host_memory, example_cost
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together, failing_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
@@ -66,6 +68,17 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What `result.json` of a seed holds."""
+
+    seed: int
+    checkpoint: str
+    metrics: dict[str, float]
+    notes: dict[str, str]
+    steps: int
+
+
+@dataclass(frozen=True)
 class _Read:
     """All that a fine-tuning of one seed reads before it starts."""
 
@@ -76,11 +89,11 @@ class _Read:
     held_out: Examples
 
 
-def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, dict[str, Any]]:
+def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result | None]:
     """Fine-tune with one seed in `run_dir/seed-N`; the same call again resumes, or reads the result. A collective.
 
     read_order: may raise UserError.
-    Returns the exit status (0: done; see `engine.signals` for the others) and the result, empty unless done.
+    Returns the exit status (0: done; see `engine.signals` for the others) and the result, None unless done.
 
     Raises:
         UserError: bad input, on all ranks.
@@ -132,7 +145,7 @@ def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, dict[s
     status = loop.run()
     engine.close()
     if status or loop.progress.step < config.schedule.total_steps:
-        return status, {}
+        return status, None
     return 0, _result(run_dir, config, communicator, held_out)
 
 
@@ -175,23 +188,20 @@ def _check_stage(config: RunConfig, stage: int) -> None:
             raise UserError(f"{kind} ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
 
 
-def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> dict[str, Any]:
+def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> Result:
     """Of the best checkpoint on the whole development split; read where an earlier start wrote it."""
     path = run_dir / RESULT_FILE
-    known = communicator.broadcast_object(json.loads(path.read_text()) if path.is_file() else None)
+    with failing_together(communicator):
+        cure = "delete it to measure again"
+        mine = strict_json.read(path, Result, cure=cure) if communicator.rank == 0 and path.is_file() else None
+    known: Result | None = communicator.broadcast_object(mine)
     best = run_dir / FOLDER / BEST
     step = communicator.broadcast_object(best.read_text().strip() if best.is_file() else "")
-    if known is not None and known["checkpoint"] == step:
-        return dict(known)
+    if known is not None and known.checkpoint == step:
+        return known
     loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
     found: Evaluation = loaded.task.evaluate(loaded, held_out, config=loaded.config, tokenizer=loaded.tokenizer)
-    result = {
-        "seed": config.seed,
-        "checkpoint": step,
-        "metrics": found.metrics,
-        "notes": found.notes,
-        "steps": config.schedule.total_steps,
-    }
+    result = Result(config.seed, step, found.metrics, found.notes, config.schedule.total_steps)
     if communicator.rank == 0:
-        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+        write_whole(path, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
     return result

@@ -37,6 +37,7 @@ from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _PARTS = {"train": "train2014", "dev": "val2014", "test": "test-dev2015"}
@@ -72,7 +73,7 @@ class Vqa(ImageTextTask):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> ImageTextExamples:
-        answers: list[str] = assets.get("answers", [])
+        answers: list[str] = strict_json.typed(list[str], assets.get("answers", []), where="task.json: answers")
         assert config.finetune is not None
         if len(answers) != config.finetune.num_outputs:
             raise UserError(
