@@ -60,6 +60,9 @@ class DataConfig:
     """Folder (or fsspec URL) that holds manifest.json and the shards; several are written A::B."""
     held_out_path: str | None = None
     """Folders of held-out shards for the evaluation during training, likewise; None: no evaluation."""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the tokenizer and the region extractor of the training data, taken from it: what the model is used with
+    must be made by the same. Empty: not known."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples. A source

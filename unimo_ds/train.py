@@ -29,7 +29,7 @@ from unimo_ds import recipes
 from unimo_ds.config import RunConfig, apply_overrides
 from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_corpus
+from unimo_ds.data.corpus_check import check_corpus, keep_makers
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = recipes.fit_to_data(config, corpus)
         check(config)
         check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
+        config = keep_makers(config, corpus)
         held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
         if held_out is not None:
             check_fits(held_out, config)

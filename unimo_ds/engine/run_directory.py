@@ -43,6 +43,8 @@ _FREE = (
     "model.initialize_from",
     # Where the data lies may change, what it is may not: its fingerprint is compared.
     "data.path",
+    "data.made_with",
+    "data.made_with.",
     "data.held_out_path",
     "data.num_workers",
     "data.prefetch_steps",
