@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
@@ -32,6 +34,7 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together, failing_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.host_memory import return_freed_memory
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
@@ -99,6 +102,17 @@ def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result
         UserError: bad input, on all ranks.
     """
     read, device, communicator = start_run(lambda: _read(read_order(), seed), lambda read: read.config.engine)
+    status, is_done = _train(read, seed, device, communicator)
+    if status or not is_done:
+        return status, None
+    # What was trained is let go: the best checkpoint is a model of its own.
+    gc.collect()
+    return_freed_memory()
+    return 0, _result(Path(read.config.run_dir), read.config, communicator, read.held_out)
+
+
+def _train(read: _Read, seed: int, device: torch.device, communicator: Communicator) -> tuple[int, bool]:
+    """Exit status, and whether all steps are taken. A collective."""
     order, config, training, held_out = read.order, read.config, read.training, read.held_out
     task, run_dir, tokenizer, finetuning = order.task, Path(config.run_dir), order.start.tokenizer, config.finetune
     assert finetuning is not None
@@ -144,9 +158,7 @@ def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result
     )
     status = loop.run()
     engine.close()
-    if status or loop.progress.step < config.schedule.total_steps:
-        return status, None
-    return 0, _result(run_dir, config, communicator, held_out)
+    return status, loop.progress.step >= config.schedule.total_steps
 
 
 def _read(order: Order, seed: int) -> _Read:
