@@ -299,3 +299,10 @@ def test_objects_are_named_surest_first(tokenizer):
     assert words(min_confidence=0.9) == ""
     assert words(max_regions=2) == "film cast"
     assert words(max_tokens=2 + len(tokenizer.encode("plot"))) == "plot"
+
+
+@pytest.mark.parametrize("name", ["captioning", "squad-questions"])
+def test_a_measure_that_is_not_installed_is_told_before_anything_is_trained(name: str, tmp_path, monkeypatch):
+    monkeypatch.setattr("unimo_ds.finetune.metrics.captions.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs pycocoevalcap; pip install"):
+        tasks.load(name).settle(small.task_config(name, small.train_tokenizer()), tmp_path)

@@ -18,7 +18,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine import ds_config, run_directory
-from unimo_ds.engine.checkpoint_folder import BEST, FOLDER
+from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
 from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
@@ -208,10 +208,11 @@ def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_o
         mine = strict_json.read(path, Result, cure=cure) if communicator.rank == 0 and path.is_file() else None
     known: Result | None = communicator.broadcast_object(mine)
     best = run_dir / FOLDER / BEST
-    step = communicator.broadcast_object(best.read_text().strip() if best.is_file() else "")
+    step = communicator.broadcast_object(named(best))
     if known is not None and known.checkpoint == step:
         return known
-    loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
+    with failing_together(communicator):
+        loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
     found: Evaluation = loaded.task.evaluate(loaded, held_out, config=loaded.config, tokenizer=loaded.tokenizer)
     result = Result(config.seed, step, found.metrics, found.notes, config.schedule.total_steps)
     if communicator.rank == 0:

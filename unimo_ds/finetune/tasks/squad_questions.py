@@ -8,9 +8,11 @@ BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from unimo_ds.config import RunConfig
 from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
@@ -45,6 +47,10 @@ class SquadQuestions(TextWritingTask):
         if (data / f"{split}.pa.tok.txt").is_file():
             return find_line_files(data, [(f"{split}.pa.tok.txt", f"{split}.q.tok.txt")])
         return (first_file(data, (f"{split}-v1.1.json", f"{split}.json")),)
+
+    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+        captions.check_installed()
+        return super().settle(config, data)
 
     def read(self, data: Path, split: str) -> Rows:
         paths = self.files(data, split)
