@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
     "generation": LEAVES | {"generation", "models", "ops", "data"},
     "huggingface": LEAVES | {"huggingface", "generation", "models", "ops", "data"},
-    "evaluation": LEAVES | {"evaluation", "huggingface", "engine", "tasks", "losses", "models", "data", "ops"},
+    "evaluation": LEAVES
+    | {"evaluation", "config_check", "huggingface", "engine", "tasks", "losses", "models", "data", "ops"},
     "finetune": LEAVES
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"}
     | {"planning.host"},

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
@@ -59,6 +60,9 @@ class DataConfig:
     """Folder (or fsspec URL) that holds manifest.json and the shards; several are written A::B."""
     held_out_path: str | None = None
     """Folders of held-out shards for the evaluation during training, likewise; None: no evaluation."""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the tokenizer and the region extractor of the training data, taken from it: what the model is used with
+    must be made by the same. Empty: not known."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples. A source
@@ -362,27 +366,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
+def from_dict(kind: type[T], values: Any, *, where: str = "configuration") -> T:
     """The dataclass from `to_dict`'s form; missing keys take their defaults, unknown ones are errors.
 
     Raises:
-        UserError: a key that `kind` does not have, naming the nearest right one.
+        UserError: a key that `kind` does not have, naming the nearest right one, or a value of another type, naming its place.
     """
-    hints = typing.get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
-        hint = hints[name]
-        parts = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
-        if parts and value is not None:
-            (hint,) = parts
-        if dataclasses.is_dataclass(hint) and value is not None:
-            value = from_dict(hint, value, where=f"{where}.{name}")  # type: ignore[arg-type]
-        elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
-        arguments[name] = value
-    return kind(**arguments)
+    found: T = strict_json.typed(kind, values, where=where)
+    return found
 
 
 def fingerprint(config: Any) -> str:

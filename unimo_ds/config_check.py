@@ -20,6 +20,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "model.vocabulary_size": (0, math.inf),
     "model.region_feature_size": (0, math.inf),
     "model.num_region_classes": (0, math.inf),
+    "model.max_positions": (3, math.inf),
     "model.layer_norm_epsilon": (0, 1),
     "model.initializer_range": (0, math.inf),
     "model.hidden_dropout": (0, 0.95),
@@ -87,12 +88,10 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: naming the key and what it may be.
     """
-    check_bounds(config, _BOUNDS)
+    check_stored(config)
     if not config.run_dir:  # an unset variable of a script; the run would be written over the folder it was started in
         raise UserError("run_dir is empty; give --run-dir DIR")
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
-    if model.hidden_size % model.num_heads:
-        raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
     if config.data.max_text_tokens + 2 > model.max_positions:
         raise UserError(
             f"data.max_text_tokens={config.data.max_text_tokens} needs model.max_positions of at least "
@@ -122,6 +121,18 @@ def check(config: RunConfig) -> None:
             "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "
             "give pairs a weight or set contrast.enabled=false"
         )
+
+
+def check_stored(config: RunConfig) -> None:
+    """Refuse a configuration that no model can be made of: what is asked of one that lies beside weights.
+
+    Raises:
+        UserError: naming the key and what it may be.
+    """
+    check_bounds(config, _BOUNDS)
+    model, contrast = config.model, config.contrast
+    if model.hidden_size % model.num_heads:
+        raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="

@@ -10,6 +10,7 @@ from typing import Any
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.shards import read_shard
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _LONGEST_TEXT = 110
@@ -94,7 +95,7 @@ def inspect_folder(path: Path, *, num_samples: int) -> dict[str, Any]:
 
 def inspect_run(path: Path) -> dict[str, Any]:
     """How far a run is, its checkpoints, and the last values of its metrics."""
-    config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = _object(path / "config.json")
     checkpoints = path / "checkpoints"
     steps = sorted(
         int(folder.name.removeprefix("step-"))
@@ -107,18 +108,18 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "what": "run",
         "path": str(path),
         "recipe": config.get("recipe"),
-        "data": config.get("data", {}).get("path"),
-        "total_steps": config.get("schedule", {}).get("total_steps"),
+        "data": _within(config, "data").get("path"),
+        "total_steps": _within(config, "schedule").get("total_steps"),
         "checkpoints": steps,
         "latest": latest.read_text(errors="replace").strip() if latest.is_file() else None,
-        "best": _read_json(state).get("progress", {}).get("best") if state is not None and state.is_file() else None,
+        "best": None if state is None else _within(_object(state), "progress").get("best"),
         "metrics": last_metrics(path / "metrics.jsonl"),
     }
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint's `state.json` says, and the sizes of its files."""
-    state = _read_json(path / "state.json")
+    state = _object(path / "state.json")
     sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
     return {"what": "checkpoint", "path": str(path), **state, "files": sizes}
 
@@ -227,11 +228,12 @@ def _short(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else f"{value}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(errors="replace"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold what this program writes there")
-    return values
+def _object(path: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    found: dict[str, Any] = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
+    return found
+
+
+def _within(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = strict_json.typed(dict[str, Any], values.get(name, {}), where=name)
+    return found

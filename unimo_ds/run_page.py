@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
@@ -72,13 +73,13 @@ def read_run(run_dir: Path) -> RunFiles:
     """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
-    lines = _lines(run_dir / "metrics.jsonl")
+    lines = _lines(run_dir / "metrics.jsonl", {"step": float, "time": float})
     samples = run_dir / "last_samples.json"
     return RunFiles(
         name=run_dir.name,
         steps=[line for line in lines if "event" not in line],
         events=[line for line in lines if "event" in line],
-        starts=_lines(run_dir / "starts.jsonl"),
+        starts=_lines(run_dir / "starts.jsonl", {"time": str}),
         config=_parsed((run_dir / "config.json").read_text(errors="replace"), run_dir / "config.json"),
         last_samples=_parsed(samples.read_text(errors="replace"), samples) if samples.is_file() else {},
         pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
@@ -287,21 +288,22 @@ def _seconds(start: Mapping[str, Any]) -> float:
     return datetime.datetime.fromisoformat(str(start["time"])).timestamp()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; a last line that is still being written is left out."""
+def _lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
+    """JSON lines, with the needed keys where they tell of no event; a last line that is still being written is left out."""
     if not path.is_file():
         return []
-    return [
-        _parsed(line, path)
-        for line in path.read_text(errors="replace").splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    found = [_parsed(line, path) for line in lines if line.endswith("\n")]
+    for line in (one for one in found if "event" not in one):
+        for name, kind in needed.items():
+            strict_json.typed(kind, line.get(name), where=f"{path} is damaged: {name}")
+    return found
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (not an object); restore it")

@@ -29,7 +29,7 @@ from unimo_ds import recipes
 from unimo_ds.config import RunConfig, apply_overrides
 from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_corpus
+from unimo_ds.data.corpus_check import check_corpus, keep_makers
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
@@ -53,7 +53,7 @@ DEMO_DATA = "demo_data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status."""
-    config, device, communicator = start_run(lambda: read_configuration(arguments))
+    config, device, communicator = start_run(lambda: read_configuration(arguments), lambda read: read.engine)
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
     draw_demo(config, communicator)
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = recipes.fit_to_data(config, corpus)
         check(config)
         check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
+        config = keep_makers(config, corpus)
         held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
         if held_out is not None:
             check_fits(held_out, config)

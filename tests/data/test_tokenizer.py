@@ -118,7 +118,7 @@ def test_gpt2_folder_gets_the_specials(tokenizer: Tokenizer, tmp_path) -> None:
     ("files", "message"),
     [
         ({}, "no tokenizer at"),
-        ({"tokenizer.json": "{broken"}, "cannot read"),
+        ({"tokenizer.json": "{broken"}, "is not JSON"),
         ({"tokenizer.json": json.dumps({"model": {"type": "WordPiece"}})}, "byte-level BPE"),
         ({"vocab.json": json.dumps({"<s>": 5, "a": 0}), "merges.txt": ""}, "RoBERTa has 0"),
         ({"tokenizer.json": json.dumps({"model": {"type": "BPE", "vocab": {}}})}, "byte-level BPE"),

@@ -55,7 +55,7 @@ def test_batch_and_clipping_come_from_the_recipe() -> None:
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "stage of 1 or more"),
         ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}, "stage of 1 or more"),
         ({"data_types": {"grad_accum_dtype": "float32"}}, "must be fp32, bf16 or fp16"),
-        ([], "one JSON object"),
+        ([], "where an object belongs"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, values: object, message: str) -> None:

@@ -128,11 +128,19 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     prepare(tmp_path, RunConfig(recipe="test"))
     for content in ("{", "[]", "null"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match=r"config\.json .*; restore it or give another run_dir"):
             prepare(tmp_path, RunConfig(recipe="test"))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is a data folder"):
         prepare(tmp_path, RunConfig(recipe="test"))
+
+
+def test_what_made_the_data_is_learned_by_runs_of_older_versions(tmp_path: Path) -> None:
+    config = RunConfig(recipe="test")
+    prepare(tmp_path, config)
+    known = dataclasses.replace(config, data=dataclasses.replace(config.data, made_with={"extractor": "1" * 16}))
+    prepare(tmp_path, known)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["made_with"] == {"extractor": "1" * 16}
 
 
 def test_a_key_that_one_side_lacks_counts_as_different() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from unimo_ds.config import SpikeConfig
 from unimo_ds.engine.spikes import Course
 from unimo_ds.engine.state import Best, Progress
+from unimo_ds.utils.strict_json import typed
 
 CONFIG = SpikeConfig()
 
@@ -58,6 +59,6 @@ def test_a_course_continues_from_a_checkpoint_to_the_bit() -> None:
     noise = random.Random(2)
     course, _ = course_of(abs(noise.gauss(3, 1)) for _ in range(77))
     progress = Progress(step=77, best=Best("recall", 0.1, 70), loss_course=course, spikes_in_a_row=2, first_spike=75)
-    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+    assert typed(Progress, json.loads(json.dumps(dataclasses.asdict(progress))), where="") == progress
     older = {"step": 5, "skipped_in_a_row": 0, "skipped": 1, "best": None}
-    assert Progress.from_dict(older) == dataclasses.replace(Progress(), step=5, skipped=1)
+    assert typed(Progress, older, where="") == dataclasses.replace(Progress(), step=5, skipped=1)

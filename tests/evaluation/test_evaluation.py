@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import safetensors.torch
 import torch
 
 from tests.evaluation import small
-from unimo_ds.config import RunConfig, to_dict
+from unimo_ds.config import DataConfig, RunConfig, from_dict, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus_check import keep_makers
 from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, Level, TextRole
@@ -249,6 +251,14 @@ def test_data_of_the_right_sizes_but_another_make_is_refused(name: str, tmp_path
     )
     with pytest.raises(UserError, match=f"with another {name} than the training data .* `--like "):
         check_fits(Corpus.open(folder), config)
+    # Where the training data is gone, the checkpoint still tells.
+    config = keep_makers(config, Corpus.open(tmp_path / "train"))
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(
+        UserError, match=f"with the {name} 2222222222222222, the data that the model was trained on with "
+    ):
+        check_fits(Corpus.open(folder), from_dict(RunConfig, to_dict(config)))
+    check_fits(Corpus.open(folder), dataclasses.replace(config, data=DataConfig(path="gone")))  # of an older version
     write_manifest(folder, same)
     check_fits(Corpus.open(folder), config)
 
@@ -267,7 +277,7 @@ def _write_run(folder: Path, config: RunConfig) -> None:
         weights["image_pooler.dense.bias"] = torch.full_like(weights["image_pooler.dense.bias"], float(step))
         safetensors.torch.save_file(weights, target / "model.safetensors")
         digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-        files = {"model.safetensors": {"sha256": digest}}
+        files = {"model.safetensors": {"bytes": 1, "sha256": digest}}
         (target / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "checkpoints" / "latest").write_text("step-10\n")

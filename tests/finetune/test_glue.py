@@ -51,7 +51,7 @@ def test_mnli_reads_both_development_parts(tmp_path):
     write(tmp_path, "dev_matched.tsv", MNLI_HEADER, line.format("neutral"), line.format("entailment"))
     write(tmp_path, "dev_mismatched.tsv", MNLI_HEADER, line.format("contradiction"))
     task = tasks.load("mnli")
-    found = task.read(tmp_path, "dev")
+    found = list(task.read(tmp_path, "dev"))
     assert [row.target for row in found] == [2.0, 1.0, 0.0]
     assert found[0].texts == ("a man", "a person")
     scores = np.eye(3, dtype=np.float32)[[2, 0, 0]]
@@ -86,17 +86,17 @@ def test_stsb(tmp_path):
 def test_bad_lines_are_named(tmp_path, name, lines, said):
     write(tmp_path, "train.tsv", *lines)
     with pytest.raises(UserError, match=said):
-        tasks.load(name).read(tmp_path, "train")
+        list(tasks.load(name).read(tmp_path, "train"))
 
 
 def test_a_missing_file_and_an_unknown_task_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has none of train.tsv, sst2_train.tsv"):
-        tasks.load("sst2").read(tmp_path, "train")
+        list(tasks.load("sst2").read(tmp_path, "train"))
     with pytest.raises(UserError, match="unknown task 'sts2'; did you mean"):
         tasks.load("sts2")
     (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t1\n")
     with pytest.raises(UserError, match=r"train.tsv:\d is not UTF-8"):
-        tasks.load("sst2").read(tmp_path, "train")
+        list(tasks.load("sst2").read(tmp_path, "train"))
 
 
 def test_the_longer_text_loses_its_end():

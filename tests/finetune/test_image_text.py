@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from tests.finetune import small
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
+from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
 from unimo_ds.utils.errors import UserError
 
@@ -51,6 +54,25 @@ def test_snli_ve(folder, tokenizer):
     answers = [one["answer"] for one in found.predictions]
     right = np.mean([answers[0] == "neutral", answers[1] == "entailment"])
     assert found.metrics["accuracy"] == right
+
+
+def test_columns_hold_what_was_read(folder, tokenizer):
+    images = open_images(folder, "train", small.task_config("snli-ve", tokenizer))[0]
+    texts = ["a film", "", "the plot is great " * 30, "a film"]
+    rows = [
+        ImageTextRow(
+            AnsweredRow(f"f:{n}", ((n, 0.3), (5, 1 / 3))[: n % 3], ("yes", "no", "yes")[: n % 4], n), n % 3, text
+        )
+        for n, text in enumerate(texts)
+    ]
+    settings = {"max_text_tokens": 20, "target_size": 6, "fingerprint": ""}
+    examples = ImageTextExamples.of(iter(rows), images, tokenizer, **settings)
+    assert list(examples.rows) == [row.answered for row in rows]
+    assert list(examples.select([3, 1]).rows) == [rows[3].answered, rows[1].answered]
+    for index, text in enumerate(texts):
+        (sequence,) = examples.make(index, 7).sequences
+        assert sequence.token_ids.tolist() == join_texts([tokenizer.encode(text)], max_text_tokens=20).tolist()
+        assert examples.lengths(index, 7) == [sequence.length]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +118,7 @@ QUESTIONS = {
 
 
 def test_vqa_vocabulary_and_soft_scores():
-    people = {question: answers for question, (_, _, answers) in QUESTIONS.items()}
+    people = [answers for _, _, answers in QUESTIONS.values()]
     assert vocabulary_of(people, 1) == ["yes", "casablanca", "no"]
     assert vocabulary_of(people, 2) == ["yes"]
     scores = dict(soft_scores(["no"] * 6 + ["not really"] * 2 + ["two"] + ["2"], {"no": 0, "2": 1, "not really": 2}))
@@ -118,6 +140,36 @@ def test_vqa(folder, tokenizer):
     assert found.metrics["reachable"] == pytest.approx(1.0)
     assert 0 <= found.metrics["accuracy"] <= 1
     assert all(one["answer"] in ("yes", "casablanca", "no") for one in found.predictions)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "has no entries in a list 'annotations'"),
+        ('{"annotations": {"question_id": 1}}', "has no entries in a list 'annotations'"),
+        ('{"annotations": [{"question_id": 1, "answers": [{"answer": "yes"}]}', "is not JSON: "),
+        ('{"annotations": [{"question_id": 1, "answers": [{"answer": NaN}]}]}', "is not JSON: "),
+        ('{"annotations": [7]}', "is not in VQA's form (TypeError"),
+        (
+            '{"annotations": [{"question_id": 1, "answers": [{"answr": "yes"}]}]}',
+            "is not in VQA's form (KeyError: 'answer')",
+        ),
+        (
+            '{"annotations": [{"question_id": 1e300, "answers": [{"answer": "yes"}]}]}',
+            "is not in VQA's form (OverflowError",
+        ),
+        ('{"annotations": [{"question_id": 1, "answers": []}]}', "question 1 has no answers"),
+        (b'{"annotations": [{"question_id": "\xff"}]}', "is not JSON: "),
+        ("[" * 1_000, "is not JSON: "),
+    ],
+)
+def test_damaged_documents_are_one_sentence(folder, tokenizer, content, said):
+    write_vqa(folder, QUESTIONS)
+    path = folder / "v2_mscoco_train2014_annotations.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=re.escape(f"{path}") + ".*" + re.escape(said)) as caught:
+        open_task("vqa", folder, tokenizer)
+    assert "\n" not in str(caught.value)
 
 
 def test_answers_outside_of_the_vocabulary_are_said(folder, tokenizer):

@@ -11,7 +11,7 @@ import torch
 from tests.finetune import small
 from unimo_ds.config import BatchConfig
 from unimo_ds.finetune.reader import TaskReader
-from unimo_ds.finetune.sentences import SentenceExamples, SentenceRow, encode_rows
+from unimo_ds.finetune.sentences import SentenceExamples, SentenceRow
 from unimo_ds.finetune.task import spread
 from unimo_ds.utils.errors import UserError
 
@@ -21,7 +21,7 @@ SIZE, NUMBER = 7, 23
 @pytest.fixture(scope="module")
 def examples() -> SentenceExamples:
     rows = [SentenceRow(f"f:{number}", (small.sentence(number)[0],), float(number)) for number in range(NUMBER)]
-    return SentenceExamples(rows, encode_rows(rows, small.train_tokenizer(), max_text_tokens=64), fingerprint="")
+    return SentenceExamples.of(rows, small.train_tokenizer(), max_text_tokens=64, fingerprint="")
 
 
 def config(**changes):

@@ -148,7 +148,7 @@ def test_squad_questions(tmp_path):
     with pytest.raises(UserError, match="question q1 has no answer"):
         tasks.load("squad-questions").read(tmp_path, "train")
     (tmp_path / "train-v1.1.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is not in SQuAD 1.1's form"):
+    with pytest.raises(UserError, match=r"has no entries in a list 'data'"):
         tasks.load("squad-questions").read(tmp_path, "train")
     write_lines(tmp_path / "dev.pa.tok.txt", "a passage [SEP] an answer")
     write_lines(tmp_path / "dev.q.tok.txt", "a question ?")
@@ -299,3 +299,10 @@ def test_objects_are_named_surest_first(tokenizer):
     assert words(min_confidence=0.9) == ""
     assert words(max_regions=2) == "film cast"
     assert words(max_tokens=2 + len(tokenizer.encode("plot"))) == "plot"
+
+
+@pytest.mark.parametrize("name", ["captioning", "squad-questions"])
+def test_a_measure_that_is_not_installed_is_told_before_anything_is_trained(name: str, tmp_path, monkeypatch):
+    monkeypatch.setattr("unimo_ds.finetune.metrics.captions.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs pycocoevalcap; pip install"):
+        tasks.load(name).settle(small.task_config(name, small.train_tokenizer()), tmp_path)

@@ -12,9 +12,12 @@ import torch
 from tests.distributed.launching import started
 from tests.evaluation import small
 from unimo_ds import recipes
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import BatchConfig, CheckpointConfig, EngineConfig, ModelConfig, RunConfig, apply_overrides
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.planning.host import check_host_memory, example_cost, pretraining_costs, shortage
+from unimo_ds.planning.plan import SampleCost, stage_memory
+from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -89,3 +92,45 @@ def test_the_trainer_refuses_in_one_sentence_and_leaves_nothing(folder: Path, tm
     assert family.returncode == 2, output
     assert [line for line in output.splitlines() if line.startswith("error: no GPU is at hand")]
     assert not run.exists()
+
+
+PEAKS = [
+    # layers, width, heads, positions of a step, mean attended length, fine-tuning, saved meanwhile, GiB of the whole process
+    (12, 512, 8, 122, 15, True, True, 2.10),
+    (12, 512, 8, 122, 15, True, False, 1.74),
+    (8, 512, 8, 2_083, 43, True, False, 2.08),
+    (4, 384, 6, 10_752, 224, True, False, 2.73),
+    (4, 256, 4, 12_950, 405, True, False, 3.02),
+    (4, 256, 4, 15_309, 29, False, False, 1.68),
+    (6, 384, 6, 10_206, 29, False, False, 2.48),
+]
+"""Measured on a CPU (docs/experiments.md, 2026-11-27)."""
+
+
+@pytest.mark.parametrize("peak", PEAKS, ids=str)
+def test_what_is_planned_for_a_processor_is_what_was_measured(peak: tuple) -> None:
+    layers, width, heads, positions, attended, is_tuned, is_saved, measured = peak
+    model = ModelConfig(layers, width, heads, 4 * width, vocabulary_size=760 if is_tuned else 1_000)
+    config = RunConfig(
+        recipe="measured",
+        model=dataclasses.replace(model, region_feature_size=8, num_region_classes=6),
+        batch=BatchConfig(global_samples=1, micro_batch_tokens=16_384),
+        engine=EngineConfig(deepspeed_config="zero1_fp32" if is_tuned else "zero0_fp32"),
+        checkpoint=CheckpointConfig(in_background=is_saved),
+        finetune=FinetuneConfig("sst2") if is_tuned else None,
+    )
+    cost = SampleCost(positions=positions, squared_lengths=positions * attended)
+    planned = stage_memory(config, cost, stage=int(is_tuned), devices=1, hardware=HARDWARE["cpu"]).total
+    assert planned == pytest.approx(measured, rel=0.2)
+
+
+def test_a_refusal_names_what_would_fit(corpus: Corpus) -> None:
+    """And what would fit is not refused."""
+    config = fitted("single_gpu", corpus, "engine.deepspeed_config=zero1_fp32", "batch.micro_batch_tokens=65536")
+    cost = example_cost([[500]] * 8)
+    config = dataclasses.replace(config, batch=dataclasses.replace(config.batch, global_samples=4096))
+    problem = shortage(config, [cost], [LAPTOP], stage=1)
+    tokens = int(problem.partition("batch.micro_batch_tokens=")[2].partition(",")[0])
+    assert shortage(apply_overrides(config, [f"batch.micro_batch_tokens={tokens}"]), [cost], [LAPTOP], stage=1) == ""
+    assert shortage(apply_overrides(config, [f"batch.micro_batch_tokens={2 * tokens}"]), [cost], [LAPTOP], stage=1)
+    assert "take a smaller model" in shortage(config, [cost], [("watch", 1.0)], stage=1)

@@ -38,7 +38,7 @@ def test_measured_cells_are_filled_and_others_stay_empty(tmp_path):
     write(tmp_path / "captions.json", "captioning", "dev", {"bleu_4": 0.125, "cider": 0.5})
     write(tmp_path / "vqa.json", "vqa", "dev", {"accuracy": 0.5})
     (tmp_path / "sst2" / "config.json").write_text("{}")
-    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / ".half-written.json").write_text("{")
     row = report.parse_row(f"two layers={tmp_path}")
     text = report.to_markdown([row])
     assert "| **two layers** | 82.50 ± 1.23 |  |  |  |  |  |  |  |" in text
@@ -74,3 +74,27 @@ def test_bad_input_is_said(tmp_path, capsys):
     write(tmp_path / "two" / "results.json", "sst2", "dev", {"accuracy": 0.5}, max_examples=50)
     assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2
     assert "measures 50 examples alone (--max-examples)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        (
+            '{"task": "cola", "split": "dev", "best_metric": "matthews", "metrics": []}',
+            "metrics has [] where an object belongs",
+        ),
+        ('{"task": 5, "split": "dev", "best_metric": "matthews", "metrics": {}}', "task has 5 where a text belongs"),
+        (
+            '{"task": "cola", "split": "dev", "best_metric": "matthews", "metrics": {"matthews": {"mean": NaN}}}',
+            "metrics: matthews",
+        ),
+    ],
+)
+def test_a_damaged_result_is_said(tmp_path, capsys, content, said):
+    """Its cell would be empty without a word."""
+    (tmp_path / "results.json").write_text(content)
+    assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert str(tmp_path / "results.json") in told

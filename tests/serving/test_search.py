@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,34 @@ def test_samples_of_a_data_folder_are_found_as_their_photographs_are(
     assert "--skip-bad leaves such samples out" in capsys.readouterr().err
     assert cli.main([*build[:-1], str(tmp_path / "new"), "--skip-bad"]) == 0
     assert len(Index.open(tmp_path / "new")) == len(Index.open(made)) - 1
+
+
+def test_only_the_regions_of_the_models_own_extractor_are_taken(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What the checkpoint and its export carry decides, where its data is gone and the sizes agree."""
+    data = dataclasses.replace(small.run_config().data, made_with={"extractor": small.make_extractor().fingerprint})
+    run = small.write_run(tmp_path / "run", config=dataclasses.replace(small.run_config(), data=data))
+    assert cli.main(["export", "--checkpoint", str(run), "--to", str(tmp_path / "exported")]) == 0
+    other = tmp_path / "other"
+    regions.fit([picture(number) for number in range(8)], seed=9, settings=SMALL).save(other)
+    images = tmp_path / "images"
+    words = ["import", "--kind", "images", "--images", str(photographs), "--source", "s", "--output", str(images)]
+    assert prepare([*words, "--tokenizer", str(run), "--extractor", str(other), "--workers", "1"]) == 0
+    for model in (run, tmp_path / "exported"):
+        build = ["search", "build", "--checkpoint", str(model), "--output", str(tmp_path / f"index-{model.name}")]
+        generate = ["generate", "--checkpoint", str(model), "--image", str(photographs / "0.png")]
+        capsys.readouterr()
+        assert cli.main([*build, "--data", str(images)]) == 2
+        assert cli.main([*build, "--images", str(photographs), "--extractor", str(other)]) == 2
+        assert cli.main([*generate, "--extractor", str(other)]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert sum("error: " in line for line in told) == 3
+        assert f"{images} was prepared with the extractor" in told[0]
+        assert all("is not" in line and "give the model's own with --extractor" in line for line in told[1:])
+        assert cli.main([*build, "--images", str(photographs)]) == 0
+        shutil.copy(other / "extractor.safetensors", model)  # in place of its own
+        assert cli.main(generate) == 2
 
 
 def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
@@ -73,11 +75,26 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         )
 
 
-def check_made_alike(corpus: Corpus, training_data: str, *, parts: Sequence[Literal["tokenizer", "extractor"]]) -> None:
+def keep_makers(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """`config` with the fingerprints of what made its training data, so that checkpoints and exports carry them."""
+    entries = {"tokenizer": corpus.manifest.tokenizer, "extractor": corpus.manifest.extractor}
+    made_with = {part: entry.fingerprint for part, entry in entries.items() if entry is not None}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, made_with=made_with))
+
+
+def check_made_alike(
+    corpus: Corpus,
+    training_data: str,
+    *,
+    parts: Sequence[Literal["tokenizer", "extractor"]],
+    made_with: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Refuse data of another tokenizer or region extractor than what the model was trained on.
 
     Other pieces of the same number, or other features of the same size, would be taken without a word. Of the folders of the
-    training data those that are gone or remote are not compared; where none is known (empty), nothing is.
+    training data those that are gone or remote are not compared; where none is known (empty), none is.
+
+    made_with: what the model carries of them (`data.made_with`); models of older versions carry nothing.
 
     Raises:
         UserError: naming what differs.
@@ -90,6 +107,13 @@ def check_made_alike(corpus: Corpus, training_data: str, *, parts: Sequence[Lite
             raise UserError(
                 f"{corpus.location} was prepared with another {part} than the training data {place}; prepare it with "
                 f"`--like {place}` (features of one detector: with the same --feature-name)"
+            )
+    for part in parts:
+        mine, wanted = getattr(corpus.manifest, part), made_with.get(part)
+        if mine is not None and wanted is not None and mine.fingerprint != wanted:
+            raise UserError(
+                f"{corpus.location} was prepared with the {part} {mine.fingerprint}, the data that the model was trained on with "
+                f"{wanted}; prepare it with `--like` that data, or any folder that was made like it"
             )
 
 

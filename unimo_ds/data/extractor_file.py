@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from unimo_ds.data.whole_file import write_whole
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 EXTRACTOR_FILE = "extractor.safetensors"
@@ -55,9 +56,11 @@ def read(path: str | os.PathLike[str]) -> StoredExtractor:
     try:
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata() or {}
-            settings = json.loads(about.get("settings", "{}"))
+            settings = strict_json.typed(
+                dict[str, Any], strict_json.parsed(about.get("settings", "{}")), where="its settings"
+            )
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the region extractor {file}: {error}") from None
     return StoredExtractor(about.get("kind", ""), settings, tensors, file)
 

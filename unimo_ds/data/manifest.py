@@ -7,20 +7,18 @@ is seen. Unknown keys, other types and other versions are refused.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.schema import SCHEMA_VERSION
 from unimo_ds.data.whole_file import write_whole
-from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils import strict_json
+from unimo_ds.utils.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -136,7 +134,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
             out of the folder, duplicates, or a wrong checksum, naming `where`.
     """
     try:
-        record = json.loads(content)
+        record = strict_json.parsed(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is damaged: not JSON ({error}); {_CURE}") from None
     if not isinstance(record, dict) or "schema_version" not in record:
@@ -148,7 +146,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
         )
     record.pop("checksum", None)
     totals = record.pop("totals", None)
-    manifest: Manifest = _parse(Manifest, record, where)
+    manifest: Manifest = strict_json.typed(Manifest, record, where=where)
     if not manifest.shards:
         raise UserError(f"{where} lists no shards; import something into the folder")
     _check_names(manifest, where)
@@ -231,37 +229,9 @@ def _check_names(manifest: Manifest, where: str) -> None:
         # The copy of a remote file is named after its checksum.
         if not _SHA256.fullmatch(entry.sha256):
             raise UserError(f"{where} lists {entry.sha256!r}, which is not a SHA-256")
+    sizes = (manifest.feature_size, manifest.classes_per_region, manifest.num_region_classes)
+    if min(*sizes, *(entry.bytes for entry in listed), *(shard.samples for shard in manifest.shards)) < 0:
+        raise UserError(f"{where} has a negative number")
     for shard in manifest.shards:
         if not shard.file.endswith(".tar"):
             raise UserError(f"{where} lists {shard.file!r} as a shard; shards are plain .tar files")
-
-
-@functools.cache
-def _type_hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _parse(hint: Any, value: Any, where: str) -> Any:
-    """`value` (from JSON) as the annotated type, strictly."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = _type_hints(hint)
-        if not isinstance(value, dict):
-            raise UserError(f"{where} is not an object")
-        for name in value:
-            if name not in hints:
-                raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
-        for name in hints:
-            if name not in value:
-                raise UserError(f"{where} has no {name!r}")
-        return hint(**{name: _parse(hints[name], value[name], f"{where}: {name}") for name in hints})
-    if origin is types.UnionType:
-        inner = next(part for part in arguments if part is not type(None))
-        return None if value is None else _parse(inner, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_parse(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _parse(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
-    if hint in (int, str) and type(value) is hint and not (hint is int and value < 0):
-        return value
-    raise UserError(f"{where} has an ill-typed value {value!r}")

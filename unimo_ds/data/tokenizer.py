@@ -24,6 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unimo_ds.data.schema import CLS, PAD, SEP, UNK
 from unimo_ds.data.whole_file import write_whole
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -173,7 +174,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     path = Path(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if file.is_file():
-        content = _read_json(file)
+        content = strict_json.read(file, Any)
         try:
             kind, vocabulary, merges = (content["model"][name] for name in ("type", "vocab", "merges"))
             fillers = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
@@ -186,8 +187,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
             )
         return _complete(vocabulary, merges)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        vocabulary = _read_json(path / "vocab.json")
-        lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+        vocabulary = strict_json.read(path / "vocab.json", Any)
+        try:
+            lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path / 'merges.txt'}: {error}") from None
         merges = [line for line in lines if line and not line.startswith("#version")]
         return _complete(vocabulary, merges)
     raise UserError(f"no tokenizer at {path}: it needs tokenizer.json, or vocab.json and merges.txt")
@@ -231,13 +235,6 @@ def _assemble(vocabulary: dict[str, int], merges: list[tuple[Any, ...]]) -> Toke
     specials = [*FIRST_SPECIALS, MASK_NAME]
     inner.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
     return Tokenizer(inner)
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
 
 
 def _make_folder(folder: Path) -> None:

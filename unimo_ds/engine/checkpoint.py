@@ -16,9 +16,10 @@ from typing import Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder, state
-from unimo_ds.engine.checkpoint_folder import FOLDER, FORMAT, STATE
+from unimo_ds.engine.checkpoint_folder import FOLDER, STATE
 from unimo_ds.engine.setup import Engine
-from unimo_ds.engine.state import OptimizerNumbers, Progress
+from unimo_ds.engine.state import Described, OptimizerNumbers, Progress
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 
@@ -192,43 +193,43 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
     name, _, described = communicator.broadcast_object(choice)
     if not name:
         return None
-    folder = run_dir / FOLDER / name
+    folder, problem = run_dir / FOLDER / name, ""
     try:
-        problem = _other_model(described, config, folder)
-        loaded = Loaded(folder, Progress.from_dict(described["progress"]))
-        numbers = OptimizerNumbers(**described["optimizer"])
-    except (KeyError, TypeError) as error:
-        problem = f"{folder / STATE} is of another version ({error!r}); continue with that one or give another run_dir"
+        found: Described = strict_json.typed(Described, described, where=str(folder / STATE))
+        problem = _other_model(found.model, config, folder)
+    except UserError as error:
+        problem = f"{error}: it is of another version; continue with that one or give another run_dir"
     fail_together(communicator, problem)
     state.read_tensors(engine, folder)
-    state.write_numbers(engine, numbers)
-    return loaded
+    state.write_numbers(engine, found.optimizer)
+    return Loaded(folder, found.progress)
 
 
 def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, config: RunConfig) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "progress": progress.to_dict(),
-        "optimizer": dataclasses.asdict(numbers),
-        "data_position": progress.step * config.batch.global_samples,
-        "seed": config.seed,
-        "configuration_fingerprint": fingerprint(config),
-        "model": to_dict(config.model),
-        "world_size": engine.communicator.world_size,
-        "zero_stage": engine.zero_stage,
-    }
+    return dataclasses.asdict(
+        Described(
+            progress=progress,
+            optimizer=numbers,
+            data_position=progress.step * config.batch.global_samples,
+            seed=config.seed,
+            configuration_fingerprint=fingerprint(config),
+            model=to_dict(config.model),
+            world_size=engine.communicator.world_size,
+            zero_stage=engine.zero_stage,
+        )
+    )
 
 
-def _other_model(described: dict[str, Any], config: RunConfig, folder: Path) -> str:
+def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) -> str:
     """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
     # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
     free = {"initialize_from", "hidden_dropout", "attention_dropout"}
-    differing = sorted(key for key in mine.keys() - free if described["model"].get(key) != mine[key])
+    differing = sorted(key for key in mine.keys() - free if described.get(key) != mine[key])
     if not differing:
         return ""
     key = differing[0]
     return (
-        f"{folder} is of another model: model.{key} is {described['model'].get(key)} in it and {mine[key]} in this run; "
+        f"{folder} is of another model: model.{key} is {described.get(key)} in it and {mine[key]} in this run; "
         "give the configuration it was made with or another run_dir"
     )

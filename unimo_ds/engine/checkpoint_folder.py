@@ -13,8 +13,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from unimo_ds.utils import strict_json
+from unimo_ds.utils.errors import UserError
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -28,7 +32,7 @@ WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Slots of the state tensors that every optimizer here keeps for each weight, under these names."""
 FILES = {WEIGHT: "model.safetensors", **{moment: f"{moment}.safetensors" for moment in MOMENTS}}
-_COMPLETE = re.compile(r"step-(\d+)")
+_COMPLETE = re.compile(r"step-([0-9]{1,18})")
 _SPARE_BYTES = 16 * 2**20
 
 
@@ -94,31 +98,56 @@ def completed_steps(run_dir: Path) -> list[int]:
 
 
 def named(pointer: Path) -> str:
-    """The name in a pointer file; empty where there is none."""
-    return pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    """The name of a checkpoint in a pointer file; empty where there is none."""
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    return name if _COMPLETE.fullmatch(name) else ""
 
 
 def problems_of(folder: Path) -> list[str]:
     """What is wrong with a checkpoint: missing or cut files, changed bytes. Empty for a good one."""
     try:
-        manifest = read_json(folder / MANIFEST)
-        entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
-        if manifest["format"] != FORMAT:
-            return [f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{folder / MANIFEST} is unreadable ({error})"]
-    problems = [f"{folder / name} is not listed" for name in (*FILES.values(), STATE) if name not in manifest["files"]]
-    for name, num_bytes, sha256 in entries:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        return [str(error)]
+    problems = [f"{folder / name} is not listed" for name in (*FILES.values(), STATE) if name not in manifest.files]
+    for name, entry in manifest.files.items():
         path = folder / name
         try:
             size = path.stat().st_size
-            if size != num_bytes:
-                problems.append(f"{path} has {size} bytes instead of {num_bytes}")
-            elif has_changed(path, sha256):
+            if size != entry.bytes:
+                problems.append(f"{path} has {size} bytes instead of {entry.bytes}")
+            elif has_changed(path, entry.sha256):
                 problems.append(f"{path} has changed since it was written (SHA-256 differs)")
         except OSError as error:
             problems.append(f"{path} cannot be read ({error.strerror})")
     return problems
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash of a file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete checkpoint holds beside the manifest itself."""
+
+    format: int
+    files: Mapping[str, FileEntry]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """
+    Raises:
+        UserError: damaged, or of another version.
+    """
+    found: Manifest = strict_json.read(folder / MANIFEST, Manifest)
+    if found.format != FORMAT:
+        raise UserError(f"{folder / MANIFEST} has format {found.format}, this version reads {FORMAT}")
+    return found
 
 
 def has_changed(path: Path, sha256: str) -> bool:
@@ -139,8 +168,8 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
     )
     pointer = checkpoints / LATEST
     latest = named(pointer)
-    if latest and not names:
-        text = f"{pointer} names {latest!r}, but there is no checkpoint beside it; restore it or give another run_dir"
+    if pointer.is_file() and not names:
+        text = f"{pointer} names one, but there is no checkpoint beside it; restore it or give another run_dir"
         return "", text, None
     for name in names:
         problems = problems_of(checkpoints / name)
@@ -148,7 +177,7 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
             if name != latest:
                 say(f"resuming from {name}, though {pointer} says {latest or 'nothing'!r}")
                 point(checkpoints, LATEST, name)
-            described = read_json(checkpoints / name / STATE)
+            described = strict_json.read(checkpoints / name / STATE, dict[str, Any])
             _restore_best(checkpoints, described["progress"])
             return name, "", described
         say(f"skipping a damaged checkpoint: {'; '.join(problems)}")
@@ -255,10 +284,6 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,12 +7,12 @@ refused, and each number that is relied upon is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -90,12 +90,7 @@ def load(name_or_path: str, config: RunConfig, world_size: int) -> dict[str, Any
         UserError: no such file, not JSON, an unknown, ill-typed, "auto" or recipe-owned key, or precisions that clash.
     """
     path = _find(name_or_path)
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold one JSON object")
+    values = strict_json.read(path, dict[str, Any], cure="mend it")
     _check(values, _ALLOWED, str(path))
     _check_sense(values, str(path))
     return {

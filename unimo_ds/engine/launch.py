@@ -13,12 +13,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from unimo_ds.config import EngineConfig, RunConfig
+from unimo_ds.config import EngineConfig
 from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator, make_communicator
@@ -28,18 +29,23 @@ from unimo_ds.utils.launchers import local_rank, rank_environment
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
 _DEFAULTS = EngineConfig()
+WhatIsRead = TypeVar("WhatIsRead")
 
 
-def start_run(read: Callable[[], RunConfig]) -> tuple[RunConfig, torch.device, Communicator]:
-    """Read the configuration and join the process group that it asks for. A collective.
+def start_run(
+    read: Callable[[], WhatIsRead], settings_of: Callable[[WhatIsRead], EngineConfig]
+) -> tuple[WhatIsRead, torch.device, Communicator]:
+    """Read what decides a run and join the process group that it asks for. A collective, which `read` holds none of.
+
+    Bad input is told before any process group is made where there is one process alone.
 
     Raises:
-        UserError: on all ranks, what is wrong with the configuration.
+        UserError: on all ranks, what is wrong with it on any.
     """
     problem, settings = "", _DEFAULTS
     try:
-        config = read()
-        settings = config.engine
+        found = read()
+        settings = settings_of(found)
     except UserError as error:
         if (os.environ | rank_environment(os.environ)).get("WORLD_SIZE") == "1":  # nobody to agree with
             raise
@@ -47,7 +53,7 @@ def start_run(read: Callable[[], RunConfig]) -> tuple[RunConfig, torch.device, C
     device = start_processes(settings)
     communicator = make_communicator(device)
     fail_together(communicator, problem)
-    return config, device, communicator
+    return found, device, communicator
 
 
 def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:

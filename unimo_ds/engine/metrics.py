@@ -137,7 +137,7 @@ def cut_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     if kept != lines:
         replace_file(path, "".join(kept))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 FILE = "rollbacks.json"
@@ -44,10 +45,12 @@ def read(run_dir: Path) -> tuple[Rollback, ...]:
     path = run_dir / FILE
     if not path.is_file():
         return ()
-    try:
-        return tuple(Rollback(**values) for values in json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or delete it to read all batches again") from None
+    cure = "restore it, or delete it to read all batches again"
+    found: tuple[Rollback, ...] = strict_json.read(path, tuple[Rollback, ...], cure=cure)
+    for number, rollback in enumerate(found):
+        if not 0 <= rollback.first <= rollback.stop:
+            raise UserError(f"{path}[{number}] passes over steps {rollback.first} to {rollback.stop}; {cure}")
+    return found
 
 
 def begin(run_dir: Path, rollback: Rollback) -> None:

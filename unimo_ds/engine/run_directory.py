@@ -21,8 +21,10 @@ from typing import IO, Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import describe_machine
 from unimo_ds.utils.redact import redact, redacted
 
@@ -41,6 +43,8 @@ _FREE = (
     "model.initialize_from",
     # Where the data lies may change, what it is may not: its fingerprint is compared.
     "data.path",
+    "data.made_with",
+    "data.made_with.",
     "data.held_out_path",
     "data.num_workers",
     "data.prefetch_steps",
@@ -193,13 +197,13 @@ def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
     try:
-        before = json.loads(path.read_text())
-        old, new = flatten(before), flatten(to_dict(config))
-        data_before = (
-            json.loads(environment.read_text())["data_fingerprint"] if environment.is_file() else data_fingerprint
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path.parent} is damaged ({error}); restore {path.name} and {environment.name} or give another run_dir"
+        before = strict_json.read(path, dict[str, Any], cure=(cure := "restore it or give another run_dir"))
+        data_before = data_fingerprint
+        if environment.is_file():
+            data_before = strict_json.read(environment, dict[str, Any], cure=cure).get("data_fingerprint")
+    except UserError as error:
+        return str(error)
+    old, new = flatten(before), flatten(to_dict(config))
     keys = differing_keys(before, to_dict(config))
     if keys:
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])

@@ -6,7 +6,6 @@ state to keep: all randomness is a function of the seed and the position in the 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import safetensors
 import torch
 
 from unimo_ds.engine import partitions
-from unimo_ds.engine.checkpoint_folder import FILES
+from unimo_ds.engine.checkpoint_folder import FILES, FORMAT
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.spikes import Course
 from unimo_ds.engine.tensor_file import TensorFileWriter
@@ -51,23 +50,30 @@ class Progress:
     first_spike: int = 0
     """Step of the first of them."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Progress:
-        kinds = {"best": Best, "loss_course": Course, "gradient_course": Course}
-        return cls(
-            **{name: kinds[name](**value) if value and name in kinds else value for name, value in values.items()}
-        )
-
 
 @dataclass(frozen=True)
 class OptimizerNumbers:
     """What Adam and the loss scaler remember beside tensors."""
 
     applied_steps: int
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What state.json tells of a checkpoint."""
+
+    progress: Progress
+    optimizer: OptimizerNumbers
+    model: dict[str, Any]
+    """The configuration's."""
+    format: int = FORMAT
+    # For people:
+    data_position: int = 0
+    seed: int = 0
+    configuration_fingerprint: str = ""
+    world_size: int = 1
+    zero_stage: int = 0
 
 
 def read_numbers(engine: Engine) -> OptimizerNumbers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from unimo_ds.config import ContrastConfig, RunConfig, from_dict
+from unimo_ds.config import RunConfig, from_dict
+from unimo_ds.config_check import check_stored
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.models.accounting import count_parameters
+from unimo_ds.models.split_weights import split_files
 from unimo_ds.models.unimo import OBJECTIVE_HEADS, ModelOutput, Unimo, options_of
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -70,7 +74,10 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
     """
     folder = Path(path)
     if folder.is_file() and folder.name in checkpoint_folder.POINTERS:
-        folder = folder.parent / checkpoint_folder.named(folder)
+        name = checkpoint_folder.named(folder)
+        if not name:
+            raise UserError(f"{folder} does not name a checkpoint; give one of those beside it")
+        folder = folder.parent / name
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a run directory, one of its checkpoints, or an exported folder")
     for weights in (folder / INDEX_FILE, folder / WEIGHTS_FILE):
@@ -107,15 +114,15 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         UserError: not readable, not JSON, keys of another version, or a model of another kind.
     """
+    values = strict_json.read(path, dict[str, Any])
+    config = (
+        _from_transformers(values, path) if "model_type" in values else from_dict(RunConfig, values, where=str(path))
+    )
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a configuration")
-    if "model_type" in values:
-        return _from_transformers(values, path)
-    return from_dict(RunConfig, values, where=str(path))
+        check_stored(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; restore it") from None
+    return config
 
 
 def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
@@ -124,15 +131,22 @@ def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
             f"{path.parent} holds a model of type {values['model_type']!r}, not a UNIMO; a RoBERTa is a start for training "
             "(model.initialize_from, or `unimo finetune --checkpoint`), nothing more"
         )
+    from huggingface_hub.errors import StrictDataclassError
+
     from unimo_ds.huggingface.configuration import UnimoConfig
 
-    found = UnimoConfig.from_dict(values)
-    contrast = ContrastConfig(
-        temperature=found.contrastive_temperature,
-        min_temperature=found.min_contrastive_temperature,
-        max_temperature=found.max_contrastive_temperature,
-    )
-    return RunConfig(recipe="transformers", model=found.sizes(), contrast=contrast)
+    try:
+        found = UnimoConfig.from_dict(values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); restore it") from None
+    contrast = {
+        "temperature": found.contrastive_temperature,
+        "min_temperature": found.min_contrastive_temperature,
+        "max_temperature": found.max_contrastive_temperature,
+    }
+    # Where a key is null, transformers believes it.
+    sizes = {"recipe": "transformers", "model": dataclasses.asdict(found.sizes()), "contrast": contrast}
+    return from_dict(RunConfig, sizes, where=str(path))
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> LoadedModel:
@@ -143,8 +157,9 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     """
     files = find(path)
     config = read_config(files.config)
-    model = Unimo(config.model, **options_of(config))
     weights = read_weights(files.weights)
+    check_size(weights, config, files)
+    model = Unimo(config.model, **options_of(config))
     own = dict(model.named_parameters())
     differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))
     if differing and all(name.startswith("head.") for name in differing):
@@ -162,6 +177,19 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     return LoadedModel(model.to(chosen).eval(), config, files, chosen)
 
 
+def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: CheckpointFiles) -> None:
+    """Before a model is made: what a changed configuration asks for may be more than any memory.
+
+    Raises:
+        UserError: the configuration is of a model at least twice as large.
+    """
+    held, wanted = sum(weight.numel() for weight in weights.values()), count_parameters(config.model).total
+    if wanted > 2 * held:
+        raise UserError(
+            f"{files.weights} does not fit the model of {files.config}: it holds {held:,} numbers, the model has {wanted:,}"
+        )
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, or of all that an index names; checked against the checkpoint's manifest where there
     is one beside it, and named as `Unimo` names them; without the heads that objectives of pre-training bring along.
@@ -174,12 +202,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     try:
         if manifest.is_file():
-            expected = checkpoint_folder.read_json(manifest)["files"][path.name]["sha256"]
-            if checkpoint_folder.has_changed(path, expected):
+            listed = checkpoint_folder.read_manifest(path.parent).files
+            if path.name not in listed or checkpoint_folder.has_changed(path, listed[path.name].sha256):
                 raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
         for file in _weight_files(path):
             weights |= safetensors.torch.load_file(file)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
     named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
     return {name: weight for name, weight in named.items() if not name.startswith(OBJECTIVE_HEADS)}
@@ -188,8 +216,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _weight_files(path: Path) -> list[Path]:
     if path.name != INDEX_FILE:
         return [path]
-    names = json.loads(path.read_text())["weight_map"].values()
-    return [path.parent / name for name in sorted({Path(name).name for name in names})]
+    return split_files(path)
 
 
 def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | str:

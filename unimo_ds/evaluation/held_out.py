@@ -109,7 +109,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
             f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
         )
-    check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"))
+    check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"), made_with=config.data.made_with)
 
 
 def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) -> list[Picture]:

@@ -13,6 +13,7 @@ from unimo_ds.evaluation import checkpoint
 from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 
@@ -100,12 +101,13 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
     step = _step(found)
     if step is not None:
         rows["steps trained"] = f"{step:,}"
-    environment = _read(run / "environment.json")
-    versions = environment.get("versions", {})
+    file = run / "environment.json"
+    environment = strict_json.read(file, dict[str, Any]) if file.is_file() else {}
+    versions = strict_json.typed(dict[str, str], environment.get("versions", {}), where=f"{file}: versions")
     if versions:
         rows["with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version != "absent")
     if environment.get("revision"):
-        rows["code"] = environment["revision"]
+        rows["code"] = str(environment["revision"])
     return rows
 
 
@@ -133,14 +135,18 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
     if run is None or step is None:
         return {}
     rows: dict[str, str] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    for line in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the line that a killed run was writing
+        except (ValueError, RecursionError):  # the line that a killed run was writing
             continue
-        if record.get("step") == step:
-            found_here = [name for name in record if name.startswith(("held_out/", "dev/"))]
-            rows |= {name.removeprefix("held_out/"): f"{record[name]:.4g}" for name in found_here}
+        if isinstance(record, dict) and record.get("step") == step:
+            found_here = {name: value for name, value in record.items() if name.startswith(("held_out/", "dev/"))}
+            rows |= {
+                name.removeprefix("held_out/"): f"{value:.4g}"
+                for name, value in found_here.items()
+                if isinstance(value, int | float)
+            }
     return _gallery(found) | rows if rows else {}
 
 
@@ -173,11 +179,3 @@ def _use(found: Source, family: str) -> str:
             f'processor, model = AutoProcessor.from_pretrained("FOLDER"), {family}.from_pretrained("FOLDER")',
         ]
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -42,6 +42,7 @@ from unimo_ds.huggingface import heads, modeling
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -196,7 +197,9 @@ def labels_of(found: Source, *, number: int) -> list[str]:
     """What the outputs of a fine-tuned model's head mean, so many: answers, the task's labels, or numbers."""
     assert found.config.finetune is not None
     task = tasks.load(found.config.finetune.task)
-    names = [str(name) for name in found.assets.get("answers", getattr(task, "labels", ()))]
+    names = [*getattr(task, "labels", ())]
+    if "answers" in found.assets:
+        names = strict_json.typed(list[str], found.assets["answers"], where=f"{ASSETS_FILE}: answers")
     return names if len(names) == number else [f"LABEL_{place}" for place in range(number)]
 
 

@@ -82,6 +82,12 @@ def load(
             f"the region extractor makes features of size {maker.feature_size}, the model takes "
             f"{config.model.region_feature_size}; give the model's own with --extractor"
         )
+    made_with = config.data.made_with.get("extractor")
+    if maker is not None and made_with is not None and maker.fingerprint != made_with:
+        raise UserError(
+            f"the region extractor {maker.fingerprint} is not {made_with}, whose regions the model was trained on; give the "
+            "model's own with --extractor"
+        )
     return Source(module, config, files, found, maker, chosen, assets)
 
 

@@ -26,7 +26,6 @@ from unimo_ds.finetune.task import Task
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
 from unimo_ds.models.unimo import anchor
 from unimo_ds.utils import seed
-from unimo_ds.utils.errors import UserError
 
 _TEXT_SITE, _REGION_SITE = 1 << 20, (1 << 20) + 1
 """Beside the numbers of dropout sites, so that noise and dropout share no bits."""
@@ -38,13 +37,8 @@ def accumulate(
 ) -> torch.Tensor:
     """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum, without gradient.
 
-    is_last: of this step's micro-batches.
-
-    Raises:
-        UserError: ZeRO-3, which cannot take several forwards before one backward.
+    is_last: of this step's micro-batches. Not for ZeRO-3, which cannot take several forwards before one backward.
     """
-    if engine.zero_stage == 3:
-        raise UserError("adversarial training needs ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
     settings = finetuning.adversarial
     batch = _with_own_regions(batch)
     text_sequence_N = batch.position_sequence[batch.token_at].long()

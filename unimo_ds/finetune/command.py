@@ -7,6 +7,8 @@ The same command again resumes. Several processes: `torchrun --nproc-per-node N 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,42 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     Raises:
         UserError: bad input.
     """
+    read = functools.cache(lambda: _read_order(arguments))
+    found: list[dict[str, Any]] = []
+    for seed in range(max(1, arguments.seeds)):  # the first start tells what is wrong, for all ranks
+        status, result = finetune(read, seed=seed)
+        if result is None:
+            return status, {}
+        found.append(dataclasses.asdict(result))
+    order, communicator = read(), make_communicator(start_processes())
+    joined = {
+        "task": order.task.name,
+        "recipe": arguments.recipe,
+        "checkpoint": str(arguments.checkpoint),
+        "from_scratch": arguments.from_scratch,
+        "overrides": list(arguments.set),
+        "split": "dev",
+        "best_metric": order.task.best_metric,
+        "metrics": results.join_seeds(found),
+        "seeds": found,
+        "world_size": communicator.world_size,
+    }
+    if communicator.rank == 0:
+        write_whole(order.run_dir / RESULTS_FILE, (json.dumps(joined, indent=2) + "\n").encode())
+    return 0, joined if communicator.rank == 0 else {}
+
+
+def _read_order(arguments: argparse.Namespace) -> Order:
+    """
+    Raises:
+        UserError: an unknown task, a bad checkpoint, or options that do not fit.
+    """
     task = tasks.load(arguments.task)
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds} must be at least 1")
     if any(override.partition("=")[0].strip() == "seed" for override in arguments.set):
         raise UserError("--set seed=... is not taken; --seeds N runs the seeds 0 to N - 1")
-    order = Order(
+    return Order(
         task=task,
         size=arguments.recipe,
         data=arguments.data,
@@ -42,28 +74,6 @@ def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         from_scratch=arguments.from_scratch,
         overrides=tuple(arguments.set),
     )
-    found: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        status, result = finetune(order, seed=seed)
-        if status or not result:
-            return status, {}
-        found.append(result)
-    communicator = make_communicator(start_processes())
-    joined = {
-        "task": task.name,
-        "recipe": arguments.recipe,
-        "checkpoint": str(arguments.checkpoint),
-        "from_scratch": arguments.from_scratch,
-        "overrides": list(arguments.set),
-        "split": "dev",
-        "best_metric": task.best_metric,
-        "metrics": results.join_seeds(found),
-        "seeds": found,
-        "world_size": communicator.world_size,
-    }
-    if communicator.rank == 0:
-        write_whole(order.run_dir / RESULTS_FILE, (json.dumps(joined, indent=2) + "\n").encode())
-    return 0, joined if communicator.rank == 0 else {}
 
 
 def to_text(result: dict[str, Any]) -> str:

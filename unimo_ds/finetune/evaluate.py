@@ -15,6 +15,7 @@ from unimo_ds.finetune import answers
 from unimo_ds.finetune.settings import check_finetuning
 from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
+from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import Communicator, SingleProcess, make_communicator
 from unimo_ds.utils.errors import UserError
 
@@ -41,8 +42,6 @@ def evaluate(
     Raises:
         UserError: a checkpoint of another kind or task, bad files, or predictions that cannot be written.
     """
-    if max_examples and predictions is not None and predictions.suffix in answers.OFFICIAL_FORMS:
-        raise UserError(f"{predictions} needs an answer for every example; leave --max-examples out, or write a .jsonl")
     communicator: Communicator = SingleProcess()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # DeepSpeed takes seconds to import; one process does without.
@@ -50,16 +49,23 @@ def evaluate(
 
         device = start_processes()
         communicator = make_communicator(device)
-    loaded = load_task(path, name=task, device=device, communicator=communicator)
-    for override in overrides:
-        if not override.startswith(_FREE):
-            raise UserError(f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings")
-    loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
-    check_finetuning(loaded.config)
-    examples = spread(
-        loaded.task.open(data, split, tokenizer=loaded.tokenizer, config=loaded.config, assets=loaded.assets),
-        max_examples,
-    )
+    with failing_together(communicator):
+        if max_examples and predictions is not None and predictions.suffix in answers.OFFICIAL_FORMS:
+            raise UserError(
+                f"{predictions} needs an answer for every example; leave --max-examples out, or write a .jsonl"
+            )
+        loaded = load_task(path, name=task, device=device, communicator=communicator)
+        for override in overrides:
+            if not override.startswith(_FREE):
+                raise UserError(
+                    f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings"
+                )
+        loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
+        check_finetuning(loaded.config)
+        examples = spread(
+            loaded.task.open(data, split, tokenizer=loaded.tokenizer, config=loaded.config, assets=loaded.assets),
+            max_examples,
+        )
     found = loaded.task.evaluate(loaded, examples, config=loaded.config, tokenizer=loaded.tokenizer)
     if predictions is not None and communicator.rank == 0:
         answers.write(predictions, found.predictions)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ijson
+
 from unimo_ds.utils.errors import UserError, nearest_name
 
 
@@ -99,17 +101,24 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}:{number + 1} is not UTF-8 ({error.reason})") from None
 
 
-def read_json(path: Path) -> Any:
-    """
+def read_json_items(path: Path, name: str) -> Iterator[Any]:
+    """The entries of the list `name` of a JSON document, one after the other: the document is never held.
+
     Raises:
-        UserError: unreadable or not JSON.
+        UserError: unreadable, not JSON, or nothing in the list, also where there is none.
     """
+    found = False
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            for item in ijson.items(file, f"{name}.item", use_float=True):
+                found = True
+                yield item
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except (ijson.JSONError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {str(error).splitlines()[0]}") from None
+    if not found:
+        raise UserError(f"{path} has no entries in a list {name!r}")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -139,9 +148,16 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 
 
 def fingerprint_of(paths: Sequence[Path]) -> str:
-    """16 hexadecimal digits over the content of files."""
+    """16 hexadecimal digits over the content of files.
+
+    Raises:
+        UserError: unreadable.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()[:16]

@@ -1,13 +1,16 @@
-"""Tasks that answer about an image and a text, encoded jointly: image regions, then [CLS] text [SEP]."""
+"""Tasks that answer about an image and a text, encoded jointly: image regions, then [CLS] text [SEP].
+
+Of half a million examples columns are held: tokens, numbers of images, targets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
@@ -15,6 +18,7 @@ from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.columns import Names, Ragged, chunks
 from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
 from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.sentences import join_texts
@@ -22,16 +26,14 @@ from unimo_ds.finetune.task import Examples
 from unimo_ds.utils.errors import UserError
 
 IMAGES_FOLDER = "images"
+_ENCODED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class ImageTextRow:
-    """One question, or statement, about an image."""
+class AnsweredRow:
+    """What a measure sees of one question, or statement, about an image."""
 
     key: str
-    image: int
-    """Number of the sample that shows it."""
-    text: str
     targets: tuple[tuple[int, float], ...]
     """(place among the targets, value); the others are 0."""
     people: tuple[str, ...] = ()
@@ -40,12 +42,84 @@ class ImageTextRow:
     """VQA: number of the question."""
 
 
+@dataclass(frozen=True)
+class ImageTextRow:
+    """One question, or statement, about an image, as it is read."""
+
+    answered: AnsweredRow
+    image: int
+    """Number of the sample that shows it."""
+    text: str
+
+
+@dataclass(frozen=True)
+class _Columns:
+    keys: Names
+    images: array[int]
+    texts: Ragged
+    """The encoder's tokens."""
+    places: Ragged
+    values: Ragged
+    """Of the targets that are not 0."""
+    people: Ragged
+    """Numbers of answers in `answers`."""
+    questions: array[int]
+    answers: list[str]
+
+    @classmethod
+    def of(cls, rows: Iterable[ImageTextRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> _Columns:
+        number_of: dict[str, int] = {}
+        found = cls(Names(), array("q"), Ragged("i"), Ragged("i"), Ragged("d"), Ragged("i"), array("q"), [])
+        for some in chunks(rows, _ENCODED_AT_ONCE):
+            for row, tokens in zip(some, tokenizer.encode_batch([row.text for row in some]), strict=True):
+                answered = row.answered
+                found.keys.append(answered.key)
+                found.images.append(row.image)
+                found.texts.append(join_texts([tokens], max_text_tokens=max_text_tokens))
+                found.places.append([place for place, _ in answered.targets])
+                found.values.append([value for _, value in answered.targets])
+                found.people.append([number_of.setdefault(answer, len(number_of)) for answer in answered.people])
+                found.questions.append(answered.question)
+        found.answers.extend(number_of)
+        return found
+
+    def row(self, index: int) -> AnsweredRow:
+        return AnsweredRow(
+            self.keys[index],
+            tuple(zip(self.places[index].tolist(), self.values[index].tolist(), strict=True)),
+            tuple(self.answers[number] for number in self.people[index].tolist()),
+            self.questions[index],
+        )
+
+    def select(self, indices: Sequence[int]) -> _Columns:
+        ragged = (one.select(indices) for one in (self.texts, self.places, self.values, self.people))
+        images, questions = (array("q", (one[index] for index in indices)) for one in (self.images, self.questions))
+        texts, places, values, people = ragged
+        return _Columns(self.keys.select(indices), images, texts, places, values, people, questions, self.answers)
+
+
 class ImageTextExamples:
     """`task.Examples` of rows."""
 
     def __init__(
         self,
-        rows: Sequence[ImageTextRow],
+        columns: _Columns,
+        shelf: SampleShelf,
+        *,
+        target_size: int,
+        fingerprint: str,
+        answers: Sequence[str] = (),
+    ) -> None:
+        """answers: names of the targets, where they are answers."""
+        self.answers = answers
+        self.shelf, self.fingerprint, self.target_size = shelf, fingerprint, target_size
+        self.feature_size = shelf.corpus.feature_size
+        self._columns = columns
+
+    @classmethod
+    def of(
+        cls,
+        rows: Iterable[ImageTextRow],
         shelf: SampleShelf,
         tokenizer: Tokenizer,
         *,
@@ -53,46 +127,41 @@ class ImageTextExamples:
         target_size: int,
         fingerprint: str,
         answers: Sequence[str] = (),
-    ) -> None:
-        """answers: names of the targets, where they are answers."""
-        self.answers = answers
-        self.rows, self.shelf, self.fingerprint, self.target_size = rows, shelf, fingerprint, target_size
-        self.feature_size = shelf.corpus.feature_size
-        self._tokenizer, self._max_text_tokens = tokenizer, max_text_tokens
+    ) -> ImageTextExamples:
+        """Tokenises the rows while they are read."""
+        columns = _Columns.of(rows, tokenizer, max_text_tokens=max_text_tokens)
+        return cls(columns, shelf, target_size=target_size, fingerprint=fingerprint, answers=answers)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._columns.keys)
+
+    @property
+    def rows(self) -> Iterator[AnsweredRow]:
+        """One after the other."""
+        return map(self._columns.row, range(len(self)))
 
     def key(self, index: int) -> str:
-        return self.rows[index].key
+        return self._columns.keys[index]
 
     def select(self, indices: Sequence[int]) -> ImageTextExamples:
-        rows = [self.rows[index] for index in indices]
         return ImageTextExamples(
-            rows,
+            self._columns.select(indices),
             self.shelf,
-            self._tokenizer,
-            max_text_tokens=self._max_text_tokens,
             target_size=self.target_size,
-            fingerprint=f"{self.fingerprint}/{len(rows)}",
+            fingerprint=f"{self.fingerprint}/{len(indices)}",
             answers=self.answers,
         )
 
     def lengths(self, index: int, seed: int) -> list[int]:
-        return [self.shelf.length(self.rows[index].image) + len(self._text(index))]
+        return [self.shelf.length(self._columns.images[index]) + self._columns.texts.length(index)]
 
     def make(self, index: int, seed: int) -> TaskExample:
-        row = self.rows[index]
-        sequence = clean_sequence(
-            role=SequenceRole.JOINT_PAIR, seed=seed, image=self.shelf.image(row.image), text=self._text(index)
-        )
+        columns = self._columns
+        image = self.shelf.image(columns.images[index])
+        sequence = clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=image, text=columns.texts[index])
         targets = np.zeros(self.target_size, np.float32)
-        for place, value in row.targets:
-            targets[place] = value
-        return TaskExample(row.key, (sequence,), targets)
-
-    def _text(self, index: int) -> NDArray[np.int32]:
-        return join_texts([self._tokenizer.encode(self.rows[index].text)], max_text_tokens=self._max_text_tokens)
+        targets[columns.places[index]] = columns.values[index]
+        return TaskExample(columns.keys[index], (sequence,), targets)
 
 
 class ImageTextTask:

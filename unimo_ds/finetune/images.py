@@ -53,7 +53,7 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
             f"{corpus.location} was prepared with another tokenizer than the model's; "
             "run `unimo prepare pack` on it with the model's, or import it with `--like` the pre-training data"
         )
-    check_made_alike(corpus, _pretraining_data(config), parts=("extractor",))
+    check_made_alike(corpus, _pretraining_data(config), parts=("extractor",), made_with=config.data.made_with)
     return corpus
 
 

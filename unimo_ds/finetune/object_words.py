@@ -18,6 +18,7 @@ from unimo_ds.data.masking import Tokens
 from unimo_ds.data.object_words import words_of
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 ASSET = "object_names"
@@ -62,7 +63,7 @@ class ObjectWords:
         """As a fine-tuning with `config` uses them; None: it does not.
 
         Raises:
-            UserError: the names are not among the assets.
+            UserError: the names are not among the assets, or are no texts.
         """
         if config.finetune is None or not config.finetune.captioning.object_names:
             return None
@@ -72,7 +73,7 @@ class ObjectWords:
             )
         settings = config.finetune.captioning
         return cls(
-            assets[ASSET],
+            strict_json.typed(list[str], assets[ASSET], where=f"task.json: {ASSET}"),
             tokenizer,
             min_confidence=settings.min_confidence,
             max_tokens=min(settings.max_object_tokens, config.data.max_text_tokens),

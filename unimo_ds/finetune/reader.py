@@ -25,6 +25,10 @@ from unimo_ds.utils.seed import mix
 _VISIT = 0x76697369
 
 
+class StepTooLarge(UserError):
+    """A step that no rank can take: one of its examples is too long for a micro-batch."""
+
+
 class TaskReader:
     """Makes any step of a run."""
 
@@ -59,7 +63,8 @@ class TaskReader:
         """This rank's micro-batches of a step.
 
         Raises:
-            UserError: an example that is too long for a micro-batch.
+            StepTooLarge: on every rank alike.
+            UserError: an example of this rank cannot be read.
         """
         started, size = time.perf_counter(), self._config.batch.global_samples
         positions = np.arange(step * size, (step + 1) * size)
@@ -67,17 +72,20 @@ class TaskReader:
         seeds = [mix(self._config.seed, position, _VISIT) for position in positions.tolist()]
         lengths = [self._examples.lengths(index, seed) for index, seed in zip(indices, seeds, strict=True)]
         counts = [len(one) for one in lengths]
-        plan = plan_step(
-            estimate_costs(
-                np.concatenate([np.array(one, np.int64) for one in lengths]),
-                np.concatenate([[0], np.cumsum(counts)]),
-                hidden_size=self._config.model.hidden_size,
-            ),
-            np.array([sum(one) for one in lengths], np.int64),
-            world_size=self._world_size,
-            micro_batch_tokens=self._config.batch.micro_batch_tokens,
-            name_of=lambda row: f"example {self._examples.key(indices[row])}",
-        )
+        try:
+            plan = plan_step(
+                estimate_costs(
+                    np.concatenate([np.array(one, np.int64) for one in lengths]),
+                    np.concatenate([[0], np.cumsum(counts)]),
+                    hidden_size=self._config.model.hidden_size,
+                ),
+                np.array([sum(one) for one in lengths], np.int64),
+                world_size=self._world_size,
+                micro_batch_tokens=self._config.batch.micro_batch_tokens,
+                name_of=lambda row: f"example {self._examples.key(indices[row])}",
+            )
+        except UserError as error:
+            raise StepTooLarge(str(error)) from None
         micro_batches = tuple(
             pack_examples(
                 [self._examples.make(indices[row], seeds[row]) for row in rows.tolist()],

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine import ds_config, run_directory
-from unimo_ds.engine.checkpoint_folder import BEST, FOLDER
-from unimo_ds.engine.launch import start_processes
+from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
+from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
-from unimo_ds.finetune.reader import TaskReader
+from unimo_ds.finetune.reader import StepTooLarge, TaskReader
 from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
 from unimo_ds.planning.host import check_host_memory, example_cost
-from unimo_ds.utils.communicator import Communicator, make_communicator
+from unimo_ds.utils import strict_json
+from unimo_ds.utils.agreement import fail_together, failing_together
+from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.host_memory import return_freed_memory
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
@@ -62,13 +70,101 @@ class Order:
     overrides: tuple[str, ...]
 
 
-def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
+@dataclass(frozen=True)
+class Result:
+    """What `result.json` of a seed holds."""
+
+    seed: int
+    checkpoint: str
+    metrics: dict[str, float]
+    notes: dict[str, str]
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """All that a fine-tuning of one seed reads before it starts."""
+
+    order: Order
+    config: RunConfig
+    assets: Mapping[str, Any]
+    training: Examples
+    held_out: Examples
+
+
+def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result | None]:
     """Fine-tune with one seed in `run_dir/seed-N`; the same call again resumes, or reads the result. A collective.
 
-    Returns the exit status (0: done; see `engine.signals` for the others) and the result, empty unless done.
+    read_order: may raise UserError.
+    Returns the exit status (0: done; see `engine.signals` for the others) and the result, None unless done.
 
     Raises:
         UserError: bad input, on all ranks.
+    """
+    read, device, communicator = start_run(lambda: _read(read_order(), seed), lambda read: read.config.engine)
+    status, is_done = _train(read, seed, device, communicator)
+    if status or not is_done:
+        return status, None
+    # What was trained is let go: the best checkpoint is a model of its own.
+    gc.collect()
+    return_freed_memory()
+    return 0, _result(Path(read.config.run_dir), read.config, communicator, read.held_out)
+
+
+def _train(read: _Read, seed: int, device: torch.device, communicator: Communicator) -> tuple[int, bool]:
+    """Exit status, and whether all steps are taken. A collective."""
+    order, config, training, held_out = read.order, read.config, read.training, read.held_out
+    task, run_dir, tokenizer, finetuning = order.task, Path(config.run_dir), order.start.tokenizer, config.finetune
+    assert finetuning is not None
+    with failing_together(communicator):
+        engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+        _check_stage(config, ds_config.zero_stage(engine_settings))
+    some = spread(training, _COUNTED_EXAMPLES)
+    cost = example_cost([some.lengths(index, seed) for index in range(len(some))])
+    check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
+    with failing_together(communicator):
+        model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
+        if not order.from_scratch:
+            start.fill(model, order.start)
+    fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
+    run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
+    if communicator.rank == 0:
+        tokenizer.save(run_dir)
+        (run_dir / ASSETS_FILE).write_text(json.dumps(read.assets) + "\n")
+
+    training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
+    engine = make_engine(model, config, engine_settings)
+    reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
+    measured = spread(held_out, finetuning.max_evaluated)
+
+    def make_batches(first: int, stop: int) -> Iterator[StepBatch]:
+        try:
+            yield from reader.steps(first, stop)
+        except StepTooLarge as error:  # every rank has planned the same step
+            fail_together(communicator, str(error))
+
+    def evaluate() -> _Report:
+        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
+        return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
+
+    loop = Loop(
+        engine,
+        task,
+        config,
+        make_batches=make_batches,
+        take_step=TaskStep(finetuning),
+        evaluate=evaluate,
+        best_metric=DEV_PREFIX + task.best_metric,
+    )
+    status = loop.run()
+    engine.close()
+    return status, loop.progress.step >= config.schedule.total_steps
+
+
+def _read(order: Order, seed: int) -> _Read:
+    """
+    Raises:
+        UserError: settings or files that do not fit.
     """
     task, run_dir = order.task, order.run_dir / f"seed-{seed}"
     config = settings.configure(
@@ -82,71 +178,43 @@ def finetune(order: Order, *, seed: int) -> tuple[int, dict[str, Any]]:
         overrides=order.overrides,
     )
     config, assets = task.settle(config, order.data)
-    finetuning = config.finetune
-    assert finetuning is not None
+    assert config.finetune is not None
     tokenizer = order.start.tokenizer
     everything = task.open(order.data, "train", tokenizer=tokenizer, config=config, assets=assets)
-    training = spread(everything, finetuning.max_examples)
+    training = spread(everything, config.finetune.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
-    config = settings.fit_schedule(config, len(training), order.overrides)
-    # Only now, so that bad input is told before any process group is made.
-    device = start_processes(config.engine)
-    communicator = make_communicator(device)
-    engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
-    some = spread(training, _COUNTED_EXAMPLES)
-    cost = example_cost([some.lengths(index, seed) for index in range(len(some))])
-    check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
-    fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
-    run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
-    if communicator.rank == 0:
-        tokenizer.save(run_dir)
-        (run_dir / ASSETS_FILE).write_text(json.dumps(assets) + "\n")
-
-    model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
-    if not order.from_scratch:
-        start.fill(model, order.start)
-    training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
-    engine = make_engine(model, config, engine_settings)
-    reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
-    measured = spread(held_out, finetuning.max_evaluated)
-
-    def evaluate() -> _Report:
-        found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
-        return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
-
-    loop = Loop(
-        engine,
-        task,
-        config,
-        make_batches=reader.steps,
-        take_step=TaskStep(finetuning),
-        evaluate=evaluate,
-        best_metric=DEV_PREFIX + task.best_metric,
-    )
-    status = loop.run()
-    engine.close()
-    if status or loop.progress.step < config.schedule.total_steps:
-        return status, {}
-    return 0, _result(run_dir, config, communicator, held_out)
+    return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
 
 
-def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> dict[str, Any]:
+def _check_stage(config: RunConfig, stage: int) -> None:
+    """
+    Raises:
+        UserError: ZeRO-3 where its ranks would write texts of different lengths, or climb several times before one backward.
+    """
+    assert config.finetune is not None
+    for kind, is_asked in (
+        ("tasks that write need", config.finetune.max_target_tokens),
+        ("adversarial training needs", config.finetune.adversarial.steps),
+    ):
+        if stage == 3 and is_asked:
+            raise UserError(f"{kind} ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")
+
+
+def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> Result:
     """Of the best checkpoint on the whole development split; read where an earlier start wrote it."""
     path = run_dir / RESULT_FILE
-    known = communicator.broadcast_object(json.loads(path.read_text()) if path.is_file() else None)
+    with failing_together(communicator):
+        cure = "delete it to measure again"
+        mine = strict_json.read(path, Result, cure=cure) if communicator.rank == 0 and path.is_file() else None
+    known: Result | None = communicator.broadcast_object(mine)
     best = run_dir / FOLDER / BEST
-    step = communicator.broadcast_object(best.read_text().strip() if best.is_file() else "")
-    if known is not None and known["checkpoint"] == step:
-        return dict(known)
-    loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
+    step = communicator.broadcast_object(named(best))
+    if known is not None and known.checkpoint == step:
+        return known
+    with failing_together(communicator):
+        loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
     found: Evaluation = loaded.task.evaluate(loaded, held_out, config=loaded.config, tokenizer=loaded.tokenizer)
-    result = {
-        "seed": config.seed,
-        "checkpoint": step,
-        "metrics": found.metrics,
-        "notes": found.notes,
-        "steps": config.schedule.total_steps,
-    }
+    result = Result(config.seed, step, found.metrics, found.notes, config.schedule.total_steps)
     if communicator.rank == 0:
-        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+        write_whole(path, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
     return result

@@ -1,9 +1,10 @@
-"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], read into memory and tokenised once."""
+"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], tokenised once; their tokens alone are held."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from unimo_ds.data.schema import CLS, SEP, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.columns import Names, Ragged, chunks
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
 from unimo_ds.finetune.predict import TaskEngine, Untrained
@@ -32,15 +34,23 @@ _ENCODED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class SentenceRow:
-    """One line of a task's file."""
+class LabelledRow:
+    """What a measure sees of a line of a task's file."""
 
     key: str
     """`FILE:LINE`"""
+    target: float
+    """Number of the label, or the value; nan where the file has none (test sets)."""
+
+
+@dataclass(frozen=True)
+class SentenceRow:
+    """One line of a task's file, as it is read."""
+
+    key: str
     texts: tuple[str, ...]
     """One or two."""
     target: float
-    """Number of the label, or the value; nan where the file has none (test sets)."""
 
 
 class SentenceExamples:
@@ -49,54 +59,57 @@ class SentenceExamples:
     feature_size = 1
     target_size = 1
 
-    def __init__(self, rows: Sequence[SentenceRow], inputs: Sequence[Tokens], *, fingerprint: str) -> None:
-        """inputs: from `encode_rows`."""
-        self.rows, self.fingerprint = rows, fingerprint
+    def __init__(self, keys: Names, targets_E: NDArray[np.float64], inputs: Ragged, *, fingerprint: str) -> None:
+        """targets_E: [E]. inputs: the encoder's, of every example."""
+        self.keys, self.targets_E, self.fingerprint = keys, targets_E, fingerprint
         self._inputs = inputs
 
+    @classmethod
+    def of(
+        cls, rows: Iterable[SentenceRow], tokenizer: Tokenizer, *, max_text_tokens: int, fingerprint: str
+    ) -> SentenceExamples:
+        """Tokenises the rows while they are read."""
+        keys, targets, inputs = Names(), array("d"), Ragged("i")
+        for some in chunks(rows, _ENCODED_AT_ONCE):
+            encoded = iter(tokenizer.encode_batch([text for row in some for text in row.texts]))
+            for row in some:
+                keys.append(row.key)
+                targets.append(row.target)
+                inputs.append(join_texts([next(encoded) for _ in row.texts], max_text_tokens=max_text_tokens))
+        return cls(keys, np.array(targets), inputs, fingerprint=fingerprint)
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.keys)
 
     @property
-    def targets_E(self) -> NDArray[np.float64]:
-        """[E]"""
-        return np.array([row.target for row in self.rows])
+    def rows(self) -> list[LabelledRow]:
+        return [LabelledRow(key, target) for key, target in zip(self.keys, self.targets_E.tolist(), strict=True)]
 
     def key(self, index: int) -> str:
-        return self.rows[index].key
+        return self.keys[index]
 
     def lengths(self, index: int, seed: int) -> list[int]:
-        return [len(self._inputs[index])]
+        return [self._inputs.length(index)]
 
     def make(self, index: int, seed: int) -> TaskExample:
         sequence = clean_sequence(role=SequenceRole.SINGLE_TEXT, seed=seed, text=self._inputs[index])
-        target = np.array([self.rows[index].target], np.float32)
-        return TaskExample(self.rows[index].key, (sequence,), target)
+        return TaskExample(self.keys[index], (sequence,), self.targets_E[index : index + 1].astype(np.float32))
 
     def select(self, indices: Sequence[int]) -> SentenceExamples:
-        rows, inputs = [self.rows[index] for index in indices], [self._inputs[index] for index in indices]
-        return SentenceExamples(rows, inputs, fingerprint=f"{self.fingerprint}/{len(rows)}")
+        return SentenceExamples(
+            self.keys.select(indices),
+            self.targets_E[np.asarray(indices, np.int64)],
+            self._inputs.select(indices),
+            fingerprint=f"{self.fingerprint}/{len(indices)}",
+        )
 
 
-def read_labelled(path: Path, labels: Sequence[str], *, header: Sequence[str] | None = None) -> list[SentenceRow]:
+def read_labelled(path: Path, labels: Sequence[str], *, header: Sequence[str] | None = None) -> Iterator[SentenceRow]:
     """The lines of a table with the columns sentence and, where it tells them, label. header: as in `read_tsv`."""
-    rows = []
     for number, row in read_tsv(path, header=header):
         where = f"{path}:{number}"
         target = label_of(row["label"], labels, where) if "label" in row else float("nan")
-        rows.append(SentenceRow(where, (text_of(column(row, "sentence", path), where),), target))
-    return rows
-
-
-def encode_rows(rows: Sequence[SentenceRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> list[Tokens]:
-    """The encoder's input of every row."""
-    inputs: list[Tokens] = []
-    for start in range(0, len(rows), _ENCODED_AT_ONCE):
-        some = rows[start : start + _ENCODED_AT_ONCE]
-        encoded = iter(tokenizer.encode_batch([text for row in some for text in row.texts]))
-        for row in some:
-            inputs.append(join_texts([next(encoded) for _ in row.texts], max_text_tokens=max_text_tokens))
-    return inputs
+        yield SentenceRow(where, (text_of(column(row, "sentence", path), where),), target)
 
 
 def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
@@ -118,16 +131,17 @@ class SentenceTask:
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 
-    def read(self, data: Path, split: str) -> list[SentenceRow]:
+    def read(self, data: Path, split: str) -> Iterable[SentenceRow]:
+        """Line by line, so that no file is ever held."""
         raise NotImplementedError
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
+    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
         raise NotImplementedError
 
     def files(self, data: Path, split: str) -> list[Path]:
         raise NotImplementedError
 
-    def part_of(self, row: SentenceRow) -> str:
+    def part_of(self, row: LabelledRow) -> str:
         """Name of the row's file among those of a split; empty where there is one alone."""
         return ""
 
@@ -137,11 +151,16 @@ class SentenceTask:
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> SentenceExamples:
-        rows = self.read(data, split)
-        if not rows:
-            raise UserError(f"{self.files(data, split)[0]} holds no example")
-        inputs = encode_rows(rows, tokenizer, max_text_tokens=config.data.max_text_tokens)
-        return SentenceExamples(rows, inputs, fingerprint=fingerprint_of(self.files(data, split)))
+        paths = self.files(data, split)
+        found = SentenceExamples.of(
+            self.read(data, split),
+            tokenizer,
+            max_text_tokens=config.data.max_text_tokens,
+            fingerprint=fingerprint_of(paths),
+        )
+        if not len(found):
+            raise UserError(f"{paths[0]} holds no example")
+        return found
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         return examples
@@ -165,10 +184,11 @@ class SentenceTask:
         assert isinstance(examples, SentenceExamples)
         scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
         has_targets = not np.isnan(examples.targets_E).any()
-        metrics = self.measure(scores_EK, examples.rows) if has_targets else {}
+        rows = examples.rows
+        metrics = self.measure(scores_EK, rows) if has_targets else {}
         answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
         predictions, counted = [], Counter[str]()
-        for row, answer in zip(examples.rows, answers, strict=True):
+        for row, answer in zip(rows, answers, strict=True):
             part = self.part_of(row)
             official = {"part": part, "index": counted[part], "prediction": answer}
             predictions.append({"key": row.key, "answer": answer, "official": official})

@@ -52,6 +52,7 @@ def configure(
         model=dataclasses.replace(start.model, initialize_from=None),
         data=DataConfig(
             path=str(data),
+            made_with=start.data.made_with if start_name else {},
             max_text_tokens=min(recipe.max_text_tokens, usable),
             max_regions=recipe.max_regions,
             num_workers=0,

@@ -8,7 +8,6 @@ RoBERTa       a Hugging Face folder (text tasks, or fine-tuning from where pre-t
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from unimo_ds.config import ModelConfig, RunConfig
+from unimo_ds.config import ModelConfig, RunConfig, from_dict
+from unimo_ds.config_check import check_stored
 from unimo_ds.data import blend
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import PackedBatch
@@ -28,6 +28,7 @@ from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.models.roberta import load_roberta
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -81,13 +82,13 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     Raises:
         UserError: nothing there, damaged, or no tokenizer that fits.
     """
-    if (path / checkpoint.CONFIG_FILE).is_file() and _json(path / checkpoint.CONFIG_FILE).get(
-        "model_type"
-    ) == "roberta":
+    config_file = path / checkpoint.CONFIG_FILE
+    if config_file.is_file() and strict_json.read(config_file, dict[str, Any]).get("model_type") == "roberta":
         return _read_roberta(path)
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
     weights = checkpoint.read_weights(files.weights)
+    checkpoint.check_size(weights, config, files)
     body = {name: weight.float() for name, weight in weights.items() if not name.startswith(HEAD_PREFIX)}
     found = tokenizers.load(tokenizer) if tokenizer is not None else find_tokenizer(files, config)
     if found.vocabulary_size != config.model.vocabulary_size:
@@ -139,8 +140,9 @@ def load_task(
     if name is not None and config.finetune.task != name:
         raise UserError(f"{path} is fine-tuned on {config.finetune.task}, not on {name}; give a checkpoint of {name}")
     task = tasks.load(config.finetune.task)
-    module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     weights = checkpoint.read_weights(files.weights)
+    checkpoint.check_size(weights, config, files)
+    module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     own = dict(module.named_parameters())
     for parameter_name in sorted(own.keys() | weights.keys()):
         here = tuple(own[parameter_name].shape) if parameter_name in own else "absent"
@@ -160,7 +162,7 @@ def load_task(
         files,
         task,
         find_tokenizer(files, config),
-        _json(assets_file) if assets_file.is_file() else {},
+        strict_json.read(assets_file, dict[str, Any]) if assets_file.is_file() else {},
         chosen,
         communicator or SingleProcess(),
     )
@@ -187,21 +189,15 @@ def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
 
 
 def _read_roberta(path: Path) -> Start:
-    found = _json(path / checkpoint.CONFIG_FILE)
+    file = path / checkpoint.CONFIG_FILE
+    found = strict_json.read(file, dict[str, Any])
     sizes = {field_name: found[key] for key, field_name in _ROBERTA_SIZES.items() if key in found}
-    model_config = ModelConfig(**sizes, layer_norm_epsilon=found.get("layer_norm_eps", 1e-5))
+    model_config = from_dict(
+        ModelConfig, {**sizes, "layer_norm_epsilon": found.get("layer_norm_eps", 1e-5)}, where=str(file)
+    )
+    check_stored(RunConfig(recipe="roberta", model=model_config))
     model = Unimo(model_config)
     load_roberta(model, path)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     config = RunConfig(recipe="roberta", model=dataclasses.replace(model_config, initialize_from=str(path)))
     return Start(path, config, tokenizers.load(path), weights)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return values

@@ -5,7 +5,6 @@ RoBERTa's one segment vector is added to every position of its embedding sum, so
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unimo_ds.config import ModelConfig
+from unimo_ds.models.split_weights import split_files
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _SIZES = {
@@ -83,10 +84,7 @@ def check_sizes(config: ModelConfig, folder: Path) -> None:
             f"{folder} has no config.json; put RoBERTa there as transformers saves it, or set model.initialize_from to another "
             "folder, or to none to start from scratch"
         )
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    found: dict[str, Any] = strict_json.read(path, dict[str, Any])
     if found.get("model_type") != "roberta":
         raise UserError(
             f"{folder} holds a model of type {found.get('model_type')!r}; model.initialize_from takes 'roberta' and 'unimo'"
@@ -109,7 +107,7 @@ def read_weights(folder: Path, *, prefix: str) -> Mapping[str, torch.Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = split_files(index)
     elif (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     elif (folder / "pytorch_model.bin").is_file():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unimo_ds.models.roberta import load_roberta, read_weights
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 
@@ -19,10 +20,7 @@ def load_start(model: Unimo, folder: str | Path) -> list[str]:
         UserError: no such folder, a model of another type or other sizes, a pickle, or a damaged file.
     """
     path = Path(folder) / "config.json"
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a configuration: {error}") from None
+    kind = strict_json.read(path, dict[str, Any]).get("model_type") if path.is_file() else None
     return _load_unimo(model, Path(folder)) if kind == "unimo" else load_roberta(model, folder)
 
 

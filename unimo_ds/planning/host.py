@@ -13,15 +13,14 @@ import torch
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine.ds_config import zero_stage
-from unimo_ds.planning.plan import SampleCost, assumed_cost, counted_cost, stage_memory
+from unimo_ds.planning.plan import SampleCost, StageMemory, assumed_cost, counted_cost, stage_memory
 from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.machine import memory_gib
 
-_USABLE = 0.8
-"""Of that memory. A rank of `single_gpu` cut to four layers peaked at 0.7 GiB for itself (Python and its libraries) and
-1.2 times the planned activations."""
+_FEWEST_TOKENS = 512
+"""Of a micro-batch that is proposed."""
 
 
 def check_host_memory(
@@ -57,16 +56,29 @@ def shortage(
     """
     num_ranks = Counter(machines)
     (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
-    share = dataclasses.replace(HARDWARE["cpu"], memory_gib=_USABLE * has / ranks_there)
+    share = dataclasses.replace(HARDWARE["cpu"], memory_gib=has / ranks_there)
+
+    def memory_of(tokens: int, cost: SampleCost) -> StageMemory:
+        batch = dataclasses.replace(config.batch, micro_batch_tokens=tokens)
+        asked = dataclasses.replace(config, batch=batch)
+        return stage_memory(asked, cost, stage=stage, devices=len(machines), hardware=share)
+
+    most = config.batch.micro_batch_tokens
     for cost in costs:
-        memory = stage_memory(config, cost, stage=stage, devices=len(machines), hardware=share)
+        memory = memory_of(most, cost)
         if memory.fits:
             return ""
+    fewer = [most >> halvings for halvings in range(1, most.bit_length()) if most >> halvings >= _FEWEST_TOKENS]
+    fitting = next((tokens for tokens in fewer if memory_of(tokens, cost).fits), None)
+    cure = (
+        "take a smaller model or recipe"
+        if fitting is None
+        else f"set batch.micro_batch_tokens={fitting}, which would fit"
+    )
     return (
         f"no GPU is at hand, and on CPUs recipe {config.recipe!r} wants about {memory.total:.0f} GiB for each rank "
-        f"({ranks_there} on {host}, where {has:.0f} GiB may be used); look for the GPU with `unimo doctor`, take "
-        "--recipe small, or lower batch.micro_batch_tokens (`unimo plan --hardware cpu`); engine.check_memory=false starts "
-        "all the same"
+        f"({ranks_there} on {host}, where {has:.0f} GiB may be used); look for the GPU with `unimo doctor`, or {cure} "
+        "(`unimo plan --hardware cpu`); engine.check_memory=false starts all the same"
     )
 
 

@@ -43,6 +43,11 @@ _CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES = 14, 0.75, 8_000
 _OVERLAP_GROWTH = 2.0
 """Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
 _COMMUNICATION_GIB = 0.5
+# Of a rank on a CPU, fitted to the peaks of whole processes (docs/experiments.md, 2026-11-27): Python and its libraries; what
+# freed buffers leave in the heap; attention probabilities with their dropout masks, padded to buckets.
+_PROCESS_GIB, _HEAP, _HOST_PROBABILITIES = 0.5, 1.2, 2.4
+_BUCKET_PARAMETERS = 50_000_000
+"""Whose gradients are reduced at once (ds_configs)."""
 
 
 @dataclass(frozen=True)
@@ -307,13 +312,19 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
     gradients = parameters * gradient_bytes / (devices if stage >= 2 else 1)
     optimizer = parameters * optimizer_bytes / (devices if stage >= 1 else 1)
     mean_square = cost.squared_lengths / cost.positions
+    is_host = hardware.name == HARDWARE["cpu"].name
     activations = positions * activation_bytes(
         config.model,
-        attended=mean_square,
+        attended=mean_square * (_HOST_PROBABILITIES if is_host else 1.0),
         value_bytes=2 if is_low else 4,
         is_checkpointed=config.engine.activation_checkpointing,
     )
     buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
+    if is_host:
+        activations *= _HEAP
+        # A fine-tuning keeps the weights that it starts from, and reads them from a file.
+        copies = 8 * (config.finetune is not None) + 12 * config.checkpoint.in_background
+        buffers += _PROCESS_GIB + (copies * parameters + 4 * min(parameters, _BUCKET_PARAMETERS)) / _GIB
     total = (weights + gradients + optimizer + activations) / _GIB + buffers
     return StageMemory(
         stage=stage,

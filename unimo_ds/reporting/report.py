@@ -4,13 +4,13 @@ a cell is filled where one of its numbers was measured, and says from which file
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.reporting.tables import TABLES, Column, Table
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 NOT_MEASURED = "–"
@@ -49,39 +49,79 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give the one that holds the runs of `unimo finetune`")
     found: dict[tuple[str, str, str], Measured] = {}
-    for path in sorted(folder.rglob("*.json")):
-        values = _result(path)
-        if values is None:
+    for path in sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")):  # being written
+        found_here = _result(path)
+        if found_here is None:
             continue
-        if values.get("max_examples"):
+        if found_here.max_examples:
             raise UserError(
-                f"{path} measures {values['max_examples']} examples alone (--max-examples), which the tables would not show; "
+                f"{path} measures {found_here.max_examples} examples alone (--max-examples), which the tables would not show; "
                 f"move it out of {folder}"
             )
-        for metric, value in values["metrics"].items():
-            key = (values["task"], values["split"], metric)
+        for metric, value in found_here.metrics.items():
+            key = (found_here.task, found_here.split, metric)
             if key in found:
                 raise UserError(
                     f"{path} and {found[key].file} both measure {key[0]} on {key[1]}; move one of them out of {folder}"
                 )
-            found[key] = _measured(value, len(values.get("seeds", ())) or 1, str(path))
+            found[key] = _measured(value, len(found_here.seeds) or 1, str(path))
     return found
 
 
-def _result(path: Path) -> dict[str, Any] | None:
-    """The content of a result's file; None for other JSON files, which runs have many of."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+@dataclass(frozen=True)
+class _Spread:
+    """A metric of several seeds."""
+
+    mean: float
+    confidence_95: float | None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the tables take of a result."""
+
+    task: str
+    split: str
+    metrics: Mapping[str, _Spread | float]
+    max_examples: int = 0
+    seeds: Sequence[Any] = ()
+
+
+def _result(path: Path) -> _Result | None:
+    """The content of a result's file; None for other JSON files, which runs have many of.
+
+    Raises:
+        UserError: damaged, also where that hides what it was.
+    """
+    values = strict_json.read(path, Any, cure=(cure := "restore it or move it out of the folder"))
+    if not isinstance(values, dict) or not {"task", "split", "metrics", "best_metric"} <= values.keys():
         return None
-    is_result = isinstance(values, dict) and {"task", "split", "metrics", "best_metric"} <= values.keys()
-    return values if is_result else None
+    kept = {name: value for name, value in values.items() if name in _RESULT_FIELDS}
+    if isinstance(kept["metrics"], dict):
+        kept["metrics"] = {name: _of_spread(value) for name, value in kept["metrics"].items()}
+    try:
+        found: _Result = strict_json.typed(_Result, kept, where=str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {cure}") from None
+    return found
 
 
-def _measured(value: Any, seeds: int, file: str) -> Measured:
-    if isinstance(value, dict):
-        return Measured(float(value["mean"]), value["confidence_95"], seeds, file)
-    return Measured(float(value), None, seeds, file)
+_RESULT_FIELDS = frozenset(_Result.__dataclass_fields__)
+
+
+def _of_spread(value: Any) -> Any:
+    """Without the median and its like."""
+    return (
+        {name: value[name] for name in _Spread.__dataclass_fields__ if name in value}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def _measured(value: _Spread | float, seeds: int, file: str) -> Measured:
+    if isinstance(value, _Spread):
+        return Measured(value.mean, value.confidence_95, seeds, file)
+    return Measured(value, None, seeds, file)
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
@@ -52,10 +53,24 @@ class Found:
     """Cosine."""
 
 
+@dataclass(frozen=True)
+class About:
+    """What `index.json` holds."""
+
+    schema: int
+    items: int
+    size: int
+    """Of a vector."""
+    model: str
+    """Fingerprint."""
+    checkpoint: str
+    approximate: bool
+
+
 class Index:
     """An opened collection."""
 
-    def __init__(self, about: dict[str, Any], items: Sequence[Item], vectors: Any, folder: Path) -> None:
+    def __init__(self, about: About, items: Sequence[Item], vectors: Any, folder: Path) -> None:
         self.about, self.items, self._vectors, self.folder = about, items, vectors, folder
 
     def __len__(self) -> int:
@@ -70,14 +85,15 @@ class Index:
         if not (folder / ABOUT_FILE).is_file():
             raise UserError(f"no index at {folder}; make one with `unimo search build --output {folder}`")
         try:
-            about = json.loads((folder / ABOUT_FILE).read_text())
-            items = [Item(**json.loads(line)) for line in (folder / ITEMS_FILE).read_text().splitlines()]
+            about: About = strict_json.read(folder / ABOUT_FILE, About)
+            lines = (folder / ITEMS_FILE).read_text(encoding="utf-8").splitlines()
+            items = [strict_json.typed(Item, strict_json.parsed(line), where="an item") for line in lines]
             vectors = faiss.read_index(str(folder / VECTORS_FILE))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, RecursionError, RuntimeError) as error:
             raise UserError(f"the index {folder} is damaged ({str(error).splitlines()[0]}); build it again") from None
-        if about.get("schema") != SCHEMA:
-            raise UserError(f"the index {folder} has schema {about.get('schema')}, not {SCHEMA}; build it again")
-        if not len(items) == vectors.ntotal == about.get("items"):
+        if about.schema != SCHEMA:
+            raise UserError(f"the index {folder} has schema {about.schema}, not {SCHEMA}; build it again")
+        if not len(items) == vectors.ntotal == about.items:
             raise UserError(
                 f"the index {folder} is damaged: {len(items)} items and {vectors.ntotal} vectors; build it again"
             )
@@ -88,9 +104,9 @@ class Index:
         Raises:
             UserError: another model made the vectors.
         """
-        if self.about["model"] != fingerprint:
+        if self.about.model != fingerprint:
             raise UserError(
-                f"{self.folder} was made by another model ({self.about['checkpoint']}); give that one, or build the index again"
+                f"{self.folder} was made by another model ({self.about.checkpoint}); give that one, or build the index again"
             )
 
     def search(self, query: Vectors, count: int) -> list[Found]:
@@ -140,15 +156,8 @@ def write(
                     file.write(json.dumps({k: v for k, v in vars(item).items() if v is not None}) + "\n")
         if not items:
             raise UserError("there is nothing to index; give --images, --data or --texts")
-        about = {
-            "schema": SCHEMA,
-            "items": len(items),
-            "size": size,
-            "model": model,
-            "checkpoint": checkpoint,
-            "approximate": approximate,
-        }
-        (aside / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+        about = About(SCHEMA, len(items), size, model, checkpoint, approximate)
+        (aside / ABOUT_FILE).write_text(json.dumps(vars(about), indent=2) + "\n")
         faiss.write_index(vectors, str(aside / VECTORS_FILE))
         if folder.exists():
             folder.rmdir()

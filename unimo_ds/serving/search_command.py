@@ -116,7 +116,7 @@ def open_both(arguments: argparse.Namespace) -> tuple[Index, ServedModel]:
     from unimo_ds.serving.index import Index, fingerprint_of
 
     index = Index.open(arguments.index)
-    arguments.checkpoint = arguments.checkpoint or Path(index.about["checkpoint"])
+    arguments.checkpoint = arguments.checkpoint or Path(index.about.checkpoint)
     model = options.open_model(arguments)
     index.check_model(fingerprint_of(model.source.module))
     return index, model

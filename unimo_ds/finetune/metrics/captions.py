@@ -78,7 +78,16 @@ def _bleu(wanted: Texts, hypotheses: Texts) -> list[float]:
     return [float(score) for score in scores]
 
 
-def _package(name: str) -> ModuleType:
+def check_installed() -> None:
+    """Before anything is trained that can only be measured with it.
+
+    Raises:
+        UserError: pycocoevalcap is not installed.
+    """
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError("measuring written texts needs pycocoevalcap; pip install pycocoevalcap==1.2")
+
+
+def _package(name: str) -> ModuleType:
+    check_installed()
     return importlib.import_module(f"pycocoevalcap.{name}")

@@ -5,6 +5,7 @@ Answers are normalised before they are compared: punctuation, number words, arti
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -49,6 +50,7 @@ def strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", result)
 
 
+@functools.lru_cache(maxsize=2**15)  # people's answers are mostly the same few
 def normalise(answer: str) -> str:
     """The form in which answers are compared where people disagree."""
     text = strip_punctuation(_tidy(answer))

@@ -130,8 +130,9 @@ class Captioning(WritingTask):
         """Read the names of objects where the recipe uses them.
 
         Raises:
-            UserError: a file that does not name the detector's classes.
+            UserError: a file that does not name the detector's classes, or pycocoevalcap is not installed.
         """
+        captions.check_installed()
         assert config.finetune is not None
         path = config.finetune.captioning.object_names
         if not path:

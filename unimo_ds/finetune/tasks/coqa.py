@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
-from unimo_ds.finetune.files import first_file, read_json, text_of
+from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import TextWritingTask
@@ -56,7 +56,7 @@ class Coqa(TextWritingTask):
         (path,) = self.files(data, split)
         rows: list[TextRow] = []
         try:
-            for story in read_json(path)["data"]:
+            for story in read_json_items(path, "data"):
                 rows += _turns(story, path)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} is not in CoQA's form ({type(error).__name__}: {error})") from None

@@ -7,7 +7,7 @@ Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.finetune.files import column, first_file, label_of, read_tsv, text_of
 from unimo_ds.finetune.metrics.classification import accuracy
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
+from unimo_ds.finetune.sentences import LabelledRow, SentenceRow, SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -34,21 +34,19 @@ class Mnli(SentenceTask):
             return [first_file(data, ("train.tsv",))]
         return [first_file(data, (f"{split}_{part}.tsv",)) for part in _PARTS]
 
-    def read(self, data: Path, split: str) -> list[SentenceRow]:
-        rows = []
+    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
         for path in self.files(data, split):
             for number, row in read_tsv(path):
                 where = f"{path}:{number}"
                 texts = tuple(text_of(column(row, name, path), where) for name in ("sentence1", "sentence2"))
                 label = row.get("gold_label")
                 target = float("nan") if label is None else label_of(label, self.labels, where)
-                rows.append(SentenceRow(where, texts, target))
-        return rows
+                yield SentenceRow(where, texts, target)
 
-    def part_of(self, row: SentenceRow) -> str:
+    def part_of(self, row: LabelledRow) -> str:
         return next((part for part in _PARTS if f"_{part}.tsv:" in row.key), "")
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
+    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
         answers_E, targets_E = scores_EK.argmax(1), np.array([row.target for row in rows])
         metrics = {}
         for part in _PARTS:

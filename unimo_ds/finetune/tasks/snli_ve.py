@@ -9,7 +9,7 @@ as much: finetune.adversarial.steps=0 leaves them out. Published accuracy, devel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.files import fingerprint_of, first_file, label_of, read_json_lines, text_of
-from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics.classification import accuracy
 from unimo_ds.finetune.model import SumHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
@@ -56,7 +57,19 @@ class SnliVe(ImageTextTask):
     ) -> ImageTextExamples:
         path = first_file(data, (f"snli_ve_{split}.jsonl", f"{split}.jsonl"))
         shelf, names = open_images(data, split, config)
-        rows = []
+        found = ImageTextExamples.of(
+            self._rows(path, names),
+            shelf,
+            tokenizer,
+            max_text_tokens=config.data.max_text_tokens,
+            target_size=1,
+            fingerprint=f"{fingerprint_of([path])}/{shelf.corpus.fingerprint}",
+        )
+        if not len(found):
+            raise UserError(f"{path} holds no example with a label")
+        return found
+
+    def _rows(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
         for number, line in read_json_lines(path):
             where = f"{path}:{number}"
             label = str(line.get("gold_label", _UNDECIDED))
@@ -64,17 +77,7 @@ class SnliVe(ImageTextTask):
                 continue
             image = names.find(str(line.get("Flickr30K_ID") or line.get("Flikr30kID", "")), where)
             text = text_of(line.get("sentence2", ""), where)
-            rows.append(ImageTextRow(where, image, text, ((0, label_of(label, self.labels, where)),)))
-        if not rows:
-            raise UserError(f"{path} holds no example with a label")
-        return ImageTextExamples(
-            rows,
-            shelf,
-            tokenizer,
-            max_text_tokens=config.data.max_text_tokens,
-            target_size=1,
-            fingerprint=f"{fingerprint_of([path])}/{shelf.corpus.fingerprint}",
-        )
+            yield ImageTextRow(AnsweredRow(where, ((0, label_of(label, self.labels, where)),)), image, text)
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return SumHead(config, num_outputs=len(self.labels), middle=_MIDDLE)

@@ -8,10 +8,12 @@ BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from unimo_ds.finetune.files import first_file, read_json, text_of
+from unimo_ds.config import RunConfig
+from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
@@ -46,6 +48,10 @@ class SquadQuestions(TextWritingTask):
             return find_line_files(data, [(f"{split}.pa.tok.txt", f"{split}.q.tok.txt")])
         return (first_file(data, (f"{split}-v1.1.json", f"{split}.json")),)
 
+    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
+        captions.check_installed()
+        return super().settle(config, data)
+
     def read(self, data: Path, split: str) -> Rows:
         paths = self.files(data, split)
         if len(paths) == 1:
@@ -76,7 +82,7 @@ def read_squad(path: Path) -> list[TextRow]:
     """
     rows = []
     try:
-        for article in read_json(path)["data"]:
+        for article in read_json_items(path, "data"):
             for paragraph in article["paragraphs"]:
                 passage = text_of(paragraph["context"], f"{path}: a passage of {article.get('title', '?')!r}")
                 for one in paragraph["qas"]:

@@ -7,7 +7,7 @@ and Spearman: 91.0 (base), 92.6 (large).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.finetune.files import column, first_file, read_tsv, text_of
 from unimo_ds.finetune.metrics.classification import correlations
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
+from unimo_ds.finetune.sentences import LabelledRow, SentenceRow, SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
@@ -31,16 +31,14 @@ class Stsb(SentenceTask):
     def files(self, data: Path, split: str) -> list[Path]:
         return [first_file(data, (f"{split}.tsv",))]
 
-    def read(self, data: Path, split: str) -> list[SentenceRow]:
+    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
         (path,) = self.files(data, split)
-        rows = []
         for number, row in read_tsv(path):
             where = f"{path}:{number}"
             texts = tuple(text_of(column(row, name, path), where) for name in ("sentence1", "sentence2"))
-            rows.append(SentenceRow(where, texts, _score(row["score"], where) if "score" in row else float("nan")))
-        return rows
+            yield SentenceRow(where, texts, _score(row["score"], where) if "score" in row else float("nan"))
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[SentenceRow]) -> dict[str, float]:
+    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
         pearson, spearman = correlations(scores_EK[:, 0], [row.target for row in rows])
         return {"mean_correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 

@@ -12,8 +12,9 @@ Letters: E examples, A answers.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
-from unimo_ds.finetune.files import fingerprint_of, first_file, read_json, text_of
-from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.columns import Ragged
+from unimo_ds.finetune.files import fingerprint_of, first_file, read_json_items, text_of
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _PARTS = {"train": "train2014", "dev": "val2014", "test": "test-dev2015"}
@@ -58,7 +62,7 @@ class Vqa(ImageTextTask):
         """
         assert config.finetune is not None
         path = _annotations_file(data, "train")
-        answers = vocabulary_of(_annotations(path), config.finetune.answer_min_count)
+        answers = vocabulary_of(_People(path).everyone(), config.finetune.answer_min_count)
         if not answers:
             raise UserError(
                 f"no answer of {path} occurs {config.finetune.answer_min_count} times, so the vocabulary is empty; "
@@ -69,7 +73,7 @@ class Vqa(ImageTextTask):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> ImageTextExamples:
-        answers: list[str] = assets.get("answers", [])
+        answers: list[str] = strict_json.typed(list[str], assets.get("answers", []), where="task.json: answers")
         assert config.finetune is not None
         if len(answers) != config.finetune.num_outputs:
             raise UserError(
@@ -79,27 +83,10 @@ class Vqa(ImageTextTask):
         number_of = {answer: number for number, answer in enumerate(answers)}
         shelf, names = open_images(data, split, config)
         path = _questions_file(data, split)
-        paths = [path]
-        by_question: dict[int, list[str]] = {}
-        if split != "test":
-            paths.append(_annotations_file(data, split))
-            by_question = _annotations(paths[-1])
-        rows = []
-        for question_id, image_id, question in _questions(path):
-            where = f"{path}: question {question_id}"
-            if by_question and question_id not in by_question:
-                raise UserError(f"{where} has no answers in {paths[-1]}")
-            people = by_question.get(question_id, [])
-            targets = soft_scores(people, number_of)
-            # Nothing to learn from a question none of whose answers can be given; in measuring it counts, as wrong.
-            if split == "train" and not targets:
-                continue
-            text = text_of(question, where)
-            rows.append(ImageTextRow(where, names.find(image_id, where), text, targets, tuple(people), question_id))
-        if not rows:
-            raise UserError(f"{path}: every answer is outside of the vocabulary; lower finetune.answer_min_count")
-        return ImageTextExamples(
-            rows,
+        paths = [path] if split == "test" else [path, _annotations_file(data, split)]
+        people = None if split == "test" else _People(paths[-1])
+        found = ImageTextExamples.of(
+            _rows(path, people, names, number_of, must_be_answerable=split == "train"),
             shelf,
             tokenizer,
             max_text_tokens=config.data.max_text_tokens,
@@ -107,6 +94,9 @@ class Vqa(ImageTextTask):
             fingerprint=f"{fingerprint_of(paths)}/{shelf.corpus.fingerprint}",
             answers=answers,
         )
+        if not len(found):
+            raise UserError(f"{path}: every answer is outside of the vocabulary; lower finetune.answer_min_count")
+        return found
 
     def make_head(self, config: RunConfig) -> nn.Module:
         assert config.finetune is not None
@@ -137,9 +127,28 @@ class Vqa(ImageTextTask):
         )
 
 
-def vocabulary_of(people: Mapping[int, Sequence[str]], min_count: int) -> list[str]:
-    """Normalised answers that most people of a question gave, of those that occur often enough; the most frequent first."""
-    counts = Counter(_most_common(given) for given in people.values())
+def _rows(
+    path: Path, people: _People | None, names: ImageNames, number_of: Mapping[str, int], *, must_be_answerable: bool
+) -> Iterator[ImageTextRow]:
+    for question, image, asked in _questions(path):
+        where = f"{path}: question {question}"
+        given = () if people is None else people.of(question)
+        if given is None:
+            raise UserError(f"{where} has no answers in {people}")
+        targets = soft_scores(given, number_of)
+        # Nothing to learn from a question none of whose answers can be given; in measuring it counts, as wrong.
+        if must_be_answerable and not targets:
+            continue
+        text = text_of(asked, where)
+        yield ImageTextRow(AnsweredRow(where, targets, given, question), names.find(image, where), text)
+
+
+def vocabulary_of(people: Iterable[Sequence[str]], min_count: int) -> list[str]:
+    """Normalised answers that most people of a question gave, of those that occur often enough; the most frequent first.
+
+    people: what they gave to each question.
+    """
+    counts = Counter(map(_most_common, people))
     frequent = [answer for answer, count in counts.items() if count >= min_count]
     return sorted(frequent, key=lambda answer: (-counts[answer], answer))
 
@@ -166,27 +175,52 @@ def _annotations_file(data: Path, split: str) -> Path:
     return first_file(data, (f"v2_mscoco_{_PARTS[split]}_annotations.json", f"annotations_{split}.json"))
 
 
-def _questions(path: Path) -> list[tuple[int, int, Any]]:
+def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
     """(question, image, what should be its text)."""
-    try:
-        return [(int(q["question_id"]), int(q["image_id"]), q["question"]) for q in read_json(path)["questions"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
+    for one in read_json_items(path, "questions"):
+        try:
+            yield int(np.int64(int(one["question_id"]))), int(one["image_id"]), one["question"]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
 
 
-def _annotations(path: Path) -> dict[int, list[str]]:
-    """Question -> the answers of people."""
-    try:
-        found = {
-            int(one["question_id"]): [str(answer["answer"]) for answer in one["answers"]]
-            for one in read_json(path)["annotations"]
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
-    for question, answers in found.items():
-        if not answers:
-            raise UserError(f"{path}: question {question} has no answers")
-    return found
+class _People:
+    """What people answered to each question: numbers of the different answers, by question."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            UserError: not in VQA's form, or a question without answers.
+        """
+        self._path, self._answers = path, Ragged("i")
+        number_of: dict[str, int] = {}
+        ids = array("q")
+        for one in read_json_items(path, "annotations"):
+            try:
+                ids.append(int(one["question_id"]))
+                given = [str(answer["answer"]) for answer in one["answers"]]
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
+            if not given:
+                raise UserError(f"{path}: question {ids[-1]} has no answers")
+            self._answers.append([number_of.setdefault(answer, len(number_of)) for answer in given])
+        self._texts = list(number_of)
+        self._order = np.argsort(np.array(ids), kind="stable")
+        self._ids = np.array(ids)[self._order]
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def of(self, question: int) -> tuple[str, ...] | None:
+        """None: it is not there."""
+        place = int(np.searchsorted(self._ids, question, side="right")) - 1
+        return None if place < 0 or self._ids[place] != question else self._row(place)
+
+    def everyone(self) -> Iterator[tuple[str, ...]]:
+        return map(self._row, range(len(self._ids)))
+
+    def _row(self, place: int) -> tuple[str, ...]:
+        return tuple(self._texts[number] for number in self._answers[int(self._order[place])].tolist())
 
 
 TASK = Vqa()
