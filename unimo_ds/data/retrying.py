@@ -12,6 +12,8 @@ T = TypeVar("T")
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25
 """Seconds; each pause is four times the one before."""
+_LONG = 30.0
+"""Seconds. What fails after so long was tried again by others: a client of an object store, a network file system."""
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM}
 """Of the operating system. What fsspec raises has no number: its FileNotFoundError over HTTP may mean that a server is busy."""
 
@@ -33,6 +35,7 @@ class Retries:
             OSError: of the last attempt.
         """
         attempts = 1 if self._is_all_lost or name in self._lost else _ATTEMPTS
+        began = time.monotonic()
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_FIRST_PAUSE * 4 ** (attempt - 1))
@@ -42,6 +45,8 @@ class Retries:
                 if error.errno in _LASTING:
                     raise
                 last = error
+                if time.monotonic() - began > _LONG:
+                    break
             else:
                 self._is_all_lost = False
                 self._lost.discard(name)
