@@ -190,7 +190,7 @@ def _ask(where: str, action: Callable[[], T]) -> T:
     try:
         return answer.result(_PATIENCE)
     except _failures() as error:
-        cause = _cause_of(error) if answer.done() else f"no answer within {_PATIENCE:.0f} seconds"
+        cause = _cause_of(error) if answer.done() else f"no answer within {_PATIENCE:g} seconds"
         raise OSError(f"{where}: {cause}") from error
 
 
