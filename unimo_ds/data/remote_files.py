@@ -77,6 +77,10 @@ class RemoteFiles:
             )
         self._connections: dict[int, tuple[Any, str]] = {}
         try:
+            # Here, for local runs need none of it, and before the clock runs: imports may take long on a busy file system.
+            import fsspec
+
+            fsspec.get_filesystem_class(scheme)
             _ask(url, self._connection)
         except ImportError as error:
             raise UserError(f"cannot read {url}: {error} (`pip install {CLIENTS[scheme]}`)") from None
@@ -138,7 +142,6 @@ class RemoteFiles:
         """
         found = self._connections.get(os.getpid())
         if found is None:
-            # Imported here: local runs need none of it.
             import fsspec
 
             log = logging.getLogger("gcsfs")
