@@ -8,6 +8,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -61,10 +62,19 @@ def test_what_took_long_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OSError, match="busy"):
         Retries()("a", fails)
     assert len(attempts) == 4
-    monkeypatch.setattr(retrying, "_LONG", 0.0)
-    with pytest.raises(OSError, match="busy"):
-        Retries()("a", fails)
+    retry = Retries()
+    clock = iter([0.0, 40.0, 50.0, 90.0, 95.0])
+    monkeypatch.setattr(retrying, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(OSError, match=r"^busy$"):
+        retry("a", fails)
     assert len(attempts) == 5
+    # For as long as that took, forty seconds, it is given up at once; then it has one attempt.
+    with pytest.raises(OSError, match=r"^b is not tried again yet, after busy$"):
+        retry("b", fails)
+    assert len(attempts) == 5
+    with pytest.raises(OSError, match=r"^busy$"):
+        retry("a", fails)
+    assert len(attempts) == 6
 
 
 def test_an_unknown_kind_of_failure_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

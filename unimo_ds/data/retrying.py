@@ -24,19 +24,24 @@ class Retries:
     def __init__(self) -> None:
         self._lost: set[str] = set()
         self._is_all_lost = False
+        self._rest_until = 0.0
+        self._reason = ""
 
     def __call__(self, name: str, action: Callable[[], T]) -> T:
         """`action()` on the file `name`, tried again after an OSError that may pass.
 
         One attempt has to do for a file that was lost, until it is found again, and for any while none is found: where a shard or
-        the whole server is gone, not every sample shall wait.
+        the whole server is gone, not every sample shall wait. After an attempt that took long, such files are lost without one
+        for as long.
 
         Raises:
             OSError: of the last attempt.
         """
-        attempts = 1 if self._is_all_lost or name in self._lost else _ATTEMPTS
+        is_lost = self._is_all_lost or name in self._lost
         began = time.monotonic()
-        for attempt in range(attempts):
+        if is_lost and began < self._rest_until:
+            raise OSError(f"{name} is not tried again yet, after {self._reason}")
+        for attempt in range(1 if is_lost else _ATTEMPTS):
             if attempt:
                 time.sleep(_FIRST_PAUSE * 4 ** (attempt - 1))
             try:
@@ -45,7 +50,9 @@ class Retries:
                 if error.errno in _LASTING:
                     raise
                 last = error
-                if time.monotonic() - began > _LONG:
+                took = time.monotonic() - began
+                if took > _LONG:
+                    self._rest_until, self._reason = began + 2 * took, str(error)
                     break
             else:
                 self._is_all_lost = False

@@ -6,6 +6,7 @@ it may have been damaged on its way, before it is told.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -38,7 +39,7 @@ def verify_at(
     location: str | os.PathLike[str], *, tokenizer: index.BatchEncoder | None = None, workers: Workers | None = None
 ) -> list[Problem]:
     """`verify.verify` of a local folder or a URL. Of a URL an import that was not finished is not seen, and unlisted files only
-    where the store lists what it has.
+    where the store lets its files be listed.
 
     Raises:
         UserError: there is no data folder, or the local disk is full.
@@ -48,7 +49,10 @@ def verify_at(
         return verify(url, tokenizer=tokenizer, workers=workers)
     files, retry = RemoteFiles(url), Retries()
     listed = load_manifest_at(files, retry)
-    names = [] if scheme_of(url) in _UNLISTED else files.names()
+    names: list[str] = []
+    if scheme_of(url) not in _UNLISTED:
+        with contextlib.suppress(OSError):  # whoever may read need not have the right to list
+            names = files.names()
     problems = [*check_pickles(names), *check_names(names, listed)]
     with tempfile.TemporaryDirectory(prefix="unimo-verify-") as folder:
         for entry in listed.files:
