@@ -138,7 +138,7 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
     with failing_together(communicator):
         drawn = Path(DEMO_DATA) / "train"
         if communicator.rank == 0 and drawn in map(Path, locations.split(config.data.path)):
-            from unimo_ds.data.prepare.scenes import write_demo_corpus
+            from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
             write_demo_corpus(DEMO_DATA)
 

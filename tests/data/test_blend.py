@@ -18,6 +18,7 @@ from tests.data.shard_folders import assert_same_sample
 from unimo_ds.config import KindWeights, RunConfig
 from unimo_ds.data import cache, manifest
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.blend import still_there
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.corpus_check import check_corpus, check_made_alike
 from unimo_ds.data.folder import finish_folder
@@ -312,6 +313,12 @@ def test_held_out_data_is_compared_with_every_folder(
     ):
         check_made_alike(Corpus.open(tmp_path), f"gone::{folders.other}", parts=("extractor",))
     check_made_alike(Corpus.open(folders.blend), folders.blend, parts=("tokenizer", "extractor"))
+
+
+def test_means_are_found_while_one_folder_is_there(folders: Folders) -> None:
+    assert still_there(f"gone::{folders.other}").tokenizer_path == folders.other / "tokenizer.json"
+    with pytest.raises(UserError, match="no data folder at gone;"):
+        still_there("gone::away")
 
 
 @pytest.fixture

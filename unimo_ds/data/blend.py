@@ -41,6 +41,23 @@ def lead_of(folders: Sequence[OpenFolder]) -> OpenFolder:
     return max(folders, key=lambda one: (one.manifest.feature_size > 0, one.manifest.extractor is not None))
 
 
+def still_there(location: str) -> OpenFolder:
+    """The lead of those folders that can be opened: after a run, for the means by which its data were made.
+
+    Raises:
+        UserError: none can; of the first.
+    """
+    found, problems = [], []
+    for place in locations.split(location):
+        try:
+            found.append(OpenFolder(place))
+        except UserError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return lead_of(found)
+
+
 def joint_manifest(folders: Sequence[OpenFolder]) -> Manifest:
     """Of everything that is read. Its fingerprint says what that is and in which order, not where it lies: folders may move, and
     one folder of the same shards in the same order has the same.

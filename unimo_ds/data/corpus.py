@@ -122,16 +122,12 @@ class Corpus:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file, fetched first where the corpus is remote."""
-        return self.file_path(self.manifest.tokenizer.file)
-
-    def file_path(self, name: str) -> Path:
-        """A local path of one of the manifest's other files (tokenizer, extractor, report).
+        """The tokenizer's file, fetched first where the corpus is remote.
 
         Raises:
-            UserError: the manifest does not list it, or it is gone or another one lies in its place.
+            UserError: it is gone or another one lies in its place.
         """
-        return blend.lead_of(self._folders).file_path(name)
+        return blend.lead_of(self._folders).tokenizer_path
 
     def key(self, sample: int) -> str:
         """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` where there are several folders."""

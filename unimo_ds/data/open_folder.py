@@ -38,6 +38,11 @@ class OpenFolder:
         self._files: OrderedDict[str, FileIO] = OrderedDict()
         self.manifest: Manifest = load_manifest_at(self._storage, self.retry)
 
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file, fetched first where the folder is remote. Errors as `file_path`."""
+        return self.file_path(self.manifest.tokenizer.file)
+
     def file_path(self, name: str) -> Path:
         """A local path of one of the manifest's other files (tokenizer, extractor, report).
 
