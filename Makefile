@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test bench cluster env torchvision-environment lint format kernels apex tensorboard clean
+.PHONY: demo test bench cluster stores env torchvision-environment lint format kernels apex tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -48,6 +48,18 @@ cluster: env
 	$(VENV)/bin/python -m tests.cluster.rehearsal
 	$(VENV)/bin/python -m tests.cluster.kills --kills 200 --run-dir runs/kills
 
+# Data in object stores, by the clients of users from servers of the protocols on this machine.
+STORES := .venv-stores
+stores: $(STORES)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(STORES)/bin/python -m pytest tests/data/stores
+
+$(STORES)/.installed: requirements-stores.txt | env
+	test -x $(STORES)/bin/python || $(VENV)/bin/python -m venv $(STORES)
+	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-stores.txt
+	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(STORES)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
+	touch $@
+
 env: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
@@ -83,4 +95,4 @@ tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean:
-	rm -rf $(VENV) $(PEERS) .venv-torchvision runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(STORES) .venv-torchvision runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"}
     | {"planning.host"},
     "reporting": {"reporting", "utils"},
-    "preflight": LEAVES | {"preflight", "data.cache", "data.manifest", "data.retrying"},
+    "preflight": LEAVES | {"preflight", "data.manifest", "data.open_folder"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }

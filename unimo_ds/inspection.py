@@ -1,15 +1,20 @@
-"""`unimo inspect PATH`: what a data folder, a shard, a run or a checkpoint holds, told to a person."""
+"""`unimo inspect PATH`: what a data folder, a shard, a run or a checkpoint holds, told to a person. Data may lie at a URL."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
-from unimo_ds.data.schema import Sample
-from unimo_ds.data.shards import read_shard
+from unimo_ds.data.manifest import MANIFEST_FILE, Manifest, load_manifest
+from unimo_ds.data.open_folder import load_manifest_at
+from unimo_ds.data.remote_files import RemoteFiles, scheme_of
+from unimo_ds.data.retrying import Retries
+from unimo_ds.data.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -18,17 +23,20 @@ _SHOWN_METRICS = 14
 _MIB = 2**20
 
 
-def inspect_path(path: Path, *, num_samples: int = 3) -> dict[str, Any]:
-    """What lies at `path`, as plain values. `what` says which: shard, data folder, run, or checkpoint.
+def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> dict[str, Any]:
+    """What lies at `location`, as plain values. `what` says which: shard, data folder, run, or checkpoint.
 
     num_samples: of a shard, or of a folder's shard with the most pairs, shown in full.
 
     Raises:
         UserError: nothing there, nothing that this program wrote, or damaged.
     """
-    if path.is_file() and path.suffix == ".tar":
-        return inspect_shard(path, num_samples=num_samples)
+    place, path = os.fspath(location), Path(location)
+    if path.is_file() and path.suffix == SHARD_SUFFIX:
+        return _inspect_shard(place, open_shard(path), num_samples)
     if not path.is_dir():
+        if scheme_of(place) is not None:
+            return _inspect_url(place, num_samples)
         raise UserError(
             f"nothing to inspect at {path}; give a shard (.tar), a data folder, a run directory or a checkpoint"
         )
@@ -37,27 +45,36 @@ def inspect_path(path: Path, *, num_samples: int = 3) -> dict[str, Any]:
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         return inspect_run(path)
     if (path / MANIFEST_FILE).is_file() or any(path.glob("*.tar")):
-        return inspect_folder(path, num_samples=num_samples)
+        return _inspect_folder(place, load_manifest(path), lambda name: open_shard(path / name), num_samples)
     raise UserError(
         f"{path} is not a data folder (no {MANIFEST_FILE}), a run (no checkpoints/) or a checkpoint (no state.json)"
     )
 
 
-def inspect_shard(path: Path, *, num_samples: int) -> dict[str, Any]:
+def _inspect_url(url: str, num_samples: int) -> dict[str, Any]:
+    if url.endswith(SHARD_SUFFIX):
+        folder, _, name = url.rpartition("/")
+        return _inspect_shard(url, RemoteFiles(folder).open(name), num_samples)
+    files = RemoteFiles(url)
+    return _inspect_folder(url, load_manifest_at(files, Retries()), files.open, num_samples)
+
+
+def _inspect_shard(location: str, stream: BinaryIO, num_samples: int) -> dict[str, Any]:
     """Counts over the whole shard and its first samples."""
     counts: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
-    for stored in read_shard(path):
-        counts[stored.sample.kind.name.lower()] += 1
-        sources[stored.sample.source] += 1
-        if len(shown) < num_samples:
-            jpeg_bytes = None if stored.jpeg is None else len(stored.jpeg)
-            shown.append({**_describe(stored.sample), "jpeg_bytes": jpeg_bytes, "details": dict(stored.details)})
+    with stream:
+        for stored in read_samples(stream, location):
+            counts[stored.sample.kind.name.lower()] += 1
+            sources[stored.sample.source] += 1
+            if len(shown) < num_samples:
+                shown.append(_describe(stored))
+        size = stream.tell()
     return {
         "what": "shard",
-        "path": str(path),
-        "bytes": path.stat().st_size,
+        "path": location,
+        "bytes": size,
         "samples": sum(counts.values()),
         "kinds": dict(counts),
         "sources": dict(sources),
@@ -65,18 +82,21 @@ def inspect_shard(path: Path, *, num_samples: int) -> dict[str, Any]:
     }
 
 
-def inspect_folder(path: Path, *, num_samples: int) -> dict[str, Any]:
+def _inspect_folder(
+    location: str, manifest: Manifest, open_file: Callable[[str], BinaryIO], num_samples: int
+) -> dict[str, Any]:
     """The manifest's account of a data folder, and the first samples of the shard with the most pairs."""
-    manifest = load_manifest(path)
     sources: Counter[str] = Counter()
     for shard in manifest.shards:
         sources.update(shard.sources)
     # Pairs tell the most.
-    richest = max(manifest.shards, key=lambda shard: shard.kinds.get("pair", 0), default=None)
-    first = None if richest is None else inspect_shard(path / richest.file, num_samples=num_samples)
+    richest = max(manifest.shards, key=lambda shard: shard.kinds.get("pair", 0)).file
+    with open_file(richest) as stream:
+        # No more of it is read than that.
+        first = [_describe(stored) for stored in islice(read_samples(stream, f"{location}/{richest}"), num_samples)]
     return {
         "what": "data folder",
-        "path": str(path),
+        "path": location,
         "samples": manifest.num_samples,
         "kinds": manifest.totals,
         "sources": dict(sources),
@@ -89,7 +109,7 @@ def inspect_folder(path: Path, *, num_samples: int) -> dict[str, Any]:
         "extractor": None if manifest.extractor is None else manifest.extractor.fingerprint,
         "fingerprint": manifest.fingerprint,
         "made_by": list(manifest.commands),
-        "first_samples": [] if first is None else first["first_samples"],
+        "first_samples": first,
     }
 
 
@@ -167,8 +187,8 @@ def to_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _describe(sample: Sample) -> dict[str, Any]:
-    regions = sample.regions
+def _describe(stored: StoredSample) -> dict[str, Any]:
+    sample, regions = stored.sample, stored.sample.regions
     return {
         "key": sample.key,
         "kind": sample.kind.name.lower(),
@@ -190,6 +210,8 @@ def _describe(sample: Sample) -> dict[str, Any]:
         "regions": None if regions is None else list(regions.features.shape),
         "first_boxes": [] if regions is None else [[round(float(x), 3) for x in box] for box in regions.boxes[:3]],
         "first_classes": [] if regions is None else regions.class_ids[:3, 0].tolist(),
+        "jpeg_bytes": None if stored.jpeg is None else len(stored.jpeg),
+        "details": dict(stored.details),
     }
 
 

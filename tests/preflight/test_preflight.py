@@ -118,7 +118,7 @@ def test_remote_data_is_read_where_it_lies(data: Path, monkeypatch: pytest.Monke
     files.pipe_file("/preflight/manifest.json", b"{")
     assert "damaged" in node_checks.problems_of_data("memory://preflight")[0]
     files.rm("/preflight", recursive=True)
-    assert "memory://preflight cannot be read" in node_checks.problems_of_data("memory://preflight")[0]
+    assert "cannot read memory://preflight/manifest.json" in node_checks.problems_of_data("memory://preflight")[0]
     assert "hunter2" not in node_checks.problems_of_data("pipe://user:hunter2@host/data")[0]
 
 

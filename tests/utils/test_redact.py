@@ -17,6 +17,7 @@ from unimo_ds.utils.redact import redact, redacted
         ("https://host/x?sv=1&sig=ab%2Fc", "https://host/x?sv=1&sig=***"),
         ("--storage-password=hunter2 --seed=1", "--storage-password=*** --seed=1"),
         ("AWS_SECRET_ACCESS_KEY=wJalr", "AWS_SECRET_ACCESS_KEY=***"),
+        ("AccountName=mine;AccountKey=Eby8vd/K1==;x", "AccountName=mine;AccountKey=***;x"),
         ("token: hf_abcdefghijklmnopqrstuvwx", "token: ***"),
         ("see hf_abcdefghijklmnopqrstuvwx", "see ***"),
     ],

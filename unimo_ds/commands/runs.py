@@ -74,7 +74,9 @@ _INSPECT_EXAMPLE = """unimo inspect demo_data/train
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="PATH", help="shard (.tar), data folder, run or checkpoint; or the word `order` or `sample`"
+        "path",
+        metavar="PATH",
+        help="shard (.tar) or data folder, also by its URL, run or checkpoint; or the word `order` or `sample`",
     )
     parser.add_argument("--samples", type=int, default=3, help="samples shown of a shard (default 3)")
     parser.add_argument("--html", type=Path, metavar="OUT", help="of a run or a sample: write it as a page")
@@ -108,7 +110,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         return None
     from unimo_ds import inspection
 
-    found = inspection.inspect_path(Path(arguments.path), num_samples=arguments.samples)
+    found = inspection.inspect_path(arguments.path, num_samples=arguments.samples)
     emit(found, inspection.to_text(found), arguments.json)
     return None
 

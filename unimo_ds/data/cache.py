@@ -12,22 +12,16 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from unimo_ds.data.remote_files import RemoteFiles, scheme_of
 from unimo_ds.utils.errors import UserError
 
-PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "hf", "memory")
-"""What a URL may begin with. Never a shell (`pipe:`), never a chain of file systems (`a::b`)."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_CHUNK = 16 * 2**20
-"""Bytes of one request."""
 _STALE_NANOSECONDS = 3600 * 10**9
 """After so long without a byte a file is no longer being fetched."""
 
@@ -64,13 +58,10 @@ def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cac
     text = os.fspath(location)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    scheme = _SCHEME.match(text)
-    if scheme is None or Path(text).is_dir():
+    if scheme_of(text) is None or Path(text).is_dir():
         return LocalStorage(Path(text))
-    if scheme[1] not in PROTOCOLS or "::" in text:
-        raise UserError(f"cannot read data from {text!r}: it must be a local folder or a URL of {', '.join(PROTOCOLS)}")
     folder = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
-    return RemoteStorage(text.rstrip("/"), folder, cache_bytes)
+    return RemoteStorage(RemoteFiles(text), folder, cache_bytes)
 
 
 class LocalStorage:
@@ -100,19 +91,14 @@ class RemoteStorage:
     most_open = 4
     """A file that was dropped while it is open still takes its place on the disk; and opening it again says that it is used."""
 
-    def __init__(self, url: str, cache_dir: Path, cache_bytes: int) -> None:
+    def __init__(self, files: RemoteFiles, cache_dir: Path, cache_bytes: int) -> None:
         """
         Raises:
-            UserError: the package that reads such URLs is not installed, or the cache folder cannot be made.
+            UserError: the cache folder cannot be made.
         """
-        self.url = url
+        self._files = files
         self.cache_bytes = cache_bytes
-        self._connections: dict[int, tuple[Any, str]] = {}
-        try:
-            self._connection()
-        except ImportError as error:
-            raise UserError(f"cannot read {url}: {error}") from None
-        self.folder = cache_dir / hashlib.sha256(url.encode()).hexdigest()[:16]
+        self.folder = cache_dir / hashlib.sha256(files.url.encode()).hexdigest()[:16]
         self.cache_dir = cache_dir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,28 +107,11 @@ class RemoteStorage:
                 f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
             ) from None
 
-    def _connection(self) -> tuple[Any, str]:
-        """fsspec's file system, and the folder in it.
-
-        Most of them work on a thread of the process that opened them, so a forked worker opens its own. It keeps its parent's as
-        well: to close that would close connections that the parent still uses.
-        """
-        found = self._connections.get(os.getpid())
-        if found is None:
-            # Imported here: local runs need none of it.
-            import fsspec
-
-            found = self._connections[os.getpid()] = fsspec.core.url_to_fs(self.url)
-        return found
-
     def describe(self, name: str) -> str:
-        return f"{self.url}/{name}"
+        return self._files.describe(name)
 
     def read(self, name: str) -> bytes:
-        files, root = self._connection()
-        with _remote_errors(self.describe(name)):
-            content: bytes = files.cat_file(f"{root}/{name}")
-        return content
+        return self._files.read(name)
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
         """The cached file, fetched and checked where it is not there yet.
@@ -165,8 +134,7 @@ class RemoteStorage:
         with _locked(path.with_name(f".{path.name}.lock")):
             if not self._touch(path, size):
                 self._make_room(size)
-                with _remote_errors(self.describe(name)):
-                    self._fetch(name, path, size, sha256)
+                self._fetch(name, path, size, sha256)
         return path
 
     def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
@@ -188,9 +156,8 @@ class RemoteStorage:
         aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         digest, received = hashlib.sha256(), 0
         try:
-            files, root = self._connection()
-            with files.open(f"{root}/{name}", "rb", cache_type="none") as source, open(aside, "wb") as target:
-                while chunk := source.read(_CHUNK):
+            with open(aside, "wb") as target:
+                for chunk in self._files.chunks(name):
                     received += len(chunk)
                     if received > size:
                         break
@@ -231,39 +198,6 @@ class RemoteStorage:
                     continue
                 path.unlink(missing_ok=True)
                 held -= held_bytes
-
-
-_LIBRARY_ERRORS = (
-    ("aiohttp", "ClientError"),
-    ("asyncio", "TimeoutError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("azure.core.exceptions", "AzureError"),
-    ("huggingface_hub.errors", "HfHubHTTPError"),
-)
-"""What the libraries behind fsspec raise where a file system would raise OSError."""
-
-
-def _remote_failures() -> tuple[type[Exception], ...]:
-    """OSError and those of them that can occur here: a library that is not loaded has raised nothing."""
-    found = (getattr(sys.modules.get(module), name, None) for module, name in _LIBRARY_ERRORS)
-    return (OSError, *(kind for kind in found if isinstance(kind, type)))
-
-
-@contextlib.contextmanager
-def _remote_errors(where: str) -> Iterator[None]:
-    """Within the block, what a library raises becomes an OSError that names the file and the cause."""
-    try:
-        yield
-    except _remote_failures() as error:
-        cause: BaseException = error
-        if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _remote_failures()):
-            # fsspec says so of every failure to open a file over HTTP.
-            cause = error.__cause__
-        elif isinstance(error, OSError):
-            raise
-        raise OSError(f"{where}: {type(cause).__name__}: {cause}") from error
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ class Corpus:
     def open(
         cls, location: str | os.PathLike[str], *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30
     ) -> Corpus:
-        """Open a local folder or a URL (http, s3, ...: see `cache.PROTOCOLS`), or several: `A::B`.
+        """Open a local folder or a URL (http, s3, ...: see `remote_files.CLIENTS`), or several: `A::B`.
 
         cache_dir: where remote shards are kept (None: ~/.cache/unimo_ds/shards); cache_bytes: how much of them.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unimo_ds.data import cache, index, manifest, shards
 from unimo_ds.data.manifest import Manifest, ShardEntry
+from unimo_ds.data.remote_files import CURE, RemoteFiles
 from unimo_ds.data.retrying import Retries
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
@@ -35,7 +36,7 @@ class OpenFolder:
         self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
         self._most_open = max(1, self._storage.most_open // num_folders)
         self._files: OrderedDict[str, FileIO] = OrderedDict()
-        self.manifest: Manifest = _load_manifest(self._storage, self.retry)
+        self.manifest: Manifest = load_manifest_at(self._storage, self.retry)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -54,7 +55,7 @@ class OpenFolder:
         try:
             path = self.retry(name, lambda: self._storage.local_path(name, size=known.bytes, sha256=known.sha256))
         except OSError as error:
-            raise UserError(f"cannot read {self._storage.describe(name)}: {error}") from None
+            raise UserError(f"cannot read {error}") from None
         if manifest.file_entry(path).sha256 != known.sha256:
             raise UserError(
                 f"{path} is not what the manifest of {self.location} describes (checksum); restore it, or accept it as it is "
@@ -80,7 +81,7 @@ class OpenFolder:
                         f"shard {self._storage.describe(entry.file)} has {size} bytes, not {entry.bytes}; {cure}"
                     )
         except OSError as error:
-            raise UserError(f"cannot read {where} or its shard: {error}; {cure}") from None
+            raise UserError(f"cannot read an index or its shard: {error}; {cure}") from None
         if hashlib.sha256(content).hexdigest() != entry.index_sha256:
             raise UserError(f"{where} is not the index that the manifest describes; {cure}")
         one = index.from_bytes(content, where=where)
@@ -110,12 +111,16 @@ class OpenFolder:
         self._files.clear()
 
 
-def _load_manifest(storage: cache.Storage, retry: Retries) -> Manifest:
+def load_manifest_at(storage: cache.Storage | RemoteFiles, retry: Retries) -> Manifest:
+    """The manifest of a local folder or a URL.
+
+    Raises:
+        UserError: it is not there or cannot be read, or anything `manifest.parse_manifest` refuses.
+    """
     if isinstance(storage, cache.LocalStorage):
         return manifest.load_manifest(storage.folder)
-    where = storage.describe(manifest.MANIFEST_FILE)
     try:
         content = retry(manifest.MANIFEST_FILE, lambda: storage.read(manifest.MANIFEST_FILE))
     except OSError as error:
-        raise UserError(f"cannot read {where}: {error or type(error).__name__}; check the address") from None
-    return manifest.parse_manifest(content, where=where)
+        raise UserError(f"cannot read {error}; {CURE}") from None
+    return manifest.parse_manifest(content, where=storage.describe(manifest.MANIFEST_FILE))

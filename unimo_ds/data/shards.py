@@ -232,24 +232,32 @@ def read_shard(path: str | os.PathLike[str]) -> Iterator[StoredSample]:
     Raises:
         UserError: the file cannot be read, or is damaged; samples before the damage have been given.
     """
-    path = Path(path)
-    base = ""
+    with open_shard(Path(path)) as stream:
+        yield from read_samples(stream, os.fspath(path))
+
+
+def read_samples(stream: BinaryIO, where: str) -> Iterator[StoredSample]:
+    """The same of a stream. where: path or URL of the shard.
+
+    Raises: as above.
+    """
+    name, base = where.rsplit("/", 1)[-1], ""
     try:
-        with open_shard(path) as stream:
-            for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
-                content = {column: member.content for column, member in columns.items()}
-                sample = members.decode_sample(f"{path.name}:{base}", content)
-                yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
+        for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
+            content = {column: member.content for column, member in columns.items()}
+            sample = members.decode_sample(f"{name}:{base}", content)
+            yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
     except (tars.BadTar, members.DecodeError, OSError) as error:
-        raise unreadable(path, base, error) from None
+        raise unreadable(where, base, error) from None
 
 
-def unreadable(path: Path, base: str, error: tars.BadTar | members.DecodeError | OSError) -> UserError:
+def unreadable(where: str | Path, base: str, error: tars.BadTar | members.DecodeError | OSError) -> UserError:
     """What is said of a shard that could not be read through. base: the last sample met."""
     if isinstance(error, OSError):
-        return UserError(f"cannot read shard {path}: {error.strerror}")
-    where = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
-    return UserError(f"shard {path} is damaged{where}: {error}; write it again or remove it")
+        # Errors of a URL name it.
+        return UserError(f"cannot read shard {where}: {error.strerror}" if error.strerror else f"cannot read {error}")
+    sample = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
+    return UserError(f"shard {where} is damaged{sample}: {error}; write it again or remove it")
 
 
 def shard_name(prefix: str, number: int) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.data import folder as folders
 from unimo_ds.data import index, manifest, members, shards
-from unimo_ds.data.manifest import ShardEntry
+from unimo_ds.data.manifest import FileEntry, ShardEntry
 from unimo_ds.data.prepare.journal import import_journal, unfinished_imports
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.errors import UserError
@@ -62,18 +62,20 @@ def verify(
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"no data folder at {path}")
-    problems = list(_check_listing(path))
+    names = sorted(inside.name for inside in path.iterdir())
+    problems = [*_check_listing(path), *check_pickles(names)]
     try:
         listed = manifest.load_manifest(path)
     except UserError as error:
         # Without a manifest nothing else can be proven good.
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
-    problems += [*_check_files(path, listed), *_check_unfinished(path)]
+    problems += [problem for entry in listed.files for problem in check_file(path, entry)]
+    problems += [*check_names(names, listed), *_check_unfinished(path)]
     tasks = [(path, entry, tokenizer) for entry in listed.shards]
     found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
     problems += [problem for number in sorted(found) for problem in found[number]]
     if not problems:
-        problems += _check_together(path, listed)
+        problems += check_together(path, listed)
     return problems
 
 
@@ -135,37 +137,39 @@ def _check_listing(folder: Path) -> Iterator[Problem]:
             yield Problem(path.name, "is a link; a data folder holds its files itself")
         elif not path.is_file() and not path.is_dir():
             yield Problem(path.name, "is a device, pipe or socket")
-        elif path.suffix.lower() in PICKLE_SUFFIXES:
-            yield Problem(path.name, "looks like a pickle, which runs code when it is read; remove it")
 
 
-def _check_files(folder: Path, listed: manifest.Manifest) -> Iterator[Problem]:
-    """Listed files that changed or are gone, and shards and indices that are not listed."""
-    for entry in listed.files:
-        try:
-            found = manifest.file_entry(folder / entry.file)
-        except UserError as error:
-            yield Problem(entry.file, f"is missing or unreadable ({error})")
-            continue
-        if found != entry:
-            yield Problem(
-                entry.file, f"is not what the manifest describes ({found.bytes} bytes of {entry.bytes}; checksum)"
-            )
-    names = {entry.file for entry in listed.files}
+def check_pickles(names: Iterable[str]) -> list[Problem]:
+    reason = "looks like a pickle, which runs code when it is read; remove it"
+    return [Problem(name, reason) for name in names if name.lower().endswith(PICKLE_SUFFIXES)]
+
+
+def check_file(folder: Path, entry: FileEntry) -> list[Problem]:
+    """What is wrong with a file beside the shards."""
+    try:
+        found = manifest.file_entry(folder / entry.file)
+    except UserError as error:
+        return [Problem(entry.file, f"is missing or unreadable ({error})")]
+    if found == entry:
+        return []
+    return [Problem(entry.file, f"is not what the manifest describes ({found.bytes} bytes of {entry.bytes}; checksum)")]
+
+
+def check_names(names: Iterable[str], listed: manifest.Manifest) -> Iterator[Problem]:
+    """Files that the manifest needs but does not list, and shards and indices that are there unlisted. names: of all files."""
+    named = {entry.file for entry in listed.files}
     for needed in (listed.tokenizer.file, listed.extractor.file if listed.extractor else None):
-        if needed is not None and needed not in names:
+        if needed is not None and needed not in named:
             yield Problem(needed, "is named by the manifest, but not among its files")
     shard_names = {entry.file for entry in listed.shards}
     index_names = {shards.index_path(name).name for name in shard_names}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    for name in names:
+        if name.startswith("."):
             continue
-        if path.suffix == shards.SHARD_SUFFIX and path.name not in shard_names:
-            yield Problem(
-                path.name, "is not in the manifest; finish the import with `unimo prepare pack`, or remove it"
-            )
-        elif path.name.endswith(shards.INDEX_SUFFIX) and path.name not in index_names:
-            yield Problem(path.name, "is an index without a shard in the manifest; remove it")
+        if name.endswith(shards.SHARD_SUFFIX) and name not in shard_names:
+            yield Problem(name, "is not in the manifest; finish the import with `unimo prepare pack`, or remove it")
+        elif name.endswith(shards.INDEX_SUFFIX) and name not in index_names:
+            yield Problem(name, "is an index without a shard in the manifest; remove it")
 
 
 def _check_unfinished(folder: Path) -> Iterator[Problem]:
@@ -210,7 +214,7 @@ def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> lis
     return problems
 
 
-def _check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
+def check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
     """What only all shards together can show: keys that come twice, references, sizes that differ."""
     problems, outlines, hashes = [], [], []
     for entry in listed.shards:

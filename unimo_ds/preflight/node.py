@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from unimo_ds.data.cache import open_storage
-from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest, parse_manifest
-from unimo_ds.data.retrying import Retries
+from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.open_folder import OpenFolder
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
 
@@ -105,11 +104,9 @@ def problems_of_data(path: str) -> list[str]:
 def _problems_of_remote_data(url: str) -> list[str]:
     with tempfile.TemporaryDirectory() as cache_dir:
         try:
-            storage = open_storage(url, cache_dir=cache_dir, cache_bytes=0)
-            content = Retries()(MANIFEST_FILE, lambda: storage.read(MANIFEST_FILE))
-            parse_manifest(content, where=storage.describe(MANIFEST_FILE))
-        except (OSError, UserError) as error:
-            return [redact(f"{url} cannot be read: {error}")]
+            OpenFolder(url, cache_dir=cache_dir)
+        except UserError as error:
+            return [redact(str(error))]
     return []
 
 

@@ -13,8 +13,8 @@ from typing import Any
 BLOT = "***"
 _USER_INFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMED = re.compile(
-    r"(?i)\b([\w.-]*(?:password|passwd|secret|token(?!iz)|api[_-]?key|access[_-]?key|credential|signature)[\w.-]*|sig|sas)(=|: ?)"
-    r"([^\s&'\",;]+)"
+    r"(?i)\b([\w.-]*(?:password|passwd|secret|token(?!iz)|(?:api|access|account)[_-]?key|credential|signature)[\w.-]*|sig|sas)"
+    r"(=|: ?)([^\s&'\",;]+)"
 )
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
 """Tokens of Hugging Face, GitHub, AWS and others, which announce themselves."""

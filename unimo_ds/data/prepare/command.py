@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
     for name, purpose in _FOLDER_STAGES.items():
         stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
-        stage.add_argument("folder", type=Path, help="data folder")
+        if name == "verify":
+            stage.add_argument("folder", metavar="FOLDER", help="data folder or its URL")
+        else:
+            stage.add_argument("folder", type=Path, help="data folder")
         stage.add_argument("--json", action="store_true", help="print the result as JSON")
         if name == "retrieve":
             stage.add_argument(
@@ -245,12 +248,12 @@ def _run_pack(arguments: argparse.Namespace) -> int:
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.verify import verify
+    from unimo_ds.data.verify_remote import verify_at
 
     problems: list[str] = []
 
     def body(workers: Workers) -> None:
-        problems.extend(str(problem) for problem in verify(arguments.folder, workers=workers))
+        problems.extend(str(problem) for problem in verify_at(arguments.folder, workers=workers))
         _print(arguments, {"problems": problems}, problems or [f"{arguments.folder} is good"])
 
     return worker_options.with_workers(arguments, None, body) or int(bool(problems))
