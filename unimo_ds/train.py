@@ -136,7 +136,7 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
     """Draw the demo corpus on rank 0 where the recipe asks for it; a finished one is left as it is."""
     with failing_together(communicator):
         if communicator.rank == 0 and Path(config.data.path) == Path(DEMO_DATA) / "train":
-            from unimo_ds.data.prepare.scenes import write_demo_corpus
+            from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
             write_demo_corpus(DEMO_DATA)
 

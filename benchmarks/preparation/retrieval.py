@@ -31,10 +31,10 @@ from scipy.sparse import csr_matrix, save_npz, vstack
 from sentences import make, pieces_of
 from whole_run import memory_of
 
-from unimo_ds.data.prepare import approximate
-from unimo_ds.data.prepare import collections_on_disk as collections
 from unimo_ds.data.prepare.journal import read_json_object, write_json
-from unimo_ds.data.prepare.similarity import Nearest, tf_idf
+from unimo_ds.data.prepare.retrieval import approximate
+from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
+from unimo_ds.data.prepare.retrieval.similarity import Nearest, tf_idf
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.utils.machine import processor_name
 
@@ -169,7 +169,7 @@ def collection(options: argparse.Namespace, workers: Workers, note: Any) -> list
 
 
 def count(work: Path, number: int) -> Counter[str]:
-    from unimo_ds.data.prepare.similarity import content_words
+    from unimo_ds.data.prepare.retrieval.similarity import content_words
 
     return Counter(word for text in collections.sentences(work, number) for word in set(content_words(text)))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.cluster.cluster import REPOSITORY, Cluster, wait_until, why_not
 from tests.runs import logged
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.utils.launchers import host_names
 
 _STARTING = 900.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.distributed.launching import started, torchrun
 from tests.distributed.test_train import SPOILING, arguments
 from tests.runs import logged
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
 STEPS_EACH = 6
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.distributed.launching import started
 from tests.distributed.test_train import arguments
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.engine import checkpoint_folder
 
 STARTS = """if True:

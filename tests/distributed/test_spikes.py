@@ -12,7 +12,7 @@ import pytest
 from tests.distributed.launching import started
 from tests.distributed.test_train import SPOILING, arguments
 from tests.runs import logged
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.engine import checkpoint_folder, rollback
 from unimo_ds.run_page import read_run, summary
 

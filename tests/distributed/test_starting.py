@@ -16,7 +16,7 @@ import pytest
 
 from tests.distributed.launching import deepspeed, processes_of_rank, started, torchrun
 from tests.distributed.test_train import TRAIN, arguments, is_running, steps_so_far
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
 from tests.runs import logged
-from unimo_ds.data.prepare.scenes import write_demo_corpus
+from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.engine import checkpoint_folder
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"

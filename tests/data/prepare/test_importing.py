@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -16,10 +17,11 @@ from unimo_ds.data import extractors, images, regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.manifest import load_manifest
-from unimo_ds.data.prepare import importing
+from unimo_ds.data.prepare import importing, journal
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.schema import Kind, TextRole
+from unimo_ds.data.shards import index_path
 from unimo_ds.data.verify import verify
 
 
@@ -236,6 +238,55 @@ def test_an_import_that_was_given_up_enters_nothing(raw: Path, tmp_path: Path, m
     assert _import(raw, tmp_path, "--source", "half") == 0
     assert verify(tmp_path) == []
     assert load_manifest(tmp_path).totals == {"pair": 24, "text": 8}
+
+
+@pytest.mark.parametrize("moment", ["mark", "entries"])
+def test_a_kill_at_the_very_end_of_an_import_undoes_nothing(
+    raw: Path, tmp_path: Path, monkeypatch, capsys, moment: str
+) -> None:
+    """Between the manifest and the end of the journal: its mark is still there, or gone without the rest."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "mark":
+        monkeypatch.setattr(importing.Journal, "forget", stop)
+    else:
+        monkeypatch.setattr(journal.shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _import(raw, tmp_path)
+    monkeypatch.undo()
+    made = load_manifest(tmp_path).shards
+    assert _import(raw, tmp_path, kind="texts") == 0
+    assert load_manifest(tmp_path).shards[-len(made) :] == made
+    assert verify(tmp_path) == []
+    assert _import(raw, tmp_path) == 0
+    assert list((tmp_path / journal.JOURNALS).glob("*")) == []
+
+
+def test_a_kill_while_shards_are_replaced_leaves_no_old_one(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    assert _import(raw, tmp_path, "--source", "lines", kind="texts") == 0
+    old = tmp_path / "lines-000001.tar"  # as if the first import had made more shards than the second
+    shutil.copy(tmp_path / "lines-000000.tar", old)
+    shutil.copy(index_path(tmp_path / "lines-000000.tar"), index_path(old))
+    assert main(["pack", str(tmp_path)]) == 0
+
+    unlink = Path.unlink
+
+    def stop_at_tars(path: Path, **options: bool) -> None:
+        if path.suffix == ".tar":
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", stop_at_tars)
+    with pytest.raises(KeyboardInterrupt):
+        _import(raw, tmp_path, "--source", "lines", "--paragraphs", "--replace", kind="texts")
+    monkeypatch.undo()
+    assert _import(raw, tmp_path, "--source", "other", kind="texts") == 0
+    assert [entry.file for entry in load_manifest(tmp_path).shards] == ["other-000000.tar"]
+    assert _import(raw, tmp_path, "--source", "lines", "--paragraphs", "--replace", kind="texts") == 0
+    assert not old.exists()
+    assert verify(tmp_path) == []
 
 
 def test_one_stage_at_a_time_works_in_a_folder(raw: Path, tmp_path: Path, capsys) -> None:

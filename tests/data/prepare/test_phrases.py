@@ -14,7 +14,7 @@ from unimo_ds.data.draws import Uniforms
 from unimo_ds.data.examples import in_bytes
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.phrases import phrases_of
-from unimo_ds.data.prepare.scene_graph.rules import parse_caption
+from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption
 from unimo_ds.data.schema import Caption, Kind, Sample
 from unimo_ds.data.verify import verify
 from unimo_ds.utils.seed import mix

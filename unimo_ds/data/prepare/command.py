@@ -194,10 +194,10 @@ def _run_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _run_rewrite(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import rewriting
+    from unimo_ds.data.prepare.rewriting import rewrite_stage
 
     settings = rewrite_options.settings(arguments)
-    return _run_stage(arguments, lambda workers: rewriting.rewrite_folder(arguments.folder, settings, workers))
+    return _run_stage(arguments, lambda workers: rewrite_stage.rewrite_folder(arguments.folder, settings, workers))
 
 
 def _run_phrases(arguments: argparse.Namespace) -> int:
@@ -208,10 +208,10 @@ def _run_phrases(arguments: argparse.Namespace) -> int:
 
 
 def _run_retrieve(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import retrieval
+    from unimo_ds.data.prepare.retrieval import retrieve_stage
 
     settings = RetrieveSettings(arguments.number, tuple(arguments.approximate))
-    return _run_stage(arguments, lambda workers: retrieval.retrieve_folder(arguments.folder, settings, workers))
+    return _run_stage(arguments, lambda workers: retrieve_stage.retrieve_folder(arguments.folder, settings, workers))
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
@@ -257,10 +257,10 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.prepare import scenes
+    from unimo_ds.data.prepare.scenes import writing
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("stage", "output", "json")}
-    scenes.write_demo_corpus(arguments.output, **given)
+    writing.write_demo_corpus(arguments.output, **given)
     result = {name: str(arguments.output / name) for name in ("train", "held_out")}
     _print(arguments, result, [f"{name}: {path}" for name, path in result.items()])
     return 0

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from unimo_ds.data import manifest, verify
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import formats, importing, phrases, retrieval, rewriting, stages
+from unimo_ds.data.prepare import formats, importing, phrases, stages
 from unimo_ds.data.prepare.corpus_plan import Plan
 from unimo_ds.data.prepare.journal import Journal, sweep
-from unimo_ds.data.prepare.scene_graph import parsers
+from unimo_ds.data.prepare.retrieval import retrieve_stage
+from unimo_ds.data.prepare.rewriting import rewrite_stage
+from unimo_ds.data.prepare.rewriting.scene_graph import parsers
 from unimo_ds.data.prepare.settings import (
     ImportSettings,
     PhraseSettings,
@@ -50,9 +52,9 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     if plan.phrases is not None:
         parsers.check(plan.phrases.parser, plan.phrases.parser_path)
     if plan.rewrite is not None:
-        rewriting.check(plan.rewrite)
+        rewrite_stage.check(plan.rewrite)
     if plan.retrieve is not None:
-        retrieval.check(plan.retrieve)
+        retrieve_stage.check(plan.retrieve)
     journal = Journal(output, "all")
     journal.begin(options)
     reports: dict[str, Report] = {}
@@ -73,7 +75,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     if plan.rewrite is not None and totals.get("pair"):
         reports["rewrite"] = _rewrite(plan.output, plan.rewrite, workers)
     if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
-        reports["retrieve"] = retrieval.retrieve_folder(output, plan.retrieve, workers)
+        reports["retrieve"] = retrieve_stage.retrieve_folder(output, plan.retrieve, workers)
     sweep(output)
     problems = verify.verify(output, workers=workers)
     if problems:
@@ -105,7 +107,7 @@ def _rewrite(output: Path, settings: RewriteSettings, workers: Workers) -> Repor
     # After retrieval the folder is no longer as rewriting left it, but no less rewritten.
     if stages.was_done(output, "retrieve"):
         return Report({"already rewritten": 1})
-    return rewriting.rewrite_folder(output, settings, workers)
+    return rewrite_stage.rewrite_folder(output, settings, workers)
 
 
 def _trained(plan: Plan, journal: Journal) -> Path:

@@ -55,8 +55,9 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     if journal.begun != identity:
         before = finished_report(settings.output, name, identity)
         if before is not None and not settings.replace:
+            journal.forget()
             return before
-        _clear(settings, name)
+        _clear(settings, name, journal)
     journal.begin(identity)
     sweep(settings.output)
     reader = formats.reader(settings)
@@ -135,7 +136,7 @@ def manifest_of(folder: Path | None, *, required: bool = False) -> manifest.Mani
     return manifest.load_manifest(folder)
 
 
-def _clear(settings: ImportSettings, name: str) -> None:
+def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
     """Make room for the shards of a source: remove the scraps of an import that was killed, and what is to be replaced.
 
     Raises:
@@ -154,6 +155,7 @@ def _clear(settings: ImportSettings, name: str) -> None:
                 f"{settings.output} already holds shards named {name}-*, made of other inputs or options; "
                 "choose another name for this import with --source, or add --replace"
             )
+        journal.clear()  # from here on what is left of them is no import
         manifest.forget_shards(settings.output, {path.name for path in own})
     for path in own:
         shards.index_path(path).unlink(missing_ok=True)

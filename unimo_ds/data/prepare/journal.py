@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data import shards
+from unimo_ds.data import manifest, shards
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
@@ -43,10 +43,19 @@ class Journal:
         """Go on with this work, or forget what is there and begin it. Returns whether there is something to go on with."""
         if self.begun == fingerprint:
             return True
-        self.forget()
-        self.path.mkdir(parents=True)
+        self.clear()
         self.write(_BEGUN, {"fingerprint": fingerprint})
         return False
+
+    def clear(self) -> None:
+        """Forget what was done, but not that the folder may hold some of it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write(_BEGUN, {"fingerprint": None})
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _BEGUN:
+                entry.unlink()
 
     def write(self, name: str, content: Any) -> None:
         write_json(self.path / name, content)
@@ -70,15 +79,26 @@ def import_journal(folder: Path, source: str) -> Journal:
 
 
 def unfinished_imports(folder: Path) -> list[str]:
-    """Sources of which the folder may hold a part alone: their import was killed and not continued."""
-    return sorted(path.name.removeprefix(_IMPORT) for path in (folder / JOURNALS).glob(f"{_IMPORT}*"))
+    """Sources of which the folder may hold a part alone: their import was killed and not continued.
+
+    Not those whose shards the manifest lists, or whose journal has lost its mark: a kill came when all was done.
+    """
+    marks = (folder / JOURNALS).glob(f"{_IMPORT}*/{_BEGUN}")
+    sources = sorted(path.parent.name.removeprefix(_IMPORT) for path in marks)
+    if not sources or not (folder / manifest.MANIFEST_FILE).exists():
+        return sources
+    listed = {entry.file for entry in manifest.load_manifest(folder).shards}
+    return [source for source in sources if not listed & _shards_of(folder, source)]
 
 
 def unfinished_shards(folder: Path, *, but: str = "") -> set[str]:
     """File names of such sources' shards. but: the source whose import is just being finished."""
-    return {
-        path.name for source in unfinished_imports(folder) if source != but for path in shards.files_of(folder, source)
-    }
+    sources = (source for source in unfinished_imports(folder) if source != but)
+    return {name for source in sources for name in _shards_of(folder, source)}
+
+
+def _shards_of(folder: Path, source: str) -> set[str]:
+    return {path.name for path in shards.files_of(folder, source)}
 
 
 @contextlib.contextmanager

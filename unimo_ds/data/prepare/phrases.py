@@ -13,8 +13,8 @@ from pathlib import Path
 from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import write_json
-from unimo_ds.data.prepare.scene_graph import parsers
-from unimo_ds.data.prepare.scene_graph.graph import AttributeKind, SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph import parsers
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.settings import PhraseSettings, files_in
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage

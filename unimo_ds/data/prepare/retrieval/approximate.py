@@ -1,0 +1,153 @@
+"""Approximate retrieval with FAISS, behind the exact one's interface: an index proposes rows, their scores are exact.
+
+For images by the million, whose class vectors share most of their classes, so that going through every posting costs too much.
+(Sentences share few words: their exact search is faster and loses nothing, see docs/experiments.md.) Rows are projected to a few
+hundred dimensions by a random matrix with few entries (Achlioptas 2003; Kane and Nelson 2014): unlike principal components, which
+keep what is frequent, it keeps the rare words that make sentences near. An inverted file of quantised vectors (`IVF, SQ8`) then
+proposes ten times the wanted number. What is lost is measured in docs/experiments.md.
+
+One index holds about a million rows (whole blocks), so that a task's memory does not grow with the collection. Indices are made
+on one thread each and do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from unimo_ds.data.prepare.retrieval.similarity import Nearest
+from unimo_ds.utils.errors import UserError
+
+DIMENSIONS = 384
+PROPOSED = 10
+"""Times the wanted number of rows that the index proposes."""
+PROBED = 64
+"""Lists looked into for a query, of at most `_MOST_LISTS`."""
+INDEX_ROWS = 1_000_000
+_MOST_LISTS, _ROWS_PER_LIST = 1024, 40
+_TRAINING_ROWS_PER_LIST = 64
+_ENTRIES = 16
+"""Of the projection, for each word or class."""
+_ROWS_AT_ONCE = 50_000
+_SCORED_AT_ONCE = 200_000
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring blocks under one index."""
+
+    number: int
+    blocks: tuple[int, ...]
+    """Their numbers."""
+    first: int
+    """Number of the first row in the whole collection."""
+    sizes: tuple[int, ...]
+
+
+def require_faiss() -> Any:
+    """
+    Raises:
+        UserError: FAISS is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "--approximate needs FAISS, which is not installed: pip install faiss-cpu, or leave the option out: "
+            "the exact search needs nothing"
+        ) from None
+    faiss.omp_set_num_threads(1)
+    return faiss
+
+
+def groups_of(sizes: Sequence[int]) -> tuple[Group, ...]:
+    """Blocks of these sizes, in their order, about `INDEX_ROWS` rows together."""
+    groups: list[Group] = []
+    start, first = 0, 0
+    for end in range(1, len(sizes) + 1):
+        if sum(sizes[start:end]) >= INDEX_ROWS or end == len(sizes):
+            part = tuple(sizes[start:end])
+            if sum(part):
+                groups.append(Group(len(groups), tuple(range(start, end)), first, part))
+            first += sum(part)
+            start = end
+    return tuple(groups)
+
+
+@functools.lru_cache(maxsize=2)
+def projection(num_columns: int) -> csr_matrix:
+    """[columns, DIMENSIONS] random signs, a few a row: a function of the sizes alone."""
+    random = np.random.default_rng(num_columns)
+    places = random.integers(0, DIMENSIONS, (num_columns, _ENTRIES)).ravel()
+    signs = random.integers(0, 2, num_columns * _ENTRIES).astype(np.float32) * 2 - 1
+    starts = np.arange(num_columns + 1) * _ENTRIES
+    return csr_matrix((signs, places, starts), (num_columns, DIMENSIONS))
+
+
+def project(rows: csr_matrix) -> Floats:
+    """[n, DIMENSIONS] unit vectors; zeros for empty rows."""
+    dense: Floats = (rows @ projection(rows.shape[1])).toarray().astype(np.float32)
+    dense /= np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-9)
+    return dense
+
+
+def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> None:
+    """Write the index of a group, whole or not at all.
+
+    vectors: block number -> its rows.
+    """
+    faiss = require_faiss()
+    total = sum(group.sizes)
+    num_lists = int(np.clip(total // _ROWS_PER_LIST, 1, _MOST_LISTS))
+    index = faiss.index_factory(DIMENSIONS, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    step = max(1, total // (_TRAINING_ROWS_PER_LIST * num_lists))
+    index.train(np.concatenate([project(vectors(block)[::step]) for block in group.blocks]))
+    for block in group.blocks:
+        rows = vectors(block)
+        for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
+            index.add(project(rows[start : start + _ROWS_AT_ONCE]))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    faiss.write_index(index, str(aside))
+    os.replace(aside, path)
+
+
+def search(
+    nearest: Nearest, group: Group, vectors: Callable[[int], csr_matrix], path: Path, *, probed: int = PROBED
+) -> None:
+    """Offer `nearest` the rows that the group's index proposes for each query, with their exact scores."""
+    faiss = require_faiss()
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    index.nprobe = probed
+    number = min(PROPOSED * nearest.number, sum(group.sizes))
+    _, proposed = index.search(project(nearest.queries), number)
+    low = 0
+    for block, size in zip(group.blocks, group.sizes, strict=True):
+        queries, places = np.nonzero((proposed >= low) & (proposed < low + size))
+        if len(queries):
+            rows = proposed[queries, places] - low
+            scores = _scores(nearest.queries, queries, vectors(block), rows)
+            ends = np.searchsorted(queries, np.arange(nearest.queries.shape[0] + 1))
+            for query in np.unique(queries).tolist():
+                part = slice(ends[query], ends[query + 1])
+                nearest.offer(query, rows[part] + (group.first + low), scores[part])
+        low += size
+
+
+def _scores(queries: csr_matrix, which: NDArray[np.int64], rows: csr_matrix, others: NDArray[np.int64]) -> Floats:
+    """The dot product of each named query with its named row."""
+    parts = [
+        np.asarray(queries[which[part]].multiply(rows[others[part]]).sum(1), np.float32).ravel()
+        for start in range(0, len(which), _SCORED_AT_ONCE)
+        for part in (slice(start, start + _SCORED_AT_ONCE),)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,289 @@
+"""`unimo prepare retrieve`: related texts and images of every pair, from the single-modal samples of the same folder.
+
+Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
+classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1).
+
+The search is exact (or among what an index proposes, see `approximate`) and runs block by block: a task holds the pairs of one
+shard and one block of the collection, whatever the size of either, and writes its shard anew. Tasks that are done stay done when
+the stage is killed and started again.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from unimo_ds.data import index, shards
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.prepare.journal import write_json
+from unimo_ds.data.prepare.retrieval import approximate as approximate_search
+from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
+from unimo_ds.data.prepare.retrieval.approximate import Group, require_faiss
+from unimo_ds.data.prepare.retrieval.similarity import Nearest, distinct, tf_idf
+from unimo_ds.data.prepare.settings import CollectionName, RetrieveSettings
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.schema import Kind
+from unimo_ds.data.shards import StoredSample
+from unimo_ds.utils.errors import UserError
+
+_CONSIDERED = 5
+"""Times the wanted number of images that class overlap passes on to feature similarity."""
+_SPARE = 3
+"""Times the wanted number of sentences that are looked at, for many say the same."""
+_QUERIES = 64
+"""Queries whose candidates' features are held at a time."""
+_DIGITS = 5
+KINDS = get_args(CollectionName)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One shard's part of a collection."""
+
+    number: int
+    shard: str
+    first: int
+    """Number of its first row in the whole collection."""
+    size: int
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What all tasks share."""
+
+    folder: Path
+    work: Path
+    fingerprint: str
+    number: int
+    num_classes: int
+    texts: tuple[_Block, ...]
+    images: tuple[_Block, ...]
+    tokenizer: Path
+    approximate: tuple[str, ...]
+    """Kinds (`texts`, `images`) that are searched through an index."""
+
+
+def check(settings: RetrieveSettings) -> None:
+    """
+    Raises:
+        UserError: a number below one, or no FAISS where it is wanted.
+    """
+    if settings.number < 1:
+        raise UserError(f"--number {settings.number} must be at least 1")
+    if settings.approximate:
+        require_faiss()
+
+
+def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, workers: Workers | None = None) -> Report:
+    """Store related texts and images with every pair; earlier ones are replaced.
+
+    Raises:
+        UserError: what `check` says, not a data folder, a damaged one, or one without pairs or without single-modal samples.
+    """
+    settings, workers = settings or RetrieveSettings(), workers or Workers()
+    check(settings)
+    number, approximate = settings.number, settings.approximate
+    stage = Stage(folder, "retrieve", [number, sorted(set(approximate))] if approximate else number)
+    totals = stage.listed.totals
+    if not totals.get("pair"):
+        raise UserError(f"{folder} holds no pairs; import some with `unimo prepare import --kind pairs`")
+    if not totals.get("text") and not totals.get("image"):
+        raise UserError(
+            f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
+        )
+    if not stage.begin():
+        return Report({"already retrieved": 1})
+    texts, images = _text_blocks(stage, workers), _image_blocks(stage, workers)
+    report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
+    search = _Search(
+        folder,
+        stage.journal.path,
+        stage.fingerprint,
+        number,
+        stage.listed.num_region_classes,
+        texts,
+        images,
+        stage.tokenizer,
+        approximate,
+    )
+    if approximate:
+        _index(search, workers)
+    report.add(stage.each_shard(retrieve_shard, search, stage.shards("pair"), workers, label="retrieving"))
+    stage.finish()
+    return report
+
+
+def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
+    """The text samples' sentences, vectorised; done once for a journal."""
+    names = stage.shards("text")
+    sizes = stage.journal.read("texts.json")
+    if sizes is None and names:
+        numbers = list(range(len(names)))
+        work = stage.journal.path
+        collecting = [(stage.folder / name, work, number) for number, name in enumerate(names)]
+        for _ in workers.run(collections.collect_sentences, collecting, label="reading texts", unit="shards"):
+            pass
+        num_sentences = collections.keep_first(work, numbers)
+        frequencies: Counter[str] = Counter()
+        counting = [(work, number) for number in numbers]
+        for _, counted in workers.run(collections.count_words, counting, label="counting words", unit="shards"):
+            frequencies.update(counted)
+        collections.write_vocabulary(work, frequencies, num_sentences)
+        vectorising = [(work, number, stage.fingerprint) for number in numbers]
+        found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
+        sizes = [found[number] for number in numbers]
+        stage.journal.write("texts.json", sizes)
+    return _blocks(names, sizes or [])
+
+
+def _image_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
+    names = stage.shards("image")
+    sizes = stage.journal.read("images.json")
+    if sizes is None:
+        num_classes = stage.listed.num_region_classes
+        tasks = [(stage.folder / name, stage.journal.path, number, num_classes) for number, name in enumerate(names)]
+        found = dict(workers.run(collections.summarise_images, tasks, label="reading images", unit="shards"))
+        sizes = [found[number] for number in range(len(names))]
+        stage.journal.write("images.json", sizes)
+    return _blocks(names, sizes)
+
+
+def _blocks(names: Sequence[str], sizes: Sequence[int]) -> tuple[_Block, ...]:
+    firsts = itertools.accumulate(sizes, initial=0)
+    return tuple(_Block(i, *one) for i, one in enumerate(zip(names, firsts, sizes, strict=False)))
+
+
+def _index(search: _Search, workers: Workers) -> None:
+    """The indices of texts and images that are not there yet."""
+    tasks = [
+        (search, kind, group)
+        for kind, blocks in zip(KINDS, (search.texts, search.images), strict=True)
+        if kind in search.approximate
+        for group in approximate_search.groups_of([block.size for block in blocks])
+        if not _index_file(search, kind, group).exists()
+    ]
+    for _ in workers.run(_index_group, tasks, label="indexing", unit="indices"):
+        pass
+
+
+def _index_group(search: _Search, kind: str, group: Group) -> None:
+    vectors = functools.partial(collections.vectors, search.work, kind)
+    approximate_search.build(group, vectors, _index_file(search, kind, group))
+
+
+def _index_file(search: _Search, kind: str, group: Group) -> Path:
+    return search.work / f"{kind}-{group.number:06d}.faiss"
+
+
+def _size(blocks: Sequence[_Block]) -> int:
+    return sum(block.size for block in blocks)
+
+
+def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
+    """Find and store the related items of one shard's pairs, index it, and write the entry that says so."""
+    path = search.folder / name
+    captions: list[str] = []
+    summaries: list[tuple[Floats, Floats]] = []
+    numbers: dict[int, int] = {}
+    for position, stored in enumerate(shards.read_shard(path)):
+        if stored.sample.kind is Kind.PAIR and stored.sample.regions is not None:
+            numbers[position] = len(captions)
+            captions.append(" ".join(caption.text for caption in stored.sample.captions))
+            summaries.append(collections.summarise(stored.sample.regions, num_classes=search.num_classes))
+    texts = related_texts(search, captions)
+    images = related_images(search, [one for one, _ in summaries], [other for _, other in summaries])
+    report = Report()
+
+    def transform(position: int, stored: StoredSample) -> StoredSample:
+        if position not in numbers:
+            return stored
+        mine = texts[numbers[position]], images[numbers[position]]
+        report.count("pairs")
+        report.count("related texts", len(mine[0]))
+        report.count("related images", len(mine[1]))
+        sample = replace(stored.sample, related_texts=tuple(mine[0]), related_images=tuple(mine[1]))
+        return replace(stored, sample=sample)
+
+    index.rewrite(path, transform, tokenizers.load(search.tokenizer))
+    write_json(entry, asdict(report))
+
+
+def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
+    """For each query the nearest sentences, none of which says what a nearer one says."""
+    if not search.texts:
+        return [[] for _ in captions]
+    queries = tf_idf(captions, collections.read_vocabulary(search.work, search.fingerprint))
+    nearest = _nearest(search, "texts", search.texts, queries, _SPARE * search.number)
+    wanted = np.unique(np.concatenate(nearest.rows)) if captions else np.zeros(0, np.int64)
+    strings: dict[int, str] = {}
+    for block in search.texts:
+        inside = wanted[(wanted >= block.first) & (wanted < block.first + block.size)]
+        if len(inside):
+            sentences = collections.sentences(search.work, block.number)
+            strings.update((int(row), sentences[int(row) - block.first]) for row in inside)
+    found = [[strings[int(row)] for row in rows] for rows in nearest.rows]
+    return [list(distinct(texts, most=search.number)) for texts in found]
+
+
+def related_images(
+    search: _Search, classes: Sequence[Floats], features: Sequence[Floats]
+) -> list[list[tuple[str, int]]]:
+    """For each query up to `number` images: those whose classes overlap most, ordered by the similarity of features."""
+    if not search.images:
+        return [[] for _ in classes]
+    queries = collections.class_rows(list(classes), search.num_classes)
+    nearest = _nearest(search, "images", search.images, queries, _CONSIDERED * search.number)
+    firsts = np.array([block.first for block in search.images])
+    places = [collections.positions(search.work, block.number) for block in search.images]
+    found: list[list[tuple[str, int]]] = []
+    for start in range(0, len(classes), _QUERIES):
+        group = nearest.rows[start : start + _QUERIES]
+        wanted = np.unique(np.concatenate(group))
+        if not len(wanted):
+            found += [[] for _ in group]
+            continue
+        blocks = np.searchsorted(firsts, wanted, side="right") - 1
+        held = np.concatenate([_features(search, block, wanted[blocks == block]) for block in np.unique(blocks)])
+        for i, rows in enumerate(group):
+            likeness = np.round(held[np.searchsorted(wanted, rows)] @ features[start + i], _DIGITS)
+            best = rows[np.lexsort((rows, -likeness))][: search.number]
+            at = np.searchsorted(firsts, best, side="right") - 1
+            found.append(
+                [
+                    (search.images[block].shard, int(places[block][row - firsts[block]]))
+                    for block, row in zip(at.tolist(), best.tolist(), strict=True)
+                ]
+            )
+    return found
+
+
+def _features(search: _Search, block: int, rows: NDArray[np.int64]) -> Floats:
+    one = search.images[block]
+    stored = collections.features(search.work, one.number, search.fingerprint)
+    return np.asarray(stored[rows - one.first], np.float32)
+
+
+def _nearest(search: _Search, kind: str, blocks: Sequence[_Block], queries: csr_matrix, number: int) -> Nearest:
+    nearest = Nearest(queries, number=number)
+    if kind in search.approximate and queries.shape[0]:
+        vectors = functools.partial(collections.vectors, search.work, kind)
+        for group in approximate_search.groups_of([block.size for block in blocks]):
+            approximate_search.search(nearest, group, vectors, _index_file(search, kind, group))
+        return nearest
+    for block in blocks:
+        if block.size:
+            nearest.search(collections.vectors(search.work, kind, block.number), first=block.first)
+    return nearest

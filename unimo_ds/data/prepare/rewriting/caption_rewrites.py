@@ -1,0 +1,80 @@
+"""The rewrites of one caption, from what was found for it: no negative may equal a caption or a positive of its image."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimo_ds.data.prepare.rewriting import replacements, word_classes
+from unimo_ds.data.prepare.rewriting.replacements import Facts
+from unimo_ds.data.prepare.rewriting.scene_graph import names
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
+from unimo_ds.data.schema import Caption, Level, Rewrite
+
+NEGATIVE_LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
+SAME_IMAGE = "same image"
+"""Origin of a positive that is another caption of the image."""
+
+
+@dataclass(frozen=True)
+class ImageCaptions:
+    """What is known of one pair while replacements are looked for."""
+
+    graphs: tuple[SceneGraph, ...]
+    """Of its captions, in their order."""
+    facts: Facts
+
+
+def of_graphs(graphs: Sequence[SceneGraph]) -> ImageCaptions:
+    return ImageCaptions(tuple(graphs), replacements.facts_of(graphs))
+
+
+def rewritten(
+    captions: Sequence[Caption],
+    number: int,
+    *,
+    back_translated: Sequence[Rewrite],
+    candidates: Mapping[Level, Sequence[Rewrite]],
+    positives: int,
+    negatives: int,
+    randomness: np.random.Generator,
+) -> Caption:
+    """The image's caption `number` with its rewrites.
+
+    positives: most of the image's other captions that are taken, besides those back-translated. negatives: most of each level.
+    """
+    caption = captions[number]
+    normal = word_classes.normal(caption.text)
+    others = [one.text for one in captions if word_classes.normal(one.text) != normal]
+    others = list(dict.fromkeys(others))
+    chosen = [others[i] for i in sorted(randomness.permutation(len(others))[:positives])]
+    found = [Rewrite(one, Level.NONE, SAME_IMAGE) for one in chosen] + list(back_translated)
+    taken = {word_classes.normal(text) for text in (*(one.text for one in captions), *(one.text for one in found))}
+    kept: list[Rewrite] = []
+    for level in NEGATIVE_LEVELS:
+        num_kept = 0
+        for one in candidates.get(level, ()):
+            if num_kept == negatives:
+                break
+            normal = word_classes.normal(one.text)
+            if normal not in taken:
+                taken.add(normal)
+                kept.append(one)
+                num_kept += 1
+    return dataclasses.replace(caption, positives=tuple(found), negatives=tuple(kept))
+
+
+def substitute(text: str, start: int, end: int, new: str) -> str:
+    """The text with `new` in place of [start, end), a/an before it and a capital that opens a sentence made to fit."""
+    before = text[:start]
+    article = re.search(r"\b([Aa])(n?)(\s+)$", before)
+    if article:
+        vowel = word_classes.sounds_like_vowel(new)
+        before = before[: article.start()] + article.group(1) + ("n" if vowel else "") + article.group(3)
+    if text[start].isupper() and names.is_by_place(text, start):
+        new = new[0].upper() + new[1:]
+    return before + new + text[end:]

@@ -1,0 +1,150 @@
+"""Which words may both be true of one picture, so that the one is no false replacement of the other.
+
+Three witnesses: WordNet (synonyms, kinds of each other), short tables for what WordNet cannot know, and the corpus: words that
+come together in the captions of one image more often than chance say the same thing, or go together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
+from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
+
+_COLOURS = tuple(
+    words(line)
+    for line in """
+tan brown beige golden gold blond blonde khaki
+gray grey silver
+red maroon pink orange
+blue navy turquoise teal
+yellow golden gold blond blonde
+orange brown golden tan
+purple pink maroon
+white beige silver
+green teal turquoise khaki camouflage
+""".strip().splitlines()
+)
+_PREPOSITIONS = tuple(
+    frozenset(one.strip() for one in line.split(","))
+    for line in """
+in, on, at, inside, inside of, through, into, onto, on to, in to, on top of, atop, across, around, along, among, up, by
+near, next to, by, beside, along, alongside, against, at, around, on the side of, at the edge of, on the edge of, past, from
+near, next to, by, beside, toward, towards, up to, in front of, on
+near, next to, by, beside, past, behind, in, on
+over, above, across, on top of, through, off, along, past, up, down, into, onto
+under, underneath, beneath, below, in, through, at, near, by, next to, inside
+from, off, out of, away from, off of, outside of, down, near
+in the middle of, in, on, at, among, between, near, through
+""".strip().splitlines()
+)
+"""Prepositions of one row may be true of one place."""
+_PERSONS = tuple(
+    words(line)
+    for line in """
+man men guy guys gentleman male males father dad
+woman women lady ladies female females mother mom
+boy boys
+girl girls
+baby babies infant toddler toddlers
+""".strip().splitlines()
+)
+"""Nobody is of two of these rows; of any other word for a person they may be true: a man may be a player, a girl a child."""
+_GENERAL_PERSONS = words("""
+people person someone child children kid kids adult adults teenager teenagers couple family crowd group team friend friends youth
+""")
+_MAX_LIFT = 1.5
+_MAX_SHARE = 0.15
+
+
+class Together:
+    """How often words come in the captions of one image."""
+
+    def __init__(
+        self,
+        images: int = 0,
+        with_word: Counter[str] | None = None,
+        with_both: Counter[tuple[str, str]] | None = None,
+    ) -> None:
+        """Of another one's `state`, or none yet."""
+        self._images = images
+        self._with_word: Counter[str] = with_word or Counter()
+        self._with_both: Counter[tuple[str, str]] = with_both or Counter()
+
+    @property
+    def state(self) -> tuple[int, Counter[str], Counter[tuple[str, str]]]:
+        """Images, how many of them have each word, and both of two words (in alphabetical order)."""
+        return self._images, self._with_word, self._with_both
+
+    def add(self, said: Iterable[str]) -> None:
+        """Count one image, by the different words of its captions."""
+        ordered = sorted(set(said))
+        self._images += 1
+        self._with_word.update(ordered)
+        self._with_both.update((one, other) for i, one in enumerate(ordered) for other in ordered[i + 1 :])
+        if self._images % 20_000 == 0:
+            # Rare pairs carry no evidence; dropping them bounds the memory (lossy counting).
+            self._with_both = Counter({pair: count for pair, count in self._with_both.items() if count > 1})
+
+    def go_together(self, one: str, other: str) -> bool:
+        both = self._with_both[min(one, other), max(one, other)]
+        if both < 2:
+            return False
+        lift = both * self._images / (self._with_word[one] * self._with_word[other])
+        return lift > _MAX_LIFT or both > _MAX_SHARE * self._with_word[one]
+
+
+class Compatibility:
+    """For a fixed vocabulary, what each word does not exclude."""
+
+    def __init__(self, vocabulary: Mapping[str, Iterable[str]]) -> None:
+        """vocabulary: part (n, v, a as in WordNet; p prepositions, # numbers) -> words that may replace others."""
+        self._known: dict[tuple[str, str], frozenset[str]] = {}
+        self.vocabulary = {part: sorted(set(of_part)) for part, of_part in vocabulary.items()}
+        self._with_sense: dict[str, dict[int, list[str]]] = {}
+        self._under: dict[str, dict[int, list[str]]] = {}
+        self._persons = [word for word in self.vocabulary.get("n", []) if _is_person(word)]
+        for part in ("n", "v", "a"):
+            with_sense, under = defaultdict(list), defaultdict(list)
+            for word in self.vocabulary.get(part, []):
+                senses, above = wordnet.load().senses(word, part)
+                for sense in senses:
+                    with_sense[sense].append(word)
+                for sense in above:
+                    under[sense].append(word)
+            self._with_sense[part], self._under[part] = dict(with_sense), dict(under)
+
+    def compatible(self, word: str, part: str) -> frozenset[str]:
+        """The words of the vocabulary that may be true where `word` is, itself included."""
+        key = (word, part)
+        if key not in self._known:
+            self._known[key] = frozenset(self._find(word, part)) | {word}
+        return self._known[key]
+
+    def _find(self, word: str, part: str) -> set[str]:
+        if part in ("p", "#"):
+            rows = [row for row in _PREPOSITIONS if word in row] if part == "p" else []
+            return {other for row in rows for other in row}
+        senses, above = wordnet.load().senses(word, part)
+        found = {other for sense in senses for other in self._under[part].get(sense, ())}
+        found.update(other for sense in above for other in self._with_sense[part].get(sense, ()))
+        if part == "a":
+            found.update(other for row in _COLOURS if word in row for other in row)
+        if part == "n" and _is_person(word):
+            row = _row(word)
+            for other in self._persons:
+                other_row = _row(other)
+                if row is not None and other_row is not None and row != other_row:
+                    found.discard(other)
+                elif row is not None or other_row is not None or {word, other} & _GENERAL_PERSONS:
+                    found.add(other)
+        return found
+
+
+def _is_person(word: str) -> bool:
+    return wordnet.load().topic(word) == "person"
+
+
+def _row(person: str) -> int | None:
+    return next((i for i, row in enumerate(_PERSONS) if person in row), None)

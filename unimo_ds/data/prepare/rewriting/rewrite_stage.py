@@ -1,0 +1,150 @@
+"""`unimo prepare rewrite`: positive and negative rewrites of every caption, stored with the pair (paper section 2.1).
+
+Positives are the other captions of the image and, where a translator is named, the caption translated there and back. Negatives,
+by level:
+- sentence: captions of other images, the most similar by TF-IDF (`similar_sentences`);
+- phrase: several words of the caption's scene graph replaced at once: an object with its attributes, a verb with its preposition;
+- word: one node replaced: an object, an attribute, a number, a verb, a preposition.
+What may replace what is in `replacements`, what is chosen in `balancing`. No rewrite is trusted to be true or false beyond that;
+each says in `from` how it was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimo_ds.data import manifest
+from unimo_ds.data.prepare.importing import progress
+from unimo_ds.data.prepare.journal import read_json_object
+from unimo_ds.data.prepare.rewriting import learned_file, replacements, rewrite_tasks
+from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS
+from unimo_ds.data.prepare.rewriting.rewrite_tasks import LEARNED, USUAL, Rewriting
+from unimo_ds.data.prepare.rewriting.scene_graph import parsers
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
+from unimo_ds.data.prepare.rewriting.translation import opening, wording
+from unimo_ds.data.prepare.settings import RewriteSettings, identity_of
+from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Stage
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.utils.errors import UserError
+
+POOL_CAPTIONS = 40_000
+"""Captions that are balanced together, and among which similar ones are searched (whole shards): time and memory stay linear in
+the corpus."""
+_TEACHING_PAIRS = 200_000
+"""Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
+
+
+def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
+    """Give every caption of every pair its rewrites; earlier ones are replaced.
+
+    Raises:
+        UserError: not a data folder, a damaged one, or a parser or translator that cannot be used.
+    """
+    settings, workers = settings or RewriteSettings(), workers or Workers()
+    check(settings)
+    if settings.translator == "apertium":
+        # All tasks use what is installed now.
+        settings = dataclasses.replace(settings, pivots=opening.languages(settings))
+    taught_by = manifest.load_manifest(settings.learn_from) if settings.learn_from else None
+    stage = Stage(folder, "rewrite", [identity_of(settings), taught_by.fingerprint if taught_by else None])
+    if not stage.begin():
+        return Report({"already rewritten": 1})
+    work = Rewriting(folder, stage.journal.path, stage.fingerprint, settings, stage.tokenizer)
+    names = stage.shards("pair")
+    _parse(work, folder, names, "graphs", workers)
+    _learn(work, settings.learn_from or folder, taught_by or stage.listed, workers)
+    _back_translate(work, names, workers)
+    _find_negatives(work, names, workers)
+    report = stage.each_shard(rewrite_tasks.store_rewrites, work, names, workers, label="storing rewrites")
+    stage.finish()
+    return report
+
+
+def check(settings: RewriteSettings) -> None:
+    """
+    Raises:
+        UserError: numbers out of range, a parser or translator without what it needs, no data folder to learn from.
+    """
+    for name in ("positives", "negatives", "back_translations"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must not be negative")
+    for name in ("translation_batch", "beams"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
+    parsers.check(settings.parser, settings.parser_path)
+    opening.check(settings)
+    if settings.translator == "apertium":
+        opening.languages(settings)
+    if settings.learn_from is not None:
+        manifest.load_manifest(settings.learn_from)
+
+
+def _parse(work: Rewriting, folder: Path, names: Sequence[str], kind: str, workers: Workers) -> None:
+    waiting = [name for name in names if not work.is_done(kind, name)]
+    tasks = [(work, folder, name, work.entry(kind, name)) for name in waiting]
+    _run(workers, rewrite_tasks.parse_shard, tasks, "parsing")
+
+
+def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers: Workers) -> None:
+    """What may replace what, and which words stand side by side, from the captions of a folder."""
+    path = work.work / LEARNED
+    if path.exists():
+        return
+    stride = -(-taught_by.totals.get("pair", 0) // _TEACHING_PAIRS)
+    names = [entry.file for entry in taught_by.shards if entry.kinds.get("pair")][:: max(stride, 1)]
+    kind = "graphs" if teacher == work.folder else "teacher"
+    _parse(work, teacher, names, kind, workers)
+
+    def read() -> Iterator[list[SceneGraph]]:
+        for name in progress(names, label="learning"):
+            yield from rewrite_tasks.read_graphs(work.entry(kind, name))
+
+    if work.settings.translator == "apertium":
+        usual = wording.learn(graph.text for graphs in read() for graph in graphs).hashes
+    else:
+        usual = np.zeros(0, np.uint64)
+    np.save(work.work / USUAL, usual)
+    learned_file.save(replacements.learn(read()), path)
+
+
+def _back_translate(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
+    if work.settings.translator is not None:
+        waiting = [(work, name) for name in names if not work.is_done("back", name)]
+        _run(workers, rewrite_tasks.translate_shard, waiting, "translating")
+
+
+def _find_negatives(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
+    tasks = [
+        (work, pool, level)
+        for pool in _pools(work, names)
+        for level in reversed(NEGATIVE_LEVELS)
+        if not all(work.is_done(level.name.lower(), name) for name in pool)
+    ]
+    _run(workers, rewrite_tasks.find_negatives, tasks, "looking for negatives", unit="pools")
+
+
+def _run(
+    workers: Workers, function: Callable[..., None], tasks: Sequence[tuple[Any, ...]], label: str, unit: str = "shards"
+) -> None:
+    for _ in workers.run(function, tasks, label=label, unit=unit):
+        pass
+
+
+def _pools(work: Rewriting, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Runs of shards with about `POOL_CAPTIONS` captions."""
+    pool: list[str] = []
+    size = 0
+    for name in names:
+        pool.append(name)
+        size += sum(map(len, read_json_object(work.entry("graphs", name))))
+        if size >= POOL_CAPTIONS:
+            yield tuple(pool)
+            pool, size = [], 0
+    if pool:
+        yield tuple(pool)

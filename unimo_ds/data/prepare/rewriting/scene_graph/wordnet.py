@@ -1,0 +1,117 @@
+"""What words mean, from the extract of WordNet 3.0 shipped with the package: same things, kinds of things, topics.
+
+`wordnet.tsv.gz` is made by `wordnet_extract.py` and is under WordNet's own licence (`WORDNET_LICENSE`). Lines, tab-separated:
+    n  @   TOPIC      PARENT PARENT ...    the next synset of the part of speech (n, v, a): its topic and what it is a kind of
+    n  !   INFLECTED  BASE                 an irregular form
+    n  WORD  SYNSET SYNSET ...             a word and its synsets, most frequent first
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from importlib import resources
+
+from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
+
+_ENDINGS = {
+    "n": (
+        ("s", ""),
+        ("ses", "s"),
+        ("xes", "x"),
+        ("zes", "z"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("men", "man"),
+        ("ies", "y"),
+    ),
+    "v": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
+    "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
+}
+"""WordNet's own rules of detachment (its page morphy(7))."""
+_PERSON, _ANIMAL, _BODY, _PLACE = 18, 5, 8, 15
+_GROUP = 14
+_TOPICS = {_PERSON: "person", _ANIMAL: "animal", _BODY: "body", _PLACE: "place", _GROUP: "group"}
+_PEOPLE = words("people men women children kids person someone crowd couple family team group folks")
+
+
+class WordNet:
+    """Immutable. Words are lower-case; inflected ones are found by their base forms."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._senses: dict[str, dict[str, tuple[int, ...]]] = {"n": {}, "v": {}, "a": {}}
+        self._irregular: dict[str, dict[str, list[str]]] = {"n": {}, "v": {}, "a": {}}
+        self._topics: dict[str, list[int]] = {"n": [], "v": [], "a": []}
+        self._parents: dict[str, list[tuple[int, ...]]] = {"n": [], "v": [], "a": []}
+        for line in lines:
+            part, word, first, second = line.split("\t")
+            if word == "@":
+                self._topics[part].append(int(first))
+                self._parents[part].append(tuple(map(int, second.split())))
+            elif word == "!":
+                self._irregular[part].setdefault(first, []).append(second)
+            else:
+                self._senses[part][word] = tuple(map(int, first.split()))
+
+    @functools.cache  # noqa: B019  (one instance a process)
+    def bases(self, word: str, part: str) -> tuple[str, ...]:
+        """Base forms of a word as noun (n), verb (v) or adjective (a); none if it is no such word."""
+        known = self._senses[part]
+        found = [word] if word in known else []
+        found += [base for base in self._irregular[part].get(word, ()) if base in known]
+        if not self._irregular[part].get(word):
+            for ending, replacement in _ENDINGS[part]:
+                if word.endswith(ending) and len(word) > len(ending) + 1:
+                    stem = word[: len(word) - len(ending)] + replacement
+                    undoubled = len(stem) > 3 and stem[-1] == stem[-2] and part == "v" and not replacement
+                    found += [base for base in (stem, stem[:-1] if undoubled else stem) if base in known]
+        return tuple(dict.fromkeys(found))
+
+    @functools.cache  # noqa: B019
+    def senses(self, word: str, part: str) -> tuple[frozenset[int], frozenset[int]]:
+        """The word's synsets; and those together with everything they are kinds of.
+
+        Of several words ("tennis ball") the last counts for nouns.
+        """
+        if part == "n":
+            word = word.rsplit(" ", 1)[-1]
+        found = {sense for base in self.bases(word, part) for sense in self._senses[part][base]}
+        above, waiting = set(found), list(found)
+        while waiting:
+            for parent in self._parents[part][waiting.pop()]:
+                if parent not in above:
+                    above.add(parent)
+                    waiting.append(parent)
+        return frozenset(found), frozenset(above)
+
+    @functools.cache  # noqa: B019
+    def says_as_much(self, word: str, other: str, part: str) -> bool:
+        """Whether the other word can stand for the word, both in their most frequent sense: a synonym, or more general."""
+        firsts = [
+            {self._senses[part][base][0] for base in self.bases(one.rsplit(" ", 1)[-1], part)} for one in (word, other)
+        ]
+        above, waiting = set(firsts[0]), list(firsts[0])
+        while waiting:
+            for parent in self._parents[part][waiting.pop()]:
+                if parent not in above:
+                    above.add(parent)
+                    waiting.append(parent)
+        return bool(above & firsts[1])
+
+    @functools.cache  # noqa: B019
+    def topic(self, noun: str) -> str:
+        """person, animal, body, place, group or thing, by the noun's most frequent sense."""
+        noun = noun.rsplit(" ", 1)[-1]
+        if noun in _PEOPLE:
+            return "person"
+        for base in self.bases(noun, "n"):
+            number = self._topics["n"][self._senses["n"][base][0]]
+            return _TOPICS.get(number, "thing")
+        return "person" if noun.endswith(("er", "ers", "ist", "ists")) else "thing"
+
+
+@functools.cache
+def load() -> WordNet:
+    """The shipped extract (about a second, once a process)."""
+    content = resources.files(__package__).joinpath("wordnet.tsv.gz").read_bytes()
+    return WordNet(gzip.decompress(content).decode().splitlines())

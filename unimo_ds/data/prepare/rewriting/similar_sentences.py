@@ -1,0 +1,121 @@
+"""Sentences like a given one, by TF-IDF; and captions of other images as hard negatives, none of them used more than others.
+
+The most similar captions alone would give themselves away: short captions of common words are near to everything and would be
+rewrites far more often than originals. Each caption therefore has a potential, fitted until all are used about equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from unimo_ds.data.prepare.rewriting import word_classes
+from unimo_ds.data.prepare.rewriting.word_classes import WORD
+
+_MAX_SIMILARITY = 0.9
+"""More similar captions of other images are taken for the same sentence."""
+_SEARCHED = 100
+_BLOCK = 500
+_TEMPERATURE = 0.1
+"""Of the choice among the similar: smaller is nearer to the most similar ones, and further from equal use."""
+_ROUNDS = 40
+
+
+def choose(
+    captions_of_images: Sequence[Sequence[str]], *, number: int, randomness: np.random.Generator
+) -> list[list[list[str]]]:
+    """For each caption of each image, captions of other images that are similar to it, the chosen first, then some spare ones.
+
+    Left out: near-duplicates, captions that another caption of the image equals, and sentences made of the image's own words
+    alone, which may well be true of it. number: how many will be used of each list, which is what use is balanced for.
+    Memory: one block of rows at a time against all captions given, and `_SEARCHED` numbers a caption.
+    """
+    texts = [caption for captions in captions_of_images for caption in captions]
+    image_of = np.repeat(np.arange(len(captions_of_images)), [len(captions) for captions in captions_of_images])
+    content = [frozenset(word_classes.content_words([text])) for text in texts]
+    known = [frozenset(word_classes.content_words(captions)) for captions in captions_of_images]
+    rows = _scored_rows(texts, texts, number=_SEARCHED, max_similarity=_MAX_SIMILARITY, group=image_of)
+    found, similarities = [], []
+    for image, (columns, values) in zip(image_of, rows, strict=True):
+        says_more = np.array([bool(content[i] - known[image]) for i in columns], dtype=bool)
+        found.append(columns[says_more])
+        similarities.append(values[says_more])
+    order = balanced_order(found, similarities, number=number, randomness=randomness)
+    chosen: list[list[list[str]]] = [[] for _ in captions_of_images]
+    for image, columns, ranks in zip(image_of, found, order, strict=True):
+        chosen[image].append([texts[i] for i in columns[ranks][: 2 * number + 4]])
+    return chosen
+
+
+def balanced_order(
+    found: Sequence[NDArray[np.int64]],
+    similarities: Sequence[NDArray[np.float64]],
+    *,
+    number: int,
+    randomness: np.random.Generator,
+) -> list[NDArray[np.int64]]:
+    """An order of each list of candidates, so that the first `number` of all lists use each candidate about equally often.
+
+    found: per list, numbers of candidates; candidates are the lists' own sentences, [0, len(found)). similarities: of each.
+    """
+    sizes = np.array([len(columns) for columns in found])
+    columns = np.concatenate([*found, np.zeros(0, np.int64)]).astype(np.int64)
+    scores = np.concatenate([*similarities, np.zeros(0)]) / _TEMPERATURE
+    rows = np.repeat(np.arange(len(found)), sizes)
+    wanted = np.minimum(sizes, number)[rows]
+    potential = np.zeros(len(found))
+    mean = min(number, columns.size / max(len(found), 1))
+    for _ in range(_ROUNDS if columns.size else 0):
+        weights = np.exp(scores + potential[columns])
+        shares = wanted * weights / np.bincount(rows, weights, minlength=len(found))[rows]
+        # A list uses a candidate once at most.
+        used = np.bincount(columns, np.minimum(shares, 1), minlength=len(found))
+        potential -= np.log((used + 0.5) / (mean + 0.5))
+    # Gumbel noise makes the first of an order a draw by weight without replacement.
+    keys = scores + potential[columns] + randomness.gumbel(size=columns.size)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    return [np.argsort(-keys[starts[i] : starts[i + 1]], kind="stable") for i in range(len(found))]
+
+
+def _scored_rows(
+    queries: Sequence[str],
+    documents: Sequence[str],
+    *,
+    number: int,
+    max_similarity: float = 1.0,
+    group: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """For each query up to `number` documents by falling TF-IDF similarity, above 0 and at most `max_similarity`; and these.
+
+    group: [n] where queries and documents are the same list: documents of the query's own group are left out.
+    """
+    if not queries or not documents:
+        yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in queries)
+        return
+    # Words in more than a twentieth of a large collection tell nothing apart and cost the most.
+    max_df = 0.05 if len(documents) >= 2000 else 1.0
+    vectorizer = TfidfVectorizer(
+        token_pattern=WORD.pattern, stop_words=sorted(word_classes.FUNCTION_WORDS), max_df=max_df, sublinear_tf=True
+    )
+    try:
+        table = vectorizer.fit_transform(documents).T.tocsr()
+    except ValueError:  # every word is a function word: nothing is similar to anything
+        yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in queries)
+        return
+    for start in range(0, len(queries), _BLOCK):
+        scores = (vectorizer.transform(queries[start : start + _BLOCK]) @ table).tocsr()
+        for i in range(scores.shape[0]):
+            part = slice(scores.indptr[i], scores.indptr[i + 1])
+            columns, values = scores.indices[part], np.round(scores.data[part], 6)
+            wanted = values <= max_similarity
+            if group is not None:
+                wanted &= group[columns] != group[start + i]
+            columns, values = columns[wanted], values[wanted]
+            if len(values) > number:
+                edge = np.partition(values, len(values) - number)[len(values) - number]
+                columns, values = columns[values >= edge], values[values >= edge]
+            order = np.lexsort((columns, -values))[:number]
+            yield columns[order].astype(np.int64), values[order]

@@ -1,0 +1,101 @@
+"""The two ways to give scenes regions, behind one face: exact boxes from the geometry, or the grid that photographs get."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unimo_ds.data import regions as grid_regions
+from unimo_ds.data.prepare.scenes import regions as scene_regions
+from unimo_ds.data.prepare.scenes.drawing import boxes_of, draw_jpeg
+from unimo_ds.data.prepare.scenes.model import Scene
+from unimo_ds.data.schema import Regions
+
+NUM_FITTED_SCENES = 1000
+"""Scenes of the training part that an extractor is fitted on; about fifty things of each colour and shape."""
+
+
+class _Extractor(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def save(self, folder: Path) -> Path:
+        """Write the extractor into a data folder. Returns the file's path."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedExtractor:
+    """What the corpus writer needs of an extractor."""
+
+    inner: _Extractor
+    regions: Callable[[Sequence[Scene], Sequence[bytes]], list[Regions]]
+    """Regions of each drawing, computed from its stored JPEG."""
+
+
+def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, seed: int) -> FittedExtractor:
+    """An extractor fitted on the first scenes of the training part.
+
+    exact: one region per thing, its box known, then the four quarters of the picture. grid: what photographs get, cells that know
+    nothing of the things.
+    """
+    fitted = scenes[:NUM_FITTED_SCENES]
+    jpegs = [draw_jpeg(scene) for scene in fitted]
+    if kind == "grid":
+        grid = grid_regions.fit([_decode(jpeg) for jpeg in jpegs], seed=seed)
+        return FittedExtractor(grid, lambda _, drawn: grid.extract([_decode(jpeg) for jpeg in drawn]))
+    boxes, crops = _crop(fitted, jpegs)
+    statistics = scene_regions.pool_statistics(np.concatenate(crops), np.concatenate(boxes))
+    exact = scene_regions.fit(statistics, np.concatenate([_class_ids(scene) for scene in fitted]), seed=seed)
+    return FittedExtractor(exact, functools.partial(_exact_regions, exact))
+
+
+def _exact_regions(
+    extractor: scene_regions.SceneExtractor, scenes: Sequence[Scene], jpegs: Sequence[bytes]
+) -> list[Regions]:
+    boxes, crops = _crop(scenes, jpegs)
+    # Together, since for one drawing NumPy's calls cost more than its sums.
+    joined = extractor.regions(np.concatenate(boxes), np.concatenate(crops))
+    stops = np.cumsum([len(part) for part in boxes])
+    return [
+        Regions(
+            part,
+            joined.features[stop - len(part) : stop],
+            joined.class_ids[stop - len(part) : stop],
+            joined.class_probabilities[stop - len(part) : stop],
+        )
+        for part, stop in zip(boxes, stops.tolist(), strict=True)
+    ]
+
+
+def _crop(
+    scenes: Sequence[Scene], jpegs: Sequence[bytes]
+) -> tuple[list[scene_regions.Floats], list[NDArray[np.uint8]]]:
+    """Boxes and crops of each drawing: of its things, then of the quarters."""
+    boxes = [np.concatenate([boxes_of(scene), scene_regions.QUARTERS]) for scene in scenes]
+    crops = []
+    for part, jpeg in zip(boxes, jpegs, strict=True):
+        crops.append(scene_regions.crop_regions(_decode(jpeg), part))
+    return boxes, crops
+
+
+def _decode(jpeg: bytes) -> Image.Image:
+    # The stored JPEG, not the drawing, is what features come from, so that they can be computed again from a shard.
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return image.convert("RGB")
+
+
+def _class_ids(scene: Scene) -> NDArray[np.int32]:
+    names = [f"{thing.colour} {thing.shape}" for thing in scene.things] + [scene.ground] * len(scene_regions.QUARTERS)
+    return np.array([scene_regions.CLASSES.index(name) for name in names], np.int32)

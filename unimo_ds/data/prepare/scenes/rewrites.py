@@ -1,0 +1,205 @@
+"""Rewrites of scene captions whose truth is known: positives still true, negatives at three levels surely false.
+
+The levels are the paper's (UNIMO, section 2.1): sentence negatives are captions of similar scenes, phrase negatives exchange noun
+phrases or their attributes, word negatives change one word. A rewrite changes the caption's meaning and keeps its wording, so
+that nothing but the picture tells it from a true caption. Every candidate is checked against the scene.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from unimo_ds.data.prepare.scenes.grammar import SceneCaption, inverse, render, sample_wording
+from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES, SIZES, Scene, another
+from unimo_ds.data.prepare.scenes.truth import INVERSE, PLACES, Description, Mention, Relation, is_false
+from unimo_ds.data.schema import Level, Rewrite
+
+NUM_POSITIVES = 3
+NUM_SENTENCE_NEGATIVES = 3
+NUM_PHRASE_NEGATIVES = 3
+NUM_WORD_NEGATIVES = 4
+
+_ATTEMPTS_PER_REWRITE = 6
+"""Candidates tried for each rewrite wanted; a caption that has too few is content with fewer."""
+
+Change = tuple[Description, str]
+"""A changed description and the change in words, `old>new`."""
+
+
+def positive_rewrites(
+    caption: SceneCaption, randomness: random.Random, *, count: int = NUM_POSITIVES
+) -> tuple[Rewrite, ...]:
+    """Paraphrases with the caption's meaning: other words, other order, relations seen from the other side."""
+    texts = [caption.text]
+    for _ in range(count * _ATTEMPTS_PER_REWRITE):
+        text = render(_reorder(caption.description, randomness), sample_wording(randomness))
+        if text not in texts:
+            texts.append(text)
+        if len(texts) > count:
+            break
+    return tuple(Rewrite(text, Level.NONE, "paraphrase") for text in texts[1:])
+
+
+def word_negatives(
+    caption: SceneCaption, scene: Scene, randomness: random.Random, *, count: int = NUM_WORD_NEGATIVES
+) -> tuple[Rewrite, ...]:
+    """False captions that differ from the caption in exactly one word (and its article)."""
+    return _false_rewrites(caption, scene, Level.WORD, _word_changes(caption.description, randomness), count=count)
+
+
+def phrase_negatives(
+    caption: SceneCaption, scene: Scene, randomness: random.Random, *, count: int = NUM_PHRASE_NEGATIVES
+) -> tuple[Rewrite, ...]:
+    """False captions in which a noun phrase is another one, or two of them have changed places or attributes."""
+    return _false_rewrites(caption, scene, Level.PHRASE, _phrase_changes(caption.description, randomness), count=count)
+
+
+def sentence_negatives(
+    caption: SceneCaption,
+    scene: Scene,
+    candidates: Iterable[tuple[SceneCaption, str]],
+    *,
+    count: int = NUM_SENTENCE_NEGATIVES,
+) -> tuple[Rewrite, ...]:
+    """Captions of other scenes that are false of this one.
+
+    candidates: captions with the name of what they belong to, most similar first.
+    """
+    found: dict[str, Rewrite] = {}
+    for candidate, owner in candidates:
+        if len(found) == count:
+            break
+        if candidate.text != caption.text and candidate.text not in found and is_false(candidate.description, scene):
+            found[candidate.text] = Rewrite(candidate.text, Level.SENTENCE, f"caption of {owner}")
+    return tuple(found.values())
+
+
+def differing_words(first: str, second: str) -> int | None:
+    """In how many words two captions differ, articles aside; None where their numbers of words differ."""
+    words = [
+        ["a" if word == "an" else word for word in text.replace(",", "").replace(":", "").split()]
+        for text in (first, second)
+    ]
+    first_words, second_words = words
+    if len(first_words) != len(second_words):
+        return None
+    return sum(one != other for one, other in zip(first_words, second_words, strict=True))
+
+
+def _false_rewrites(
+    caption: SceneCaption, scene: Scene, level: Level, changes: Iterator[Change], *, count: int
+) -> tuple[Rewrite, ...]:
+    found: dict[str, Rewrite] = {}
+    for _, (description, origin) in zip(range(count * _ATTEMPTS_PER_REWRITE), changes, strict=False):
+        if len(found) == count:
+            break
+        text = render(description, caption.wording)
+        if level is Level.WORD and differing_words(caption.text, text) != 1:
+            continue
+        if text not in found and _is_sensible(description) and is_false(description, scene):
+            found[text] = Rewrite(text, level, origin)
+    return tuple(found.values())
+
+
+def _is_sensible(description: Description) -> bool:
+    """Whether a true caption could say this of some scene: two things alike in colour and shape exist in none.
+
+    Without this rule the text alone would betray a negative.
+    """
+    mentions = description.mentions
+    for at, mention in enumerate(mentions):
+        for other in mentions[:at]:
+            if mention.shape == other.shape and (
+                mention.colour == other.colour or None in (mention.colour, other.colour)
+            ):
+                return False
+    return description.count is None or description.count >= len(mentions)
+
+
+def _word_changes(description: Description, randomness: random.Random) -> Iterator[Change]:
+    """Endless changes of one attribute, relation, place, ground or number; each kind that is said is equally likely."""
+    mentions = description.mentions
+    indices: dict[str, list[int]] = {
+        "shape": list(range(len(mentions))),
+        "colour": [at for at, mention in enumerate(mentions) if mention.colour is not None],
+        "size": [at for at, mention in enumerate(mentions) if mention.size is not None],
+        "relation": list(range(len(description.relations))),
+        "place": list(range(len(description.placements))),
+        "ground": [] if description.ground is None else [0],
+        "count": [] if description.count is None else [0],
+    }
+    kinds = [kind for kind, where in indices.items() if where]
+    while True:
+        kind = randomness.choice(kinds)
+        yield _change_word(description, kind, randomness.choice(indices[kind]), randomness)
+
+
+def _change_word(description: Description, kind: str, at: int, randomness: random.Random) -> Change:
+    choices: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
+    if kind in choices:
+        mention = description.mentions[at]
+        value = another(choices[kind], getattr(mention, kind), randomness)
+        changed = _with_mention(description, at, replace(mention, **{kind: value}))
+        return changed, f"{getattr(mention, kind)}>{value}"
+    if kind == "relation":
+        relation = description.relations[at]
+        turned = replace(relation, name=INVERSE[relation.name])
+        relations = (*description.relations[:at], turned, *description.relations[at + 1 :])
+        return replace(description, relations=relations), f"{relation.name}>{turned.name}"
+    if kind == "place":
+        placement = description.placements[at]
+        moved = replace(placement, place=another(PLACES, placement.place, randomness))
+        placements = (*description.placements[:at], moved, *description.placements[at + 1 :])
+        return replace(description, placements=placements), f"{placement.place}>{moved.place}"
+    if kind == "ground":
+        ground = another(GROUNDS, description.ground, randomness)
+        return replace(description, ground=ground), f"{description.ground}>{ground}"
+    number = randomness.choice([number for number in (2, 3, 4) if number != description.count])
+    return replace(description, count=number), f"{description.count}>{number}"
+
+
+def _phrase_changes(description: Description, randomness: random.Random) -> Iterator[Change]:
+    """Endless changes of one noun phrase, or exchanges between two."""
+    mentions = description.mentions
+    while True:
+        kind = randomness.choice(("replace", "exchange", "exchange colours", "exchange shapes"))
+        at, other = randomness.sample(range(len(mentions)), 2)
+        first, second = mentions[at], mentions[other]
+        if kind == "replace":
+            # At least colour and shape change; what was not said stays unsaid, so that the form is kept.
+            changed = replace(
+                first,
+                shape=another(SHAPES, first.shape, randomness),
+                colour=None if first.colour is None else another(COLOURS, first.colour, randomness),
+                size=None if first.size is None else randomness.choice(SIZES),
+            )
+            yield _with_mention(description, at, changed), f"{_spoken(first)}>{_spoken(changed)}"
+            continue
+        if kind == "exchange":
+            pair = second, first
+        elif kind == "exchange colours":
+            pair = replace(first, colour=second.colour), replace(second, colour=first.colour)
+        else:
+            pair = replace(first, shape=second.shape), replace(second, shape=first.shape)
+        exchanged = _with_mention(_with_mention(description, at, pair[0]), other, pair[1])
+        yield exchanged, f"{_spoken(first)}, {_spoken(second)}>{_spoken(pair[0])}, {_spoken(pair[1])}"
+
+
+def _reorder(description: Description, randomness: random.Random) -> Description:
+    """The same meaning with clauses in another order and some relations turned around."""
+    relations: list[Relation] = [
+        inverse(relation) if randomness.random() < 0.5 else relation for relation in description.relations
+    ]
+    randomness.shuffle(relations)
+    return replace(description, relations=tuple(relations))
+
+
+def _with_mention(description: Description, at: int, mention: Mention) -> Description:
+    mentions = (*description.mentions[:at], mention, *description.mentions[at + 1 :])
+    return replace(description, mentions=mentions)
+
+
+def _spoken(mention: Mention) -> str:
+    return " ".join(word for word in (mention.size, mention.colour, mention.shape) if word is not None)

@@ -1,0 +1,120 @@
+"""What descriptions mean, and whether one is true or false of a scene.
+
+A description is read existentially: it is true where its mentions can be matched with different things of the scene so that
+every stated attribute, relation and place holds. Truth is three-valued: what is neither clearly true nor clearly false
+(two things almost at one height) may be neither said nor denied. `is_true` and `is_false` are the two clear cases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+from unimo_ds.data.prepare.scenes.model import Scene, Thing
+
+RELATIONS = ("left of", "right of", "above", "below")
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+PLACES = ("left", "right", "top", "bottom", "middle")
+
+CLEARLY_TRUE = 0.15
+"""Distance along an axis (share of the picture) from which a relation may be stated."""
+CLEARLY_FALSE = 0.0
+"""Distance along an axis below which a relation may be denied: not so even by a pixel. In between is neither."""
+PLACE_MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One thing as a description names it; None: not said."""
+
+    shape: str
+    colour: str | None = None
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Relation:
+    subject: int
+    """Index into the description's mentions."""
+    name: str
+    object: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    subject: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """The meaning of a caption, without its wording."""
+
+    mentions: tuple[Mention, ...]
+    relations: tuple[Relation, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    ground: str | None = None
+    count: int | None = None
+    """How many things the scene has in all."""
+
+
+def is_true(description: Description, scene: Scene) -> bool:
+    """Whether a careful speaker could say this of the scene."""
+    return _holds(description, scene, distance=CLEARLY_TRUE, margin=PLACE_MARGIN)
+
+
+def is_false(description: Description, scene: Scene) -> bool:
+    """Whether a careful speaker could deny this of the scene: not true even where nearness is granted."""
+    return not _holds(description, scene, distance=CLEARLY_FALSE, margin=-PLACE_MARGIN)
+
+
+def related(first: Thing, name: str, second: Thing, *, distance: float) -> bool:
+    """Whether `first` is `name` `second` by at least `distance` (a share of the picture)."""
+    if name == "left of":
+        return second.x - first.x >= distance
+    if name == "right of":
+        return first.x - second.x >= distance
+    if name == "above":
+        return second.y - first.y >= distance
+    if name == "below":
+        return first.y - second.y >= distance
+    raise ValueError(f"unknown relation {name!r}")
+
+
+def placed(thing: Thing, place: str, *, margin: float) -> bool:
+    """Whether the thing stands in the named third of the picture, `margin` inside its border."""
+    low, high = 1 / 3 - margin, 2 / 3 + margin
+    if place == "left":
+        return thing.x <= low
+    if place == "right":
+        return thing.x >= high
+    if place == "top":
+        return thing.y <= low
+    if place == "bottom":
+        return thing.y >= high
+    if place == "middle":
+        return all(1 / 3 + margin <= centre <= 2 / 3 - margin for centre in (thing.x, thing.y))
+    raise ValueError(f"unknown place {place!r}")
+
+
+def _matches(mention: Mention, thing: Thing) -> bool:
+    return (
+        mention.shape == thing.shape and mention.colour in (None, thing.colour) and mention.size in (None, thing.size)
+    )
+
+
+def _holds(description: Description, scene: Scene, *, distance: float, margin: float) -> bool:
+    if description.ground not in (None, scene.ground) or description.count not in (None, len(scene.things)):
+        return False
+    mentions = description.mentions
+    if any(not any(_matches(mention, thing) for thing in scene.things) for mention in mentions):
+        return False  # the common case of a false description, before any matching is tried
+    return any(
+        all(_matches(mention, thing) for mention, thing in zip(mentions, things, strict=True))
+        and all(
+            related(things[relation.subject], relation.name, things[relation.object], distance=distance)
+            for relation in description.relations
+        )
+        and all(placed(things[item.subject], item.place, margin=margin) for item in description.placements)
+        for things in permutations(scene.things, len(mentions))
+    )

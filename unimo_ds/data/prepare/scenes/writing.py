@@ -1,0 +1,297 @@
+"""unimo prepare demo --output demo_data        (5,000 drawings and their captions, half a minute)
+
+Writes the demo corpus: `OUTPUT/train` with pairs, images and texts, and `OUTPUT/held_out` with pairs of scenes that `train` never
+shows, prepared with the tokenizer and the extractor of `train`. No network, no weights: scenes are drawn and described here, so
+every rewrite is known to be true or false, and retrieval on `held_out` has one right answer for each caption.
+
+The steps are in sibling files, to be read in this order: model, drawing, truth, grammar, rewrites, corpus, regions, extraction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.manifest import load_manifest
+from unimo_ds.data.prepare.scenes import corpus as scene_corpus
+from unimo_ds.data.prepare.scenes.corpus import Part, ScenePair
+from unimo_ds.data.prepare.scenes.drawing import PICTURE_SIZE, draw_jpeg
+from unimo_ds.data.prepare.scenes.extraction import FittedExtractor, fit_extractor
+from unimo_ds.data.prepare.scenes.grammar import sample_text
+from unimo_ds.data.prepare.scenes.model import Scene
+from unimo_ds.data.schema import Caption, Kind, Regions, Sample
+from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils.errors import UserError
+
+GENERATOR_VERSION = 1
+"""Changes whenever the same parameters give another corpus."""
+VOCABULARY_SIZE = 512
+CAPTIONS_PER_PAIR = 2
+"""In `train`; a held-out pair has one, so that chance at retrieval is one in the number of pairs."""
+SAMPLES_PER_SHARD = 500
+DRAWINGS_AT_ONCE = 64
+
+_FINISHED = "demo.json"
+_STARTED = "demo.unfinished.json"
+_FOLDERS = ("train", "held_out")
+
+T = TypeVar("T")
+
+
+def write_demo_corpus(
+    output: str | os.PathLike[str],
+    *,
+    num_pairs: int = 4000,
+    num_images: int = 800,
+    num_texts: int = 800,
+    num_held_out: int = 500,
+    seed: int = 0,
+    regions: Literal["exact", "grid"] = "exact",
+) -> None:
+    """Write `output/train` and `output/held_out`, complete with tokenizer, extractor, indices and manifests.
+
+    A finished folder with the same parameters is left as it is; an interrupted one is built anew. One process at a time: of many
+    ranks, one calls this and the others wait.
+
+    regions: exact: one region per thing, with its true box, and the four quarters; grid: what is used on photographs.
+
+    Raises:
+        UserError: numbers out of range, a folder that holds something else or a demo corpus of other parameters, a full disk.
+    """
+    output = Path(output)
+    parameters: dict[str, Any] = {
+        "num_pairs": num_pairs,
+        "num_images": num_images,
+        "num_texts": num_texts,
+        "num_held_out": num_held_out,
+        "seed": seed,
+        "regions": regions,
+    }
+    _check_parameters(parameters)
+    record = {"generator_version": GENERATOR_VERSION, **parameters}
+    if _is_finished(output, record):
+        return
+    _start(output, record)
+    command = "unimo prepare demo " + " ".join(
+        f"--{key.removeprefix('num_').replace('_', '-')} {value}" for key, value in parameters.items()
+    )
+    _build(output, parameters, command)
+    os.replace(output / _STARTED, output / _FINISHED)
+
+
+def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
+    seed = parameters["seed"]
+    held_out_scenes = scene_corpus.sample_scenes(parameters["num_held_out"], seed=seed, part=Part.HELD_OUT, avoid=())
+    unseen = {scene.signature for scene in held_out_scenes}
+    scenes = scene_corpus.sample_scenes(parameters["num_pairs"], seed=seed, part=Part.PAIRS, avoid=unseen)
+    drawn = unseen | {scene.signature for scene in scenes}
+    image_scenes = scene_corpus.sample_relatives(
+        parameters["num_images"], of=scenes, seed=seed, part=Part.IMAGES, avoid=drawn
+    )
+    # The texts tell of scenes that are drawn nowhere.
+    drawn |= {scene.signature for scene in image_scenes}
+    text_scenes = scene_corpus.sample_relatives(
+        parameters["num_texts"], of=scenes, seed=seed, part=Part.TEXTS, avoid=drawn
+    )
+    texts = [
+        sample_text(scene, scene_corpus.randomness_of(seed, Part.TEXTS, number, 1))
+        for number, scene in enumerate(text_scenes)
+    ]
+
+    pairs = scene_corpus.caption_pairs(scenes, captions_per_pair=CAPTIONS_PER_PAIR, seed=seed, part=Part.PAIRS)
+    captions = list(_with_progress(scene_corpus.rewrite_captions(pairs, seed=seed, part=Part.PAIRS), pairs, "captions"))
+    held_out = scene_corpus.identify_pairs(
+        scene_corpus.caption_pairs(held_out_scenes, captions_per_pair=1, seed=seed, part=Part.HELD_OUT),
+        seed=seed,
+        part=Part.HELD_OUT,
+    )
+    held_out_captions = list(scene_corpus.rewrite_captions(held_out, seed=seed, part=Part.HELD_OUT))
+
+    train_folder, held_out_folder = (output / name for name in _FOLDERS)
+    tokenizer = tokenizers.train(_training_texts(captions, texts), vocabulary_size=VOCABULARY_SIZE)
+    extractor = fit_extractor(parameters["regions"], scenes, seed=seed)
+
+    # Images come first: pairs refer to where they were stored.
+    places = _write_images(train_folder, image_scenes, extractor)
+    related_images = scene_corpus.related_to(scenes, image_scenes)
+    related_texts = scene_corpus.related_to(scenes, text_scenes)
+    _write_texts(train_folder, texts)
+    related = [
+        Related(tuple(texts[at] for at in text_row), tuple(places[at] for at in image_row))
+        for text_row, image_row in zip(related_texts, related_images, strict=True)
+    ]
+    _write_pairs(train_folder, pairs, captions, related, extractor, label="pairs")
+    _finish(train_folder, tokenizer, extractor, command)
+    _write_pairs(held_out_folder, held_out, held_out_captions, [NOTHING] * len(held_out), extractor, label="held out")
+    _finish(held_out_folder, tokenizer, extractor, command)
+
+
+@dataclass(frozen=True)
+class Related:
+    """Single-modal items that share things with a pair."""
+
+    texts: tuple[str, ...] = ()
+    images: tuple[tuple[str, int], ...] = ()
+    """(shard file name, index within the shard)"""
+
+
+NOTHING = Related()
+
+
+def _training_texts(captions: Sequence[tuple[Caption, ...]], texts: Sequence[str]) -> Iterator[str]:
+    for group in captions:
+        for caption in group:
+            yield caption.text
+            yield from (rewrite.text for rewrite in caption.positives)
+    yield from texts
+
+
+def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtractor) -> list[tuple[str, int]]:
+    """Store image samples; returns (shard file name, index within the shard) of each."""
+    places: list[tuple[str, int]] = []
+    with ShardWriter(folder, "images", max_samples=SAMPLES_PER_SHARD) as writer:
+        for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True):
+            sample = Sample("", Kind.IMAGE, "scene-images", regions=regions)
+            key = writer.write(sample, jpeg=jpeg, details=_details(scene))
+            places.append((key.partition(":")[0], len(places) % SAMPLES_PER_SHARD))
+    return places
+
+
+def _write_texts(folder: Path, texts: Sequence[str]) -> None:
+    with ShardWriter(folder, "texts", max_samples=SAMPLES_PER_SHARD) as writer:
+        for text in texts:
+            writer.write(Sample("", Kind.TEXT, "scene-texts", text=text))
+
+
+def _write_pairs(
+    folder: Path,
+    pairs: Sequence[ScenePair],
+    captions: Sequence[tuple[Caption, ...]],
+    related: Sequence[Related],
+    extractor: FittedExtractor,
+    *,
+    label: str,
+) -> None:
+    drawn = _drawn([pair.scene for pair in pairs], extractor, label)
+    with ShardWriter(folder, "pairs", max_samples=SAMPLES_PER_SHARD) as writer:
+        for pair, group, items, (jpeg, regions) in zip(pairs, captions, related, drawn, strict=True):
+            sample = Sample(
+                "",
+                Kind.PAIR,
+                "scenes",
+                regions=regions,
+                captions=group,
+                related_texts=items.texts,
+                related_images=items.images,
+            )
+            writer.write(sample, jpeg=jpeg, details=_details(pair.scene))
+
+
+def _drawn(scenes: Sequence[Scene], extractor: FittedExtractor, label: str) -> Iterator[tuple[bytes, Regions]]:
+    """JPEG and regions of each scene."""
+    starts = range(0, len(scenes), DRAWINGS_AT_ONCE)
+    for start in _with_progress(starts, starts, label):
+        part = scenes[start : start + DRAWINGS_AT_ONCE]
+        jpegs = [draw_jpeg(scene) for scene in part]
+        yield from zip(jpegs, extractor.regions(part, jpegs), strict=True)
+
+
+def _details(scene: Scene) -> dict[str, Any]:
+    """What was drawn, for those who look into a shard."""
+    return {
+        "size": [PICTURE_SIZE, PICTURE_SIZE],
+        "ground": scene.ground,
+        "things": [
+            {"shape": thing.shape, "colour": thing.colour, "size": thing.size, "x": thing.x, "y": thing.y}
+            for thing in scene.things
+        ],
+    }
+
+
+def _finish(folder: Path, tokenizer: Tokenizer, extractor: FittedExtractor, command: str) -> None:
+    path = tokenizer.save(folder)
+    finish_folder(
+        folder,
+        tokenizer=tokenizer,
+        tokenizer_file=path.name,
+        extractor_fingerprint=extractor.inner.fingerprint,
+        extractor_file=extractor.inner.save(folder).name,
+        num_region_classes=extractor.inner.num_classes,
+        command=command,
+    )
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    for name in ("num_pairs", "num_held_out"):
+        if parameters[name] < 2:
+            raise UserError(f"the demo corpus needs at least 2 of {name}, not {parameters[name]}")
+    for name in ("num_images", "num_texts", "seed"):
+        if parameters[name] < 0:
+            raise UserError(f"{name} of the demo corpus is {parameters[name]}; it must be at least 0")
+    if parameters["regions"] not in ("exact", "grid"):
+        raise UserError(f"regions {parameters['regions']!r} of the demo corpus is not one of exact, grid")
+
+
+def _is_finished(output: Path, record: dict[str, Any]) -> bool:
+    """Whether the corpus of these parameters is there.
+
+    Raises:
+        UserError: one of other parameters is, or a damaged one.
+    """
+    try:
+        present = json.loads((output / _FINISHED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {output / _FINISHED}: {error}; remove {output} or name another folder") from None
+    changed = sorted(key for key in record if present.get(key) != record[key]) if isinstance(present, dict) else ["all"]
+    if changed:
+        raise UserError(
+            f"{output} holds a demo corpus of other parameters ({', '.join(changed)}); remove it or name another folder"
+        )
+    try:
+        for name in _FOLDERS:
+            load_manifest(output / name)
+    except UserError as error:
+        raise UserError(
+            f"the demo corpus in {output} is damaged: {error}; remove it, and it will be made again"
+        ) from None
+    return True
+
+
+def _start(output: Path, record: dict[str, Any]) -> None:
+    """Make the folder this program's own: empty but for the note that it is unfinished.
+
+    Raises:
+        UserError: it holds something that no interrupted run of this program left, or cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if any(output.iterdir()) and not (output / _STARTED).exists():
+            raise UserError(f"{output} is not empty and holds no demo corpus; name another folder")
+        (output / _STARTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for name in _FOLDERS:
+            if (output / name).exists():
+                shutil.rmtree(output / name)
+    except OSError as error:
+        raise UserError(f"cannot write into {output}: {error.strerror}; name another folder") from None
+
+
+def _with_progress(items: Iterable[T], counted: Sequence[object], label: str) -> Iterator[T]:
+    """The items, with a progress bar where a person watches."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=label, total=len(counted), console=Console(stderr=True))
