@@ -39,9 +39,10 @@ class RetrievalConfig:
 
     contrastive_weight: float = 1.0
     """Of pre-training's contrastive loss between the single encodings of the step's pairs; 0: joint encodings alone, as in the
-    paper."""
-    loss: Literal["circle", "plain"] = "circle"
-    """plain: cross-entropy of the pair among its negatives."""
+    paper (with the circle loss)."""
+    loss: Literal["plain", "circle"] = "plain"
+    """Of joint encodings. plain: cross-entropy of the pair among its negatives, whose scores are logits as the contrastive loss's
+    are, so that both add up; circle: the paper's."""
     negative_images: int = 10
     negative_captions: int = 10
     """Drawn for each pair and visit, and encoded jointly with the pair's caption or image; none of both: single encodings alone

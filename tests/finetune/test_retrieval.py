@@ -163,7 +163,7 @@ def test_measurement_ranks_every_caption_against_every_image(folder, tokenizer):
     assert found.metrics["text_to_image/r@1"] == pytest.approx(right)
     assert len(found.predictions) == pairs.num_captions
     texts, images = single_vectors(engine, pairs, config)
-    combined = scores + (texts @ images.T).numpy()  # the circle loss keeps joint scores of the size of cosines
+    combined = scores + (texts @ images.T).numpy() / float(engine.module.temperature().detach())
     assert found.metrics["combined/text_to_image/r@1"] == pytest.approx((combined.argmax(1) == pairs.image_of_C).mean())
     assert task.best_metric in found.metrics
 

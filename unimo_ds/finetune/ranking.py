@@ -61,7 +61,11 @@ def measure(engine: TaskEngine, pairs: Pairs, config: RunConfig, *, quick: bool 
 
 
 def score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
-    """What a cosine of 1 is among the scores: 1 where the loss has margins, a logit of pre-training where it has none."""
+    """What a cosine of 1 is among the joint scores: pre-training's logit where they are logits, 1 where the loss has margins.
+
+    Two logits add up well whether both were trained or the joint one alone. The circle loss's scores are no logits, and no fixed
+    weight suits them (docs/experiments.md).
+    """
     if settings.loss == "circle":
         return 1.0
     assert isinstance(engine.module, TaskModel)
