@@ -47,9 +47,9 @@ class RetrievalConfig:
     negative_captions: int = 10
     """Drawn for each pair and visit, and encoded jointly with the pair's caption or image; none of both: single encodings alone
     are trained."""
-    hard_share: float = 0.0
+    hard_share: float = 1.0
     """Share of the negatives that is drawn from the nearest ones under the starting model's single encodings."""
-    hard_pool: int = 30
+    hard_pool: int = 200
     """How many nearest ones of each image and caption the hard negatives are drawn from."""
     margin: float = 0.2
     scale: float = 1.0

@@ -91,7 +91,9 @@ def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
 @pytest.mark.parametrize("loss", ["circle", "plain"])
 def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss):
     """The product of the jointly encoded vectors, of the size of their cosine; by the temperature where it is a logit."""
-    examples, config = open_split(folder, tokenizer, "train", f"finetune.retrieval.loss={loss}")
+    examples, config = open_split(
+        folder, tokenizer, "train", f"finetune.retrieval.loss={loss}", "finetune.retrieval.hard_share=0"
+    )
     engine = small.plain_engine(config)
     assert tasks.load("retrieval").prepare_training(examples, engine, config) is examples
     scale = 1.0 if loss == "circle" else 1 / float(engine.module.temperature().detach())

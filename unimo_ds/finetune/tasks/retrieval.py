@@ -4,10 +4,10 @@ the collection's official captions (`--format karpathy`, `--format coco`, or a t
 Two losses, summed: pre-training's contrastive loss between the single encodings of all pairs of a step (`contrast.py`; this
 project's addition, as in ALBEF and BLIP), and the choice of a pair among jointly encoded negatives. Its score is a linear map
 of the product of both pooled vectors, which begins as a measure of their likeness (this project's choice). Recipe of the
-release, which has the joint one alone (`finetune.retrieval.contrastive_weight=0`, `finetune.retrieval.loss=circle`): 10 other
-images and 10 other captions for each pair, circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of it after 24 and 32
-epochs, 4 (base) or 2 (large) pairs on each of 16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image retrieval
-74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
+release, which has the joint one alone (`contrastive_weight=0`, `loss=circle`, `hard_share=0`, each with `finetune.retrieval.`
+before it): 10 other images and 10 other captions for each pair, circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of
+it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of 16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image
+retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
 
 Letters: E examples (captions), I images, C captions, N negatives of one kind, S sequences.
 """
