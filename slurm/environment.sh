@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # PYTHON=python
 # SRUN_OPTIONS+=(--container-image=/shared/unimo_ds.sqsh --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
 
-# The prepared data (a folder that holds train/ and held_out/), on a file system that all nodes see.
+# The prepared data (a folder that holds train/ and held_out/; several: A::B), on a file system that all nodes see.
 DATA=${DATA:-data}
 
 # The network between nodes, where NCCL and gloo guess wrong (`ip -brief address` on a node lists the names).

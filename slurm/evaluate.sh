@@ -17,4 +17,5 @@ cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 2
 SRUN_OPTIONS=()
 source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-exec srun "${SRUN_OPTIONS[@]}" "$PYTHON" -m unimo_ds evaluate "${1:?give a task, e.g. zero-shot}" --data "$DATA/held_out" "${@:2}"
+case " $* " in *" --data"*) data=() ;; *) data=(--data "${DATA//:://held_out::}/held_out") ;; esac
+exec srun "${SRUN_OPTIONS[@]}" "$PYTHON" -m unimo_ds evaluate "${1:?give a task, e.g. zero-shot}" "${data[@]}" "${@:2}"

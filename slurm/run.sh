@@ -40,7 +40,10 @@ failed() { # [nodes to blame]
     say "given up; look for the first error above, then submit again" && exit "$status"
 }
 
-case " $* " in *" --run-dir"*) say "give RUN_DIR=... to sbatch instead of --run-dir"; exit 2 ;; esac
+case " $* " in
+*" --run-dir"*) say "give RUN_DIR=... to sbatch instead of --run-dir"; exit 2 ;;
+*" --data"*) say "give DATA=... to sbatch instead of --data"; exit 2 ;; # it would be read beside DATA, unseen by the preflight
+esac
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun stopped inheriting --cpus-per-task in Slurm 22.05
 before=$(newest)
 say "$recipe on $SLURM_JOB_NODELIST, from $before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import safetensors.torch
 from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.shards import ShardWriter
 
 COMMANDS = (
     *("prepare", "plan", "inspect", "doctor", "evaluate", "finetune", "report"),
@@ -209,6 +213,33 @@ def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) 
     assert [step["global_batch"] for step in orders[0]] == [step["global_batch"] for step in orders[1]]
     for step in orders[1]:
         assert sorted(key for rank in step["ranks"] for key in rank) == sorted(step["global_batch"])
+
+
+def test_commands_read_several_folders_as_the_trainer_does(
+    folder: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    with ShardWriter(other, "pairs") as writer:
+        for number in range(12, 17):
+            writer.write(small.pair(number))
+    shutil.copy(folder / "tokenizer.json", other)
+    finish_folder(other, tokenizer=tokenizers.load(folder), num_region_classes=small.CLASSES, command="test")
+    data = ["--data", str(folder), "--data", str(other)]
+    words = ["--recipe", "demo", "--set", "data.kind_weights.image=0", "--set", "batch.global_samples=24", "--json"]
+    assert cli.main(["plan", *data, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == "demo"
+    assert cli.main(["inspect", "order", *data, *words]) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert {Path(key).parent for key in step["global_batch"]} == {folder, other}
+    page = tmp_path / "sample.html"
+    key = next(key for key in step["global_batch"] if key.startswith(str(other)))
+    assert cli.main(["inspect", "sample", *data, "--sample", key, "--html", str(page)]) == 0
+    assert key in page.read_text()
+    capsys.readouterr()
+    assert cli.main(["evaluate", "retrieval", "--checkpoint", str(run_dir), *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12 + 5
+    assert cli.main(["plan", *data, *data[:2], *words]) == 2
+    assert f"data folder {folder} is named twice" in capsys.readouterr().err
 
 
 def test_doctor_answers_and_says_whether_this_machine_is_fit(capsys: pytest.CaptureFixture[str]) -> None:

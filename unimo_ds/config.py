@@ -56,12 +56,13 @@ class KindWeights:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""
-    """Folder (or fsspec URL) that holds manifest.json and the shards."""
+    """Folder (or fsspec URL) that holds manifest.json and the shards; several are written A::B."""
     held_out_path: str | None = None
-    """Folder of held-out shards for the evaluation during training; None: no evaluation."""
+    """Folders of held-out shards for the evaluation during training, likewise; None: no evaluation."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples."""
+    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples. A source
+    in several folders is one."""
     shuffle_window_shards: int = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
     max_text_tokens: int = 512
@@ -75,6 +76,7 @@ class DataConfig:
     cache_dir: str | None = None
     """Local cache for remote shards; None: a folder beside the run."""
     cache_bytes: int = 50 * 2**30
+    """Of all remote folders together."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils import locations
 from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -114,7 +115,7 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
         prog="train.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
-    parser.add_argument("--data", metavar="PATH", help="folder of shards, or one that holds train/ and held_out/")
+    parser.add_argument("--data", metavar="PATH", action=locations.Repeated, help=locations.HELP)
     parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept; the same one again resumes it")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one field, e.g. optimizer.clip_norm=0.5"
@@ -135,7 +136,8 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
 def draw_demo(config: RunConfig, communicator: Communicator) -> None:
     """Draw the demo corpus on rank 0 where the recipe asks for it; a finished one is left as it is."""
     with failing_together(communicator):
-        if communicator.rank == 0 and Path(config.data.path) == Path(DEMO_DATA) / "train":
+        drawn = Path(DEMO_DATA) / "train"
+        if communicator.rank == 0 and drawn in map(Path, locations.split(config.data.path)):
             from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
             write_demo_corpus(DEMO_DATA)

@@ -286,10 +286,18 @@ def test_the_folder_of_data_folders_is_not_one(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
 
 
-@pytest.mark.parametrize("location", ["pipe:cat x", "memory://a::b", "ftp://host/data", "simplecache::s3://bucket"])
-def test_addresses_that_are_refused(location: str) -> None:
+@pytest.mark.parametrize("location", ["pipe:cat x", "ftp://host/data", "file:///tmp::pipe:cat x"])
+def test_addresses_that_are_refused(location: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a local folder or a URL of"):
-        Corpus.open(location)
+        Corpus.open(location.replace("file:///tmp", str(make_folder(tmp_path))))
+
+
+def test_file_systems_are_never_chained() -> None:
+    """fsspec's own meaning of `::`; here it stands between folders."""
+    with pytest.raises(UserError, match="no data folder at simplecache"):
+        Corpus.open("simplecache::s3://bucket")
+    with pytest.raises(UserError, match="a local folder or a URL of"):
+        cache.open_storage("memory://a::b", cache_dir=None, cache_bytes=0)
 
 
 def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]

@@ -86,7 +86,7 @@ def test_length_logging_and_engine_may_differ(tmp_path: Path, change: str) -> No
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
     prepare(tmp_path, RunConfig(recipe="test"), data="aaaa")
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match=r"other data than data\.path='' \(data\.path='' there\)"):
         prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.data.shard_folders import make_folder
 from unimo_ds.data import retrying
+from unimo_ds.preflight import command
 from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, unreachable
 
@@ -98,6 +100,13 @@ def test_data_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     assert node_checks.problems_of_data(str(copy)) == [f"{shard} cannot be read (No such file or directory)"]
     (copy / "manifest.json").write_text("{")
     assert "manifest.json" in node_checks.problems_of_data(str(copy))[0]
+
+
+def test_every_folder_of_several_is_looked_at(data: Path, tmp_path: Path) -> None:
+    missing = [tmp_path / "one", tmp_path / "other"]
+    options = Namespace(data=f"{missing[0]}::{data}::{missing[1]}", run_dir=tmp_path / "run", gpus=0, min_free_gib=0.0)
+    problems = command._report(options, "node1", 1).problems
+    assert problems == tuple(f"no manifest.json in {folder} or its train/" for folder in missing)
 
 
 def test_remote_data_is_read_where_it_lies(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,3 +65,8 @@ def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
     (tmp_path / "held_out").mkdir()
     (tmp_path / "held_out" / "manifest.json").touch()
     assert found(tmp_path) == (str(tmp_path / "train"), str(tmp_path / "held_out"))
+    three = f"{tmp_path}::{tmp_path / 'train'}::{tmp_path}"
+    train, held_out = tmp_path / "train", tmp_path / "held_out"
+    assert found(Path(three)) == (f"{train}::{train}::{train}", f"{held_out}::{held_out}"), (
+        "what fits together is asked later"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unimo_ds import recipes
 from unimo_ds.commands.common import add_command, add_json, add_recipe, config_of, emit
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
 
@@ -24,7 +25,11 @@ _PLAN_EXAMPLE = "unimo plan --recipe base_32xv100 --data data/train --utilisatio
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--data", help="data folder, as in training: count its sequences instead of assuming lengths")
+    parser.add_argument(
+        "--data",
+        action=locations.Repeated,
+        help="data folders, as in training: count their sequences instead of assuming lengths",
+    )
     parser.add_argument("--devices", type=int, help="number of GPUs (or CPU processes); default: the recipe's")
     parser.add_argument("--hardware", help="v100, a100, h100, h200 or cpu; default: the recipe's")
     parser.add_argument(
@@ -78,7 +83,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
     order = parser.add_argument_group("unimo inspect order: what each step will read, without training")
-    order.add_argument("--data", help="data folder, as in training")
+    order.add_argument("--data", action=locations.Repeated, help="data folders, as in training")
     add_recipe(parser, required=False)
     order.add_argument("--steps", default="0:1", metavar="A:B", help="steps A to B - 1 (default 0:1)")
     order.add_argument("--world-size", type=int, default=1)

@@ -1,4 +1,4 @@
-"""A data folder as one long array of samples: facts about all of them at once, and any one of them by its number.
+"""Data folders as one long array of samples: facts about all of them at once, and any one of them by its number.
 
 Facts (kinds, lengths, references) are NumPy arrays over the whole corpus, made by joining the shards' indices; nothing is done
 in Python per sample. `read` is a positioned read or two, checked against the index's checksums and decoded strictly.
@@ -7,7 +7,6 @@ in Python per sample. `read` is a positioned read or two, checked against the in
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -20,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import cache, index, manifest, members, shards
-from unimo_ds.data.retrying import Retries
+from unimo_ds.data import blend, index, members
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
@@ -47,7 +45,7 @@ class CorruptSample(UserError):
 
 
 class Corpus:
-    """An open data folder. Cheap to use from forked workers; pickles as its location, so spawned ones open it again.
+    """One or several open data folders. Cheap to use from forked workers; pickles as their location: spawned ones open it again.
 
     Attributes over the n samples in the manifest's order:
         kinds [n] uint8 (schema.Kind); source_ids [n] int32, into `source_names`; shard_of [n] int32; num_regions [n] int32.
@@ -55,7 +53,7 @@ class Corpus:
         text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
-    Of the folder: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, fingerprint.
+    Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, fingerprint.
     Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
     """
 
@@ -64,11 +62,12 @@ class Corpus:
     ) -> None:
         """See `open`."""
         self._arguments = (os.fspath(location), cache_dir, cache_bytes)
-        self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
-        self._retry = Retries()
-        self.manifest = _load_manifest(self._storage, self._retry)
+        self._folders = blend.open_folders(self.location, cache_dir=cache_dir, cache_bytes=cache_bytes)
+        self.manifest = blend.joint_manifest(self._folders)
+        self._folder_of = [folder for folder in self._folders for _ in folder.manifest.shards]
         with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
-            indices = list(pool.map(lambda entry: _load_index(self._storage, entry, self._retry), self.manifest.shards))
+            load = pool.map(lambda folder, entry: folder.load_index(entry), self._folder_of, self.manifest.shards)
+            indices = list(load)
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
@@ -76,7 +75,6 @@ class Corpus:
         self.fingerprint = self.manifest.fingerprint
         self.num_samples = self.manifest.num_samples
         self.bytes_read = 0
-        self._files: OrderedDict[int, FileIO] = OrderedDict()
         self._base_names = [one.base_names for one in indices]
         self._bases: OrderedDict[int, list[str]] = OrderedDict()
         self._records = [one.samples for one in indices]
@@ -102,13 +100,13 @@ class Corpus:
     def open(
         cls, location: str | os.PathLike[str], *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30
     ) -> Corpus:
-        """Open a local folder or a URL (http, s3, ...: see `cache.PROTOCOLS`).
+        """Open a local folder or a URL (http, s3, ...: see `cache.PROTOCOLS`), or several: `A::B`.
 
         cache_dir: where remote shards are kept (None: ~/.cache/unimo_ds/shards); cache_bytes: how much of them.
 
         Raises:
             UserError: no folder or manifest there, another schema version, a missing or changed index, a missing or cut shard
-                (local folders), or references to samples that do not exist.
+                (local folders), references to samples that do not exist, or folders that do not fit together (see `blend`).
         """
         return cls(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
@@ -124,38 +122,22 @@ class Corpus:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file, fetched first where the corpus is remote."""
-        return self.file_path(self.manifest.tokenizer.file)
-
-    def file_path(self, name: str) -> Path:
-        """A local path of one of the manifest's other files (tokenizer, extractor, report).
+        """The tokenizer's file, fetched first where the corpus is remote.
 
         Raises:
-            UserError: the manifest does not list it, or it is gone or another one lies in its place.
+            UserError: it is gone or another one lies in its place.
         """
-        known = next((entry for entry in self.manifest.files if entry.file == name), None)
-        if known is None:
-            raise UserError(f"{self.location} lists no file {name!r} in its manifest")
-        try:
-            path = self._retry(name, lambda: self._storage.local_path(name, size=known.bytes, sha256=known.sha256))
-        except OSError as error:
-            raise UserError(f"cannot read {self._storage.describe(name)}: {error}") from None
-        if manifest.file_entry(path).sha256 != known.sha256:
-            raise UserError(
-                f"{path} is not what the manifest of {self.location} describes (checksum); restore it, or accept it as it is "
-                "with `unimo prepare pack`"
-            )
-        return path
+        return blend.lead_of(self._folders).tokenizer_path
 
     def key(self, sample: int) -> str:
-        """`SHARD.tar:BASE` of a sample."""
+        """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` where there are several folders."""
         shard, row = self._locate(sample)
         bases = self._bases.get(shard)
         if bases is None:
             bases = self._bases[shard] = self._base_names[shard].splitlines()
             while len(self._bases) > _SPLIT_NAMES:
                 self._bases.popitem(last=False)
-        return f"{self.manifest.shards[shard].file}:{bases[row]}"
+        return f"{self._folder_of[shard].key_prefix}{self.manifest.shards[shard].file}:{bases[row]}"
 
     def expect(self, samples: Iterable[int]) -> None:
         """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""
@@ -205,7 +187,8 @@ class Corpus:
 
     def close(self) -> None:
         """Close the shards this process has opened; the next read opens them again."""
-        self._files.clear()
+        for folder in self._folders:
+            folder.close()
 
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < self.num_samples:
@@ -239,17 +222,19 @@ class Corpus:
 
     def _read_block(self, sample: int, shard: int, offset: int, size: int) -> bytes:
         """Positioned read of exactly `size` bytes, tried again after transient errors."""
+        folder, entry = self._folder_of[shard], self.manifest.shards[shard]
 
         def read() -> bytes:
             try:
-                return _pread(self._file(shard).fileno(), offset, size)
+                file = self._file(shard)  # held: another thread may let go of it
+                return _pread(file.fileno(), offset, size)
             except OSError:
                 # A stale handle of a network file system is cured by opening the file again.
-                self._files.pop(shard, None)
+                folder.forget(entry)
                 raise
 
         try:
-            block = self._retry(self.manifest.shards[shard].file, read)
+            block = folder.retry(entry.file, read)
         except OSError as error:
             raise CorruptSample(self.key(sample), f"its shard cannot be read: {error}") from error
         if len(block) < size:
@@ -258,18 +243,7 @@ class Corpus:
         return block
 
     def _file(self, shard: int) -> FileIO:
-        """The open shard; positioned reads make one handle safe for forked processes and threads alike."""
-        file = self._files.get(shard)
-        if file is None:
-            entry = self.manifest.shards[shard]
-            file = self._storage.open_local(entry.file, size=entry.bytes, sha256=entry.sha256)
-            self._files[shard] = file
-            while len(self._files) > self._storage.most_open:
-                # Closed by the garbage collector once nobody reads from it.
-                self._files.popitem(last=False)
-        else:
-            self._files.move_to_end(shard)
-        return file
+        return self._folder_of[shard].shard(self.manifest.shards[shard])
 
     def _join_sources(self, indices: list[index.ShardIndex]) -> NDArray[np.int32]:
         numbers = {name: number for number, name in enumerate(self.source_names)}
@@ -277,57 +251,31 @@ class Corpus:
         return _join([table[one.samples["source"]] for table, one in zip(tables, indices, strict=True)], np.int32)
 
     def _join_related(self, indices: list[index.ShardIndex]) -> NDArray[np.int64]:
-        numbers = {entry.file: number for number, entry in enumerate(self.manifest.shards)}
+        numbers = {
+            (folder, entry.file): number
+            for number, (folder, entry) in enumerate(zip(self._folder_of, self.manifest.shards, strict=True))
+        }
         parts = []
-        for entry, one in zip(self.manifest.shards, indices, strict=True):
-            unknown = [name for name in one.related_shards if name not in numbers]
+        for folder, entry, one in zip(self._folder_of, self.manifest.shards, indices, strict=True):
+            # Shards know others of their own folder alone.
+            unknown = [name for name in one.related_shards if (folder, name) not in numbers]
             if unknown:
                 raise UserError(
-                    f"shard {entry.file} refers to images in {unknown[0]}, which the manifest does not list"
+                    f"shard {folder.key_prefix}{entry.file} refers to images in {unknown[0]}, which the manifest does not list"
                 )
-            table = np.array([numbers[name] for name in one.related_shards], np.int64)
+            table = np.array([numbers[folder, name] for name in one.related_shards], np.int64)
             targets = table[one.related_images["shard"]] if len(table) else np.zeros(0, np.int64)
             within = one.related_images["index"].astype(np.int64)
             if (within >= np.diff(self.shard_start)[targets]).any():
-                raise UserError(f"shard {entry.file} refers to related images beyond the end of a shard")
+                raise UserError(
+                    f"shard {folder.key_prefix}{entry.file} refers to related images beyond the end of a shard"
+                )
             parts.append(self.shard_start[targets] + within)
         return _join(parts, np.int64)
 
 
 def _open_again(location: str, cache_dir: str | None, cache_bytes: int) -> Corpus:
     return Corpus(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
-
-
-def _load_manifest(storage: cache.Storage, retry: Retries) -> manifest.Manifest:
-    if isinstance(storage, cache.LocalStorage):
-        return manifest.load_manifest(storage.folder)
-    where = storage.describe(manifest.MANIFEST_FILE)
-    try:
-        content = retry(manifest.MANIFEST_FILE, lambda: storage.read(manifest.MANIFEST_FILE))
-    except OSError as error:
-        raise UserError(f"cannot read {where}: {error or type(error).__name__}; check the address") from None
-    return manifest.parse_manifest(content, where=where)
-
-
-def _load_index(storage: cache.Storage, entry: manifest.ShardEntry, retry: Retries) -> index.ShardIndex:
-    """A shard's index, checked against the manifest, and the shard's size where that costs nothing."""
-    name = shards.index_path(entry.file).name
-    where = storage.describe(name)
-    cure = "run `unimo prepare verify` on the folder"
-    try:
-        content = retry(name, lambda: storage.read(name))
-        if isinstance(storage, cache.LocalStorage):
-            size = os.stat(storage.folder / entry.file).st_size
-            if size != entry.bytes:
-                raise UserError(f"shard {storage.describe(entry.file)} has {size} bytes, not {entry.bytes}; {cure}")
-    except OSError as error:
-        raise UserError(f"cannot read {where} or its shard: {error}; {cure}") from None
-    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-        raise UserError(f"{where} is not the index that the manifest describes; {cure}")
-    one = index.from_bytes(content, where=where)
-    if one.num_samples != entry.samples or one.shard_sha256 != entry.sha256:
-        raise UserError(f"{where} and the manifest disagree about the shard; {cure}")
-    return one
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,6 +17,7 @@ from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
 Flags = NDArray[np.bool_]
@@ -74,21 +76,20 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 def check_made_alike(corpus: Corpus, training_data: str, *, parts: Sequence[Literal["tokenizer", "extractor"]]) -> None:
     """Refuse data of another tokenizer or region extractor than what the model was trained on.
 
-    Other pieces of the same number, or other features of the same size, would be taken without a word. Where the training data
-    is gone, remote or not known (empty), nothing is compared.
+    Other pieces of the same number, or other features of the same size, would be taken without a word. Of the folders of the
+    training data those that are gone or remote are not compared; where none is known (empty), nothing is.
 
     Raises:
         UserError: naming what differs.
     """
-    if not training_data or not (Path(training_data) / MANIFEST_FILE).is_file():
-        return
-    trained_on = load_manifest(training_data)
-    for part in parts:
-        mine, theirs = getattr(corpus.manifest, part), getattr(trained_on, part)
+    places = locations.split(training_data) if training_data else ()
+    trained_on = {place: load_manifest(place) for place in places if (Path(place) / MANIFEST_FILE).is_file()}
+    for (place, manifest), part in itertools.product(trained_on.items(), parts):
+        mine, theirs = getattr(corpus.manifest, part), getattr(manifest, part)
         if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
             raise UserError(
-                f"{corpus.location} was prepared with another {part} than the training data {training_data}; prepare it with "
-                f"`--like {training_data}` (features of one detector: with the same --feature-name)"
+                f"{corpus.location} was prepared with another {part} than the training data {place}; prepare it with "
+                f"`--like {place}` (features of one detector: with the same --feature-name)"
             )
 
 

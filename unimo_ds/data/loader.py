@@ -177,7 +177,7 @@ class BadSampleLimit:
                 self._keys[sample.key] = sample.reason
         allowed = max(self._max_share * self._num_samples, self.FREE if self._max_share else 0)
         if self._num_bad > allowed:
-            shards = sorted({key.partition(":")[0] for key in self._keys})
+            shards = sorted({key.rpartition(":")[0] for key in self._keys})
             named = f" in {', '.join(shards[:5])}" if shards else " (named in other ranks' logs)"
             example = next(iter(self._keys.items()), None)
             shown = f"; for example {example[0]}: {example[1]}" if example else ""

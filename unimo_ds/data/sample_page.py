@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 from collections.abc import Sequence
 
 from PIL import Image
@@ -36,7 +37,7 @@ tr { border-top: 1px solid #ddd } .same { color: #00682f } .not { color: #a1261d
 
 
 def sample_number(corpus: Corpus, wanted: str) -> int:
-    """The sample that a person names by its number or its key `SHARD.tar:BASE`.
+    """The sample that a person names by its number or its key (`corpus.Corpus.key`).
 
     Raises:
         UserError: there is none.
@@ -45,14 +46,12 @@ def sample_number(corpus: Corpus, wanted: str) -> int:
         if int(wanted) < len(corpus):
             return int(wanted)
         raise UserError(f"there is no sample {wanted}: the folder holds {len(corpus)}, counted from 0")
-    shard = wanted.partition(":")[0]
-    first = 0
-    for entry in corpus.manifest.shards:
-        if entry.file == shard:
-            for number in range(first, first + entry.samples):
+    shard = wanted.rpartition(":")[0]
+    for first, stop in itertools.pairwise(corpus.shard_start.tolist()):
+        if first < stop and corpus.key(first).rpartition(":")[0] == shard:
+            for number in range(first, stop):
                 if corpus.key(number) == wanted:
                     return number
-        first += entry.samples
     raise UserError(f"there is no sample {wanted!r}; give its number, or its key as `unimo inspect` shows it")
 
 
@@ -71,7 +70,8 @@ def sample_page(corpus: Corpus, number: int) -> str:
         items = "\n".join(f"<li>{html.escape(text)}</li>" for text in sample.related_texts)
         parts.append(f"<h2>Related texts ({len(sample.related_texts)})</h2>\n<ol>{items}</ol>")
     if sample.related_images:
-        parts.append(_related_images(corpus, sample.related_images))
+        first, stop = corpus.related_image_start[number : number + 2]
+        parts.append(_related_images(corpus, corpus.related_image_index[first:stop].tolist()))
     body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(sample.key)}</title>
@@ -152,18 +152,12 @@ def _row(verdict: str, level: str, rewrite: Rewrite) -> str:
     )
 
 
-def _related_images(corpus: Corpus, references: Sequence[tuple[str, int]]) -> str:
-    firsts: dict[str, int] = {}
-    first = 0
-    for entry in corpus.manifest.shards:
-        firsts[entry.file] = first
-        first += entry.samples
+def _related_images(corpus: Corpus, numbers: Sequence[int]) -> str:
     shown = []
-    for shard, position in references[:_MOST_RELATED]:
-        number = firsts[shard] + position
+    for number in numbers[:_MOST_RELATED]:
         picture = _embedded(corpus.read_jpeg(number), _RELATED_SIDE) or ""
-        name = corpus.details(number).get("file", f"{shard}:{position}")
+        name = corpus.details(number).get("file", corpus.key(number))
         shown.append(f"<div>{picture}<span>{html.escape(str(name))}</span></div>")
-    more = len(references) - len(shown)
+    more = len(numbers) - len(shown)
     rest = f'<p class="from">and {more} more</p>' if more else ""
-    return f'<h2>Related images ({len(references)})</h2>\n<div class="related">{"".join(shown)}</div>{rest}'
+    return f'<h2>Related images ({len(numbers)})</h2>\n<div class="related">{"".join(shown)}</div>{rest}'

@@ -201,7 +201,10 @@ def _differences(path: Path, environment: Path, config: RunConfig, data_fingerpr
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
         return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
     if data_before != data_fingerprint:
-        return f"{path.parent} holds a run on other data than data.path={config.data.path!r}; give that data or another run_dir"
+        return (
+            f"{path.parent} holds a run on other data than data.path={config.data.path!r} (data.path={old.get('data.path')!r} "
+            "there); give that data, several folders in the same order, or another run_dir"
+        )
     return ""
 
 

@@ -74,7 +74,7 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> H
     unreadable = find_unreadable(corpus, samples, engine.communicator)
     samples = samples[~np.isin(samples, list(unreadable))]
     if not len(samples):
-        raise UserError(f"no pair of {corpus.location} can be read; run `unimo prepare verify {corpus.location}`")
+        raise UserError(f"no pair of {corpus.location} can be read; run `unimo prepare verify` on it")
     reader = make_reader(corpus, config, samples, tokenizer=tokenizer)
     budget = config.batch.micro_batch_tokens
     single = encode_single(engine, reader, micro_batch_tokens=budget)

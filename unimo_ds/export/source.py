@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import extractors
+from unimo_ds.data import blend, extractors
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import Tokenizer
@@ -93,13 +92,13 @@ def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor
             return extractors.load(folder)
     for parts in _WITHIN_A_TASK if config.finetune is not None else ((),):
         try:
-            corpus = Corpus.open(os.path.join(config.data.path, *parts))
+            data = blend.still_there(os.path.join(config.data.path, *parts))
         except UserError:
             continue
-        entry = corpus.manifest.extractor
-        if entry is None or entry.file is None or not extractors.makes_regions(corpus.file_path(entry.file)):
+        entry = data.manifest.extractor
+        if entry is None or entry.file is None or not extractors.makes_regions(data.file_path(entry.file)):
             return None
-        return extractors.load(corpus.file_path(entry.file))
+        return extractors.load(data.file_path(entry.file))
     if config.finetune is not None and config.finetune.start:
         try:
             start = checkpoint.find(config.finetune.start)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unimo_ds.finetune.tasks import NAMES
+from unimo_ds.utils import locations
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,12 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"{', '.join(ZERO_SHOT)} (zero-shot: the first two and losses); of a fine-tuned one {', '.join(NAMES)}",
     )
-    parser.add_argument("--data", required=True, help="data folder with pairs, or the task's official files")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action=locations.Repeated,
+        help="data folder with pairs (several: --data A --data B, or A::B), or the task's official files",
+    )
     tuned = parser.add_argument_group("a fine-tuned checkpoint")
     tuned.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
     tuned.add_argument("--max-examples", type=int, default=0, help="so many examples, evenly spread (default: all)")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from unimo_ds.config import ModelConfig, RunConfig
+from unimo_ds.data import blend
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.evaluation import checkpoint
@@ -181,7 +181,7 @@ def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
         if (folder / TOKENIZER_FILE).is_file():
             return tokenizers.load(folder / TOKENIZER_FILE)
     try:
-        return tokenizers.load(Corpus.open(config.data.path).tokenizer_path)
+        return tokenizers.load(blend.still_there(config.data.path).tokenizer_path)
     except UserError as error:
         raise UserError(f"the run's data is not there any more ({error}); give --tokenizer FILE") from None
 

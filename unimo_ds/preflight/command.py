@@ -23,6 +23,7 @@ from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, try_network, unreachable
 from unimo_ds.preflight.node import NodeReport
 from unimo_ds.preflight.verdict import NetworkReport, clock_remarks, judge
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.launchers import host_names, local_rank, rank_environment
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, help="data folder, or one that holds train/ and held_out/")
+    parser.add_argument("--data", required=True, action=locations.Repeated, help=locations.HELP)
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="must be writable from every node")
     parser.add_argument("--reports", type=Path, help="folder for the reports (default: RUN_DIR/preflight/JOB-START)")
     parser.add_argument("--gpus", type=int, help="GPUs that each node must have (default: what Slurm gave; 0: CPU)")
@@ -124,7 +125,7 @@ def to_text(
 def _report(options: Namespace, me: str, port: int) -> NodeReport:
     problems = (
         *node_checks.problems_of_gpus(_expected_gpus(options)),
-        *node_checks.problems_of_data(options.data),
+        *(problem for place in locations.split(options.data) for problem in node_checks.problems_of_data(place)),
         *node_checks.problems_of_run_dir(options.run_dir, min_free_bytes=int(options.min_free_gib * 2**30)),
     )
     return NodeReport(

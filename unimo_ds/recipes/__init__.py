@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from unimo_ds.config import RunConfig
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, nearest_name
 
 NAMES = ("demo", "small", "single_gpu", "base_32xv100", "large_64xv100")
@@ -40,14 +41,25 @@ def load(name: str) -> RunConfig:
 
 
 def with_data(config: RunConfig, path: str) -> RunConfig:
-    """`config` reading `path`: a data folder, or one that holds `train/` and, for evaluation, `held_out/`."""
-    found = {
-        name: str(folder)
-        for name in ("train", "held_out")
-        if ((folder := Path(path) / name) / "manifest.json").is_file()
-    }
-    data = dataclasses.replace(config.data, path=found.get("train", path), held_out_path=found.get("held_out"))
+    """`config` reading `path`: a data folder, or one that holds `train/` and, for evaluation, `held_out/`; or several, `A::B`.
+
+    Raises:
+        UserError: as `locations.split`.
+    """
+    places = locations.split(path)
+    held_out = [found for place in places if (found := _folder_in(place, "held_out"))]
+    data = dataclasses.replace(
+        config.data,
+        path=locations.join([_folder_in(place, "train") or place for place in places]),
+        held_out_path=locations.join(held_out) or None,
+    )
     return dataclasses.replace(config, data=data)
+
+
+def _folder_in(place: str, name: str) -> str:
+    """The data folder of that name in another folder; empty where there is none."""
+    folder = Path(place) / name
+    return str(folder) if (folder / "manifest.json").is_file() else ""
 
 
 def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:

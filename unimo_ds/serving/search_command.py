@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unimo_ds.serving import options
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tupl
             if readable:
                 items = [Item(image=str(path.resolve())) for path, _ in readable]
                 yield items, model.image_vectors([image for _, image in readable])
-    for folder in arguments.data:
+    for folder in (Path(place) for given in arguments.data for place in locations.split(str(given))):
         corpus = samples.open_folder(folder, model)
         for start in watched(list(range(0, len(corpus), _AT_ONCE)), str(folder)):
             numbers = range(start, min(start + _AT_ONCE, len(corpus)))

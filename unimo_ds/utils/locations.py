@@ -1,0 +1,46 @@
+"""Several data folders in one text, `A::B`, which fits an option, a field of the configuration and a variable of a job script."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from unimo_ds.utils.errors import UserError
+
+SEPARATOR = "::"
+HELP = "data folder, or one that holds train/ and held_out/; several are blended: --data A --data B, or A::B"
+_BETWEEN = re.compile(r"::(?![^\[\]/]*\])")
+"""Not within an address in brackets, `http://[::1]:8000`."""
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The folders or URLs of `text`, in its order; one without a separator is itself.
+
+    Raises:
+        UserError: a name between separators is empty.
+    """
+    found = tuple(_BETWEEN.split(text))
+    if not all(found):
+        raise UserError(f"{text!r} has an empty name in it; write data folders as A{SEPARATOR}B")
+    return found
+
+
+def join(places: Sequence[str]) -> str:
+    """What `split` takes apart."""
+    return SEPARATOR.join(places)
+
+
+class Repeated(argparse.Action):
+    """An option that may be given several times: its values as one text."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else join((before, values)))
