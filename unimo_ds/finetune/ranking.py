@@ -27,7 +27,7 @@ from unimo_ds.finetune.task import Evaluation
 from unimo_ds.finetune_config import RetrievalConfig
 
 _QUICK_CANDIDATES = 32
-"""Of each query, while training: Flickr30k's 1,000 images with 5,000 captions are 5 million sequences, one of its epochs 3 million."""
+"""Of each query, while training: all of Flickr30k's development split is 5 million sequences, and one of its epochs 3 million."""
 
 
 def measure(engine: TaskEngine, pairs: Pairs, config: RunConfig, *, quick: bool = False) -> Evaluation:
