@@ -35,21 +35,30 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """Negatives and loss of image-text retrieval by joint encoding."""
+    """Losses of image-text retrieval: of single encodings, contrasted over the step, and of joint ones."""
 
-    loss: Literal["circle", "plain"] = "circle"
-    """plain: cross-entropy of the pair among its negatives."""
+    contrastive_weight: float = 1.0
+    """Of pre-training's contrastive loss between the single encodings of the step's pairs; 0: joint encodings alone, as in the
+    paper (with the circle loss)."""
+    loss: Literal["plain", "circle"] = "plain"
+    """Of joint encodings. plain: cross-entropy of the pair among its negatives, whose scores are logits as the contrastive loss's
+    are, so that both add up; circle: the paper's."""
     negative_images: int = 10
     negative_captions: int = 10
-    """Drawn for each pair and visit, and encoded jointly with the pair's caption or image."""
-    hard_share: float = 0.0
+    """Drawn for each pair and visit, and encoded jointly with the pair's caption or image; none of both: single encodings alone
+    are trained."""
+    hard_share: float = 1.0
     """Share of the negatives that is drawn from the nearest ones under the starting model's single encodings."""
-    hard_pool: int = 30
+    hard_pool: int = 200
     """How many nearest ones of each image and caption the hard negatives are drawn from."""
     margin: float = 0.2
     scale: float = 1.0
     rerank: int = 0
     """Evaluation: encode jointly only the best of each query under the model's own single encodings; 0: everything."""
+
+    @property
+    def trains_jointly(self) -> bool:
+        return self.negative_images + self.negative_captions > 0
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def run(case: dict, folder: Path) -> dict:
     reader = TaskReader(examples, config, rank=engine.communicator.rank, world_size=world_size)
     step = TaskStep(config.finetune)
     found = [step(engine, task, batch, learning_rate=RATE) for batch in reader.steps(0, NUM_STEPS)]
-    evaluation = task.evaluate(engine, examples, config=config, tokenizer=tokenizer) if name == "sst2" else None
+    is_measured = name in ("sst2", "retrieval")
+    evaluation = task.evaluate(engine, examples, config=config, tokenizer=tokenizer) if is_measured else None
     weights = {
         name: engine.masters.read(parameter, WEIGHT).flatten().tolist()
         for name, parameter in engine.module.named_parameters()

@@ -16,10 +16,10 @@ from tests.huggingface import small as runs
 from unimo_ds.config import DataConfig
 from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
-from unimo_ds.finetune import predict, tasks
+from unimo_ds.finetune import predict, ranking, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
 from unimo_ds.finetune.hard_negatives import nearest, single_vectors
-from unimo_ds.finetune.tasks.retrieval import RetrievalExamples, joint_sequence
+from unimo_ds.finetune.tasks.retrieval import RetrievalExamples
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
 
@@ -67,8 +67,9 @@ def test_lengths_are_those_of_what_is_made(folder, tokenizer):
     examples, _ = open_split(folder, tokenizer)
     for index in (0, 5, 17):
         made = examples.make(index, 3)
-        assert examples.lengths(index, 3) == [sequence.length for sequence in made.sequences]
-        assert len({sequence.seed for sequence in made.sequences}) == len(made.sequences)
+        sequences = made.pair.sequences + made.sequences
+        assert examples.lengths(index, 3) == [sequence.length for sequence in sequences]
+        assert len({sequence.seed for sequence in sequences}) == len(sequences)
 
 
 def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
@@ -90,7 +91,9 @@ def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
 @pytest.mark.parametrize("loss", ["circle", "plain"])
 def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss):
     """The product of the jointly encoded vectors, of the size of their cosine; by the temperature where it is a logit."""
-    examples, config = open_split(folder, tokenizer, "train", f"finetune.retrieval.loss={loss}")
+    examples, config = open_split(
+        folder, tokenizer, "train", f"finetune.retrieval.loss={loss}", "finetune.retrieval.hard_share=0"
+    )
     engine = small.plain_engine(config)
     assert tasks.load("retrieval").prepare_training(examples, engine, config) is examples
     scale = 1.0 if loss == "circle" else 1 / float(engine.module.temperature().detach())
@@ -154,13 +157,27 @@ def test_measurement_ranks_every_caption_against_every_image(folder, tokenizer):
     scores = np.zeros((pairs.num_captions, pairs.num_images), np.float32)
     for caption in range(pairs.num_captions):
         for image in range(pairs.num_images):
-            example = TaskExample("", (joint_sequence(pairs, image, caption),), np.zeros(1, np.float32))
+            example = TaskExample("", (pairs.joint_sequence(image, caption),), np.zeros(1, np.float32))
             batch = pack_examples([example], feature_size=8, target_size=1)
             with torch.no_grad():
                 scores[caption, image] = engine.module.eval()(batch).scores.item()
     right = (scores.argmax(1) == pairs.image_of_C).mean()
     assert found.metrics["text_to_image/r@1"] == pytest.approx(right)
     assert len(found.predictions) == pairs.num_captions
+    texts, images = single_vectors(engine, pairs, config)
+    combined = scores + (texts @ images.T).numpy() / float(engine.module.temperature().detach())
+    assert found.metrics["combined/text_to_image/r@1"] == pytest.approx((combined.argmax(1) == pairs.image_of_C).mean())
+    assert task.best_metric in found.metrics
+
+
+def test_training_measures_by_candidates_where_there_are_many(folder, tokenizer, monkeypatch):
+    examples, config = open_split(folder, tokenizer, "dev")
+    task, engine = tasks.load("retrieval"), small.plain_engine(config)
+    monkeypatch.setattr(ranking, "_QUICK_CANDIDATES", 2)
+    quick = task.evaluate(engine, examples, config=config, tokenizer=tokenizer, quick=True)
+    assert "best 2 of each query" in quick.notes["candidates"]
+    assert task.best_metric in quick.metrics
+    assert "candidates" not in task.evaluate(engine, examples, config=config, tokenizer=tokenizer).notes
 
 
 def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, monkeypatch):
@@ -187,7 +204,14 @@ def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, mon
         predict, "scores", lambda engine, examples, **arguments: np.zeros((len(examples), 1), np.float32)
     )
     alone = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
-    assert alone.metrics["text_to_image/r@1"] == pytest.approx(first.mean())
+    for kind in ("single", "combined"):
+        assert alone.metrics[f"{kind}/text_to_image/r@1"] == pytest.approx(first.mean())
+    assert alone.metrics["joint/text_to_image/r@1"] == 0, "ties count against the model"
+    # The paper's names are for the paper's protocol: everything encoded jointly.
+    assert "mean_recall" in expected
+    assert "joint/mean_recall" not in expected
+    assert "mean_recall" not in alone.metrics
+    assert expected["single/mean_recall"] == few.metrics["single/mean_recall"]
     monkeypatch.setattr(predict, "scores", real)
     many_config = small.task_config("retrieval", tokenizer, *NEGATIVES, "finetune.retrieval.rerank=9")
     assert task.evaluate(engine, some, config=many_config, tokenizer=tokenizer).metrics == expected

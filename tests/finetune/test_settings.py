@@ -94,7 +94,7 @@ def test_sources_are_cut_to_the_models_positions():
     [
         ("finetune.retrieval.hard_share=2", "finetune.retrieval.hard_share=2.0 must be between 0 and 1"),
         ("finetune.generation.beams=0", "finetune.generation.beams=0 must be at least 1"),
-        ("finetune.retrieval.loss=round", "is not one of circle, plain"),
+        ("finetune.retrieval.loss=round", "is not one of plain, circle"),
         ("finetune=3", "is a group of keys"),
     ],
 )

@@ -18,8 +18,8 @@ ALONE = [
     {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2},
 ]
 SPLIT = [
-    {"task": "sst2", "deepspeed": "zero3_fp32", "micro_batch_tokens": 60},
-    {"task": "retrieval", "deepspeed": "zero1_fp32", "micro_batch_tokens": 500},
+    {"task": "sst2", "deepspeed": "zero1_fp32", "micro_batch_tokens": 60},
+    {"task": "retrieval", "deepspeed": "zero3_fp32", "micro_batch_tokens": 500},
     {"task": "captioning", "deepspeed": "zero2_fp32", "micro_batch_tokens": 90, "ascents": 2},
 ]
 """The same tasks on two ranks, in several micro-batches each, some of them empty."""

@@ -205,7 +205,7 @@ def make_examples(
                 kind=selection.kind,
                 position=selection.position,
                 sequences=sequences,
-                text_key=_hash(sample.texts[selection.sequences[0].text]) if is_pair else 0,
+                text_key=text_key(sample.texts[selection.sequences[0].text]) if is_pair else 0,
                 image_key=selection.sample if is_pair else 0,
             )
         )
@@ -338,7 +338,7 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         if planned.role is SequenceRole.RELATED_IMAGE:
             item_key = planned.image
         elif planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
-            item_key = _hash(sample.texts[planned.text])
+            item_key = text_key(sample.texts[planned.text])
         yield clean_sequence(
             role=planned.role,
             seed=planned.seed,
@@ -350,6 +350,6 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
         )
 
 
-def _hash(text: str) -> int:
+def text_key(text: str) -> int:
     """63-bit hash, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little") >> 1

@@ -3,11 +3,7 @@
 Sums and counts. Counts come from packing and are summed over ranks before the first backward; each micro-batch then
 contributes weight * sum * world_size / global count (DeepSpeed averages gradients over ranks), so N ranks equal one rank.
 
-The contrastive group. Pairs of the whole step are each other's negatives, so their loss needs every pooled vector at once.
-It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of
-vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal of their clean
-sequences without gradients yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions
-of the sequence seeds, so rehearsal and replay see the same network.
+The contrastive group, whose pairs need every pooled vector of the step at once, is `contrast.py`'s.
 
 The host never waits for a GPU between the first forward and the last backward: all that depends on the batch alone is counted
 and listed on the host before, all that was measured is read in one piece after (tests/engine/test_step.py).
@@ -20,12 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from unimo_ds.data.schema import PackedBatch, StepBatch
+from unimo_ds.data.schema import StepBatch
+from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.protocol import StepEngine
-from unimo_ds.engine.rehearsal import clean_part
-from unimo_ds.losses.contrast_plan import ContrastPlan, make_plan
+from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import ACCURACIES
-from unimo_ds.models.unimo import ModelOutput, anchor
+from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
 
@@ -63,18 +59,6 @@ class _Known:
     bytes_read: int
 
 
-@dataclass(frozen=True)
-class _Contrast:
-    """The contrastive loss of the step and its gradient for every pooled vector of this rank, by micro-batch."""
-
-    loss_sum: torch.Tensor
-    right_and_asked: torch.Tensor
-    """[2 * A] fp64, of `losses.contrastive.ACCURACIES`."""
-    image_gradients: Sequence[torch.Tensor]
-    text_gradients: Sequence[torch.Tensor]
-    temperature_gradient: torch.Tensor
-
-
 def train_step(
     engine: StepEngine,
     task: PretrainingTask,
@@ -104,9 +88,9 @@ def train_step(
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None
     if plan is not None:
-        outputs = [only_output] if only_output is not None else _rehearse(engine, batch.micro_batches, micro_batches)
+        outputs = [only_output] if only_output is not None else rehearse(engine, batch.micro_batches, micro_batches)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
-        contrast = _contrast(engine, task, plan, outputs, scale=scale)
+        contrast = contrast_of(engine, task, plan, outputs, scale=scale)
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)
@@ -115,7 +99,7 @@ def train_step(
         local = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
         loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=anchor(output))
         if contrast is not None:
-            loss = loss + _carry(output, contrast, index)
+            loss = loss + carry(output, contrast, index)
         engine.backward(loss, is_boundary=index == last)
         sums[:-1] += local.detach()
         temperature = output.temperature.detach()
@@ -134,54 +118,12 @@ def _count(engine: StepEngine, task: PretrainingTask, batch: StepBatch) -> _Know
     return _Known(counts, int(positions), int(bad_samples), int(bytes_read))
 
 
-def _rehearse(
-    engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]
-) -> list[ModelOutput]:
-    """Outputs of the clean sequences of every micro-batch without gradients, for the pooled vectors."""
-    parts = [clean_part(*both) for both in zip(on_host, on_device, strict=True)]  # all copies before the first forward
-    with torch.no_grad():
-        return [engine.forward(part) for part in parts]
-
-
-def _contrast(
-    engine: StepEngine,
-    task: PretrainingTask,
-    plan: ContrastPlan,
-    outputs: Sequence[ModelOutput],
-    *,
-    scale: float,
-) -> _Contrast:
-    # In fp32: these gradients carry no loss scale, and small ones would vanish in fp16.
-    images = torch.cat([output.pooled_images.detach().float() for output in outputs]).requires_grad_()
-    texts = torch.cat([output.pooled_texts.detach().float() for output in outputs]).requires_grad_()
-    temperature = outputs[0].temperature.detach().requires_grad_()
-    with torch.enable_grad():
-        result = task.contrastive(images, texts, plan, temperature=temperature, communicator=engine.communicator)
-        gradients = torch.autograd.grad(
-            result.loss_sum * scale, (images, texts, temperature), allow_unused=True, materialize_grads=True
-        )
-    return _Contrast(
-        loss_sum=result.loss_sum.detach(),
-        right_and_asked=torch.cat((result.right, result.asked)),
-        image_gradients=torch.split(gradients[0], [len(output.pooled_images) for output in outputs]),
-        text_gradients=torch.split(gradients[1], [len(output.pooled_texts) for output in outputs]),
-        temperature_gradient=gradients[2],
-    )
-
-
-def _carry(output: ModelOutput, contrast: _Contrast, index: int) -> torch.Tensor:
-    """A scalar whose gradient is the contrastive loss's; the temperature's share rides on the first micro-batch alone."""
-    carried = (output.pooled_images.float() * contrast.image_gradients[index]).sum()
-    carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index]).sum()
-    return carried + output.temperature * (contrast.temperature_gradient if index == 0 else 0.0)
-
-
 def _finish(
     engine: StepEngine,
     task: PretrainingTask,
     known: _Known,
     sums: torch.Tensor,
-    contrast: _Contrast | None,
+    contrast: Contrast | None,
     temperature: torch.Tensor,
     learning_rate: float,
     is_wanted: Callable[[float], bool],

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unimo_ds.data.packing import pack_sequences
-from unimo_ds.data.schema import PackedBatch, SequenceInput
+from unimo_ds.data.packing import pack, pack_sequences
+from unimo_ds.data.schema import Example, PackedBatch, SequenceInput
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class TaskExample:
     """Equally many in every example of a task."""
     targets: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     """[K] what the head's scores are compared with: a class, a value, a score per answer; empty for tasks that write."""
+    pair: Example | None = None
+    """Its image and its text, each encoded alone, where pairs are told apart by that too (`contrast.py`)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class TaskBatch(PackedBatch):
 
     targets: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """[E, K] float32"""
+    singles: PackedBatch = field(default_factory=lambda: pack(()))
+    """A stream of its own: the single encodings of the examples that have a pair."""
+
+    def to(self, device: torch.device) -> TaskBatch:
+        """As `PackedBatch.to`; `singles` stay on the host."""
+        moved = PackedBatch.to(dataclasses.replace(self, singles=pack(())), device)
+        return dataclasses.replace(cast(TaskBatch, moved), singles=self.singles)
 
 
 def pack_examples(examples: Sequence[TaskExample], *, feature_size: int, target_size: int) -> TaskBatch:
@@ -44,4 +54,5 @@ def pack_examples(examples: Sequence[TaskExample], *, feature_size: int, target_
     for row, example in enumerate(examples):
         targets[row] = example.targets
     values = {item.name: getattr(packed, item.name) for item in dataclasses.fields(PackedBatch)}
-    return TaskBatch(**values, targets=torch.from_numpy(targets))
+    singles = pack([example.pair for example in examples if example.pair is not None], feature_size=feature_size)
+    return TaskBatch(**values, targets=torch.from_numpy(targets), singles=singles)

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.examples import clean_sequence
-from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.evaluation.encode import Evaluable, encode
 from unimo_ds.finetune.pairs import Pairs
 
@@ -32,18 +30,11 @@ class Nearest:
 
 def single_vectors(engine: Evaluable, pairs: Pairs, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit vectors of all captions [C, D] and images [I, D], each encoded alone. A collective."""
-
-    def image_sequence(image: int) -> SequenceInput:
-        return clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=pairs.image(image))
-
-    def text_sequence(caption: int) -> SequenceInput:
-        return clean_sequence(role=SequenceRole.SINGLE_TEXT, text=pairs.tokens(caption))
-
     feature_size, budget = config.model.region_feature_size, config.batch.micro_batch_tokens
     image_lengths = np.array([pairs.image_length(image) for image in range(pairs.num_images)], np.int64)
     text_lengths = np.array([pairs.text_length(caption) for caption in range(pairs.num_captions)], np.int64)
-    images = encode(engine, image_lengths, image_sequence, micro_batch_tokens=budget, feature_size=feature_size)
-    texts = encode(engine, text_lengths, text_sequence, micro_batch_tokens=budget, feature_size=feature_size)
+    images = encode(engine, image_lengths, pairs.image_sequence, micro_batch_tokens=budget, feature_size=feature_size)
+    texts = encode(engine, text_lengths, pairs.text_sequence, micro_batch_tokens=budget, feature_size=feature_size)
     return functional.normalize(texts.texts_nD, dim=1), functional.normalize(images.images_nD, dim=1)
 
 

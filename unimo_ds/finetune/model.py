@@ -102,8 +102,8 @@ class SumHead(nn.Module):
 def _joint(
     texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """No rows at all where the sequences are not pairs: images or texts encoded alone have nothing to be joined with."""
-    if len(texts_SD) == len(images_SD):
+    """No rows at all where the sequences are not pairs: images and texts encoded alone have nothing to be joined with."""
+    if len(texts_SD) == len(images_SD) == len(keys_S):
         return texts_SD, images_SD, keys_S
     return texts_SD[:0], images_SD[:0], keys_S[:0]
 

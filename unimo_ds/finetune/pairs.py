@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import ImageInput, text_input
+from unimo_ds.data.examples import ImageInput, clean_sequence, text_input
+from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pairs import choose_pairs, pair_set
@@ -92,3 +93,17 @@ class Pairs:
             kept = text_input(self.tokenizer.encode(self.text(caption)), max_text_tokens=self.max_text_tokens)
             self._tokens[caption] = kept
         return kept
+
+    def image_sequence(self, image: int, *, seed: int = 0) -> SequenceInput:
+        """An image alone."""
+        return clean_sequence(role=SequenceRole.SINGLE_IMAGE, seed=seed, image=self.image(image))
+
+    def text_sequence(self, caption: int, *, seed: int = 0) -> SequenceInput:
+        """A caption alone."""
+        return clean_sequence(role=SequenceRole.SINGLE_TEXT, seed=seed, text=self.tokens(caption))
+
+    def joint_sequence(self, image: int, caption: int, *, seed: int = 0) -> SequenceInput:
+        """Any image with any caption."""
+        return clean_sequence(
+            role=SequenceRole.JOINT_PAIR, seed=seed, image=self.image(image), text=self.tokens(caption)
+        )

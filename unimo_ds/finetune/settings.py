@@ -104,6 +104,12 @@ def check_finetuning(config: RunConfig) -> None:
     check(config)
     assert config.finetune is not None
     check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
+    retrieval = config.finetune.retrieval
+    if not (retrieval.trains_jointly or retrieval.contrastive_weight):
+        raise UserError(
+            "nothing is trained: give finetune.retrieval.contrastive_weight, or negatives with "
+            "finetune.retrieval.negative_images and negative_captions"
+        )
     if not config.finetune.max_target_tokens:
         return
     generation, positions = config.finetune.generation, config.model.max_positions
@@ -150,8 +156,9 @@ _BOUNDS = {
     "max_evaluated": (0, math.inf),
     "answer_min_count": (1, math.inf),
     "adversarial.steps": (0, math.inf),
-    "retrieval.negative_images": (1, math.inf),
-    "retrieval.negative_captions": (1, math.inf),
+    "retrieval.contrastive_weight": (0, math.inf),
+    "retrieval.negative_images": (0, math.inf),
+    "retrieval.negative_captions": (0, math.inf),
     "retrieval.hard_share": (0, 1),
     "retrieval.hard_pool": (1, math.inf),
     "retrieval.rerank": (0, math.inf),

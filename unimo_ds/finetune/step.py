@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.step import StepMetrics
-from unimo_ds.finetune import adversarial
+from unimo_ds.finetune import adversarial, contrast
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.finetune.task import Task
@@ -36,51 +36,63 @@ class TaskStep:
     ) -> StepMetrics:
         """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them.
 
+        Pairs that the batch encodes alone as well are contrasted over the whole step.
+
         is_wanted: as in `train_step`.
         """
         micro_batches = [cast(TaskBatch, one) for one in batch.micro_batches]
-        local_count = torch.tensor([sum(task.count(one) for one in micro_batches)], dtype=torch.float64)
-        count = float(engine.communicator.all_reduce_sum(local_count.to(engine.device)))
-        scale = engine.communicator.world_size / max(count, 1.0)
+        singles = [one.singles for one in micro_batches]
+        mine = [sum(map(task.count, micro_batches)), sum(len(one.contrast.pair_image) for one in singles)]
+        local_counts = torch.tensor(mine, dtype=torch.float64).to(engine.device)
+        count, num_pairs = engine.communicator.all_reduce_sum(local_counts).tolist()
+        world_size, weight = engine.communicator.world_size, self._settings.retrieval.contrastive_weight
+        scale = world_size / max(count, 1.0)
         engine.set_learning_rate(learning_rate)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
         temperature = 0.0
+        if num_pairs:
+            sums[1] = contrast.accumulate(engine, singles, scale=weight * world_size / num_pairs).loss_sum
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
-            on_device = cast(TaskBatch, micro_batch.to(engine.device))
+            on_device = micro_batch.to(engine.device)
             if self._settings.adversarial.steps:
-                loss_sum += adversarial.accumulate(
+                sums[0] += adversarial.accumulate(
                     engine, task, on_device, finetuning=self._settings, scale=scale, is_last=is_last
                 )
                 continue
             output: TaskOutput = engine.forward(on_device)
             loss = task.loss_sum(output, on_device, self._settings)
             engine.backward(loss * scale + anchor(output), is_boundary=is_last)
-            loss_sum += loss.detach()
+            sums[0] += loss.detach()
             temperature = float(output.temperature.detach())
-        return _finish(engine, batch, micro_batches, loss_sum, count, temperature, learning_rate, is_wanted)
+        known = {"task": (count, 1.0)} | ({"contrastive": (num_pairs, weight)} if num_pairs else {})
+        return _finish(engine, batch, known, sums, temperature, learning_rate, is_wanted)
 
 
 def _finish(
     engine: Engine,
     batch: StepBatch,
-    micro_batches: Sequence[TaskBatch],
-    loss_sum: torch.Tensor,
-    count: float,
+    known: Mapping[str, tuple[float, float]],
+    sums: torch.Tensor,
     temperature: float,
     learning_rate: float,
     is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
-    positions = sum(one.num_positions for one in micro_batches)
-    packed = torch.stack((loss_sum, loss_sum.new_tensor(positions)))
-    total, all_positions = engine.communicator.all_reduce_sum(packed).tolist()
-    mean = total / count if count else float("nan")
-    is_finite = math.isfinite(total)
+    """known: what each loss of the step sums over, on all ranks, and its weight. sums: of the losses on this rank."""
+    positions = sum(one.num_positions + cast(TaskBatch, one).singles.num_positions for one in batch.micro_batches)
+    packed = torch.cat((sums, sums.new_tensor([positions])))
+    *totals, all_positions = engine.communicator.all_reduce_sum(packed).tolist()
+    means = {
+        name: total / count if count else float("nan")
+        for total, (name, (count, _)) in zip(totals, known.items(), strict=False)
+    }
+    mean = sum(weight * means[name] for name, (_, weight) in known.items())
+    is_finite = math.isfinite(sum(totals))
     result = engine.step(is_finite=is_finite, is_wanted=is_wanted(mean))
     return StepMetrics(
         loss=mean if is_finite else float("nan"),
-        losses={"task": mean},
-        counts={"task": int(count)},
+        losses=means,
+        counts={name: int(count) for name, (count, _) in known.items()},
         accuracies={},
         positions=int(all_positions),
         bad_samples=len(batch.bad_samples),

@@ -1,11 +1,13 @@
 """Image-text retrieval (Flickr30k, COCO): `train/`, `dev/`, `test/`, data folders of pairs made by `unimo prepare import` from
 the collection's official captions (`--format karpathy`, `--format coco`, or a table).
 
-A caption and an image are encoded jointly; the score is a linear map of the product of both pooled vectors, which begins as a
-measure of their likeness (this project's choice). Recipe of the release: 10 other images and 10 other captions for each pair,
-circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of
-16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text
-retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
+Two losses, summed: pre-training's contrastive loss between the single encodings of all pairs of a step (`contrast.py`; this
+project's addition, as in ALBEF and BLIP), and the choice of a pair among jointly encoded negatives. Its score is a linear map
+of the product of both pooled vectors, which begins as a measure of their likeness (this project's choice). Recipe of the
+release, which has the joint one alone (`contrastive_weight=0`, `loss=circle`, `hard_share=0`, each with `finetune.retrieval.`
+before it): 10 other images and 10 other captions for each pair, circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of
+it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of 16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image
+retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
 
 Letters: E examples (captions), I images, C captions, N negatives of one kind, S sequences.
 """
@@ -13,7 +15,6 @@ Letters: E examples (captions), I images, C captions, N negatives of one kind, S
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.examples import clean_sequence
-from unimo_ds.data.schema import SequenceInput, SequenceRole
+from unimo_ds.data.examples import text_key
+from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.evaluation import retrieval
 from unimo_ds.evaluation.encode import encode
-from unimo_ds.finetune import images, predict
+from unimo_ds.finetune import images, ranking
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
-from unimo_ds.finetune.hard_negatives import Nearest, nearest, single_vectors
-from unimo_ds.finetune.model import ProductHead, TaskModel, TaskOutput
+from unimo_ds.finetune.hard_negatives import Nearest, nearest
+from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
@@ -40,7 +40,7 @@ from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator, mix
 
-_NEGATIVES = 0x6E656761
+_NEGATIVES, _ALONE = 0x6E656761, 0x616C6F6E
 _START_PAIRS = 256
 """Pairs whose pooled vectors tell how large they are."""
 
@@ -72,21 +72,42 @@ class RetrievalExamples:
 
     def lengths(self, index: int, seed: int) -> list[int]:
         pairs = self.pairs
-        return [pairs.image_length(image) + pairs.text_length(caption) for image, caption in self._visit(index, seed)]
+        joint = [pairs.image_length(image) + pairs.text_length(caption) for image, caption in self._visit(index, seed)]
+        if not self.settings.contrastive_weight:
+            return joint
+        return [pairs.image_length(int(pairs.image_of_C[index])), pairs.text_length(index), *joint]
 
     def make(self, index: int, seed: int) -> TaskExample:
         sequences = [
-            joint_sequence(self.pairs, image, caption, seed=mix(seed, number))
+            self.pairs.joint_sequence(image, caption, seed=mix(seed, number))
             for number, (image, caption) in enumerate(self._visit(index, seed))
         ]
-        return TaskExample(self.key(index), tuple(sequences), np.zeros(1, np.float32))
+        pair = self._alone(index, seed) if self.settings.contrastive_weight else None
+        return TaskExample(self.key(index), tuple(sequences), np.zeros(1, np.float32), pair)
 
     def with_hard_negatives(self, nearest_ones: Nearest) -> RetrievalExamples:
         return RetrievalExamples(self.pairs, self.settings, nearest_ones)
 
+    def _alone(self, index: int, seed: int) -> Example:
+        """The pair by an encoding of its image and one of its caption."""
+        image = int(self.pairs.image_of_C[index])
+        return Example(
+            key=self.key(index),
+            kind=Kind.PAIR,
+            position=index,
+            sequences=(
+                self.pairs.image_sequence(image, seed=mix(seed, 0, _ALONE)),
+                self.pairs.text_sequence(index, seed=mix(seed, 1, _ALONE)),
+            ),
+            text_key=text_key(self.pairs.text(index)),
+            image_key=image,
+        )
+
     def _visit(self, index: int, seed: int) -> list[tuple[int, int]]:
-        """(image, caption) of each sequence."""
+        """(image, caption) of each joint sequence."""
         pairs, settings = self.pairs, self.settings
+        if not settings.trains_jointly:
+            return []
         own = int(pairs.image_of_C[index])
         random = generator(seed, _NEGATIVES)
         near = self._nearest
@@ -134,38 +155,8 @@ def _draw(
     return drawn + others
 
 
-def joint_sequence(pairs: Pairs, image: int, caption: int, *, seed: int = 0) -> SequenceInput:
-    """Any image with any caption."""
-    return clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=pairs.image(image), text=pairs.tokens(caption))
-
-
-@dataclass(frozen=True)
-class _Combinations:
-    """`predict.Scorable` of (image, caption) combinations."""
-
-    pairs: Pairs
-    images_Q: NDArray[np.int64]
-    captions_Q: NDArray[np.int64]
-    target_size: int = 1
-
-    @property
-    def feature_size(self) -> int:
-        return self.pairs.corpus.feature_size
-
-    def __len__(self) -> int:
-        return len(self.images_Q)
-
-    def lengths(self, index: int, seed: int) -> list[int]:
-        image, caption = int(self.images_Q[index]), int(self.captions_Q[index])
-        return [self.pairs.image_length(image) + self.pairs.text_length(caption)]
-
-    def make(self, index: int, seed: int) -> TaskExample:
-        sequence = joint_sequence(self.pairs, int(self.images_Q[index]), int(self.captions_Q[index]))
-        return TaskExample("", (sequence,), np.zeros(1, np.float32))
-
-
 class RetrievalTask:
-    name, title, best_metric = "retrieval", "Flickr30k retrieval", "mean_recall"
+    name, title, best_metric = "retrieval", "Flickr30k retrieval", "combined/mean_recall"
     tag_sizes: tuple[int, ...] = ()
 
     def recipe(self, size: Size) -> Recipe:
@@ -200,13 +191,15 @@ class RetrievalTask:
         """
         assert isinstance(examples, RetrievalExamples)
         settings, pairs = examples.settings, examples.pairs
+        if not settings.trains_jointly:
+            return examples
         number = min(_START_PAIRS, len(examples))
         captions = [place * len(examples) // number for place in range(number)]
         chosen = [(int(pairs.image_of_C[caption]), caption) for caption in captions]
         pooled = encode(
             engine,
             np.array([pairs.image_length(image) + pairs.text_length(caption) for image, caption in chosen]),
-            lambda row: joint_sequence(pairs, *chosen[row]),
+            lambda row: pairs.joint_sequence(*chosen[row]),
             micro_batch_tokens=config.batch.micro_batch_tokens,
             feature_size=examples.feature_size,
         )
@@ -214,7 +207,7 @@ class RetrievalTask:
         if size > 0:  # else nothing is known, and the fresh head stays
             with torch.no_grad():
                 weight = engine.module.get_parameter("head.scores.output.weight")
-                weight.fill_(_score_of_cosine(engine, settings) / size)
+                weight.fill_(ranking.score_of_cosine(engine, settings) / size)
         if not settings.hard_share:
             return examples
         return examples.with_hard_negatives(nearest(engine, pairs, config, number=settings.hard_pool))
@@ -228,11 +221,15 @@ class RetrievalTask:
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """The mean of the loss against other images and that against other captions, summed over pairs."""
         retrieval_settings = settings.retrieval
+        if not retrieval_settings.trains_jointly:
+            return output.scores.float().sum()  # of no rows
         num_images, num_captions = retrieval_settings.negative_images, retrieval_settings.negative_captions
         scores_EN = output.scores.float().view(len(batch.targets), 1 + num_images + num_captions)
         positive_E, by_image_EN, by_caption_EN = torch.split(scores_EN, [1, num_images, num_captions], dim=1)
         losses_E = torch.zeros_like(positive_E[:, 0])
         for negative_EN in (by_image_EN, by_caption_EN):
+            if not negative_EN.shape[1]:
+                continue
             if retrieval_settings.loss == "circle":
                 losses_E = losses_E + circle_loss(
                     positive_E[:, 0], negative_EN, margin=retrieval_settings.margin, scale=retrieval_settings.scale
@@ -244,52 +241,9 @@ class RetrievalTask:
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """Every caption against every image, jointly encoded; or only the best `rerank` of each under single encodings, by the
-        sum of both scores, as ALBEF and its kin measure.
-        """
+        """By single encodings, by joint ones, by both; see `ranking.py`."""
         assert isinstance(examples, RetrievalExamples)
-        assert config.finetune is not None
-        pairs, rerank = examples.pairs, config.finetune.retrieval.rerank
-        notes: dict[str, str] = {}
-        shape = (pairs.num_captions, pairs.num_images)
-        wanted_CI, first_CI = np.ones(shape, bool), np.zeros(shape, np.float32)
-        if 0 < rerank < max(shape):
-            texts_CD, images_ID = single_vectors(engine, pairs, config)
-            single_CI = (texts_CD @ images_ID.T).cpu().numpy()
-            first_CI = single_CI * np.float32(_score_of_cosine(engine, config.finetune.retrieval))
-            wanted_CI = _best(single_CI, rerank) | _best(single_CI.T, rerank).T
-            notes["candidates"] = (
-                f"the best {rerank} of each query under single encodings, by the sum of their joint and single scores"
-            )
-        images_Q, captions_Q = np.nonzero(wanted_CI.T)
-        found_Q = predict.scores(
-            engine, _Combinations(pairs, images_Q, captions_Q), micro_batch_tokens=config.batch.micro_batch_tokens
-        )
-        # What is not encoded ranks behind everything that is: a worst score, so that the right answer cannot win by it.
-        scores_CI = np.full(shape, -np.inf, np.float32)
-        scores_CI[captions_Q, images_Q] = found_Q[:, 0] + first_CI[captions_Q, images_Q]
-        measured = retrieval.from_scores(scores_CI, pairs.image_of_C)
-        best_C = scores_CI.argmax(1)
-        predictions = [
-            {"key": pairs.key(caption), "image": pairs.image_key(int(best))} for caption, best in enumerate(best_C)
-        ]
-        metrics = {name.removeprefix("retrieval/"): value for name, value in measured.metrics("retrieval").items()}
-        return Evaluation(metrics, predictions, notes)
-
-
-def _score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
-    """What a cosine of 1 is among the scores: 1 where the loss has margins, a logit of pre-training where it has none."""
-    if settings.loss == "circle":
-        return 1.0
-    assert isinstance(engine.module, TaskModel)
-    return 1 / float(engine.module.temperature().detach())
-
-
-def _best(scores_RN: NDArray[np.float32], number: int) -> NDArray[np.bool_]:
-    """[R, N] whether a column is among the best of its row."""
-    chosen = np.zeros(scores_RN.shape, bool)
-    np.put_along_axis(chosen, retrieval.best_candidates(scores_RN, number), True, axis=1)
-    return chosen
+        return ranking.measure(engine, examples.pairs, config, quick=quick)
 
 
 TASK = RetrievalTask()

@@ -1,0 +1,81 @@
+"""The contrastive loss of one step, whose pairs may lie in several micro-batches and on several ranks.
+
+Pairs of the whole step are each other's negatives, so their loss needs every pooled vector at once. It is taken on detached
+vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of vector * gradient, whose derivative
+is the same. Where the step has several micro-batches, a rehearsal of their clean sequences without gradients yields the vectors
+first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions of the sequence seeds, so rehearsal and replay
+see the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.engine.protocol import StepEngine
+from unimo_ds.engine.rehearsal import clean_part
+from unimo_ds.losses.contrast_plan import ContrastPlan
+from unimo_ds.models.unimo import ModelOutput
+from unimo_ds.tasks.pretraining import PretrainingTask
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive loss of the step and its gradient for every pooled vector of this rank, by micro-batch."""
+
+    loss_sum: torch.Tensor
+    right_and_asked: torch.Tensor
+    """[2 * A] fp64, of `losses.contrastive.ACCURACIES`."""
+    image_gradients: Sequence[torch.Tensor]
+    text_gradients: Sequence[torch.Tensor]
+    temperature_gradient: torch.Tensor
+
+
+def rehearse(engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]) -> list[ModelOutput]:
+    """Outputs of the clean sequences of every micro-batch without gradients, for the pooled vectors."""
+    parts = [clean_part(*both) for both in zip(on_host, on_device, strict=True)]  # all copies before the first forward
+    with torch.no_grad():
+        return [engine.forward(part) for part in parts]
+
+
+def contrast_of(
+    engine: StepEngine,
+    task: PretrainingTask,
+    plan: ContrastPlan,
+    outputs: Sequence[ModelOutput],
+    *,
+    scale: float,
+) -> Contrast:
+    """The loss over the pooled vectors of `outputs`, this rank's micro-batches in order. A collective.
+
+    scale: of the gradients.
+    """
+    # In fp32: these gradients carry no loss scale, and small ones would vanish in fp16.
+    images = torch.cat([output.pooled_images.detach().float() for output in outputs]).requires_grad_()
+    texts = torch.cat([output.pooled_texts.detach().float() for output in outputs]).requires_grad_()
+    temperature = outputs[0].temperature.detach().requires_grad_()
+    with torch.enable_grad():
+        result = task.contrastive(images, texts, plan, temperature=temperature, communicator=engine.communicator)
+        gradients = torch.autograd.grad(
+            result.loss_sum * scale, (images, texts, temperature), allow_unused=True, materialize_grads=True
+        )
+    return Contrast(
+        loss_sum=result.loss_sum.detach(),
+        right_and_asked=torch.cat((result.right, result.asked)),
+        image_gradients=torch.split(gradients[0], [len(output.pooled_images) for output in outputs]),
+        text_gradients=torch.split(gradients[1], [len(output.pooled_texts) for output in outputs]),
+        temperature_gradient=gradients[2],
+    )
+
+
+def carry(output: ModelOutput, contrast: Contrast, index: int) -> torch.Tensor:
+    """A scalar whose gradient is the contrastive loss's; the temperature's share rides on the first micro-batch alone.
+
+    output: of micro-batch `index`, with gradients.
+    """
+    carried = (output.pooled_images.float() * contrast.image_gradients[index]).sum()
+    carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index]).sum()
+    return carried + output.temperature * (contrast.temperature_gradient if index == 0 else 0.0)

@@ -1,0 +1,36 @@
+"""The pairs of a step told apart by their single encodings: pre-training's contrastive loss, its temperature included.
+
+What is fine-tuned on joint encodings alone forgets how an image and a text that were encoded alone belong together, which ranks
+better than joint scores do until those have seen very many pairs (docs/experiments.md). ALBEF and BLIP fine-tune with both too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unimo_ds.config import ContrastConfig, LossWeights
+from unimo_ds.data.schema import PackedBatch
+from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
+from unimo_ds.engine.setup import Engine
+from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.models.unimo import anchor
+from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
+
+# A pair has one positive, itself, for which all forms are the same loss.
+_TASK = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights())
+
+
+def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float) -> Contrast:
+    """Add the gradients of the loss summed over all pairs of the step, scaled by `scale`. A collective.
+
+    singles: this rank's micro-batches of single encodings, on the host; equally many on every rank.
+    """
+    plan = make_plan(join_tables(singles), form=_TASK.contrast.form, communicator=engine.communicator)
+    batches = [one.to(engine.device) for one in singles]
+    only_output = engine.forward(batches[0]) if len(batches) == 1 else None
+    outputs = [only_output] if only_output is not None else rehearse(engine, singles, batches)
+    contrast = contrast_of(engine, _TASK, plan.to(engine.device), outputs, scale=scale)
+    for index, batch in enumerate(batches):
+        output = only_output if only_output is not None else engine.forward(batch)
+        engine.backward(carry(output, contrast, index) + anchor(output), is_boundary=False)
+    return contrast

@@ -1,0 +1,125 @@
+"""Retrieval measured by a fine-tuned model's scores of captions and images: encoded alone, jointly, and both together.
+
+    single/...     cosines of captions and images that were encoded alone
+    (no prefix)    the paper's protocol: every caption encoded jointly with every image, in the order of the head's score
+    joint/...      the same score where only the best candidates under single encodings were encoded jointly
+    combined/...   the sum of both, as BLIP orders candidates
+
+Letters: C captions, I images, Q combinations of both, D size of a pooled vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.config import RunConfig
+from unimo_ds.evaluation import retrieval
+from unimo_ds.finetune import predict
+from unimo_ds.finetune.batch import TaskExample
+from unimo_ds.finetune.hard_negatives import single_vectors
+from unimo_ds.finetune.model import TaskModel
+from unimo_ds.finetune.pairs import Pairs
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.task import Evaluation
+from unimo_ds.finetune_config import RetrievalConfig
+
+_QUICK_CANDIDATES = 32
+"""Of each query, while training: all of Flickr30k's development split is 5 million sequences, and one of its epochs 3 million."""
+
+
+def measure(engine: TaskEngine, pairs: Pairs, config: RunConfig, *, quick: bool = False) -> Evaluation:
+    """All captions against all images. A collective.
+
+    quick: encode jointly only some candidates of each query, where `finetune.retrieval.rerank` does not say how many.
+    """
+    assert config.finetune is not None
+    settings = config.finetune.retrieval
+    texts_CD, images_ID = single_vectors(engine, pairs, config)
+    single_CI: retrieval.Scores = (texts_CD @ images_ID.T).cpu().numpy()
+    scores = {"single/": single_CI, "combined/": single_CI}
+    notes = {"combined": "single encodings alone: nothing was trained jointly (no negatives)"}
+    if settings.trains_jointly:
+        candidates = settings.rerank or (_QUICK_CANDIDATES if quick else 0)
+        wanted_CI = np.ones(single_CI.shape, bool)
+        if is_some := 0 < candidates < max(single_CI.shape):
+            wanted_CI = _best(single_CI, candidates) | _best(single_CI.T, candidates).T
+        joint_CI = _joint_scores(engine, pairs, wanted_CI, config)
+        combined_CI = joint_CI + single_CI * np.float32(score_of_cosine(engine, settings))
+        scores = {"joint/" if is_some else "": joint_CI, "single/": single_CI, "combined/": combined_CI}
+        notes = {"candidates": f"the best {candidates} of each query under single encodings"} if is_some else {}
+    metrics: dict[str, float] = {}
+    for prefix, scores_CI in scores.items():
+        metrics |= _metrics(scores_CI, pairs, prefix)
+    best_C = scores["combined/"].argmax(1)
+    predictions = [
+        {"key": pairs.key(caption), "image": pairs.image_key(int(best))} for caption, best in enumerate(best_C)
+    ]
+    return Evaluation(metrics, predictions, notes)
+
+
+def score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
+    """What a cosine of 1 is among the joint scores: pre-training's logit where they are logits, 1 where the loss has margins.
+
+    Two logits add up well whether both were trained or the joint one alone. The circle loss's scores are no logits, and no fixed
+    weight suits them (docs/experiments.md).
+    """
+    if settings.loss == "circle":
+        return 1.0
+    assert isinstance(engine.module, TaskModel)
+    return 1 / float(engine.module.temperature().detach())
+
+
+def _metrics(scores_CI: retrieval.Scores, pairs: Pairs, prefix: str) -> dict[str, float]:
+    """Under the paper's names, behind `prefix`; median ranks for the paper's own protocol alone."""
+    measured = retrieval.from_scores(scores_CI, pairs.image_of_C).metrics("retrieval")
+    named = {name.removeprefix("retrieval/"): value for name, value in measured.items()}
+    return {prefix + name: value for name, value in named.items() if not (prefix and name.endswith("rank"))}
+
+
+def _joint_scores(
+    engine: TaskEngine, pairs: Pairs, wanted_CI: NDArray[np.bool_], config: RunConfig
+) -> retrieval.Scores:
+    """[C, I] the head's scores of the wanted combinations."""
+    images_Q, captions_Q = np.nonzero(wanted_CI.T)
+    found_Q1 = predict.scores(
+        engine, _Combinations(pairs, images_Q, captions_Q), micro_batch_tokens=config.batch.micro_batch_tokens
+    )
+    # What is not encoded ranks behind everything that is: a worst score, so that the right answer cannot win by it.
+    scores_CI = np.full(wanted_CI.shape, -np.inf, np.float32)
+    scores_CI[captions_Q, images_Q] = found_Q1[:, 0]
+    return scores_CI
+
+
+def _best(scores_RN: NDArray[np.float32], number: int) -> NDArray[np.bool_]:
+    """[R, N] whether a column is among the best of its row."""
+    chosen = np.zeros(scores_RN.shape, bool)
+    np.put_along_axis(chosen, retrieval.best_candidates(scores_RN, number), True, axis=1)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Combinations:
+    """`predict.Scorable` of (image, caption) combinations."""
+
+    pairs: Pairs
+    images_Q: NDArray[np.int64]
+    captions_Q: NDArray[np.int64]
+    target_size: int = 1
+
+    @property
+    def feature_size(self) -> int:
+        return self.pairs.corpus.feature_size
+
+    def __len__(self) -> int:
+        return len(self.images_Q)
+
+    def lengths(self, index: int, seed: int) -> list[int]:
+        image, caption = int(self.images_Q[index]), int(self.captions_Q[index])
+        return [self.pairs.image_length(image) + self.pairs.text_length(caption)]
+
+    def make(self, index: int, seed: int) -> TaskExample:
+        sequence = self.pairs.joint_sequence(int(self.images_Q[index]), int(self.captions_Q[index]))
+        return TaskExample("", (sequence,), np.zeros(1, np.float32))
