@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.finetune import small
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
+from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
 from unimo_ds.utils.errors import UserError
@@ -75,6 +77,17 @@ def test_columns_hold_what_was_read(folder, tokenizer):
         assert examples.lengths(index, 7) == [sequence.length]
 
 
+def test_a_file_without_labels_gets_answers_and_no_measure(folder, tokenizer):
+    write_snli_ve(folder, entailment("neutral"))
+    task, config, _ = open_task("snli-ve", folder, tokenizer)
+    shelf, _ = open_images(folder, "test", config)
+    rows = [ImageTextRow(AnsweredRow("test.jsonl:1", ()), 0, "a film is good")]
+    examples = ImageTextExamples.of(rows, shelf, tokenizer, max_text_tokens=64, target_size=1, fingerprint="f")
+    found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer)
+    assert (found.metrics, [one["key"] for one in found.predictions]) == ({}, ["test.jsonl:1"])
+    assert "no labels" in found.notes["metrics"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -87,6 +100,11 @@ def test_bad_lines_of_snli_ve_are_named(folder, tokenizer, line, said):
     write_snli_ve(folder, line)
     with pytest.raises(UserError, match=said):
         open_task("snli-ve", folder, tokenizer)
+
+
+def test_images_without_a_kept_name_are_found_by_their_key(tmp_path, tokenizer):
+    corpus = Corpus.open(small.write_images(tmp_path / "images", [""], tokenizer))
+    assert ImageNames(corpus).find(corpus.key(0), "here") == 0
 
 
 def test_missing_images_are_said(tmp_path, tokenizer):

@@ -1,5 +1,5 @@
 """What a downstream task is. A new task is a new file in `tasks/` with one object of this form, which mostly begins from
-`sentences.SentenceTask`, `image_text.ImageTextTask` or `writing.WritingTask` (docs/extending.md).
+`sentences.SentenceTask`, `image_text_labels.ImageTextLabelTask` or `writing.WritingTask` (docs/extending.md).
 
 Letters: E examples, K numbers a target, S sequences.
 """

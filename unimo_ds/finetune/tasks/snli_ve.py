@@ -9,35 +9,27 @@ as much: finetune.adversarial.steps=0 leaves them out. Published accuracy, devel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune import predict
-from unimo_ds.finetune.batch import TaskBatch
-from unimo_ds.finetune.files import fingerprint_of, first_file, label_of, read_json_lines, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.files import first_file, label_of, read_json_lines, text_of
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextRow
+from unimo_ds.finetune.image_text_labels import ImageTextLabelTask
 from unimo_ds.finetune.images import ImageNames
-from unimo_ds.finetune.metrics.classification import accuracy
-from unimo_ds.finetune.model import SumHead, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine
-from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
+from unimo_ds.finetune.model import SumHead
+from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
-from unimo_ds.utils.errors import UserError
 
 _UNDECIDED = "-"
 """What annotators left open; such lines are no examples."""
 _MIDDLE = 2048
 
 
-class SnliVe(ImageTextTask):
-    name, title, best_metric = "snli-ve", "SNLI-VE", "accuracy"
+class SnliVe(ImageTextLabelTask):
+    name, title = "snli-ve", "SNLI-VE"
     labels = ("contradiction", "entailment", "neutral")
 
     def recipe(self, size: Size) -> Recipe:
@@ -49,27 +41,10 @@ class SnliVe(ImageTextTask):
             beta2=0.999,
         )
 
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
+    def file(self, data: Path, split: str) -> Path:
+        return first_file(data, (f"snli_ve_{split}.jsonl", f"{split}.jsonl"))
 
-    def open(
-        self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
-    ) -> ImageTextExamples:
-        path = first_file(data, (f"snli_ve_{split}.jsonl", f"{split}.jsonl"))
-        shelf, names = open_images(data, split, config)
-        found = ImageTextExamples.of(
-            self._rows(path, names),
-            shelf,
-            tokenizer,
-            max_text_tokens=config.data.max_text_tokens,
-            target_size=1,
-            fingerprint=f"{fingerprint_of([path])}/{shelf.corpus.fingerprint}",
-        )
-        if not len(found):
-            raise UserError(f"{path} holds no example with a label")
-        return found
-
-    def _rows(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
+    def read(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
         for number, line in read_json_lines(path):
             where = f"{path}:{number}"
             label = str(line.get("gold_label", _UNDECIDED))
@@ -81,23 +56,6 @@ class SnliVe(ImageTextTask):
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return SumHead(config, num_outputs=len(self.labels), middle=_MIDDLE)
-
-    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
-        """Cross-entropy."""
-        return functional.cross_entropy(output.scores.float(), batch.targets[:, 0].long(), reduction="sum")
-
-    def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
-    ) -> Evaluation:
-        assert isinstance(examples, ImageTextExamples)
-        scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
-        answers_E = scores_EK.argmax(1)
-        predictions = [
-            {"key": row.key, "answer": self.labels[answer]}
-            for row, answer in zip(examples.rows, answers_E.tolist(), strict=True)
-        ]
-        right = accuracy(answers_E, [row.targets[0][1] for row in examples.rows])
-        return Evaluation({"accuracy": right}, predictions, {})
 
 
 TASK = SnliVe()
