@@ -1,10 +1,10 @@
 """The contrastive loss of one step, whose pairs may lie in several micro-batches and on several ranks.
 
 The pairs of a group (`contrast.group_pairs`; by default all of the step) are each other's negatives, so their loss needs every
-pooled vector at once. It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries the sum of vector * gradient, whose derivative
-is the same. Where the step has several micro-batches, a rehearsal of their clean sequences without gradients yields the vectors
-first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions of the sequence seeds, so rehearsal and replay
-see the same network.
+pooled vector at once. It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries
+the sum of vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal of their clean
+sequences without gradients yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions
+of the sequence seeds, so rehearsal and replay see the same network.
 """
 
 from __future__ import annotations
