@@ -57,6 +57,16 @@ def test_a_rank_whose_launcher_is_killed_leaves_the_rendezvous(corpus: Path, tmp
             wait_for(lambda: not is_running(second), seconds=30)
 
 
+def test_a_port_that_another_run_holds_is_told_in_one_sentence(corpus: Path, tmp_path: Path) -> None:
+    command = [*deepspeed(2), str(TRAIN), *arguments(corpus, tmp_path / "run")]
+    port = command[command.index("--master_port") + 1]
+    with socket.create_server(("0.0.0.0", int(port))), started(command) as family:
+        said, _ = family.communicate(timeout=120)
+        assert family.returncode == 2, said
+    assert said.count(f"error: port {port} of this machine is taken") == 1
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("launcher", [deepspeed, torchrun])
 def test_nobody_trains_on_whose_launcher_was_killed_while_importing(
     launcher: Callable[[int], list[str]], corpus: Path, tmp_path: Path

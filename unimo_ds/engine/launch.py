@@ -61,6 +61,9 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
 
     settings: of them `hang_minutes` (collectives give up a little later than the watchdog, which tells more; 0: after a day) and
     `deterministic`. The first call of a process decides.
+
+    Raises:
+        UserError: on rank 0, something else listens where the ranks are to meet.
     """
     if torch.distributed.is_initialized():
         return torch.device(get_accelerator().current_device_name())
@@ -81,7 +84,15 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
     minutes = settings.hang_minutes
     timeout = datetime.timedelta(minutes=minutes) + _GRACE if minutes else _NEVER
     _await_first_rank()
-    deepspeed.init_distributed(timeout=timeout, verbose=False)
+    try:
+        deepspeed.init_distributed(timeout=timeout, verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ.get('MASTER_PORT')} of this machine is taken, perhaps by another run; give the launcher another "
+            "one: `deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT=N"
+        ) from None
     return torch.device(get_accelerator().current_device_name())
 
 
