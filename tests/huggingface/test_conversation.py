@@ -46,6 +46,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     model = task_models.TaskModel(config, task_models.NoHead(), tag_sizes=(3, 16))
     torch.nn.init.constant_(model.language_head.bias[small.make_tokenizer().mask_id :], 2.0)
+    torch.nn.init.constant_(model.language_head.bias[small.make_tokenizer().mask_id], 5.0)  # so that answers end
     folder = tmp_path_factory.mktemp("coqa")
     run = small.write_run(folder / "run", model, config)
     export(run, folder / "exported")
