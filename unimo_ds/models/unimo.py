@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -105,8 +105,7 @@ class Unimo(nn.Module):
         self.region_regression = Linear(config.hidden_size, config.region_feature_size)
         self.region_classification = Linear(config.hidden_size, config.num_region_classes)
         self.temperature = Temperature(initial=temperature, minimum=min_temperature, maximum=max_temperature)
-        self._heads = dict(heads or {})
-        self.objective_heads = nn.ModuleDict(self._heads)
+        self.objective_heads = nn.ModuleDict(heads)
         generator = torch.Generator().manual_seed(seed)
         initialize(self, deviation=config.initializer_range, generator=generator)
 
@@ -119,7 +118,7 @@ class Unimo(nn.Module):
 
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
         """Hidden states of the last layer where heads read them. Arguments as in `forward`."""
-        further = {name: head.positions(batch) for name, head in self._heads.items()}
+        further = {name: cast(ObjectiveHead, head).positions(batch) for name, head in self.objective_heads.items()}
         readers = (
             batch.language_at,
             batch.masked_region_at,
@@ -142,7 +141,7 @@ class Unimo(nn.Module):
             pooled_images=self.image_pooler(rows.images),
             pooled_texts=self.text_pooler(rows.texts),
             temperature=self.temperature(),
-            heads={name: head(rows.heads[name]) for name, head in self._heads.items()},
+            heads={name: head(rows.heads[name]) for name, head in self.objective_heads.items()},
         )
 
     def encode(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
