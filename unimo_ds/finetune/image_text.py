@@ -17,12 +17,10 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged, chunks
 from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
-from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.sentences import join_texts
-from unimo_ds.finetune.task import Examples
 from unimo_ds.utils.errors import UserError
 
 IMAGES_FOLDER = "images"
@@ -162,18 +160,6 @@ class ImageTextExamples:
         targets = np.zeros(self.target_size, np.float32)
         targets[columns.places[index]] = columns.values[index]
         return TaskExample(columns.keys[index], (sequence,), targets)
-
-
-class ImageTextTask:
-    """What these tasks share."""
-
-    tag_sizes: tuple[int, ...] = ()
-
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        return examples
-
-    def count(self, batch: TaskBatch) -> int:
-        return len(batch.targets)
 
 
 def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf, ImageNames]:

@@ -24,8 +24,8 @@ from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.columns import Names, Ragged, chunks
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
-from unimo_ds.finetune.predict import TaskEngine, Untrained
-from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
 
@@ -124,10 +124,9 @@ def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
     return np.concatenate(parts).astype(np.int32)
 
 
-class SentenceTask:
+class SentenceTask(Task):
     """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
 
-    tag_sizes: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 
@@ -145,9 +144,6 @@ class SentenceTask:
         """Name of the row's file among those of a split; empty where there is one alone."""
         return ""
 
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
-
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> SentenceExamples:
@@ -162,14 +158,8 @@ class SentenceTask:
             raise UserError(f"{paths[0]} holds no example")
         return found
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        return examples
-
     def make_head(self, config: RunConfig) -> nn.Module:
         return TextHead(config, num_outputs=max(1, len(self.labels)))
-
-    def count(self, batch: TaskBatch) -> int:
-        return len(batch.targets)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Cross-entropy of labels; squared error of a value."""
