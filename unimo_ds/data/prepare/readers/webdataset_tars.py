@@ -23,7 +23,7 @@ from unimo_ds.data.prepare.readers.image_files import (
     refusal,
 )
 from unimo_ds.data.prepare.readers.names import Exclusion, read_exclusion
-from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, HeldRegions, Part, Record, in_parts
+from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Part, Reader, Record, in_parts
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
@@ -41,15 +41,11 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class WebDatasetTars:
+class WebDatasetTars(Reader):
     """Tars given one by one, or folders of tars. A part is up to 1000 samples of one tar."""
 
     settings: ImportSettings
     with_captions: bool = True
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return None
 
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
