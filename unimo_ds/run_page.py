@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.utils import strict_json
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
@@ -261,8 +262,7 @@ def _points(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, 
     group = math.ceil(len(found) / _MOST_POINTS)
     if group <= 1:
         return found
-    groups = [found[at : at + group] for at in range(0, len(found), group)]
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in groups]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in batched(found, group)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

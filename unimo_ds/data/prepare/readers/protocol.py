@@ -6,8 +6,7 @@ read any part, at any time, with the same result. Planning reads names, captions
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -117,10 +116,3 @@ class Pictures(Protocol):
     def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
         """(number within `items`, record) of those that can be read; the others are named in the report."""
         ...
-
-
-def in_parts(items: Iterable[Any], *, size: int = PART_ITEMS) -> Iterator[list[Any]]:
-    """Runs of up to `size` items."""
-    left = iter(items)
-    while part := list(itertools.islice(left, size)):
-        yield part

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from unimo_ds.data.prepare.rewriting.replacements import Filling
 from unimo_ds.data.prepare.rewriting.runs_of_words import NO_PLACE, NUM_PLACES, places_of, starts_of
 from unimo_ds.data.prepare.rewriting.slots import Slot
+from unimo_ds.utils.batched import batched
 
 _ROUNDS = 30
 _STEP = 0.15
@@ -104,7 +105,7 @@ def choose(
 
     fillings: of each caption, what may stand in its slots. number: how many of each will be used, which is what is balanced.
     """
-    blocks = [_block(fillings[start : start + _BLOCK]) for start in range(0, len(fillings), _BLOCK)]
+    blocks = [_block(some) for some in batched(fillings, _BLOCK)]
     blocks, num_places = _renumbered(blocks)
     all_chances = _fit([block for block in blocks if len(block.weights)], number, num_places)
     chosen: list[list[Replacement]] = []

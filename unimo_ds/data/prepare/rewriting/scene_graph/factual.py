@@ -19,6 +19,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph import alignment, tagging
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _PROMPT = "Generate Scene Graph: "
@@ -56,8 +57,7 @@ class FactualParser:
         # Of about one length in a batch, so that little is padded; equal captions are read once.
         texts = sorted(set(captions), key=lambda text: (-len(text), text))
         said: dict[str, str] = {}
-        for start in range(0, len(texts), _BATCH):
-            batch = texts[start : start + _BATCH]
+        for batch in batched(texts, _BATCH):
             said.update(zip(batch, self._answers(batch), strict=True))
         return [graph_of(caption, said[caption]) for caption in captions]
 
