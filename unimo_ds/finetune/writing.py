@@ -196,9 +196,9 @@ class WritingTask(Task):
     """Texts end with [MASK] in the text tasks, with [SEP] in captioning."""
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics and notes. quick: as in `evaluate`."""
+        """Metrics and notes of texts, each with what people wrote. quick: as in `evaluate`."""
         raise NotImplementedError
 
     def generation_settings(self, config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
@@ -237,12 +237,13 @@ class WritingTask(Task):
             {"key": found.prompt_key(number), "answer": text, "official": found.official(number, text)}
             for number, text in enumerate(written)
         ]
-        if not all(found.references(number) for number in range(found.num_prompts)):
+        references = [found.references(number) for number in range(found.num_prompts)]
+        if not all(references):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
         # The packages measure in processes of their own: once, on the first rank.
         is_first = engine.communicator.rank == 0
         metrics, notes = engine.communicator.broadcast_object(
-            self.measure(written, found, quick=quick) if is_first else None
+            self.measure(written, references, quick=quick) if is_first else None
         )
         return Evaluation(metrics, predictions, notes)
 

@@ -65,10 +65,7 @@ class RetrievalExamples:
     def select(self, indices: Sequence[int]) -> RetrievalExamples:
         """The images of these captions, each with all of its captions."""
         chosen = np.unique(self.pairs.image_of_C[np.asarray(indices, np.int64)])
-        return self.of_images(chosen.tolist())
-
-    def of_images(self, numbers: Sequence[int]) -> RetrievalExamples:
-        return RetrievalExamples(self.pairs.select(numbers), self.settings)
+        return RetrievalExamples(self.pairs.select(chosen.tolist()), self.settings)
 
     def lengths(self, index: int, seed: int) -> list[int]:
         pairs = self.pairs
