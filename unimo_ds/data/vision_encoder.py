@@ -37,8 +37,6 @@ from unimo_ds.utils.errors import UserError
 
 KIND = "vision-encoder"
 _IMAGES_AT_ONCE = 8
-_GRIDS = (7, 2)
-"""Cells on a side, at most: 53 regions, of which 49 are the patches themselves for an encoder of 7 x 7."""
 _LARGEST_FEATURE = 20.0
 """Channels that shout at single patches (attention sinks) must neither overflow float16 nor swamp a regression loss."""
 _SMALLEST_SCALE = 0.01
@@ -56,13 +54,24 @@ class VisionSettings:
     map: tuple[int, int]
     """Rows and columns of patches."""
     feature_size: int
+    sides: tuple[int, int] = (7, 2)
+    """Cells on a side of each grid, at most: 53 regions, of which 49 are the patches themselves for an encoder of 7 x 7."""
     num_classes: int = 400
     stored_classes: int = 4
+
+    def check(self, where: str) -> None:
+        """
+        Raises:
+            UserError: numbers that no extractor has.
+        """
+        self.pixels.check(where)
+        if min(*self.map, self.feature_size, *self.sides, self.num_classes, self.stored_classes) < 1:
+            raise UserError(f"{where} has a map, sides, features or classes of less than one")
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of each grid; one where the map is no finer than the coarse one."""
-        grids = [(min(side, self.map[0]), min(side, self.map[1])) for side in _GRIDS]
+        grids = [(min(side, self.map[0]), min(side, self.map[1])) for side in self.sides]
         return tuple(dict.fromkeys(grids))
 
 
@@ -189,7 +198,7 @@ def of_stored(stored: StoredExtractor) -> VisionExtractor:
     """
     where = str(stored.file)
     settings = from_dict(VisionSettings, stored.settings, where=f"settings in {where}")
-    settings.pixels.check(where)
+    settings.check(where)
     network = vision_folder.build(settings.encoder, where=where)
     encoder_names = [name for name in stored.tensors if name.startswith(_PREFIX)]
     fill(network, {name.removeprefix(_PREFIX): stored.tensors[name] for name in encoder_names}, where=where)
@@ -206,10 +215,11 @@ def _probed(network: torch.nn.Module, pixels: Pixels, *, where: str) -> torch.Te
     """[F, H, W] patches of a picture of noise.
 
     Raises:
-        UserError: no map, one that hangs on a parameter that is not there, or another one each time.
+        UserError: no such pictures, no map, one that hangs on a parameter that is not there, or another one each time.
     """
     noise = np.random.default_rng(0).integers(0, 256, (pixels.height, pixels.width, 3), dtype=np.uint8)
-    first, second = (vision_folder.patches(network, pixels.of([Image.fromarray(noise)]))[0] for _ in range(2))
+    with vision_folder.told(f"the encoder in {where} does not take pictures of {pixels.height} x {pixels.width}"):
+        first, second = (vision_folder.patches(network, pixels.of([Image.fromarray(noise)]))[0] for _ in range(2))
     if not bool(first.isfinite().all()):
         lacking = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
         named = f"{lacking[0]} is not there, or not finite" if lacking else "its numbers overflow"

@@ -100,7 +100,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
             f"{folder} has its weights in {pickled} alone, a pickle, and reading that may run what it says; "
             "write them as safetensors with save_pretrained"
         )
-    with _told(f"cannot read the model in {folder}"):
+    with told(f"cannot read the model in {folder}"):
         model, found = AutoModel.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -127,7 +127,7 @@ def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
     Raises:
         UserError: no configuration of this library's, or of an encoder that it cannot make alone.
     """
-    with _told(f"cannot make the encoder of {where}"):
+    with told(f"cannot make the encoder of {where}"):
         own = copy.deepcopy(dict(config))  # some models write into it
         network: torch.nn.Module = AutoModel.from_config(AutoConfig.for_model(**own))
     return network
@@ -137,13 +137,10 @@ def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:
     """[N, F, rows, columns] the last hidden states of each place of the pictures.
 
     Raises:
-        UserError: the encoder does not take such pictures, or its output is no map.
+        UserError: its output is no map. What the library raises on pictures that the encoder does not take is left as it is.
     """
-    kind = network.config.model_type
     height, width = pixels_N3HW.shape[-2:]
-    with _told(f"the encoder ({kind}) does not take pictures of {height} x {width}"):
-        output = network(pixel_values=pixels_N3HW)
-    hidden = getattr(output, "last_hidden_state", None)
+    hidden = getattr(network(pixel_values=pixels_N3HW), "last_hidden_state", None)
     found = None
     if isinstance(hidden, torch.Tensor) and len(hidden) == len(pixels_N3HW):
         if hidden.ndim == 3:
@@ -153,8 +150,8 @@ def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:
             found = next((one for one in maps if one.shape[2] * width == one.shape[3] * height), None)
     if found is None or min(found.shape[2:]) < 2:
         raise UserError(
-            f"the encoder ({kind}) gives no map of patches ({tuple(getattr(hidden, 'shape', ()))} of a picture of "
-            f"{height} x {width}); use another, or one with smaller patches"
+            f"the encoder ({network.config.model_type}) gives no map of patches ({tuple(getattr(hidden, 'shape', ()))} of a "
+            f"picture of {height} x {width}); use another, or one with smaller patches"
         )
     return found
 
@@ -230,13 +227,15 @@ def _processor(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told(problem: str) -> Iterator[None]:
-    """The library's errors as one sentence each, and nothing else on the terminal."""
+def told(problem: str) -> Iterator[None]:
+    """The library's errors as one sentence each (UserError), and nothing else on the terminal."""
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
+    except UserError:
+        raise
     except _LIBRARY_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{problem}: {reason[:300] or type(error).__name__}") from None
