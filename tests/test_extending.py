@@ -21,7 +21,7 @@ from tests.distributed.step_worker import step_batch
 from tests.engine.test_step import DatalessEngine
 from tests.extending_page import NAME, modules_of_page, weights_of
 from tests.finetune import small
-from unimo_ds import config_check, recipes, train
+from unimo_ds import config_check, recipes
 from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
 from unimo_ds.data import extractors
 from unimo_ds.data.corpus import Corpus
@@ -38,6 +38,9 @@ from unimo_ds.models import unimo
 from unimo_ds.planning.plan import plan
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.tasks import pretraining
+
+
+TRAIN = Path(config_check.__file__).with_name("train.py")
 
 
 @pytest.fixture
@@ -165,9 +168,7 @@ def test_clips_whose_regions_carry_their_frame_train_with_a_line_of_configuratio
         "model.region_tag_sizes": 4,
     }
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    launch(
-        Path(train.__file__), ["--recipe", "demo", "--data", str(data), "--run-dir", str(run), *options], processes=1
-    )
+    launch(TRAIN, ["--recipe", "demo", "--data", str(data), "--run-dir", str(run), *options], processes=1)
 
     served = ServedModel.open(run)
     config, model = served.source.config, served.source.module

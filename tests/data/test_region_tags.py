@@ -240,5 +240,5 @@ def test_sizes_hold_every_number() -> None:
     assert region_tags.sizes_of(sample.regions) == SIZES
     assert region_tags.common([(3, 1), (2, 4)]) == (3, 4)
     assert region_tags.common([]) == ()
-    none = dataclasses.replace(sample.regions, tags=np.full((3, 2), NO_TAG, np.int32))
-    assert region_tags.sizes_of(none) == (0, 0)
+    extremes = np.array([[NO_TAG, 2**31 - 1]] * 3, np.int32)
+    assert region_tags.sizes_of(dataclasses.replace(sample.regions, tags=extremes)) == (1, 2**31)

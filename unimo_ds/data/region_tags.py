@@ -8,12 +8,12 @@ from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
 Sizes = tuple[int, ...]
-"""For each tag one more than its largest number; () of regions without tags."""
+"""For each tag one more than its largest number, at least 1; () of regions without tags."""
 
 
 def sizes_of(regions: Regions) -> Sizes:
     """Of one image's regions."""
-    return () if regions.tags is None else tuple((regions.tags.max(axis=0) + 1).tolist())
+    return () if regions.tags is None else tuple(max(largest, 0) + 1 for largest in regions.tags.max(axis=0).tolist())
 
 
 def common(sizes: Iterable[Sizes]) -> Sizes:
