@@ -39,7 +39,6 @@ from unimo_ds.planning.plan import plan
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.tasks import pretraining
 
-
 TRAIN = Path(config_check.__file__).with_name("train.py")
 
 
