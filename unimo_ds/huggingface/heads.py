@@ -58,6 +58,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: PrefixCache | None = None,
+        region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> Any:
         """input_ids: [B, L] source. labels: [B, M] target with its end and without [CLS], -100 where it is padding.
@@ -74,7 +75,14 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
             known = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
             decoder_input_ids = torch.cat([torch.full_like(known[:, :1], CLS), known[:, :-1]], dim=1)
         inputs = PaddedInputs(
-            input_ids, attention_mask, region_features, region_boxes, region_mask, decoder_input_ids, token_tags
+            input_ids,
+            attention_mask,
+            region_features,
+            region_boxes,
+            region_mask,
+            region_tags,
+            decoder_input_ids,
+            token_tags,
         )
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
@@ -90,11 +98,12 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         token_tags: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
         """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...)."""
         inputs = PaddedInputs(
-            input_ids, attention_mask, region_features, region_boxes, region_mask, token_tags=token_tags
+            input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
         )
         batch, _ = pack_padded(inputs, feature_size=self.config.region_feature_size)
         prefixes = encode_prefixes(self.unimo, batch, self.further_embeddings(batch))
@@ -137,10 +146,11 @@ class UnimoForSequenceClassification(UnimoPooledModel):
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput:
         """labels: [B] int64 classes, or numbers where `num_labels` is 1. Logits: [B, C]."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         _, texts = self.pooled(inputs)
         return self.answer(self.output(texts), labels)
 
@@ -161,10 +171,12 @@ class UnimoPairModel(UnimoPooledModel):
         attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput:
         """labels and logits: as `answer` of the class takes and gives them."""
-        images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
+        images, texts = self.pooled(inputs)
         return self.answer(self.output(self.joined(images, texts)), labels)
 
 
