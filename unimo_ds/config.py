@@ -263,6 +263,10 @@ class LoggingConfig:
     num_pictures: int = 8
     """Held-out captions whose retrieved images go to TensorBoard."""
     num_embeddings: int = 200
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """What else gets the numbers and pictures, each by a library of its own (engine/trackers)."""
+    project: str = "unimo_ds"
+    """What trackers file the run under; W&B's own WANDB_PROJECT comes first."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +346,9 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
     if origin is tuple:
         parts = text.strip("()[]").split(",")
         kinds = typing.get_args(annotation)
+        if kinds[-1] is Ellipsis:
+            parts = [] if text.lower() in ("", "none") else parts
+            kinds = kinds[:1] * len(parts)
         if len(parts) != len(kinds):
             raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")
         return tuple(_parse(kind, part.strip(), key) for kind, part in zip(kinds, parts, strict=True))
