@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unimo_ds.engine.signals import HANDLED
 from unimo_ds.engine.trackers.protocol import TrackedRun, Tracker, TrackerModule
 
 _MOST_WAITING = 5000
@@ -62,6 +64,9 @@ class PatientTracker:
             self._warn("does not keep up, and misses steps")
 
     def _work(self) -> None:
+        # Slurm warns all processes of a rank, and the library's own, which inherit this, must outlive that (wandb-core takes
+        # SIGUSR1 so; SIGTERM and SIGINT it hears all the same).
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         tracker = self._attempt(lambda: self._module.open_run(self._run))
         for call in iter(self._waiting.get, None):
             if tracker is not None:
