@@ -1,4 +1,4 @@
-"""The losses of twelve steps, as they were when somebody last looked: numerics, data order, masking and schedule change on purpose alone.
+"""The losses of twelve steps as they were written down: numerics, data order, masking and schedule change on purpose alone.
 
 `python -m tests.test_reference_losses` writes the file anew; its diff belongs to the change that wanted it.
 """
@@ -34,8 +34,10 @@ def take_steps(folder: Path) -> dict[str, dict[str, float]]:
         batch__micro_batch_tokens=1536,
         data__num_workers=0,
     )
-    with started([sys.executable, str(TRAIN), *flags]) as process:
-        output, _ = process.communicate(timeout=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        with started([sys.executable, str(TRAIN), *flags]) as process:
+            output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
     return {
         str(step): {name: float(f"{value:.7g}") for name, value in values.items() if name.startswith(NAMES)}
