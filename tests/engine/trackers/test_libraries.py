@@ -254,6 +254,37 @@ def test_the_seeds_of_a_fine_tuning_are_runs_one_after_the_other(folder: Path, t
         assert trackio_rows(folder, f"seed-{seed}", project="seeds") == [(1, {"loss": float(seed)})]
 
 
+FULL = """
+import os, sys, time
+from pathlib import Path
+from tests.engine.disks import fill
+from unimo_ds.engine import trackers
+from unimo_ds.engine.trackers import PatientTracker, TrackedRun, _module
+
+disk = Path(sys.argv[1])
+run = TrackedRun("full", "full", "g", "full", disk, {}, print)
+told = tuple(PatientTracker(name, _module(name), run) for name in ("wandb", "trackio"))
+for tracker in told:
+    tracker.log(0, {"loss": 1.0})
+while not (list(disk.glob("wandb/*/*.wandb")) and list((disk / "trackio").glob("*.db"))):
+    time.sleep(0.1)
+fill(disk)
+for step in range(1, 1000):
+    for tracker in told:
+        tracker.log(step, {f"loss/{number}": step + number / 7 for number in range(30)})
+trackers.finish(told, 0)
+sys.exit(7)
+"""
+
+
+def test_a_full_disk_ends_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(small_disk / "trackio"))
+    done = subprocess.run([sys.executable, "-c", FULL, str(small_disk)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 7, done.stderr[-3000:]
+    assert "trackio failed to flush" in done.stderr, "the disk was full indeed"
+
+
 FROZEN = """
 import os, signal, sys, time
 from pathlib import Path

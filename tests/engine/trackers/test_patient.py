@@ -20,6 +20,7 @@ from unimo_ds.config import LoggingConfig, RunConfig, apply_overrides, from_dict
 from unimo_ds.engine import trackers
 from unimo_ds.engine.metrics import MetricsWriter
 from unimo_ds.engine.run_directory import differing_keys
+from unimo_ds.engine.trackers import patient as patient_file
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.engine.trackers.protocol import TrackedRun
 from unimo_ds.utils.errors import UserError
@@ -113,6 +114,7 @@ def test_a_library_that_raises_is_one_warning(failing: str) -> None:
 def test_a_library_that_hangs_holds_nothing_up(hanging: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps beyond those that may wait are dropped; at the end it is let go of, which may free it."""
     monkeypatch.setattr(trackers, "_SECONDS", 0.2)
+    monkeypatch.setattr(patient_file, "_SECONDS_TO_LET_GO", 0.2)
     library, said = Library(lambda call: call == hanging and library.abandoned.wait(60)), []
     told = (patient(library, said),)
     start = time.monotonic()
@@ -122,7 +124,7 @@ def test_a_library_that_hangs_holds_nothing_up(hanging: str, monkeypatch: pytest
     assert "does not keep up" in said[0]
     trackers.finish(told, 0)
     assert library.abandoned.is_set()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 10
     assert len(said) == 1
 
 
