@@ -65,8 +65,10 @@ class DataConfig:
     must be made by the same. Empty: not known."""
     kind_weights: KindWeights = field(default_factory=KindWeights)
     source_weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples. A source
-    in several folders is one."""
+    """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples."""
+    folder_weights: tuple[float, ...] = ()
+    """Weight of each folder of `path`, in its order, within each kind, 0 to leave it out; the two above then hold within a
+    folder. Empty: a source is one, in however many folders it lies."""
     shuffle_window_shards: int = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
     max_text_tokens: int = 512
@@ -340,8 +342,13 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
         return _parse(inner, text, key)
     if origin is tuple:
-        parts = text.strip("()[]").split(",")
         kinds = typing.get_args(annotation)
+        is_any_number = Ellipsis in kinds
+        if is_any_number and text.lower() in ("", "none"):
+            return ()
+        parts = text.strip("()[]").split(",")
+        if is_any_number:
+            kinds = (kinds[0],) * len(parts)
         if len(parts) != len(kinds):
             raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")
         return tuple(_parse(kind, part.strip(), key) for kind, part in zip(kinds, parts, strict=True))
