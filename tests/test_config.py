@@ -82,6 +82,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("contrast.temperature=0.9", "max_temperature"),
         ("logging.trace_steps=5,4", "a first step and a last one"),
         ("run_dir=", "run_dir is empty"),
+        ("run_dir=s3://bucket/run", "s3://bucket/run is a URL where a path on this machine belongs"),
         ("losses.contrastive=-1", "at least 0"),
         ("optimizer.betas=0.9,1", "below 1"),
         ("optimizer.epsilon=-1", "at least 0"),
