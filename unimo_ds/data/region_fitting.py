@@ -70,6 +70,19 @@ def fit_projection(descriptors: torch.Tensor, feature_size: int) -> tuple[torch.
     return mean, basis * weights * unit / scale[:, None]
 
 
+def fit_classes(features: torch.Tensor, number: int, randomness: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """A codebook [number, F] of features [n, F], and the squared distance [] that counts as one unit."""
+    classes = k_means(features, number, randomness)
+    nearest = squared_distances(features, classes).topk(min(2, number), largest=False).values
+    # Half the gap between the two nearest classes is the unit: a typical region then has one likely and some possible classes.
+    return classes, 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
+
+
+def class_probabilities(features: torch.Tensor, classes: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
+    """[..., number] of features [..., F], by what `fit_classes` gave."""
+    return torch.softmax(-squared_distances(features, classes) / softness, dim=-1)
+
+
 def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """[..., n] squared distances of points [..., d] to centres [n, d]."""
     products = points @ centres.T

@@ -10,9 +10,10 @@ Letters: N images, C cells of the finest grid, R regions, D descriptor size, F f
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +67,35 @@ class RegionExtractor(Protocol):
         ...
 
     def save(self, folder: str | os.PathLike[str]) -> Path: ...
+
+
+class RegionLearner(abc.ABC):
+    """What becomes a `RegionExtractor` once it has seen images of the corpus."""
+
+    num_images: int
+    """Images that are enough."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all that it brings along."""
+
+    @property
+    @abc.abstractmethod
+    def working_side(self) -> int:
+        """See `RegionExtractor`."""
+
+    @abc.abstractmethod
+    def learn(self, images: Iterable[Image.Image], *, seed: int) -> RegionExtractor:
+        """An extractor; a function of the RGB images, their order and the seed.
+
+        Raises:
+            UserError: no images.
+        """
+
+    @abc.abstractmethod
+    def became(self, extractor: RegionExtractor) -> bool:
+        """Whether it is what this learned from some images."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +208,36 @@ class GridExtractor:
 
     def _classify(self, features_NRF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The most likely classes and their probabilities, [N, R, K] each."""
-        distances = region_fitting.squared_distances(features_NRF, self.parameters.classes)
-        probabilities = torch.softmax(-distances / self.parameters.class_softness, dim=-1)
+        classes, softness = self.parameters.classes, self.parameters.class_softness
+        probabilities = region_fitting.class_probabilities(features_NRF, classes, softness)
         top = torch.topk(probabilities, self.settings.stored_classes, dim=-1)
         return top.indices, top.values
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path."""
         return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=vars(self.parameters))
+
+
+class GridLearner(RegionLearner):
+    """A grid that is still to be learned."""
+
+    num_images = 1500
+    working_side = GridSettings().image_side
+
+    @property
+    def fingerprint(self) -> str:
+        return extractor_file.fingerprint(GridSettings(), {})
+
+    def learn(self, images: Iterable[Image.Image], *, seed: int) -> GridExtractor:
+        size = (self.working_side, self.working_side)
+        # Shrunk at once: this list must stay small however large the photographs are.
+        return fit([image.resize(size, Image.Resampling.BOX) for image in images], seed=seed)
+
+    def became(self, extractor: RegionExtractor) -> bool:
+        return isinstance(extractor, GridExtractor)
+
+
+ready_made = GridLearner
 
 
 def of_stored(stored: StoredExtractor) -> GridExtractor:
@@ -234,12 +286,7 @@ def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | No
     descriptors = _describe(pixels, settings, parameters).flatten(0, 1)
     mean, projection = region_fitting.fit_projection(descriptors, settings.feature_size)
     features = (descriptors - mean) @ projection
-    classes = region_fitting.k_means(features, settings.num_classes, randomness)
-    nearest = (
-        region_fitting.squared_distances(features, classes).topk(min(2, settings.num_classes), largest=False).values
-    )
-    # Half the gap between the two nearest classes is the unit: a typical region then has one likely and some possible classes.
-    softness = 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
+    classes, softness = region_fitting.fit_classes(features, settings.num_classes, randomness)
     learned = dataclasses.replace(
         parameters, descriptor_mean=mean, projection=projection, classes=classes, class_softness=softness
     )

@@ -9,8 +9,8 @@ from unimo_ds.data.prepare import worker_options
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings
 
 EXTRACTOR_HELP = (
-    "what makes regions: grid (default: learned from the images), torchvision or bottom-up (with --weights), "
-    "or extractor.safetensors of another folder"
+    "what makes regions: grid (default: learned from the images); with --weights vision-encoder (CLIP, SigLIP, DINOv2, ...), "
+    "torchvision or bottom-up; or extractor.safetensors of another folder"
 )
 
 EXAMPLE = """unimo prepare import --kind texts --input wiki.txt --output data/train
@@ -93,5 +93,7 @@ def add_extractor(stage: argparse.ArgumentParser) -> None:
     """Which extractor makes regions of images."""
     stage.add_argument("--extractor", type=Path, help=EXTRACTOR_HELP)
     stage.add_argument(
-        "--weights", type=Path, help="file with the detector's weights: safetensors, or a state dict of torch"
+        "--weights",
+        type=Path,
+        help="a detector's file (safetensors, or a state dict of torch), or a vision encoder's folder (save_pretrained)",
     )

@@ -19,7 +19,7 @@ from typing import TypeVar
 from PIL import Image
 from rich.progress import Progress
 
-from unimo_ds.data import extractors, images, manifest, regions, shards
+from unimo_ds.data import extractors, images, manifest, shards
 from unimo_ds.data import folder as folders
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
@@ -30,12 +30,11 @@ from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_n
 from unimo_ds.data.prepare.shard_making import Making
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.data.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
 
-NUM_FITTED_IMAGES = 1500
 _T = TypeVar("_T")
 
 
@@ -76,8 +75,8 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         (journal.path / EXTRACTOR_FILE, extractor.fingerprint) if extractor else None,
         settings.keep_images,
     )
-    is_detector = extractor is not None and extractors.is_detector(journal.path)
-    with (workers or Workers()).for_extractor(is_detector=is_detector) as some:
+    is_network = extractor is not None and extractors.is_network(journal.path)
+    with (workers or Workers()).for_extractor(is_network=is_network) as some:
         num_samples = _make_shards(settings, making, journal, num_parts, report, some)
     if not num_samples:
         journal.forget()
@@ -244,28 +243,44 @@ def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Calla
 
 
 def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_parts: int) -> RegionExtractor:
-    """The named extractor, that of `--like`, the folder's own, or one fitted on the images of this import; kept likewise."""
+    """The named extractor, that of `--like`, the folder's own, or one learned from the images of this import; kept likewise."""
     if (journal.path / EXTRACTOR_FILE).exists():
         return extractors.load(journal.path)
     own = manifest_of(settings.output)
     own_entry = own.extractor if own else None
     like = manifest_of(settings.like, required=True) if settings.like else None
     given = extractors.chosen(settings.extractor, settings.weights)
-    if given is not None:
-        chosen = given
-    elif extractors.is_grid(settings.extractor):
-        chosen = one_thread(fit_extractor, reader, lambda: _parts(journal, num_parts), settings.seed)
-    elif like is not None and settings.like is not None:
+    if given is None and like is not None and settings.like is not None:
         if like.extractor is None or like.extractor.file is None:
             raise UserError(f"{settings.like} has no region extractor; name one with --extractor")
-        chosen = extractors.load(settings.like / like.extractor.file)
-    elif own_entry is not None and own_entry.file is not None:
-        chosen = extractors.load(settings.output / own_entry.file)
+        given = extractors.load(settings.like / like.extractor.file)
+    elif given is None and own_entry is not None and own_entry.file is not None:
+        given = extractors.load(settings.output / own_entry.file)
+    given = given or GridLearner()
+    if not isinstance(given, RegionLearner):
+        chosen = given
+    elif own_entry is None:
+        chosen = one_thread(learn_extractor, given, reader, lambda: _parts(journal, num_parts), settings.seed)
     else:
-        chosen = one_thread(fit_extractor, reader, lambda: _parts(journal, num_parts), settings.seed)
+        chosen = _learned_before(settings, given, own_entry)
     _check_extractor(settings, chosen.fingerprint)
     chosen.save(journal.path)
     return chosen
+
+
+def _learned_before(
+    settings: ImportSettings, learner: RegionLearner, entry: manifest.ExtractorEntry
+) -> RegionExtractor:
+    """The folder's own extractor, if the learner became it in an earlier import: a folder has one."""
+    place = settings.output / (entry.file or EXTRACTOR_FILE)
+    if extractors.makes_regions(place):
+        own = extractors.load(place)
+        if learner.became(own):
+            return own
+    raise UserError(
+        f"{settings.output} was made with region extractor {entry.fingerprint}, which is not of the kind or weights that are "
+        "asked for; leave --extractor out, or name another --output"
+    )
 
 
 def _check_extractor(settings: ImportSettings, chosen: str) -> None:
@@ -277,26 +292,31 @@ def _check_extractor(settings: ImportSettings, chosen: str) -> None:
         )
 
 
-def fit_extractor(reader: Reader, parts: Callable[[], Iterable[Part]], seed: int) -> RegionExtractor:
-    """A grid extractor fitted on a seeded choice of the images of the parts that can be decoded.
+def learn_extractor(
+    learner: RegionLearner, reader: Reader, parts: Callable[[], Iterable[Part]], seed: int
+) -> RegionExtractor:
+    """What the learner becomes by a seeded choice of the images of the parts that can be decoded.
 
     Raises:
         UserError: none can.
     """
     total = sum(len(part["items"]) for part in parts())
-    chosen = set(seeds.generator(seed, 0xF17).permutation(total)[:NUM_FITTED_IMAGES].tolist())
-    side = regions.GridSettings().image_side
-    pictures: list[Image.Image] = []
+    chosen = chosen_images(total, learner, seed)
     numbers = itertools.count()
     wanted = ({**part, "items": [item for item in part["items"] if next(numbers) in chosen]} for part in parts())
     records = (record for part in wanted if part["items"] for record in reader.records(part, Report()))
-    for record in progress(records, label="reading images to learn from", total=len(chosen)):
-        try:
-            picture = images.decode(record.image or b"", shrink_to=side)
-        except images.BadImage:
-            continue  # counted and named when it is imported
-        # Shrunk at once: this list must stay small however large the photographs are.
-        pictures.append(picture.resize((side, side), Image.Resampling.BOX))
-    if not pictures:
-        raise UserError("none of the images that are wanted can be decoded; check the files")
-    return regions.fit(pictures, seed=seed)
+
+    def pictures() -> Iterator[Image.Image]:
+        for record in progress(records, label="reading images to learn from", total=len(chosen)):
+            try:
+                picture = images.decode(record.image or b"", shrink_to=learner.working_side)
+            except images.BadImage:
+                continue  # counted and named when it is imported
+            yield picture
+
+    return learner.learn(pictures(), seed=seed)
+
+
+def chosen_images(total: int, learner: RegionLearner, seed: int) -> set[int]:
+    """Numbers of the images that the learner sees, of `total`."""
+    return set(seeds.generator(seed, 0xF17).permutation(total)[: learner.num_images].tolist())

@@ -14,19 +14,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import extractors, images, index, regions, shards
+from unimo_ds.data import extractors, images, index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.manifest import Manifest
-from unimo_ds.data.prepare.importing import NUM_FITTED_IMAGES
+from unimo_ds.data.prepare.importing import chosen_images
 from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.data.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.shards import StoredSample
-from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
 
 _BATCH = 64
@@ -44,16 +43,16 @@ def extract_again(
 ) -> Report:
     """Replace the regions of every image of the folder, computed from the stored JPEGs.
 
-    refit: learn a new grid from those JPEGs; extractor_path: a kind (`grid` learns anew too) or an extractor's file; weights: of
-    the detector of that kind; none of these: the folder's own extractor.
+    refit: learn a new grid from those JPEGs; extractor_path: a kind (which learns anew too, if it learns) or an extractor's file;
+    weights: of the network of that kind; none of these: the folder's own extractor.
 
     Raises:
         UserError: a sample without a JPEG (import with --keep-images), or no extractor to use.
     """
-    refit = refit or extractors.is_grid(extractor_path)
     given = extractors.chosen(extractor_path, weights)
-    if refit and given is not None:
+    if refit and given is not None and not isinstance(given, GridLearner):
         raise UserError("--refit learns a new grid; leave --extractor and --weights out")
+    given = given or (GridLearner() if refit else None)
     stage = Stage(folder, "regions", [refit, seed, None if given is None else given.fingerprint])
     names = stage.shards("pair", "image")
     if not names:
@@ -61,11 +60,18 @@ def extract_again(
     if not stage.begin():
         return Report({"regions already made": 1})
     place = stage.journal.path
-    if not (place / EXTRACTOR_FILE).exists():
-        (given or one_thread(_own, folder, stage.listed, names, refit, seed)).save(place)
-    extractor = given or extractors.load(place)
+    if (place / EXTRACTOR_FILE).exists():
+        extractor = extractors.load(place)
+    else:
+        if given is None:
+            extractor = _own(folder, stage.listed)
+        elif isinstance(given, RegionLearner):
+            extractor = one_thread(_learned, given, folder, names, stage.listed, seed)
+        else:
+            extractor = given
+        extractor.save(place)
     work = _Work(folder, place, extractor.fingerprint, stage.tokenizer)
-    with (workers or Workers()).for_extractor(is_detector=extractors.is_detector(place)) as some:
+    with (workers or Workers()).for_extractor(is_network=extractors.is_network(place)) as some:
         report = stage.each_shard(_extract_shard, work, names, some, label="regions")
     stage.finish(
         extractor_fingerprint=extractor.fingerprint,
@@ -113,26 +119,24 @@ def _loaded(folder: Path, fingerprint: str) -> RegionExtractor:
     return extractors.load(folder)
 
 
-def _own(folder: Path, listed: Manifest, names: list[str], refit: bool, seed: int) -> RegionExtractor:
-    """The folder's extractor, or a grid learned from its images."""
-    if not refit:
-        if listed.extractor is None or listed.extractor.file is None:
-            raise UserError(
-                f"{folder} names no region extractor; add --extractor grid, "
-                "or a detector's --extractor and --weights, or an extractor's file"
-            )
-        return extractors.load(folder / listed.extractor.file)
+def _own(folder: Path, listed: Manifest) -> RegionExtractor:
+    if listed.extractor is None or listed.extractor.file is None:
+        raise UserError(
+            f"{folder} names no region extractor; add --extractor grid, "
+            "or a network's --extractor and --weights, or an extractor's file"
+        )
+    return extractors.load(folder / listed.extractor.file)
+
+
+def _learned(learner: RegionLearner, folder: Path, names: list[str], listed: Manifest, seed: int) -> RegionExtractor:
+    """What the learner becomes by a seeded choice of the folder's images."""
     total = listed.totals.get("pair", 0) + listed.totals.get("image", 0)
-    chosen = set(seeds.generator(seed, 0xF17).permutation(total)[:NUM_FITTED_IMAGES].tolist())
-    side = regions.GridSettings().image_side
-    pictures = []
+    chosen = chosen_images(total, learner, seed)
     stored_images = (
         one for name in names for one in shards.read_shard(folder / name) if one.sample.regions is not None
     )
-    for number, stored in enumerate(stored_images):
-        if number in chosen:
-            pictures.append(_picture(stored, side).resize((side, side), Image.Resampling.BOX))
-    return regions.fit(pictures, seed=seed)
+    pictures = (_picture(one, learner.working_side) for number, one in enumerate(stored_images) if number in chosen)
+    return learner.learn(pictures, seed=seed)
 
 
 def _picture(stored: StoredSample, side: int) -> Image.Image:

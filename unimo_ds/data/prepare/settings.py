@@ -61,9 +61,9 @@ class ImportSettings:
     """Name of the corpus in the folder; None: the name of its file."""
     tokenizer: Path | None = None
     extractor: Path | None = None
-    """An extractor's file or folder, or the name of a kind: grid, torchvision, bottom-up."""
+    """An extractor's file or folder, or the name of a kind (`extractors.KINDS`)."""
     weights: Path | None = None
-    """Of the detector of that kind."""
+    """Of the network of that kind: a file or a folder."""
     like: Path | None = None
     """A data folder whose tokenizer and extractor are used."""
     vocabulary_size: int = DEFAULT_VOCABULARY
@@ -135,9 +135,11 @@ def source_name(settings: ImportSettings) -> str:
 def fingerprint(settings: ImportSettings) -> str:
     """16 hexadecimal digits over all that decides the shards: every option, and size and time of every input file.
 
-    Folders are known by their names alone: listing a million files would take longer than many an import.
+    Folders of images are known by their names alone: listing a million files would take longer than many an import.
     """
     values = {name: _plain(value) for name, value in vars(settings).items() if name not in _NO_INPUT}
+    if settings.weights is not None and settings.weights.is_dir():
+        values["weights"] = files_in(settings.weights)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -67,9 +67,9 @@ class Workers:
                 display.advance(size)
 
     @contextmanager
-    def for_extractor(self, *, is_detector: bool) -> Iterator[Workers]:
-        """These, or for a detector, which each worker holds, one per GPU or one alone, unless a number was given."""
-        if not (is_detector and self._is_by_default):
+    def for_extractor(self, *, is_network: bool) -> Iterator[Workers]:
+        """These, or for a network, which each worker holds, one per GPU or one alone, unless a number was given."""
+        if not (is_network and self._is_by_default):
             yield self
             return
         from unimo_ds.data.detectors.device import num_gpus
@@ -78,7 +78,8 @@ class Workers:
         number = max(gpus, 1)
         why = "one per GPU" if gpus else "no GPU here"
         print(
-            f"{number} worker{'s' * (number > 1)} for the detector, each holds it ({why}; --workers N)", file=sys.stderr
+            f"{number} worker{'s' * (number > 1)} for the regions, each holds the network ({why}; --workers N)",
+            file=sys.stderr,
         )
         with Workers(number) as fewer:
             yield fewer
