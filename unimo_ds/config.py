@@ -342,13 +342,11 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
         return _parse(inner, text, key)
     if origin is tuple:
-        kinds = typing.get_args(annotation)
-        is_any_number = Ellipsis in kinds
-        if is_any_number and text.lower() in ("", "none"):
-            return ()
         parts = text.strip("()[]").split(",")
-        if is_any_number:
-            kinds = (kinds[0],) * len(parts)
+        kinds = typing.get_args(annotation)
+        if kinds[-1] is Ellipsis:
+            parts = [] if text.lower() in ("", "none") else parts
+            kinds = kinds[:1] * len(parts)
         if len(parts) != len(kinds):
             raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")
         return tuple(_parse(kind, part.strip(), key) for kind, part in zip(kinds, parts, strict=True))
