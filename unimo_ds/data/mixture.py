@@ -34,7 +34,6 @@ _SHARDS, _WINDOW = 1, 2
 _LARGEST_DENOMINATOR = 2**31
 """Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million."""
 
-
 _SOURCE_BITS, _KIND_BITS = 32, 2
 """Of a stream's number, which keys its permutations: source, kind, and folder above them."""
 
@@ -55,7 +54,7 @@ class Order:
     """The endless sequence of samples of one run.
 
     Attributes:
-        mix: what it is made of, in the order of the streams' numbers.
+        mix: what it is made of, by kind, folder and source.
     """
 
     def __init__(
