@@ -44,11 +44,11 @@ IMPORTED = {
 
 def modules_of_page() -> dict[str, ModuleType]:
     """The page's files by name, each a module that can be imported from where the page puts it."""
-    found = {}
+    found: dict[str, ModuleType] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         path = Path(block.partition("\n")[0].removeprefix("# "))
         module = ModuleType(".".join(path.with_suffix("").parts))
-        module.__dict__.update({**IMPORTED, "np": np})
+        module.__dict__.update({**IMPORTED, **found, "np": np})
         sys.modules[module.__name__] = module
         exec(compile(block, f"{PAGE.name}: {path}", "exec"), module.__dict__)
         found[path.stem] = module

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
+    NO_TAG,
     SEP,
     Example,
     Kind,
@@ -19,6 +22,7 @@ from unimo_ds.data.schema import (
 from unimo_ds.utils.seed import generator, mix
 
 FEATURES, CLASSES, STORED_CLASSES, VOCABULARY = 12, 7, 2, 50
+REGION_TAG_SIZES = (4, 5)
 
 
 def model_config(**changes) -> ModelConfig:
@@ -48,6 +52,20 @@ def regions(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
     boxes = np.concatenate((corner, corner + size, size.prod(1, keepdims=True)), 1)
     features = np.concatenate((features.mean(0, keepdims=True), features))
     return features.astype(np.float16), np.concatenate(([[0, 0, 1, 1, 1]], boxes)).astype(np.float32)
+
+
+def region_tags(boxes: np.ndarray) -> np.ndarray:
+    """[1 + R, 2] tags within `REGION_TAG_SIZES` that follow from `regions`' boxes; some regions have none, nor has [IMG]."""
+    return (boxes[:, :2] * (2 * (np.array(REGION_TAG_SIZES) + 1))).astype(np.int32) + NO_TAG
+
+
+def tagged(example: Example) -> Example:
+    """The same with tags of its regions."""
+    sequences = [
+        one if one.region_boxes is None else dataclasses.replace(one, region_tags=region_tags(one.region_boxes))
+        for one in example.sequences
+    ]
+    return dataclasses.replace(example, sequences=tuple(sequences))
 
 
 def sequence(

@@ -54,7 +54,6 @@ def test_overrides_reach_every_type():
         ("contrast.form=both", "one_log, two_logs, log_each"),
         ("optimizer.betas=0.9", "2 values"),
         ("data.folder_weights=1,b", "takes float, not 'b'"),
-        ("data.folder_weights=1,,2", "takes float, not ''"),
         ("data.folder_weights.a=1", "single value"),
         ("losses.contrastive=nan", "finite"),
         ("seed", "no '='"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from tests import support
 from tests.data.prepare import raw
+from tests.distributed.launching import launch
 from tests.distributed.step_worker import step_batch
 from tests.engine.test_step import DatalessEngine
 from tests.extending_page import NAME, modules_of_page, weights_of
@@ -22,15 +25,21 @@ from unimo_ds import config_check, recipes
 from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
 from unimo_ds.data import extractors
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.prepare import formats
 from unimo_ds.data.prepare.command import main as prepare
+from unimo_ds.data.schema import NO_TAG
+from unimo_ds.data.step_reader import StepReader
 from unimo_ds.data.verify import verify
 from unimo_ds.engine.step import train_step
 from unimo_ds.evaluation.checkpoint import read_weights
 from unimo_ds.finetune import tasks
 from unimo_ds.models import unimo
 from unimo_ds.planning.plan import plan
+from unimo_ds.serving.model import ServedModel
 from unimo_ds.tasks import pretraining
+
+TRAIN = Path(config_check.__file__).with_name("train.py")
 
 
 @pytest.fixture
@@ -131,6 +140,63 @@ def test_a_corpus_of_another_format_and_extractor_becomes_a_good_folder(
     brightness = [one.features.astype(np.float32).mean(1) for one in (found, expected)]
     np.testing.assert_allclose(*brightness, atol=0.05)
     assert np.ptp(brightness[0]) > 0.5
+
+
+def test_clips_whose_regions_carry_their_frame_train_with_a_line_of_configuration(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The extractor's file and the setting are all there is: the model learns what each frame looks like, and is served so."""
+    clips = modules["clips"]
+    monkeypatch.setitem(extractors._MODULES, "clips", clips.__name__)
+    monkeypatch.setattr(extractors, "KINDS", tuple(extractors._MODULES))
+    # One colour for each frame, from left to right, so that the number alone tells what a hidden region looked like.
+    strips = [Image.new("RGB", (4 * 96, 96)) for _ in range(12)]
+    for number, strip in enumerate(strips):
+        for frame, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))):
+            strip.paste(tuple(max(value - 4 * number, 0) for value in colour), (96 * frame, 0, 96 * (frame + 1), 96))
+    tar = raw.write_tar(tmp_path / "clips.tar", {f"{n:02d}.jpg": encode_jpeg(one) for n, one in enumerate(strips)})
+    words = ["import", "--kind", "images", "--images", str(tar), "--extractor", "clips", "--workers", "1"]
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert prepare([*words, "--vocabulary-size", "300", "--output", str(data)]) == 0
+    assert verify(data) == []
+    corpus = Corpus.open(data)
+    assert (corpus.num_regions.tolist(), corpus.region_tag_sizes) == ([4 * 36] * 12, (4,))
+
+    settings = {
+        "data.kind_weights.pair": 0,
+        "data.kind_weights.text": 0,
+        "contrast.enabled": "false",
+        "data.held_out_path": "none",
+        "data.max_regions": 144,
+        "batch.global_samples": 6,
+        "model.num_layers": 1,
+        "schedule.total_steps": 25,
+        "schedule.warmup_steps": 3,
+        "checkpoint.every_steps": 25,
+        "data.num_workers": 0,
+        "losses.region_classification": 0,
+        "model.region_tag_sizes": 4,
+    }
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    launch(TRAIN, ["--recipe", "demo", "--data", str(data), "--run-dir", str(run), *options], processes=1)
+
+    served = ServedModel.open(run)
+    config, model = served.source.config, served.source.module
+    reader = StepReader(corpus, served.source.tokenizer, config, rank=0, world_size=1)
+    (batch,) = reader.read(1000).micro_batches
+    others = torch.where(batch.region_tags == NO_TAG, NO_TAG, (batch.region_tags + 1) % 4)
+    with torch.no_grad():
+        right, wrong = (
+            (model(one).region_predictions - batch.masked_region_features.float()).square().mean().item()
+            for one in (batch, dataclasses.replace(batch, region_tags=others))
+        )
+    assert right < wrong / 2
+    # Regions in another order are the same to a model without the numbers, up to rounding.
+    turned = Image.new("RGB", strips[0].size)
+    turned.paste(strips[0].crop((96, 0, 384, 96)), (0, 0))
+    turned.paste(strips[0].crop((0, 0, 96, 96)), (288, 0))
+    one, other = served.image_vectors([strips[0], turned])
+    assert np.abs(one - other).max() > 1e-5
 
 
 def test_a_task_is_opened_and_measured(

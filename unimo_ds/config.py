@@ -37,6 +37,8 @@ class ModelConfig:
     """Rows of the learned position table; ids start at 2, so 512 are usable."""
     region_feature_size: int = 2048
     num_region_classes: int = 1601
+    region_tag_sizes: tuple[int, ...] = ()
+    """Values of each tag that the extractor gives regions (`Regions.tags`): a table of embeddings each. Empty: none."""
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_epsilon: float = 1e-5
@@ -344,8 +346,8 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
     if origin is tuple:
         parts = text.strip("()[]").split(",")
         kinds = typing.get_args(annotation)
-        if kinds[-1] is Ellipsis:
-            parts = [] if text.lower() in ("", "none") else parts
+        if Ellipsis in kinds:
+            parts = [] if text.lower() == "none" else [part for part in parts if part.strip()]
             kinds = kinds[:1] * len(parts)
         if len(parts) != len(kinds):
             raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")

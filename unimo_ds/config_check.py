@@ -135,6 +135,9 @@ def check_stored(config: RunConfig) -> None:
     model, contrast = config.model, config.contrast
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
+    if any(size < 1 for size in model.region_tag_sizes):
+        sizes = ",".join(map(str, model.region_tag_sizes))
+        raise UserError(f"model.region_tag_sizes={sizes} must each be at least 1")
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="

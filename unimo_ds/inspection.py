@@ -104,6 +104,7 @@ def _inspect_folder(
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "feature_size": manifest.feature_size,
         "region_classes": manifest.num_region_classes,
+        "region_tag_sizes": list(manifest.region_tag_sizes),
         "vocabulary_size": manifest.tokenizer.vocabulary_size,
         "tokenizer": manifest.tokenizer.fingerprint,
         "extractor": None if manifest.extractor is None else manifest.extractor.fingerprint,

@@ -16,6 +16,7 @@ from unimo_ds.config import (
     ModelConfig,
     RunConfig,
 )
+from unimo_ds.data import region_tags
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
@@ -99,6 +100,9 @@ class MemoryCorpus:
         self.num_reads = 0
         self.vocabulary_size = tokenizer.vocabulary_size
         self.feature_size, self.num_region_classes, self.classes_per_region = FEATURES, CLASSES, STORED_CLASSES
+        self.region_tag_sizes = region_tags.common(
+            region_tags.sizes_of(s.regions) for s in samples if s.regions is not None
+        )
         shards = list(dict.fromkeys(sample.key.partition(":")[0] for sample in samples))
         first = {shard: next(i for i, s in enumerate(samples) if s.key.startswith(f"{shard}:")) for shard in shards}
         self.kinds = np.array([sample.kind for sample in samples], np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.corpora import FEATURES, WordTokenizer, make_config, make_corpus, make_regions, select
+from tests.data.corpora import FEATURES, MemoryCorpus, WordTokenizer, make_config, make_corpus, make_regions, select
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
 from unimo_ds.data.examples import (
     PreparedSample,
@@ -45,13 +45,14 @@ def build(
     config: RunConfig,
     prepared: PreparedSample | None = None,
     selection: Selection | None = None,
+    corpus: MemoryCorpus = CORPUS,
 ) -> tuple[Example, Selection]:
-    selection = selection or select(CORPUS, sample, position, config)
+    selection = selection or select(corpus, sample, position, config)
     limit = config.data.max_regions
-    prepared = prepared or prepare_sample(CORPUS.read(sample), max_regions=limit)
+    prepared = prepared or prepare_sample(corpus.read(sample), max_regions=limit)
     texts = texts_to_encode(prepared, selection)
     related = {
-        planned.image: prepare_sample(CORPUS.read(planned.image), max_regions=limit).image
+        planned.image: prepare_sample(corpus.read(planned.image), max_regions=limit).image
         for planned in selection.sequences
         if planned.image not in (-1, sample)
     }

@@ -28,10 +28,14 @@ NUM_EXAMPLES, NUM_STEPS = 11, 3
 BUILT_IN = pretraining.OBJECTIVES
 
 
-def step_batch(step: int, *, rank: int, world_size: int, micro_batches: int, group_pairs: int) -> StepBatch:
+def step_batch(
+    step: int, *, rank: int, world_size: int, micro_batches: int, group_pairs: int, with_tags: bool = False
+) -> StepBatch:
     """This rank's share of the step's examples. Uneven: some micro-batches hold one kind alone, some hold nothing."""
     positions = range(step * NUM_EXAMPLES, (step + 1) * NUM_EXAMPLES)
     examples = [support.example(position) for position in positions]
+    if with_tags:
+        examples = [support.tagged(example) for example in examples]
     pairs = [index for index, example in enumerate(examples) if example.kind == Kind.PAIR]
     group_of = {index: number // group_pairs if group_pairs else 0 for number, index in enumerate(pairs)}
     bins = world_size * micro_batches
@@ -56,14 +60,15 @@ def run(case: dict) -> dict:
     config = RunConfig(
         recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
     )
-    weights = LossWeights(region_regression=2.0, contrastive=0.5)
+    pretraining.OBJECTIVES, weights = BUILT_IN, LossWeights(region_regression=2.0, contrastive=0.5)
     if case.get("with_head"):
         pretraining.OBJECTIVES = (*BUILT_IN, modules_of_page()["matching"].MATCHING)
         weights = weights_of(1.0, region_regression=2.0, contrastive=0.5)
     task = PretrainingTask(contrast=contrast, weights=weights)
+    sizes = support.model_config(region_tag_sizes=support.REGION_TAG_SIZES if case.get("with_tags") else ())
     model = Unimo(
-        support.model_config(),
-        heads=task.make_heads(support.model_config()),
+        sizes,
+        heads=task.make_heads(sizes),
         seed=5,
         activation_checkpointing=case.get("activation_checkpointing", False),
     )
@@ -78,6 +83,7 @@ def run(case: dict) -> dict:
             world_size=world_size,
             micro_batches=case["micro_batches"],
             group_pairs=case.get("group_pairs", 0),
+            with_tags=case.get("with_tags", False),
         )
         steps.append(dataclasses.asdict(train_step(engine, task, batch, learning_rate=1e-3)))
     weights = {

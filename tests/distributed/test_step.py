@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import support
 from tests.distributed.launching import launch
+from unimo_ds.models.unimo import Unimo
 
 WORKER = Path(__file__).with_name("step_worker.py")
 PLAIN = {"deepspeed": "zero0_fp32", "micro_batches": 1}
@@ -22,6 +24,7 @@ CASES = {
         {"deepspeed": "zero1_fp32", "micro_batches": 2},
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "group_pairs": 3, "form": "one_log"},
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "with_head": True},
+        {"deepspeed": "zero0_fp32", "micro_batches": 1, "with_tags": True},
     ],
     2: [
         {"deepspeed": "zero0_fp32", "micro_batches": 1},
@@ -30,6 +33,7 @@ CASES = {
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "activation_checkpointing": True},
         {"deepspeed": "zero2_fp32", "micro_batches": 2, "group_pairs": 3, "form": "one_log"},
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "with_head": True},
+        {"deepspeed": "zero3_fp32", "micro_batches": 2, "with_tags": True},
     ],
     4: [
         {"deepspeed": "zero1_fp32", "micro_batches": 1},
@@ -50,7 +54,9 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
 
 
 def matching_reference(case: dict, results: dict[int, list[dict]]) -> dict:
-    return results[1][3 if case.get("group_pairs") else 4 if case.get("with_head") else 0]
+    return results[1][
+        3 if case.get("group_pairs") else 4 if case.get("with_head") else 5 if case.get("with_tags") else 0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,17 @@ def test_every_deal_reaches_the_same_weights(world_size, index, results):
             atol=2e-5,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+def test_tables_of_tags_are_trained_under_zero_3(results):
+    """Both of them; the row of regions without a tag stays zero."""
+    sizes, weights = support.model_config(region_tag_sizes=support.REGION_TAG_SIZES), results[2][-1]["weights"]
+    fresh = dict(Unimo(sizes, seed=5).named_parameters())
+    for number in range(len(support.REGION_TAG_SIZES)):
+        name = f"region_embedding.tags.{number}.weight"
+        table = torch.tensor(weights[name]).view_as(fresh[name])
+        assert ((table - fresh[name]).abs().amax(1) > 1e-4).tolist() == [*[True] * (len(table) - 1), False]
+        assert not table[-1].any()
 
 
 def test_the_tolerance_can_fail(results):

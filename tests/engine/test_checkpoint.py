@@ -134,14 +134,31 @@ def test_what_another_version_wrote_is_named(engine: Engine, tmp_path: Path, cha
     values["progress"]["new"] = 1
     if change == "no optimizer":
         del values["optimizer"]
+    write_state(folder, "{" if change == "no JSON" else json.dumps(values))
+    with pytest.raises(UserError, match="of another version"):
+        loaded_step(engine, tmp_path)
+
+
+def write_state(folder: Path, content: str) -> None:
+    """Into a checkpoint whose hashes stay good."""
     entries = json.loads((folder / "manifest.json").read_text())["files"]
-    content = "{" if change == "no JSON" else json.dumps(values)
     (folder / "state.json").write_text(content)
     entries["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps({"format": checkpoint_folder.FORMAT, "files": entries}))
     assert checkpoint_folder.problems_of(folder) == []
-    with pytest.raises(UserError, match="of another version"):
-        loaded_step(engine, tmp_path)
+
+
+def test_a_checkpoint_of_code_that_knew_fewer_settings_is_one_where_they_are_off(
+    engine: Engine, tmp_path: Path
+) -> None:
+    folder = save(engine, tmp_path, 1)
+    values = json.loads((folder / "state.json").read_text())
+    del values["model"]["region_tag_sizes"]
+    write_state(folder, json.dumps(values))
+    assert loaded_step(engine, tmp_path) == 1
+    other = dataclasses.replace(CONFIG, model=ModelConfig(region_tag_sizes=(4,)))
+    with pytest.raises(UserError, match=r"model\.region_tag_sizes is None in it and \[4\] in this run"):
+        checkpoint.load(engine, tmp_path, other)
 
 
 def test_another_model_is_refused(engine: Engine, tmp_path: Path) -> None:

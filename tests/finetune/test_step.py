@@ -1,15 +1,20 @@
-"""N ranks equal one rank, for a task of each kind, adversarial training included."""
+"""N ranks equal one rank, for a task of each kind, adversarial training and tags of regions included."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.distributed.launching import launch
 from tests.finetune import small
+from unimo_ds.data import index, shards
+from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.folder import finish_folder
 
 WORKER = Path(__file__).with_name("step_worker.py")
 ALONE = [
@@ -25,10 +30,27 @@ SPLIT = [
 """The same tasks on two ranks, in several micro-batches each, some of them empty."""
 
 
+def give_tags(folder: Path) -> None:
+    """To the regions of a data folder: each has its number."""
+    tokenizer = tokenizers.load(folder)
+
+    def tagged(_: int, stored: shards.StoredSample) -> shards.StoredSample:
+        regions = stored.sample.regions
+        if regions is None:
+            return stored
+        regions = dataclasses.replace(regions, tags=np.arange(len(regions.boxes), dtype=np.int32)[:, None])
+        return dataclasses.replace(stored, sample=dataclasses.replace(stored.sample, regions=regions))
+
+    for path in shards.shard_files(folder):
+        index.rewrite(path, tagged, tokenizer)
+    finish_folder(folder, tokenizer=tokenizer)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     folder = tmp_path_factory.mktemp("step")
     small.write_pairs(folder / "pairs")
+    give_tags(folder / "pairs" / "train")
     small.write_sst2(folder / "sst2", train=23)
     found = []
     for number, cases in enumerate((ALONE, SPLIT), start=1):
@@ -48,6 +70,9 @@ def test_two_ranks_take_the_steps_of_one(number, results):
     assert two["norms"] == pytest.approx(one["norms"], rel=2e-4)
     assert two["metrics"] == one["metrics"]
     assert one["losses"][0] != one["losses"][1]
+    *tags, none = torch.tensor(one["weights"]["region_embedding.tags.0.weight"]).view(-1, 32)
+    assert all(row.any() for row in tags)
+    assert not none.any()
     for name, expected in one["weights"].items():
         # Adam divides by the gradient's size, so that rounding of tiny gradients shows: 5 % of one step's 1e-3.
         torch.testing.assert_close(

@@ -67,7 +67,7 @@ def test_hidden_states_have_the_same_bits(both):
     inputs = transformers.AutoProcessor.from_pretrained(exported).conversations(PASSAGES, TURNS)
     expected = own.module.encode(pack_sequences(prompts_of(own), feature_size=24))
     found, _ = model.encode(
-        PaddedInputs(inputs.input_ids, inputs.attention_mask, None, None, None, None, inputs.token_tags)
+        PaddedInputs(inputs.input_ids, inputs.attention_mask, None, None, None, token_tags=inputs.token_tags)
     )
     assert torch.equal(found, expected)
     untagged, _ = model.encode(PaddedInputs(inputs.input_ids, inputs.attention_mask, None, None, None))

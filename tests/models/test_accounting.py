@@ -26,7 +26,11 @@ def test_published_sizes():
     assert count_parameters(LARGE).total == pytest.approx(363.4e6, abs=0.05e6)
 
 
-@pytest.mark.parametrize("config", [BASE, LARGE, support.model_config()], ids=["base", "large", "small"])
+@pytest.mark.parametrize(
+    "config",
+    [BASE, LARGE, support.model_config(), support.model_config(region_tag_sizes=(4, 5))],
+    ids=["base", "large", "small", "with tags"],
+)
 def test_formula_equals_the_model(config):
     with torch.device("meta"):
         model = Unimo(config)

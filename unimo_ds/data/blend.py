@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from unimo_ds.data import region_tags
 from unimo_ds.data.manifest import Manifest
 from unimo_ds.data.open_folder import OpenFolder
 from unimo_ds.utils import locations
@@ -66,6 +67,9 @@ def joint_manifest(folders: Sequence[OpenFolder]) -> Manifest:
         lead_of(folders).manifest,
         shards=tuple(entry for folder in folders for entry in folder.manifest.shards),
         commands=tuple(command for folder in folders for command in folder.manifest.commands),
+        region_tag_sizes=region_tags.common(
+            folder.manifest.region_tag_sizes for folder in folders if folder.manifest.feature_size
+        ),
     )
 
 
@@ -94,6 +98,7 @@ def _made_with(manifest: Manifest) -> dict[str, object]:
         parts["region features of size"] = manifest.feature_size
         parts["number of region classes"] = manifest.num_region_classes
         parts["classes stored with a region"] = manifest.classes_per_region
+        parts["tags of a region"] = len(manifest.region_tag_sizes)
     return parts
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import blend, index, members
+from unimo_ds.data import blend, index, members, region_tags
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
@@ -54,7 +54,8 @@ class Corpus:
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
     Over its shards: folder_of_shard int32, into `folder_names`.
-    Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, fingerprint.
+    Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, region_tag_sizes,
+        fingerprint.
     Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
     """
 
@@ -75,6 +76,7 @@ class Corpus:
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
+        self.region_tag_sizes = self.manifest.region_tag_sizes
         self.vocabulary_size = self.manifest.tokenizer.vocabulary_size
         self.fingerprint = self.manifest.fingerprint
         self.num_samples = self.manifest.num_samples
@@ -170,6 +172,10 @@ class Corpus:
             raise CorruptSample(self.key(sample), "its kind or number of regions differ from the index")
         if decoded.regions is not None and decoded.regions.features.shape[1] != self.feature_size:
             raise CorruptSample(self.key(sample), f"its regions have not {self.feature_size} features")
+        if decoded.regions is not None and not region_tags.fit(
+            region_tags.sizes_of(decoded.regions), self.region_tag_sizes
+        ):
+            raise CorruptSample(self.key(sample), "its regions have other tags than the manifest says")
         return decoded
 
     def read_jpeg(self, sample: int) -> bytes | None:

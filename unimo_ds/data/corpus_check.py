@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data import region_tags
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
@@ -34,6 +35,7 @@ class CheckableCorpus(OrderedCorpus, Protocol):
     num_samples: int
     feature_size: int
     num_region_classes: int
+    region_tag_sizes: region_tags.Sizes
     vocabulary_size: int
 
 
@@ -45,7 +47,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 
     Raises:
         UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
-            region classes or vocabulary other than the model's, or a sample that cannot fit into a micro-batch.
+            region classes, tags or vocabulary other than the model's, or a sample that cannot fit into a micro-batch.
     """
     if not corpus.num_samples:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
@@ -66,6 +68,12 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
                 f"model.{name}={wanted} does not fit the data at {config.data.path!r}, where {owner} {actual}; "
                 f"set model.{name}={actual} or prepare the data with the model's own"
             )
+    if uses_regions and corpus.feature_size:
+        region_tags.check(
+            corpus.region_tag_sizes,
+            config.model.region_tag_sizes,
+            whose=f"the regions of the data at {config.data.path!r}",
+        )
     longest, positions = largest_sample(corpus, config, is_read)
     if positions > config.batch.micro_batch_tokens:
         raise UserError(

@@ -26,6 +26,7 @@ from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
     JOINT_ROLES,
+    NO_TAG,
     SEP,
     Example,
     Kind,
@@ -52,6 +53,8 @@ class ImageInput(NamedTuple):
     """[1 + R, F], row 0 the mean of the others."""
     boxes: NDArray[np.float32]
     """[1 + R, 5] x1, y1, x2, y2, area; row 0 the whole image."""
+    tags: NDArray[np.int32] | None = None
+    """[1 + R, G], row 0 without any; None where the regions have none."""
 
 
 def image_input(regions: Regions, *, max_regions: int) -> ImageInput:
@@ -65,7 +68,9 @@ def image_input(regions: Regions, *, max_regions: int) -> ImageInput:
     located[0] = (0, 0, 1, 1, 1)
     located[1:, :4] = boxes
     located[1:, 4] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return ImageInput(inputs, located)
+    if regions.tags is None:
+        return ImageInput(inputs, located)
+    return ImageInput(inputs, located, np.insert(regions.tags[:max_regions], 0, NO_TAG, axis=0))
 
 
 def _sum(features: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -106,6 +111,7 @@ def clean_sequence(
         item_key=item_key,
         region_features=None if image is None else image.features,
         region_boxes=None if image is None else image.boxes,
+        region_tags=None if image is None else image.tags,
         token_ids=text,
         token_positions=None if text is None else _positions(len(text)),
         shares_prefix_at=shares_prefix_at,
@@ -273,6 +279,7 @@ def _corrupted_sequence(
         seed=planned.seed,
         region_features=None if image is None else image.features,
         region_boxes=None if sample.image is None else sample.image.boxes,
+        region_tags=None if sample.image is None else sample.image.tags,
         token_ids=text.token_ids,
         token_positions=text.positions,
         prefix_length=num_regions + text.prefix_length,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import unimo_ds
-from unimo_ds.data import index, manifest, shards
+from unimo_ds.data import index, manifest, region_tags, shards
 from unimo_ds.data.manifest import ExtractorEntry, FileEntry, Manifest, ShardEntry, TokenizerEntry
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
@@ -66,7 +66,7 @@ def finish_folder(
         if reindex or not _has_index(path, tokenizer.fingerprint):
             index.build_index(path, tokenizer)
     entries, outlines = _collect(paths)
-    feature_size, classes_per_region, largest_class = common_sizes(outlines)
+    feature_size, classes_per_region, largest_class, tag_sizes = common_sizes(outlines)
     check_related(outlines)
     extractor = ExtractorEntry(extractor_fingerprint, extractor_file) if extractor_fingerprint is not None else None
     if extractor is None and before is not None:
@@ -91,6 +91,7 @@ def finish_folder(
         files=_other_files(folder, (tokenizer_file, extractor.file if extractor is not None else None)),
         commands=commands if commands[-1:] == (made_by,) else (*commands, made_by),
         versions=_versions(),
+        region_tag_sizes=tag_sizes,
     )
     manifest.write_manifest(folder, made)
     return made
@@ -125,6 +126,7 @@ class Outline:
     feature_size: int
     classes_per_region: int
     largest_class: int
+    tag_sizes: region_tags.Sizes
     has_regions: NDArray[np.bool_]
     """[n] of each sample."""
     refers: bool
@@ -133,9 +135,8 @@ class Outline:
 
 def outline_of(path: Path, one: index.ShardIndex) -> Outline:
     has_regions = one.samples["num_regions"] > 0
-    return Outline(
-        path, one.feature_size, one.classes_per_region, one.largest_class, has_regions, bool(one.related_shards)
-    )
+    sizes = (one.feature_size, one.classes_per_region, one.largest_class, one.region_tag_sizes)
+    return Outline(path, *sizes, has_regions, bool(one.related_shards))
 
 
 def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[Outline]]:
@@ -159,24 +160,28 @@ def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[Outline]]:
     return entries, outlines
 
 
-def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int]:
-    """(feature size, classes per region, largest class) over all shards that have regions; (0, 0, -1) where none has.
+def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int, region_tags.Sizes]:
+    """(feature size, classes per region, largest class, sizes of tags) over all shards that have regions; (0, 0, -1, ()) where
+    none has.
 
     Raises:
         UserError: shards that disagree.
     """
     with_regions = [one for one in outlines if one.classes_per_region]
-    for one in with_regions[1:]:
-        first = with_regions[0]
-        if (one.feature_size, one.classes_per_region) != (first.feature_size, first.classes_per_region):
+    shapes = [
+        f"{one.feature_size} features with {one.classes_per_region} classes and {len(one.tag_sizes)} tags"
+        for one in with_regions
+    ]
+    for one, shape in zip(with_regions, shapes, strict=True):
+        if shape != shapes[0]:
             raise UserError(
-                f"shard {one.path.name} has regions of {one.feature_size} features and {one.classes_per_region} classes where "
-                f"{first.path.name} has {first.feature_size} and {first.classes_per_region}; import both with one extractor, or "
-                "extract again with `unimo prepare regions`"
+                f"shard {one.path.name} has regions of {shape} where {with_regions[0].path.name} has {shapes[0]}; "
+                "import both with one extractor, or extract again with `unimo prepare regions`"
             )
     feature_size = with_regions[0].feature_size if with_regions else 0
     classes_per_region = with_regions[0].classes_per_region if with_regions else 0
-    return feature_size, classes_per_region, max(one.largest_class for one in outlines)
+    largest_class = max(one.largest_class for one in outlines)
+    return feature_size, classes_per_region, largest_class, region_tags.common(one.tag_sizes for one in with_regions)
 
 
 def check_related(outlines: Sequence[Outline]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data import manifest, members, shards, tars
+from unimo_ds.data import manifest, members, region_tags, shards, tars
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
@@ -83,6 +83,7 @@ class ShardIndex:
     classes_per_region: int
     largest_class: int
     """-1 where no sample has regions."""
+    region_tag_sizes: region_tags.Sizes = ()
 
     @property
     def bases(self) -> list[str]:
@@ -112,6 +113,8 @@ _SCALARS = {
     "largest_class": int,
 }
 _NAMES = ("source_names", "related_shards")
+_TAG_SIZES = "region_tag_sizes"
+"""Written where there are tags alone: an index without them is that of earlier versions."""
 # What zipfile raises on damaged bytes; a RuntimeError where they say that a member is encrypted.
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
@@ -201,6 +204,8 @@ def to_bytes(index: ShardIndex) -> bytes:
     """The index as `.npz` bytes; equal indices give equal bytes."""
     about: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     about.update({name: getattr(index, name) for name in (*_SCALARS, "bases", *_NAMES)})
+    if index.region_tag_sizes:
+        about[_TAG_SIZES] = index.region_tag_sizes
     arrays = {name: getattr(index, name) for name in _RECORDS}
     arrays["about"] = np.frombuffer(json.dumps(about, separators=(",", ":")).encode(), np.uint8)
     buffer = io.BytesIO()
@@ -228,14 +233,17 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
         raise UserError(f"{where} is not a readable index ({error}); {cure}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{where} is not of schema version {SCHEMA_VERSION}; {cure}")
+    tag_sizes = about.pop(_TAG_SIZES, [])
     if set(about) != {"schema_version", "bases", *_SCALARS, *_NAMES}:
         raise UserError(f"{where} has other keys than this version writes; {cure}")
     if not all(type(about[name]) is kind for name, kind in _SCALARS.items()) or not all(
-        isinstance(about[name], list) and {str}.issuperset(map(type, about[name])) for name in ("bases", *_NAMES)
+        isinstance(values, list) and {kind}.issuperset(map(type, values))
+        for values, kind in ((tag_sizes, int), *((about[name], str) for name in ("bases", *_NAMES)))
     ):
         raise UserError(f"{where} has values of other types than this version writes; {cure}")
     fields: dict[str, Any] = {**arrays, **{name: about[name] for name in _SCALARS}}
     fields.update({name: tuple(about[name]) for name in _NAMES}, base_names="\n".join(about["bases"]))
+    fields[_TAG_SIZES] = tuple(tag_sizes)
     index = ShardIndex(**fields)
     samples = index.samples
     ends = samples["start"][:, None] + samples["offset"].astype(np.int64) + samples["size"]
@@ -291,6 +299,7 @@ class _Builder:
         self.related_numbers: dict[str, int] = {}
         self.feature_size = self.classes_per_region = 0
         self.largest_class = -1
+        self.tag_sizes: region_tags.Sizes = ()
 
     def add(self, base: str, sample: Sample, columns: dict[int, tars.TarMember]) -> None:
         start = min(member.offset for member in columns.values())
@@ -308,6 +317,12 @@ class _Builder:
                     f"its regions have {feature_size} features and {classes} classes where the shard's first have "
                     f"{self.feature_size} and {self.classes_per_region}"
                 )
+            tag_sizes = region_tags.sizes_of(sample.regions)
+            if self.feature_size and len(tag_sizes) != len(self.tag_sizes):
+                raise members.DecodeError(
+                    f"its regions have {len(tag_sizes)} tags where the shard's first have {len(self.tag_sizes)}"
+                )
+            self.tag_sizes = region_tags.common([tag_sizes, self.tag_sizes or tag_sizes])
             self.feature_size, self.classes_per_region = feature_size, classes
             self.largest_class = max(self.largest_class, int(sample.regions.class_ids.max()))
         texts = members.texts_of(sample)
@@ -338,4 +353,5 @@ class _Builder:
             feature_size=self.feature_size,
             classes_per_region=self.classes_per_region,
             largest_class=self.largest_class,
+            region_tag_sizes=self.tag_sizes,
         )

@@ -79,6 +79,8 @@ class Manifest:
     commands: tuple[str, ...] = ()
     """What made the folder, oldest first."""
     versions: dict[str, str] = field(default_factory=dict)
+    region_tag_sizes: tuple[int, ...] = ()
+    """For each tag of a region one more than its largest number; without tags the file does not speak of them."""
 
     @property
     def num_samples(self) -> int:
@@ -193,6 +195,8 @@ def serialise(manifest: Manifest) -> bytes:
         "totals": manifest.totals,
         **dataclasses.asdict(manifest),
     }
+    if not manifest.region_tag_sizes:
+        del record["region_tag_sizes"]
     record["checksum"] = _digest(json.dumps(record, sort_keys=True).encode())
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
@@ -229,7 +233,12 @@ def _check_names(manifest: Manifest, where: str) -> None:
         # The copy of a remote file is named after its checksum.
         if not _SHA256.fullmatch(entry.sha256):
             raise UserError(f"{where} lists {entry.sha256!r}, which is not a SHA-256")
-    sizes = (manifest.feature_size, manifest.classes_per_region, manifest.num_region_classes)
+    sizes = (
+        manifest.feature_size,
+        manifest.classes_per_region,
+        manifest.num_region_classes,
+        *manifest.region_tag_sizes,
+    )
     if min(*sizes, *(entry.bytes for entry in listed), *(shard.samples for shard in manifest.shards)) < 0:
         raise UserError(f"{where} has a negative number")
     for shard in manifest.shards:

@@ -2,6 +2,8 @@
 
 Encoding is deterministic; decoding is strict: an allow-list of members, `.npy` headers in one canonical form, shapes and dtypes
 bounded before anything is allocated, never a pickle. The decoder trusts nothing: `DecodeError` says what is wrong.
+
+Tags of regions are the columns of `class_ids.npy` beyond those of `class_probabilities.npy`: numbers without a probability.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample, Spans, TextRole
+from unimo_ds.data.schema import NO_TAG, Caption, Kind, Level, Regions, Rewrite, Sample, Spans, TextRole
 
 JSON, BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES, JPEG = range(6)
 EXTENSIONS = ("json", "boxes.npy", "class_ids.npy", "class_probabilities.npy", "features.npy", "jpg")
@@ -103,7 +105,7 @@ def encode_sample(
     if sample.regions is not None:
         arrays: tuple[NDArray[Any], ...] = (
             sample.regions.boxes,
-            sample.regions.class_ids,
+            _numbers(sample.regions),
             sample.regions.class_probabilities,
             sample.regions.features,
         )
@@ -210,6 +212,19 @@ def check_values(regions: Regions) -> None:
         raise DecodeError("class_probabilities.npy is not within [0, 1]")
     if (regions.class_ids < 0).any():
         raise DecodeError("class_ids.npy holds negative ids")
+    if regions.tags is not None and (regions.tags < NO_TAG).any():
+        raise DecodeError(f"class_ids.npy holds a tag below {NO_TAG}")
+
+
+def _numbers(regions: Regions) -> NDArray[Any]:
+    """[R, K + G] `class_ids.npy`: class ids, then tags."""
+    if regions.tags is None:
+        return regions.class_ids
+    if regions.tags.ndim != 2 or len(regions.tags) != len(regions.class_ids) or regions.tags.dtype.kind not in "iu":
+        raise DecodeError(
+            f"tags of type {regions.tags.dtype} and shape {regions.tags.shape} are no whole numbers [R, G]"
+        )
+    return np.concatenate([regions.class_ids, regions.tags], axis=1)
 
 
 def _decode_regions(members: Mapping[int, Buffer]) -> Regions:
@@ -220,9 +235,11 @@ def _decode_regions(members: Mapping[int, Buffer]) -> Regions:
         raise DecodeError(f"boxes.npy has {boxes.shape[1]} columns, not 4")
     if not len(boxes) == len(class_ids) == len(class_probabilities) == len(features):
         raise DecodeError("boxes, classes and features differ in their number of regions")
-    if class_ids.shape != class_probabilities.shape:
-        raise DecodeError("class ids and probabilities differ in shape")
-    return Regions(boxes=boxes, features=features, class_ids=class_ids, class_probabilities=class_probabilities)
+    num_classes = class_probabilities.shape[1]
+    if class_ids.shape[1] < num_classes:
+        raise DecodeError("there are fewer class ids than probabilities")
+    class_ids, tags = class_ids[:, :num_classes], class_ids[:, num_classes:]
+    return Regions(boxes, features, class_ids, class_probabilities, tags if tags.shape[1] else None)
 
 
 def _parse_json(content: Buffer) -> dict[str, Any]:

@@ -172,6 +172,7 @@ def _stream(
         shares_prefixes=bool((prefix_of >= 0).any()),
         keys=keys,
         token_tags=_joined_tags(sequences),
+        region_tags=_joined_region_tags(images),
     )
 
 
@@ -179,6 +180,12 @@ def _joined_tags(sequences: Sequence[SequenceInput]) -> torch.Tensor:
     """[G, N_text] the tags of all tokens, or [0, 0]."""
     tags = [sequence.token_tags for sequence in sequences if sequence.token_tags is not None]
     return _tensor(np.concatenate(tags, axis=1) if tags else np.zeros((0, 0)), np.int64)
+
+
+def _joined_region_tags(images: Sequence[SequenceInput]) -> torch.Tensor:
+    """[N_rows, G] the tags of all rows. May raise ValueError: images that differ in G."""
+    tags = [np.zeros((one.num_regions, 0)) if one.region_tags is None else one.region_tags for one in images]
+    return _tensor(np.concatenate(tags) if tags else np.zeros((0, 0)), np.int64)
 
 
 def _shared_prefixes(sequences: Sequence[SequenceInput]) -> Integers:

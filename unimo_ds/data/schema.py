@@ -3,7 +3,7 @@
     Sample (as stored) --examples.py--> Example (corrupted, tokenised sequences) --packing.py--> PackedBatch (one stream)
 
 Letters: T stream positions, S sequences, N_* items of a kind, R regions, F region feature size, K stored classes per region,
-P pairs, Q privately scored (image vector, text vector) combinations.
+G tags, P pairs, Q privately scored (image vector, text vector) combinations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLS, PAD, SEP, UNK = 0, 1, 2, 3
 FIRST_POSITION = 2
 """Learned text positions start here, as in RoBERTa."""
 NO_TAG = -1
-"""Tag of a token that gets none of a tag's embeddings, such as those that are written: decoding has no tags."""
+"""Tag of a token or region that gets none of a tag's embeddings: [IMG], and what is written, as decoding has no tags."""
 
 
 class Kind(enum.IntEnum):
@@ -88,6 +88,9 @@ class Regions:
     """[R, K] most likely classes of each region."""
     class_probabilities: NDArray[np.float16]
     """[R, K] their probabilities; the rest of the distribution is not stored."""
+    tags: NDArray[np.int32] | None = None
+    """[R, G] numbers, from 0, of further embeddings of each region: its frame in a clip, its camera, its object's word; `NO_TAG`
+    where it has none."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,9 @@ class SequenceInput:
     """[1 + R, F], row 0 the global [IMG] input: the mean of the (unmasked) regions' features. Masked rows are zero."""
     region_boxes: NDArray[np.float32] | None = None
     """[1 + R, 5] x1, y1, x2, y2, area as shares; row 0 is (0, 0, 1, 1, 1)."""
+    region_tags: NDArray[np.int32] | None = None
+    """[1 + R, G] numbers of further embeddings of each region, in data that has some; row 0 is `NO_TAG`. A masked region keeps
+    its tags as it keeps its box: they say which one is to be predicted."""
     token_ids: NDArray[np.int32] | None = None
     """[n], [CLS] first."""
     token_positions: NDArray[np.int32] | None = None
@@ -294,6 +300,8 @@ class PackedBatch:
     """Keys of the samples inside, for logs."""
     token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
+    region_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """[N_rows, G] int64, numbers of further embeddings of each region; G is 0 where there are none."""
 
     @property
     def num_positions(self) -> int:

@@ -126,7 +126,10 @@ def _same(found: index.ShardIndex, known: index.ShardIndex, *, with_tokens: bool
         and all(
             getattr(found, name) == getattr(known, name) for name in ("base_names", "source_names", "related_shards")
         )
-        and (found.feature_size, found.classes_per_region) == (known.feature_size, known.classes_per_region)
+        and all(
+            getattr(found, name) == getattr(known, name)
+            for name in ("feature_size", "classes_per_region", "region_tag_sizes")
+        )
     )
 
 
@@ -228,13 +231,16 @@ def check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
     if len(np.unique(whole)) < len(whole):
         problems += _name_doubles([one.path for one in outlines])
     try:
-        feature_size, classes, largest_class = folders.common_sizes(outlines)
+        feature_size, classes, largest_class, tag_sizes = folders.common_sizes(outlines)
         folders.check_related(outlines)
     except UserError as error:
         return [*problems, Problem(manifest.MANIFEST_FILE, str(error))]
     if (feature_size, classes) != (listed.feature_size, listed.classes_per_region):
         sizes = f"{listed.feature_size} features and {listed.classes_per_region} classes where the shards have {feature_size}"
         problems.append(Problem(manifest.MANIFEST_FILE, f"says {sizes} and {classes}"))
+    if tag_sizes != listed.region_tag_sizes:
+        sizes = f"tags of {listed.region_tag_sizes} values where the shards have {tag_sizes}"
+        problems.append(Problem(manifest.MANIFEST_FILE, f"says {sizes}"))
     if largest_class >= listed.num_region_classes:
         classes_known = f"num_region_classes={listed.num_region_classes}, a shard holds class {largest_class}"
         problems.append(Problem(manifest.MANIFEST_FILE, f"says {classes_known}"))

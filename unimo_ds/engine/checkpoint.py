@@ -223,9 +223,12 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
 def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) -> str:
     """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
-    # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
+    # Where the weights came from and how much of them is dropped may change; what the tensors are may not. What the code of
+    # then did not know was off.
     free = {"initialize_from", "hidden_dropout", "attention_dropout"}
-    differing = sorted(key for key in mine.keys() - free if described.get(key) != mine[key])
+    differing = sorted(
+        key for key in mine.keys() - free if described.get(key) != mine[key] and (key in described or mine[key])
+    )
     if not differing:
         return ""
     key = differing[0]

@@ -25,7 +25,7 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     """The clean sequences of `batch`, on the device of `on_device`, which is the same batch there: no corrupted ones, no targets.
 
     The pooled vectors are the whole batch's, in its order and under its dropout masks. Region features keep the rows that only
-    corrupted sequences show: what lies on the device need not go there again. Pre-training has no tags.
+    corrupted sequences show: what lies on the device need not go there again. Tokens have no tags in pre-training.
     """
     is_kept_S = torch.zeros(batch.num_sequences, dtype=torch.bool)
     is_kept_S[batch.position_sequence[torch.cat((batch.pooled_image_at, batch.pooled_text_at))].long()] = True

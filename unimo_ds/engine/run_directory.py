@@ -103,7 +103,7 @@ def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ, those free to differ left out.
 
-    Nor does a setting count that is off (0, false, none) and that the code of then did not know.
+    Nor does a setting count that is off (0, false, none, empty) and that the code of then did not know.
     """
     old, new = flatten(before), flatten(after)
     return sorted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from unimo_ds.config import RunConfig, from_dict
+from unimo_ds.config import RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
@@ -145,7 +144,7 @@ def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
         "max_temperature": found.max_contrastive_temperature,
     }
     # Where a key is null, transformers believes it.
-    sizes = {"recipe": "transformers", "model": dataclasses.asdict(found.sizes()), "contrast": contrast}
+    sizes = {"recipe": "transformers", "model": to_dict(found.sizes()), "contrast": contrast}
     return from_dict(RunConfig, sizes, where=str(path))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data import region_tags
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
@@ -109,6 +110,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
             f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
         )
+    region_tags.check(corpus.region_tag_sizes, config.model.region_tag_sizes, whose=f"the regions of {corpus.location}")
     check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"), made_with=config.data.made_with)
 
 

@@ -72,6 +72,7 @@ def _with_own_regions(batch: TaskBatch) -> TaskBatch:
         batch,
         region_features=batch.region_features[batch.region_row],
         region_boxes=batch.region_boxes[batch.region_row],
+        region_tags=batch.region_tags[batch.region_row],
         region_row=torch.arange(len(batch.region_row), device=batch.region_row.device),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data import region_tags
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
@@ -48,6 +49,7 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
             f"{config.model.region_feature_size}; prepare the images with the extractor of the pre-training data (`--like`)"
         )
+    region_tags.check(corpus.region_tag_sizes, config.model.region_tag_sizes, whose=f"the regions of {corpus.location}")
     if tokenizer is not None and corpus.manifest.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{corpus.location} was prepared with another tokenizer than the model's; "

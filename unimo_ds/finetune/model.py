@@ -138,9 +138,6 @@ class TaskModel(Unimo):
         self.head["tags"] = TagTables(tag_sizes, config.model.hidden_size)
         generator = torch.Generator().manual_seed(mix(config.seed, _HEAD_SEED))
         initialize(self.head, deviation=config.model.initializer_range, generator=generator)
-        with torch.no_grad():
-            for table in self.head["tags"].parameters():
-                table[-1] = 0
 
     def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> TaskOutput:
         """text_addition_ND: as in `Unimo`."""

@@ -69,6 +69,7 @@ class Source:
             seed=seed,
             region_features=None if self.image is None else self.image.features,
             region_boxes=None if self.image is None else self.image.boxes,
+            region_tags=None if self.image is None else self.image.tags,
             token_ids=np.concatenate(parts) if parts else None,
             token_positions=np.concatenate(positions) + np.int32(FIRST_POSITION) if parts else None,
             token_tags=tags,

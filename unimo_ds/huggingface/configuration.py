@@ -45,6 +45,8 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     attention_probs_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    region_tag_sizes: list[int] | None = None
+    """Values of each tag of a region, where the extractor gives such (`region_tags`)."""
     classifier_dropout: float | int = 0.1
     classifier_hidden_size: int = 2048
     """Of the visual entailment head."""
@@ -73,8 +75,10 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     @classmethod
     def of(cls, model: ModelConfig, **others: Any) -> UnimoConfig:
         """The configuration of a `ModelConfig`."""
-        return cls(**{here: getattr(model, there) for here, there in _NAMES.items()}, **others)
+        sizes: dict[str, Any] = {here: getattr(model, there) for here, there in _NAMES.items()}
+        return cls(**sizes, region_tag_sizes=list(model.region_tag_sizes) or None, **others)
 
     def sizes(self) -> ModelConfig:
         """The `ModelConfig` of these sizes."""
-        return ModelConfig(**{there: getattr(self, here) for here, there in _NAMES.items()})
+        sizes: dict[str, Any] = {there: getattr(self, here) for here, there in _NAMES.items()}
+        return ModelConfig(**sizes, region_tag_sizes=tuple(self.region_tag_sizes or ()))

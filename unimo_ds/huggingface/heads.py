@@ -77,6 +77,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: PrefixCache | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> Any:
@@ -94,7 +95,14 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
             known = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
             decoder_input_ids = torch.cat([torch.full_like(known[:, :1], CLS), known[:, :-1]], dim=1)
         inputs = PaddedInputs(
-            input_ids, attention_mask, region_features, region_boxes, region_mask, decoder_input_ids, token_tags
+            input_ids,
+            attention_mask,
+            region_features,
+            region_boxes,
+            region_mask,
+            region_tags,
+            decoder_input_ids,
+            token_tags,
         )
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
@@ -110,11 +118,12 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         token_tags: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
         """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...)."""
         inputs = PaddedInputs(
-            input_ids, attention_mask, region_features, region_boxes, region_mask, token_tags=token_tags
+            input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
         )
         batch, _ = pack_padded(inputs, feature_size=self.config.region_feature_size)
         prefixes = encode_prefixes(self.unimo, batch, self.further_embeddings(batch))
@@ -145,11 +154,12 @@ class UnimoForSequenceClassification(UnimoPooledModel):
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B] int64 classes, or numbers where `num_labels` is 1. Logits: [B, C]."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         _, texts = self.pooled(inputs)
         return classified(self.head.scores.output(self.dropout(texts)), labels, return_dict)
 
@@ -168,11 +178,14 @@ class UnimoForVisualEntailment(UnimoPooledModel):
         attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B] int64. Logits: [B, C]."""
-        images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
+        images, texts = self.pooled(
+            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
+        )
         head = self.head.scores
         return classified(head.output(self.dropout(head.middle(images + texts))), labels, return_dict)
 
@@ -188,11 +201,14 @@ class UnimoForVisualQuestionAnswering(UnimoPooledModel):
         attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers. Logits: [B, A]."""
-        images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
+        images, texts = self.pooled(
+            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
+        )
         logits = self.head.scores.output(self.dropout(images * texts))
         output = UnimoLogitsOutput(logits=logits)
         if labels is not None:
@@ -214,11 +230,14 @@ class UnimoForImageTextRetrieval(UnimoPooledModel):
         region_boxes: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """Logits: [B] scores."""
-        images, texts = self.pooled(PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask))
+        images, texts = self.pooled(
+            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
+        )
         output = UnimoLogitsOutput(logits=self.head.scores.output(self.dropout(images * texts)).squeeze(-1))
         return output if return_dict is not False else output.to_tuple()
 

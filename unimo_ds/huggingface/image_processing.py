@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -17,7 +18,7 @@ from unimo_ds.data import extractors
 from unimo_ds.data.examples import ImageInput, image_input
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.regions import RegionExtractor
-from unimo_ds.data.schema import Regions
+from unimo_ds.data.schema import NO_TAG, Regions
 from unimo_ds.utils.errors import UserError
 
 
@@ -26,14 +27,15 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
     def __init__(self, max_regions: int = 100, *, extractor: RegionExtractor | None = None, **others: Any) -> None:
         super().__init__(**others)
-        self.model_input_names = ["region_features", "region_boxes", "region_mask"]
+        self.model_input_names = ["region_features", "region_boxes", "region_mask", "region_tags"]
         self.max_regions = max_regions
         self.extractor = extractor
 
     def __call__(  # type: ignore[override]
         self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = "pt", **unused: Any
     ) -> BatchFeature:
-        """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64.
+        """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64;
+        region_tags [B, R, G] int64 where the extractor gives such.
 
         Raises:
             UserError: as `regions_of`.
@@ -90,4 +92,8 @@ def pad_images(images: Sequence[ImageInput]) -> dict[str, Any]:
         features[row, :count] = torch.from_numpy(image.features.astype(np.float32))
         boxes[row, :count] = torch.from_numpy(image.boxes)
         mask[row, :count] = 1
-    return {"region_features": features, "region_boxes": boxes, "region_mask": mask}
+    padded = {"region_features": features, "region_boxes": boxes, "region_mask": mask}
+    tags = [torch.from_numpy(image.tags).long() for image in images if image.tags is not None]
+    if tags:
+        padded["region_tags"] = pad_sequence(tags, batch_first=True, padding_value=NO_TAG)
+    return padded

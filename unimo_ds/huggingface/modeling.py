@@ -114,13 +114,14 @@ class UnimoModel(UnimoPreTrainedModel):
         region_features: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoModelOutput | tuple[Any, ...]:
         """input_ids, attention_mask: [B, L]. region_features: [B, R, F], region_boxes: [B, R, 5], region_mask: [B, R], as the
         processor makes them: [IMG] first. Texts, images, or both.
         """
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
         hidden = grid.unpacked(hidden_TD)
         output = UnimoModelOutput(
@@ -142,10 +143,11 @@ class UnimoModel(UnimoPreTrainedModel):
         region_features: torch.Tensor,
         region_boxes: torch.Tensor,
         region_mask: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> torch.Tensor:
         """[B, D] of length 1: images encoded alone."""
-        pooled, _ = self.pooled(PaddedInputs(None, None, region_features, region_boxes, region_mask))
+        pooled, _ = self.pooled(PaddedInputs(None, None, region_features, region_boxes, region_mask, region_tags))
         return functional.normalize(pooled, dim=-1)
 
 
@@ -180,11 +182,12 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
         region_features: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoForPreTrainingOutput | tuple[Any, ...]:
         """Arguments as `UnimoModel.forward`."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
         hidden = grid.unpacked(hidden_TD)
         images, texts = hidden[:, : grid.num_regions], hidden[:, grid.num_regions :]
@@ -222,11 +225,12 @@ class UnimoForMaskedLM(UnimoPreTrainedModel):
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        region_tags: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput | tuple[Any, ...]:
         """labels: [B, L], -100 where nothing is to be predicted. Logits: [B, L, V]."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask)
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
         logits, _ = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])
         return predicted(logits, labels, return_dict)

@@ -1,7 +1,7 @@
 """Padded tensors, as transformers' users hold them, to the packed stream and back. Nothing waits for the device but the sizes.
 
 Letters: B inputs, R image positions ([IMG] first), L text positions, M target positions, T stream positions, D hidden size,
-G tags of a token.
+G tags of a token or region.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class PaddedInputs:
     """[B, R, 5]"""
     region_mask: torch.Tensor | None
     """[B, R], 0 where a region is padding; None: nowhere."""
+    region_tags: torch.Tensor | None = None
+    """[B, R, G] numbers of further embeddings of regions."""
     target_ids: torch.Tensor | None = None
     """[B, M], padded on the right with anything: later targets are seen by none before them."""
     token_tags: torch.Tensor | None = None
@@ -110,6 +112,9 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         box_rows = torch.zeros((0, 5), device=device)
     else:
         region_rows, box_rows = features[is_region], boxes[is_region]
+    region_tags = torch.zeros((len(region_rows), 0), dtype=torch.int64, device=device)
+    if inputs.region_tags is not None:
+        region_tags = inputs.region_tags[is_region].long()
     seeds = torch.randint(2**62, (num_inputs,), device=device)
     offsets = torch.arange(num_positions, device=device) - starts[sequence]
     batch = PackedBatch(
@@ -141,6 +146,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         contrast=empty_contrast_table(),
         longest=int(lengths.max()),
         token_tags=_tags(inputs.token_tags, is_token, num_targets=is_target.numel()),
+        region_tags=region_tags,
     )
     return batch, Grid(is_there, widths[0], widths[1])
 

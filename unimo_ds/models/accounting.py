@@ -37,7 +37,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     language_head = _linear(size, size) + norm + config.vocabulary_size
     return ParameterCount(
         text_embedding=(config.vocabulary_size + config.max_positions) * size + norm,
-        region_embedding=_linear(config.region_feature_size, size) + _linear(5, size) + norm,
+        region_embedding=_linear(config.region_feature_size, size)
+        + _linear(5, size)
+        + norm
+        + sum(rows + 1 for rows in config.region_tag_sizes) * size,
         layers=config.num_layers * layer,
         heads=language_head
         + 2 * _linear(size, size)

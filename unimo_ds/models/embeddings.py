@@ -1,6 +1,6 @@
 """Inputs of the encoder: text tokens and image regions, each summed and layer-normed on its own, as in the release.
 
-Letters: N rows, D hidden size, F region feature size, G tags of a token.
+Letters: N rows, D hidden size, F region feature size, G tags of a token or region.
 """
 
 from __future__ import annotations
@@ -39,25 +39,39 @@ class TextEmbedding(nn.Module):
 
 
 class RegionEmbedding(nn.Module):
-    """FC of the region's feature + FC of its location, then layer norm. No positions: the order of regions says nothing."""
+    """FC of the region's feature + FC of its location, then layer norm. No positions: the order of regions says nothing.
+
+    Where the data gives regions tags, their embeddings are added to the sum.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.feature = Linear(config.region_feature_size, config.hidden_size)
         self.location = Linear(5, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.tags = TagTables(config.region_tag_sizes, config.hidden_size)
 
-    def forward(self, features_NF: torch.Tensor, boxes_N5: torch.Tensor) -> torch.Tensor:
-        """features_NF: any floating dtype. boxes_N5: x1, y1, x2, y2, area as shares."""
+    def forward(self, features_NF: torch.Tensor, boxes_N5: torch.Tensor, tags_NG: torch.Tensor) -> torch.Tensor:
+        """features_NF: any floating dtype. boxes_N5: x1, y1, x2, y2, area as shares.
+
+        Raises:
+            ValueError: not a tag for each table.
+        """
         dtype = self.norm.weight.dtype
-        if not len(features_NF):  # a batch without images may not know F
+        if not len(features_NF):  # a batch without images may not know F and G
             features_NF = features_NF.new_zeros((0, self.feature.in_features))
-        embedded: torch.Tensor = self.norm(self.feature(features_NF.to(dtype)) + self.location(boxes_N5.to(dtype)))
+            tags_NG = tags_NG.new_zeros((0, len(self.tags)))
+        if tags_NG.shape[1] != len(self.tags):
+            raise ValueError(f"regions have {tags_NG.shape[1]} tags, the model has tables for {len(self.tags)}")
+        summed_ND = self.feature(features_NF.to(dtype)) + self.location(boxes_N5.to(dtype))
+        if len(self.tags):
+            summed_ND = summed_ND + self.tags(tags_NG.T)
+        embedded: torch.Tensor = self.norm(summed_ND)
         return embedded
 
 
 class TagTables(nn.ModuleList):
-    """A table for each tag of text tokens: its embeddings are added to the tokens'. `NO_TAG` adds nothing."""
+    """A table for each tag of text tokens or regions: its embeddings are added to theirs. `NO_TAG` adds nothing."""
 
     def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
         """sizes: numbers of values of each tag."""

@@ -11,7 +11,8 @@ def initialize(module: nn.Module, *, deviation: float, generator: torch.Generato
     """Fill every parameter of `module` in place, in the order of `named_parameters()`.
 
     Matrices: normal of standard deviation `deviation`, cut at two deviations. Vectors named `weight` (layer norms): 1; those
-    named `bias`: 0. Everything else (the temperature) keeps the value it was made with.
+    named `bias`: 0; rows of tables that stand for nothing (`padding_idx`): 0. Everything else (the temperature) keeps the value
+    it was made with.
     """
     for name, parameter in module.named_parameters():
         last_name = name.rpartition(".")[2]
@@ -19,3 +20,6 @@ def initialize(module: nn.Module, *, deviation: float, generator: torch.Generato
             nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
         elif last_name in ("weight", "bias"):
             parameter.fill_(1.0 if last_name == "weight" else 0.0)
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            part.weight[part.padding_idx] = 0

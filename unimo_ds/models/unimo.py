@@ -169,7 +169,7 @@ class Unimo(nn.Module):
     def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the first layer, [T, D]."""
         text = self.text_embedding(batch.token_ids, batch.token_positions, text_addition_ND)
-        images = self.region_embedding(batch.region_features, batch.region_boxes)
+        images = self.region_embedding(batch.region_features, batch.region_boxes, batch.region_tags)
         regions = images.index_select(0, batch.region_row)
         embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
         embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from unimo_ds.data import region_tags
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
@@ -69,14 +70,18 @@ class ServedModel:
         """Regions of RGB images.
 
         Raises:
-            UserError: the model was trained on regions that no extractor here makes.
+            UserError: the model was trained on regions that no extractor here makes, or that have other tags.
         """
         if self.source.extractor is None:
             raise UserError(
                 "this model cannot look at images: no region extractor lies beside it or in its run's data (the demo's regions "
                 "are drawn, not extracted); give the one of its data with --extractor DATA_DIR"
             )
-        return self.source.extractor.extract(images)
+        found = self.source.extractor.extract(images)
+        tables = self.source.config.model.region_tag_sizes
+        for one in found:
+            region_tags.check(region_tags.sizes_of(one), tables, whose="the regions of an image")
+        return found
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
         """[n, D] of length 1, of images encoded alone."""
