@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
-.PHONY: demo test bench cluster stores env torchvision-environment lint format kernels apex tensorboard clean
+.PHONY: demo test bench cluster stores trackers env torchvision-environment lint format kernels apex tensorboard clean
 
 demo: env
 	$(VENV)/bin/python -m unimo_ds.demo
@@ -60,6 +60,18 @@ $(STORES)/.installed: requirements-stores.txt | env
 		$$($(STORES)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
 	touch $@
 
+# Weights & Biases (offline) and trackio: real runs, read back by the libraries' own means.
+TRACKERS := .venv-trackers
+trackers: $(TRACKERS)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TRACKERS)/bin/python -m pytest tests/engine/trackers
+
+$(TRACKERS)/.installed: requirements-trackers.txt | env
+	test -x $(TRACKERS)/bin/python || $(VENV)/bin/python -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.txt
+	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(TRACKERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
+	touch $@
+
 env: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
@@ -95,4 +107,4 @@ tensorboard: env
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(STORES) .venv-torchvision runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(STORES) $(TRACKERS) .venv-torchvision runs demo_data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -267,6 +267,10 @@ class LoggingConfig:
     num_pictures: int = 8
     """Held-out captions whose retrieved images go to TensorBoard."""
     num_embeddings: int = 200
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """What else gets the numbers and pictures, each by a library of its own (engine/trackers)."""
+    project: str = "unimo_ds"
+    """What trackers file the run under; W&B's own WANDB_PROJECT comes first."""
 
 
 @dataclass(frozen=True)

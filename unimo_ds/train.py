@@ -37,6 +37,7 @@ from unimo_ds.engine.launch import start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
+from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
@@ -129,6 +130,7 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     if options.run_dir is not None:
         config = dataclasses.replace(config, run_dir=options.run_dir)
     config = apply_overrides(config, options.set)
+    check_installed(config.logging.trackers)
     if not config.data.path:
         raise UserError(f"recipe {config.recipe!r} names no data; give --data PATH (see `unimo prepare import --help`)")
     return config

@@ -74,6 +74,7 @@ _ELSEWHERE = {
     "steps_per_print": "logging.every_steps",
     "activation_checkpointing": "engine.activation_checkpointing",
     "tensorboard": "logging.every_steps",
+    "wandb": "logging.trackers",
 }
 """Keys that DeepSpeed knows but the recipe owns, and where the recipe keeps them."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace
+from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace, trackers
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
@@ -59,6 +59,7 @@ class Loop:
         self._best_metric = best_metric
         self._is_first_rank = engine.communicator.rank == 0
         self._metrics: MetricsWriter | None = None
+        self._trackers: trackers.Trackers = ()
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
@@ -77,6 +78,16 @@ class Loop:
             UserError: too many steps in a row without an update, spikes without end, ranks that drifted apart, no room for the
                 last checkpoint.
         """
+        status: int | None = None
+        try:
+            status = self._run()
+        finally:
+            trackers.finish(self._trackers, status)
+        if self.config.logging.trackers:  # a launcher ends rank 0 where another goes before it with a status
+            self.engine.communicator.all_gather_object(None)
+        return status
+
+    def _run(self) -> int:
         total_steps = self.config.schedule.total_steps
         self._watchdog.alive()
         if self.progress.step == 0 and self.config.evaluation.at_start:
@@ -153,8 +164,9 @@ class Loop:
             try:
                 if self._metrics is not None:
                     self._metrics.close()
+                self._trackers = self._trackers or trackers.make_trackers(self.config, self._say)
                 # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step)
+                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step, trackers=self._trackers)
             except OSError as error:
                 problem = f"cannot continue the records of {self.run_dir}: {error}"
         fail_together(self.engine.communicator, problem)

@@ -1,4 +1,4 @@
-"""Numbers of a run: one line a logged step in metrics.jsonl, the same in TensorBoard, a line on the terminal.
+"""Numbers of a run: one line a logged step in metrics.jsonl, the same in TensorBoard and trackers, a line on the terminal.
 
 Only rank 0 writes. On resuming, what was logged after the checkpoint is cut off: no step appears twice.
 """
@@ -22,6 +22,7 @@ from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
 from unimo_ds.engine.run_directory import flatten
+from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.utils.redact import redacted
 
 FILE = "metrics.jsonl"
@@ -54,27 +55,33 @@ class Report(Protocol):
 
 
 class MetricsWriter:
-    """Open for one start of a run; `start_step` is the step it resumes from, -1 for a fresh start."""
+    """Open for one start of a run; `start_step` is the step it resumes from, -1 for a fresh start.
 
-    def __init__(self, run_dir: Path, *, start_step: int) -> None:
+    trackers: get the same as TensorBoard, embeddings and settings aside; whoever made them finishes them.
+    """
+
+    def __init__(self, run_dir: Path, *, start_step: int, trackers: Sequence[PatientTracker] = ()) -> None:
         self._path = run_dir / FILE
         cut_after(self._path, start_step)
         self._lines = PatientLines(self._path)
         self._board = PatientBoard(run_dir / "tensorboard", purge_step=start_step + 1)
+        self._trackers = trackers
         self._last: dict[str, float] = {}
         self._last_step = start_step
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the state after `step` steps. Numbers that are not finite reach TensorBoard as they are, the file as null.
 
-        TensorBoard gets no curve of what the step had none of, such as hard negatives of data without rewrites.
+        TensorBoard and trackers get no curve of what the step had none of, such as hard negatives of data without rewrites.
         """
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # type: ignore[misc]
         self._lines.write(json.dumps(line))
-        for name, value in values.items():
-            if not _is_absent(name, values):
-                self._board.add("scalar", name, value, step)
+        present = {name: value for name, value in values.items() if not _is_absent(name, values)}
+        for name, value in present.items():
+            self._board.add("scalar", name, value, step)
+        for tracker in self._trackers:
+            tracker.log(step, present)
         self._last.update(values)
         self._last_step = step
 
@@ -98,6 +105,8 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 folder.mkdir(exist_ok=True)
                 Image.fromarray(picture).save(folder / f"{number}.jpg", quality=85)
+        for tracker in self._trackers if report.pictures else ():
+            tracker.show(step, report.pictures)
         if len(report.embeddings.labels):
             self._board.add(
                 "embedding",

@@ -1,6 +1,6 @@
 """What a run leaves beside its checkpoints, and whether a configuration may continue it.
 
-config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tensorboard/  checkpoints/
+config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tensorboard/  checkpoints/  tracker_id  wandb/
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 130
 _BY_FILE = 1000
 _BY_LAUNCHER = 1
 """Below every signal: where ranks know different reasons the highest number is told."""
-_HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class StopRequests:
 
         What an earlier loop of this process was told counts: a signal may come between the seeds of a fine-tuning.
         """
-        for number in _HANDLED:
+        for number in HANDLED:
             earlier = getattr(signal.signal(number, self._remember), "__self__", None)
-            if isinstance(earlier, StopRequests) and earlier._number in _HANDLED:
+            if isinstance(earlier, StopRequests) and earlier._number in HANDLED:
                 self._number = earlier._number
         start_is_over()
 

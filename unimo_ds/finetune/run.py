@@ -22,6 +22,7 @@ from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
 from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
+from unimo_ds.engine.trackers import check_installed
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
@@ -177,6 +178,7 @@ def _read(order: Order, seed: int) -> _Read:
         seed=seed,
         overrides=order.overrides,
     )
+    check_installed(config.logging.trackers)
     config, assets = task.settle(config, order.data)
     assert config.finetune is not None
     tokenizer = order.start.tokenizer

@@ -1,0 +1,53 @@
+"""trackio: a database on this machine (`trackio show`), or a server that its own variables name, such as TRACKIO_SPACE_ID.
+
+It has no way to say how a run ended, and none to take numbers back: a step that is taken again after a resume is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.engine.trackers.protocol import TrackedRun
+
+REQUIREMENT = "trackio==0.43.0"
+
+
+def open_run(run: TrackedRun) -> TrackioRun:
+    """A run is known by its name, so the id is part of that."""
+    import trackio
+
+    opened = trackio.init(
+        project=run.project,
+        name=f"{run.name}-{run.id}",
+        group=run.group,
+        config=dict(run.config),
+        resume="allow",
+        embed=False,
+    )
+    return TrackioRun(opened)
+
+
+def abandon() -> None:
+    """Nothing to do: its threads end with the process."""
+
+
+class TrackioRun:
+    """A run of trackio, whose own thread writes or sends."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def show(self, step: int, pictures: Sequence[NDArray[np.uint8]]) -> None:
+        import trackio
+
+        self._run.log({f"retrieved/{number}": trackio.Image(one) for number, one in enumerate(pictures)}, step=step)
+
+    def finish(self, status: int) -> None:
+        self._run.finish()
