@@ -125,15 +125,10 @@ def in_child(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def memory_of(contender: Any, count: int) -> dict[str, Any]:
     """Growth of the resident set while an epoch is read, MiB."""
-    before = _resident("VmRSS")
+    before = measuring.resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")
     read_epoch(contender, count)
-    return {"memory_mebibytes": (_resident("VmHWM") - before) / 1024}
-
-
-def _resident(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
+    return {"memory_mebibytes": (measuring.resident_bytes("VmHWM") - before) / 2**20}
 
 
 def resume_of(contender: Any, position: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.config import BatchConfig, ContrastConfig, DataConfig, KindWeights, MaskingConfig, ModelConfig, RunConfig
-from unimo_ds.data import members, shards
+from unimo_ds.data import shards
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.step_plan import StepPlanner
 from unimo_ds.data.step_reader import StepReader
@@ -321,4 +321,3 @@ def _import_streaming() -> Any:
 
 
 CONTENDERS: tuple[type[Any], ...] = (Ours, OurSteps, WebDataset, Energon, LitData, Mosaic)
-EXTENSIONS = members.EXTENSIONS

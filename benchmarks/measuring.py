@@ -55,6 +55,12 @@ def processor_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in usage)
 
 
+def resident_bytes(name: str = "VmRSS") -> int:
+    """Memory of this process, by the name that /proc/self/status gives it (VmRSS, VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[int], Any]],
     *,

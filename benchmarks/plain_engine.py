@@ -27,7 +27,6 @@ class PlainEngine:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        bucket_megabytes: float = 25.0,
     ) -> None:
         self.device = device
         self.communicator = make_communicator(device)
@@ -49,7 +48,7 @@ class PlainEngine:
         )
         self._callable: Any = model
         if self.communicator.world_size > 1:
-            self._callable = _Distributed(model, bucket_cap_mb=bucket_megabytes, gradient_as_bucket_view=True)
+            self._callable = _Distributed(model, bucket_cap_mb=25.0, gradient_as_bucket_view=True)
 
     def forward(self, *arguments: Any) -> Any:
         return self._callable(*arguments)

@@ -19,6 +19,20 @@ from matplotlib import pyplot
 from benchmarks import measuring
 
 OURS_COLOUR, OTHER_COLOUR = "#2a6f97", "#b8b8b8"
+PICTURES = (
+    ("step_cpu", "processor_ratio_median", "step", "processor time of a step, ours = 1", 0.0),
+    (
+        "hard_negatives_cpu",
+        "padded_processor_ratio_median",
+        "hard_negatives",
+        "pairs a processor second, padded = 1",
+        0.0,
+    ),
+    ("loader", "samples_per_processor_second", "loader", "samples a processor second", 0.0),
+    ("balance", "max_over_mean_median", "balance", "largest rank over the mean rank", 1.01),
+    ("zero_cpu", "ddp_ratio_median", "zero", "time of a step, DDP = 1", 1.02),
+)
+"""Row file, what of it is drawn, name of the picture, unit, and what is wanted where there is a line for it."""
 
 
 def bars(axes: Any, rows: Sequence[dict[str, Any]], key: str, *, title: str, unit: str, wanted: float = 0.0) -> None:
@@ -48,12 +62,8 @@ def _is_other(row: dict[str, Any]) -> bool:
     return not (name.startswith(("ours", "zero")) or name.endswith("packed"))
 
 
-def picture(
-    name: str, key: str, path: Path, *, unit: str, per_case: str = "{case}", wanted: float = 0.0
-) -> Path | None:
-    """A panel for each case of a row file that has `key`; nothing where the file is not there."""
-    if not (measuring.FOLDER / f"{name}.json").is_file():
-        return None
+def picture(name: str, key: str, path: Path, *, unit: str, wanted: float = 0.0) -> Path:
+    """A panel for each case of a row file that has `key`."""
     content = measuring.read(name)
     rows = [row for row in content["rows"] if key in row]
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -64,7 +74,7 @@ def picture(
     figure, panels = pyplot.subplots(lines, columns, figsize=size, squeeze=False)
     for axes, case in zip(panels.flat, cases, strict=False):
         own = [row for row in rows if row["case"] == case]
-        bars(axes, own, key, title=per_case.format(case=case), unit=unit, wanted=wanted)
+        bars(axes, own, key, title=case, unit=unit, wanted=wanted)
     figure.text(
         0.005, 0.005, f"{content['hardware']}, {content['date']}, {content['commit']}", fontsize=6, color="#707070"
     )
@@ -79,38 +89,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    drawn = [
-        picture(
-            "step_cpu",
-            "processor_ratio_median",
-            output / "performance_step.png",
-            unit="processor time of a step, ours = 1",
-        ),
-        picture("step_cuda", "ratio_median", output / "performance_step_gpu.png", unit="time of a step, ours = 1"),
-        picture(
-            "hard_negatives_cpu",
-            "padded_processor_ratio_median",
-            output / "performance_hard_negatives.png",
-            unit="pairs a processor second, padded = 1",
-        ),
-        picture(
-            "loader",
-            "samples_per_processor_second",
-            output / "performance_loader.png",
-            unit="samples a processor second",
-        ),
-        picture(
-            "balance",
-            "max_over_mean_median",
-            output / "performance_balance.png",
-            unit="largest rank over the mean rank",
-            wanted=1.01,
-        ),
-        picture(
-            "zero_cpu", "ddp_ratio_median", output / "performance_zero.png", unit="time of a step, DDP = 1", wanted=1.02
-        ),
-    ]
-    print("\n".join(str(path) for path in drawn if path is not None))
+    for file, key, name, unit, wanted in PICTURES:
+        print(picture(file, key, output / f"performance_{name}.png", unit=unit, wanted=wanted))
     return 0
 
 

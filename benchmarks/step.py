@@ -290,10 +290,10 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() - before
     else:
         return_freed_memory()
-        before = _resident("VmRSS")
+        before = measuring.resident_bytes()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         steps[name](batch, padded)
-        peak = _resident("VmHWM") - before
+        peak = measuring.resident_bytes("VmHWM") - before
     positions = batch.micro_batches[0].num_positions
     return {
         "case": "peak memory, texts of 512 tokens",
@@ -306,13 +306,6 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "mebibytes": peak / 2**20,
         "kibibytes_per_token": peak / 1024 / positions,
     }
-
-
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise UserError(f"/proc/self/status has no {name}")
 
 
 def memory_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -41,9 +41,9 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything looked at, essentials first. Imports torch and no other heavy package; changes nothing."""
     return [
-        _python(),
+        Finding("Python", "good", f"{platform.python_version()} at {sys.executable}"),
         *_pinned_packages(importlib.metadata.requires(_DISTRIBUTION) or []),
-        _processors(),
+        Finding("processors", "good", f"{len(os.sched_getaffinity(0))} cores, {memory_gib():.0f} GiB memory"),
         *_gpus(),
         _program("CUDA toolkit (nvcc)", "nvcc", "native kernels cannot be built; the plain paths run instead"),
         _program(
@@ -79,10 +79,6 @@ def to_dict(findings: Iterable[Finding]) -> dict[str, Any]:
     return {"fit": is_fit(listed), "findings": [asdict(finding) for finding in listed]}
 
 
-def _python() -> Finding:
-    return Finding("Python", "good", f"{platform.python_version()} at {sys.executable}")
-
-
 def _pinned_packages(requirements: Iterable[str]) -> list[Finding]:
     """Each runtime requirement of the installed distribution against what is installed."""
     findings = []
@@ -106,10 +102,6 @@ def _package(name: str, pinned: str | None) -> Finding:
     if pinned is not None and version.split("+")[0] != pinned:
         return Finding(name, "good", version, f"tested with {pinned}")
     return Finding(name, "good", version)
-
-
-def _processors() -> Finding:
-    return Finding("processors", "good", f"{len(os.sched_getaffinity(0))} cores, {memory_gib():.0f} GiB memory")
 
 
 def _gpus() -> list[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import html
 import itertools
 import json
 import math
@@ -12,10 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.utils import strict_json
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
@@ -171,7 +172,7 @@ def to_html(run: RunFiles) -> str:
     facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
     head = ("start", "time", "first step", "host", "Slurm job", "ranks", "revision", "versions")
     parts = [
-        f"<h1>{_escape(run.name)}</h1>",
+        f"<h1>{escape(run.name)}</h1>",
         _table((), facts),
         "<p>Dashed lines are restarts.</p>" if marks else "",
         f'<div class="charts">{"".join(charts)}</div>',
@@ -179,9 +180,9 @@ def to_html(run: RunFiles) -> str:
         f"<h2>What happened</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
         f"<h2>Hardware of the last start</h2>{_table(_MACHINE_HEAD, _machines(run))}" if _machines(run) else "",
         f"<h2>Last samples</h2>{_last_samples(run)}",
-        f"<h2>Configuration</h2><pre>{_escape(json.dumps(run.config, indent=2))}</pre>",
+        f"<h2>Configuration</h2><pre>{escape(json.dumps(run.config, indent=2))}</pre>",
     ]
-    title = _escape(f"run {run.name}")
+    title = escape(f"run {run.name}")
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>{"".join(parts)}\n'
 
 
@@ -212,7 +213,7 @@ def _last_samples(run: RunFiles) -> str:
     if keys:
         more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
         told = f"Step {run.last_samples.get('step')}, rank 0: {', '.join(map(str, keys[:_MOST_KEYS]))}{more}"
-        parts.append(f"<p>{_escape(told)} (<code>unimo inspect sample</code> shows one)</p>")
+        parts.append(f"<p>{escape(told)} (<code>unimo inspect sample</code> shows one)</p>")
     return "".join(parts) or "<p>none yet</p>"
 
 
@@ -250,9 +251,9 @@ def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], mar
         colour = _COLOURS[number % len(_COLOURS)]
         line = " ".join(place(x, y) for x, y in points)
         drawn.append(f'<polyline points="{line}" stroke="{colour}" stroke-width="1.5" fill="none"/>')
-        keys.append(f'<span class="key" style="color:{colour}">{_escape(name)}</span>')
+        keys.append(f'<span class="key" style="color:{colour}">{escape(name)}</span>')
     picture = f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(drawn)}</svg>'
-    return f"<figure><figcaption>{_escape(title)}</figcaption>{picture}<br>{''.join(keys)}</figure>"
+    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}<br>{''.join(keys)}</figure>"
 
 
 def _points(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -261,13 +262,12 @@ def _points(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, 
     group = math.ceil(len(found) / _MOST_POINTS)
     if group <= 1:
         return found
-    groups = [found[at : at + group] for at in range(0, len(found), group)]
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in groups]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in batched(found, group)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    top = "<tr>" + "".join(f"<th>{_escape(name)}</th>" for name in head) + "</tr>" if head else ""
-    body = "".join("<tr>" + "".join(f"<td>{_escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    top = "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>" if head else ""
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{top}{body}</table>"
 
 
@@ -277,10 +277,6 @@ def _shown(value: object) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _escape(text: str) -> str:
-    return html.escape(text)
 
 
 def _seconds(start: Mapping[str, Any]) -> float:

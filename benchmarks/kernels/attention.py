@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.kernels.attention_peers import peers, unpacked
-from benchmarks.kernels.timing import Contender, measure, write_rows
+from benchmarks.kernels.timing import Contender, Rows, measure
 from unimo_ds.ops.attention import attention_reference, packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
@@ -139,31 +139,11 @@ def _require_agreement(contenders: dict[str, Contender], inputs: torch.Tensor, l
 def _main(arguments: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, {arguments.rounds} rounds\n")
-    columns = (
-        "mix",
-        "contender",
-        "dropout",
-        "forward ms",
-        "forward + backward ms",
-        "worst",
-        "extra MiB",
-        "graph",
-        "Tflop/s",
-    )
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    head = {"device": where, "torch": torch.__version__, "dtype": arguments.dtype}
-    rows: list[Row] = []
+    rows = Rows(Row, arguments.json, {"device": where, "torch": torch.__version__, "dtype": arguments.dtype})
     for mix in arguments.mixes.split(","):
         for probability in arguments.dropout:
             for row in measure_mix(mix, probability, arguments):
-                rows.append(row)
-                print(
-                    f"| {row.mix} | {row.contender} | {row.probability} | {row.forward_ms:.4f} | {row.both_ms:.4f} | "
-                    f"{row.worst_both_ms:.4f} | {row.extra_mib:.0f} | {'yes' if row.is_captured else 'no'} | "
-                    f"{row.teraflops:.1f} |",
-                    flush=True,
-                )
-            write_rows(arguments.json, head, rows)
+                rows.add(row)
 
 
 def main() -> int:

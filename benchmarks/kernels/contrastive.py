@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from benchmarks.kernels.timing import write_rows
+from benchmarks.kernels.timing import Rows
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
@@ -278,21 +278,13 @@ def _main(arguments: argparse.Namespace) -> None:
         raise UserError(f"ours cannot run: {refused}")
     where = torch.cuda.get_device_name()
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, size {arguments.size}, {arguments.rounds} rounds\n")
-    print("| task | candidates | contender | forward ms | forward + backward ms | worst | extra MiB | loss |")
-    print("|---|---|---|---|---|---|---|---|")
-    head = {"device": where, "torch": torch.__version__}
-    rows: list[Row] = []
+    rows = Rows(Row, arguments.json, {"device": where, "torch": torch.__version__})
     for place in arguments.tasks.split(","):
         task, count = place.split(":")
-        found = measure(task, int(count), arguments)
-        for row in [*found, captured(task, int(count), arguments)] if arguments.captured else found:
-            rows.append(row)
-            print(
-                f"| {row.task} | {row.candidates} | {row.contender} | {row.forward_ms:.3f} | {row.both_ms:.3f} | "
-                f"{row.worst_both_ms:.3f} | {row.extra_mib:.0f} | {row.loss:.5f} |",
-                flush=True,
-            )
-        write_rows(arguments.json, head, rows)
+        for row in measure(task, int(count), arguments):
+            rows.add(row)
+        if arguments.captured:
+            rows.add(captured(task, int(count), arguments))
     for place in filter(None, arguments.profile.split(",")):
         task, count = place.split(":")
         print(profile(task, int(count), arguments))

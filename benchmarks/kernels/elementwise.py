@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional
 
-from benchmarks.kernels.timing import Contender, measure, write_rows
+from benchmarks.kernels.timing import Contender, Rows, measure
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.layout import make_layout
@@ -135,21 +135,12 @@ def measure_op(op: str, arguments: argparse.Namespace) -> list[Row]:
 def _main(arguments: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, {arguments.dtype}, {arguments.rounds} rounds\n")
-    print("| op | contender | positions | forward ms | forward + backward ms | worst | extra MiB | graph |")
-    print("|---|---|---|---|---|---|---|---|")
-    head = {"device": where, "torch": torch.__version__, "dtype": arguments.dtype}
-    rows: list[Row] = []
+    rows = Rows(Row, arguments.json, {"device": where, "torch": torch.__version__, "dtype": arguments.dtype})
     for op in arguments.ops.split(","):
         if op not in OPS:
             raise UserError(f"--ops knows {', '.join(OPS)}, not {op!r}")
         for row in measure_op(op, arguments):
-            rows.append(row)
-            print(
-                f"| {row.op} | {row.contender} | {row.positions} | {row.forward_ms:.4f} | {row.both_ms:.4f} | "
-                f"{row.worst_both_ms:.4f} | {row.extra_mib:.0f} | {'yes' if row.is_captured else 'no'} |",
-                flush=True,
-            )
-        write_rows(arguments.json, head, rows)
+            rows.add(row)
 
 
 def main() -> int:

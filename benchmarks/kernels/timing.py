@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -43,11 +43,22 @@ class Times:
     """Whether CUDA graphs were timed."""
 
 
-def write_rows(path: str | None, head: Mapping[str, str], rows: Sequence[Any]) -> None:
-    """Dataclasses to a JSON file, after every few of them: what has been measured stays when something later fails."""
-    if path:
-        with open(path, "w") as file:
-            json.dump({**head, "rows": [asdict(row) for row in rows]}, file, indent=1)
+class Rows:
+    """Dataclasses of one kind, printed as a table while they are measured, and kept in a JSON file if something later fails."""
+
+    def __init__(self, kind: type, path: str | None, head: Mapping[str, str]) -> None:
+        """path: None, of none. head: what the file says of all rows."""
+        self._path, self._head, self._rows = path, head, list[Any]()
+        names = [item.name.replace("_", " ") for item in fields(kind)]
+        print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+
+    def add(self, row: Any) -> None:
+        self._rows.append(row)
+        cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in asdict(row).values()]
+        print("| " + " | ".join(cells) + " |", flush=True)
+        if self._path:
+            with open(self._path, "w") as file:
+                json.dump({**self._head, "rows": [asdict(one) for one in self._rows]}, file, indent=1)
 
 
 def measure(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, Times]:

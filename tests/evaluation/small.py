@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from unimo_ds.config import BatchConfig, DataConfig, ModelConfig, RunConfig
+from tests import support
+from unimo_ds.config import BatchConfig, DataConfig, RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
 from unimo_ds.data.shards import ShardWriter
-from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.seed import generator
 
@@ -85,13 +87,10 @@ def run_config(folder: Path) -> RunConfig:
     corpus = Corpus.open(folder)
     return RunConfig(
         recipe="test",
-        model=ModelConfig(
+        model=support.model_config(
             num_layers=1,
-            hidden_size=32,
-            num_heads=2,
             feed_forward_size=48,
             vocabulary_size=corpus.vocabulary_size,
-            max_positions=66,
             region_feature_size=FEATURES,
             num_region_classes=CLASSES,
         ),
@@ -102,14 +101,14 @@ def run_config(folder: Path) -> RunConfig:
 
 @dataclasses.dataclass
 class PlainEngine:
-    """The model on the CPU and a communicator; counts forwards."""
+    """A model on the CPU and a communicator; counts forwards."""
 
-    module: Unimo
+    module: nn.Module
     communicator: Communicator = dataclasses.field(default_factory=SingleProcess)
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     forwards: int = 0
 
-    def forward(self, batch) -> ModelOutput:
+    def forward(self, batch):
         self.forwards += 1
         return self.module(batch)
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
+from tests import support
 from tests.evaluation import small as pictures
-from unimo_ds.config import ModelConfig, RunConfig, to_dict
+from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import Kind, Sample
 from unimo_ds.data.shards import ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import tasks
-from unimo_ds.finetune.model import TaskModel, TaskOutput
+from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.settings import configure
 from unimo_ds.models.unimo import Unimo
-from unimo_ds.utils.communicator import Communicator, SingleProcess
 
 FEATURES, CLASSES = 8, 6
 GOOD, BAD = ("good", "fine", "lovely", "great"), ("bad", "dull", "awful", "weak")
@@ -40,17 +38,8 @@ def train_tokenizer(folder: Path | None = None) -> Tokenizer:
 
 
 def run_config(vocabulary_size: int, **changes) -> RunConfig:
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=32,
-        num_heads=2,
-        feed_forward_size=48,
-        vocabulary_size=vocabulary_size,
-        max_positions=66,
-        region_feature_size=FEATURES,
-        num_region_classes=CLASSES,
-    )
-    return RunConfig(recipe="test", model=dataclasses.replace(model, **changes))
+    sizes = {"vocabulary_size": vocabulary_size, "region_feature_size": FEATURES, "num_region_classes": CLASSES}
+    return RunConfig(recipe="test", model=support.model_config(feed_forward_size=48, **sizes, **changes))
 
 
 def write_checkpoint(folder: Path, tokenizer: Tokenizer | None = None) -> Path:
@@ -111,18 +100,14 @@ def task_config(task_name: str, tokenizer: Tokenizer, *changes: str) -> RunConfi
     )
 
 
-@dataclasses.dataclass
-class PlainEngine:
+def open_task(name: str, folder: Path, tokenizer: Tokenizer, split: str = "train", *changes: str) -> tuple:
+    """A task, its configuration and the examples of a split."""
+    task = tasks.load(name)
+    config, assets = task.settle(task_config(name, tokenizer, *changes), folder)
+    return task, config, task.open(folder, split, tokenizer=tokenizer, config=config, assets=assets)
+
+
+def plain_engine(config: RunConfig) -> pictures.PlainEngine:
     """A task's model on the CPU."""
-
-    module: TaskModel
-    communicator: Communicator = dataclasses.field(default_factory=SingleProcess)
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-
-    def forward(self, batch) -> TaskOutput:
-        return self.module(batch)
-
-
-def plain_engine(config: RunConfig) -> PlainEngine:
     task = tasks.load(config.finetune.task)
-    return PlainEngine(TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes))
+    return pictures.PlainEngine(TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes))

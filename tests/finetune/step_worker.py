@@ -14,7 +14,6 @@ from unimo_ds.engine import ds_config
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import make_engine
-from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.step import TaskStep
@@ -29,10 +28,11 @@ def run(case: dict, folder: Path) -> dict:
     name = case["task"]
     data = folder / ("sst2" if name == "sst2" else "pairs")
     tokenizer = tokenizers.load(folder / "pairs" / "train")
-    task = tasks.load(name)
-    config = small.task_config(
+    task, config, examples = small.open_task(
         name,
+        data,
         tokenizer,
+        "train",
         "model.hidden_dropout=0.1",
         "model.region_tag_sizes=6",
         "finetune.head_dropout=0.1",
@@ -43,7 +43,6 @@ def run(case: dict, folder: Path) -> dict:
         f"engine.deepspeed_config={case['deepspeed']}",
         f"finetune.adversarial.steps={case.get('ascents', 0)}",
     )
-    examples = task.open(data, "train", tokenizer=tokenizer, config=config, assets={})
     world_size = torch.distributed.get_world_size()
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     engine = make_engine(model, config, ds_config.load(case["deepspeed"], config, world_size))

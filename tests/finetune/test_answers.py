@@ -9,10 +9,10 @@ import pytest
 
 from tests.finetune import small
 from tests.finetune.test_glue import MNLI_HEADER, write
-from tests.finetune.test_image_text import NAMES, QUESTIONS, open_task, write_vqa
+from tests.finetune.test_image_text import NAMES, QUESTIONS, write_vqa
 from tests.finetune.test_writing import coqa_file
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.finetune import answers, tasks
+from unimo_ds.finetune import answers
 from unimo_ds.utils.errors import UserError
 
 
@@ -22,9 +22,7 @@ def tokenizer():
 
 
 def predictions_of(name: str, folder, tokenizer, split: str, *changes: str):
-    config = small.task_config(name, tokenizer, *changes)
-    task = tasks.load(name)
-    examples = task.open(folder, split, tokenizer=tokenizer, config=config, assets={})
+    task, config, examples = small.open_task(name, folder, tokenizer, split, *changes)
     engine = small.plain_engine(config)
     return task.evaluate(engine, examples, config=config, tokenizer=tokenizer, quick=True).predictions
 
@@ -60,7 +58,7 @@ def test_both_parts_of_mnli_have_a_file(tmp_path, tokenizer):
 def test_vqa_takes_the_numbers_of_questions(tmp_path, tokenizer):
     small.write_images(tmp_path / "images", NAMES, tokenizer)
     write_vqa(tmp_path, QUESTIONS)
-    task, config, examples = open_task("vqa", tmp_path, tokenizer, "train", "finetune.answer_min_count=1")
+    task, config, examples = small.open_task("vqa", tmp_path, tokenizer, "train", "finetune.answer_min_count=1")
     found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer).predictions
     answers.write(tmp_path / "answers.json", found)
     written = json.loads((tmp_path / "answers.json").read_text())
@@ -85,8 +83,7 @@ def test_coqa_and_captions(tmp_path, tokenizer):
 
 def test_captions_name_images_by_their_number_in_coco_and_by_their_name_elsewhere(tmp_path):
     tokenizer = small.write_pairs(tmp_path)
-    config = small.task_config("captioning", tokenizer)
-    examples = tasks.load("captioning").open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets={})
+    _, _, examples = small.open_task("captioning", tmp_path, tokenizer, "dev")
     for file, expected in (
         ("val2014/COCO_val2014_000000391895.jpg", 391895),
         ("1000092795.jpg", 1000092795),

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimo_ds.finetune.columns import Names, Ragged, chunks
+from unimo_ds.finetune.columns import Names, Ragged
 
 
 @given(rows=st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), max_size=8))
@@ -33,8 +33,3 @@ def test_names_are_those_that_were_appended(names: list[str]) -> None:
 def test_lines_of_a_file_hold_its_name_once() -> None:
     found = Names(f"train.tsv:{number}" for number in range(1, 1000))
     assert len(found._beginnings) == 1
-
-
-def test_chunks() -> None:
-    assert list(chunks(iter(range(5)), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(chunks([], 2)) == []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.evaluation.small import PlainEngine
 from tests.finetune import small
 from unimo_ds.data.tokenizer import load
 from unimo_ds.finetune import contrast, tasks
@@ -20,7 +21,7 @@ CAPTIONS = (0, 1, 4, 7, 12, 16)
 """The first two are of one image, and so no negatives of each other."""
 
 
-class GradientEngine(small.PlainEngine):
+class GradientEngine(PlainEngine):
     def backward(self, loss: torch.Tensor, *, is_boundary: bool) -> None:
         assert not is_boundary, "the joint encodings end the step"
         loss.backward()
@@ -35,8 +36,8 @@ def folder(tmp_path_factory) -> Path:
 
 def opened(folder: Path, *changes: str):
     tokenizer = load(folder / "train")
-    config = small.task_config("retrieval", tokenizer, "finetune.retrieval.negative_images=2", *changes)
-    examples = tasks.load("retrieval").open(folder, "train", tokenizer=tokenizer, config=config, assets={})
+    changes = ("finetune.retrieval.negative_images=2", *changes)
+    _, config, examples = small.open_task("retrieval", folder, tokenizer, "train", *changes)
     return examples, config, GradientEngine(small.plain_engine(config).module)
 
 

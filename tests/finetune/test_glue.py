@@ -9,7 +9,7 @@ import pytest
 
 from tests.finetune import small
 from unimo_ds.data.schema import CLS, SEP
-from unimo_ds.finetune import tasks
+from unimo_ds.finetune import predict, tasks
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.utils.errors import UserError
 
@@ -46,16 +46,18 @@ def test_cola_has_no_header_but_in_its_test_set(tmp_path):
     assert rows("cola", tmp_path, "test")[0][0] == ("Bill coughed.",)
 
 
-def test_mnli_reads_both_development_parts(tmp_path):
+def test_mnli_reads_both_development_parts(tmp_path, monkeypatch):
     line = "0\t1\t1n\tfiction\t( a )\t( b )\t(A)\t(B)\ta man\ta person\tneutral\t{}"
     write(tmp_path, "dev_matched.tsv", MNLI_HEADER, line.format("neutral"), line.format("entailment"))
     write(tmp_path, "dev_mismatched.tsv", MNLI_HEADER, line.format("contradiction"))
-    task = tasks.load("mnli")
-    found = list(task.read(tmp_path, "dev"))
+    found = list(tasks.load("mnli").read(tmp_path, "dev"))
     assert [row.target for row in found] == [2.0, 1.0, 0.0]
     assert found[0].texts == ("a man", "a person")
-    scores = np.eye(3, dtype=np.float32)[[2, 0, 0]]
-    assert task.measure(scores, found) == {"accuracy_matched": 0.5, "accuracy_mismatched": 1.0}
+    tokenizer = small.train_tokenizer()
+    task, config, examples = small.open_task("mnli", tmp_path, tokenizer, "dev")
+    monkeypatch.setattr(predict, "scores", lambda *_, **__: np.eye(3, dtype=np.float32)[[2, 0, 0]])
+    measured = task.evaluate(None, examples, config=config, tokenizer=tokenizer)
+    assert measured.metrics == {"accuracy_matched": 0.5, "accuracy_mismatched": 1.0}
 
 
 def test_stsb(tmp_path):
@@ -111,11 +113,10 @@ def test_the_files_decide_the_fingerprint(tmp_path):
     small.write_sst2(tmp_path / "a")
     small.write_sst2(tmp_path / "b")
     tokenizer = small.train_tokenizer()
-    config = small.run_config(tokenizer.vocabulary_size)
 
     def fingerprint(name: str) -> str:
-        opened = tasks.load("sst2").open(tmp_path / name, "dev", tokenizer=tokenizer, config=config, assets={})
-        return opened.fingerprint
+        _, _, examples = small.open_task("sst2", tmp_path / name, tokenizer, "dev")
+        return examples.fingerprint
 
     assert fingerprint("a") == fingerprint("b")
     with (tmp_path / "b" / "dev.tsv").open("a") as file:

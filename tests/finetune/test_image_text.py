@@ -33,12 +33,6 @@ def folder(tmp_path, tokenizer) -> Path:
     return tmp_path
 
 
-def open_task(name: str, folder: Path, tokenizer, split: str = "train", *changes: str):
-    task = tasks.load(name)
-    config, assets = task.settle(small.task_config(name, tokenizer, *changes), folder)
-    return task, config, task.open(folder, split, tokenizer=tokenizer, config=config, assets=assets)
-
-
 def write_snli_ve(folder: Path, *lines: dict) -> None:
     (folder / "snli_ve_train.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
 
@@ -49,7 +43,7 @@ def entailment(label: str, image: str = "4705552913", text: str = "a film is goo
 
 def test_snli_ve(folder, tokenizer):
     write_snli_ve(folder, entailment("neutral"), entailment("-"), entailment("entailment"))
-    task, config, examples = open_task("snli-ve", folder, tokenizer)
+    task, config, examples = small.open_task("snli-ve", folder, tokenizer)
     assert [row.targets for row in examples.rows] == [((0, 2.0),), ((0, 1.0),)]
     assert examples.lengths(0, 0) == [examples.make(0, 0).sequences[0].length]
     found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer)
@@ -79,7 +73,7 @@ def test_columns_hold_what_was_read(folder, tokenizer):
 
 def test_a_file_without_labels_gets_answers_and_no_measure(folder, tokenizer):
     write_snli_ve(folder, entailment("neutral"))
-    task, config, _ = open_task("snli-ve", folder, tokenizer)
+    task, config, _ = small.open_task("snli-ve", folder, tokenizer)
     shelf, _ = open_images(folder, "test", config)
     rows = [ImageTextRow(AnsweredRow("test.jsonl:1", ()), 0, "a film is good")]
     examples = ImageTextExamples.of(rows, shelf, tokenizer, max_text_tokens=64, target_size=1, fingerprint="f")
@@ -99,7 +93,7 @@ def test_a_file_without_labels_gets_answers_and_no_measure(folder, tokenizer):
 def test_bad_lines_of_snli_ve_are_named(folder, tokenizer, line, said):
     write_snli_ve(folder, line)
     with pytest.raises(UserError, match=said):
-        open_task("snli-ve", folder, tokenizer)
+        small.open_task("snli-ve", folder, tokenizer)
 
 
 def test_images_without_a_kept_name_are_found_by_their_key(tmp_path, tokenizer):
@@ -110,7 +104,7 @@ def test_images_without_a_kept_name_are_found_by_their_key(tmp_path, tokenizer):
 def test_missing_images_are_said(tmp_path, tokenizer):
     write_snli_ve(tmp_path, entailment("neutral"))
     with pytest.raises(UserError, match=r"there is no data folder at .*images; make it with"):
-        open_task("snli-ve", tmp_path, tokenizer)
+        small.open_task("snli-ve", tmp_path, tokenizer)
 
 
 def write_vqa(folder: Path, questions: dict[int, tuple[int, str, list[str]]]) -> None:
@@ -146,10 +140,10 @@ def test_vqa_vocabulary_and_soft_scores():
 
 def test_vqa(folder, tokenizer):
     write_vqa(folder, QUESTIONS)
-    task, config, examples = open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=2")
+    task, config, examples = small.open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=2")
     assert config.finetune.num_outputs == 1
     assert [row.key.rpartition(" ")[2] for row in examples.rows] == ["1", "3"], "others cannot be answered"
-    task, config, examples = open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+    task, config, examples = small.open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
     engine = small.plain_engine(config)
     batch = pack_examples([examples.make(index, 0) for index in range(4)], feature_size=8, target_size=3)
     np.testing.assert_allclose(batch.targets[1].numpy(), [0, 0, 1.0])
@@ -186,14 +180,14 @@ def test_damaged_documents_are_one_sentence(folder, tokenizer, content, said):
     path = folder / "v2_mscoco_train2014_annotations.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=re.escape(f"{path}") + ".*" + re.escape(said)) as caught:
-        open_task("vqa", folder, tokenizer)
+        small.open_task("vqa", folder, tokenizer)
     assert "\n" not in str(caught.value)
 
 
 def test_answers_outside_of_the_vocabulary_are_said(folder, tokenizer):
     write_vqa(folder, QUESTIONS)
     with pytest.raises(UserError, match=r"no answer of .* occurs 9 times, so the vocabulary is empty; lower"):
-        open_task("vqa", folder, tokenizer)
+        small.open_task("vqa", folder, tokenizer)
     task = tasks.load("vqa")
     config, _ = task.settle(small.task_config("vqa", tokenizer, "finetune.answer_min_count=1"), folder)
     with pytest.raises(UserError, match=r"the checkpoint scores 3 answers, but its task.json lists 2"):
@@ -205,11 +199,11 @@ def test_answers_outside_of_the_vocabulary_are_said(folder, tokenizer):
 def test_a_question_without_answers_and_a_photograph_that_is_not_there(folder, tokenizer):
     write_vqa(folder, {**QUESTIONS, 5: (77, "where", ["yes"] * 10)})
     with pytest.raises(UserError, match=r"question 5 names the image 77, which"):
-        open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+        small.open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
     write_vqa(folder, QUESTIONS)
     path = folder / "v2_OpenEnded_mscoco_train2014_questions.json"
     asked = json.loads(path.read_text())
     asked["questions"].append({"question_id": 8, "image_id": 9, "question": "why"})
     path.write_text(json.dumps(asked))
     with pytest.raises(UserError, match=r"question 8 has no answers in"):
-        open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+        small.open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")

@@ -39,9 +39,8 @@ def tokenizer(folder) -> Tokenizer:
 
 
 def open_split(folder, tokenizer, split="train", *changes) -> tuple[RetrievalExamples, object]:
-    config = small.task_config("retrieval", tokenizer, *NEGATIVES, *changes)
-    task = tasks.load("retrieval")
-    return task.open(folder, split, tokenizer=tokenizer, config=config, assets={}), config
+    _, config, examples = small.open_task("retrieval", folder, tokenizer, split, *NEGATIVES, *changes)
+    return examples, config
 
 
 def test_a_visit_holds_the_pair_other_images_and_other_captions(folder, tokenizer):
@@ -228,9 +227,8 @@ def test_one_image_alone_has_no_negatives(tmp_path):
 
 
 def test_images_of_another_extractor_and_another_tokenizer_are_refused(folder, tokenizer):
-    config = small.task_config("retrieval", tokenizer, "model.region_feature_size=9")
     with pytest.raises(UserError, match="has region features of size 8, the model takes 9"):
-        tasks.load("retrieval").open(folder, "train", tokenizer=tokenizer, config=config, assets={})
+        open_split(folder, tokenizer, "train", "model.region_feature_size=9")
     other = small.train_tokenizer()
     with pytest.raises(UserError, match="was prepared with another tokenizer than the model's"):
         open_split(folder, other)

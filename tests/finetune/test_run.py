@@ -9,6 +9,7 @@ import pytest
 
 from tests.distributed.launching import launch
 from tests.finetune import small
+from tests.runs import logged
 from unimo_ds import cli
 
 MAIN = Path(__file__).parents[2] / "unimo_ds" / "__main__.py"
@@ -21,17 +22,6 @@ def folder(tmp_path_factory) -> Path:
     small.write_checkpoint(path / "start")
     small.write_sst2(path / "data", train=40, dev=10)
     return path
-
-
-def logged(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Every logged number of each step that does not depend on the clock, measurements with the step they follow."""
-    found: dict[int, dict[str, float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "event" not in values:
-            kept = {key: value for key, value in values.items() if not key.startswith(("time", "speed", "data"))}
-            found.setdefault(values["step"], {}).update(kept)
-    return found
 
 
 def arguments(folder: Path, name: str, *more: str) -> list[str]:

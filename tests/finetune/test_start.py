@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_are_said(folder, tmp_path):
         load_task(tuned)
     del weights["text_pooler.dense.weight"]
     safetensors.torch.save_file(weights, tuned / "model.safetensors")
-    with pytest.raises(UserError, match=r"'text_pooler.dense.weight' is absent there"):
+    with pytest.raises(UserError, match=r"'text_pooler.dense.weight' is absent in the file"):
         started(tuned)
 
 

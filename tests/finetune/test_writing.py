@@ -34,9 +34,7 @@ def write_lines(path: Path, *lines: str) -> None:
 def gigaword(folder: Path, tokenizer, *changes: str):
     write_lines(folder / "train.src", "the film is good indeed", "the plot is dull")
     write_lines(folder / "train.tgt", "good film", "dull plot")
-    config = small.task_config("gigaword", tokenizer, *changes)
-    task = tasks.load("gigaword")
-    return task, config, task.open(folder, "train", tokenizer=tokenizer, config=config, assets={})
+    return small.open_task("gigaword", folder, tokenizer, "train", *changes)
 
 
 def test_source_and_target_begin_anew_and_mask_ends_the_text(tmp_path, tokenizer):
@@ -65,10 +63,7 @@ def test_long_sources_and_targets_are_cut(tmp_path, tokenizer):
 
 def test_decoding_step_by_step_has_the_logits_of_training(tmp_path, tokenizer):
     """What generation computes from the prompt is what the training sequence computed, tags included."""
-    folder = coqa_file(tmp_path)
-    config = small.task_config("coqa", tokenizer)
-    task = tasks.load("coqa")
-    examples = task.open(folder, "train", tokenizer=tokenizer, config=config, assets={})
+    _, config, examples = small.open_task("coqa", coqa_file(tmp_path), tokenizer)
     model = small.plain_engine(config).module.eval()
     made = examples.make(2, 0)
     with torch.no_grad():
@@ -109,15 +104,15 @@ def test_a_model_that_has_learned_two_texts_writes_them(tmp_path, tokenizer):
 
 
 def test_files_whose_lines_do_not_belong_together(tmp_path, tokenizer):
-    task, config, _ = gigaword(tmp_path, tokenizer)
+    gigaword(tmp_path, tokenizer)
     write_lines(tmp_path / "train.tgt", "good film")
     with pytest.raises(UserError, match=r"train.src has 2 lines and .*train.tgt 1; they must belong together"):
-        task.open(tmp_path, "train", tokenizer=tokenizer, config=config, assets={})
+        small.open_task("gigaword", tmp_path, tokenizer)
     write_lines(tmp_path / "train.tgt", "good film", "")
     with pytest.raises(UserError, match=r"train.tgt:2 has an empty text"):
-        task.open(tmp_path, "train", tokenizer=tokenizer, config=config, assets={})
+        small.open_task("gigaword", tmp_path, tokenizer)
     with pytest.raises(UserError, match=r"has none of dev.src with dev.tgt"):
-        task.open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets={})
+        small.open_task("gigaword", tmp_path, tokenizer, "dev")
 
 
 def test_cnndm_reads_tagged_sentences_as_lines_and_json(tmp_path):
@@ -196,9 +191,7 @@ def coqa_file(folder: Path) -> Path:
 
 
 def test_coqa_tags_passage_questions_and_answers(tmp_path, tokenizer):
-    config = small.task_config("coqa", tokenizer)
-    task = tasks.load("coqa")
-    examples = task.open(coqa_file(tmp_path), "train", tokenizer=tokenizer, config=config, assets={})
+    task, _, examples = small.open_task("coqa", coqa_file(tmp_path), tokenizer)
     assert len(examples) == 3
     assert examples.references(0) == ["good", "fine"]
     source = examples.prompt(2)
@@ -212,12 +205,12 @@ def test_coqa_tags_passage_questions_and_answers(tmp_path, tokenizer):
     assert (roles, turns) == (expected_roles, expected_turns)
     sequence = examples.make(2, 0).sequences[0]
     assert (sequence.token_tags[:, sequence.prefix_length :] == NO_TAG).all()
-    assert task.measure(["good", "dull", "no idea"], examples)[0]["f1"] == pytest.approx((0.5 + 1 + 0) / 3)
+    references = [examples.references(number) for number in range(3)]
+    assert task.measure(["good", "dull", "no idea"], references)[0]["f1"] == pytest.approx((0.5 + 1 + 0) / 3)
 
 
 def test_a_long_conversation_keeps_the_question_and_some_passage(tmp_path, tokenizer):
-    config = small.task_config("coqa", tokenizer, "data.max_text_tokens=16")
-    examples = tasks.load("coqa").open(coqa_file(tmp_path), "train", tokenizer=tokenizer, config=config, assets={})
+    _, _, examples = small.open_task("coqa", coqa_file(tmp_path), tokenizer, "train", "data.max_text_tokens=16")
     for number in range(3):
         text = examples.prompt(number).text
         assert len(text) <= 16
@@ -228,11 +221,8 @@ def test_a_long_conversation_keeps_the_question_and_some_passage(tmp_path, token
 def test_captioning_has_an_example_a_caption_and_a_prompt_an_image(tmp_path):
     small.write_pairs(tmp_path)
     tokenizer = tokenizers.load(tmp_path / "train")
-    config = small.task_config(
-        "captioning", tokenizer, "finetune.generation.beams=2", "finetune.generation.max_tokens=8"
-    )
-    task = tasks.load("captioning")
-    examples = task.open(tmp_path, "dev", tokenizer=tokenizer, config=config, assets={})
+    changes = ("finetune.generation.beams=2", "finetune.generation.max_tokens=8")
+    task, config, examples = small.open_task("captioning", tmp_path, tokenizer, "dev", *changes)
     assert (len(examples), examples.num_prompts) == (9, 6)
     sequence = examples.make(4, 0).sequences[0]
     assert examples.lengths(4, 0) == [sequence.length]

@@ -9,8 +9,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from tests import support
 from tests.data.prepare.raw import SMALL, picture
-from unimo_ds.config import DataConfig, ModelConfig, RunConfig, to_dict
+from unimo_ds.config import DataConfig, RunConfig, to_dict
 from unimo_ds.data import regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.regions import GridExtractor
@@ -32,13 +33,9 @@ def make_extractor() -> GridExtractor:
 
 
 def run_config(**changes) -> RunConfig:
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=32,
-        num_heads=2,
+    model = support.model_config(
         feed_forward_size=48,
         vocabulary_size=make_tokenizer().vocabulary_size,
-        max_positions=66,
         region_feature_size=SMALL.feature_size,
         num_region_classes=SMALL.num_classes,
         # Small weights would make every text as likely as every other.

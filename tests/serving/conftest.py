@@ -13,6 +13,15 @@ from unimo_ds import cli
 TEXTS = ("a red ball", "two dogs", "the boat is blue")
 
 
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one sentence that a command says of bad input."""
+    capsys.readouterr()
+    assert cli.main(list(words)) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    return printed
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.write_run(tmp_path_factory.mktemp("served") / "run")

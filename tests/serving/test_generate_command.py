@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
+from tests.serving.conftest import refusal
 from unimo_ds import cli
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import SEP, Kind, Sample
@@ -72,13 +74,7 @@ def test_a_model_that_writes_nothing_says_so(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_bad_input_is_named(run: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    def refused(*words: str) -> str:
-        capsys.readouterr()
-        assert cli.main(["generate", *words]) == 2
-        printed = capsys.readouterr().err
-        assert printed.count("\n") == 1
-        return printed
-
+    refused = functools.partial(refusal, capsys, "generate")
     model = ("--checkpoint", str(run))
     assert "nothing to write from" in refused(*model)
     assert "no image or folder at" in refused(*model, "--image", "nowhere.jpg")

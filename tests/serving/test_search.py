@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
-from tests.serving.conftest import TEXTS
+from tests.serving.conftest import TEXTS, refusal
 from unimo_ds import cli
 from unimo_ds.data import regions
 from unimo_ds.data.prepare.command import main as prepare
@@ -140,13 +141,7 @@ def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):
 def test_bad_input_is_named(
     run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def refused(*words: str) -> str:
-        capsys.readouterr()
-        assert cli.main(["search", *words]) == 2
-        printed = capsys.readouterr().err
-        assert printed.count("\n") == 1
-        return printed
-
+    refused = functools.partial(refusal, capsys, "search")
     assert "cannot read the image nowhere.jpg" in refused("nowhere.jpg", "--index", str(index))
     assert "no index at" in refused("a dog", "--index", str(tmp_path))
     assert "a text is empty" in refused("  ", "--index", str(index))

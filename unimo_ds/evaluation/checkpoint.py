@@ -159,21 +159,28 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     weights = read_weights(files.weights)
     check_size(weights, config, files)
     model = Unimo(config.model, **options_of(config))
-    own = dict(model.named_parameters())
-    differing = sorted(name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name))
-    if differing and all(name.startswith("head.") for name in differing):
+    if any(name.startswith("head.") for name in weights):
         raise UserError(f"{files.weights.parent} is a fine-tuned model, with a task's head; give the pre-trained one")
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{files.weights} does not fit the model of {files.config}: {name!r} is {_shape(weights, name)} in the file and "
-            f"{_shape(own, name)} in the model ({len(differing)} such names)"
-        )
-    with torch.no_grad():
-        for parameter_name, parameter in own.items():
-            parameter.copy_(weights[parameter_name])
+    fill(dict(model.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}")
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(chosen).eval(), config, files, chosen)
+
+
+def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Copy weights into the parameters of a model, in place.
+
+    where: what a message begins with.
+
+    Raises:
+        UserError: other names or shapes.
+    """
+    for name in sorted(own.keys() | weights.keys()):
+        here, there = (tuple(named[name].shape) if name in named else "absent" for named in (own, weights))
+        if here != there:
+            raise UserError(f"{where}: {name!r} is {there} in the file and {here} in the model")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
 
 
 def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: CheckpointFiles) -> None:
@@ -216,7 +223,3 @@ def _weight_files(path: Path) -> list[Path]:
     if path.name != INDEX_FILE:
         return [path]
     return split_files(path)
-
-
-def _shape(weights: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
-    return tuple(weights[name].shape) if name in weights else "absent"

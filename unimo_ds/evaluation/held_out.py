@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +43,9 @@ class HeldOutReport:
 
     metrics: dict[str, float]
     """`held_out/retrieval/...`, `held_out/rewrites/...`, `held_out/loss/...`, `held_out/accuracy/...`"""
-    pictures: list[Picture]
+    pictures: Sequence[Picture] = ()
     """[H, W, 3] uint8 each: a caption, its image, and the five images retrieved for it."""
-    embeddings: Embeddings
+    embeddings: Embeddings = field(default_factory=lambda: Embeddings(np.zeros((0, 0), np.float32), []))
 
 
 def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokenizer: Tokenizer) -> PairReader:
@@ -87,7 +88,7 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> H
     if unreadable:
         metrics["held_out/unreadable_samples"] = float(len(unreadable))
     if engine.communicator.rank != 0:
-        return HeldOutReport(metrics, [], Embeddings(np.zeros((0, 0), np.float32), []))
+        return HeldOutReport(metrics)
     for reason in unreadable.values():
         print(f"unreadable held-out sample, left out: {reason}", flush=True)
     drawn = draw_pictures(reader, single, count=config.logging.num_pictures)

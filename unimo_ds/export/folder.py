@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import CLS, PAD
-from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE
+from unimo_ds.evaluation.checkpoint import RUN_CONFIG_FILE, fill
 from unimo_ds.export import SHARD_BYTES
 from unimo_ds.export import source as sources
 from unimo_ds.export.card import write_card
@@ -155,11 +155,7 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
         model.generation_config = _generation_of(found, task)
     model.to(dtype)
     own = {name.removeprefix("unimo."): parameter for name, parameter in model.named_parameters()}
-    if own.keys() != weights.keys():
-        raise ValueError(f"names differ: {sorted(own.keys() ^ weights.keys())}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+    fill(own, weights, where=f"{type(model).__name__} does not fit {found.files.name}")
     result: modeling.UnimoPreTrainedModel = model
     return result
 

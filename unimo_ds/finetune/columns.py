@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Item = TypeVar("Item")
 _DTYPES = {"i": np.int32, "q": np.int64, "f": np.float32, "d": np.float64}
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})", re.DOTALL)
 
@@ -83,10 +81,3 @@ class Names:
 
     def select(self, indices: Iterable[int]) -> Names:
         return Names(self[index] for index in indices)
-
-
-def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items, so many at a time."""
-    left = iter(items)
-    while some := list(islice(left, size)):
-        yield some

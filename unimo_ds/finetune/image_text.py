@@ -17,12 +17,11 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune.batch import TaskBatch, TaskExample
-from unimo_ds.finetune.columns import Names, Ragged, chunks
+from unimo_ds.finetune.batch import TaskExample
+from unimo_ds.finetune.columns import Names, Ragged
 from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
-from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.sentences import join_texts
-from unimo_ds.finetune.task import Examples
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 IMAGES_FOLDER = "images"
@@ -70,7 +69,7 @@ class _Columns:
     def of(cls, rows: Iterable[ImageTextRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> _Columns:
         number_of: dict[str, int] = {}
         found = cls(Names(), array("q"), Ragged("i"), Ragged("i"), Ragged("d"), Ragged("i"), array("q"), [])
-        for some in chunks(rows, _ENCODED_AT_ONCE):
+        for some in batched(rows, _ENCODED_AT_ONCE):
             for row, tokens in zip(some, tokenizer.encode_batch([row.text for row in some]), strict=True):
                 answered = row.answered
                 found.keys.append(answered.key)
@@ -162,18 +161,6 @@ class ImageTextExamples:
         targets = np.zeros(self.target_size, np.float32)
         targets[columns.places[index]] = columns.values[index]
         return TaskExample(columns.keys[index], (sequence,), targets)
-
-
-class ImageTextTask:
-    """What these tasks share."""
-
-    tag_sizes: tuple[int, ...] = ()
-
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        return examples
-
-    def count(self, batch: TaskBatch) -> int:
-        return len(batch.targets)
 
 
 def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf, ImageNames]:

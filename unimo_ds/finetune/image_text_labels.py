@@ -17,17 +17,17 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.files import fingerprint_of
-from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, open_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics.classification import accuracy
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
-from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
 
 
-class ImageTextLabelTask(ImageTextTask):
+class ImageTextLabelTask(Task):
     """What they share."""
 
     best_metric = "accuracy"
@@ -43,9 +43,6 @@ class ImageTextLabelTask(ImageTextTask):
 
     def measure(self, scores_EK: NDArray[np.float32], labels_E: NDArray[np.float64]) -> dict[str, float]:
         return {"accuracy": accuracy(scores_EK.argmax(1), labels_E)}
-
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]

@@ -74,8 +74,8 @@ def _pretraining_data(config: RunConfig) -> str:
 class SampleShelf:
     """Samples as the encoder takes them; the latest ones are kept, up to a number of bytes."""
 
-    def __init__(self, corpus: Corpus, *, max_regions: int, shelf_bytes: int = _SHELF_BYTES) -> None:
-        self.corpus, self._max_regions, self._limit = corpus, max_regions, shelf_bytes
+    def __init__(self, corpus: Corpus, *, max_regions: int) -> None:
+        self.corpus, self._max_regions = corpus, max_regions
         self._kept: OrderedDict[int, PreparedSample] = OrderedDict()
         self._bytes = 0
 
@@ -91,7 +91,7 @@ class SampleShelf:
         made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
         self._kept[number] = made
         self._bytes += made.num_bytes
-        while self._bytes > self._limit and len(self._kept) > 1:
+        while self._bytes > _SHELF_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].num_bytes
         return made
 

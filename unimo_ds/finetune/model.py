@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -39,14 +38,8 @@ class TaskOutput(ModelOutput):
     """[N_language, V] where adversarial training compares distributions, [0, 0] elsewhere."""
 
 
-class Head(Protocol):
-    """From pooled vectors to scores. `keys_S` [S] int32 are those of the sequences' first positions, for dropout."""
-
-    def __call__(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor, /) -> torch.Tensor: ...
-
-
 class KeyedDropout(nn.Module):
-    """Dropout of a head's input by the sequences' own keys, so that the masks do not depend on rank or stream."""
+    """Dropout of a head's input by the keys [S] int32 of the sequences' first positions: masks depend on no rank or stream."""
 
     def __init__(self, probability: float, *, site: int) -> None:
         super().__init__()
@@ -70,13 +63,8 @@ class TextHead(nn.Module):
         return scores
 
 
-class ProductHead(nn.Module):
+class ProductHead(TextHead):
     """Pooled [CLS] * pooled [IMG] -> dropout -> FC, as the release has it: how well an image and a text match."""
-
-    def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
-        super().__init__()
-        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
-        self.output = Linear(config.model.hidden_size, num_outputs)
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)

@@ -42,19 +42,27 @@ class Untrained:
 
 
 class Scorable(Protocol):
-    """What scoring asks of `task.Examples`."""
+    """What scoring asks of `task.Examples`: everything of example `index` is a function of (index, seed), on every rank alike."""
 
     @property
-    def feature_size(self) -> int: ...
+    def feature_size(self) -> int:
+        """Of the regions; 1 where there are none."""
+        ...
 
     @property
-    def target_size(self) -> int: ...
+    def target_size(self) -> int:
+        """K"""
+        ...
 
     def __len__(self) -> int: ...
 
-    def lengths(self, index: int, seed: int) -> list[int]: ...
+    def lengths(self, index: int, seed: int) -> list[int]:
+        """Positions of each sequence, without reading images."""
+        ...
 
-    def make(self, index: int, seed: int) -> TaskExample: ...
+    def make(self, index: int, seed: int) -> TaskExample:
+        """seed: of this visit, for draws and dropout."""
+        ...
 
 
 def scores(engine: TaskEngine, examples: Scorable, *, micro_batch_tokens: int) -> NDArray[np.float32]:

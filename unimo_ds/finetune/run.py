@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
@@ -23,6 +21,7 @@ from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
+from unimo_ds.evaluation.held_out import HeldOutReport
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
@@ -41,21 +40,6 @@ DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
 _COUNTED_EXAMPLES = 512
 """Whose lengths tell how much memory a step wants."""
-
-
-@dataclass(frozen=True)
-class _Embeddings:
-    matrix: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    labels: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What the loop logs of a measurement."""
-
-    metrics: dict[str, float]
-    pictures: Sequence[NDArray[np.uint8]] = ()
-    embeddings: _Embeddings = field(default_factory=_Embeddings)
 
 
 @dataclass(frozen=True)
@@ -144,9 +128,9 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         except StepTooLarge as error:  # every rank has planned the same step
             fail_together(communicator, str(error))
 
-    def evaluate() -> _Report:
+    def evaluate() -> HeldOutReport:
         found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
-        return _Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
+        return HeldOutReport({DEV_PREFIX + name: value for name, value in found.metrics.items()})
 
     loop = Loop(
         engine,

@@ -21,12 +21,13 @@ from unimo_ds.data.schema import CLS, SEP, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
-from unimo_ds.finetune.columns import Names, Ragged, chunks
+from unimo_ds.finetune.columns import Names, Ragged
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
-from unimo_ds.finetune.predict import TaskEngine, Untrained
-from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 Tokens = NDArray[np.int32]
@@ -34,23 +35,15 @@ _ENCODED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class LabelledRow:
-    """What a measure sees of a line of a task's file."""
-
-    key: str
-    """`FILE:LINE`"""
-    target: float
-    """Number of the label, or the value; nan where the file has none (test sets)."""
-
-
-@dataclass(frozen=True)
 class SentenceRow:
     """One line of a task's file, as it is read."""
 
     key: str
+    """`FILE:LINE`"""
     texts: tuple[str, ...]
     """One or two."""
     target: float
+    """Number of the label, or the value; nan where the file has none (test sets)."""
 
 
 class SentenceExamples:
@@ -70,7 +63,7 @@ class SentenceExamples:
     ) -> SentenceExamples:
         """Tokenises the rows while they are read."""
         keys, targets, inputs = Names(), array("d"), Ragged("i")
-        for some in chunks(rows, _ENCODED_AT_ONCE):
+        for some in batched(rows, _ENCODED_AT_ONCE):
             encoded = iter(tokenizer.encode_batch([text for row in some for text in row.texts]))
             for row in some:
                 keys.append(row.key)
@@ -80,10 +73,6 @@ class SentenceExamples:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def rows(self) -> list[LabelledRow]:
-        return [LabelledRow(key, target) for key, target in zip(self.keys, self.targets_E.tolist(), strict=True)]
 
     def key(self, index: int) -> str:
         return self.keys[index]
@@ -124,10 +113,9 @@ def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
     return np.concatenate(parts).astype(np.int32)
 
 
-class SentenceTask:
+class SentenceTask(Task):
     """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
 
-    tag_sizes: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 
@@ -135,18 +123,16 @@ class SentenceTask:
         """Line by line, so that no file is ever held."""
         raise NotImplementedError
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
+    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
+        """Metrics of examples of one part, whose targets are known."""
         raise NotImplementedError
 
     def files(self, data: Path, split: str) -> list[Path]:
         raise NotImplementedError
 
-    def part_of(self, row: LabelledRow) -> str:
-        """Name of the row's file among those of a split; empty where there is one alone."""
+    def part_of(self, key: str) -> str:
+        """Name of a line's file among those of a split, which are measured apart; empty where there is one alone."""
         return ""
-
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
@@ -162,14 +148,8 @@ class SentenceTask:
             raise UserError(f"{paths[0]} holds no example")
         return found
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        return examples
-
     def make_head(self, config: RunConfig) -> nn.Module:
         return TextHead(config, num_outputs=max(1, len(self.labels)))
-
-    def count(self, batch: TaskBatch) -> int:
-        return len(batch.targets)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Cross-entropy of labels; squared error of a value."""
@@ -184,14 +164,17 @@ class SentenceTask:
         assert isinstance(examples, SentenceExamples)
         scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
         has_targets = not np.isnan(examples.targets_E).any()
-        rows = examples.rows
-        metrics = self.measure(scores_EK, rows) if has_targets else {}
+        parts = [self.part_of(key) for key in examples.keys]
+        metrics: dict[str, float] = {}
+        for part in dict.fromkeys(parts) if has_targets else ():
+            is_there = np.array(parts) == part
+            found = self.measure(scores_EK[is_there], examples.targets_E[is_there])
+            metrics |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
         answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
         predictions, counted = [], Counter[str]()
-        for row, answer in zip(rows, answers, strict=True):
-            part = self.part_of(row)
+        for key, part, answer in zip(examples.keys, parts, answers, strict=True):
             official = {"part": part, "index": counted[part], "prediction": answer}
-            predictions.append({"key": row.key, "answer": answer, "official": official})
+            predictions.append({"key": key, "answer": answer, "official": official})
             counted[part] += 1
         notes = {} if has_targets else {"metrics": "the file has no labels, so nothing was measured"}
         return Evaluation(metrics, predictions, notes)

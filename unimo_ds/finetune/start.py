@@ -106,14 +106,7 @@ def fill(model: TaskModel, start: Start) -> None:
         UserError: weights of another model.
     """
     own = {name: value for name, value in model.named_parameters() if not name.startswith(HEAD_PREFIX)}
-    for name in sorted(own.keys() | start.weights.keys()):
-        here = tuple(own[name].shape) if name in own else "absent"
-        there = tuple(start.weights[name].shape) if name in start.weights else "absent"
-        if here != there:
-            raise UserError(f"{start.path} does not fit its own configuration: {name!r} is {there} there, {here} here")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(start.weights[name])
+    checkpoint.fill(own, start.weights, where=f"{start.path} does not fit its own configuration")
 
 
 def load_task(
@@ -143,17 +136,9 @@ def load_task(
     weights = checkpoint.read_weights(files.weights)
     checkpoint.check_size(weights, config, files)
     module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
-    own = dict(module.named_parameters())
-    for parameter_name in sorted(own.keys() | weights.keys()):
-        here = tuple(own[parameter_name].shape) if parameter_name in own else "absent"
-        there = tuple(weights[parameter_name].shape) if parameter_name in weights else "absent"
-        if here != there:
-            raise UserError(
-                f"{files.weights} does not fit {files.config}: {parameter_name!r} is {there} in the file and {here} in the model"
-            )
-    with torch.no_grad():
-        for parameter_name, parameter in own.items():
-            parameter.copy_(weights[parameter_name])
+    checkpoint.fill(
+        dict(module.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}"
+    )
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assets_file = files.config.parent / ASSETS_FILE
     return LoadedTask(

@@ -6,6 +6,7 @@ Letters: E examples, K numbers a target, S sequences.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import nn
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
-from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.predict import Scorable, TaskEngine, Untrained
 from unimo_ds.finetune_config import FinetuneConfig
 
 Size = Literal["base", "large"]
@@ -38,35 +39,15 @@ class Recipe:
     schedule: Literal["linear_from_start", "drops"] = "linear_from_start"
 
 
-class Examples(Protocol):
-    """The examples of one split. Everything about example `index` is a function of (index, seed), on every rank alike."""
-
-    @property
-    def feature_size(self) -> int:
-        """Of the regions; 1 where there are none."""
-        ...
-
-    @property
-    def target_size(self) -> int:
-        """K"""
-        ...
+class Examples(Scorable, Protocol):
+    """The examples of one split."""
 
     @property
     def fingerprint(self) -> str:
         """Of the files' content."""
         ...
 
-    def __len__(self) -> int: ...
-
     def key(self, index: int) -> str: ...
-
-    def lengths(self, index: int, seed: int) -> list[int]:
-        """Positions of each sequence, without reading images."""
-        ...
-
-    def make(self, index: int, seed: int) -> TaskExample:
-        """seed: of this visit, for draws and dropout."""
-        ...
 
     def select(self, indices: Sequence[int]) -> Examples:
         """These examples alone."""
@@ -80,33 +61,26 @@ def spread(examples: Examples, number: int) -> Examples:
     return examples.select([place * len(examples) // number for place in range(number)])
 
 
-class Task(Protocol):
+class Task(ABC):
     """One downstream task. All methods are pure, but for reading files."""
 
-    @property
-    def name(self) -> str:
-        """On the command line."""
-        ...
+    name: str
+    """On the command line."""
+    title: str
+    """In tables."""
+    best_metric: str
+    """Which metric, higher being better, chooses the best checkpoint."""
+    tag_sizes: tuple[int, ...] = ()
+    """Rows of each table of tags of text tokens."""
 
-    @property
-    def title(self) -> str:
-        """In tables."""
-        ...
-
-    @property
-    def best_metric(self) -> str:
-        """Which metric, higher being better, chooses the best checkpoint."""
-        ...
-
-    @property
-    def tag_sizes(self) -> tuple[int, ...]: ...
-
+    @abstractmethod
     def recipe(self, size: Size) -> Recipe: ...
 
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         """`config` with what the training data decides (number of outputs), and assets to keep beside the run (answers)."""
-        ...
+        return config, {}
 
+    @abstractmethod
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> Examples:
@@ -115,25 +89,26 @@ class Task(Protocol):
         Raises:
             UserError: a missing file or image, an unknown label, an empty text; names the file and line.
         """
-        ...
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         """Examples as training visits them (hard negatives), and a head that begins with what the body knows. A collective.
 
         engine: the model with its starting weights, whose head may be changed in place.
         """
-        ...
+        return examples
 
+    @abstractmethod
     def make_head(self, config: RunConfig) -> nn.Module: ...
 
     def count(self, batch: TaskBatch) -> int:
         """What the loss sums over."""
-        ...
+        return len(batch.targets)
 
+    @abstractmethod
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """fp32 scalar."""
-        ...
 
+    @abstractmethod
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
@@ -141,7 +116,6 @@ class Task(Protocol):
 
         quick: what training needs to choose a checkpoint; slow measures beside it (METEOR) may be left out.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.files import fingerprint_of, text_of
 from unimo_ds.finetune.metrics.summaries import rouge
-from unimo_ds.finetune.writing import Rows, TextRow, TextToText, WritingExamples, WritingTask
+from unimo_ds.finetune.writing import Rows, TextRow, TextToText, WritingTask
 from unimo_ds.utils.errors import UserError
 
 
@@ -48,10 +48,11 @@ class SummaryTask(TextWritingTask):
     best_metric = "rouge_l"
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        references = [examples.references(number)[0] for number in range(examples.num_prompts)]
-        return rouge(written, references), {"rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"}
+        return rouge(written, [one[0] for one in references]), {
+            "rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"
+        }
 
 
 def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:

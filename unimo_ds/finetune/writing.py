@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,9 +23,9 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.sentences import join_texts
-from unimo_ds.finetune.task import Evaluation, Examples
+from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate
 from unimo_ds.utils.errors import UserError
@@ -80,27 +79,8 @@ class Source:
         )
 
 
-class WritingExamples(Protocol):
+class WritingExamples(Examples, Protocol):
     """`task.Examples` that can also be written from."""
-
-    @property
-    def feature_size(self) -> int: ...
-
-    @property
-    def target_size(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def key(self, index: int) -> str: ...
-
-    def lengths(self, index: int, seed: int) -> list[int]: ...
-
-    def make(self, index: int, seed: int) -> TaskExample: ...
-
-    def select(self, indices: Sequence[int]) -> Examples: ...
 
     @property
     def num_prompts(self) -> int:
@@ -210,17 +190,16 @@ class TextToText:
         return None if names is None else {**names, "answer": text}
 
 
-class WritingTask:
+class WritingTask(Task):
     """What all tasks that write share; a task's file says how its lines are read and what is measured."""
 
-    tag_sizes: tuple[int, ...] = ()
     ends_with_mask = True
     """Texts end with [MASK] in the text tasks, with [SEP] in captioning."""
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics and notes. quick: as in `evaluate`."""
+        """Metrics and notes of texts, each with what people wrote. quick: as in `evaluate`."""
         raise NotImplementedError
 
     def generation_settings(self, config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
@@ -235,12 +214,6 @@ class WritingTask:
             no_repeat_words=3 if generation.block_trigrams else 0,
             end_id=tokenizer.mask_id if self.ends_with_mask else SEP,
         )
-
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
-
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        return examples
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return NoHead()
@@ -265,12 +238,13 @@ class WritingTask:
             {"key": found.prompt_key(number), "answer": text, "official": found.official(number, text)}
             for number, text in enumerate(written)
         ]
-        if not all(found.references(number) for number in range(found.num_prompts)):
+        references = [found.references(number) for number in range(found.num_prompts)]
+        if not all(references):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
         # The packages measure in processes of their own: once, on the first rank.
         is_first = engine.communicator.rank == 0
         metrics, notes = engine.communicator.broadcast_object(
-            self.measure(written, found, quick=quick) if is_first else None
+            self.measure(written, references, quick=quick) if is_first else None
         )
         return Evaluation(metrics, predictions, notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.generation.words import Forbidden, NoRepeatedWords
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 
@@ -148,7 +149,8 @@ def generate(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
             torch.manual_seed(settings.seed)
-            for numbers in _batches([prompt.length for prompt in prompts], settings.batch_prompts):
+            longest_first = sorted(range(len(prompts)), key=lambda number: -prompts[number].length)
+            for numbers in batched(longest_first, settings.batch_prompts):
                 batch = pack_sequences(
                     [prompts[number] for number in numbers], feature_size=model.config.region_feature_size
                 )
@@ -186,13 +188,6 @@ def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str
         "return_dict_in_generate": True,
         "output_scores": settings.num_beams > 1,
     }
-
-
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Numbers of the prompts of each batch, long prompts first."""
-    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _generated(tokens: list[int], score: float | None, settings: GenerationSettings) -> Generated:

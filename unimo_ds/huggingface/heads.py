@@ -5,12 +5,12 @@ Letters: B inputs, R image positions, L source and M target positions, D hidden 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.utils.generic import can_return_tuple
 
 from unimo_ds.data.schema import CLS, PackedBatch
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
@@ -21,51 +21,32 @@ from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
 from unimo_ds.models.embeddings import TagTables
 
 
-class Head(nn.Module):
-    """The modules of a head, `output` the last one, under the names of `unimo_ds.finetune`."""
-
-    def __init__(self, size: int, num_outputs: int, *, middle: int | None = None) -> None:
-        super().__init__()
-        if middle is not None:
-            self.middle = nn.Linear(size, middle)
-        self.output = nn.Linear(size if middle is None else middle, num_outputs)
-
-
-class Scores(nn.Module):
-    """A head under the name `scores`."""
-
-    def __init__(self, size: int, num_outputs: int, *, middle: int | None = None) -> None:
-        super().__init__()
-        self.scores = Head(size, num_outputs, middle=middle)
-
-
-class Tags(nn.Module):
-    """Tables of tags under the name `tags`."""
-
-    def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
-        super().__init__()
-        self.tags = TagTables(sizes, hidden_size)
+def scores(config: UnimoConfig, num_outputs: int, *, middle: int | None = None) -> nn.ModuleDict:
+    """The layers of a head, `output` the last one, under the names of `unimo_ds.finetune`."""
+    size = config.hidden_size
+    layers = {} if middle is None else {"middle": nn.Linear(size, middle)}
+    layers["output"] = nn.Linear(middle or size, num_outputs)
+    return nn.ModuleDict({"scores": nn.ModuleDict(layers)})
 
 
 class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin):
     """A target text from an image, a source text, or both: captions, summaries, questions, answers in a conversation."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
+    def add_head(self, config: UnimoConfig) -> None:
         if config.tag_sizes:
-            self.head = Tags(config.tag_sizes, config.hidden_size)
+            self.head = nn.ModuleDict({"tags": TagTables(config.tag_sizes, config.hidden_size)})
         if config.gnmt_length_penalty:
             self.penalised_length = gnmt_length
-        self.post_init()
 
     def further_embeddings(self, batch: PackedBatch) -> torch.Tensor | None:
         if not len(batch.token_tags):
             return None
         if not self.config.tag_sizes:
             raise ValueError("token_tags are given to a model whose configuration has no tag_sizes")
-        embedded: torch.Tensor = self.head.tags(batch.token_tags)
+        embedded: torch.Tensor = self.head["tags"](batch.token_tags)
         return embedded
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -78,7 +59,6 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         labels: torch.Tensor | None = None,
         past_key_values: PrefixCache | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
     ) -> Any:
         """input_ids: [B, L] source. labels: [B, M] target with its end and without [CLS], -100 where it is padding.
@@ -107,7 +87,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
         logits, _ = self.unimo.language_head(targets)
-        return predicted(logits, labels, return_dict)
+        return predicted(logits, labels)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -133,19 +113,31 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
 class UnimoPooledModel(UnimoPreTrainedModel):
     """Poolers, dropout, and a head on them."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
+    def add_head(self, config: UnimoConfig) -> None:
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.head = self.make_head(config)
-        self.post_init()
 
-    def make_head(self, config: UnimoConfig) -> Scores:
-        return Scores(config.hidden_size, config.num_labels or 1)
+    def make_head(self, config: UnimoConfig) -> nn.ModuleDict:
+        return scores(config, config.num_labels or 1)
+
+    def output(self, vectors_BD: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head.get_submodule("scores.output")(self.dropout(vectors_BD))
+        return logits
+
+    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
+        """[B, C] logits with their loss: cross-entropy, or the squared error of a single number."""
+        loss = None
+        if labels is not None and logits.shape[-1] == 1:
+            loss = functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        elif labels is not None:
+            loss = functional.cross_entropy(logits, labels)
+        return UnimoLogitsOutput(loss=loss, logits=logits)
 
 
 class UnimoForSequenceClassification(UnimoPooledModel):
     """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B."""
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -155,21 +147,22 @@ class UnimoForSequenceClassification(UnimoPooledModel):
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
-    ) -> UnimoLogitsOutput | tuple[Any, ...]:
+    ) -> UnimoLogitsOutput:
         """labels: [B] int64 classes, or numbers where `num_labels` is 1. Logits: [B, C]."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         _, texts = self.pooled(inputs)
-        return classified(self.head.scores.output(self.dropout(texts)), labels, return_dict)
+        return self.answer(self.output(texts), labels)
 
 
-class UnimoForVisualEntailment(UnimoPooledModel):
-    """Sum of both poolers, FC to 2048, dropout, FC: SNLI-VE."""
+class UnimoPairModel(UnimoPooledModel):
+    """FC(dropout(text pooler * image pooler)) of an image and a text encoded together."""
 
-    def make_head(self, config: UnimoConfig) -> Scores:
-        return Scores(config.hidden_size, config.num_labels or 1, middle=config.classifier_hidden_size)
+    def joined(self, images_BD: torch.Tensor, texts_BD: torch.Tensor) -> torch.Tensor:
+        """What is dropped out and read by the last layer."""
+        return images_BD * texts_BD
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -179,79 +172,42 @@ class UnimoForVisualEntailment(UnimoPooledModel):
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
-    ) -> UnimoLogitsOutput | tuple[Any, ...]:
-        """labels: [B] int64. Logits: [B, C]."""
-        images, texts = self.pooled(
-            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        )
-        head = self.head.scores
-        return classified(head.output(self.dropout(head.middle(images + texts))), labels, return_dict)
+    ) -> UnimoLogitsOutput:
+        """labels and logits: as `answer` of the class takes and gives them."""
+        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
+        images, texts = self.pooled(inputs)
+        return self.answer(self.output(self.joined(images, texts)), labels)
 
 
-class UnimoForVisualQuestionAnswering(UnimoPooledModel):
-    """FC(dropout(text pooler * image pooler)) to a score of each answer of the vocabulary (`num_labels` of them): VQA."""
+class UnimoForVisualEntailment(UnimoPairModel):
+    """Sum of both poolers, FC to 2048, dropout, FC: SNLI-VE. labels: [B] int64. Logits: [B, C]."""
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        region_features: torch.Tensor,
-        region_boxes: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-        **unused: Any,
-    ) -> UnimoLogitsOutput | tuple[Any, ...]:
+    def make_head(self, config: UnimoConfig) -> nn.ModuleDict:
+        return scores(config, config.num_labels or 1, middle=config.classifier_hidden_size)
+
+    def joined(self, images_BD: torch.Tensor, texts_BD: torch.Tensor) -> torch.Tensor:
+        middle: torch.Tensor = self.head.get_submodule("scores.middle")(images_BD + texts_BD)
+        return middle
+
+
+class UnimoForVisualQuestionAnswering(UnimoPairModel):
+    """A score of each answer of the vocabulary (`num_labels` of them): VQA."""
+
+    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
         """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers. Logits: [B, A]."""
-        images, texts = self.pooled(
-            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        )
-        logits = self.head.scores.output(self.dropout(images * texts))
-        output = UnimoLogitsOutput(logits=logits)
-        if labels is not None:
-            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-            output["loss"] = loss / len(labels)
-        return output if return_dict is not False else output.to_tuple()
+        if labels is None:
+            return UnimoLogitsOutput(logits=logits)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+        return UnimoLogitsOutput(loss=loss / len(labels), logits=logits)
 
 
-class UnimoForImageTextRetrieval(UnimoPooledModel):
-    """FC(dropout(text pooler * image pooler)) to one score of an image and a text encoded together: Flickr30k retrieval."""
+class UnimoForImageTextRetrieval(UnimoPairModel):
+    """One score of an image and a text: Flickr30k retrieval."""
 
-    def make_head(self, config: UnimoConfig) -> Scores:
-        return Scores(config.hidden_size, 1)
+    def make_head(self, config: UnimoConfig) -> nn.ModuleDict:
+        return scores(config, 1)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        region_features: torch.Tensor,
-        region_boxes: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-        **unused: Any,
-    ) -> UnimoLogitsOutput | tuple[Any, ...]:
-        """Logits: [B] scores."""
-        images, texts = self.pooled(
-            PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        )
-        output = UnimoLogitsOutput(logits=self.head.scores.output(self.dropout(images * texts)).squeeze(-1))
-        return output if return_dict is not False else output.to_tuple()
-
-
-def classified(
-    logits: torch.Tensor, labels: torch.Tensor | None, return_dict: bool | None
-) -> UnimoLogitsOutput | tuple[Any, ...]:
-    """[B, C] logits with their loss: cross-entropy, or the squared error of a single number."""
-    output = UnimoLogitsOutput(logits=logits)
-    if labels is not None:
-        is_number = logits.shape[-1] == 1
-        output["loss"] = (
-            functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-            if is_number
-            else functional.cross_entropy(logits, labels)
-        )
-    return output if return_dict is not False else output.to_tuple()
+    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
+        """Logits: [B]. No loss: a pair has one among others alone."""
+        return UnimoLogitsOutput(logits=logits.squeeze(-1))

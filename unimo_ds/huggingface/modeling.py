@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.huggingface.configuration import UnimoConfig
@@ -40,6 +40,11 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             min_temperature=config.min_contrastive_temperature,
             max_temperature=config.max_contrastive_temperature,
         )
+        self.add_head(config)
+        self.post_init()
+
+    def add_head(self, config: UnimoConfig) -> None:
+        """What a class has beside the `Unimo`."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.unimo.text_embedding.word
@@ -103,10 +108,7 @@ class UnimoModelOutput(ModelOutput):  # type: ignore[misc]
 class UnimoModel(UnimoPreTrainedModel):
     """Encoder and poolers. `get_image_features` and `get_text_features` are the vectors of retrieval."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.post_init()
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -115,21 +117,19 @@ class UnimoModel(UnimoPreTrainedModel):
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
-    ) -> UnimoModelOutput | tuple[Any, ...]:
+    ) -> UnimoModelOutput:
         """input_ids, attention_mask: [B, L]. region_features: [B, R, F], region_boxes: [B, R, 5], region_mask: [B, R], as the
         processor makes them: [IMG] first. Texts, images, or both.
         """
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
         hidden = grid.unpacked(hidden_TD)
-        output = UnimoModelOutput(
+        return UnimoModelOutput(
             last_hidden_state=hidden,
             image_pooled=None if region_features is None else self.unimo.image_pooler(hidden[:, 0]),
             text_pooled=None if input_ids is None else self.unimo.text_pooler(grid.first_token(hidden_TD)),
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **unused: Any
@@ -171,10 +171,7 @@ class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
 class UnimoForPreTraining(UnimoPreTrainedModel):
     """Every weight of a pre-training run, and what its heads say. The objectives themselves are `unimo_ds.tasks`."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.post_init()
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -183,9 +180,8 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
-    ) -> UnimoForPreTrainingOutput | tuple[Any, ...]:
+    ) -> UnimoForPreTrainingOutput:
         """Arguments as `UnimoModel.forward`."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
@@ -199,7 +195,7 @@ class UnimoForPreTraining(UnimoPreTrainedModel):
         if input_ids is not None:
             output["prediction_logits"] = self.unimo.language_head(texts)[0]
             output["text_pooled"] = self.unimo.text_pooler(grid.first_token(hidden_TD))
-        return output if return_dict is not False else output.to_tuple()
+        return output
 
 
 @dataclass
@@ -213,10 +209,7 @@ class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc]
 class UnimoForMaskedLM(UnimoPreTrainedModel):
     """Tokens at masked positions, with or without an image."""
 
-    def __init__(self, config: UnimoConfig) -> None:
-        super().__init__(config)
-        self.post_init()
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -226,21 +219,18 @@ class UnimoForMaskedLM(UnimoPreTrainedModel):
         region_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **unused: Any,
-    ) -> UnimoLogitsOutput | tuple[Any, ...]:
+    ) -> UnimoLogitsOutput:
         """labels: [B, L], -100 where nothing is to be predicted. Logits: [B, L, V]."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         hidden_TD, grid = self.encode(inputs)
         logits, _ = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])
-        return predicted(logits, labels, return_dict)
+        return predicted(logits, labels)
 
 
-def predicted(
-    logits: torch.Tensor, labels: torch.Tensor | None, return_dict: bool | None
-) -> UnimoLogitsOutput | tuple[Any, ...]:
+def predicted(logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
     """[B, L, V] logits with their cross-entropy, where there are labels [B, L]."""
     output = UnimoLogitsOutput(logits=logits)
     if labels is not None:
         output["loss"] = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
-    return output if return_dict is not False else output.to_tuple()
+    return output

@@ -182,16 +182,12 @@ def _numbers(column: Column, results: Results) -> list[dict[str, Any] | None]:
         if one is None
         else {
             "percent": 100 * one.mean,
-            "confidence_95": _percent(one.confidence_95),
+            "confidence_95": None if one.confidence_95 is None else 100 * one.confidence_95,
             "seeds": one.seeds,
             "file": one.file,
         }
         for one in found
     ]
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _cell(column: Column, results: Results) -> str:

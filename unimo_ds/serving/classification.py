@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.serving.images import find_images, in_batches, read_image
+from unimo_ds.serving.images import find_images, read_image
 from unimo_ds.serving.model import ServedModel, Vectors
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 PLACE = "{}"
@@ -92,7 +93,7 @@ def classify(model: ServedModel, data: Path, *, prompts: Sequence[str] = DEFAULT
     scores = np.concatenate(
         [
             model.image_vectors([read_image(path, shrink_to=model.shrink_to) for path in paths]) @ vectors.T
-            for paths in in_batches(images.paths, _AT_ONCE)
+            for paths in batched(images.paths, _AT_ONCE)
         ]
     )
     chosen, truth = scores.argmax(1), np.asarray(images.labels)

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     texts: list[str | None] = list(arguments.text)
     if arguments.text_file is not None:
-        texts += _lines(arguments.text_file)
+        texts += options.read_lines(arguments.text_file)
     paths: list[Path | None] = list(find_images(arguments.image)) if arguments.image else []
     if not texts and not paths:
         raise UserError("there is nothing to write from; give --image PHOTO, --text TEXT, or both")
@@ -77,13 +77,3 @@ def to_text(result: dict[str, Any]) -> str:
         name = one["image"] or " ".join(one["source"].split())[:60]
         lines += [(f"{name}\t" if several else "") + text["text"] for text in one["texts"]]
     return "\n".join(lines)
-
-
-def _lines(path: Path) -> list[str]:
-    from unimo_ds.utils.errors import UserError
-
-    try:
-        content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the texts {path}: {error}") from None
-    return content.splitlines()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -45,9 +45,3 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     if not found:
         raise UserError(f"no image ({', '.join(SUFFIXES)}) in {', '.join(map(str, places))}")
     return found
-
-
-def in_batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    """The paths, so many at a time."""
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]

@@ -58,14 +58,6 @@ class ServedModel:
         """Pixels of the shorter side beyond which a larger image adds nothing."""
         return None if self.source.extractor is None else self.source.extractor.working_side
 
-    def image_inputs(self, images: Sequence[Image.Image]) -> list[ImageInput]:
-        """RGB images as the encoder takes them.
-
-        Raises:
-            UserError: as `regions`.
-        """
-        return [image_input(one, max_regions=self.source.config.data.max_regions) for one in self.regions(images)]
-
     def regions(self, images: Sequence[Image.Image]) -> Sequence[Regions]:
         """Regions of RGB images.
 
@@ -84,8 +76,13 @@ class ServedModel:
         return found
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
-        """[n, D] of length 1, of images encoded alone."""
-        return self.region_vectors(self.image_inputs(images))
+        """[n, D] of length 1, of RGB images encoded alone.
+
+        Raises:
+            UserError: as `regions`.
+        """
+        max_regions = self.source.config.data.max_regions
+        return self.region_vectors([image_input(one, max_regions=max_regions) for one in self.regions(images)])
 
     def region_vectors(self, inputs: Sequence[ImageInput]) -> Vectors:
         """[n, D] of length 1, of images encoded alone."""

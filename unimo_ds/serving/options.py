@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from unimo_ds.utils.errors import UserError
 
 if TYPE_CHECKING:
     from unimo_ds.generation.generate import GenerationSettings
@@ -14,11 +17,25 @@ if TYPE_CHECKING:
 CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
+def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
+    """default: where the model is when `--checkpoint` is not given; empty where it has to be."""
+    text = f"the model (default: {default})" if default else CHECKPOINT_HELP
+    parser.add_argument("--checkpoint", type=Path, required=not default, metavar="RUN_OR_DIR", help=text)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
     parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+
+
+def read_lines(path: Path) -> list[str]:
+    """
+    Raises:
+        UserError: unreadable.
+    """
+    try:
+        content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the texts {path}: {error}") from None
+    return content.splitlines()
 
 
 def open_model(arguments: argparse.Namespace) -> ServedModel:

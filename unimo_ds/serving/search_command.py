@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unimo_ds.serving import options
 from unimo_ds.utils import locations
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="data folders: their images, by stored regions, and texts",
     )
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line; - reads standard input")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder of the index")
     parser.add_argument(
         "--approximate",
@@ -99,12 +100,7 @@ def _page_parser() -> argparse.ArgumentParser:
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="made by `unimo search build`")
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="RUN_OR_DIR", help="the model (default: where it lay at building)"
-    )
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
-    parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    options.add_model(parser, default="where it lay at building")
 
 
 def open_both(arguments: argparse.Namespace) -> tuple[Index, ServedModel]:
@@ -164,30 +160,28 @@ def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tupl
     from rich.progress import track
 
     from unimo_ds.serving import samples
-    from unimo_ds.serving.images import find_images, in_batches
+    from unimo_ds.serving.images import find_images
     from unimo_ds.serving.index import Item
 
     console = Console(stderr=True)
     hidden = not console.is_terminal
 
-    def watched(parts: list[Any], what: str) -> Any:
-        return track(parts, description=what, console=console, disable=hidden)
+    def watched(items: Sequence[Any], what: str) -> Any:
+        return track(list(batched(items, _AT_ONCE)), description=what, console=console, disable=hidden)
 
     if arguments.images:
-        for paths in watched(list(in_batches(find_images(arguments.images), _AT_ONCE)), "images"):
+        for paths in watched(find_images(arguments.images), "images"):
             readable = [(path, image) for path in paths if (image := _readable(path, model, arguments)) is not None]
             if readable:
                 items = [Item(image=str(path.resolve())) for path, _ in readable]
                 yield items, model.image_vectors([image for _, image in readable])
     for folder in (Path(place) for given in arguments.data for place in locations.split(str(given))):
         corpus = samples.open_folder(folder, model)
-        for start in watched(list(range(0, len(corpus), _AT_ONCE)), str(folder)):
-            numbers = range(start, min(start + _AT_ONCE, len(corpus)))
+        for numbers in watched(range(len(corpus)), str(folder)):
             yield from samples.encode(corpus, numbers, model, skip_bad=arguments.skip_bad)
     if arguments.texts is not None:
-        lines = _texts(arguments.texts)
-        for start in watched(list(range(0, len(lines), _AT_ONCE)), "texts"):
-            some = lines[start : start + _AT_ONCE]
+        lines = [line.strip() for line in options.read_lines(arguments.texts) if line.strip()]
+        for some in watched(lines, "texts"):
             yield [Item(text=text) for text in some], model.text_vectors(some)
 
 
@@ -204,14 +198,6 @@ def _readable(path: Path, model: ServedModel, arguments: argparse.Namespace) -> 
             raise UserError(f"{error} (--skip-bad leaves such files out)") from None
         print(f"left out: {error}", file=sys.stderr)
         return None
-
-
-def _texts(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the texts {path}: {error}") from None
-    return [line for line in lines if line]
 
 
 def _page(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.writing import Source, WritingExamples, WritingTask
+from unimo_ds.finetune.writing import Source, WritingTask
 from unimo_ds.finetune_config import AdversarialConfig, CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -161,9 +161,8 @@ class Captioning(WritingTask):
         )
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        references = [examples.references(number) for number in range(examples.num_prompts)]
         return captions.measure(written, references, meteor=not quick)
 
 

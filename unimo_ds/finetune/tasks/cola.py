@@ -7,7 +7,7 @@ Matthews 65.4 (base), 68.5 (large).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.finetune.files import first_file
 from unimo_ds.finetune.metrics.classification import matthews
-from unimo_ds.finetune.sentences import LabelledRow, SentenceRow, SentenceTask, read_labelled
+from unimo_ds.finetune.sentences import SentenceRow, SentenceTask, read_labelled
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -35,8 +35,8 @@ class Cola(SentenceTask):
     def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
         return read_labelled(self.files(data, split)[0], self.labels, header=None if split == "test" else _COLUMNS)
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
-        return {"matthews": matthews(scores_EK.argmax(1), [row.target for row in rows])}
+    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
+        return {"matthews": matthews(scores_EK.argmax(1), targets_E)}
 
 
 TASK = Cola()

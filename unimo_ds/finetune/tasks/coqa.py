@@ -20,7 +20,7 @@ from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import TextWritingTask
-from unimo_ds.finetune.writing import Source, TextRow, TextToText, WritingExamples
+from unimo_ds.finetune.writing import Source, TextRow, TextToText
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -63,10 +63,9 @@ class Coqa(TextWritingTask):
         return rows
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        scores = [turn_f1(text, examples.references(number)) for number, text in enumerate(written)]
-        return {"f1": float(np.mean(scores))}, {}
+        return {"f1": float(np.mean([turn_f1(*one) for one in zip(written, references, strict=True)]))}, {}
 
 
 def _turns(story: dict[str, Any], path: Path) -> list[TextRow]:

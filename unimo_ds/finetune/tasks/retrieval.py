@@ -34,7 +34,7 @@ from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine, Untrained
-from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
+from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
 from unimo_ds.finetune_config import FinetuneConfig, RetrievalConfig
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
@@ -65,10 +65,7 @@ class RetrievalExamples:
     def select(self, indices: Sequence[int]) -> RetrievalExamples:
         """The images of these captions, each with all of its captions."""
         chosen = np.unique(self.pairs.image_of_C[np.asarray(indices, np.int64)])
-        return self.of_images(chosen.tolist())
-
-    def of_images(self, numbers: Sequence[int]) -> RetrievalExamples:
-        return RetrievalExamples(self.pairs.select(numbers), self.settings)
+        return RetrievalExamples(self.pairs.select(chosen.tolist()), self.settings)
 
     def lengths(self, index: int, seed: int) -> list[int]:
         pairs = self.pairs
@@ -155,9 +152,8 @@ def _draw(
     return drawn + others
 
 
-class RetrievalTask:
+class RetrievalTask(Task):
     name, title, best_metric = "retrieval", "Flickr30k retrieval", "combined/mean_recall"
-    tag_sizes: tuple[int, ...] = ()
 
     def recipe(self, size: Size) -> Recipe:
         return Recipe(
@@ -167,9 +163,6 @@ class RetrievalTask:
             weight_decay=0.1,
             schedule="drops",
         )
-
-    def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        return config, {}
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
@@ -214,9 +207,6 @@ class RetrievalTask:
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=1)
-
-    def count(self, batch: TaskBatch) -> int:
-        return len(batch.targets)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """The mean of the loss against other images and that against other captions, summed over pairs."""

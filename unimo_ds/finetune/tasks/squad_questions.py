@@ -18,7 +18,7 @@ from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, row_of_lines
-from unimo_ds.finetune.writing import Rows, TextRow, WritingExamples
+from unimo_ds.finetune.writing import Rows, TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -59,9 +59,8 @@ class SquadQuestions(TextWritingTask):
         return LineRows(paths, _row_of_lines)
 
     def measure(
-        self, written: Sequence[str], examples: WritingExamples, *, quick: bool = False
+        self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        references = [examples.references(number) for number in range(examples.num_prompts)]
         found, notes = captions.measure(written, references, meteor=not quick)
         return {name: found[name] for name in ("bleu_4", "meteor", "rouge_l") if name in found}, notes
 

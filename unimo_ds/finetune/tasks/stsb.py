@@ -7,7 +7,7 @@ and Spearman: 91.0 (base), 92.6 (large).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.finetune.files import column, first_file, read_tsv, text_of
 from unimo_ds.finetune.metrics.classification import correlations
-from unimo_ds.finetune.sentences import LabelledRow, SentenceRow, SentenceTask
+from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
@@ -38,8 +38,8 @@ class Stsb(SentenceTask):
             texts = tuple(text_of(column(row, name, path), where) for name in ("sentence1", "sentence2"))
             yield SentenceRow(where, texts, _score(row["score"], where) if "score" in row else float("nan"))
 
-    def measure(self, scores_EK: NDArray[np.float32], rows: Sequence[LabelledRow]) -> dict[str, float]:
-        pearson, spearman = correlations(scores_EK[:, 0], [row.target for row in rows])
+    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
+        pearson, spearman = correlations(scores_EK[:, 0], targets_E)
         return {"mean_correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

@@ -30,12 +30,12 @@ from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.columns import Ragged
 from unimo_ds.finetune.files import fingerprint_of, first_file, read_json_items, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, ImageTextTask, open_images
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
-from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size
+from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
@@ -43,7 +43,7 @@ from unimo_ds.utils.errors import UserError
 _PARTS = {"train": "train2014", "dev": "val2014", "test": "test-dev2015"}
 
 
-class Vqa(ImageTextTask):
+class Vqa(Task):
     name, title, best_metric = "vqa", "VQA v2", "accuracy"
 
     def recipe(self, size: Size) -> Recipe:

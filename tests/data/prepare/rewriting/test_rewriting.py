@@ -313,7 +313,6 @@ def test_a_give_away_is_found_and_its_absence_too() -> None:
     told = [image(i % 64, captions(i % 64)[0].replace("runs", "hovers")) for i in range(200)]
     found = giveaways.measure(told, Level.WORD)
     assert found.accuracy > 0.95
-    assert "hovers" in {name for name, weight in found.telling if weight > 0}
     untold = [image(i % 64, captions((i * 7 + 3) % 64)[0]) for i in range(200)]
     assert giveaways.measure(untold, Level.WORD).accuracy < 0.65
     with pytest.raises(UserError, match="only 0 captions have rewrites of level phrase"):

@@ -87,14 +87,6 @@ def test_a_sentence_that_happens_to_be_true_is_no_negative(described) -> None:
     assert sentence_negatives(caption, scene, [(true_elsewhere, "a twin")]) == ()
 
 
-def test_negatives_are_no_shorter_and_no_longer_than_captions(described) -> None:
-    """Length must not betray a negative."""
-    randomness = random.Random(0)
-    for scene, caption in described[:50]:
-        for rewrite in word_negatives(caption, scene, randomness):
-            assert len(rewrite.text.split()) == len(caption.text.split())
-
-
 def test_differing_words_ignores_articles() -> None:
     assert differing_words("a red star, a moon", "an orange star, a moon") == 1
     assert differing_words("a red star", "a red star") == 0

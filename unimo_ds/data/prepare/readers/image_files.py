@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from unimo_ds.data.members import MAX_MEMBER_BYTES
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Item, Record
+from unimo_ds.data.prepare.readers.protocol import Item, Pictures, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
@@ -22,7 +22,7 @@ _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 
 
 @dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(Pictures):
     """The images of folders (with their subfolders) and of tars.
 
     A place is (number of the path, offset, size) for a tar and (number of the path,) for a folder.
@@ -31,10 +31,6 @@ class ImageFiles:
     paths: tuple[Path, ...]
     without_suffix: bool = False
     """Also take files without any suffix, as some downloaders name images."""
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return None
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.paths):

@@ -142,13 +142,19 @@ class _Text:
         self._at = 0
 
 
+def is_unicode(text: str) -> bool:
+    """False where it holds half of a surrogate pair, which can be spelt in JSON, but neither tokenised nor stored."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def caption_of(value: object, name: str, report: Report) -> str | None:
     """A caption without the white space around it; None, and named in the report, where there is none."""
-    if isinstance(value, str) and value.strip():
-        # Half of a surrogate pair can be spelt in JSON, but neither tokenised nor stored.
-        if value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value):
-            return value.strip()
+    if value is not None and not isinstance(value, str):
+        report.skip("a caption that is not a text", name)
+    elif value is None or not value.strip():
+        report.skip("an empty caption", name)
+    elif is_unicode(value):
+        return value.strip()
+    else:
         report.skip("a text that is not valid Unicode", name)
-        return None
-    report.skip("an empty caption" if isinstance(value, str) or value is None else "a caption that is not a text", name)
     return None

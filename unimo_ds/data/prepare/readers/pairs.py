@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from unimo_ds.data.prepare.readers.compact import CompactList
 from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
-from unimo_ds.data.prepare.readers.protocol import Annotation, HeldRegions, Item, Part, Pictures, Record, in_parts
+from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Annotation, HeldRegions, Item, Part, Pictures, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.batched import batched
 
 AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
 
@@ -104,5 +105,5 @@ class LonePictures(_OfPictures):
 
 
 def _as_parts(joined: Iterator[tuple[Item, Annotation]]) -> Iterator[Part]:
-    for run in in_parts(joined):
+    for run in batched(joined, PART_ITEMS):
         yield {"items": [[item.name, item.place, annotation.captions] for item, annotation in run]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Part, Record
+from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
@@ -20,14 +20,10 @@ _DAMAGE = (OSError, ValueError, NotImplementedError)
 
 
 @dataclass(frozen=True)
-class ParquetTexts:
+class ParquetTexts(Reader):
     """The strings of a column. A part is a row group."""
 
     settings: ImportSettings
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return None
 
     @property
     def column(self) -> str:
@@ -56,11 +52,6 @@ class ParquetTexts:
                         yield Record(f"{name}{row}", text=value.strip())
         except _DAMAGE as error:
             report.skip("a row that cannot be read, with all behind it in its group", f"{name}{next(rows)}: {error}")
-
-    def texts(self, part: Part) -> Iterator[str]:
-        for record in self.records(part, Report()):
-            if record.text is not None:
-                yield record.text
 
 
 def _open(path: Path) -> Any:

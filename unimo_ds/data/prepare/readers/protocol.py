@@ -6,7 +6,7 @@ read any part, at any time, with the same result. Planning reads names, captions
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -49,7 +49,7 @@ class Reader(Protocol):
     @property
     def held_regions(self) -> HeldRegions | None:
         """Of what kind the region features are that records come with; None: an extractor makes them of the images."""
-        ...
+        return None
 
     def parts(self, report: Report) -> Iterator[Part]:
         """The corpus in parts, in a fixed order; a part of images has a list of them under `items`.
@@ -69,7 +69,9 @@ class Reader(Protocol):
 
     def texts(self, part: Part) -> Iterator[str]:
         """Captions or texts of a part, to learn a tokenizer from, without reading images."""
-        ...
+        for record in self.records(part, Report()):
+            if record.text is not None:
+                yield record.text
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Pictures(Protocol):
     """A collection of images or of their region features."""
 
     @property
-    def held_regions(self) -> HeldRegions | None: ...
+    def held_regions(self) -> HeldRegions | None:
+        return None
 
     def items(self, report: Report) -> Iterator[Item]:
         """Everything in the collection, in a fixed order.
@@ -113,15 +116,3 @@ class Pictures(Protocol):
     def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
         """(number within `items`, record) of those that can be read; the others are named in the report."""
         ...
-
-
-def in_parts(items: Iterable[Any], *, size: int = PART_ITEMS) -> Iterator[list[Any]]:
-    """Runs of up to `size` items."""
-    part: list[Any] = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part

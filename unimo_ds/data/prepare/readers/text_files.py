@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unimo_ds.data.prepare.readers.image_files import open_file
-from unimo_ds.data.prepare.readers.protocol import HeldRegions, Part, Record
+from unimo_ds.data.prepare.readers.json_records import is_unicode
+from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
@@ -25,15 +26,11 @@ _Lines = Iterator[tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class TextFiles:
+class TextFiles(Reader):
     """Texts of files in one of the forms below."""
 
     settings: ImportSettings
     form: str
-
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return None
 
     def parts(self, report: Report) -> Iterator[Part]:
         starts_text = {"paragraphs": _is_blank, "headings": _is_heading}.get(self.form)
@@ -67,11 +64,6 @@ class TextFiles:
         for offset, text in found:
             if text.strip():
                 yield Record(f"{path.name}, byte {offset}", text=text.strip())
-
-    def texts(self, part: Part) -> Iterator[str]:
-        for record in self.records(part, Report()):
-            if record.text is not None:
-                yield record.text
 
 
 def is_heading(line: str) -> bool:
@@ -181,11 +173,9 @@ def _json_lines(lines: _Lines, path: Path, key: str, report: Report) -> _Lines:
             report.skip("a line that is not JSON", name)
             continue
         text = content.get(key) if isinstance(content, dict) else None
-        if isinstance(text, str):
-            # Half of a surrogate pair can be spelt in JSON, but not stored.
-            if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
-                yield offset, text
-            else:
-                report.skip("a text that is not valid Unicode", name)
-        else:
+        if not isinstance(text, str):
             report.skip(f"a line without a text {key!r}", name)
+        elif is_unicode(text):
+            yield offset, text
+        else:
+            report.skip("a text that is not valid Unicode", name)

@@ -23,9 +23,10 @@ from unimo_ds.data.prepare.readers.image_files import (
     refusal,
 )
 from unimo_ds.data.prepare.readers.names import Exclusion, read_exclusion
-from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, HeldRegions, Part, Record, in_parts
+from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _KEPT_DETAILS = ("key", "url", "original_width", "original_height", "sha256", "license")
@@ -41,20 +42,16 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class WebDatasetTars:
+class WebDatasetTars(Reader):
     """Tars given one by one, or folders of tars. A part is up to 1000 samples of one tar."""
 
     settings: ImportSettings
     with_captions: bool = True
 
-    @property
-    def held_regions(self) -> HeldRegions | None:
-        return None
-
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
         for path in tars_of(self.settings.input):
-            for run in in_parts(self._groups(path, exclusion, report), size=PART_ITEMS):
+            for run in batched(self._groups(path, exclusion, report), PART_ITEMS):
                 yield {"tar": str(path), "items": [[group.base, group.members] for group in run]}
 
     def _groups(self, path: Path, exclusion: Exclusion, report: Report) -> Iterator[_Group]:

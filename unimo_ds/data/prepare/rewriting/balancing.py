@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.prepare.rewriting.replacements import Filling
-from unimo_ds.data.prepare.rewriting.runs_of_words import NO_PLACE, NUM_PLACES, places_of
+from unimo_ds.data.prepare.rewriting.runs_of_words import NO_PLACE, NUM_PLACES, places_of, starts_of
 from unimo_ds.data.prepare.rewriting.slots import Slot
+from unimo_ds.utils.batched import batched
 
 _ROUNDS = 30
 _STEP = 0.15
@@ -104,7 +105,7 @@ def choose(
 
     fillings: of each caption, what may stand in its slots. number: how many of each will be used, which is what is balanced.
     """
-    blocks = [_block(fillings[start : start + _BLOCK]) for start in range(0, len(fillings), _BLOCK)]
+    blocks = [_block(some) for some in batched(fillings, _BLOCK)]
     blocks, num_places = _renumbered(blocks)
     all_chances = _fit([block for block in blocks if len(block.weights)], number, num_places)
     chosen: list[list[Replacement]] = []
@@ -167,13 +168,7 @@ def _block(fillings: Sequence[Sequence[Filling]]) -> _Block:
     weights = np.concatenate([*(one.weights for one in slots), np.zeros(0)])
     return _Block(
         np.log(np.maximum(weights, 1e-12)),
-        _starts([len(one.texts) for one in slots]),
-        _starts([size for size in of_captions if size]),
+        starts_of(np.array([len(one.texts) for one in slots], np.int64)),
+        starts_of(np.array([size for size in of_captions if size], np.int64)),
         *places_of(slots),
     )
-
-
-def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    numbers = np.array(sizes, np.int64)
-    starts: NDArray[np.int64] = np.cumsum(numbers) - numbers
-    return starts

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
-from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
+from unimo_ds.data.prepare.rewriting.scene_graph.lists import rows, words
 
 _COLOURS = tuple(
     words(line)
@@ -26,9 +26,7 @@ white beige silver
 green teal turquoise khaki camouflage
 """.strip().splitlines()
 )
-_PREPOSITIONS = tuple(
-    frozenset(one.strip() for one in line.split(","))
-    for line in """
+_PREPOSITIONS = rows("""
 in, on, at, inside, inside of, through, into, onto, on to, in to, on top of, atop, across, around, along, among, up, by
 near, next to, by, beside, along, alongside, against, at, around, on the side of, at the edge of, on the edge of, past, from
 near, next to, by, beside, toward, towards, up to, in front of, on
@@ -37,8 +35,7 @@ over, above, across, on top of, through, off, along, past, up, down, into, onto
 under, underneath, beneath, below, in, through, at, near, by, next to, inside
 from, off, out of, away from, off of, outside of, down, near
 in the middle of, in, on, at, among, between, near, through
-""".strip().splitlines()
-)
+""")
 """Prepositions of one row may be true of one place."""
 _PERSONS = tuple(
     words(line)
@@ -124,8 +121,7 @@ class Compatibility:
 
     def _find(self, word: str, part: str) -> set[str]:
         if part in ("p", "#"):
-            rows = [row for row in _PREPOSITIONS if word in row] if part == "p" else []
-            return {other for row in rows for other in row}
+            return {other for row in _PREPOSITIONS if part == "p" and word in row for other in row}
         senses, above = wordnet.load().senses(word, part)
         found = {other for sense in senses for other in self._under[part].get(sense, ())}
         found.update(other for sense in above for other in self._with_sense[part].get(sense, ()))

@@ -27,11 +27,11 @@ def places_of(fillings: Sequence[Filling]) -> tuple[Places, NDArray[np.int64], P
     own texts."""
     sizes = np.array([len(one.texts) for one in fillings], np.int64)
     widths = np.array([_width(one.group) for one in fillings], np.int64)
-    starts = _starts(np.repeat(widths, sizes))
-    own_starts = _starts(widths)
+    starts = starts_of(np.repeat(widths, sizes))
+    own_starts = starts_of(widths)
     found = np.zeros(int((widths * sizes).sum()), np.int32)
     own_found = np.zeros(int(widths.sum()), np.int32)
-    first = _starts(sizes)
+    first = starts_of(sizes)
     by_group: dict[int, list[int]] = {}
     for i, one in enumerate(fillings):
         by_group.setdefault(id(one.group), []).append(i)
@@ -53,7 +53,8 @@ def _width(group: Group) -> int:
     return 3 * most + 5
 
 
-def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each run begins, of runs of these sizes one after another."""
     return np.cumsum(sizes) - sizes
 
 

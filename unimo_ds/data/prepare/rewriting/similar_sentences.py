@@ -37,7 +37,7 @@ def choose(
     image_of = np.repeat(np.arange(len(captions_of_images)), [len(captions) for captions in captions_of_images])
     content = [frozenset(word_classes.content_words([text])) for text in texts]
     known = [frozenset(word_classes.content_words(captions)) for captions in captions_of_images]
-    rows = _scored_rows(texts, texts, number=_SEARCHED, max_similarity=_MAX_SIMILARITY, group=image_of)
+    rows = _scored_rows(texts, image_of)
     found, similarities = [], []
     for image, (columns, values) in zip(image_of, rows, strict=True):
         says_more = np.array([bool(content[i] - known[image]) for i in columns], dtype=bool)
@@ -81,41 +81,31 @@ def balanced_order(
 
 
 def _scored_rows(
-    queries: Sequence[str],
-    documents: Sequence[str],
-    *,
-    number: int,
-    max_similarity: float = 1.0,
-    group: NDArray[np.int64] | None = None,
+    texts: Sequence[str], group: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each query up to `number` documents by falling TF-IDF similarity, above 0 and at most `max_similarity`; and these.
+    """For each text up to `_SEARCHED` of other groups by falling TF-IDF similarity, above 0 and no near-duplicates; and these.
 
-    group: [n] where queries and documents are the same list: documents of the query's own group are left out.
+    group: [n]
     """
-    if not queries or not documents:
-        yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in queries)
-        return
     # Words in more than a twentieth of a large collection tell nothing apart and cost the most.
-    max_df = 0.05 if len(documents) >= 2000 else 1.0
+    max_df = 0.05 if len(texts) >= 2000 else 1.0
     vectorizer = TfidfVectorizer(
         token_pattern=WORD.pattern, stop_words=sorted(word_classes.FUNCTION_WORDS), max_df=max_df, sublinear_tf=True
     )
     try:
-        table = vectorizer.fit_transform(documents).T.tocsr()
-    except ValueError:  # every word is a function word: nothing is similar to anything
-        yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in queries)
+        table = vectorizer.fit_transform(texts).T.tocsr()
+    except ValueError:  # there is no text, or every word is a function word: nothing is similar to anything
+        yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in texts)
         return
-    for start in range(0, len(queries), _BLOCK):
-        scores = (vectorizer.transform(queries[start : start + _BLOCK]) @ table).tocsr()
+    for start in range(0, len(texts), _BLOCK):
+        scores = (vectorizer.transform(texts[start : start + _BLOCK]) @ table).tocsr()
         for i in range(scores.shape[0]):
             part = slice(scores.indptr[i], scores.indptr[i + 1])
             columns, values = scores.indices[part], np.round(scores.data[part], 6)
-            wanted = values <= max_similarity
-            if group is not None:
-                wanted &= group[columns] != group[start + i]
+            wanted = (values <= _MAX_SIMILARITY) & (group[columns] != group[start + i])
             columns, values = columns[wanted], values[wanted]
-            if len(values) > number:
-                edge = np.partition(values, len(values) - number)[len(values) - number]
+            if len(values) > _SEARCHED:
+                edge = np.partition(values, len(values) - _SEARCHED)[len(values) - _SEARCHED]
                 columns, values = columns[values >= edge], values[values >= edge]
-            order = np.lexsort((columns, -values))[:number]
+            order = np.lexsort((columns, -values))[:_SEARCHED]
             yield columns[order].astype(np.int64), values[order]

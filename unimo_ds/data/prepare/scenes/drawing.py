@@ -53,7 +53,7 @@ def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB picture of PICTURE_SIZE x PICTURE_SIZE; a pure function of the scene."""
     size = PICTURE_SIZE * _OVERSAMPLING
     randomness = random.Random(scene.drawing_seed)
-    picture = _ground(scene.ground, randomness).copy()
+    picture = _texture(scene.ground, randomness.randrange(_TEXTURES_PER_GROUND)).copy()
     pen = ImageDraw.Draw(picture)
     for thing in scene.things:
         colour = _shaded(COLOUR_VALUES[thing.colour], randomness)
@@ -162,10 +162,6 @@ def _shaded(colour: Colour, randomness: random.Random) -> Colour:
 
 
 _TEXTURES_PER_GROUND = 16
-
-
-def _ground(name: str, randomness: random.Random) -> Image.Image:
-    return _texture(name, randomness.randrange(_TEXTURES_PER_GROUND))
 
 
 @cache

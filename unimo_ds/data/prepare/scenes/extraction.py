@@ -84,10 +84,7 @@ def _crop(
 ) -> tuple[list[scene_regions.Floats], list[NDArray[np.uint8]]]:
     """Boxes and crops of each drawing: of its things, then of the quarters."""
     boxes = [np.concatenate([boxes_of(scene), scene_regions.QUARTERS]) for scene in scenes]
-    crops = []
-    for part, jpeg in zip(boxes, jpegs, strict=True):
-        crops.append(scene_regions.crop_regions(_decode(jpeg), part))
-    return boxes, crops
+    return boxes, [scene_regions.crop_regions(_decode(jpeg), part) for part, jpeg in zip(boxes, jpegs, strict=True)]
 
 
 def _decode(jpeg: bytes) -> Image.Image:

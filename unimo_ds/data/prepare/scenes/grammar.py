@@ -90,15 +90,15 @@ def sample_wording(randomness: random.Random) -> Wording:
 
 
 def sample_caption(
-    scene: Scene, randomness: random.Random, *, min_words: int = 8, max_words: int = 25, all_things: bool = False
+    scene: Scene, randomness: random.Random, *, max_words: int = 25, all_things: bool = False
 ) -> SceneCaption:
-    """A true caption of the scene, `min_words` to `max_words` long.
+    """A true caption of the scene, 8 to `max_words` words long.
 
     all_things: mention every thing.
     """
     while True:
         caption = make_caption(describe(scene, randomness, all_things=all_things), sample_wording(randomness))
-        if min_words <= caption.text.count(" ") + 1 <= max_words:
+        if 8 <= caption.text.count(" ") + 1 <= max_words:
             return caption
 
 

@@ -10,6 +10,7 @@ Letters: R regions, S statistics, F feature size, C classes, K stored classes pe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,22 +141,14 @@ class SceneExtractor:
         return path
 
     def _arrays(self) -> dict[str, Floats]:
-        return {
-            "mean": self.mean,
-            "scale": self.scale,
-            "projection": self.projection,
-            "centroids": self.centroids,
-            "spread": self.spread,
-        }
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
 
 _SOFTNESS = 1 / 4
 """Share of a class's own spread that softens the labels: in 128 dimensions distances concentrate, so all of it blurs too much."""
 
 
-def fit(
-    statistics: Floats, class_ids: NDArray[np.int32], *, seed: int, feature_size: int = FEATURE_SIZE
-) -> SceneExtractor:
+def fit(statistics: Floats, class_ids: NDArray[np.int32], *, seed: int) -> SceneExtractor:
     """Standardisation, a random projection that is a function of the seed alone, and the classes' centroids.
 
     statistics: [R, S] of many regions. class_ids: [R] their true classes, indices into CLASSES.
@@ -165,26 +158,20 @@ def fit(
     weights = np.concatenate(
         [np.full(size, np.sqrt(weight / size)) for size, weight in zip(_GROUP_SIZES, _GROUP_WEIGHTS, strict=True)]
     ) / np.sqrt(sum(_GROUP_WEIGHTS))
-    projection = generator(seed, 0x5CE4E).standard_normal((NUM_STATISTICS, feature_size)) * weights[:, None]
+    projection = generator(seed, 0x5CE4E).standard_normal((NUM_STATISTICS, FEATURE_SIZE)) * weights[:, None]
     extractor = SceneExtractor(
         mean.astype(np.float32),
         scale.astype(np.float32),
         projection.astype(np.float32),
-        np.zeros((len(CLASSES), feature_size), np.float32),
+        np.zeros((len(CLASSES), FEATURE_SIZE), np.float32),
         np.ones(1, np.float32),
     )
     features = extractor.features(statistics).astype(np.float64)
     counts = np.bincount(class_ids, minlength=len(CLASSES))
-    centroids = np.zeros((len(CLASSES), feature_size))
+    centroids = np.zeros((len(CLASSES), FEATURE_SIZE))
     np.add.at(centroids, class_ids, features)
     centroids /= np.maximum(counts, 1)[:, None]
     # A class that never occurs lies far away, so that nothing is taken for it.
     centroids[counts == 0] = 100.0
     spread = ((features - centroids[class_ids]) ** 2).sum(axis=1).mean(keepdims=True)
-    return SceneExtractor(
-        extractor.mean,
-        extractor.scale,
-        extractor.projection,
-        centroids.astype(np.float32),
-        spread.astype(np.float32),
-    )
+    return dataclasses.replace(extractor, centroids=centroids.astype(np.float32), spread=spread.astype(np.float32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 from unimo_ds.data.prepare.scenes.grammar import SceneCaption, inverse, render, sample_wording
 from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES, SIZES, Scene, another
@@ -24,44 +25,37 @@ NUM_WORD_NEGATIVES = 4
 _ATTEMPTS_PER_REWRITE = 6
 """Candidates tried for each rewrite wanted; a caption that has too few is content with fewer."""
 
+Item = TypeVar("Item")
 Change = tuple[Description, str]
 """A changed description and the change in words, `old>new`."""
 
 
-def positive_rewrites(
-    caption: SceneCaption, randomness: random.Random, *, count: int = NUM_POSITIVES
-) -> tuple[Rewrite, ...]:
+def positive_rewrites(caption: SceneCaption, randomness: random.Random) -> tuple[Rewrite, ...]:
     """Paraphrases with the caption's meaning: other words, other order, relations seen from the other side."""
     texts = [caption.text]
-    for _ in range(count * _ATTEMPTS_PER_REWRITE):
+    for _ in range(NUM_POSITIVES * _ATTEMPTS_PER_REWRITE):
         text = render(_reorder(caption.description, randomness), sample_wording(randomness))
         if text not in texts:
             texts.append(text)
-        if len(texts) > count:
+        if len(texts) > NUM_POSITIVES:
             break
     return tuple(Rewrite(text, Level.NONE, "paraphrase") for text in texts[1:])
 
 
-def word_negatives(
-    caption: SceneCaption, scene: Scene, randomness: random.Random, *, count: int = NUM_WORD_NEGATIVES
-) -> tuple[Rewrite, ...]:
+def word_negatives(caption: SceneCaption, scene: Scene, randomness: random.Random) -> tuple[Rewrite, ...]:
     """False captions that differ from the caption in exactly one word (and its article)."""
-    return _false_rewrites(caption, scene, Level.WORD, _word_changes(caption.description, randomness), count=count)
+    changes = _word_changes(caption.description, randomness)
+    return _false_rewrites(caption, scene, Level.WORD, changes, count=NUM_WORD_NEGATIVES)
 
 
-def phrase_negatives(
-    caption: SceneCaption, scene: Scene, randomness: random.Random, *, count: int = NUM_PHRASE_NEGATIVES
-) -> tuple[Rewrite, ...]:
+def phrase_negatives(caption: SceneCaption, scene: Scene, randomness: random.Random) -> tuple[Rewrite, ...]:
     """False captions in which a noun phrase is another one, or two of them have changed places or attributes."""
-    return _false_rewrites(caption, scene, Level.PHRASE, _phrase_changes(caption.description, randomness), count=count)
+    changes = _phrase_changes(caption.description, randomness)
+    return _false_rewrites(caption, scene, Level.PHRASE, changes, count=NUM_PHRASE_NEGATIVES)
 
 
 def sentence_negatives(
-    caption: SceneCaption,
-    scene: Scene,
-    candidates: Iterable[tuple[SceneCaption, str]],
-    *,
-    count: int = NUM_SENTENCE_NEGATIVES,
+    caption: SceneCaption, scene: Scene, candidates: Iterable[tuple[SceneCaption, str]]
 ) -> tuple[Rewrite, ...]:
     """Captions of other scenes that are false of this one.
 
@@ -69,7 +63,7 @@ def sentence_negatives(
     """
     found: dict[str, Rewrite] = {}
     for candidate, owner in candidates:
-        if len(found) == count:
+        if len(found) == NUM_SENTENCE_NEGATIVES:
             break
         if candidate.text != caption.text and candidate.text not in found and is_false(candidate.description, scene):
             found[candidate.text] = Rewrite(candidate.text, Level.SENTENCE, f"caption of {owner}")
@@ -78,11 +72,10 @@ def sentence_negatives(
 
 def differing_words(first: str, second: str) -> int | None:
     """In how many words two captions differ, articles aside; None where their numbers of words differ."""
-    words = [
+    first_words, second_words = (
         ["a" if word == "an" else word for word in text.replace(",", "").replace(":", "").split()]
         for text in (first, second)
-    ]
-    first_words, second_words = words
+    )
     if len(first_words) != len(second_words):
         return None
     return sum(one != other for one, other in zip(first_words, second_words, strict=True))
@@ -146,13 +139,13 @@ def _change_word(description: Description, kind: str, at: int, randomness: rando
     if kind == "relation":
         relation = description.relations[at]
         turned = replace(relation, name=INVERSE[relation.name])
-        relations = (*description.relations[:at], turned, *description.relations[at + 1 :])
-        return replace(description, relations=relations), f"{relation.name}>{turned.name}"
+        changed = replace(description, relations=_with_item(description.relations, at, turned))
+        return changed, f"{relation.name}>{turned.name}"
     if kind == "place":
         placement = description.placements[at]
         moved = replace(placement, place=another(PLACES, placement.place, randomness))
-        placements = (*description.placements[:at], moved, *description.placements[at + 1 :])
-        return replace(description, placements=placements), f"{placement.place}>{moved.place}"
+        changed = replace(description, placements=_with_item(description.placements, at, moved))
+        return changed, f"{placement.place}>{moved.place}"
     if kind == "ground":
         ground = another(GROUNDS, description.ground, randomness)
         return replace(description, ground=ground), f"{description.ground}>{ground}"
@@ -197,8 +190,11 @@ def _reorder(description: Description, randomness: random.Random) -> Description
 
 
 def _with_mention(description: Description, at: int, mention: Mention) -> Description:
-    mentions = (*description.mentions[:at], mention, *description.mentions[at + 1 :])
-    return replace(description, mentions=mentions)
+    return replace(description, mentions=_with_item(description.mentions, at, mention))
+
+
+def _with_item(items: tuple[Item, ...], at: int, item: Item) -> tuple[Item, ...]:
+    return (*items[:at], item, *items[at + 1 :])
 
 
 def _spoken(mention: Mention) -> str:

@@ -70,31 +70,26 @@ def is_false(description: Description, scene: Scene) -> bool:
 
 def related(first: Thing, name: str, second: Thing, *, distance: float) -> bool:
     """Whether `first` is `name` `second` by at least `distance` (a share of the picture)."""
-    if name == "left of":
-        return second.x - first.x >= distance
-    if name == "right of":
-        return first.x - second.x >= distance
-    if name == "above":
-        return second.y - first.y >= distance
-    if name == "below":
-        return first.y - second.y >= distance
-    raise ValueError(f"unknown relation {name!r}")
+    distances = {
+        "left of": second.x - first.x,
+        "right of": first.x - second.x,
+        "above": second.y - first.y,
+        "below": first.y - second.y,
+    }
+    return distances[name] >= distance
 
 
 def placed(thing: Thing, place: str, *, margin: float) -> bool:
     """Whether the thing stands in the named third of the picture, `margin` inside its border."""
     low, high = 1 / 3 - margin, 2 / 3 + margin
-    if place == "left":
-        return thing.x <= low
-    if place == "right":
-        return thing.x >= high
-    if place == "top":
-        return thing.y <= low
-    if place == "bottom":
-        return thing.y >= high
-    if place == "middle":
-        return all(1 / 3 + margin <= centre <= 2 / 3 - margin for centre in (thing.x, thing.y))
-    raise ValueError(f"unknown place {place!r}")
+    stands = {
+        "left": thing.x <= low,
+        "right": thing.x >= high,
+        "top": thing.y <= low,
+        "bottom": thing.y >= high,
+        "middle": all(1 / 3 + margin <= centre <= 2 / 3 - margin for centre in (thing.x, thing.y)),
+    }
+    return stands[place]
 
 
 def _matches(mention: Mention, thing: Thing) -> bool:

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -45,6 +45,10 @@ _STARTED = "demo.unfinished.json"
 _FOLDERS = ("train", "held_out")
 
 T = TypeVar("T")
+Place = tuple[str, int]
+"""Shard file name, and index within the shard."""
+Related = tuple[tuple[str, ...], tuple[Place, ...]]
+"""Texts and images that share things with a pair."""
 
 
 def write_demo_corpus(
@@ -126,25 +130,13 @@ def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
     related_texts = scene_corpus.related_to(scenes, text_scenes)
     _write_texts(train_folder, texts)
     related = [
-        Related(tuple(texts[at] for at in text_row), tuple(places[at] for at in image_row))
+        (tuple(texts[at] for at in text_row), tuple(places[at] for at in image_row))
         for text_row, image_row in zip(related_texts, related_images, strict=True)
     ]
     _write_pairs(train_folder, pairs, captions, related, extractor, label="pairs")
     _finish(train_folder, tokenizer, extractor, command)
-    _write_pairs(held_out_folder, held_out, held_out_captions, [NOTHING] * len(held_out), extractor, label="held out")
+    _write_pairs(held_out_folder, held_out, held_out_captions, [((), ())] * len(held_out), extractor, label="held out")
     _finish(held_out_folder, tokenizer, extractor, command)
-
-
-@dataclass(frozen=True)
-class Related:
-    """Single-modal items that share things with a pair."""
-
-    texts: tuple[str, ...] = ()
-    images: tuple[tuple[str, int], ...] = ()
-    """(shard file name, index within the shard)"""
-
-
-NOTHING = Related()
 
 
 def _training_texts(captions: Sequence[tuple[Caption, ...]], texts: Sequence[str]) -> Iterator[str]:
@@ -155,9 +147,9 @@ def _training_texts(captions: Sequence[tuple[Caption, ...]], texts: Sequence[str
     yield from texts
 
 
-def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtractor) -> list[tuple[str, int]]:
-    """Store image samples; returns (shard file name, index within the shard) of each."""
-    places: list[tuple[str, int]] = []
+def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtractor) -> list[Place]:
+    """Store image samples; returns where each lies."""
+    places: list[Place] = []
     with ShardWriter(folder, "images", max_samples=SAMPLES_PER_SHARD) as writer:
         for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True):
             sample = Sample("", Kind.IMAGE, "scene-images", regions=regions)
@@ -183,15 +175,15 @@ def _write_pairs(
 ) -> None:
     drawn = _drawn([pair.scene for pair in pairs], extractor, label)
     with ShardWriter(folder, "pairs", max_samples=SAMPLES_PER_SHARD) as writer:
-        for pair, group, items, (jpeg, regions) in zip(pairs, captions, related, drawn, strict=True):
+        for pair, group, (texts, images), (jpeg, regions) in zip(pairs, captions, related, drawn, strict=True):
             sample = Sample(
                 "",
                 Kind.PAIR,
                 "scenes",
                 regions=regions,
                 captions=group,
-                related_texts=items.texts,
-                related_images=items.images,
+                related_texts=texts,
+                related_images=images,
             )
             writer.write(sample, jpeg=jpeg, details=_details(pair.scene))
 
@@ -210,10 +202,7 @@ def _details(scene: Scene) -> dict[str, Any]:
     return {
         "size": [PICTURE_SIZE, PICTURE_SIZE],
         "ground": scene.ground,
-        "things": [
-            {"shape": thing.shape, "colour": thing.colour, "size": thing.size, "x": thing.x, "y": thing.y}
-            for thing in scene.things
-        ],
+        "things": [asdict(thing) for thing in scene.things],
     }
 
 

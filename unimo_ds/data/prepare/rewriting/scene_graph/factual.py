@@ -19,6 +19,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph import alignment, tagging
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _PROMPT = "Generate Scene Graph: "
@@ -56,8 +57,7 @@ class FactualParser:
         # Of about one length in a batch, so that little is padded; equal captions are read once.
         texts = sorted(set(captions), key=lambda text: (-len(text), text))
         said: dict[str, str] = {}
-        for start in range(0, len(texts), _BATCH):
-            batch = texts[start : start + _BATCH]
+        for batch in batched(texts, _BATCH):
             said.update(zip(batch, self._answers(batch), strict=True))
         return [graph_of(caption, said[caption]) for caption in captions]
 
@@ -134,7 +134,7 @@ class _Reading:
     def _object(self, name: str) -> int | None:
         if name not in self.nodes:
             words = re.sub(r":\d+$", "", name).lower().split()
-            place = alignment.find(self.tokens, words, lambda start, end: not self.taken & set(range(start, end)))
+            place = alignment.find(self.tokens, words, self._is_free)
             if place is None or place[1] - place[0] > len(words):
                 self.nodes[name] = None
             else:
@@ -147,9 +147,7 @@ class _Reading:
 
     def _attribute(self, owner: int | None, words: list[str]) -> None:
         near = self._token_of(owner)
-        place = alignment.find(
-            self.tokens, words, lambda start, end: not self.taken & set(range(start, end)), near=near
-        )
+        place = alignment.find(self.tokens, words, self._is_free, near=near)
         if place is None:
             return
         first, last = self.tokens[place[0]], self.tokens[place[1] - 1]
@@ -166,12 +164,7 @@ class _Reading:
     def _relation(self, subject: int | None, said: str, target: int | None) -> None:
         marked = re.match(r"p?v:", said)
         words = re.sub(r"^p?v:", "", said).lower().split()
-        place = alignment.find(
-            self.tokens,
-            words,
-            lambda start, end: not self.taken & set(range(start, end)),
-            near=self._token_of(subject),
-        )
+        place = alignment.find(self.tokens, words, self._is_free, near=self._token_of(subject))
         if place is None:
             return
         tokens: Sequence[Token] = self.tokens[place[0] : place[1]]
@@ -188,6 +181,9 @@ class _Reading:
                 target,
             )
         )
+
+    def _is_free(self, start: int, end: int) -> bool:
+        return self.taken.isdisjoint(range(start, end))
 
     def _token_of(self, number: int | None) -> int:
         """Number of the object's first token; 0 without one."""

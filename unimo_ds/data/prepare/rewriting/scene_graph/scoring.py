@@ -1,4 +1,4 @@
-"""How well a parser reads real captions: precision and recall by kind against marks made by hand.
+"""How well the rules read real captions: precision and recall by kind against marks made by hand.
 
     python -m unimo_ds.data.prepare.rewriting.scene_graph.scoring --marks benchmarks/data/flickr8k_scene_graphs.tsv \
       --captions flickr8k/dev_captions.tsv
@@ -14,21 +14,13 @@ and the characters of every node:
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import (
-    Attribute,
-    AttributeKind,
-    Object,
-    Relation,
-    SceneGraph,
-    SceneGraphParser,
-)
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
 from unimo_ds.utils.errors import UserError, run_command
 
 _NODE = re.compile(r"(?:(o)(\d+)|([an])(\d+)|(r)(\d+)>(\d*)):(\d+)-(\d+)")
@@ -174,41 +166,17 @@ def table(scores: dict[str, Score]) -> list[str]:
     return lines
 
 
-def _run(arguments: argparse.Namespace, parser: SceneGraphParser) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     marked = list(read_marks(arguments.marks, arguments.captions))
     for part in sorted({one.part for one in marked}):
         graphs = [one.graph for one in marked if one.part == part]
-        found = parser.parse([graph.text for graph in graphs])
-        scores = score(graphs, found)
-        print(f"{part}: {len(graphs)} captions, parser {parser.name}")
-        print("\n".join(table(scores)))
-        if arguments.show and part in arguments.show:
-            for truth, guess in zip(graphs, found, strict=True):
-                wrong = {kind for kind, one in score([truth], [guess]).items() if one.f1 < 1 and one.found + one.marked}
-                if wrong:
-                    print(json.dumps({"marked": _said(truth), "found": _said(guess), "wrong": sorted(wrong)}))
+        print(f"{part}: {len(graphs)} captions, parser {RuleParser.name}")
+        print("\n".join(table(score(graphs, RuleParser().parse([graph.text for graph in graphs])))))
     return 0
 
 
-def _said(graph: SceneGraph) -> dict[str, Counter[str]]:
-    def name(index: int | None) -> str:
-        return "-" if index is None else graph.words(graph.objects[index])
-
-    return {
-        "objects": Counter(graph.words(one) for one in graph.objects),
-        "attributes": Counter(f"{graph.words(one)} of {name(one.owner)}" for one in graph.attributes),
-        "relations": Counter(
-            f"{name(one.subject)} | {graph.words(one)} | {name(one.target)}" for one in graph.relations
-        ),
-    }
-
-
 if __name__ == "__main__":
-    from unimo_ds.data.prepare.rewriting.scene_graph import rules
-
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--marks", type=Path, required=True)
     cli.add_argument("--captions", type=Path, required=True)
-    cli.add_argument("--show", nargs="*", help="print the captions of these sets that were read wrongly")
-    given = cli.parse_args()
-    raise SystemExit(run_command(lambda: _run(given, rules.RuleParser())))
+    raise SystemExit(run_command(lambda: _run(cli.parse_args())))

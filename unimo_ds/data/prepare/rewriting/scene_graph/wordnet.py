@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+from collections.abc import Iterable
 from importlib import resources
 
 from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
@@ -75,14 +76,18 @@ class WordNet:
         """
         if part == "n":
             word = word.rsplit(" ", 1)[-1]
-        found = {sense for base in self.bases(word, part) for sense in self._senses[part][base]}
-        above, waiting = set(found), list(found)
+        found = frozenset(sense for base in self.bases(word, part) for sense in self._senses[part][base])
+        return found, self._with_kinds(found, part)
+
+    def _with_kinds(self, senses: Iterable[int], part: str) -> frozenset[int]:
+        """The synsets and everything they are kinds of."""
+        above, waiting = set(senses), list(senses)
         while waiting:
             for parent in self._parents[part][waiting.pop()]:
                 if parent not in above:
                     above.add(parent)
                     waiting.append(parent)
-        return frozenset(found), frozenset(above)
+        return frozenset(above)
 
     @functools.cache  # noqa: B019
     def says_as_much(self, word: str, other: str, part: str) -> bool:
@@ -90,13 +95,7 @@ class WordNet:
         firsts = [
             {self._senses[part][base][0] for base in self.bases(one.rsplit(" ", 1)[-1], part)} for one in (word, other)
         ]
-        above, waiting = set(firsts[0]), list(firsts[0])
-        while waiting:
-            for parent in self._parents[part][waiting.pop()]:
-                if parent not in above:
-                    above.add(parent)
-                    waiting.append(parent)
-        return bool(above & firsts[1])
+        return bool(self._with_kinds(firsts[0], part) & firsts[1])
 
     @functools.cache  # noqa: B019
     def topic(self, noun: str) -> str:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 
 from unimo_ds.data.prepare.rewriting.translation.protocol import Pivot, one_line
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 MODES = {
@@ -43,8 +44,7 @@ class Apertium:
         lines = [one_line(text) for text in texts]
         given = [i for i, line in enumerate(lines) if line and not _MARKS.search(line)]
         found: list[list[str]] = [[] for _ in texts]
-        for start in range(0, len(given), _LINES):
-            numbers = given[start : start + _LINES]
+        for numbers in batched(given, _LINES):
             for i, said in zip(numbers, self._run([lines[i] for i in numbers]), strict=True):
                 said = one_line(said)
                 if said and not _MARKS.search(said):

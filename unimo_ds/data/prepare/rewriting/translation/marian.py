@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unimo_ds.data.prepare.rewriting.translation.protocol import in_batches, one_line
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _LONGEST = 256
@@ -51,7 +52,7 @@ class MarianTranslator:
             do_sample=False,
         )
         said = [one_line(text) for text in self._tokenizer.batch_decode(made, skip_special_tokens=True)]
-        return [said[start : start + number] for start in range(0, len(said), number)]
+        return list(batched(said, number))
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -14,14 +14,12 @@ from typing import TypeVar
 from unimo_ds.data.prepare.rewriting import word_classes
 from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import AttributeKind, Relation, SceneGraph
-from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
+from unimo_ds.data.prepare.rewriting.scene_graph.lists import rows, words
 
 _PARTS = ("n", "v", "a")
 _MIN_PAIRS = 0.6
 """Share of the relations that must stand between the same objects; the parser, too, is at times wrong about these."""
-_SAME_PLACES = tuple(
-    frozenset(one.strip() for one in line.split(","))
-    for line in """
+_SAME_PLACES = rows("""
 near, next to, by, beside, close to, alongside
 on, on top of, upon, atop
 in, inside, inside of, within
@@ -33,8 +31,7 @@ over, above
 toward, towards
 around, round
 along, alongside
-""".strip().splitlines()
-)
+""")
 """Prepositions of one row say the same."""
 _SMALL_WORDS = words("a the is are was were his her hers its their theirs him them himself herself itself themselves")
 _T = TypeVar("_T")

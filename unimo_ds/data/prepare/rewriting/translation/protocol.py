@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from unimo_ds.utils.batched import batched
+
 
 class Translator(Protocol):
     """Translates one way. Deterministic: equal lists of texts give equal translations."""
@@ -54,8 +56,7 @@ def in_batches(texts: Sequence[str], size: int, function: Callable[[list[str]], 
     lines = [one_line(text) for text in texts]
     order = sorted((i for i, line in enumerate(lines) if line), key=lambda i: (-len(lines[i]), i))
     found: list[list[str]] = [[] for _ in texts]
-    for start in range(0, len(order), size):
-        numbers = order[start : start + size]
+    for numbers in batched(order, size):
         for i, result in zip(numbers, function([lines[i] for i in numbers]), strict=True):
             found[i] = [text for text in result if text]
     return found
