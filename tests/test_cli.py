@@ -90,6 +90,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "order"], "needs --data"),
         (["inspect", "order", "--data", "x", "--steps", "3"], "must be A:B"),
         (["prepare", "verify", "nowhere"], "nowhere"),
+        (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
+        (
+            ["prepare", "import", "--kind", "images", "--images", "https://h/a.tar", "--output", "o"],
+            "https://h/a.tar is a",
+        ),
+        (["prepare", "import", "--kind", "texts", "--input", "a", "--output", "gs://b/o"], "gs://b/o is a URL"),
+        (["export", "--checkpoint", "s3://bucket/run", "--to", "y"], "s3://bucket/run is a URL"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -101,6 +108,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert sentence in printed.err
+    assert not any(tmp_path.iterdir())
 
 
 def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ def test_overrides_reach_every_type():
             "optimizer.betas=0.9,0.999",
             "data.held_out_path=some/folder",
             "data.source_weights.coco=2",
+            "data.folder_weights=0.5, 2,1",
             "model.initialize_from=none",
         ],
     )
@@ -32,6 +33,9 @@ def test_overrides_reach_every_type():
     assert changed.optimizer.betas == (0.9, 0.999)
     assert changed.data.held_out_path == "some/folder"
     assert changed.data.source_weights == {"coco": 2.0}
+    assert changed.data.folder_weights == (0.5, 2.0, 1.0)
+    assert from_dict(RunConfig, to_dict(changed)) == changed
+    assert apply_overrides(changed, ["data.folder_weights=none"]).data.folder_weights == ()
     assert changed.model.initialize_from is None
     assert apply_overrides(changed, ["data.source_weights=none"]).data.source_weights == {}
     assert CONFIG.seed == 0
@@ -49,6 +53,8 @@ def test_overrides_reach_every_type():
         ("contrast.in_batch=1", "true or false"),
         ("contrast.form=both", "one_log, two_logs, log_each"),
         ("optimizer.betas=0.9", "2 values"),
+        ("data.folder_weights=1,b", "takes float, not 'b'"),
+        ("data.folder_weights.a=1", "single value"),
         ("losses.contrastive=nan", "finite"),
         ("seed", "no '='"),
     ],
@@ -75,6 +81,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("contrast.temperature=0.9", "max_temperature"),
         ("logging.trace_steps=5,4", "a first step and a last one"),
         ("run_dir=", "run_dir is empty"),
+        ("run_dir=s3://bucket/run", "s3://bucket/run is a URL where a path on this machine belongs"),
         ("losses.contrastive=-1", "at least 0"),
         ("optimizer.betas=0.9,1", "below 1"),
         ("optimizer.epsilon=-1", "at least 0"),

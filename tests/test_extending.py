@@ -91,6 +91,17 @@ def test_an_objective_with_a_head_is_the_same_however_a_step_is_dealt(with_match
         torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_rehearsal_asks_no_objective(with_matching: None) -> None:
+    pretrains, model = task_and_model(weights_of(1.0))
+    asked: list[int] = []
+    model.objective_heads[NAME].register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    batch = step_batch(0, rank=0, world_size=1, micro_batches=3, group_pairs=0)
+    metrics = train_step(OneProcess(model), pretrains, batch, learning_rate=0.0)
+    assert len(asked) == 6, "the module runs all the same: ZeRO-3 wants one order"
+    assert asked[:3] == [0, 0, 0]
+    assert sum(asked) == metrics.counts[NAME] > 0
+
+
 def test_a_weight_of_nothing_leaves_the_objective_and_its_head_out(with_matching: None, tmp_path: Path) -> None:
     without, gradients = take_step(weights_of(0.0), micro_batches=1)
     with_it, _ = take_step(weights_of(1.0), micro_batches=1)

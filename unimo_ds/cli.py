@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import unimo_ds
 from unimo_ds.commands import measuring, runs, taking
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import run_command
 
 _INTERRUPTED = 130
@@ -37,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(lambda: search_command.main(words[1:]))
     arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
-    return _guarded(lambda: run_command(lambda: run(arguments)))
+
+    def checked() -> int | None:
+        locations.check_local_options(arguments)
+        return run(arguments)
+
+    return _guarded(lambda: run_command(checked))
 
 
 def _guarded(command: Callable[[], int]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unimo_ds.config import LossWeights, RunConfig
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -91,6 +92,7 @@ def check(config: RunConfig) -> None:
     check_stored(config)
     if not config.run_dir:  # an unset variable of a script; the run would be written over the folder it was started in
         raise UserError("run_dir is empty; give --run-dir DIR")
+    locations.check_local(config.run_dir)
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
     if config.data.max_text_tokens + 2 > model.max_positions:
         raise UserError(

@@ -109,6 +109,7 @@ class MemoryCorpus:
         self.source_names = tuple(sorted({sample.source for sample in samples}))
         self.source_ids = np.array([self.source_names.index(sample.source) for sample in samples], np.int32)
         self.shard_of = np.array([shards.index(sample.key.partition(":")[0]) for sample in samples], np.int32)
+        self.folder_of_shard, self.folder_names = np.zeros(len(shards), np.int32), ("memory",)
         self.num_regions = np.array([0 if s.regions is None else len(s.regions.boxes) for s in samples], np.int32)
         texts = [texts_of(sample) for sample in samples]
         flat = [text for own in texts for text in own]

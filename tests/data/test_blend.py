@@ -205,6 +205,61 @@ def test_a_source_in_two_folders_has_one_weight(namesakes: Folders) -> None:
     assert (books[:21] < 44).sum() == 6
 
 
+def weighed(corpus: Corpus, *weights: float, **kinds: float) -> RunConfig:
+    config = config_for(corpus)
+    data = dataclasses.replace(config.data, folder_weights=weights)
+    if kinds:
+        data = dataclasses.replace(data, kind_weights=KindWeights(**{"image": 0, "text": 0, "pair": 0, **kinds}))
+    return dataclasses.replace(config, data=data)
+
+
+def test_folders_are_seen_by_their_weights(namesakes: Folders) -> None:
+    """12 texts in the one and 31 in the other, of the same two sources."""
+    blend = Corpus.open(namesakes.blend)
+    samples = order_of(blend, weighed(blend, 3, 1, text=1)).samples_at(np.arange(8 * 31))
+    other = samples[blend.folder_of_shard[blend.shard_of[samples]] == 1]
+    assert np.unique(other, return_counts=True)[1].tolist() == [2] * 31
+    assert len(np.unique(samples)) == 12 + 31
+    alone = Corpus.open(namesakes.one)
+    left_out = order_of(blend, weighed(blend, 1, 0)).samples_at(np.arange(300))
+    assert left_out.tolist() == order_of(alone, config_for(alone)).samples_at(np.arange(300)).tolist()
+
+
+def test_weighed_folders_may_lie_elsewhere(namesakes: Folders, tmp_path: Path) -> None:
+    moved = [shutil.copytree(folder, tmp_path / f"x{folder.name}") for folder in (namesakes.other, namesakes.one)]
+    before, after = Corpus.open(namesakes.blend), Corpus.open(f"{moved[1]}::{moved[0]}")
+    batches = [list(StepLoader(one, weighed(one, 1, 4), 0, 1, 3, 6)) for one in (before, after)]
+    assert content(batches[0]) == content(batches[1])
+    told = [inspect_order(one, weighed(one, 1, 4), steps=range(3), world_size=1)["steps"] for one in (before, after)]
+    keys = [[key for step in steps for key in step["global_batch"]] for steps in told]
+    assert keys[1] == [
+        key.replace(f"{namesakes.one}/", f"{moved[1]}/").replace(f"{namesakes.other}/", f"{moved[0]}/")
+        for key in keys[0]
+    ]
+    assert before.fingerprint == after.fingerprint
+
+
+def test_a_damaged_sample_is_replaced_from_its_own_folder(namesakes: Folders, tmp_path: Path) -> None:
+    damaged = shutil.copytree(namesakes.other, tmp_path / "damaged")
+    shard = damaged / "text-000000.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    blend = Corpus.open(f"{namesakes.one}::{damaged}")
+    bad = [one for batch in StepLoader(blend, weighed(blend, 1, 1), 0, 1, 0, 12) for one in batch.bad_samples]
+    assert len(bad) > 3
+    assert {Path(one.substitute).parent for one in bad} == {damaged}
+
+
+def test_each_folder_has_a_weight_or_none(namesakes: Folders) -> None:
+    blend = Corpus.open(namesakes.blend)
+    for weights in ((1.0,), (1.0, 0.5, 2.0)):
+        with pytest.raises(UserError) as refused:
+            check_corpus(blend, weighed(blend, *weights))
+        assert str(refused.value) == (
+            f"data.folder_weights={','.join(f'{weight:g}' for weight in weights)} is not one weight for each data folder, "
+            f"which are, in this order, {namesakes.one}, {namesakes.other}"
+        )
+
+
 def test_what_was_recorded_tells_other_folders_and_another_order(
     folders: Folders, namesakes: Folders, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from unimo_ds.config import ContrastConfig, KindWeights
 from unimo_ds.data.corpus_check import check_corpus, largest_sample
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.selection import select_step
+from unimo_ds.data.step_plan import order_of
 from unimo_ds.utils.errors import UserError
 
 CORPUS = make_corpus()
@@ -61,7 +62,7 @@ CONTRASTS = (
 @pytest.mark.parametrize("contrast", CONTRASTS)
 def test_the_largest_sample_bounds_every_visit(contrast: ContrastConfig) -> None:
     config = make_config(contrast=dataclasses.replace(contrast, positives=2, phrase_negatives=2))
-    longest, positions = largest_sample(CORPUS, config)
+    longest, positions = largest_sample(CORPUS, config, order_of(CORPUS, config).is_read())
     samples = np.tile(np.arange(CORPUS.num_samples), 30)
     visits = select_step(CORPUS, samples, np.arange(len(samples)), config)
     assert visits.num_positions.max() <= positions

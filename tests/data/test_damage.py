@@ -223,6 +223,7 @@ def test_an_index_of_another_form_is_named(folder: Path) -> None:
     whole = path.read_bytes()
     known = index.from_bytes(whole, where=path.name)
     changes: tuple[dict[str, Any], ...] = ({"shard_bytes": "many"}, {"source_names": (None,)}, {"largest_class": []})
+    changes += ({"base_names": known.base_names.replace("0", "\x85", 1)}, {"base_names": f"\ud800{known.base_names}"})
     encrypted = bytearray(whole)
     encrypted[encrypted.index(b"PK\x01\x02") + 8] ^= 1  # one bit of the directory says that a member is
     for content in (*(index.to_bytes(dataclasses.replace(known, **change)) for change in changes), encrypted):

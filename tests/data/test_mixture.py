@@ -65,6 +65,56 @@ def test_sources_of_a_kind_share_an_epoch_unless_they_are_weighed() -> None:
             assert len(set(own[first : first + size].tolist())) == size
 
 
+@given(weights=st.tuples(*[st.sampled_from([0, 0.5, 1, 3])] * 2), start=st.integers(0, 10**12))
+@settings(max_examples=25, deadline=None)
+def test_folders_share_each_kind_by_their_weights(weights: tuple[float, float], start: int) -> None:
+    """Texts lie in both folders, pairs in the second alone, and one source in both."""
+    corpus = make_corpus([(Kind.TEXT, 0, 24), (Kind.TEXT, 1, 8), (Kind.TEXT, 0, 30), (Kind.PAIR, 2, 41)])
+    folders = np.repeat([0, 1], [32, 71])
+
+    def order() -> Order:
+        by_name = dict(zip(("here", "there"), weights, strict=True))
+        return Order(*corpus, KindWeights(0, 1, 1), {}, 2, 4, folder_ids=folders, folder_weights=by_name)
+
+    if not weights[1]:
+        with pytest.raises(UserError, match=r"every folder that has (text|pair) samples has data.folder_weights 0"):
+            order()
+        return
+    # Sources of the first folder are seen by their sizes, 3 : 1.
+    cycle = round(2 * 8 * sum(weights))
+    samples = order().samples_at(np.arange(start, start + cycle))
+    counts = {(int(folder), int(source)): 0 for folder, source in zip(folders, corpus[1], strict=True)}
+    for sample in samples.tolist():
+        counts[int(folders[sample]), int(corpus[1][sample])] += 1
+    here, there = (round(8 * weight) for weight in weights)
+    assert counts == {(0, 0): here * 3 // 4, (0, 1): here // 4, (1, 0): there, (1, 2): here + there}
+    shares = [float(one.share) * cycle for one in order().mix]
+    assert shares == pytest.approx([count for count in (here * 3 // 4, here // 4, there, here + there) if count])
+    assert order().is_read().tolist() == np.repeat([weights[0] > 0, True], [32, 71]).tolist()
+
+
+def test_one_folder_with_a_weight_is_read_as_one_without() -> None:
+    corpus = make_corpus([(Kind.IMAGE, 0, 50), (Kind.TEXT, 1, 60), (Kind.TEXT, 2, 30), (Kind.PAIR, 2, 300)])
+    plain = Order(*corpus, KindWeights(), {}, 2, 9)
+    folder = np.zeros(len(corpus[0]), np.int32)
+    weighed = Order(*corpus, KindWeights(), {}, 2, 9, folder_ids=folder, folder_weights={"here": 0.3})
+    positions = np.arange(3000)
+    assert weighed.samples_at(positions).tolist() == plain.samples_at(positions).tolist()
+
+
+def test_a_position_has_the_samples_of_its_stream() -> None:
+    corpus = make_corpus([(Kind.TEXT, 0, 24), (Kind.TEXT, 1, 8), (Kind.TEXT, 0, 30)])
+    folders = np.repeat([0, 1], [32, 30])
+    for folder_ids in (None, folders):
+        weights = None if folder_ids is None else {"here": 1.0, "there": 1.0}
+        order = Order(*corpus, KindWeights(0, 1, 0), {}, 2, 4, folder_ids=folder_ids, folder_weights=weights)
+        for position, sample in enumerate(order.samples_at(np.arange(40)).tolist()):
+            is_like = corpus[1] == corpus[1][sample]
+            if folder_ids is not None:
+                is_like &= folders == folders[sample]
+            assert order.stream_members(position).tolist() == np.flatnonzero(is_like).tolist()
+
+
 def test_any_position_is_reached_alone() -> None:
     order = Order(*make_corpus([(Kind.IMAGE, 0, 50), (Kind.TEXT, 1, 60), (Kind.PAIR, 2, 300)]), KindWeights(), {}, 2, 9)
     block = order.samples_at(np.arange(5000, 5100))
@@ -112,6 +162,18 @@ def test_bad_weights_are_refused() -> None:
         Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.5}, 1, 0, source_names=("wiki", "news"))
     with pytest.raises(UserError, match=r"no such source.*source_weights.gone=0 "):
         Order(*corpus, KindWeights(0, 1, 0), {"gone": 1.0}, 1, 0, source_names=("wiki", "news"))
+    folders = {"folder_ids": np.repeat([0, 1], 5)}
+    with pytest.raises(UserError, match=r"data.folder_weights has -1 for here; it must be at least 0"):
+        Order(*corpus, KindWeights(0, 1, 0), **folders, folder_weights={"here": -1.0, "there": 2.0})
+    with pytest.raises(UserError, match=r"has 2 for there, which holds no sample of a kind and source that is read"):
+        Order(
+            *corpus,
+            KindWeights(0, 1, 0),
+            {"wiki": 1.0, "news": 0.0},
+            **folders,
+            source_names=("wiki", "news"),
+            folder_weights={"here": 1.0, "there": 2.0},
+        )
     Order(*corpus, KindWeights(0, 1, 0), {"gone": 0.0}, 1, 0, source_names=("wiki", "news"))
     only_news = Order(*corpus, KindWeights(0, 1, 0), {"wiki": 0.0}, 1, 0, source_names=("wiki", "news"))
     assert set(only_news.samples_at(np.arange(20)).tolist()) == set(range(5, 10))

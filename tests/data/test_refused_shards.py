@@ -123,6 +123,11 @@ _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
             "not valid Unicode",
             id="half a surrogate",
         ),
+        pytest.param(
+            [("a.json", b'{"kind": "text", "source": "x", "text": "x", "details": {"file": ["\\uD83d"]}}')],
+            "not valid Unicode",
+            id="half a surrogate in the notes",
+        ),
     ],
 )
 def test_shards_that_are_refused(

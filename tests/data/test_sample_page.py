@@ -1,6 +1,7 @@
 """The page of a sample: everything of it is there, nothing of it is markup, and nothing is fetched."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import re
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tests.data.shard_folders import finish, make_folder, make_image, make_pair, make_text
 from unimo_ds.cli import main
+from unimo_ds.data import manifest
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.sample_page import sample_number, sample_page
@@ -115,3 +117,21 @@ def test_a_damaged_sample_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     assert main(command) == 2
     assert "json is damaged (checksum); run `unimo prepare verify`" in capsys.readouterr().err
+
+
+def test_notes_of_any_form_are_shown(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "images") as writer:
+        for size in ([10**400, 1], [1, 10**400], [True, 2.5], [40, 20], "wide", {"w": [1]}, None):
+            writer.write(make_image(3), details={"size": size})
+    finish(tmp_path)
+    corpus = Corpus.open(tmp_path)
+    heights = [re.findall(r'class="blank" style="width:640px;height:(\d+)px', sample_page(corpus, i)) for i in range(7)]
+    assert heights == [["640"]] * 3 + [["320"]] + [["640"]] * 3
+
+
+def test_a_command_that_is_not_unicode_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path / "data")
+    known = manifest.load_manifest(folder)
+    manifest.write_manifest(folder, dataclasses.replace(known, commands=("unimo prepare import --input \udcff",)))
+    assert main(["inspect", str(folder)]) == 0
+    assert "made by           unimo prepare import --input \\udcff\n" in capsys.readouterr().out

@@ -68,7 +68,14 @@ def test_a_run_goes_on_where_the_code_has_learned_what_is_off(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "change",
-    ["seed=1", "model.hidden_size=384", "batch.global_samples=7", "contrast.form=one_log", "data.max_regions=3"],
+    [
+        "seed=1",
+        "model.hidden_size=384",
+        "batch.global_samples=7",
+        "contrast.form=one_log",
+        "data.max_regions=3",
+        "data.folder_weights=1,2",
+    ],
 )
 def test_another_run_is_refused_by_name(tmp_path: Path, change: str) -> None:
     config = RunConfig(recipe="test")

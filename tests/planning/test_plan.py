@@ -86,6 +86,12 @@ def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
     counted = plan(config, corpus=corpus)
     assert counted.batches[0].positions_per_step < plan(config).batches[0].positions_per_step
     assert any("counted over" in line for line in counted.assumptions)
+    (stream,) = counted.mix
+    assert (stream.kind, stream.source, stream.folder, stream.samples, stream.share) == ("pair", "toys", "", 12, 1.0)
+    assert stream.epochs == pytest.approx(config.batch.global_samples * config.schedule.total_steps / 12)
+    assert "toys" in to_text(counted)
+    data = dataclasses.replace(config.data, folder_weights=(2.0,))
+    assert plan(dataclasses.replace(config, data=data), corpus=corpus).mix[0].folder == str(folder)
     cost, _ = counted_cost(config, corpus)
     # Corrupted, the pair, one positive and three levels of negatives of which one is absent here, and two alone.
     mean_regions = corpus.num_regions[corpus.kinds == 2].mean()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,22 @@ def test_an_option_that_is_given_twice_is_both() -> None:
     assert parser.parse_args([]).data is None
     assert parser.parse_args(["--data", "a"]).data == "a"
     assert parser.parse_args(["--data", "a", "--data=b::c"]).data == "a::b::c"
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a", "https://user:word@host:80/a.tar", "file:///data/a", "hf://datasets/a"]
+)
+def test_a_url_is_no_path(url: str) -> None:
+    """A `Path` has lost one of its slashes."""
+    named = f"^{re.escape(url)} is a URL where a path on this machine belongs; copy what lies there"
+    for given in (url, Path(url)):
+        with pytest.raises(UserError, match=named):
+            locations.check_local(given)
+    for value in (Path(url), [Path("a"), Path(url)]):
+        with pytest.raises(UserError, match=named):
+            locations.check_local_options(argparse.Namespace(folder="s3://b", output=None, images=value))
+
+
+@pytest.mark.parametrize("path", ["data/train", "/a:/b", "c:/x", "a b:c", "C:", "./s3", "grid"])
+def test_a_path_is_no_url(path: str) -> None:
+    locations.check_local_options(argparse.Namespace(one=Path(path), several=[Path(path)]))

@@ -54,7 +54,8 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
             path.write_text(json.dumps(_plain(result), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from None
-    print(text)
+    # A file's name need not be Unicode, and commands are kept as they were given.
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _plain(value: Any) -> Any:

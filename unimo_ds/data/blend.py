@@ -15,7 +15,7 @@ from unimo_ds.data.open_folder import OpenFolder
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
-_ONCE = "name each data folder once (data.source_weights says how often a source is seen)"
+_ONCE = "name each data folder once (data.folder_weights says how often its samples are seen)"
 
 
 def open_folders(location: str, *, cache_dir: str | None, cache_bytes: int) -> list[OpenFolder]:

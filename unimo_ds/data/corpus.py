@@ -53,6 +53,7 @@ class Corpus:
         text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
+    Over its shards: folder_of_shard int32, into `folder_names`.
     Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, region_tag_sizes,
         fingerprint.
     Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
@@ -66,6 +67,9 @@ class Corpus:
         self._folders = blend.open_folders(self.location, cache_dir=cache_dir, cache_bytes=cache_bytes)
         self.manifest = blend.joint_manifest(self._folders)
         self._folder_of = [folder for folder in self._folders for _ in folder.manifest.shards]
+        self.folder_names = tuple(folder.location for folder in self._folders)
+        sizes = [len(folder.manifest.shards) for folder in self._folders]
+        self.folder_of_shard: NDArray[np.int32] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
             load = pool.map(lambda folder, entry: folder.load_index(entry), self._folder_of, self.manifest.shards)
             indices = list(load)

@@ -19,7 +19,7 @@ from unimo_ds.data.draws import Integers
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
-from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.data.step_plan import OrderedCorpus, order_of
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
@@ -53,7 +53,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
     if config.contrast.enabled and not (corpus.kinds == Kind.PAIR).any():
         raise UserError("contrast.enabled=true but the data holds no pair; add pairs or set contrast.enabled=false")
-    StepPlanner(corpus, config, world_size=1)
+    is_read = order_of(corpus, config).is_read()
     uses_regions = config.data.kind_weights.image or config.data.kind_weights.pair
     if vocabulary_size is None:
         vocabulary_size = corpus.vocabulary_size
@@ -74,7 +74,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             config.model.region_tag_sizes,
             whose=f"the regions of the data at {config.data.path!r}",
         )
-    longest, positions = largest_sample(corpus, config)
+    longest, positions = largest_sample(corpus, config, is_read)
     if positions > config.batch.micro_batch_tokens:
         raise UserError(
             f"sample {corpus.key(longest)} can make up to {positions} stream positions, more than batch.micro_batch_tokens="
@@ -125,24 +125,19 @@ def check_made_alike(
             )
 
 
-def largest_sample(corpus: CheckableCorpus, config: RunConfig) -> tuple[int, int]:
-    """The sample that can make the most stream positions at one visit, and how many: an upper bound over all draws."""
+def largest_sample(corpus: CheckableCorpus, config: RunConfig, is_read: Flags) -> tuple[int, int]:
+    """The sample that can make the most stream positions at one visit, and how many: an upper bound over all draws.
+
+    is_read: [n] whether the run reads it.
+    """
     longest, positions = 0, 0
     for start in range(0, corpus.num_samples, _SAMPLES_AT_ONCE):
         stop = min(start + _SAMPLES_AT_ONCE, corpus.num_samples)
         bounds = _largest_visits(corpus, start, stop, config)
-        bounds[~_has_weight(corpus, start, stop, config)] = 0
+        bounds[~is_read[start:stop]] = 0
         if bounds.max() > positions:
             longest, positions = start + int(bounds.argmax()), int(bounds.max())
     return longest, positions
-
-
-def _has_weight(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Flags:
-    weights = config.data.kind_weights
-    by_kind = np.array([weights.image, weights.text, weights.pair]) > 0
-    by_source = np.array([config.data.source_weights.get(name, 1.0) > 0 for name in corpus.source_names])
-    result: Flags = by_kind[corpus.kinds[start:stop]] & by_source[corpus.source_ids[start:stop]]
-    return result
 
 
 def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Integers:

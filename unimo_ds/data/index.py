@@ -249,6 +249,7 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
     ends = samples["start"][:, None] + samples["offset"].astype(np.int64) + samples["size"]
     if (
         len(about["bases"]) != len(samples)
+        or not all(map(str.isprintable, about["bases"]))
         or samples["num_texts"].sum() != len(index.texts)
         or samples["num_related_images"].sum() != len(index.related_images)
         or (len(samples) and samples["source"].max() >= len(index.source_names))

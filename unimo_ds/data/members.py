@@ -246,7 +246,13 @@ def _parse_json(content: Buffer) -> dict[str, Any]:
     if len(content) > MAX_JSON_BYTES:
         raise DecodeError(f"its .json has {len(content)} bytes; the limit is {MAX_JSON_BYTES}")
     try:
-        record = json.loads(str(content, "utf-8"))
+        text = str(content, "utf-8")
+        record = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            # JSON can spell half of a surrogate pair, which no tokenizer, page or terminal takes.
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DecodeError("a text in its .json is not valid Unicode") from None
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"its .json cannot be parsed: {error}") from None
     if not isinstance(record, dict):
@@ -264,12 +270,6 @@ def _parse_kind(name: object) -> Kind:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise DecodeError(f"{what} is missing or not a text")
-    # JSON can spell half of a surrogate pair, which no tokenizer can encode.
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DecodeError(f"{what} is not valid Unicode") from None
     return value
 
 

@@ -2,17 +2,19 @@
 
 Two steps, both O(1) in the position:
 
-1. The position's stream. A stream is one source of one kind. Streams are split off one after the other, each by a Beatty
-   sequence: among the first p positions, exactly floor(p * share) belong to the stream. So every window of a cycle's length
-   holds exactly the stated mix (1 : 1 : 5 is exact in any seven neighbours), and a step's number of pairs varies by at most one.
+1. The position's stream. A stream is one source of one kind; where folders have weights, of one folder. Streams are split off
+   one after the other, each by a Beatty sequence: among the first p positions, exactly floor(p * share) belong to the stream.
+   So every window of a cycle's length holds exactly the stated mix (1 : 1 : 5 is exact in any seven neighbours), and a step's
+   number of pairs varies by at most one.
 2. The stream's sample. A stream counts its own epochs. In each one its shards are permuted, neighbours in the permuted order
    form windows, and the samples of a window are permuted: reading stays within a few shards at a time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -32,9 +34,28 @@ _SHARDS, _WINDOW = 1, 2
 _LARGEST_DENOMINATOR = 2**31
 """Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million."""
 
+_SOURCE_BITS, _KIND_BITS = 32, 2
+"""Of a stream's number, which keys its permutations: source, kind, and folder above them."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One stream's part of the sequence."""
+
+    kind: Kind
+    folder: int
+    """0 where folders have no weights."""
+    source: int
+    num_samples: int
+    share: Fraction
+
 
 class Order:
-    """The endless sequence of samples of one run."""
+    """The endless sequence of samples of one run.
+
+    Attributes:
+        mix: what it is made of, by kind, folder and source.
+    """
 
     def __init__(
         self,
@@ -47,6 +68,8 @@ class Order:
         seed: int = 0,
         *,
         source_names: tuple[str, ...] | list[str] = (),
+        folder_ids: NDArray[Any] | None = None,
+        folder_weights: Mapping[str, float] | None = None,
     ) -> None:
         """Lay out the streams.
 
@@ -56,21 +79,24 @@ class Order:
         their numbers of samples.
         window: shards whose samples are shuffled together.
         source_names: name of each source id; needed where `source_weights` names any.
+        folder_ids: [n] into `folder_weights`, the weight of each data folder by its name: a kind's samples come from the folders
+        that have some in this ratio, and sources share within each; 0 leaves a folder out. None: it does not matter where
+        samples lie, and a source in several folders is one.
 
         Raises:
-            UserError: a kind or source with weight but without samples, a negative weight, or one for a part of a kind alone.
+            UserError: a kind, source or folder with weight but without samples, a negative weight, or one for a part of a kind
+                alone.
         """
         weights = dict(source_weights or {})
-        for name, weight in weights.items():
-            if weight > 0 and name not in source_names:
-                raise UserError(
-                    f"data.source_weights.{name}={weight} but the data has no such source; import it with --source {name}, or "
-                    f"set data.source_weights.{name}=0 (data.source_weights=none drops all){nearest_name(name, source_names)}"
-                )
+        _check_source_weights(weights, source_names)
+        folder_weights = folder_weights or {"": 1}
+        for name, weight in folder_weights.items():
             if weight < 0:
-                raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
+                raise UserError(f"data.folder_weights has {weight:g} for {name}; it must be at least 0")
         self.seed = seed
-        shares: list[tuple[Fraction, _Stream]] = []
+        self._num_samples = len(kinds)
+        self.mix: list[Share] = []
+        self._streams: list[_Stream] = []
         for kind in Kind:
             kind_weight = getattr(kind_weights, kind.name.lower())
             if not kind_weight:
@@ -82,33 +108,27 @@ class Order:
                     f"data.kind_weights.{name}={kind_weight} but the data holds no {name} sample; "
                     f"set data.kind_weights.{name}=0 or add {name} shards"
                 )
-            sources = source_ids[members]
-            by_source = {int(source): members[sources == source] for source in np.unique(sources)}
-            names = [source_names[source] for source in by_source] if weights else []
-            weighed = [name for name in names if weights.get(name)]
-            forgotten = [name for name in names if name not in weights]
-            if weighed and forgotten:
-                # Beside weights near 1 a number of samples would be everything.
-                raise UserError(
-                    f"data.source_weights has {weighed[0]}={weights[weighed[0]]} but nothing for {', '.join(forgotten)}; set "
-                    f"data.source_weights.{forgotten[0]} too (0 leaves it out), or data.source_weights=none to go by sizes"
-                )
-            of_source = {
-                source: _exact(weights.get(source_names[source], len(indices)) if source_names else len(indices))
-                for source, indices in by_source.items()
+            found: dict[tuple[int, int], Integers] = {}
+            for folder in range(len(folder_weights)):
+                own = members if folder_ids is None else members[folder_ids[members] == folder]
+                sources = source_ids[own]
+                found |= {(folder, int(source)): own[sources == source] for source in np.unique(sources)}
+            if weights:
+                _check_whole(weights, [source_names[source] for _, source in found])
+            parts = {
+                owner: _exact(weights.get(source_names[owner[1]], len(indices)) if weights else len(indices))
+                for owner, indices in found.items()
             }
-            total = sum(of_source.values(), Fraction(0))
-            if not total:
-                raise UserError(
-                    f"every source of {kind.name.lower()} samples has data.source_weights 0; give one a weight"
-                )
-            for source, part in of_source.items():
-                if part:
-                    number = int(kind) << 32 | source
-                    stream = _Stream(by_source[source], shard_of, window=window, seed=seed, number=number)
-                    shares.append((_exact(kind_weight) * part / total, stream))
-        self._streams = [stream for _, stream in shares]
-        self._splits = _splits([share for share, _ in shares])
+            for (folder, source), share in _shares(kind, parts, list(folder_weights.values())).items():
+                indices = found[folder, source]
+                number = (folder << _KIND_BITS | int(kind)) << _SOURCE_BITS | source
+                self._streams.append(_Stream(indices, shard_of, window=window, seed=seed, number=number))
+                self.mix.append(Share(kind, folder, source, len(indices), _exact(kind_weight) * share))
+        if folder_ids is not None:
+            _check_used(folder_weights, {one.folder for one in self.mix})
+        total = sum((one.share for one in self.mix), Fraction(0))
+        self.mix = [dataclasses.replace(one, share=one.share / total) for one in self.mix]
+        self._splits = _splits([one.share for one in self.mix])
 
     def samples_at(self, positions: NDArray[Any]) -> Integers:
         """Global sample indices at `positions` [n] (each >= 0, any order): [n] int64."""
@@ -118,6 +138,18 @@ class Order:
             chosen = stream_of == number
             samples[chosen] = self._streams[number].samples_at(count[chosen])
         return samples
+
+    def stream_members(self, position: int) -> Integers:
+        """Samples that may stand at the position, [m] ascending: those of its stream."""
+        (stream,), _ = self.streams_at(np.array([position]))
+        return np.sort(self._streams[stream].members)
+
+    def is_read(self) -> NDArray[np.bool_]:
+        """[n] of each sample, whether it is in any stream."""
+        result = np.zeros(self._num_samples, np.bool_)
+        for stream in self._streams:
+            result[stream.members] = True
+        return result
 
     def streams_at(self, positions: NDArray[Any]) -> tuple[Integers, Integers]:
         """The stream of each position and how many earlier positions that stream has: two [n] int64."""
@@ -134,6 +166,59 @@ class Order:
             rest[undecided] = np.where(is_taken, count, here - count)
             undecided = undecided[~is_taken]
         return stream_of, rest
+
+
+def _check_source_weights(weights: Mapping[str, float], source_names: Sequence[str]) -> None:
+    for name, weight in weights.items():
+        if weight > 0 and name not in source_names:
+            raise UserError(
+                f"data.source_weights.{name}={weight} but the data has no such source; import it with --source {name}, or "
+                f"set data.source_weights.{name}=0 (data.source_weights=none drops all){nearest_name(name, source_names)}"
+            )
+        if weight < 0:
+            raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
+
+
+def _check_whole(weights: Mapping[str, float], names: Sequence[str]) -> None:
+    """names: of the sources of one kind. Beside weights near 1 a number of samples would be everything."""
+    weighed = [name for name in names if weights.get(name)]
+    forgotten = [name for name in dict.fromkeys(names) if name not in weights]
+    if weighed and forgotten:
+        raise UserError(
+            f"data.source_weights has {weighed[0]}={weights[weighed[0]]} but nothing for {', '.join(forgotten)}; set "
+            f"data.source_weights.{forgotten[0]} too (0 leaves it out), or data.source_weights=none to go by sizes"
+        )
+
+
+def _check_used(folder_weights: Mapping[str, float], read: Container[int]) -> None:
+    for folder, (name, weight) in enumerate(folder_weights.items()):
+        if weight and folder not in read:
+            raise UserError(
+                f"data.folder_weights has {weight:g} for {name}, which holds no sample of a kind and source that is read; "
+                "give it 0, or its kinds and sources a weight"
+            )
+
+
+def _shares(
+    kind: Kind, parts: Mapping[tuple[int, int], Fraction], folder_weights: Sequence[float]
+) -> dict[tuple[int, int], Fraction]:
+    """Of the kind's samples, by (folder, source) as `parts`, the weights within folders; what has none is left out."""
+    totals: dict[int, Fraction] = {}
+    for (folder, _), part in parts.items():
+        totals[folder] = totals.get(folder, Fraction(0)) + part
+    if not any(totals.values()):
+        raise UserError(f"every source of {kind.name.lower()} samples has data.source_weights 0; give one a weight")
+    of_folder = {folder: _exact(folder_weights[folder]) for folder, total in totals.items() if total}
+    whole = sum(of_folder.values(), Fraction(0))
+    if not whole:
+        raise UserError(
+            f"every folder that has {kind.name.lower()} samples has data.folder_weights 0; give one a weight"
+        )
+    return {
+        (folder, source): of_folder[folder] / whole * part / totals[folder]
+        for (folder, source), part in parts.items()
+        if part and of_folder[folder]
+    }
 
 
 @dataclass(frozen=True)
@@ -173,7 +258,7 @@ class _Stream:
         shards = np.asarray(shard_of)[indices]
         by_shard = np.argsort(shards, kind="stable")
         self.size = len(indices)
-        self._indices = indices[by_shard]
+        self.members = indices[by_shard]
         _, self._shard_sizes = np.unique(shards, return_counts=True)
         self._shard_starts = np.cumsum(self._shard_sizes) - self._shard_sizes
         self._window, self._seed, self._number = window, seed, number
@@ -213,5 +298,5 @@ class _Stream:
         order, _ = self._epoch(epoch)
         shards = order[window * self._window : (window + 1) * self._window]
         parts = [np.arange(self._shard_starts[s], self._shard_starts[s] + self._shard_sizes[s]) for s in shards]
-        members: Integers = self._indices[np.concatenate(parts)]
+        members: Integers = self.members[np.concatenate(parts)]
         return generator(self._seed, self._number, epoch, _WINDOW, window).permutation(members)

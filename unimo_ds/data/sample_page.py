@@ -115,7 +115,9 @@ def _picture(jpeg: bytes | None, regions: Regions, size: object) -> str:
 
 
 def _is_size(size: object) -> bool:
-    return isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    return (
+        isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and 0 < side < 2**31 for side in size)
+    )
 
 
 def _classes(regions: Regions, i: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from unimo_ds.data.draws import Integers
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.selection import CorpusIndex, StepSelection, select_step
+from unimo_ds.utils.errors import UserError
 
 
 class OrderedCorpus(CorpusIndex, Protocol):
@@ -27,6 +28,8 @@ class OrderedCorpus(CorpusIndex, Protocol):
     source_ids: NDArray[np.int32]
     source_names: tuple[str, ...]
     shard_of: NDArray[np.int32]
+    folder_of_shard: NDArray[np.int32]
+    folder_names: tuple[str, ...]
 
     def key(self, sample: int, /) -> str: ...
 
@@ -67,8 +70,20 @@ def order_of(corpus: OrderedCorpus, config: RunConfig) -> Order:
     """The samples of a run, in their order.
 
     Raises:
-        UserError: as `mixture.Order`.
+        UserError: as `mixture.Order`, or `data.folder_weights` are not one for each folder.
     """
+    folders: dict[str, Any] = {}
+    if weights := config.data.folder_weights:
+        names = corpus.folder_names
+        if len(weights) != len(names):
+            raise UserError(
+                f"data.folder_weights={','.join(f'{weight:g}' for weight in weights)} is not one weight for each data folder, "
+                f"which are, in this order, {', '.join(names)}"
+            )
+        folders = {
+            "folder_ids": corpus.folder_of_shard[corpus.shard_of],
+            "folder_weights": dict(zip(names, weights, strict=True)),
+        }
     return Order(
         corpus.kinds,
         corpus.source_ids,
@@ -78,6 +93,7 @@ def order_of(corpus: OrderedCorpus, config: RunConfig) -> Order:
         config.data.shuffle_window_shards,
         config.seed,
         source_names=corpus.source_names,
+        **folders,
     )
 
 

@@ -122,7 +122,7 @@ class StepReader:
         )
 
     def _visit(self, selection: Selection, bad: list[BadSample]) -> tuple[Selection, PreparedSample] | None:
-        """The sample of a visit, or its substitute: another one of its kind and source that is no longer; None where none is.
+        """The sample of a visit, or its substitute: another one of its stream that is no longer; None where none is.
 
         The substitute is drawn by (seed, position), so whichever rank meets the damage replaces it alike.
         """
@@ -130,14 +130,11 @@ class StepReader:
             return selection, self._prepared(selection.sample)
         except CorruptSample as error:
             damage = error
-        corpus = self._corpus
-        is_like = corpus.kinds == corpus.kinds[selection.sample]
-        is_like &= corpus.source_ids == corpus.source_ids[selection.sample]
-        like = np.flatnonzero(is_like)
+        like = self._planner.order.stream_members(selection.position)
         random = generator(self._config.seed, selection.position, _SUBSTITUTE)
         for _ in range(_ROUNDS):
             candidates = like[random.integers(0, len(like), _CANDIDATES)]
-            visits = select_step(corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
+            visits = select_step(self._corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
             for row in np.flatnonzero(visits.num_positions <= selection.num_positions).tolist():
                 try:
                     sample = self._prepared(int(candidates[row]))

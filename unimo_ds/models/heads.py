@@ -87,7 +87,8 @@ class Temperature(nn.Module):
 
 
 class ObjectiveHead(nn.Module, abc.ABC):
-    """A head that an objective brings along (`tasks/objective.py`): `forward` takes the hidden states [N, D] at `positions`."""
+    """A head that an objective brings along (`tasks/objective.py`): `forward` takes the hidden states [N, D] at `positions`,
+    or none of them (N = 0) without gradients: only a training step asks it."""
 
     @abc.abstractmethod
     def positions(self, batch: PackedBatch) -> torch.Tensor:

@@ -118,7 +118,11 @@ class Unimo(nn.Module):
 
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
         """Hidden states of the last layer where heads read them. Arguments as in `forward`."""
-        further = {name: cast(ObjectiveHead, head).positions(batch) for name, head in self.objective_heads.items()}
+        further = {
+            # Rehearsals and evaluation have no use for them.
+            name: cast(ObjectiveHead, head).positions(batch) if torch.is_grad_enabled() else batch.pooled_text_at[:0]
+            for name, head in self.objective_heads.items()
+        }
         readers = (
             batch.language_at,
             batch.masked_region_at,

@@ -20,6 +20,7 @@ from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
 from unimo_ds.engine.ds_config import load, precision
 from unimo_ds.models.accounting import StreamShape, count_parameters, forward_flops, training_flops
+from unimo_ds.planning.mix import Stream, mix_of
 from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
     HARDWARE,
@@ -131,6 +132,8 @@ class Plan:
     total_parameters: int
     memory: tuple[StageMemory, ...]
     batches: tuple[BatchPlan, ...]
+    mix: tuple[Stream, ...]
+    """Empty where no data is given."""
     assumptions: tuple[str, ...]
 
 
@@ -179,6 +182,7 @@ def plan(
         batches=tuple(
             _batch_plan(config, cost, samples, devices, HARDWARE[hardware], utilisation) for samples in sorted(batches)
         ),
+        mix=mix_of(config, corpus) if corpus is not None else (),
         assumptions=(
             *assumptions,
             *assumed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unimo_ds.planning import mix
 from unimo_ds.planning.plan import Plan
 
 
@@ -28,4 +29,6 @@ def to_text(result: Plan) -> str:
             f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
             f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:8.3g}"
         )
-    return "\n".join([*lines, "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)])
+    return "\n".join(
+        [*lines, *mix.to_lines(result.mix), "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)]
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from unimo_ds.utils.errors import UserError
@@ -13,6 +14,29 @@ SEPARATOR = "::"
 HELP = "data folder, or one that holds train/ and held_out/; several are blended: --data A --data B, or A::B"
 _BETWEEN = re.compile(r"::(?![^\[\]/]*\])")
 """Not within an address in brackets, `http://[::1]:8000`."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+
+
+def check_local(path: str | Path) -> None:
+    """Refuse a URL where files are opened: as a path, s3://a/b is b in a in a folder called `s3:`, which would be made.
+
+    Raises:
+        UserError: naming it.
+    """
+    if found := _URL.match(str(path)):
+        url = f"{found[1]}:{'///' if found[1] == 'file' else '//'}{str(path)[found.end() :]}"
+        raise UserError(
+            f"{url} is a URL where a path on this machine belongs; copy what lies there to this machine, and what is made back"
+        )
+
+
+def check_local_options(arguments: argparse.Namespace) -> None:
+    """`check_local` of every option that is a path, or a list of them."""
+    for value in vars(arguments).values():
+        for one in value if isinstance(value, list) else (value,):
+            if isinstance(one, Path):
+                check_local(one)
 
 
 def split(text: str) -> tuple[str, ...]:

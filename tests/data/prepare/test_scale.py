@@ -21,6 +21,7 @@ from unimo_ds.data.prepare.corpus_plan import read_plan
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.settings import PhraseSettings, RetrieveSettings, RewriteSettings
 from unimo_ds.data.verify import verify
+from unimo_ds.utils.errors import UserError
 
 NUM_TARS = 5
 
@@ -203,6 +204,9 @@ def test_a_plan_holds_every_setting_of_the_rewrites(tmp_path: Path) -> None:
     (tmp_path / "less.toml").write_text("output = 'x'\nphrases = false\nrewrite = false\n[[import]]\nkind = 'texts'\n")
     less = read_plan(tmp_path / "less.toml")
     assert less.phrases is less.rewrite is None
+    (tmp_path / "far.toml").write_text("output = 'x'\n[[import]]\nkind = 'texts'\ninput = ['a', 'https://h/b.txt']\n")
+    with pytest.raises(UserError, match=r"^https://h/b\.txt is a URL where a path on this machine belongs"):
+        read_plan(tmp_path / "far.toml")
 
 
 def run_ranks(arguments: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from unimo_ds.data.prepare.settings import (
     PhraseSettings,
     RetrieveSettings,
 )
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import run_command
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: bad input.
     """
+    locations.check_local_options(arguments)
     return {
         "import": _run_import,
         "all": _run_all,

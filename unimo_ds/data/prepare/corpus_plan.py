@@ -49,6 +49,7 @@ from unimo_ds.data.prepare.settings import (
     RewriteSettings,
     source_name,
 )
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, nearest_name
 
 _SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "keep_images", "seed", "replace")
@@ -149,6 +150,7 @@ def _as(hint: Any, value: Any, folder: Path, where: str) -> Any:
             raise UserError(f"{where} is {value!r}, not one of {', '.join(map(str, arguments))}")
         return value
     if hint is Path and isinstance(value, str) and value:
+        locations.check_local(value)
         return folder / Path(value).expanduser()
     if hint in (str, int, bool) and type(value) is hint:
         return value

@@ -1,4 +1,4 @@
-"""JSON annotation files: reading them, large arrays one element at a time, and naming what is wrong in them."""
+"""JSON annotation files, which have hundreds of megabytes: one element at a time, and naming what is wrong in them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from unimo_ds.data.prepare.readers.image_files import open_file
-from unimo_ds.data.prepare.readers.names import read_json
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
@@ -17,7 +16,7 @@ _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
 
 
-def objects_under(path: Path, key: str, *, what: str) -> list[dict[str, Any]]:
+def objects_under(path: Path, key: str, *, what: str) -> Iterator[dict[str, Any]]:
     """The list of objects at `key` of a JSON object.
 
     what: the format, for the message.
@@ -25,57 +24,122 @@ def objects_under(path: Path, key: str, *, what: str) -> list[dict[str, Any]]:
     Raises:
         UserError: unreadable, or of another form.
     """
-    content = read_json(path)
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{path} is not {what}: it has no list of objects named {key!r}")
-    return found
+    refusal = UserError(f"{path} is not {what}: it has no list of objects named {key!r}")
+    with open_file(path) as stream:
+        text = _Text(stream, path, what)
+        if text.peek() != "{":
+            text.value()  # what is no JSON at all is told so
+            raise refusal
+        is_there = False
+        for name in text.elements("{}"):
+            is_wanted = name == key and text.peek() == "["
+            is_there |= is_wanted
+            if text.peek() != "[":
+                text.value()
+                continue
+            for _ in text.elements("[]"):
+                one = text.value()
+                if is_wanted and not isinstance(one, dict):
+                    raise refusal
+                if is_wanted:
+                    yield one
+        if not is_there:
+            raise refusal
 
 
 def array_items(path: Path, *, what: str) -> Iterator[Any]:
-    """Elements of a file that is one JSON array, held one at a time: files of this kind have hundreds of megabytes.
+    """Elements of a file that is one JSON array.
 
     Raises:
         UserError: unreadable, not an array, or cut.
     """
-    decoder = json.JSONDecoder()
-    text = codecs.getincrementaldecoder("utf-8")()
     with open_file(path) as stream:
+        text = _Text(stream, path, what)
+        if text.peek() != "[":
+            raise UserError(f"{path} is not {what}: it does not begin with a JSON array")
+        for _ in text.elements("[]"):
+            yield text.value()
+
+
+class _Text:
+    """A JSON file from its beginning on, of which only what is being read is held.
+
+    Every method may raise UserError: not JSON in UTF-8, cut, or nested too deeply.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path, what: str) -> None:
+        self._stream, self._path, self._what = stream, path, what
+        self._decoder = json.JSONDecoder()
+        self._from_bytes = codecs.getincrementaldecoder("utf-8-sig")()
+        self._buffer, self._at = "", 0
+
+    def peek(self) -> str:
+        """The next character that is no white space."""
+        while True:
+            while self._at < len(self._buffer):
+                if self._buffer[self._at] not in _SPACE:
+                    return self._buffer[self._at]
+                self._at += 1
+            self._read_on()
+
+    def value(self) -> Any:
+        """The value that begins here, whole."""
+        self.peek()
+        while True:
+            try:
+                found, end = self._decoder.raw_decode(self._buffer, self._at)
+                # A number or word at the very end of the buffer may go on in the next chunk.
+                if end < len(self._buffer) or self._buffer[end - 1] in '"]}':
+                    self._at = end
+                    return found
+            except json.JSONDecodeError:
+                pass
+            except RecursionError:
+                raise UserError(f"{self._path} is not {self._what}: its values are nested too deeply") from None
+            self._read_on()
+
+    def elements(self, brackets: str) -> Iterator[Any]:
+        """Stands before each value of the array (`[]`) or object (`{}`) that begins here, which is then to be read; None, or
+        its key.
+        """
+        first, last = brackets[0], brackets[1]
+        self._take(first)
+        if self.peek() == last:
+            self._take(last)
+            return
+        while True:
+            key = None
+            if brackets == "{}":
+                if self.peek() != '"':
+                    raise self._invalid("a key is missing")
+                key = self.value()
+                self._take(":")
+            yield key
+            if self.peek() == last:
+                self._take(last)
+                return
+            self._take(",")
+
+    def _take(self, character: str) -> None:
+        if self.peek() != character:
+            raise self._invalid(f"{character!r} is missing")
+        self._at += 1
+
+    def _invalid(self, reason: str) -> UserError:
+        return UserError(f"{self._path} is not valid JSON: {reason} before {self._buffer[self._at :][:20]!r}")
+
+    def _read_on(self) -> None:
+        """More of the file, as much as is held of it or a chunk."""
+        content = self._stream.read(max(_CHUNK, len(self._buffer) - self._at))
+        if not content:
+            raise UserError(f"{self._path} is cut or not valid JSON; fetch it again")
         try:
-            buffer = text.decode(stream.read(_CHUNK)).lstrip(_SPACE)
-            if not buffer.startswith("["):
-                raise UserError(f"{path} is not {what}: it does not begin with a JSON array")
-            buffer = buffer[1:]
-            first = True
-            while True:
-                buffer = buffer.lstrip(_SPACE)
-                if buffer.startswith("]"):
-                    return
-                start = 0
-                if not first and buffer:
-                    if buffer[0] != ",":
-                        raise UserError(f"{path} is not valid JSON: a comma is missing between two elements")
-                    start = 1
-                while start < len(buffer) and buffer[start] in _SPACE:
-                    start += 1
-                try:
-                    value, end = decoder.raw_decode(buffer, start)
-                    # A number or word at the very end of the buffer may go on in the next chunk.
-                    whole = end < len(buffer)
-                except json.JSONDecodeError:
-                    whole = False
-                except RecursionError:
-                    raise UserError(f"{path} is not {what}: its values are nested too deeply") from None
-                if whole:
-                    yield value
-                    buffer, first = buffer[end:], False
-                    continue
-                chunk = stream.read(max(_CHUNK, len(buffer)))
-                if not chunk:
-                    raise UserError(f"{path} is cut or not valid JSON; fetch it again")
-                buffer += text.decode(chunk)
+            self._buffer = self._buffer[self._at :] + self._from_bytes.decode(content)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; fetch it again") from None
+            raise UserError(
+                f"{self._path} is not UTF-8: {error.reason} at byte {error.start}; fetch it again"
+            ) from None
+        self._at = 0
 
 
 def is_unicode(text: str) -> bool:

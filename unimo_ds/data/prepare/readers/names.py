@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from unimo_ds.data.prepare.readers.compact import CompactList
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
@@ -19,10 +21,8 @@ def clean(name: str) -> str:
     return name.strip().removeprefix("./")
 
 
-def spellings(name: str) -> tuple[str, ...]:
-    """The name as it is, without folders, and without its suffix in lower case."""
-    path = PurePosixPath(clean(name))
-    return clean(name), path.name, stem(name)
+def _file_name(name: str) -> str:
+    return PurePosixPath(clean(name)).name
 
 
 def stem(name: str) -> str:
@@ -45,40 +45,48 @@ class Annotations:
     """
 
     def __init__(self, annotations: Iterable[Annotation]) -> None:
-        self.all: list[Annotation] = []
-        self._by_spelling: tuple[dict[str, int], ...] = ({}, {}, {})
-        self._by_number: dict[int, int] = {}
-        exact = self._by_spelling[0]
+        self._all = CompactList()
+        self._further: dict[int, list[str]] = {}
+        known: dict[str, int] = {}
         for one in annotations:
-            known = exact.get(clean(one.names[0]), -1)
-            if known >= 0:
+            first = known.get(clean(one.names[0]), -1)
+            if first >= 0:
                 # An image may come in several lines or files: its captions belong together.
-                captions = (*self.all[known].captions, *one.captions)
-                self.all[known] = Annotation(
-                    self.all[known].names, captions, self.all[known].number, self.all[known].known_as
-                )
+                self._further.setdefault(first, []).extend(one.captions)
                 continue
-            position = len(self.all)
-            self.all.append(one)
             for name in one.names:
-                for table, spelling in zip(self._by_spelling, spellings(name), strict=True):
-                    _enter(table, spelling, position)
-            if one.number is not None:
-                _enter(self._by_number, one.number, position)
+                _enter(known, clean(name), len(self._all))
+            self._all.append((one.names, one.captions, one.number, one.known_as))
 
-    def find(self, name: str) -> tuple[int, int] | None:
-        """(number in `all`, how far the spelling had to be stretched) for an image of this name."""
-        for rank, (table, spelling) in enumerate(zip(self._by_spelling, spellings(name), strict=True)):
-            position = table.get(spelling, -1)
-            if position >= 0:
-                return position, rank
-        number = number_of(name)
-        position = self._by_number.get(number, -1) if number is not None else -1
-        return (position, len(self._by_spelling)) if position >= 0 else None
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, position: int) -> Annotation:
+        names, captions, number, known_as = self._all[position]
+        captions += self._further.get(position, ())
+        return Annotation(tuple(names), tuple(captions), number, tuple(known_as))
+
+    def find(self, names: Sequence[str]) -> tuple[array[int], bytearray]:
+        """For images of these names: the positions of their annotations, -1 where there is none, and how far the spelling had to
+        be stretched.
+
+        Of millions, the table of one spelling is held at a time.
+        """
+        positions, ranks = array("q", [-1]) * len(names), bytearray(len(names))
+        left: Sequence[int] = range(len(names))
+        for rank, spelling in enumerate((clean, _file_name, stem, number_of)):
+            table: dict[Any, int] = {}
+            for position, (mine, _, number, _) in enumerate(self._all):
+                for key in (number,) if spelling is number_of else map(spelling, mine):
+                    _enter(table, key, position)
+            for i in left:
+                positions[i], ranks[i] = table.get(spelling(names[i]), -1), rank
+            left = array("q", (i for i in left if positions[i] < 0))
+        return positions, ranks
 
 
 def _enter(table: dict[Any, int], key: Any, position: int) -> None:
-    if table.setdefault(key, position) != position:
+    if key is not None and table.setdefault(key, position) != position:
         table[key] = -1
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from unimo_ds.data.prepare.readers.compact import CompactList
 from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
 from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Annotation, HeldRegions, Item, Part, Pictures, Record
 from unimo_ds.data.prepare.settings import ImportSettings
@@ -43,27 +45,31 @@ class AnnotatedPictures(_OfPictures):
     def _joined(
         self, annotations: Annotations, exclusion: Exclusion, report: Report
     ) -> Iterator[tuple[Item, Annotation]]:
-        items = list(self.pictures.items(report))
-        found = [annotations.find(item.name) for item in items]
+        names, places = CompactList(), CompactList()
+        for item in self.pictures.items(report):
+            names.append(item.name)
+            places.append(item.place)
+        positions, ranks = annotations.find(names)
         # Of several pictures that may be meant, the one whose name fits best; of equals the first.
-        best: dict[int, tuple[int, int]] = {}
-        for i, match in enumerate(found):
-            if match is not None:
-                position, rank = match
-                best[position] = min(best.get(position, (rank, i)), (rank, i))
-        for i, (item, match) in enumerate(zip(items, found, strict=True)):
-            annotation = annotations.all[match[0]] if match is not None else None
-            if exclusion.holds(item.name, annotation):
+        best = array("q", [-1]) * len(annotations)
+        for i, position in enumerate(positions):
+            if position >= 0 and (best[position] < 0 or ranks[i] < ranks[best[position]]):
+                best[position] = i
+        for i, position in enumerate(positions):
+            name = names[i]
+            annotation = annotations[position] if position >= 0 else None
+            if exclusion.holds(name, annotation):
                 report.count("images excluded")
-            elif match is None or annotation is None or not annotation.captions:
-                report.skip("an image without a caption", item.name)
-            elif best[match[0]][1] != i:
-                report.skip("an image that comes twice", item.name)
+            elif annotation is None or not annotation.captions:
+                report.skip("an image without a caption", name)
+            elif best[position] != i:
+                report.skip("an image that comes twice", name)
             else:
-                yield item, annotation
-        for position, annotation in enumerate(annotations.all):
-            if position in best:
+                yield Item(name, places[i]), annotation
+        for position, picture in enumerate(best):
+            if picture >= 0:
                 continue
+            annotation = annotations[position]
             if exclusion.holds(annotation.names[0], annotation):
                 report.count("captioned images excluded that were not there")
             else:

@@ -1,0 +1,37 @@
+"""Lists of millions of small values, of which Python's objects would take ten times the memory of their text."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+
+class CompactList(Sequence[Any]):
+    """Values that JSON can hold, as their text in one piece of memory; made anew (tuples as lists) when they are asked for."""
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._text, self._ends = bytearray(), array("q", [0])
+        for value in values:
+            self.append(value)
+
+    def append(self, value: Any) -> None:
+        # Names of files need not be Unicode.
+        self._text += json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        text = self._text[self._ends[index] : self._ends[index + 1]]
+        return json.loads(text.decode("utf-8", "surrogatepass"))
