@@ -243,6 +243,33 @@ def test_nothing_is_fetched(folders: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert opened(folders / "clip").settings.map == (8, 8)
 
 
+CODE_OF_OTHERS = {"attn_implementation": "someone/kernel", "auto_map": {"AutoModel": "someone/model--file.Class"}}
+
+
+def test_no_code_that_a_configuration_names_is_fetched_or_asked_for(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(folders / "vit-classifier", tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **CODE_OF_OTHERS}))
+    encoder = opened(folder)
+    torch.testing.assert_close(encoder.cells(IMAGES), opened(folders / "vit-classifier").cells(IMAGES))
+    assert vision_folder.build({**encoder.settings.encoder, **CODE_OF_OTHERS}, where="a data folder")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(UserError, match="cannot make the encoder of a data folder"):
+        vision_folder.build({"model_type": "blip_vision_model", **CODE_OF_OTHERS}, where="a data folder")
+    assert not asked
+
+
+def test_a_quantised_model_is_refused(folders: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders / "vit-classifier", tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+    with pytest.raises(UserError, match="is quantised; save it whole"):
+        opened(folder)
+
+
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [

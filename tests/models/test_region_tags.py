@@ -14,6 +14,7 @@ from tests.models.test_unimo import total
 from unimo_ds.data.packing import pack, pack_sequences
 from unimo_ds.data.schema import NO_TAG, Example, PackedBatch, SequenceRole
 from unimo_ds.engine.rehearsal import clean_part
+from unimo_ds.models.embeddings import TagTables
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.seed import generator
 
@@ -104,6 +105,14 @@ def test_tags_and_tables_must_fit():
         Unimo(support.model_config())(packed([with_tags]))
     with pytest.raises(ValueError, match="dimension"):
         packed([plain, with_tags])
+
+
+@pytest.mark.parametrize("tag", [5, 6, 300, NO_TAG - 1])
+def test_a_number_that_has_no_row_is_not_taken_for_none(tag):
+    tables = TagTables((4, 5), 32)
+    assert not tables(torch.tensor([[NO_TAG], [NO_TAG]])).any()
+    with pytest.raises(IndexError):
+        tables(torch.tensor([[NO_TAG], [tag]]))
 
 
 def test_low_precision_keeps_large_tags_apart():

@@ -101,8 +101,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
             "write them as safetensors with save_pretrained"
         )
     with told(f"cannot read the model in {folder}"):
+        whole = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if getattr(whole, "quantization_config", None):
+            raise UserError(f"the model in {folder} is quantised; save it whole")
         model, found = AutoModel.from_pretrained(
             str(folder),
+            config=_by_the_library(whole),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -129,8 +133,15 @@ def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
     """
     with told(f"cannot make the encoder of {where}"):
         own = copy.deepcopy(dict(config))  # some models write into it
-        network: torch.nn.Module = AutoModel.from_config(AutoConfig.for_model(**own))
+        made = _by_the_library(AutoConfig.for_model(**own))
+        network: torch.nn.Module = AutoModel.from_config(made, trust_remote_code=False)
     return network
+
+
+def _by_the_library(config: Any) -> Any:
+    """The configuration without a wish for kernels, of attention or of experts, which would be fetched and run."""
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:

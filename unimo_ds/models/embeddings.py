@@ -79,9 +79,11 @@ class TagTables(nn.ModuleList):
         super().__init__(nn.Embedding(size + 1, hidden_size, padding_idx=size) for size in sizes)
 
     def forward(self, tags_GN: torch.Tensor) -> torch.Tensor:
-        """[N, D], the sum over the tags, of which there is at least one."""
+        """[N, D], the sum over the tags, of which there is at least one. May raise IndexError: a number that has no row."""
         embedded = []
         for table, tags_N in zip(self, tags_GN, strict=True):
             assert isinstance(table, nn.Embedding)
-            embedded.append(table(torch.where(tags_N == NO_TAG, table.num_embeddings - 1, tags_N)))
+            size = table.num_embeddings - 1
+            # What is too large must not fall on the row of NO_TAG.
+            embedded.append(table(torch.where(tags_N == NO_TAG, size, tags_N + (tags_N >= size))))
         return torch.stack(embedded).sum(0)
