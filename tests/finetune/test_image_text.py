@@ -157,11 +157,12 @@ def test_vqa(folder, tokenizer):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[]", "has no entries in a list 'annotations'"),
-        ('{"annotations": {"question_id": 1}}', "has no entries in a list 'annotations'"),
-        ('{"annotations": [{"question_id": 1, "answers": [{"answer": "yes"}]}', "is not JSON: "),
-        ('{"annotations": [{"question_id": 1, "answers": [{"answer": NaN}]}]}', "is not JSON: "),
-        ('{"annotations": [7]}', "is not in VQA's form (TypeError"),
+        ("[]", "has no list of objects named 'annotations'"),
+        ('{"annotations": {"question_id": 1}}', "has no list of objects named 'annotations'"),
+        ('{"annotations": []}', "has no entries in a list 'annotations'"),
+        ('{"annotations": [{"question_id": 1, "answers": [{"answer": "yes"}]}', "is cut or not valid JSON"),
+        ('{"annotations": [{"question_id": 1, "answers": [{"answer": NaN}]}]}', "is not valid JSON: NaN"),
+        ('{"annotations": [7]}', "has no list of objects named 'annotations'"),
         (
             '{"annotations": [{"question_id": 1, "answers": [{"answr": "yes"}]}]}',
             "is not in VQA's form (KeyError: 'answer')",
@@ -171,8 +172,9 @@ def test_vqa(folder, tokenizer):
             "is not in VQA's form (OverflowError",
         ),
         ('{"annotations": [{"question_id": 1, "answers": []}]}', "question 1 has no answers"),
-        (b'{"annotations": [{"question_id": "\xff"}]}', "is not JSON: "),
-        ("[" * 1_000, "is not JSON: "),
+        (b'{"annotations": [{"question_id": "\xff"}]}', "is not UTF-8: "),
+        ("[" * 100, "is cut or not valid JSON"),
+        *((opening + "[" * 100_000, "nested too deeply") for opening in ("", '{"annotations": ', '{"annotations": [')),
     ],
 )
 def test_damaged_documents_are_one_sentence(folder, tokenizer, content, said):

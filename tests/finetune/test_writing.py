@@ -143,7 +143,7 @@ def test_squad_questions(tmp_path):
     with pytest.raises(UserError, match="question q1 has no answer"):
         tasks.load("squad-questions").read(tmp_path, "train")
     (tmp_path / "train-v1.1.json").write_text("{}")
-    with pytest.raises(UserError, match=r"has no entries in a list 'data'"):
+    with pytest.raises(UserError, match=r"has no list of objects named 'data'"):
         tasks.load("squad-questions").read(tmp_path, "train")
     write_lines(tmp_path / "dev.pa.tok.txt", "a passage [SEP] an answer")
     write_lines(tmp_path / "dev.q.tok.txt", "a question ?")

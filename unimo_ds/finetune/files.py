@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ijson
-
 from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils.json_entries import objects_under
 
 
 def first_file(data: Path, names: Sequence[str]) -> Path:
@@ -101,24 +100,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}:{number + 1} is not UTF-8 ({error.reason})") from None
 
 
-def read_json_items(path: Path, name: str) -> Iterator[Any]:
-    """The entries of the list `name` of a JSON document, one after the other: the document is never held.
+def read_json_items(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The objects in the list `name` of a JSON document, one after the other: the document is never held.
 
     Raises:
-        UserError: unreadable, not JSON, or nothing in the list, also where there is none.
+        UserError: unreadable, not JSON, or no such list of objects, or nothing in it.
     """
-    found = False
-    try:
-        with path.open("rb") as file:
-            for item in ijson.items(file, f"{name}.item", use_float=True):
-                found = True
-                yield item
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ijson.JSONError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {str(error).splitlines()[0]}") from None
-    if not found:
+    items = objects_under(path, name, what="a file of this task", finite=True)
+    first = next(items, None)
+    if first is None:
         raise UserError(f"{path} has no entries in a list {name!r}")
+    yield first
+    yield from items
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

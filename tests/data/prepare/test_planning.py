@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from unimo_ds.data.prepare.readers import names
 from unimo_ds.data.prepare.readers.compact import CompactList
-from unimo_ds.data.prepare.readers.json_records import array_items, objects_under
 from unimo_ds.data.prepare.readers.names import Annotations
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.json_entries import array_items, objects_under
 
 TEXT = st.text(max_size=8) | st.sampled_from(["\udcff.jpg", "\x00", '"', "日本", "a\nb"])
 NAMES = st.sampled_from(
@@ -112,7 +112,7 @@ def test_objects_are_those_of_the_whole_document(
     content = {"info": {"images": [3]}, **content, "last": 1}  # type: ignore[dict-item]
     path = write(tmp_path_factory.mktemp("json"), json.dumps(content, indent=indent))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("unimo_ds.data.prepare.readers.json_records._CHUNK", chunk)
+        patched.setattr("unimo_ds.utils.json_entries._CHUNK", chunk)
         if "images" in content:
             assert list(objects_under(path, "images", what="x")) == content["images"]
         else:
@@ -141,8 +141,22 @@ def test_a_list_of_anything_else_is_refused(tmp_path: Path, text: str) -> None:
         list(objects_under(write(tmp_path, text), "images", what="x"))
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_number_may_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("unimo_ds.utils.json_entries._CHUNK", chunk)
+    numbers = [12.5, -0.25, 1e300, 1e-05, 7, True, None]
+    path = write(tmp_path, json.dumps({"version": 1.5, "numbers": numbers, "images": [{}]}))
+    assert list(objects_under(path, "images", what="x")) == [{}]
+    assert list(array_items(write(tmp_path, json.dumps(numbers)), what="x")) == numbers
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON: Exceeds the limit"):
+        list(objects_under(write(tmp_path, '{"images": [{"id": ' + "9" * 5000 + "}]}"), "images", what="x"))
+
+
 def test_a_document_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimo_ds.data.prepare.readers.json_records._CHUNK", 1 << 14)
+    monkeypatch.setattr("unimo_ds.utils.json_entries._CHUNK", 1 << 14)
     listed = [{"id": i, "caption": "some words that are long enough " * 3} for i in range(5_000)]
     whole = write(tmp_path, json.dumps({"annotations": listed}))
     part = tmp_path / "b.json"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from unimo_ds.data.prepare.readers.json_records import caption_of, objects_under
+from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.json_entries import objects_under
 
 TRAINING_SPLITS = ("train", "restval")
 """Taken where no split is asked for; the others are test images of downstream tasks."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from unimo_ds.data.prepare.readers.captions import is_unicode
 from unimo_ds.data.prepare.readers.image_files import open_file
-from unimo_ds.data.prepare.readers.json_records import is_unicode
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report

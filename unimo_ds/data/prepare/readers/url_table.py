@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from unimo_ds.data.prepare.readers.json_records import caption_of
+from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.names import read_json
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.settings import ImportSettings

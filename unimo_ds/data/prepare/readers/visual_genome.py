@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimo_ds.data.prepare.readers.json_records import array_items, caption_of
+from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils.json_entries import array_items
 
 _WHAT = "Visual Genome's region_descriptions.json"
 

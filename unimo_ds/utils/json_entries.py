@@ -1,4 +1,4 @@
-"""JSON annotation files, which have hundreds of megabytes: one element at a time, and naming what is wrong in them."""
+"""JSON files of hundreds of megabytes: one entry at a time, and naming what is wrong in them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unimo_ds.data.prepare.readers.image_files import open_file
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+_ENDS = (*_SPACE, ",", "]", "}")
 
 
-def objects_under(path: Path, key: str, *, what: str) -> Iterator[dict[str, Any]]:
+def objects_under(path: Path, key: str, *, what: str, finite: bool = False) -> Iterator[dict[str, Any]]:
     """The list of objects at `key` of a JSON object.
 
-    what: the format, for the message.
+    what: the format, for the message. finite: refuse NaN and infinities, which JSON does not have and many a program writes.
 
     Raises:
         UserError: unreadable, or of another form.
     """
     refusal = UserError(f"{path} is not {what}: it has no list of objects named {key!r}")
-    with open_file(path) as stream:
-        text = _Text(stream, path, what)
+    with _opened(path) as stream:
+        text = _Text(stream, path, what, finite=finite)
         if text.peek() != "{":
             text.value()  # what is no JSON at all is told so
             raise refusal
@@ -53,12 +52,19 @@ def array_items(path: Path, *, what: str) -> Iterator[Any]:
     Raises:
         UserError: unreadable, not an array, or cut.
     """
-    with open_file(path) as stream:
+    with _opened(path) as stream:
         text = _Text(stream, path, what)
         if text.peek() != "[":
             raise UserError(f"{path} is not {what}: it does not begin with a JSON array")
         for _ in text.elements("[]"):
             yield text.value()
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 class _Text:
@@ -67,9 +73,9 @@ class _Text:
     Every method may raise UserError: not JSON in UTF-8, cut, or nested too deeply.
     """
 
-    def __init__(self, stream: BinaryIO, path: Path, what: str) -> None:
+    def __init__(self, stream: BinaryIO, path: Path, what: str, *, finite: bool = False) -> None:
         self._stream, self._path, self._what = stream, path, what
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(parse_constant=self._refuse if finite else None)
         self._from_bytes = codecs.getincrementaldecoder("utf-8-sig")()
         self._buffer, self._at = "", 0
 
@@ -88,12 +94,14 @@ class _Text:
         while True:
             try:
                 found, end = self._decoder.raw_decode(self._buffer, self._at)
-                # A number or word at the very end of the buffer may go on in the next chunk.
-                if end < len(self._buffer) or self._buffer[end - 1] in '"]}':
+                # A number may go on in the next chunk, and "1." or "1e" is read as 1.
+                if self._buffer[end - 1] in '"]}' or self._buffer[end : end + 1] in _ENDS:
                     self._at = end
                     return found
             except json.JSONDecodeError:
                 pass
+            except ValueError as error:  # thousands of digits
+                raise self._invalid(str(error).partition(";")[0]) from None
             except RecursionError:
                 raise UserError(f"{self._path} is not {self._what}: its values are nested too deeply") from None
             self._read_on()
@@ -128,6 +136,9 @@ class _Text:
     def _invalid(self, reason: str) -> UserError:
         return UserError(f"{self._path} is not valid JSON: {reason} before {self._buffer[self._at :][:20]!r}")
 
+    def _refuse(self, constant: str) -> None:
+        raise UserError(f"{self._path} is not valid JSON: {constant} is no number")
+
     def _read_on(self) -> None:
         """More of the file, as much as is held of it or a chunk."""
         content = self._stream.read(max(_CHUNK, len(self._buffer) - self._at))
@@ -140,21 +151,3 @@ class _Text:
                 f"{self._path} is not UTF-8: {error.reason} at byte {error.start}; fetch it again"
             ) from None
         self._at = 0
-
-
-def is_unicode(text: str) -> bool:
-    """False where it holds half of a surrogate pair, which can be spelt in JSON, but neither tokenised nor stored."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def caption_of(value: object, name: str, report: Report) -> str | None:
-    """A caption without the white space around it; None, and named in the report, where there is none."""
-    if value is not None and not isinstance(value, str):
-        report.skip("a caption that is not a text", name)
-    elif value is None or not value.strip():
-        report.skip("an empty caption", name)
-    elif is_unicode(value):
-        return value.strip()
-    else:
-        report.skip("a text that is not valid Unicode", name)
-    return None

@@ -1,0 +1,23 @@
+"""Captions as annotation files give them: what is none is left out and named in the report."""
+
+from __future__ import annotations
+
+from unimo_ds.data.prepare.sources import Report
+
+
+def is_unicode(text: str) -> bool:
+    """False where it holds half of a surrogate pair, which can be spelt in JSON, but neither tokenised nor stored."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def caption_of(value: object, name: str, report: Report) -> str | None:
+    """A caption without the white space around it; None, and named in the report, where there is none."""
+    if value is not None and not isinstance(value, str):
+        report.skip("a caption that is not a text", name)
+    elif value is None or not value.strip():
+        report.skip("an empty caption", name)
+    elif is_unicode(value):
+        return value.strip()
+    else:
+        report.skip("a text that is not valid Unicode", name)
+    return None
