@@ -128,6 +128,21 @@ def test_a_library_that_hangs_holds_nothing_up(hanging: str, monkeypatch: pytest
     assert len(said) == 1
 
 
+def test_how_the_run_ended_reaches_a_library_that_missed_steps() -> None:
+    """Otherwise a run that is done would be shown as one that crashed, and its thread would never end."""
+    is_back = threading.Event()
+    library, said = Library(lambda call: is_back.wait(60)), []
+    told = (patient(library, said),)
+    for step in range(6000):
+        told[0].log(step, {})
+    told[0].finish(75)
+    is_back.set()
+    told[0].leave(time.monotonic() + 30)
+    assert "misses steps" in said[0]
+    assert library.calls[-1] == ("finish", 75)
+    assert not told[0]._thread.is_alive()
+
+
 def test_a_run_that_tells_nothing_opens_none() -> None:
     library = Library()
     trackers.finish((patient(library, []),), 0)

@@ -26,7 +26,7 @@ class PatientTracker:
 
     def __init__(self, name: str, module: TrackerModule, run: TrackedRun) -> None:
         self._name, self._module, self._run = name, module, run
-        self._waiting: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._has_warned = False
 
@@ -39,8 +39,8 @@ class PatientTracker:
     def finish(self, status: int) -> None:
         """Nothing is told after this."""
         if self._thread.ident is not None:
-            self._add(lambda tracker: tracker.finish(status))
-            self._add(None)
+            self._waiting.put(lambda tracker: tracker.finish(status))
+            self._waiting.put(None)
 
     def leave(self, end: float) -> None:
         """Wait for all that was told.
@@ -55,12 +55,12 @@ class PatientTracker:
             self._attempt(self._module.abandon)
             self._thread.join(_SECONDS_TO_LET_GO)
 
-    def _add(self, call: Callable[[Tracker], None] | None) -> None:
+    def _add(self, call: Callable[[Tracker], None]) -> None:
         if self._thread.ident is None:
             self._thread.start()
-        try:
-            self._waiting.put_nowait(call)
-        except queue.Full:
+        if self._waiting.qsize() < _MOST_WAITING:
+            self._waiting.put(call)
+        else:
             self._warn("does not keep up, and misses steps")
 
     def _work(self) -> None:
