@@ -221,11 +221,8 @@ def test_odd_names_are_taken_and_links_to_folders_named(raw: Path, tmp_path: Pat
 def test_an_import_that_was_given_up_enters_nothing(raw: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert _import(raw, tmp_path, kind="texts") == 0
 
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     # Killed when its shards are made, before the folder is finished.
-    monkeypatch.setattr(importing, "write_report", stop)
+    monkeypatch.setattr(importing, "write_report", _stop)
     with pytest.raises(KeyboardInterrupt):
         _import(raw, tmp_path, "--source", "half")
     monkeypatch.undo()
@@ -240,19 +237,55 @@ def test_an_import_that_was_given_up_enters_nothing(raw: Path, tmp_path: Path, m
     assert load_manifest(tmp_path).totals == {"pair": 24, "text": 8}
 
 
+def test_an_import_that_was_overtaken_takes_what_the_folder_has_now(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    """It was killed with a tokenizer and an extractor of its own; then another import gave the folder others."""
+    output = tmp_path / "data"
+    command = ["import", "--kind", "images", "--images", str(raw / "photos.tar"), "--output", str(output), "--source"]
+    killed = [*command, "killed", "--workers", "1"]
+    assert _import(raw, tmp_path / "other", kind="texts") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "write_report", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(killed)
+    assert main([*command, "other", "--tokenizer", str(tmp_path / "other"), "--extractor", str(raw)]) == 0
+    other = load_manifest(output)
+    assert main(killed) == 0
+    found = load_manifest(output)
+    assert (found.tokenizer, found.extractor, found.totals) == (other.tokenizer, other.extractor, {"image": 48})
+    corpus = Corpus.open(output)
+    first, second = (corpus.read(number).regions for number in (0, 24))
+    assert first is not None
+    assert second is not None
+    assert first.features.tobytes() == second.features.tobytes()
+
+
+def test_an_import_that_was_done_but_for_its_journal_takes_nothing_back(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(importing.Journal, "forget", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            _import(raw, tmp_path / "data", "--keep-images")
+    settings = regions.GridSettings(feature_size=16, num_patches=16)
+    regions.fit([picture(40)], seed=5, settings=settings).save(tmp_path)
+    assert main(["regions", str(tmp_path / "data"), "--extractor", str(tmp_path), "--workers", "1"]) == 0
+    renewed = load_manifest(tmp_path / "data")
+    assert _import(raw, tmp_path / "data", "--keep-images") == 0
+    assert load_manifest(tmp_path / "data").extractor == renewed.extractor
+    assert extractors.load(tmp_path / "data").feature_size == 16
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("moment", ["mark", "entries"])
 def test_a_kill_at_the_very_end_of_an_import_undoes_nothing(
     raw: Path, tmp_path: Path, monkeypatch, capsys, moment: str
 ) -> None:
     """Between the manifest and the end of the journal: its mark is still there, or gone without the rest."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     if moment == "mark":
-        monkeypatch.setattr(importing.Journal, "forget", stop)
+        monkeypatch.setattr(importing.Journal, "forget", _stop)
     else:
-        monkeypatch.setattr(journal.shutil, "rmtree", stop)
+        monkeypatch.setattr(journal.shutil, "rmtree", _stop)
     with pytest.raises(KeyboardInterrupt):
         _import(raw, tmp_path)
     monkeypatch.undo()

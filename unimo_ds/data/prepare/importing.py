@@ -41,7 +41,8 @@ _T = TypeVar("_T")
 def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:
     """Import one corpus, finish the folder, and write `report-SOURCE.json` beside the shards.
 
-    Done already: gives the report of then. Begun and killed: goes on.
+    Done already: gives the report of then. Begun and killed: goes on, or begins anew where the folder has got another tokenizer
+    or extractor meanwhile.
 
     Raises:
         UserError: missing or unfit inputs, a folder that has another tokenizer or extractor, nothing to import.
@@ -51,6 +52,8 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     name, identity = source_name(settings), fingerprint(settings)
     settings = dataclasses.replace(settings, source=name, kind=formats.kind_of(settings))
     journal = import_journal(settings.output, name)
+    if journal.begun == identity and _is_overtaken(journal, settings.output):
+        journal.clear()
     if journal.begun != identity:
         before = finished_report(settings.output, name, identity)
         if before is not None and not settings.replace:
@@ -159,6 +162,22 @@ def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
     for path in own:
         shards.index_path(path).unlink(missing_ok=True)
         path.unlink()
+
+
+def _is_overtaken(journal: Journal, folder: Path) -> bool:
+    """Whether the folder has got another tokenizer or extractor since this import was begun and killed."""
+    own = manifest_of(folder)
+    if own is None:
+        return False
+    has_other_tokenizer = (journal.path / TOKENIZER_FILE).exists() and (
+        tokenizers.load(journal.path).fingerprint != own.tokenizer.fingerprint
+    )
+    has_other_extractor = (
+        own.extractor is not None
+        and (journal.path / EXTRACTOR_FILE).exists()
+        and extractors.load(journal.path).fingerprint != own.extractor.fingerprint
+    )
+    return has_other_tokenizer or has_other_extractor
 
 
 def _plan(reader: Reader, journal: Journal) -> tuple[Report, int]:
