@@ -351,7 +351,8 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         parts = text.strip("()[]").split(",")
         kinds = typing.get_args(annotation)
         if Ellipsis in kinds:
-            parts = [] if text.lower() == "none" else [part for part in parts if part.strip()]
+            if text.lower() == "none" or not parts[-1].strip():  # nothing, or the last comma of a tuple of one
+                parts.pop()
             kinds = kinds[:1] * len(parts)
         if len(parts) != len(kinds):
             raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")

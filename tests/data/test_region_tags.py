@@ -192,8 +192,9 @@ def test_the_setting_is_read_written_and_checked() -> None:
         changed = apply_overrides(model_of(1), [f"model.region_tag_sizes={text}"])
         assert changed.model.region_tag_sizes == expected
         assert from_dict(RunConfig, json.loads(json.dumps(to_dict(changed)))) == changed
-    with pytest.raises(UserError, match=r"model\.region_tag_sizes takes int, not 'x'"):
-        apply_overrides(config, ["model.region_tag_sizes=8,x"])
+    for text, culprit in (("8,x", "x"), ("8,,3", ""), (",8", "")):
+        with pytest.raises(UserError, match=rf"model\.region_tag_sizes takes int, not '{culprit}'"):
+            apply_overrides(config, [f"model.region_tag_sizes={text}"])
     with pytest.raises(UserError, match=r"model\.region_tag_sizes=8,0 must each be at least 1"):
         check_stored(model_of(8, 0))
 
