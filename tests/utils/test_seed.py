@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,12 @@ def test_mix_depends_on_every_part_and_their_order():
     assert len(values) == 6
     assert all(0 <= value < 1 << 63 for value in values)
     assert mix(5, 6) == mix(5, 6)
+
+
+def test_numpys_random_module_is_there_before_any_worker_is_forked():
+    """A worker that has to import it waits for ever where another thread of the trainer was doing so at the fork."""
+    code = "import sys, unimo_ds.data.loader; sys.exit('numpy.random' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_generator_streams_are_functions_of_their_key():

@@ -21,8 +21,11 @@ what one finalizer and one boolean comparison per element cost); 16 bits keep th
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+# By name, for numpy imports this module when it is first asked for: that must not be in a loader's worker, which waits for ever
+# where another thread of the trainer (a tracker's) was importing it at the fork.
+from numpy.random import Generator, Philox
 
 _MASK_64 = (1 << 64) - 1
 
@@ -39,9 +42,9 @@ def mix(*parts: int) -> int:
     return state >> 1
 
 
-def generator(*parts: int) -> np.random.Generator:
+def generator(*parts: int) -> Generator:
     """A NumPy generator whose whole stream is a function of `parts`."""
-    return np.random.Generator(np.random.Philox(key=mix(*parts)))
+    return Generator(Philox(key=mix(*parts)))
 
 
 def _to_int32(value: int) -> int:
