@@ -218,7 +218,9 @@ def _probed(network: torch.nn.Module, pixels: Pixels, *, where: str) -> torch.Te
         UserError: no such pictures, no map, one that hangs on a parameter that is not there, or another one each time.
     """
     noise = np.random.default_rng(0).integers(0, 256, (pixels.height, pixels.width, 3), dtype=np.uint8)
-    with vision_folder.told(f"the encoder in {where} does not take pictures of {pixels.height} x {pixels.width}"):
+    with vision_folder.in_one_sentence(
+        f"the encoder in {where} does not take pictures of {pixels.height} x {pixels.width}"
+    ):
         first, second = (vision_folder.patches(network, pixels.of([Image.fromarray(noise)]))[0] for _ in range(2))
     if not bool(first.isfinite().all()):
         lacking = [name for name, value in network.state_dict().items() if not value.isfinite().all()]

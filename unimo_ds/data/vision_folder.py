@@ -88,19 +88,8 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
     Raises:
         UserError: no such folder, without what is needed, damaged, or of a model that takes no pictures.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one that holds a vision encoder: {_NEEDED}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; name a folder that transformers wrote: {_NEEDED}")
-    if not any(folder.glob("*.safetensors")):
-        pickled = next((path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}")), None)
-        if pickled is None:
-            raise UserError(f"{folder} has no weights; name a folder that transformers wrote: {_NEEDED}")
-        raise UserError(
-            f"{folder} has its weights in {pickled} alone, a pickle, and reading that may run what it says; "
-            "write them as safetensors with save_pretrained"
-        )
-    with told(f"cannot read the model in {folder}"):
+    _check_files(folder)
+    with in_one_sentence(f"cannot read the model in {folder}"):
         whole = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if getattr(whole, "quantization_config", None):
             raise UserError(f"the model in {folder} is quantised; save it whole")
@@ -125,13 +114,32 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
     return kept, _pixels(folder, config), encoder.state_dict()
 
 
+def _check_files(folder: Path) -> None:
+    """
+    Raises:
+        UserError: no folder, or one that the library would look elsewhere for, or unpickle.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one that holds a vision encoder: {_NEEDED}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; name a folder that transformers wrote: {_NEEDED}")
+    if not any(folder.glob("*.safetensors")):
+        pickled = next((path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}")), None)
+        if pickled is None:
+            raise UserError(f"{folder} has no weights; name a folder that transformers wrote: {_NEEDED}")
+        raise UserError(
+            f"{folder} has its weights in {pickled} alone, a pickle, and reading that may run what it says; "
+            "write them as safetensors with save_pretrained"
+        )
+
+
 def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
     """The encoder of a configuration, with random weights.
 
     Raises:
         UserError: no configuration of this library's, or of an encoder that it cannot make alone.
     """
-    with told(f"cannot make the encoder of {where}"):
+    with in_one_sentence(f"cannot make the encoder of {where}"):
         own = copy.deepcopy(dict(config))  # some models write into it
         made = _by_the_library(AutoConfig.for_model(**own))
         network: torch.nn.Module = AutoModel.from_config(made, trust_remote_code=False)
@@ -238,7 +246,7 @@ def _processor(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def told(problem: str) -> Iterator[None]:
+def in_one_sentence(problem: str) -> Iterator[None]:
     """The library's errors as one sentence each (UserError), and nothing else on the terminal."""
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
