@@ -90,6 +90,12 @@ def test_saved_extractor_is_the_same(extractor: GridExtractor, tmp_path) -> None
     assert [file.name for file in tmp_path.iterdir()] == [EXTRACTOR_FILE]
 
 
+def test_equal_extractors_are_equal_files(extractor: GridExtractor, tmp_path) -> None:
+    """A manifest has the checksum: one that is saved again, by the next import, must not look damaged."""
+    assert len({extractor.save(tmp_path).read_bytes() for _ in range(12)}) == 1
+    assert extractors.load(tmp_path).fingerprint == extractor.fingerprint
+
+
 def test_bad_extractors_are_refused(extractor: GridExtractor, tmp_path) -> None:
     with pytest.raises(UserError, match="no region extractor"):
         extractors.load(tmp_path)

@@ -66,15 +66,24 @@ def read(path: str | os.PathLike[str]) -> StoredExtractor:
 
 
 def write(folder: str | os.PathLike[str], *, kind: str, settings: Any, tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path.
+    """Write `extractor.safetensors` into the folder, whole or not at all; equal extractors give equal bytes, for manifests list
+    their checksums. Returns its path.
 
     settings: a dataclass.
     """
     path = Path(folder) / EXTRACTOR_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"kind": kind, "settings": json.dumps(dataclasses.asdict(settings))}
-    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=about))
+    write_whole(path, _in_order(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=about)))
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """The file with its header's keys sorted: the library has them in the order of a hash that differs from call to call."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(content)[start:]))
 
 
 def fingerprint(settings: Any, tensors: Mapping[str, torch.Tensor]) -> str:
