@@ -107,6 +107,22 @@ def test_outputs_are_those_of_the_packed_model(
         model(**{name: value for name, value in inputs.items() if name != "region_tags"})
 
 
+def test_tags_that_are_not_those_of_the_regions_are_one_sentence(
+    exported: Path, processor: UnimoProcessor, regions: list[Regions]
+) -> None:
+    model = UnimoModel.from_pretrained(exported).eval()
+    inputs = processor.image_processor.prepared(regions)
+    tags = inputs.pop("region_tags")
+    for wrong in (tags[..., 0], tags[:, :-1], tags[:1]):
+        with pytest.raises(ValueError, match=r"region_tags, \(.*\), must be \[B, R, G\].* region_features are \(3, "):
+            model(**inputs, region_tags=wrong)
+    with pytest.raises(ValueError, match="there are no region_features"):
+        model(**processor(text=TEXTS), region_tags=tags)
+    tags[0, 1, 0] = SIZES[0]
+    with pytest.raises(IndexError):
+        model(**inputs, region_tags=tags)
+
+
 def test_generation_is_the_projects_own(
     own: Source, exported: Path, processor: UnimoProcessor, regions: list[Regions]
 ) -> None:

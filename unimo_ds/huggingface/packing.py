@@ -68,7 +68,8 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
     feature_size: F, of inputs without regions. Dropout masks follow torch's randomness, one key an input.
 
     Raises:
-        ValueError: neither ids nor regions, features without boxes, or an input without any position before its target.
+        ValueError: neither ids nor regions, features without boxes, tags of other regions than the features are, or an input
+            without any position before its target.
     """
     features, boxes, ids, targets = (
         inputs.region_features,
@@ -81,6 +82,10 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         raise ValueError("give input_ids, region_features, or both")
     if (features is None) != (boxes is None):
         raise ValueError("region_features and region_boxes belong together")
+    tags = inputs.region_tags
+    if tags is not None and (features is None or tags.shape[:-1] != features.shape[:-1]):
+        regions = "there are no region_features" if features is None else f"region_features are {tuple(features.shape)}"
+        raise ValueError(f"region_tags, {tuple(tags.shape)}, must be [B, R, G], tags of each region; {regions}")
     device, num_inputs = given.device, len(given)
 
     def mask(tensor: torch.Tensor | None, own: torch.Tensor | None) -> torch.Tensor:
@@ -112,9 +117,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         box_rows = torch.zeros((0, 5), device=device)
     else:
         region_rows, box_rows = features[is_region], boxes[is_region]
-    region_tags = torch.zeros((len(region_rows), 0), dtype=torch.int64, device=device)
-    if inputs.region_tags is not None:
-        region_tags = inputs.region_tags[is_region].long()
+    no_tags = torch.zeros((len(region_rows), 0), dtype=torch.int64, device=device)
     seeds = torch.randint(2**62, (num_inputs,), device=device)
     offsets = torch.arange(num_positions, device=device) - starts[sequence]
     batch = PackedBatch(
@@ -146,7 +149,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         contrast=empty_contrast_table(),
         longest=int(lengths.max()),
         token_tags=_tags(inputs.token_tags, is_token, num_targets=is_target.numel()),
-        region_tags=region_tags,
+        region_tags=no_tags if tags is None else tags[is_region].long(),
     )
     return batch, Grid(is_there, widths[0], widths[1])
 

@@ -149,12 +149,14 @@ def test_a_run_that_tells_nothing_opens_none() -> None:
     assert library.calls == []
 
 
-def test_the_id_is_kept_and_secrets_are_not(tmp_path: Path) -> None:
-    config = RunConfig(recipe="demo", run_dir=str(tmp_path))
+def test_the_id_is_kept_and_secrets_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(recipe="demo", run_dir=".")
     config = apply_overrides(config, ["logging.trackers=wandb,wandb", "data.path=s3://me:hidden@host/x"])
     runs = [trackers.make_trackers(config, print)[0]._run for _ in range(2)]
     assert len(trackers.make_trackers(config, print)) == 1
     assert runs[0].id == runs[1].id == (tmp_path / "tracker_id").read_text().strip()
+    assert runs[0].name == tmp_path.name
     assert runs[0].config["model"]["num_layers"] == 12
     assert "hidden@" not in str(runs[0])
 

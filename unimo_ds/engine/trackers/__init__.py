@@ -59,7 +59,7 @@ def make_trackers(config: RunConfig, say: Callable[[str], None]) -> Trackers:
     folder = Path(config.run_dir)
     run = TrackedRun(
         id=_id_of(folder),
-        name=folder.name,
+        name=folder.resolve().name,
         group=config.recipe,
         project=config.logging.project,
         folder=folder,
