@@ -147,7 +147,6 @@ class _Text:
         try:
             self._buffer = self._buffer[self._at :] + self._from_bytes.decode(content)
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self._path} is not UTF-8: {error.reason} at byte {error.start}; fetch it again"
-            ) from None
+            place = self._stream.tell() - len(error.object) + error.start
+            raise UserError(f"{self._path} is not UTF-8: {error.reason} at byte {place}; fetch it again") from None
         self._at = 0

@@ -150,6 +150,17 @@ def test_a_number_may_go_on_in_the_next_chunk(tmp_path: Path, monkeypatch: pytes
     assert list(array_items(write(tmp_path, json.dumps(numbers)), what="x")) == numbers
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_a_byte_that_is_no_text_is_named_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("unimo_ds.utils.json_entries._CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[1, 2, "' + "é".encode() + b'", "\xff"]')
+    with pytest.raises(UserError, match=r"a\.json is not UTF-8: invalid start byte at byte 14; fetch it again"):
+        list(array_items(path, what="x"))
+
+
 def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json is not valid JSON: Exceeds the limit"):
         list(objects_under(write(tmp_path, '{"images": [{"id": ' + "9" * 5000 + "}]}"), "images", what="x"))
