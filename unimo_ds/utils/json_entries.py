@@ -12,6 +12,8 @@ from unimo_ds.utils.errors import UserError
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+_LONGEST_WORD = 16
+"""Characters, at least, of what cannot be told before its end: true, -Infinity, an escape of two \\u0000."""
 _ENDS = (*_SPACE, ",", "]", "}")
 
 
@@ -98,8 +100,12 @@ class _Text:
                 if self._buffer[end - 1] in '"]}' or self._buffer[end : end + 1] in _ENDS:
                     self._at = end
                     return found
-            except json.JSONDecodeError:
-                pass
+            except json.JSONDecodeError as error:
+                # Cut, if it is at the end of what was read; a string that is cut is told by its beginning.
+                is_cut = error.pos >= len(self._buffer) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+                if not is_cut:
+                    self._at = error.pos
+                    raise self._invalid(error.msg) from None
             except ValueError as error:  # thousands of digits
                 raise self._invalid(str(error).partition(";")[0]) from None
             except RecursionError:

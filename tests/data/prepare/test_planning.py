@@ -161,6 +161,19 @@ def test_a_byte_that_is_no_text_is_named_by_its_place(
         list(array_items(path, what="x"))
 
 
+def test_what_is_broken_at_its_beginning_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unimo_ds.utils.json_entries._CHUNK", 100)
+    path = write(tmp_path, '{"images": [{"id": 1}, {"id" 2}' + ", {}" * 10**6 + "]}")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON: Expecting ':' delimiter before '2}, \{\}"):
+        list(objects_under(path, "images", what="x"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 10
+
+
 def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json is not valid JSON: Exceeds the limit"):
         list(objects_under(write(tmp_path, '{"images": [{"id": ' + "9" * 5000 + "}]}"), "images", what="x"))
