@@ -11,7 +11,6 @@ Letters: N images, R regions, F channels, H and W cells of the map.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,7 @@ from unimo_ds.data.extractor_file import StoredExtractor
 from unimo_ds.data.regions import RegionExtractor, RegionLearner
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision_folder import Pixels
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 KIND = "vision-encoder"
@@ -99,8 +99,8 @@ class VisionEncoder(RegionLearner):
         """[N, R, F] float32 mean hidden states of each cell, grid by grid, row by row; an image's do not hang on its neighbours
         beyond the rounding of a sum."""
         parts = []
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            pixels = self.settings.pixels.of(images[start : start + _IMAGES_AT_ONCE]).to(self.device)
+        for some in batched(images, _IMAGES_AT_ONCE):
+            pixels = self.settings.pixels.of(some).to(self.device)
             map_NFHW = vision_folder.patches(self.network, pixels)
             pooled = [functional.adaptive_avg_pool2d(map_NFHW, grid).flatten(2) for grid in self.settings.grids]
             parts.append(torch.cat(pooled, dim=2).transpose(1, 2).float().cpu())
@@ -108,10 +108,7 @@ class VisionEncoder(RegionLearner):
 
     def learn(self, images: Iterable[Image.Image], *, seed: int) -> VisionExtractor:
         """Scales and classes of RGB images. Raises UserError where there are none."""
-        rest = iter(images)
-        parts = []
-        while batch := list(itertools.islice(rest, _IMAGES_AT_ONCE)):
-            parts.append(self.cells(batch).flatten(0, 1))
+        parts = [self.cells(some).flatten(0, 1) for some in batched(images, _IMAGES_AT_ONCE)]
         if not parts:
             raise UserError("a region extractor cannot learn from no images; give at least one that can be decoded")
         points = torch.cat(parts)

@@ -7,7 +7,6 @@ workers. The extractor lies in the stage's journal, so that a stage that was kil
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.shards import StoredSample
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _BATCH = 64
@@ -109,8 +109,8 @@ def _extract_shard(work: _Work, name: str, entry: Path) -> None:
 def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:
     """New regions of a shard's images in their order, a batch at a time."""
     with_images = (stored for stored in shards.read_shard(path) if stored.sample.regions is not None)
-    while batch := list(itertools.islice(with_images, _BATCH)):
-        yield from extractor.extract([_picture(stored, extractor.working_side) for stored in batch])
+    for some in batched(with_images, _BATCH):
+        yield from extractor.extract([_picture(stored, extractor.working_side) for stored in some])
 
 
 # A worker does many shards of one stage. The fingerprint is part of the key, for a file may be written anew.
