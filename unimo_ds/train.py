@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import sys
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils import locations
 from unimo_ds.utils.agreement import failing_together
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.redact import redact
