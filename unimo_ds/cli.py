@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import unimo_ds
 from unimo_ds.commands import measuring, runs, taking
 from unimo_ds.utils import locations
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import run_command
 
 _INTERRUPTED = 130
@@ -36,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from unimo_ds.serving import search_command
 
         return _guarded(lambda: search_command.main(words[1:]))
+    return _guarded(lambda: run_command(lambda: _run(words)))
+
+
+def _run(words: Sequence[str]) -> int | None:
     arguments = _parser().parse_args(words)
+    locations.check_local_options(arguments)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
-
-    def checked() -> int | None:
-        locations.check_local_options(arguments)
-        return run(arguments)
-
-    return _guarded(lambda: run_command(checked))
+    return run(arguments)
 
 
 def _guarded(command: Callable[[], int]) -> int:
@@ -60,7 +61,7 @@ def _guarded(command: Callable[[], int]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = ArgumentParser(
         prog="unimo",
         description="Prepare data for, plan, examine and evaluate UNIMO pre-training. Train with: deepspeed unimo_ds/train.py",
         epilog="example:\n  unimo plan --recipe base_32xv100",

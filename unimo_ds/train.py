@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import sys
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from unimo_ds import recipes
 from unimo_ds.config import RunConfig, apply_overrides
 from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_corpus, keep_makers
+from unimo_ds.data.corpus_check import check_corpus, keep_makers, regions_left_out
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
@@ -45,6 +45,7 @@ from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils import locations
 from unimo_ds.utils.agreement import failing_together
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.redact import redact
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if held_out is not None:
             check_fits(held_out, config)
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
+    if communicator.rank == 0:
+        for note in regions_left_out(corpus, config):
+            print(f"note: {note}", flush=True)
     costs = pretraining_costs(config, corpus)
     check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)
     run_directory.prepare(

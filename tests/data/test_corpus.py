@@ -29,6 +29,7 @@ from unimo_ds.data import cache, manifest, retrying
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.members import texts_of
+from unimo_ds.data.prepare.journal import import_journal
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.shards import ShardWriter, index_path, read_shard, rewrite_shard
@@ -276,6 +277,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     write_samples(unfinished)
     with pytest.raises(UserError, match=r"shards but no manifest\.json; finish it with `unimo prepare pack"):
+        Corpus.open(unfinished)
+    import_journal(unfinished, "toys").begin("work")  # pack would leave its shards out
+    with pytest.raises(UserError, match=r"import that was not finished \(toys\); the same .* again goes on"):
         Corpus.open(unfinished)
 
 

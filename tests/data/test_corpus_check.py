@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.corpora import MemoryCorpus, WordTokenizer, make_config, make_corpus, make_samples
 from unimo_ds.config import ContrastConfig, KindWeights
-from unimo_ds.data.corpus_check import check_corpus, largest_sample
+from unimo_ds.data.corpus_check import check_corpus, largest_sample, regions_left_out
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
@@ -48,6 +48,16 @@ def test_sizes_of_another_model_are_refused(name: str) -> None:
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, **{name: 777}))
     with pytest.raises(UserError, match=rf"model\.{name}=777 does not fit.*set model\.{name}=\d+"):
         check_corpus(CORPUS, other)
+
+
+def test_regions_that_are_not_read_are_told() -> None:
+    largest = int(CORPUS.num_regions.max())
+    assert regions_left_out(CORPUS, make_config(max_regions=largest)) == []
+    (told,) = regions_left_out(CORPUS, make_config(max_regions=largest - 1))
+    assert f"up to {largest} regions" in told
+    assert f"data.max_regions={largest} reads all" in told
+    texts = make_config(max_regions=1, contrast=ContrastConfig(enabled=False), kind_weights=KindWeights(0, 1, 0))
+    assert regions_left_out(CORPUS, texts) == [], "images that the run leaves out"
 
 
 CONTRASTS = (

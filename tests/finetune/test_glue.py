@@ -94,6 +94,9 @@ def test_bad_lines_are_named(tmp_path, name, lines, said):
 def test_a_missing_file_and_an_unknown_task_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has none of train.tsv, sst2_train.tsv"):
         list(tasks.load("sst2").read(tmp_path, "train"))
+    for name in ("sst2", "gigaword"):
+        with pytest.raises(UserError, match=r"there is no folder .*gone; give the folder"):
+            list(tasks.load(name).read(tmp_path / "gone", "train"))
     with pytest.raises(UserError, match="unknown task 'sts2'; did you mean"):
         tasks.load("sts2")
     (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t1\n")

@@ -86,6 +86,8 @@ def test_sequences_are_counted_where_data_is_given(tmp_path: Path) -> None:
     counted = plan(config, corpus=corpus)
     assert counted.batches[0].positions_per_step < plan(config).batches[0].positions_per_step
     assert any("counted over" in line for line in counted.assumptions)
+    few = dataclasses.replace(config, data=dataclasses.replace(config.data, max_regions=1))
+    assert any("max_regions" in line for line in plan(few, corpus=corpus).assumptions)
     (stream,) = counted.mix
     assert (stream.kind, stream.source, stream.folder, stream.samples, stream.share) == ("pair", "toys", "", 12, 1.0)
     assert stream.epochs == pytest.approx(config.batch.global_samples * config.schedule.total_steps / 12)

@@ -83,6 +83,20 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         )
 
 
+def regions_left_out(corpus: CheckableCorpus, config: RunConfig) -> list[str]:
+    """A sentence where the run reads images that have more regions than `data.max_regions`, else nothing.
+
+    Of detections, likeliest first, the first regions are the best; of a grid they are the upper part of the picture.
+    """
+    read, limit = order_of(corpus, config).is_read(), config.data.max_regions
+    largest = int(corpus.num_regions[read].max(initial=0))
+    if largest <= limit:
+        return []
+    return [
+        f"images have up to {largest} regions, the first {limit} of each are read (data.max_regions={largest} reads all)"
+    ]
+
+
 def keep_makers(config: RunConfig, corpus: Corpus) -> RunConfig:
     """`config` with the fingerprints of what made its training data, so that checkpoints and exports carry them."""
     entries = {"tokenizer": corpus.manifest.tokenizer, "extractor": corpus.manifest.extractor}

@@ -115,8 +115,12 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         content = (path / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
+        from unimo_ds.data.prepare.journal import unfinished_imports  # which reads manifests itself
+
         inside = sorted(str(found.parent) for found in path.glob(f"*/{MANIFEST_FILE}"))
-        if any(path.glob("*.tar")):
+        if begun := unfinished_imports(path):
+            cure = f"holds an import that was not finished ({', '.join(begun)}); the same `unimo prepare import` again goes on"
+        elif any(path.glob("*.tar")):
             cure = f"holds shards but no {MANIFEST_FILE}; finish it with `unimo prepare pack {path}`"
         elif inside:
             cure = f"holds no {MANIFEST_FILE}; name one of the data folders in it: {', '.join(inside)}"

@@ -21,7 +21,13 @@ def first_file(data: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (data / name).is_file():
             return data / name
-    raise UserError(f"{data} has none of {', '.join(names)}; give the folder of the task's official files")
+    raise none_of(data, ", ".join(names))
+
+
+def none_of(data: Path, names: str) -> UserError:
+    """What to raise where the folder `data` has no file of `names`."""
+    problem = f"{data} has none of {names}" if data.is_dir() else f"there is no folder {data}"
+    return UserError(f"{problem}; give the folder of the task's official files")
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:

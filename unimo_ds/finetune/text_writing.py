@@ -8,7 +8,7 @@ from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune.files import fingerprint_of, text_of
+from unimo_ds.finetune.files import fingerprint_of, none_of, text_of
 from unimo_ds.finetune.metrics.summaries import rouge
 from unimo_ds.finetune.writing import Rows, TextRow, TextToText, WritingTask
 from unimo_ds.utils.errors import UserError
@@ -65,7 +65,7 @@ def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path,
         if (data / source).is_file() and (data / target).is_file():
             return data / source, data / target
     wanted = ", ".join(f"{source} with {target}" for source, target in pairs)
-    raise UserError(f"{data} has none of {wanted}; give the folder of the task's official files")
+    raise none_of(data, wanted)
 
 
 def row_of_lines(names: list[str], lines: list[str]) -> TextRow:

@@ -15,6 +15,7 @@ import numpy as np
 from unimo_ds import recipes
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus_check import regions_left_out
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
@@ -245,7 +246,8 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
         pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
         bytes=(corpus.bytes_read - before) / _READ_SAMPLES,
     )
-    return cost, [f"sequences counted over the first {_COUNTED_SAMPLES:,} samples of the run's order"]
+    counted = f"sequences counted over the first {_COUNTED_SAMPLES:,} samples of the run's order"
+    return cost, [counted, *regions_left_out(corpus, config)]
 
 
 def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from unimo_ds.preflight.network import doorbell, try_network, unreachable
 from unimo_ds.preflight.node import NodeReport
 from unimo_ds.preflight.verdict import NetworkReport, clock_remarks, judge
 from unimo_ds.utils import locations
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.launchers import host_names, local_rank, rank_environment
 
@@ -55,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wait", type=float, default=180.0, metavar="SECONDS", help="for a node's report (default 180)"
     )
-    options = parser.parse_args(arguments)
-    return run_command(lambda: run(options))
+    return run_command(lambda: run(parser.parse_args(arguments)))
 
 
 def run(options: Namespace) -> int:

@@ -45,7 +45,6 @@ def small() -> RunConfig:
             # --set data.kind_weights.text=1 --set data.kind_weights.image=1
             kind_weights=KindWeights(image=0.0, text=0.0, pair=1.0),
             max_text_tokens=128,
-            max_regions=36,
             num_workers=1,
         ),
         # From scratch, updates are dearer than negatives: half the batch and twice the steps found twice as much.

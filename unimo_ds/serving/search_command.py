@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unimo_ds.serving import options
 from unimo_ds.utils import locations
 from unimo_ds.utils.batched import batched
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -28,17 +29,14 @@ _EXAMPLE = """example:
 def main(words: Sequence[str]) -> int:
     """Run `unimo search ...`. Returns the exit status."""
     if words[:1] == ["build"]:
-        arguments = _build_parser().parse_args(words[1:])
-        return run_command(lambda: _build(arguments))
+        return run_command(lambda: _build(_build_parser().parse_args(words[1:])))
     if words[:1] == ["page"]:
-        arguments = _page_parser().parse_args(words[1:])
-        return run_command(lambda: _page(arguments))
-    arguments = _search_parser().parse_args(words)
-    return run_command(lambda: _search(arguments))
+        return run_command(lambda: _page(_page_parser().parse_args(words[1:])))
+    return run_command(lambda: _search(_search_parser().parse_args(words)))
 
 
-def _parser(program: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+def _parser(program: str, purpose: str, epilog: str) -> ArgumentParser:
+    return ArgumentParser(
         prog=f"unimo search{program}",
         description=purpose,
         epilog=epilog,

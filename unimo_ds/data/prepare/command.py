@@ -18,6 +18,7 @@ from unimo_ds.data.prepare.settings import (
     RetrieveSettings,
 )
 from unimo_ds.utils import locations
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import run_command
 
 if TYPE_CHECKING:
@@ -31,15 +32,14 @@ _EXAMPLE = """example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `unimo prepare`. Returns the exit status: 0, 1 where `verify` finds problems, 2 on bad input."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="unimo prepare",
         description=__doc__,
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parser.parse_args(argv)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from unimo_ds.ops.native import build, toolchain
+from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError, run_command
 
 _DEFAULT_ARCHITECTURE = "sm_90"
@@ -17,7 +18,7 @@ _CHECKED = ("attention", "bias_gelu", "contrastive", "cross_entropy", "dropout_n
 
 def main(words: Sequence[str]) -> int:
     """Run `unimo kernels`. Returns the exit status: 0, 1 where `check` finds a difference, 2 on bad input."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="unimo kernels",
         description="Build the CUDA kernels, and check them without a GPU.",
         epilog="example:\n  unimo kernels build --arch sm_90\n  unimo kernels check --cases 100",
@@ -48,8 +49,12 @@ def main(words: Sequence[str]) -> int:
     checking.add_argument("--cases", type=int, default=100)
     checking.add_argument("--plain", action="store_true", help="without sanitizers: a few times faster")
     checking.set_defaults(run=_check)
-    arguments = parser.parse_args(words)
-    return run_command(lambda: arguments.run(arguments))
+    return run_command(lambda: _run(parser.parse_args(words)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    status: int = arguments.run(arguments)
+    return status
 
 
 def _architectures(text: str) -> list[str]:

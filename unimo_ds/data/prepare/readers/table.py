@@ -42,5 +42,5 @@ def _read(path: Path, report: Report) -> dict[str, list[str]]:
         else:
             report.skip("an empty caption", f"{path.name}:{number}")
     if not captions:
-        raise UserError(f"{path} holds no line of the form file<TAB>caption")
+        raise UserError(f"{path} holds no line of the form file<TAB>caption; of another format, name it with --format")
     return captions

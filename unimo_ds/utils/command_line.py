@@ -1,0 +1,50 @@
+"""Command lines whose mistakes are told like all others: one sentence with the nearest right name, and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from unimo_ds.utils.errors import UserError, nearest_name
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse prints the usage before a mistake, a page of it for `unimo prepare import`, and proposes nothing.
+
+    Its subcommands are of this class too.
+
+    Raises:
+        UserError: from `parse_args`, where the words are no command line of this parser.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        """As argparse has it, but nothing may be left over."""
+        if self._subparsers is None:  # their options are checked by themselves
+            self._check_options(sys.argv[1:] if args is None else args)
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"{' '.join(left)!r} is more than it takes")
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, in place of usage and exit."""
+        raise UserError(f"{message} (all of it: `{self.prog} --help`)")
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        # Before argparse does: it would tell first of a required option that is missing because it is misspelt.
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for word in words:
+            if word == "--":
+                return
+            option = word.partition("=")[0]
+            if not option.startswith("--") or " " in word or option in known:
+                continue
+            if not (self.allow_abbrev and any(one.startswith(option) for one in known)):
+                self.error(f"unknown option {option}{nearest_name(option, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = map(str, action.choices)
+            raise argparse.ArgumentError(action, f"{str(value)!r} is not known{nearest_name(str(value), names)}")
