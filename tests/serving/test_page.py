@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flask import Flask
 from PIL import Image
 
 from tests.serving import browser
 from unimo_ds.serving.index import Index
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.serving.page import HOST, make_app, make_local_server
+from unimo_ds.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,11 @@ def test_in_a_browser(address: str, photographs: Path, tmp_path: Path):
         assert window.texts("[role=alert]") == ["Choose a photograph first."]
         if os.environ.get("UNIMO_SCREENSHOT"):
             window.screenshot(Path(os.environ["UNIMO_SCREENSHOT"]))
+
+
+def test_a_taken_port_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on port {port}, another program does; give another --port"):
+            make_local_server(Flask("page"), port=port)
+    assert capfd.readouterr() == ("", "")

@@ -6,6 +6,7 @@ by their number, never by a path that a request names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -135,8 +136,11 @@ def make_local_server(app: Flask, *, port: int) -> BaseWSGIServer:
         UserError: the port is taken.
     """
     try:
-        return make_server(HOST, port, app, threaded=True)
-    except (OSError, SystemExit) as error:
+        with contextlib.redirect_stderr(io.StringIO()):  # werkzeug prints its own advice, and exits
+            return make_server(HOST, port, app, threaded=True)
+    except SystemExit:
+        raise UserError(f"cannot listen on port {port}, another program does; give another --port") from None
+    except OSError as error:
         raise UserError(f"cannot listen on port {port}: {error}; give another --port") from None
 
 
