@@ -4,6 +4,15 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 
+# An environment of packages that the project's own must not hold: what it lacks is found there. Recipe: $(call ...,FOLDER).
+define environment_over_the_projects
+	test -x $(1)/bin/python || $(VENV)/bin/python -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(1)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
+	touch $@
+endef
+
 .PHONY: demo test bench cluster stores trackers env torchvision-environment lint format kernels apex tensorboard clean
 
 demo: env
@@ -26,11 +35,7 @@ bench: env $(PEERS)/.installed
 	$(BENCH) $(VENV)/bin/python -m benchmarks.plots
 
 $(PEERS)/.installed: benchmarks/requirements.txt
-	test -x $(PEERS)/bin/python || $(VENV)/bin/python -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
-	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
-		$$($(PEERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
-	touch $@
+	$(call environment_over_the_projects,$(PEERS))
 
 lint: env
 	$(VENV)/bin/ruff format --check .
@@ -54,11 +59,7 @@ stores: $(STORES)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(STORES)/bin/python -m pytest tests/data/stores
 
 $(STORES)/.installed: requirements-stores.txt | env
-	test -x $(STORES)/bin/python || $(VENV)/bin/python -m venv $(STORES)
-	$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-stores.txt
-	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
-		$$($(STORES)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
-	touch $@
+	$(call environment_over_the_projects,$(STORES))
 
 # Weights & Biases (offline) and trackio: real runs, read back by the libraries' own means.
 TRACKERS := .venv-trackers
@@ -66,11 +67,7 @@ trackers: $(TRACKERS)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TRACKERS)/bin/python -m pytest tests/engine/trackers
 
 $(TRACKERS)/.installed: requirements-trackers.txt | env
-	test -x $(TRACKERS)/bin/python || $(VENV)/bin/python -m venv $(TRACKERS)
-	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.txt
-	$(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > \
-		$$($(TRACKERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/project.pth
-	touch $@
+	$(call environment_over_the_projects,$(TRACKERS))
 
 env: $(STAMP)
 
