@@ -55,18 +55,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.write_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-@pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "exported"
-    export(run, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def processor(exported: Path) -> UnimoProcessor:
-    return transformers.AutoProcessor.from_pretrained(exported)
-
-
 def own_weights(path: Path) -> dict[str, torch.Tensor]:
     return dict(checkpoint.load(path, device=torch.device("cpu")).module.named_parameters())
 

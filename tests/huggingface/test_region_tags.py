@@ -39,18 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "exported"
-    export(run, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def processor(exported: Path) -> UnimoProcessor:
-    return transformers.AutoProcessor.from_pretrained(exported)
-
-
-@pytest.fixture(scope="module")
 def regions(processor: UnimoProcessor) -> list[Regions]:
     """Of three pictures, in unequal number, with tags of which some are none."""
     found = []

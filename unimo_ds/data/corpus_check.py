@@ -88,8 +88,10 @@ def regions_left_out(corpus: CheckableCorpus, config: RunConfig) -> list[str]:
 
     Of detections, likeliest first, the first regions are the best; of a grid they are the upper part of the picture.
     """
-    read, limit = order_of(corpus, config).is_read(), config.data.max_regions
-    largest = int(corpus.num_regions[read].max(initial=0))
+    limit = config.data.max_regions
+    if corpus.num_regions.max(initial=0) <= limit:  # mostly; the order of millions of samples takes its time
+        return []
+    largest = int(corpus.num_regions[order_of(corpus, config).is_read()].max(initial=0))
     if largest <= limit:
         return []
     return [

@@ -17,6 +17,7 @@ from typing import Any
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder, state
 from unimo_ds.engine.checkpoint_folder import FOLDER, STATE
+from unimo_ds.engine.run_directory import differs
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.state import Described, OptimizerNumbers, Progress
 from unimo_ds.utils import strict_json
@@ -223,12 +224,9 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
 def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) -> str:
     """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
-    # Where the weights came from and how much of them is dropped may change; what the tensors are may not. What the code of
-    # then did not know was off.
+    # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
     free = {"initialize_from", "hidden_dropout", "attention_dropout"}
-    differing = sorted(
-        key for key in mine.keys() - free if described.get(key) != mine[key] and (key in described or mine[key])
-    )
+    differing = sorted(key for key in mine.keys() - free if differs(described, mine, key))
     if not differing:
         return ""
     key = differing[0]

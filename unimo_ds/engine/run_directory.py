@@ -101,18 +101,20 @@ def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ, those free to differ left out.
-
-    Nor does a setting count that is off (0, false, none, empty) and that the code of then did not know.
-    """
+    """Dotted keys whose values differ, those free to differ left out."""
     old, new = flatten(before), flatten(after)
     return sorted(
         key
         for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key)
-        and (key in old or new[key])
+        if differs(old, new, key)
         and not any(key.startswith(free) if free.endswith(".") else key == free for free in _FREE)
     )
+
+
+def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
+    """Whether a setting has another value now; one that the code of then did not know has not where it is off (0, false, none,
+    empty)."""
+    return old.get(key) != new.get(key) and (key in old or bool(new[key]))
 
 
 _LOCK = ".lock"
