@@ -25,7 +25,7 @@ from unimo_ds import recipes
 from unimo_ds.config import RunConfig
 from unimo_ds.data.balance import plan_step
 from unimo_ds.data.mixture import Order
-from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, SequenceRole
+from unimo_ds.data.schema import Kind, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import StepSelection, select_step
 from unimo_ds.data.step_plan import sample_costs
 from unimo_ds.models.accounting import StreamShape, training_flops
@@ -81,7 +81,8 @@ def work_of(selection: StepSelection, config: RunConfig, corpus: MixCorpus) -> N
     columns = (
         per_sample(selection.lengths),
         per_sample(selection.lengths * (selection.lengths + selection.shared_lengths)),
-        per_sample(images * ~np.isin(selection.roles, JOINT_ROLES)),
+        per_sample(selection.encoded_images),
+        per_sample(selection.encoded_images**2),
         language.astype(np.int64),
         (per_sample(images * is_corrupted) * 0.2).astype(np.int64),
         per_sample(((images > 0).astype(int) + (tokens > 0)) * ~is_corrupted),

@@ -37,6 +37,9 @@ class ModelConfig:
     """Rows of the learned position table; ids start at 2, so 512 are usable."""
     region_feature_size: int = 2048
     num_region_classes: int = 1601
+    num_image_layers: int = 0
+    """Layers of a Vision Transformer over the patches of an image (`prepare import --extractor patches`), trained with the rest,
+    whose outputs take the place of region features; of the sizes of the others. 0: none."""
     region_tag_sizes: tuple[int, ...] = ()
     """Values of each tag that the extractor gives regions (`Regions.tags`): a table of embeddings each. Empty: none."""
     hidden_dropout: float = 0.1
@@ -45,6 +48,8 @@ class ModelConfig:
     initializer_range: float = 0.02
     initialize_from: str | None = None
     """Local Hugging Face folder of RoBERTa or UNIMO weights (safetensors; `unimo export`, `convert`); None: from scratch."""
+    initialize_images_from: str | None = None
+    """Local Hugging Face folder of a Vision Transformer that the image layers begin as; None: from scratch."""
 
 
 @dataclass(frozen=True)

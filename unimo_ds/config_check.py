@@ -15,6 +15,7 @@ from unimo_ds.utils.errors import UserError
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "model.num_layers": (1, math.inf),
+    "model.num_image_layers": (0, math.inf),
     "model.num_heads": (1, math.inf),
     "model.hidden_size": (1, math.inf),
     "model.feed_forward_size": (1, math.inf),
@@ -104,6 +105,11 @@ def check(config: RunConfig) -> None:
     first, last = config.logging.trace_steps
     if not 0 <= first <= last:
         raise UserError(f"logging.trace_steps={first},{last} must be a first step and a last one, or 0,0")
+    if model.num_image_layers and config.data.max_regions < model.region_tag_sizes[0]:
+        raise UserError(
+            f"data.max_regions={config.data.max_regions} would cut images of model.region_tag_sizes={model.region_tag_sizes[0]} "
+            f"patches; set data.max_regions={model.region_tag_sizes[0]}"
+        )
     if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(
             f"masking.min_fragment_tokens={masking.min_fragment_tokens} is above "
@@ -138,6 +144,11 @@ def check_stored(config: RunConfig) -> None:
     if any(size < 1 for size in model.region_tag_sizes):
         sizes = ",".join(map(str, model.region_tag_sizes))
         raise UserError(f"model.region_tag_sizes={sizes} must each be at least 1")
+    if model.num_image_layers and not model.region_tag_sizes:
+        raise UserError(
+            f"model.num_image_layers={model.num_image_layers} needs numbered patches (`unimo prepare import --extractor "
+            "patches`); set model.region_tag_sizes to their number, 196 of 224 pixels, or model.num_image_layers=0"
+        )
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="

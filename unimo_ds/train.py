@@ -41,6 +41,7 @@ from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
 from unimo_ds.models.start import load_start
 from unimo_ds.models.unimo import Unimo, options_of
+from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils import locations
@@ -155,6 +156,8 @@ def make_model(config: RunConfig, task: PretrainingTask) -> Unimo:
     model = Unimo(config.model, heads=task.make_heads(config.model), **options_of(config))
     if config.model.initialize_from is not None:
         load_start(model, config.model.initialize_from)
+    if config.model.initialize_images_from is not None:
+        load_vision_transformer(model, config.model.initialize_images_from)
     return model
 
 

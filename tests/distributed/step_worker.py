@@ -65,7 +65,11 @@ def run(case: dict) -> dict:
         pretraining.OBJECTIVES = (*BUILT_IN, modules_of_page()["matching"].MATCHING)
         weights = weights_of(1.0, region_regression=2.0, contrastive=0.5)
     task = PretrainingTask(contrast=contrast, weights=weights)
-    sizes = support.model_config(region_tag_sizes=support.REGION_TAG_SIZES if case.get("with_tags") else ())
+    num_image_layers = case.get("image_layers", 0)
+    with_tags = bool(case.get("with_tags") or num_image_layers)
+    sizes = support.model_config(
+        num_image_layers=num_image_layers, region_tag_sizes=support.REGION_TAG_SIZES if with_tags else ()
+    )
     model = Unimo(
         sizes,
         heads=task.make_heads(sizes),
@@ -83,7 +87,7 @@ def run(case: dict) -> dict:
             world_size=world_size,
             micro_batches=case["micro_batches"],
             group_pairs=case.get("group_pairs", 0),
-            with_tags=case.get("with_tags", False),
+            with_tags=with_tags,
         )
         steps.append(dataclasses.asdict(train_step(engine, task, batch, learning_rate=1e-3)))
     weights = {

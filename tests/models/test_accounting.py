@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,8 +30,14 @@ def test_published_sizes():
 
 @pytest.mark.parametrize(
     "config",
-    [BASE, LARGE, support.model_config(), support.model_config(region_tag_sizes=(4, 5))],
-    ids=["base", "large", "small", "with tags"],
+    [
+        BASE,
+        LARGE,
+        support.model_config(),
+        support.model_config(region_tag_sizes=(4, 5)),
+        support.model_config(region_tag_sizes=(4, 5), num_image_layers=3),
+    ],
+    ids=["base", "large", "small", "with tags", "with image layers"],
 )
 def test_formula_equals_the_model(config):
     with torch.device("meta"):
@@ -37,8 +45,11 @@ def test_formula_equals_the_model(config):
     assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(config).total
 
 
-def test_operations_equal_those_that_torch_counts():
-    config = support.model_config(hidden_dropout=0.0, attention_dropout=0.0)
+@pytest.mark.parametrize("num_image_layers", [0, 2])
+def test_operations_equal_those_that_torch_counts(num_image_layers):
+    config = support.model_config(
+        hidden_dropout=0.0, attention_dropout=0.0, num_image_layers=num_image_layers, region_tag_sizes=(7,)
+    )
     random = generator(3)
     # Lengths of exactly 8 and 16 positions, which the bucketed attention does not pad.
     sequences = [
@@ -52,10 +63,12 @@ def test_operations_equal_those_that_torch_counts():
         ),
     ]
     batch = pack_sequences(sequences)
+    batch = dataclasses.replace(batch, region_tags=torch.arange(-1, 7)[:, None])
     shape = StreamShape(
         num_positions=24,
         sum_squared_lengths=8 * 8 + 16 * 16,
         num_regions=8,
+        sum_squared_images=8 * 8,
         num_language=len(batch.language_at),
         num_masked_regions=len(batch.masked_region_at),
         num_pooled=len(batch.pooled_image_at) + len(batch.pooled_text_at),

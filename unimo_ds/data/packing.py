@@ -138,6 +138,7 @@ def _stream(
         return _joined(sequences, name, dtype, columns)
 
     images, image_rows = _distinct_images(sequences, num_regions)
+    rows_of_images = _lengths([image.region_features for image in images])
     width = _width(sequences, "region_features", feature_size)
     classes = _width(sequences, "masked_region_class_ids", classes_per_region)
     sequence_seeds = _tensor(seeds, np.int64)
@@ -173,6 +174,8 @@ def _stream(
         keys=keys,
         token_tags=_joined_tags(sequences),
         region_tags=_joined_region_tags(images),
+        image_starts=_tensor(np.concatenate([np.zeros(1, np.int64), np.cumsum(rows_of_images)]), np.int32),
+        longest_image=int(rows_of_images.max(initial=0)),
     )
 
 

@@ -302,6 +302,10 @@ class PackedBatch:
     """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
     region_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     """[N_rows, G] int64, numbers of further embeddings of each region; G is 0 where there are none."""
+    image_starts: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
+    """[N_images + 1] int32, offsets of the images among the rows."""
+    longest_image: int = 0
+    """Rows of the longest image, known on the host."""
 
     @property
     def num_positions(self) -> int:

@@ -108,6 +108,8 @@ class StepSelection:
     """[S]"""
     shared_lengths: Integers
     """[S] positions of another sequence that it sees before its own; they cost nothing but attention."""
+    encoded_images: Integers
+    """[S] image inputs that no other sequence of the sample shows: joint ones show the image that is encoded alone."""
     seeds: Integers
     """[S]"""
 
@@ -180,7 +182,8 @@ def select_step(
         _add_clean(table, draws, np.flatnonzero(kinds == Kind.PAIR), captions, caption_numbers, config.contrast)
     rows, roles, levels, texts, images = table.sorted()
 
-    lengths = _text_lengths(corpus, texts, config) + _image_lengths(corpus, images, config)
+    image_lengths = _image_lengths(corpus, images, config)
+    lengths = _text_lengths(corpus, texts, config) + image_lengths
     shares_image = np.isin(roles, JOINT_ROLES) & (images < 0)
     num_fragments = np.bincount(fragment_of, minlength=len(samples))
     is_corrupted = roles == SequenceRole.CORRUPTED
@@ -203,6 +206,7 @@ def select_step(
         texts=np.where(texts >= 0, texts - corpus.text_start[samples[rows]], -1),
         images=images,
         lengths=lengths,
+        encoded_images=np.where(np.isin(roles, JOINT_ROLES), 0, image_lengths),
         shared_lengths=_image_lengths(corpus, np.where(shares_image, samples[rows], -1), config),
         seeds=mix_many(config.seed, positions[rows], roles, _ordinals(rows, roles)),
     )

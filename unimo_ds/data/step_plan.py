@@ -51,7 +51,7 @@ class PlannedStep:
 
 
 def sample_costs(selection: StepSelection, model: ModelConfig) -> NDArray[np.float64]:
-    """[B] relative cost of each sample: its positions, their attention, and the language head.
+    """[B] relative cost of each sample: its positions, their attention, image layers, and the language head.
 
     In positions that pass all layers, 12 h^2 multiplications each. The head does h^2 + V h for each predicted token: a text
     costs a tenth more than by its length alone.
@@ -63,7 +63,10 @@ def sample_costs(selection: StepSelection, model: ModelConfig) -> NDArray[np.flo
         shared_lengths=selection.shared_lengths,
     )
     head = selection.predicted * (1 + model.vocabulary_size / model.hidden_size) / (12 * model.num_layers)
-    return encoder + head
+    if not model.num_image_layers:
+        return encoder + head
+    images = estimate_costs(selection.encoded_images, selection.sequence_starts, hidden_size=model.hidden_size)
+    return encoder + head + images * (model.num_image_layers / model.num_layers)
 
 
 def order_of(corpus: OrderedCorpus, config: RunConfig) -> Order:

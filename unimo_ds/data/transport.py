@@ -22,7 +22,7 @@ from unimo_ds.utils.errors import UserError
 
 _ALIGNMENT = 64
 _TABLE_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastTable))
-_HOST_FIELDS = ("longest", "shares_prefixes", "keys")
+_HOST_FIELDS = ("longest", "longest_image", "shares_prefixes", "keys")
 _TENSOR_FIELDS = tuple(
     field.name for field in dataclasses.fields(PackedBatch) if field.name not in ("contrast", *_HOST_FIELDS)
 )

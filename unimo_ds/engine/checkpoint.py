@@ -225,7 +225,7 @@ def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) 
     """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
     # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
-    free = {"initialize_from", "hidden_dropout", "attention_dropout"}
+    free = {"initialize_from", "initialize_images_from", "hidden_dropout", "attention_dropout"}
     differing = sorted(key for key in mine.keys() - free if differs(described, mine, key))
     if not differing:
         return ""

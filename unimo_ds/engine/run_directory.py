@@ -41,6 +41,7 @@ _FREE = (
     "optimizer.peak_learning_rate",
     "optimizer.clip_norm",
     "model.initialize_from",
+    "model.initialize_images_from",
     # Where the data lies may change, what it is may not: its fingerprint is compared.
     "data.path",
     "data.made_with",

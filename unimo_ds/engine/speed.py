@@ -82,6 +82,7 @@ def stream_shape(batches: Sequence[PackedBatch]) -> StreamShape:
         num_positions=sum(batch.num_positions for batch in batches),
         sum_squared_lengths=sum(int((own * seen).sum()) for own, seen in zip(lengths, attended, strict=True)),
         num_regions=sum(len(batch.region_features) for batch in batches),
+        sum_squared_images=sum(int((batch.image_starts.long().diff() ** 2).sum()) for batch in batches),
         num_language=sum(len(batch.language_at) for batch in batches),
         num_masked_regions=sum(len(batch.masked_region_at) for batch in batches),
         num_pooled=sum(len(batch.pooled_image_at) + len(batch.pooled_text_at) for batch in batches),

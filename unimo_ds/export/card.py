@@ -34,6 +34,7 @@ def write_card(found: Source, family: str) -> str:
             "Model",
             {
                 "layers, hidden size, heads": f"{config.model.num_layers}, {config.model.hidden_size}, {config.model.num_heads}",
+                **({"image layers": f"{config.model.num_image_layers}"} if config.model.num_image_layers else {}),
                 "parameters": f"{count.total:,} (encoder {count.encoder:,})",
                 "vocabulary": f"{config.model.vocabulary_size:,} byte-level pieces, fingerprint {found.tokenizer.fingerprint}",
                 "longest text": f"{min(config.data.max_text_tokens, config.model.max_positions - 2)} tokens",
@@ -96,6 +97,8 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
         rows["contrastive form"] = config.contrast.form if config.contrast.enabled else "off"
     if config.model.initialize_from:
         rows["started from"] = Path(config.model.initialize_from).name
+    if config.model.initialize_images_from:
+        rows["image layers started from"] = Path(config.model.initialize_images_from).name
     if run is None:
         return rows
     step = _step(found)

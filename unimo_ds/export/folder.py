@@ -99,7 +99,8 @@ def write(
         **_object_names(found),
     )
     # What the weights were started from does not matter to their users, and may not be there.
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, initialize_from=None))
+    fresh = dataclasses.replace(config.model, initialize_from=None, initialize_images_from=None)
+    config = dataclasses.replace(config, model=fresh)
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -68,12 +68,14 @@ def accumulate(
 
 def _with_own_regions(batch: TaskBatch) -> TaskBatch:
     """Every sequence with region rows of its own: whether two share an image's depends on the stream they lie in."""
+    rows_S = torch.bincount(batch.position_sequence[batch.region_at], minlength=batch.num_sequences)
     return dataclasses.replace(
         batch,
         region_features=batch.region_features[batch.region_row],
         region_boxes=batch.region_boxes[batch.region_row],
         region_tags=batch.region_tags[batch.region_row],
         region_row=torch.arange(len(batch.region_row), device=batch.region_row.device),
+        image_starts=functional.pad(rows_S[rows_S > 0].cumsum(0), (1, 0)).int(),
     )
 
 

@@ -49,12 +49,13 @@ def configure(
         recipe=f"finetune_{task.name}_{size}",
         seed=seed,
         run_dir=str(run_dir),
-        model=dataclasses.replace(start.model, initialize_from=None),
+        model=dataclasses.replace(start.model, initialize_from=None, initialize_images_from=None),
         data=DataConfig(
             path=str(data),
             made_with=start.data.made_with if start_name else {},
             max_text_tokens=min(recipe.max_text_tokens, usable),
-            max_regions=recipe.max_regions,
+            # Patches are no choice of regions: none may be left out.
+            max_regions=max(recipe.max_regions, *start.model.region_tag_sizes[:1] * bool(start.model.num_image_layers)),
             num_workers=0,
         ),
         batch=BatchConfig(global_samples=recipe.global_examples, micro_batch_tokens=16384),

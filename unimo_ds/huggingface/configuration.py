@@ -14,6 +14,7 @@ _NAMES = {
     "vocab_size": "vocabulary_size",
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
+    "num_image_layers": "num_image_layers",
     "num_attention_heads": "num_heads",
     "intermediate_size": "feed_forward_size",
     "max_position_embeddings": "max_positions",
@@ -36,6 +37,7 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     vocab_size: int = 50265
     hidden_size: int = 768
     num_hidden_layers: int = 12
+    num_image_layers: int = 0
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 514

@@ -117,6 +117,8 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         box_rows = torch.zeros((0, 5), device=device)
     else:
         region_rows, box_rows = features[is_region], boxes[is_region]
+    rows_of_images = is_region.sum(1)
+    rows_of_images = rows_of_images[rows_of_images > 0]
     no_tags = torch.zeros((len(region_rows), 0), dtype=torch.int64, device=device)
     seeds = torch.randint(2**62, (num_inputs,), device=device)
     offsets = torch.arange(num_positions, device=device) - starts[sequence]
@@ -150,6 +152,8 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
         longest=int(lengths.max()),
         token_tags=_tags(inputs.token_tags, is_token, num_targets=is_target.numel()),
         region_tags=no_tags if tags is None else tags[is_region].long(),
+        image_starts=functional.pad(rows_of_images.cumsum(0), (1, 0)).int(),
+        longest_image=is_region.shape[1],
     )
     return batch, Grid(is_there, widths[0], widths[1])
 

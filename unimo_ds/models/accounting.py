@@ -16,6 +16,7 @@ class ParameterCount:
 
     text_embedding: int
     region_embedding: int
+    image_layers: int
     layers: int
     heads: int
     """Language head (the tied word table is counted once, above), poolers, region heads, temperature."""
@@ -23,7 +24,7 @@ class ParameterCount:
     @property
     def encoder(self) -> int:
         """Embeddings, image inputs and layers: what UNIMO's papers call the model."""
-        return self.text_embedding + self.region_embedding + self.layers
+        return self.text_embedding + self.region_embedding + self.image_layers + self.layers
 
     @property
     def total(self) -> int:
@@ -35,12 +36,13 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     size, wide, norm = config.hidden_size, config.feed_forward_size, 2 * config.hidden_size
     layer = _linear(size, 4 * size) + _linear(size, wide) + _linear(wide, size) + 2 * norm
     language_head = _linear(size, size) + norm + config.vocabulary_size
+    regions = _linear(config.region_feature_size, size) + sum(rows + 1 for rows in config.region_tag_sizes) * size
+    if is_encoded := config.num_image_layers > 0:
+        image_layers = regions + size + config.num_image_layers * layer + norm
     return ParameterCount(
         text_embedding=(config.vocabulary_size + config.max_positions) * size + norm,
-        region_embedding=_linear(config.region_feature_size, size)
-        + _linear(5, size)
-        + norm
-        + sum(rows + 1 for rows in config.region_tag_sizes) * size,
+        region_embedding=(_linear(size, size) if is_encoded else regions) + _linear(5, size) + norm,
+        image_layers=image_layers if is_encoded else 0,
         layers=config.num_layers * layer,
         heads=language_head
         + 2 * _linear(size, size)
@@ -63,6 +65,8 @@ class StreamShape:
     """Sum over sequences of length times attended length, which is the same but where prefixes are shared: attention scores."""
     num_regions: int
     """Image inputs that are projected, [IMG] included: an image that several sequences show counts once."""
+    sum_squared_images: int
+    """Sum over these images of the square of their inputs: attention scores of image layers."""
     num_language: int
     """Positions that predict a token."""
     num_masked_regions: int
@@ -76,7 +80,7 @@ def forward_flops(config: ModelConfig, shape: StreamShape) -> int:
     The last layer's output projection and feed-forward part run on the positions that heads read, and are counted so.
     Attention is counted in full, although causal parts need about half.
     """
-    size, wide = config.hidden_size, config.feed_forward_size
+    size, wide, num_image_layers = config.hidden_size, config.feed_forward_size, config.num_image_layers
     num_read = shape.num_language + shape.num_masked_regions + shape.num_pooled
     rows_of_layers = (config.num_layers - 1) * shape.num_positions + num_read
     products = (
@@ -84,6 +88,9 @@ def forward_flops(config: ModelConfig, shape: StreamShape) -> int:
         + rows_of_layers * (size * size + 2 * size * wide)
         + config.num_layers * 2 * shape.sum_squared_lengths * size
         + shape.num_regions * (config.region_feature_size + 5) * size
+        + (num_image_layers > 0) * shape.num_regions * size * size
+        + num_image_layers * shape.num_regions * (4 * size * size + 2 * size * wide)
+        + num_image_layers * 2 * shape.sum_squared_images * size
         + shape.num_language * (size + config.vocabulary_size) * size
         + shape.num_masked_regions * (config.region_feature_size + config.num_region_classes) * size
         + shape.num_pooled * size * size

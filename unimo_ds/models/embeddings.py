@@ -41,15 +41,17 @@ class TextEmbedding(nn.Module):
 class RegionEmbedding(nn.Module):
     """FC of the region's feature + FC of its location, then layer norm. No positions: the order of regions says nothing.
 
-    Where the data gives regions tags, their embeddings are added to the sum.
+    Where the data gives regions tags, their embeddings are added to the sum. An image Transformer, where there is one, has them
+    in its stead, and features are its hidden states.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.feature = Linear(config.region_feature_size, config.hidden_size)
+        is_encoded = config.num_image_layers > 0
+        self.feature = Linear(config.hidden_size if is_encoded else config.region_feature_size, config.hidden_size)
         self.location = Linear(5, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.tags = TagTables(config.region_tag_sizes, config.hidden_size)
+        self.tags = TagTables(() if is_encoded else config.region_tag_sizes, config.hidden_size)
 
     def forward(self, features_NF: torch.Tensor, boxes_N5: torch.Tensor, tags_NG: torch.Tensor) -> torch.Tensor:
         """features_NF: any floating dtype. boxes_N5: x1, y1, x2, y2, area as shares.
@@ -59,7 +61,8 @@ class RegionEmbedding(nn.Module):
         """
         dtype = self.norm.weight.dtype
         if not len(features_NF):  # a batch without images may not know F and G
-            features_NF = features_NF.new_zeros((0, self.feature.in_features))
+            if features_NF.shape[1] != self.feature.in_features:
+                features_NF = features_NF.new_zeros((0, self.feature.in_features))
             tags_NG = tags_NG.new_zeros((0, len(self.tags)))
         if tags_NG.shape[1] != len(self.tags):
             raise ValueError(f"regions have {tags_NG.shape[1]} tags, the model has tables for {len(self.tags)}")

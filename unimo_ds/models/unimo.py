@@ -17,6 +17,7 @@ from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import RegionEmbedding, TextEmbedding
 from unimo_ds.models.heads import LanguageHead, ObjectiveHead, Pooler, Temperature
+from unimo_ds.models.image_transformer import ImageTransformer
 from unimo_ds.models.initialize import initialize
 from unimo_ds.models.layers import EncoderLayer, Linear
 from unimo_ds.ops.dropout import dropout
@@ -95,6 +96,7 @@ class Unimo(nn.Module):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.text_embedding = TextEmbedding(config)
+        self.image_transformer = ImageTransformer(config, path=attention) if config.num_image_layers else None
         self.region_embedding = RegionEmbedding(config)
         self.layers = nn.ModuleList(
             EncoderLayer(config, number=number, path=attention) for number in range(config.num_layers)
@@ -169,12 +171,26 @@ class Unimo(nn.Module):
     def embed(self, batch: PackedBatch, layout: Layout, text_addition_ND: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the first layer, [T, D]."""
         text = self.text_embedding(batch.token_ids, batch.token_positions, text_addition_ND)
-        images = self.region_embedding(batch.region_features, batch.region_boxes, batch.region_tags)
-        regions = images.index_select(0, batch.region_row)
+        regions = self.embed_images(batch).index_select(0, batch.region_row)
         embedded_TD = text.new_zeros((batch.num_positions, self.config.hidden_size))
         embedded_TD = embedded_TD.index_copy(0, batch.token_at, text).index_copy(0, batch.region_at, regions)
         probability = self.config.hidden_dropout if self.training else 0.0
         return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
+
+    def embed_images(self, batch: PackedBatch) -> torch.Tensor:
+        """[N_rows, D] image inputs: of regions as they are stored, or of what the image Transformer makes of patches."""
+        features, tags = batch.region_features, batch.region_tags
+        if self.image_transformer is not None:
+            features = self.image_transformer(
+                features,
+                tags,
+                batch.image_starts,
+                longest=batch.longest_image,
+                activation_checkpointing=self.activation_checkpointing,
+            )
+            tags = tags[:, :0]
+        images: torch.Tensor = self.region_embedding(features, batch.region_boxes, tags)
+        return images
 
     def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
         """[N, D] inputs of text tokens that are generated, outside of any batch, without dropout or further embeddings."""

@@ -16,7 +16,7 @@ from unimo_ds import recipes
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import regions_left_out
-from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, SequenceRole
+from unimo_ds.data.schema import LanguageObjective, SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
 from unimo_ds.engine.ds_config import load, precision
@@ -41,7 +41,7 @@ _PAPER = ModelConfig()
 _COUNTED_SAMPLES = 2048
 _READ_SAMPLES = 48
 # Assumed where no data is given.
-_CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES = 14, 0.75, 8_000
+_CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES, _JPEG_BYTES = 14, 0.75, 8_000, 60_000
 _OVERLAP_GROWTH = 2.0
 """Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
 _COMMUNICATION_GIB = 0.5
@@ -62,6 +62,7 @@ class SampleCost:
     clean_squared_lengths: float = 0.0
     """Of the two above, what a rehearsal encodes (`engine/rehearsal.py`)."""
     regions: float = 0.0
+    squared_images: float = 0.0
     language: float = 0.0
     masked_regions: float = 0.0
     pooled: float = 0.0
@@ -74,6 +75,7 @@ class SampleCost:
             num_positions=round(self.positions * num_samples),
             sum_squared_lengths=round(self.squared_lengths * num_samples),
             num_regions=round(self.regions * num_samples),
+            sum_squared_images=round(self.squared_images * num_samples),
             num_language=round(self.language * num_samples),
             num_masked_regions=round(self.masked_regions * num_samples),
             num_pooled=round(self.pooled * num_samples),
@@ -240,7 +242,8 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
         squared_lengths=float(squares.sum() / len(samples)),
         clean_positions=float(lengths[clean].sum() / len(samples)),
         clean_squared_lengths=float(squares[clean].sum() / len(samples)),
-        regions=float(image_lengths[~np.isin(chosen.roles, JOINT_ROLES)].sum() / len(samples)),
+        regions=float(chosen.encoded_images.sum() / len(samples)),
+        squared_images=float((chosen.encoded_images.astype(np.float64) ** 2).sum() / len(samples)),
         language=float((text_tokens * share).sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
         pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
@@ -283,12 +286,15 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
         + (1 - masking.sequence_to_sequence_share) * masking.language_share
     )
     feature_bytes = config.data.max_regions * (config.model.region_feature_size * 2 + 16 + 4 * 6)
+    if config.model.num_image_layers:
+        feature_bytes = _JPEG_BYTES
     cost = SampleCost(
         positions=sum(count * length for count, length, _ in sequences),
         squared_lengths=sum(count * length * attended for count, length, attended in sequences),
         clean_positions=sum(count * length for count, length, _ in clean),
         clean_squared_lengths=sum(count * length * attended for count, length, attended in clean),
         regions=image * (pair * (1 + num_images) + image_only),
+        squared_images=image * image * (pair * (1 + num_images) + image_only),
         language=share * (pair * caption + text_only * text),
         masked_regions=_masked_regions(config, image * (pair + image_only)),
         pooled=pair * (joint_images + num_joint + num_images + num_texts),
@@ -325,6 +331,18 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
         value_bytes=2 if is_low else 4,
         is_checkpointed=config.engine.activation_checkpointing,
     )
+    if config.model.num_image_layers:
+        # The same for each image input, of image layers instead.
+        activations += (
+            positions
+            * (cost.regions / cost.positions)
+            * activation_bytes(
+                dataclasses.replace(config.model, num_layers=config.model.num_image_layers),
+                attended=cost.squared_images / max(cost.regions, 1.0),
+                value_bytes=2 if is_low else 4,
+                is_checkpointed=config.engine.activation_checkpointing,
+            )
+        )
     buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
     if is_host:
         activations *= _HEAP
