@@ -4,6 +4,7 @@
 #   sbatch slurm/base.sh                                          a run in runs/base_32xv100, requeued until it is done
 #   sbatch slurm/base.sh --set schedule.total_steps=1000          arguments go to unimo_ds/train.py
 #   RUN_DIR=runs/second sbatch slurm/base.sh --set seed=1         another run
+#   RECIPE=base_pixels_32xv100 sbatch slurm/base.sh               from pixels instead of a detector's regions
 #
 # Everything about the run is in unimo_ds/recipes/base_32xv100.py, everything about the cluster in environment.sh.
 #SBATCH --job-name=unimo-base
@@ -18,4 +19,4 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-exec bash "${SLURM_SUBMIT_DIR:?submit this script with sbatch}/slurm/run.sh" base_32xv100 "$@"
+exec bash "${SLURM_SUBMIT_DIR:?submit this script with sbatch}/slurm/run.sh" "${RECIPE:-base_32xv100}" "$@"

@@ -105,10 +105,11 @@ def check(config: RunConfig) -> None:
     first, last = config.logging.trace_steps
     if not 0 <= first <= last:
         raise UserError(f"logging.trace_steps={first},{last} must be a first step and a last one, or 0,0")
-    if model.num_image_layers and config.data.max_regions < model.region_tag_sizes[0]:
+    num_patches = model.region_tag_sizes[0] if model.num_image_layers and model.region_tag_sizes else 0
+    if config.data.max_regions < num_patches:
         raise UserError(
-            f"data.max_regions={config.data.max_regions} would cut images of model.region_tag_sizes={model.region_tag_sizes[0]} "
-            f"patches; set data.max_regions={model.region_tag_sizes[0]}"
+            f"data.max_regions={config.data.max_regions} would cut images of model.region_tag_sizes={num_patches} patches; "
+            f"set data.max_regions={num_patches}"
         )
     if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(
@@ -144,10 +145,11 @@ def check_stored(config: RunConfig) -> None:
     if any(size < 1 for size in model.region_tag_sizes):
         sizes = ",".join(map(str, model.region_tag_sizes))
         raise UserError(f"model.region_tag_sizes={sizes} must each be at least 1")
-    if model.num_image_layers and not model.region_tag_sizes:
+    # Where the size is open, both are still to come from the data.
+    if model.num_image_layers and model.region_feature_size and not model.region_tag_sizes:
         raise UserError(
-            f"model.num_image_layers={model.num_image_layers} needs numbered patches (`unimo prepare import --extractor "
-            "patches`); set model.region_tag_sizes to their number, 196 of 224 pixels, or model.num_image_layers=0"
+            f"model.num_image_layers={model.num_image_layers} needs a position for each patch; "
+            "set model.region_tag_sizes to their number, or model.num_image_layers=0"
         )
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(

@@ -53,6 +53,23 @@ def test_open_sizes_come_from_the_data_and_stated_ones_stay() -> None:
     assert recipes.fit_to_data(half, corpus).model == dataclasses.replace(base.model, vocabulary_size=900)
 
 
+def test_positions_of_patches_come_from_the_data() -> None:
+    corpus = SimpleNamespace(vocabulary_size=900, feature_size=768, num_region_classes=1, region_tag_sizes=(196,))
+    fitted = recipes.fit_to_data(recipes.load("base_pixels_32xv100"), corpus)
+    assert (fitted.model.region_feature_size, fitted.model.region_tag_sizes, fitted.data.max_regions) == (
+        768,
+        (196,),
+        196,
+    )
+    config_check.check(fitted)
+    for overrides, culprit in (
+        (["data.max_regions=100"], r"data\.max_regions=100 would cut images of model\.region_tag_sizes=196 patches"),
+        (["model.region_tag_sizes=none"], r"model\.num_image_layers=12 needs a position for each patch"),
+    ):
+        with pytest.raises(UserError, match=culprit):
+            config_check.check(config.apply_overrides(fitted, overrides))
+
+
 def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
     def found(path: Path) -> tuple[str, str | None]:
         data = recipes.with_data(recipes.load("demo"), str(path)).data

@@ -42,6 +42,7 @@ _COUNTED_SAMPLES = 2048
 _READ_SAMPLES = 48
 # Assumed where no data is given.
 _CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES, _JPEG_BYTES = 14, 0.75, 8_000, 60_000
+_PATCH_SIZE, _NUM_PATCHES = 3 * 16**2, 14**2
 _OVERLAP_GROWTH = 2.0
 """Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
 _COMMUNICATION_GIB = 0.5
@@ -206,12 +207,20 @@ def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
         region_feature_size=config.model.region_feature_size or _PAPER.region_feature_size,
         num_region_classes=config.model.num_region_classes or _PAPER.num_region_classes,
     )
+    data = config.data
+    if model.num_image_layers and not model.region_tag_sizes:
+        model = dataclasses.replace(
+            model, region_feature_size=_PATCH_SIZE, num_region_classes=1, region_tag_sizes=(_NUM_PATCHES,)
+        )
+        data = dataclasses.replace(data, max_regions=max(data.max_regions, _NUM_PATCHES))
     if model == config.model:
         return config, []
     stated = (
         f"vocabulary {model.vocabulary_size}, features {model.region_feature_size}, classes {model.num_region_classes}"
     )
-    return dataclasses.replace(config, model=model), [f"the recipe takes its sizes from the data; taken here: {stated}"]
+    return dataclasses.replace(config, model=model, data=data), [
+        f"the recipe takes its sizes from the data; taken here: {stated}"
+    ]
 
 
 def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[str]]:
@@ -303,8 +312,9 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
         + 5 * text * text_only,
     )
     return cost, [
-        f"captions of {_CAPTION_TOKENS} tokens, images of {config.data.max_regions} regions, texts of {text:.0f} tokens "
-        "(give --data to count them)"
+        f"captions of {_CAPTION_TOKENS} tokens, images of {config.data.max_regions} regions"
+        + (f" in JPEGs of {_JPEG_BYTES // 1000} KB" if config.model.num_image_layers else "")
+        + f", texts of {text:.0f} tokens (give --data to count them)"
     ]
 
 

@@ -17,13 +17,14 @@ RUNS_ON = {
     "single_gpu": (1, "h200"),
     "base_32xv100": (32, "v100"),
     "large_64xv100": (64, "v100"),
+    "base_pixels_32xv100": (32, "v100"),
 }
 """What each is meant for: processes, and hardware as `unimo plan` names it. A new recipe is a file here and a line of this."""
 NAMES = tuple(RUNS_ON)
 
 
 class DataSizes(Protocol):
-    """What a recipe may take from the data (an opened corpus has all three)."""
+    """What a recipe may take from the data (an opened corpus has all of it)."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -33,6 +34,9 @@ class DataSizes(Protocol):
 
     @property
     def num_region_classes(self) -> int: ...
+
+    @property
+    def region_tag_sizes(self) -> tuple[int, ...]: ...
 
 
 def load(name: str) -> RunConfig:
@@ -74,10 +78,13 @@ def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:
     """`config` with the sizes that the recipe leaves at 0 taken from the data.
 
     `model.vocabulary_size`, `model.region_feature_size` and `model.num_region_classes` belong to the tokenizer and the region
-    extractor, so recipes that start from scratch leave them at 0. Sizes that a recipe states are kept: whether they agree
-    with the data is the loader's check, not this function's.
+    extractor, so recipes that start from scratch leave them at 0. Image layers need a position for each patch, and every patch.
+    Sizes that a recipe states are kept: whether they agree with the data is the loader's check, not this function's.
     """
-    model = config.model
+    model, data = config.model, config.data
+    if model.num_image_layers and not model.region_tag_sizes:
+        model = dataclasses.replace(model, region_tag_sizes=corpus.region_tag_sizes)
+        data = dataclasses.replace(data, max_regions=max(data.max_regions, *corpus.region_tag_sizes[:1]))
     # A corpus of texts alone has no regions; a table of one unused row keeps the model's modules the same.
     fitted = dataclasses.replace(
         model,
@@ -85,4 +92,4 @@ def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:
         region_feature_size=model.region_feature_size or max(1, corpus.feature_size),
         num_region_classes=model.num_region_classes or max(1, corpus.num_region_classes),
     )
-    return dataclasses.replace(config, model=fitted)
+    return dataclasses.replace(config, model=fitted, data=data)
