@@ -188,13 +188,13 @@ def rehearse(
 
 def main() -> int:
     """The full rehearsal; prints one line of JSON for each script. Returns 0 where all of it held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="of each job; Slurm takes up to a minute for its signal")
+    options = parser.parse_args()
     reason = why_not()
     if reason:
         print(f"no rehearsal: {reason}", file=sys.stderr)
         return 2
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="of each job; Slurm takes up to a minute for its signal")
-    options = parser.parse_args()
     good = True
     for script, nodes, tasks_per_node, loss in (("large.sh", 8, 1, "kill-slurmd"), ("base.sh", 4, 2, "kill-node")):
         with tempfile.TemporaryDirectory(prefix="unimo-rehearsal-") as name:
