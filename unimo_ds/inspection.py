@@ -65,7 +65,7 @@ def _inspect_shard(location: str, stream: BinaryIO, num_samples: int) -> dict[st
     sources: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
     with stream:
-        for stored in read_samples(stream, location):
+        for stored in read_samples(stream, location, pixels=False):
             counts[stored.sample.kind.name.lower()] += 1
             sources[stored.sample.source] += 1
             if len(shown) < num_samples:
@@ -93,7 +93,8 @@ def _inspect_folder(
     richest = max(manifest.shards, key=lambda shard: shard.kinds.get("pair", 0)).file
     with open_file(richest) as stream:
         # No more of it is read than that.
-        first = [_describe(stored) for stored in islice(read_samples(stream, f"{location}/{richest}"), num_samples)]
+        samples = read_samples(stream, f"{location}/{richest}", pixels=False)
+        first = [_describe(stored) for stored in islice(samples, num_samples)]
     return {
         "what": "data folder",
         "path": location,

@@ -151,7 +151,7 @@ class Corpus:
             for sample in samples:
                 shard, row = self._locate(sample)
                 *_, start, offset, size, _ = self._records[shard][row].item()
-                wanted = int((offset + size)[: members.JPEG].max())
+                wanted = int((offset + size)[_columns_of(size)].max())
                 os.posix_fadvise(self._file(shard).fileno(), start, wanted, os.POSIX_FADV_WILLNEED)
 
     def read(self, sample: int) -> Sample:
@@ -161,7 +161,8 @@ class Corpus:
             CorruptSample: damaged, cut or unreadable.
             IndexError: no such sample.
         """
-        content = self._read_members(sample, (members.JSON, *members.REGION_MEMBERS))
+        shard, row = self._locate(sample)
+        content = self._read_members(sample, _columns_of(self._records[shard]["size"][row]))
         try:
             decoded = members.decode_sample(self.key(sample), content)
         except members.DecodeError as error:
@@ -282,6 +283,11 @@ class Corpus:
                 )
             parts.append(self.shard_start[targets] + within)
         return _join(parts, np.int64)
+
+
+def _columns_of(size: NDArray[np.uint32]) -> list[int]:
+    """The members that a sample is decoded from, by the sizes of all: the JPEG where no regions are stored."""
+    return [members.JSON, *members.REGION_MEMBERS] if size[members.FEATURES] else [members.JSON, members.JPEG]
 
 
 def _open_again(location: str, cache_dir: str | None, cache_bytes: int) -> Corpus:

@@ -18,6 +18,7 @@ from unimo_ds.utils.errors import UserError, nearest_name
 
 _MODULES = {
     "grid": "unimo_ds.data.regions",
+    "patches": "unimo_ds.data.patch_extractor",
     "vision-encoder": "unimo_ds.data.vision_encoder",
     "torchvision": "unimo_ds.data.detectors.torchvision_rcnn",
     "bottom-up": "unimo_ds.data.detectors.bottom_up",
@@ -25,6 +26,9 @@ _MODULES = {
 KINDS = tuple(_MODULES)
 _NETWORKS = {"vision-encoder": "folder", "torchvision": "file", "bottom-up": "file"}
 """Kinds that have weights, and where these are."""
+
+
+_WITH_SIZES = "patches"
 
 
 def load(path: str | os.PathLike[str]) -> RegionExtractor:
@@ -51,13 +55,23 @@ def makes_regions(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | RegionLearner | None:
+def chosen(
+    extractor: Path | None, weights: Path | None, *, image_side: int | None = None, patch_side: int | None = None
+) -> RegionExtractor | RegionLearner | None:
     """What `--extractor` and `--weights` ask for: an extractor's file, or a kind, of a network with its weights. None: neither.
 
+    image_side, patch_side: pixels, of patches alone.
+
     Raises:
-        UserError: a kind that needs weights without any, weights without a kind, an unknown kind.
+        UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes of what has none.
     """
     found: RegionExtractor | RegionLearner
+    sizes = {
+        name: value for name, value in (("image_side", image_side), ("patch_side", patch_side)) if value is not None
+    }
+    if sizes and (extractor is None or extractor.name != _WITH_SIZES or extractor.exists()):
+        option = next(iter(sizes)).replace("_", "-")
+        raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
     if weights is None:
         if extractor is None:
             return None
@@ -66,7 +80,7 @@ def chosen(extractor: Path | None, weights: Path | None) -> RegionExtractor | Re
         if extractor.name in _NETWORKS:
             place = _NETWORKS[extractor.name]
             raise UserError(f"--extractor {extractor.name} needs its weights; name their {place} with --weights")
-        found = _module(extractor.name).ready_made()
+        found = _module(extractor.name).ready_made(**sizes)
         return found
     if extractor is None:
         raise UserError(f"--weights {weights} needs --extractor, to say whose they are: {' or '.join(_NETWORKS)}")

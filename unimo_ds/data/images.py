@@ -32,7 +32,7 @@ class BadImage(ValueError):
     """Bytes that are no image, or one that is not safe to decode. The message says why."""
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None) -> Image.Image:
+def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None) -> Image.Image:
     """The upright RGB image of JPEG, PNG or WebP bytes.
 
     shrink_to: a shorter side that is enough; JPEGs many times larger are then decoded at a fraction of their size.
@@ -53,7 +53,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None =
             # libjpeg halves the size, at most to an eighth, while decoding; it never goes below what is asked.
             image.draft("RGB", (shrink_to, shrink_to))
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except BadImage:
         raise
     except UnidentifiedImageError:  # its own words name an address in memory

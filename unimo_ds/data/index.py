@@ -130,14 +130,16 @@ def _header_pattern(record: np.dtype[Any]) -> re.Pattern[bytes]:
 _HEADERS = {name: _header_pattern(record) for name, record in {**_RECORDS, "about": np.dtype("u1")}.items()}
 
 
-def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder) -> ShardIndex:
+def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIndex:
     """Read a shard once, check every sample in full, count its tokens, and write `SHARD.index.npz` beside it.
+
+    pixels: whether JPEGs that are cut into patches are decoded; False where whoever wrote the shard has seen that they can be.
 
     Raises:
         UserError: the shard cannot be read, or is damaged (naming the sample), or its samples differ in feature size.
     """
     path = Path(shard)
-    index = scan(path, tokenizer)
+    index = scan(path, tokenizer, pixels=pixels)
     write_whole(shards.index_path(path), to_bytes(index))
     return index
 
@@ -172,11 +174,11 @@ def rewrite(
                 f"or accept it as it is with `unimo prepare pack {path.parent}`"
             )
     shards.rewrite_shard(path, transform)
-    build_index(path, tokenizer)
+    build_index(path, tokenizer, pixels=False)
 
 
-def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
-    """The index of a shard, from the tar alone.
+def scan(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIndex:
+    """The index of a shard, from the tar alone. pixels: as of `build_index`.
 
     Raises:
         UserError: as `build_index`.
@@ -189,7 +191,7 @@ def scan(path: Path, tokenizer: BatchEncoder) -> ShardIndex:
             walk = tars.walk(_Hashing(stream, digest), max_member_bytes=members.MAX_MEMBER_BYTES)  # type: ignore[arg-type]
             for base, columns in shards.group_members(walk):
                 content = {column: member.content for column, member in columns.items()}
-                sample = members.decode_sample(f"{path.name}:{base}", content)
+                sample = members.decode_sample(f"{path.name}:{base}", content, pixels=pixels)
                 if sample.regions is not None:
                     members.check_values(sample.regions)
                 builder.add(base, sample, columns)

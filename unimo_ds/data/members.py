@@ -1,5 +1,7 @@
 """The members of a stored sample, as bytes: one JSON, the arrays of its regions, and perhaps the JPEG.
 
+An image whose regions are patches of its own pixels has no arrays: the JSON says how its JPEG is cut.
+
 Encoding is deterministic; decoding is strict: an allow-list of members, `.npy` headers in one canonical form, shapes and dtypes
 bounded before anything is allocated, never a pickle. The decoder trusts nothing: `DecodeError` says what is wrong.
 
@@ -16,7 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.schema import NO_TAG, Caption, Kind, Level, Regions, Rewrite, Sample, Spans, TextRole
+from unimo_ds.data import images, patches
+from unimo_ds.data.schema import (
+    NO_TAG,
+    Caption,
+    Kind,
+    Level,
+    PatchGrid,
+    Regions,
+    Rewrite,
+    Sample,
+    Spans,
+    TextRole,
+)
 
 JSON, BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES, JPEG = range(6)
 EXTENSIONS = ("json", "boxes.npy", "class_ids.npy", "class_probabilities.npy", "features.npy", "jpg")
@@ -36,6 +50,8 @@ _ARRAYS: dict[int, tuple[str, int]] = {
     FEATURES: ("<f2", MAX_FEATURE_SIZE),
 }
 """dtype and the most columns of each array."""
+_PATCHES = "patches"
+"""Key of the JSON: [rows, columns, pixels on a side]."""
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '(<f4|<f2|<i4)', 'fortran_order': False, 'shape': \((\d{1,6}), (\d{1,6})\), \} *\n"
@@ -79,11 +95,13 @@ def texts_of(sample: Sample) -> list[StoredText]:
 
 
 def encode_sample(
-    sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None
+    sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None, pixels: bool = True
 ) -> dict[str, bytes]:
     """Extension -> bytes of a sample's members. Equal samples give equal bytes.
 
+    jpeg: the image; must be there where regions are patches of it.
     details: anything of the caller's that JSON can hold (the original file's name, the image's size); kept, never read.
+    pixels: whether such a JPEG is decoded, to see that it can be; False where that was seen before.
 
     Raises:
         DecodeError: the sample is not one that the decoder would accept.
@@ -96,13 +114,16 @@ def encode_sample(
         record["captions"] = [_caption_record(caption) for caption in sample.captions]
         record["related_texts"] = list(sample.related_texts)
         record["related_images"] = [f"{shard}:{index}" for shard, index in sample.related_images]
+    grid = None if sample.regions is None else sample.regions.patches
+    if grid is not None:
+        record[_PATCHES] = [grid.rows, grid.columns, grid.side]
     if details:
         record["details"] = dict(details)
     try:
         members = {EXTENSIONS[JSON]: json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")}
     except UnicodeEncodeError as error:
         raise DecodeError(f"a text is not valid Unicode: {error.reason}") from None
-    if sample.regions is not None:
+    if sample.regions is not None and grid is None:
         arrays: tuple[NDArray[Any], ...] = (
             sample.regions.boxes,
             _numbers(sample.regions),
@@ -113,16 +134,19 @@ def encode_sample(
             members[EXTENSIONS[member]] = encode_array(member, array)
     if jpeg is not None:
         members[EXTENSIONS[JPEG]] = bytes(jpeg)
-    decoded = decode_sample(sample.key, {EXTENSIONS.index(name): content for name, content in members.items()})
+    columns = {EXTENSIONS.index(name): content for name, content in members.items()}
+    decoded = decode_sample(sample.key, columns, pixels=pixels)
     if decoded.regions is not None:
         check_values(decoded.regions)
     return members
 
 
-def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
-    """The sample of members (column of `EXTENSIONS` -> bytes); the JPEG, if there, is not looked at.
+def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = True) -> Sample:
+    """The sample of members (column of `EXTENSIONS` -> bytes). The JPEG is looked at where regions are patches of it, else not.
 
-    Arrays are read-only views of the given bytes.
+    Arrays are read-only, views of the given bytes where these hold them.
+
+    pixels: False for whoever is after texts: the JPEG is not looked at, and features of patches are zero.
 
     Raises:
         DecodeError: anything that is not exactly a sample of its kind.
@@ -133,27 +157,53 @@ def decode_sample(key: str, members: Mapping[int, Buffer]) -> Sample:
     kind = _parse_kind(record.get("kind"))
     is_text, is_pair = kind is Kind.TEXT, kind is Kind.PAIR
     present = [member for member in REGION_MEMBERS if member in members]
-    if is_text and (present or JPEG in members):
+    is_cut = _PATCHES in record
+    if is_text and (present or is_cut or JPEG in members):
         raise DecodeError("a text sample has an image")
-    if not is_text and len(present) < len(REGION_MEMBERS):
+    if is_cut and present:
+        raise DecodeError(f"its regions are patches of its .jpg, and it has .{EXTENSIONS[present[0]]}")
+    if is_cut and JPEG not in members:
+        raise DecodeError("its .jpg is missing")
+    if not is_text and not is_cut and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
     if not isinstance(record.get("details", {}), dict):
         raise DecodeError("details is not an object")
     text = _text(record.get("text"), "text") if is_text else None
+    regions = None
+    if is_cut:
+        regions = _cut(members[JPEG], patch_grid(record[_PATCHES]), pixels=pixels)
+    elif not is_text:
+        regions = _decode_regions(members)
     related_texts = _list(record, "related_texts", is_pair=is_pair)
     related_images = _list(record, "related_images", is_pair=is_pair)
     return Sample(
         key=key,
         kind=kind,
         source=_text(record.get("source"), "source"),
-        regions=None if is_text else _decode_regions(members),
+        regions=regions,
         text=text,
         phrases=() if text is None else _parse_phrases(record, text),
         captions=_parse_captions(record) if is_pair else (),
         related_texts=tuple(_text(text, "a related text") for text in related_texts),
         related_images=tuple(_parse_reference(reference) for reference in related_images),
     )
+
+
+def patch_grid(numbers: object) -> PatchGrid:
+    """The grid that the JSON of a sample names.
+
+    Raises:
+        DecodeError: not [rows, columns, side] of a grid that a sample may have.
+    """
+    if not (isinstance(numbers, list) and len(numbers) == 3 and all(type(one) is int and one >= 1 for one in numbers)):
+        raise DecodeError(f"patches {numbers!r} are not [rows, columns, pixels on a side]")
+    grid = PatchGrid(*numbers)
+    if grid.num_patches > MAX_REGIONS or grid.feature_size > MAX_FEATURE_SIZE:
+        raise DecodeError(
+            f"{grid.rows} x {grid.columns} patches of {grid.feature_size} numbers are beyond ({MAX_REGIONS}, {MAX_FEATURE_SIZE})"
+        )
+    return grid
 
 
 def details_of(content: Buffer) -> dict[str, Any]:
@@ -202,6 +252,8 @@ def check_values(regions: Regions) -> None:
     Raises:
         DecodeError: naming the array.
     """
+    if regions.patches is not None:
+        return  # they are made here
     if not np.isfinite(regions.features).all():
         raise DecodeError("features.npy holds values that are not finite (beyond the range of float16, or NaN)")
     boxes = regions.boxes
@@ -225,6 +277,15 @@ def _numbers(regions: Regions) -> NDArray[Any]:
             f"tags of type {regions.tags.dtype} and shape {regions.tags.shape} are no whole numbers [R, G]"
         )
     return np.concatenate([regions.class_ids, regions.tags], axis=1)
+
+
+def _cut(jpeg: Buffer, grid: PatchGrid, *, pixels: bool) -> Regions:
+    if not pixels:
+        return patches.uncut(grid)
+    try:
+        return patches.of_jpeg(jpeg, grid)
+    except images.BadImage as error:
+        raise DecodeError(f"its .jpg cannot be decoded: {error}") from None
 
 
 def _decode_regions(members: Mapping[int, Buffer]) -> Regions:

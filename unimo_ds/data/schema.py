@@ -77,6 +77,29 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class PatchGrid:
+    """How an image is cut into patches of its pixels (`patches.cut`)."""
+
+    rows: int = 14
+    columns: int = 14
+    side: int = 16
+    """Of a patch, in pixels."""
+
+    @property
+    def num_patches(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def feature_size(self) -> int:
+        return self.side * self.side * 3
+
+    @property
+    def working_side(self) -> int:
+        """Pixels of an image's shorter side beyond which a larger image adds nothing."""
+        return max(self.rows, self.columns) * self.side
+
+
+@dataclass(frozen=True)
 class Regions:
     """Region inputs of one image, as an extractor makes them and shards store them."""
 
@@ -91,6 +114,8 @@ class Regions:
     tags: NDArray[np.int32] | None = None
     """[R, G] numbers, from 0, of further embeddings of each region: its frame in a clip, its camera, its object's word; `NO_TAG`
     where it has none."""
+    patches: PatchGrid | None = None
+    """The regions are these patches of the sample's JPEG, cut whenever it is read: a shard stores the JPEG alone."""
 
 
 @dataclass(frozen=True)

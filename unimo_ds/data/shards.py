@@ -171,12 +171,14 @@ class _OpenShard:
             self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
-    def write(self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None) -> str:
+    def write(
+        self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None, pixels: bool = True
+    ) -> str:
         # A source is a key in `--set data.source_weights.SOURCE=...`.
         if sample.source and not _SOURCE.fullmatch(sample.source):
             raise UserError(f"source {sample.source!r} must be 1 to 64 letters, digits, '-' or '_'")
         try:
-            content = members.encode_sample(sample, jpeg=jpeg, details=details)
+            content = members.encode_sample(sample, jpeg=jpeg, details=details, pixels=pixels)
         except members.DecodeError as error:
             raise UserError(f"cannot store sample {sample.key or self.num_samples}: {error}") from None
         return self.write_members(content)
@@ -226,17 +228,17 @@ class _disk_errors:
             raise UserError(f"cannot write {self.path}: {error.strerror} ({free} bytes are free there)") from error
 
 
-def read_shard(path: str | os.PathLike[str]) -> Iterator[StoredSample]:
-    """All samples of a shard in order, from the tar alone (no index, no manifest).
+def read_shard(path: str | os.PathLike[str], *, pixels: bool = True) -> Iterator[StoredSample]:
+    """All samples of a shard in order, from the tar alone (no index, no manifest). pixels: as of `members.decode_sample`.
 
     Raises:
         UserError: the file cannot be read, or is damaged; samples before the damage have been given.
     """
     with open_shard(Path(path)) as stream:
-        yield from read_samples(stream, os.fspath(path))
+        yield from read_samples(stream, os.fspath(path), pixels=pixels)
 
 
-def read_samples(stream: BinaryIO, where: str) -> Iterator[StoredSample]:
+def read_samples(stream: BinaryIO, where: str, *, pixels: bool = True) -> Iterator[StoredSample]:
     """The same of a stream. where: path or URL of the shard.
 
     Raises: as above.
@@ -245,7 +247,7 @@ def read_samples(stream: BinaryIO, where: str) -> Iterator[StoredSample]:
     try:
         for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
             content = {column: member.content for column, member in columns.items()}
-            sample = members.decode_sample(f"{name}:{base}", content)
+            sample = members.decode_sample(f"{name}:{base}", content, pixels=pixels)
             yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
     except (tars.BadTar, members.DecodeError, OSError) as error:
         raise unreadable(where, base, error) from None
@@ -301,7 +303,8 @@ def write_shard(
 def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, StoredSample], StoredSample]) -> None:
     """Replace a shard by one whose sample i is `transform(i, sample i)`: same count, same order, same keys.
 
-    The new shard takes the old one's place at once; its index is dropped, so `folder.finish_folder` must follow.
+    The new shard takes the old one's place at once; its index is dropped, so `folder.finish_folder` must follow. JPEGs are
+    carried over and not looked at: features of patches are zero here.
 
     Raises:
         UserError: the shard cannot be read or written, is damaged (it stays as it is), or a new sample is not valid.
@@ -309,9 +312,9 @@ def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, Stored
     path = Path(path)
     shard = _OpenShard(path)
     try:
-        for number, stored in enumerate(read_shard(path)):
+        for number, stored in enumerate(read_shard(path, pixels=False)):
             changed = transform(number, stored)
-            shard.write(changed.sample, jpeg=changed.jpeg, details=changed.details)
+            shard.write(changed.sample, jpeg=changed.jpeg, details=changed.details, pixels=False)
         shard.finish()
     finally:
         shard.abandon()

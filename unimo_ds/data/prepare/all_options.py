@@ -64,6 +64,8 @@ def plan(arguments: argparse.Namespace) -> Plan:
         tokenizer=arguments.tokenizer,
         extractor=arguments.extractor,
         weights=arguments.weights,
+        image_side=arguments.image_side,
+        patch_side=arguments.patch_side,
         vocabulary_size=arguments.vocabulary_size,
         keep_images=arguments.keep_images,
         seed=arguments.seed,

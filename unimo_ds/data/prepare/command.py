@@ -229,6 +229,8 @@ def _run_regions(arguments: argparse.Namespace) -> int:
             refit=arguments.refit,
             extractor_path=arguments.extractor,
             weights=arguments.weights,
+            image_side=arguments.image_side,
+            patch_side=arguments.patch_side,
             seed=arguments.seed,
             workers=workers,
         ),

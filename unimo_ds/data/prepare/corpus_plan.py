@@ -52,7 +52,10 @@ from unimo_ds.data.prepare.settings import (
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, nearest_name
 
-_SHARED = ("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "keep_images", "seed", "replace")
+_SHARED = (
+    *("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "image_side", "patch_side"),
+    *("keep_images", "seed", "replace"),
+)
 """Said once for the whole corpus, not per import (`like` and `replace` have no place here)."""
 
 
@@ -65,6 +68,8 @@ class Plan:
     tokenizer: Path | None = None
     extractor: Path | None = None
     weights: Path | None = None
+    image_side: int | None = None
+    patch_side: int | None = None
     vocabulary_size: int = DEFAULT_VOCABULARY
     keep_images: bool = False
     seed: int = 0

@@ -15,6 +15,7 @@ from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import rewrite_stage
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers
 from unimo_ds.data.prepare.settings import (
+    NEWER,
     ImportSettings,
     PhraseSettings,
     RewriteSettings,
@@ -65,16 +66,19 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
             tokenizer=tokenizer,
             extractor=plan.extractor,
             weights=plan.weights,
+            image_side=plan.image_side,
+            patch_side=plan.patch_side,
             keep_images=plan.keep_images,
             seed=plan.seed,
         )
         reports[f"import {settings.source}"] = importing.run_import(settings, workers)
-    totals = manifest.load_manifest(output).totals
+    listed = manifest.load_manifest(output)
+    totals = listed.totals
     if plan.phrases is not None and (totals.get("pair") or totals.get("text")):
         reports["phrases"] = _phrases(output, plan.phrases, workers)
     if plan.rewrite is not None and totals.get("pair"):
         reports["rewrite"] = _rewrite(plan.output, plan.rewrite, workers)
-    if plan.retrieve is not None and totals.get("pair") and (totals.get("text") or totals.get("image")):
+    if plan.retrieve is not None and totals.get("pair") and retrieve_stage.holds_related(listed):
         reports["retrieve"] = retrieve_stage.retrieve_folder(output, plan.retrieve, workers)
     sweep(output)
     problems = verify.verify(output, workers=workers)
@@ -92,7 +96,11 @@ def _options(plan: Plan) -> str:
     rewrite = None if plan.rewrite is None else identity_of(plan.rewrite)
     retrieve = None if plan.retrieve is None else vars(plan.retrieve)
     other = ("imports", "output", "phrases", "rewrite", "retrieve")
-    rest = {name: value for name, value in vars(plan).items() if name not in other}
+    rest = {
+        name: value
+        for name, value in vars(plan).items()
+        if name not in other and (value is not None or name not in NEWER)
+    }
     return stages.identity([imports, rest, phrasing, rewrite, retrieve])
 
 

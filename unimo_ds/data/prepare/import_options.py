@@ -9,8 +9,9 @@ from unimo_ds.data.prepare import worker_options
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings
 
 EXTRACTOR_HELP = (
-    "what makes regions: grid (default: learned from the images); with --weights vision-encoder (CLIP, SigLIP, DINOv2, ...), "
-    "torchvision or bottom-up; or extractor.safetensors of another folder"
+    "what makes regions: grid (default: learned from the images); patches (pixels, cut from the stored JPEG when it is read); "
+    "with --weights vision-encoder (CLIP, SigLIP, DINOv2, ...), torchvision or bottom-up; or extractor.safetensors of another "
+    "folder"
 )
 
 EXAMPLE = """unimo prepare import --kind texts --input wiki.txt --output data/train
@@ -82,7 +83,9 @@ def add(stage: argparse.ArgumentParser) -> None:
         default=DEFAULT_VOCABULARY,
         help="of a tokenizer trained here (default %(default)s)",
     )
-    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too, for `regions` and pictures")
+    stage.add_argument(
+        "--keep-images", action="store_true", help="store the JPEGs too, for `regions` and pictures (patches always do)"
+    )
     stage.add_argument("--replace", action="store_true", help="replace the shards of an earlier import of this source")
     stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images")
     worker_options.add(stage)
@@ -97,3 +100,5 @@ def add_extractor(stage: argparse.ArgumentParser) -> None:
         type=Path,
         help="a detector's file (safetensors, or a state dict of torch), or a vision encoder's folder (save_pretrained)",
     )
+    stage.add_argument("--image-side", type=int, help="pixels that an image is scaled to for patches (default 224)")
+    stage.add_argument("--patch-side", type=int, help="pixels of a patch, a divisor of that (default 16)")

@@ -268,7 +268,9 @@ def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_p
     own = manifest_of(settings.output)
     own_entry = own.extractor if own else None
     like = manifest_of(settings.like, required=True) if settings.like else None
-    given = extractors.chosen(settings.extractor, settings.weights)
+    given = extractors.chosen(
+        settings.extractor, settings.weights, image_side=settings.image_side, patch_side=settings.patch_side
+    )
     if given is None and like is not None and settings.like is not None:
         if like.extractor is None or like.extractor.file is None:
             raise UserError(f"{settings.like} has no region extractor; name one with --extractor")

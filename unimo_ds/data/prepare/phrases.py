@@ -54,7 +54,7 @@ def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers:
 def phrase_shard(work: _Work, name: str, entry: Path) -> None:
     """Find and store the phrases of one shard, index it, and write the entry that says so."""
     path = work.folder / name
-    texts = [text for stored in shards.read_shard(path) for text in _texts(stored.sample)]
+    texts = [text for stored in shards.read_shard(path, pixels=False) for text in _texts(stored.sample)]
     graphs = parsers.load(work.settings.parser, work.settings.parser_path).parse(texts)
     found = iter([phrases_of(graph) for graph in graphs])
     report = Report()

@@ -38,18 +38,20 @@ def extract_again(
     refit: bool = False,
     extractor_path: Path | None = None,
     weights: Path | None = None,
+    image_side: int | None = None,
+    patch_side: int | None = None,
     seed: int = 0,
     workers: Workers | None = None,
 ) -> Report:
     """Replace the regions of every image of the folder, computed from the stored JPEGs.
 
     refit: learn a new grid from those JPEGs; extractor_path: a kind (which learns anew too, if it learns) or an extractor's file;
-    weights: of the network of that kind; none of these: the folder's own extractor.
+    weights: of the network of that kind; image_side, patch_side: of patches; none of these: the folder's own extractor.
 
     Raises:
         UserError: a sample without a JPEG (import with --keep-images), or no extractor to use.
     """
-    given = extractors.chosen(extractor_path, weights)
+    given = extractors.chosen(extractor_path, weights, image_side=image_side, patch_side=patch_side)
     if refit and given is not None and not isinstance(given, GridLearner):
         raise UserError("--refit learns a new grid; leave --extractor and --weights out")
     given = given or (GridLearner() if refit else None)
@@ -108,7 +110,7 @@ def _extract_shard(work: _Work, name: str, entry: Path) -> None:
 
 def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:
     """New regions of a shard's images in their order, a batch at a time."""
-    with_images = (stored for stored in shards.read_shard(path) if stored.sample.regions is not None)
+    with_images = (stored for stored in shards.read_shard(path, pixels=False) if stored.sample.regions is not None)
     for some in batched(with_images, _BATCH):
         yield from extractor.extract([_picture(stored, extractor.working_side) for stored in some])
 
@@ -133,7 +135,10 @@ def _learned(learner: RegionLearner, folder: Path, names: list[str], listed: Man
     total = listed.totals.get("pair", 0) + listed.totals.get("image", 0)
     chosen = chosen_images(total, learner, seed)
     stored_images = (
-        one for name in names for one in shards.read_shard(folder / name) if one.sample.regions is not None
+        one
+        for name in names
+        for one in shards.read_shard(folder / name, pixels=False)
+        if one.sample.regions is not None
     )
     pictures = (_picture(one, learner.working_side) for number, one in enumerate(stored_images) if number in chosen)
     return learner.learn(pictures, seed=seed)

@@ -64,6 +64,9 @@ class ImportSettings:
     """An extractor's file or folder, or the name of a kind (`extractors.KINDS`)."""
     weights: Path | None = None
     """Of the network of that kind: a file or a folder."""
+    image_side: int | None = None
+    patch_side: int | None = None
+    """Pixels, where the extractor is `patches`; None: its own."""
     like: Path | None = None
     """A data folder whose tokenizer and extractor are used."""
     vocabulary_size: int = DEFAULT_VOCABULARY
@@ -121,6 +124,8 @@ class RetrieveSettings:
     """Of these only what an index of FAISS proposes is looked at: for images by the million."""
 
 
+NEWER = ("image_side", "patch_side")
+"""Fields that say nothing where they are None: imports of before were finished without them."""
 _NO_INPUT = ("output", "replace", "source")
 """Fields that say where things go, not what is made."""
 
@@ -138,6 +143,7 @@ def fingerprint(settings: ImportSettings) -> str:
     Folders of images are known by their names alone: listing a million files would take longer than many an import.
     """
     values = {name: _plain(value) for name, value in vars(settings).items() if name not in _NO_INPUT}
+    values = {name: value for name, value in values.items() if value is not None or name not in NEWER}
     if settings.weights is not None and settings.weights.is_dir():
         values["weights"] = files_in(settings.weights)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -60,7 +60,7 @@ def make_shard(making: Making, part_file: Path, shard: Path, entry: Path) -> Non
         shard, _samples(making, making.reader.records(part, report), report), refused=refused
     )
     if num_samples:
-        index.build_index(shard, _tokenizer(*making.tokenizer))
+        index.build_index(shard, _tokenizer(*making.tokenizer), pixels=False)
     write_json(entry, {"samples": num_samples, **dataclasses.asdict(report)})
 
 
@@ -118,9 +118,10 @@ def _stored(
 ) -> StoredSample:
     captions = tuple(Caption(text) for text in record.captions)
     report.count("captions", len(captions))
+    keeps_image = making.keep_images or (found is not None and found.patches is not None)
     return StoredSample(
         Sample("", Kind.PAIR if captions else Kind.IMAGE, making.source, regions=found, captions=captions),
-        jpeg=_stored_jpeg(record.image) if making.keep_images and record.image is not None else None,
+        jpeg=_stored_jpeg(record.image) if keeps_image and record.image is not None else None,
         # A file's name need not be Unicode; what is stored must be.
         details={"file": record.name.encode("utf-8", "backslashreplace").decode(), **details, **record.details},
     )

@@ -40,7 +40,7 @@ Floats = NDArray[np.float32]
 def collect_sentences(shard: Path, folder: Path, number: int) -> None:
     """Write the shard's distinct sentences, and what tells them apart."""
     sentences: dict[str, None] = {}
-    for stored in shards.read_shard(shard):
+    for stored in shards.read_shard(shard, pixels=False):
         if stored.sample.kind is Kind.TEXT:
             for sentence in _SENTENCE_BREAK.split(stored.sample.text or ""):
                 if SHORTEST_SENTENCE <= len(words_of(sentence)) <= LONGEST_SENTENCE:

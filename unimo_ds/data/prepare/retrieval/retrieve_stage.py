@@ -1,7 +1,8 @@
 """`unimo prepare retrieve`: related texts and images of every pair, from the single-modal samples of the same folder.
 
 Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
-classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1).
+classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1). Patches of pixels have no
+classes: there, images that were found by other regions stay.
 
 The search is exact (or among what an index proposes, see `approximate`) and runs block by block: a task holds the pairs of one
 shard and one block of the collection, whatever the size of either, and writes its shard anew. Tasks that are done stay done when
@@ -24,6 +25,7 @@ from scipy.sparse import csr_matrix
 
 from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.manifest import Manifest
 from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.retrieval import approximate as approximate_search
 from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
@@ -100,13 +102,15 @@ def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, work
     totals = stage.listed.totals
     if not totals.get("pair"):
         raise UserError(f"{folder} holds no pairs; import some with `unimo prepare import --kind pairs`")
-    if not totals.get("text") and not totals.get("image"):
+    if not holds_related(stage.listed):
+        nothing = "no images" if not totals.get("image") else "its images have no classes of regions"
         raise UserError(
-            f"{folder} holds no texts and no images to retrieve from; import some with --kind texts or images"
+            f"{folder} holds no texts and {nothing} to retrieve from; import some with --kind texts or images"
         )
     if not stage.begin():
         return Report({"already retrieved": 1})
-    texts, images = _text_blocks(stage, workers), _image_blocks(stage, workers)
+    texts = _text_blocks(stage, workers)
+    images = _image_blocks(stage, workers) if stage.listed.num_region_classes > 1 else ()
     report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
     search = _Search(
         folder,
@@ -124,6 +128,11 @@ def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, work
     report.add(stage.each_shard(retrieve_shard, search, stage.shards("pair"), workers, label="retrieving"))
     stage.finish()
     return report
+
+
+def holds_related(listed: Manifest) -> bool:
+    """Whether a folder holds anything that pairs can be related to."""
+    return bool(listed.totals.get("text") or (listed.totals.get("image") and listed.num_region_classes > 1))
 
 
 def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
@@ -198,11 +207,13 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
     captions: list[str] = []
     summaries: list[tuple[Floats, Floats]] = []
     numbers: dict[int, int] = {}
-    for position, stored in enumerate(shards.read_shard(path)):
+    has_classes = search.num_classes > 1
+    for position, stored in enumerate(shards.read_shard(path, pixels=has_classes)):
         if stored.sample.kind is Kind.PAIR and stored.sample.regions is not None:
             numbers[position] = len(captions)
             captions.append(" ".join(caption.text for caption in stored.sample.captions))
-            summaries.append(collections.summarise(stored.sample.regions, num_classes=search.num_classes))
+            if has_classes:
+                summaries.append(collections.summarise(stored.sample.regions, num_classes=search.num_classes))
     texts = related_texts(search, captions)
     images = related_images(search, [one for one, _ in summaries], [other for _, other in summaries])
     report = Report()
@@ -210,7 +221,8 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
     def transform(position: int, stored: StoredSample) -> StoredSample:
         if position not in numbers:
             return stored
-        mine = texts[numbers[position]], images[numbers[position]]
+        number = numbers[position]
+        mine = texts[number], images[number] if has_classes else stored.sample.related_images
         report.count("pairs")
         report.count("related texts", len(mine[0]))
         report.count("related images", len(mine[1]))

@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
         stored.sample.captions
         for entry in listed.shards
         if entry.kinds.get("pair")
-        for stored in shards.read_shard(arguments.folder / entry.file)
+        for stored in shards.read_shard(arguments.folder / entry.file, pixels=False)
         if stored.sample.kind is Kind.PAIR
     ]
     worst = 0.0

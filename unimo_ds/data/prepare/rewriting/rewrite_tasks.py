@@ -166,7 +166,7 @@ def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
 
 def captions_of(shard: Path) -> Iterator[list[str]]:
     """The captions of each pair of a shard."""
-    for stored in shards.read_shard(shard):
+    for stored in shards.read_shard(shard, pixels=False):
         if stored.sample.kind is Kind.PAIR:
             yield [caption.text for caption in stored.sample.captions]
 
