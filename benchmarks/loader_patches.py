@@ -23,6 +23,7 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.schema import Kind, PatchGrid
 from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.host_memory import keep_freed_buffers
 
 
 def floor(jpeg: bytes, grid: PatchGrid) -> None:
@@ -33,6 +34,7 @@ def floor(jpeg: bytes, grid: PatchGrid) -> None:
 
 
 def _main(arguments: argparse.Namespace) -> None:
+    keep_freed_buffers()  # as in loader processes
     corpus = Corpus.open(arguments.data)
     extractor = extractors.load(arguments.data)
     if not isinstance(extractor, PatchExtractor):
