@@ -118,7 +118,7 @@ def test_a_weight_of_nothing_leaves_the_objective_and_its_head_out(with_matching
 def test_a_corpus_of_another_format_and_extractor_becomes_a_good_folder(
     modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(extractors._MODULES, "patches", modules["patches"].__name__)
+    monkeypatch.setitem(extractors._MODULES, "colours", modules["colours"].__name__)
     monkeypatch.setattr(extractors, "KINDS", tuple(extractors._MODULES))
     line = formats._captioned("token files", modules["flickr_tokens"].read_annotations)
     monkeypatch.setitem(formats.FORMATS, "flickr", line)
@@ -126,17 +126,17 @@ def test_a_corpus_of_another_format_and_extractor_becomes_a_good_folder(
     lines = [f"{i:03d}.jpg#{k}\t{text}" for i in range(6) for k, text in enumerate(raw.captions(i))]
     (tmp_path / "results.token").write_text("\n".join([*lines, "005.jpg\twithout a number"]) + "\n")
     inputs = ["--images", str(tar), "--captions", str(tmp_path / "results.token"), "--output", str(tmp_path / "data")]
-    words = ["import", "--format", "flickr", "--extractor", "patches", "--vocabulary-size", "300", "--workers", "1"]
+    words = ["import", "--format", "flickr", "--extractor", "colours", "--vocabulary-size", "300", "--workers", "1"]
     assert prepare([*words, *inputs]) == 0
     assert verify(tmp_path / "data") == []
     corpus = Corpus.open(tmp_path / "data")
-    assert (corpus.feature_size, corpus.num_region_classes, corpus.num_regions.tolist()) == (768, 1, [36] * 6)
+    assert (corpus.feature_size, corpus.num_region_classes, corpus.num_regions.tolist()) == (3, 1, [36] * 6)
     assert [caption.text for caption in corpus.read(3).captions] == raw.captions(3)
     (expected,) = extractors.load(tmp_path / "data").extract([raw.picture(3)])
     found = corpus.read(3).regions
     assert found is not None
     np.testing.assert_array_equal(found.boxes, expected.boxes)
-    # A JPEG lies between the two: a patch is known again by how bright it is.
+    # A JPEG lies between the two: a tile is known again by how bright it is.
     brightness = [one.features.astype(np.float32).mean(1) for one in (found, expected)]
     np.testing.assert_allclose(*brightness, atol=0.05)
     assert np.ptp(brightness[0]) > 0.5

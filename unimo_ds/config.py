@@ -81,6 +81,8 @@ class DataConfig:
     max_text_tokens: int = 512
     """Longest text, [CLS] and [SEP] included."""
     max_regions: int = 100
+    smallest_crop: float = 1.0
+    """Share of an image's area that a visit shows at least, at random, where regions are patches of it; 1: always all of it."""
     num_workers: int = 1
     """Loader processes per rank; 0 reads in the training process."""
     prefetch_steps: int = 2

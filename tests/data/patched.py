@@ -24,7 +24,7 @@ GRID = PatchGrid(rows=2, columns=3, side=4)
 def jpeg_of(number: int) -> bytes:
     """A photograph, a function of its number; every third is many times larger than the grid."""
     scale = 5 if number % 3 == 0 else 1
-    return encode_jpeg(picture(number, width=80 * scale, height=60 * scale))
+    return encode_jpeg(picture(number).resize((80 * scale, 60 * scale)))
 
 
 def write_folder(folder: Path, *, images: int = 12, texts: int = 12, pairs: int = 20) -> Path:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from unimo_ds.data import blend, index, members, region_tags
+from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
@@ -53,6 +54,7 @@ class Corpus:
         text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
+        has_stored_regions: whether any image has regions that are no patches of its JPEG.
     Over its shards: folder_of_shard int32, into `folder_names`.
     Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, region_tag_sizes,
         fingerprint.
@@ -89,6 +91,7 @@ class Corpus:
         self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(indices), dtype=np.int32), counts)
         self.kinds: NDArray[np.uint8] = _join([one["kind"] for one in self._records], np.uint8)
         self.num_regions: NDArray[np.int32] = _join([one["num_regions"] for one in self._records], np.int32)
+        self.has_stored_regions = any(bool(one["size"][:, members.FEATURES].any()) for one in self._records)
         self.text_start: NDArray[np.int64] = _offsets(_join([one["num_texts"] for one in self._records], np.int64))
         texts = [one.texts for one in indices]
         self.text_role: NDArray[np.uint8] = _join([one["role"] for one in texts], np.uint8)
@@ -154,8 +157,8 @@ class Corpus:
                 wanted = int((offset + size)[_columns_of(size)].max())
                 os.posix_fadvise(self._file(shard).fileno(), start, wanted, os.POSIX_FADV_WILLNEED)
 
-    def read(self, sample: int) -> Sample:
-        """The sample, checked. Its arrays are read-only.
+    def read(self, sample: int, *, crop: Crop | None = None) -> Sample:
+        """The sample, checked. Its arrays are read-only. crop: see `members.decode_sample`.
 
         Raises:
             CorruptSample: damaged, cut or unreadable.
@@ -164,7 +167,7 @@ class Corpus:
         shard, row = self._locate(sample)
         content = self._read_members(sample, _columns_of(self._records[shard]["size"][row]))
         try:
-            decoded = members.decode_sample(self.key(sample), content)
+            decoded = members.decode_sample(self.key(sample), content, crop=crop)
         except members.DecodeError as error:
             raise CorruptSample(self.key(sample), str(error)) from None
         # What the index promised is what order and packing were computed from.

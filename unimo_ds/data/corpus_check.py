@@ -36,6 +36,7 @@ class CheckableCorpus(OrderedCorpus, Protocol):
     feature_size: int
     num_region_classes: int
     region_tag_sizes: region_tags.Sizes
+    has_stored_regions: bool
     vocabulary_size: int
 
 
@@ -47,7 +48,8 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 
     Raises:
         UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
-            region classes, tags or vocabulary other than the model's, or a sample that cannot fit into a micro-batch.
+            region classes, tags or vocabulary other than the model's, crops of what is no image, or a sample that cannot fit into
+            a micro-batch.
     """
     if not corpus.num_samples:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
@@ -78,6 +80,11 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             corpus.region_tag_sizes,
             config.model.region_tag_sizes,
             whose=f"the regions of the data at {config.data.path!r}",
+        )
+    if config.data.smallest_crop < 1 and corpus.has_stored_regions:
+        raise UserError(
+            f"data.smallest_crop={config.data.smallest_crop} crops images, but the data at {config.data.path!r} holds regions "
+            "that are no patches of them; set it to 1, or prepare the data with --extractor patches"
         )
     longest, positions = largest_sample(corpus, config, is_read)
     if positions > config.batch.micro_batch_tokens:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data import images, patches
+from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import (
     NO_TAG,
     Caption,
@@ -141,12 +142,13 @@ def encode_sample(
     return members
 
 
-def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = True) -> Sample:
+def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = True, crop: Crop | None = None) -> Sample:
     """The sample of members (column of `EXTENSIONS` -> bytes). The JPEG is looked at where regions are patches of it, else not.
 
     Arrays are read-only, views of the given bytes where these hold them.
 
     pixels: False for whoever is after texts: the JPEG is not looked at, and features of patches are zero.
+    crop: of the image, where its regions are patches of it; None: all of it.
 
     Raises:
         DecodeError: anything that is not exactly a sample of its kind.
@@ -172,7 +174,7 @@ def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = Tru
     text = _text(record.get("text"), "text") if is_text else None
     regions = None
     if is_cut:
-        regions = _cut(members[JPEG], patch_grid(record[_PATCHES]), pixels=pixels)
+        regions = _cut(members[JPEG], patch_grid(record[_PATCHES]), crop, pixels=pixels)
     elif not is_text:
         regions = _decode_regions(members)
     related_texts = _list(record, "related_texts", is_pair=is_pair)
@@ -279,11 +281,11 @@ def _numbers(regions: Regions) -> NDArray[Any]:
     return np.concatenate([regions.class_ids, regions.tags], axis=1)
 
 
-def _cut(jpeg: Buffer, grid: PatchGrid, *, pixels: bool) -> Regions:
+def _cut(jpeg: Buffer, grid: PatchGrid, crop: Crop | None, *, pixels: bool) -> Regions:
     if not pixels:
         return patches.uncut(grid)
     try:
-        return patches.of_jpeg(jpeg, grid)
+        return patches.of_jpeg(jpeg, grid, crop)
     except images.BadImage as error:
         raise DecodeError(f"its .jpg cannot be decoded: {error}") from None
 

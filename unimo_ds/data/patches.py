@@ -9,6 +9,7 @@ Letters: R patches, F numbers of a patch.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unimo_ds.data import images
+from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import PatchGrid as PatchGrid
 from unimo_ds.data.schema import Regions
 
 
-def of_jpeg(data: bytes | memoryview, grid: PatchGrid) -> Regions:
-    """The patches of a stored image: the same for the same bytes, whoever reads them.
+def of_jpeg(data: bytes | memoryview, grid: PatchGrid, crop: Crop | None = None) -> Regions:
+    """The patches of a stored image, or of a part of it: the same for the same bytes, whoever reads them.
 
     Raises:
         images.BadImage: bytes that are no image, or not one that is safe to decode.
     """
-    return cut(images.decode(data, shrink_to=grid.working_side), grid)
+    left, top, right, bottom = crop or (0, 0, 1, 1)
+    enough = math.ceil(grid.working_side / min(right - left, bottom - top))
+    return cut(images.decode(data, shrink_to=enough), grid, crop)
 
 
-def cut(image: Image.Image, grid: PatchGrid) -> Regions:
+def cut(image: Image.Image, grid: PatchGrid, crop: Crop | None = None) -> Regions:
     """The patches of an image, row by row; features [R, F] are each one's (row, column, channel), RGB within [-1, 1].
 
-    All arrays are read-only.
+    crop: the part that is looked at as if it were all. All arrays are read-only.
     """
     size = (grid.columns * grid.side, grid.rows * grid.side)
-    scaled = image.convert("RGB") if image.mode != "RGB" else image
-    return _regions(_features(np.asarray(scaled.resize(size, Image.Resampling.BILINEAR)), grid), grid)
+    left, top, right, bottom = crop or (0, 0, 1, 1)
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    scaled = (image if image.mode == "RGB" else image.convert("RGB")).resize(size, Image.Resampling.BILINEAR, box)
+    return _regions(_features(np.asarray(scaled), grid), grid)
 
 
 def uncut(grid: PatchGrid) -> Regions:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data import crops
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.examples import (
     ImageInput,
@@ -22,7 +23,7 @@ from unimo_ds.data.examples import (
 )
 from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
 from unimo_ds.data.packing import pack
-from unimo_ds.data.schema import BadSample, Example, PackedBatch, Sample, StepBatch
+from unimo_ds.data.schema import BadSample, Example, Kind, PackedBatch, Sample, StepBatch
 from unimo_ds.data.selection import Selection, select_step
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
 from unimo_ds.utils.errors import UserError
@@ -47,7 +48,7 @@ class ReadableCorpus(OrderedCorpus, Protocol):
 
     def expect(self, samples: Iterable[int], /) -> None: ...
 
-    def read(self, sample: int, /) -> Sample: ...
+    def read(self, sample: int, /, *, crop: crops.Crop | None = None) -> Sample: ...
 
 
 class TextTokenizer(WordTable, Protocol):
@@ -127,7 +128,7 @@ class StepReader:
         The substitute is drawn by (seed, position), so whichever rank meets the damage replaces it alike.
         """
         try:
-            return selection, self._prepared(selection.sample)
+            return selection, self._shown(selection)
         except CorruptSample as error:
             damage = error
         like = self._planner.order.stream_members(selection.position)
@@ -136,12 +137,13 @@ class StepReader:
             candidates = like[random.integers(0, len(like), _CANDIDATES)]
             visits = select_step(self._corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
             for row in np.flatnonzero(visits.num_positions <= selection.num_positions).tolist():
+                substitute = visits[row]
                 try:
-                    sample = self._prepared(int(candidates[row]))
+                    sample = self._shown(substitute)
                 except CorruptSample:
                     continue
                 bad.append(BadSample(damage.key, damage.reason, substitute=sample.key))
-                return visits[row], sample
+                return substitute, sample
         bad.append(BadSample(damage.key, damage.reason, substitute=NOTHING))
         return None
 
@@ -156,6 +158,19 @@ class StepReader:
                     images[planned.image] = None
                     bad.append(BadSample(error.key, error.reason, substitute=NOTHING))
         return images
+
+    def _shown(self, selection: Selection) -> PreparedSample:
+        """The sample of a visit; of its image the part that this visit shows.
+
+        Raises:
+            CorruptSample: it cannot be read.
+        """
+        smallest = self._config.data.smallest_crop
+        if smallest == 1 or selection.kind is Kind.TEXT:
+            return self._prepared(selection.sample)
+        crop = crops.draw(selection.sequences[0].seed, smallest=smallest)
+        sample = self._corpus.read(selection.sample, crop=crop)
+        return prepare_sample(sample, max_regions=self._config.data.max_regions)
 
     def _prepared(self, sample: int) -> PreparedSample:
         """Read and prepared, or kept from an earlier visit.

@@ -55,6 +55,7 @@ _FREE = (
     "batch.micro_batch_tokens",
 )
 """Keys (and groups, with a dot) in which a continued run may differ from its start."""
+_OFF = {"data.smallest_crop": 1.0}
 _PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transformers", "webdataset")
 
 
@@ -114,8 +115,8 @@ def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
     """Whether a setting has another value now; one that the code of then did not know has not where it is off (0, false, none,
-    empty)."""
-    return old.get(key) != new.get(key) and (key in old or bool(new[key]))
+    empty, or what `_OFF` says)."""
+    return old.get(key) != new.get(key) and (key in old or (bool(new[key]) and new[key] != _OFF.get(key)))
 
 
 _LOCK = ".lock"

@@ -1,0 +1,31 @@
+"""Which part of an image a visit shows: another one each time. Nothing is mirrored, for captions tell left from right."""
+
+from __future__ import annotations
+
+import math
+
+from unimo_ds.data.draws import Uniforms
+from unimo_ds.utils.seed import mix
+
+Crop = tuple[float, float, float, float]
+"""left, top, right, bottom, as shares of width and height."""
+
+_CROP = 0x63726F70
+_MOST_STRETCHED = 4 / 3
+"""Of an image's own aspect ratio: a crop's lies between this and one over this."""
+
+
+def draw(key: int, *, smallest: float) -> Crop:
+    """A crop of `smallest` to 1 of the image's area, a function of the key (of a visit).
+
+    Only correctly rounded operations take part, so that all machines draw the same.
+    """
+    numbers = Uniforms(mix(key, _CROP))
+    side = math.sqrt(smallest + (1 - smallest) * next(numbers))
+    most = min(math.sqrt(_MOST_STRETCHED), 1 / side)
+    stretch = 1 + (most - 1) * next(numbers)
+    width, height = min(side * stretch, 1.0), side / stretch
+    if next(numbers) < 0.5:
+        width, height = height, width
+    left, top = (1 - width) * next(numbers), (1 - height) * next(numbers)
+    return left, top, min(left + width, 1.0), min(top + height, 1.0)
