@@ -51,6 +51,11 @@ class ModelConfig:
     initialize_images_from: str | None = None
     """Local Hugging Face folder of a Vision Transformer that the image layers begin as; None: from scratch."""
 
+    @property
+    def num_patches(self) -> int:
+        """Of an image, at most, where image layers read patches; else 0."""
+        return self.region_tag_sizes[0] if self.num_image_layers and self.region_tag_sizes else 0
+
 
 @dataclass(frozen=True)
 class KindWeights:

@@ -106,11 +106,10 @@ def check(config: RunConfig) -> None:
     first, last = config.logging.trace_steps
     if not 0 <= first <= last:
         raise UserError(f"logging.trace_steps={first},{last} must be a first step and a last one, or 0,0")
-    num_patches = model.region_tag_sizes[0] if model.num_image_layers and model.region_tag_sizes else 0
-    if config.data.max_regions < num_patches:
+    if config.data.max_regions < model.num_patches:
         raise UserError(
-            f"data.max_regions={config.data.max_regions} would cut images of model.region_tag_sizes={num_patches} patches; "
-            f"set data.max_regions={num_patches}"
+            f"data.max_regions={config.data.max_regions} would cut images of model.region_tag_sizes={model.num_patches} patches; "
+            f"set data.max_regions={model.num_patches}"
         )
     if masking.min_fragment_tokens > masking.max_fragment_tokens:
         raise UserError(

@@ -35,6 +35,7 @@ def run(case: dict, folder: Path) -> dict:
         "train",
         "model.hidden_dropout=0.1",
         "model.region_tag_sizes=6",
+        f"model.num_image_layers={case.get('image_layers', 0)}",
         "finetune.head_dropout=0.1",
         "finetune.retrieval.negative_images=2",
         "finetune.retrieval.negative_captions=2",
@@ -55,7 +56,7 @@ def run(case: dict, folder: Path) -> dict:
     weights = {
         name: engine.masters.read(parameter, WEIGHT).flatten().tolist()
         for name, parameter in engine.module.named_parameters()
-        if name.startswith(("head.", "layers.0", "text_embedding.norm", "region_embedding.tags"))
+        if name.startswith(("head.", "layers.0", "text_embedding.norm", "region_embedding.tags", "image_transformer"))
     }
     engine.close()
     return {

@@ -21,11 +21,13 @@ ALONE = [
     {"task": "sst2", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
     {"task": "retrieval", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
     {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2},
+    {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2, "image_layers": 1},
 ]
 SPLIT = [
     {"task": "sst2", "deepspeed": "zero1_fp32", "micro_batch_tokens": 60},
     {"task": "retrieval", "deepspeed": "zero3_fp32", "micro_batch_tokens": 500},
     {"task": "captioning", "deepspeed": "zero2_fp32", "micro_batch_tokens": 90, "ascents": 2},
+    {"task": "captioning", "deepspeed": "zero1_fp32", "micro_batch_tokens": 90, "ascents": 2, "image_layers": 1},
 ]
 """The same tasks on two ranks, in several micro-batches each, some of them empty."""
 
@@ -60,7 +62,9 @@ def results(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("number", range(len(ALONE)), ids=[case["task"] for case in ALONE])
+@pytest.mark.parametrize(
+    "number", range(len(ALONE)), ids=[f"{case['task']}{'_image_layers' * ('image_layers' in case)}" for case in ALONE]
+)
 def test_two_ranks_take_the_steps_of_one(number, results):
     one, two = (found[number] for found in results)
     assert one["applied"]
@@ -71,7 +75,9 @@ def test_two_ranks_take_the_steps_of_one(number, results):
     assert two["metrics"] == one["metrics"]
     assert one["losses"][0] != one["losses"][1]
     assert one["norms"][0] > 0
-    *tags, none = torch.tensor(one["weights"]["region_embedding.tags.0.weight"]).view(-1, 32)
+    (table,) = (name for name in one["weights"] if name.endswith("tags.0.weight"))
+    assert table.startswith("image_transformer." if "image_layers" in ALONE[number] else "region_embedding.")
+    *tags, none = torch.tensor(one["weights"][table]).view(-1, 32)
     assert all(row.any() for row in tags)
     assert not none.any()
     for name, expected in one["weights"].items():

@@ -55,7 +55,7 @@ def configure(
             made_with=start.data.made_with if start_name else {},
             max_text_tokens=min(recipe.max_text_tokens, usable),
             # Patches are no choice of regions: none may be left out.
-            max_regions=max(recipe.max_regions, *start.model.region_tag_sizes[:1] * bool(start.model.num_image_layers)),
+            max_regions=max(recipe.max_regions, start.model.num_patches),
             num_workers=0,
         ),
         batch=BatchConfig(global_samples=recipe.global_examples, micro_batch_tokens=16384),
