@@ -66,12 +66,7 @@ def chosen(
         UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes of what has none.
     """
     found: RegionExtractor | RegionLearner
-    sizes = {
-        name: value for name, value in (("image_side", image_side), ("patch_side", patch_side)) if value is not None
-    }
-    if sizes and (extractor is None or extractor.name != _WITH_SIZES or extractor.exists()):
-        option = next(iter(sizes)).replace("_", "-")
-        raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
+    sizes = check_sizes(extractor, image_side, patch_side)
     if weights is None:
         if extractor is None:
             return None
@@ -90,6 +85,22 @@ def chosen(
         raise UserError(f"--extractor {extractor.name} has no weights; leave --weights out")
     found = _module(extractor.name).from_weights(weights)
     return found
+
+
+def check_sizes(extractor: Path | None, image_side: int | None, patch_side: int | None) -> dict[str, int]:
+    """Those of the two that are given. Cheap, so that a whole plan is checked before anything is made.
+
+    Raises:
+        UserError: they are sizes of what has none, or do not fit together.
+    """
+    both = {"image_side": image_side, "patch_side": patch_side}
+    sizes = {name: value for name, value in both.items() if value is not None}
+    if sizes and (extractor is None or extractor.name != _WITH_SIZES or extractor.exists()):
+        option = next(iter(sizes)).replace("_", "-")
+        raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
+    if sizes:
+        _module(_WITH_SIZES).ready_made(**sizes)
+    return sizes
 
 
 def is_network(path: str | os.PathLike[str]) -> bool:

@@ -227,7 +227,10 @@ def test_wrong_options_are_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "data" / "manifest.json").exists()
+    inputs = ["--images", str(raw / "photos.tar"), "--captions", str(raw / "captions.tsv")]
+    assert main(["all", *inputs, "--output", str(tmp_path / "data"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
     assert main(["regions", str(folder), *options]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unimo_ds.data import manifest, verify
+from unimo_ds.data import extractors, manifest, verify
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import formats, importing, phrases, stages
 from unimo_ds.data.prepare.corpus_plan import Plan
@@ -50,6 +50,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
             raise UserError(f"{output} is a data folder already; name a new one, or run the stages one by one")
     for one in plan.imports:
         formats.check(one)
+    extractors.check_sizes(plan.extractor, plan.image_side, plan.patch_side)
     if plan.phrases is not None:
         parsers.check(plan.phrases.parser, plan.phrases.parser_path)
     if plan.rewrite is not None:

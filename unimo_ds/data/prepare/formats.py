@@ -142,6 +142,7 @@ def check(settings: ImportSettings) -> None:
         raise UserError(f"--features needs --features-format, one of {known}")
     if settings.features_format and not settings.features:
         raise UserError(f"--features-format {settings.features_format} needs --features")
+    extractors.check_sizes(settings.extractor, settings.image_side, settings.patch_side)
     if not 1 <= settings.max_classes <= settings.num_classes or settings.feature_size < 1:
         raise UserError(
             "--feature-size, --num-classes and --max-classes must be at least 1, the last at most the second"
