@@ -19,13 +19,14 @@ _TARGETS = (
     "masked_region_class_ids",
     "masked_region_class_probabilities",
 )
+_ROWS = ("region_features", "region_boxes", "region_tags")
 
 
 def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     """The clean sequences of `batch`, on the device of `on_device`, which is the same batch there: no corrupted ones, no targets.
 
-    The pooled vectors are the whole batch's, in its order and under its dropout masks. Region features keep the rows that only
-    corrupted sequences show: what lies on the device need not go there again. Tokens have no tags in pre-training.
+    The pooled vectors are the whole batch's, in its order and under its dropout masks. Images that corrupted sequences alone show
+    are left out on the device: features need not go there again. Tokens have no tags in pre-training.
     """
     is_kept_S = torch.zeros(batch.num_sequences, dtype=torch.bool)
     is_kept_S[batch.position_sequence[torch.cat((batch.pooled_image_at, batch.pooled_text_at))].long()] = True
@@ -33,9 +34,15 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     sequence_S, position_T = is_kept_S.cumsum(0) - 1, is_kept_T.cumsum(0) - 1
     is_kept_token, is_kept_region = is_kept_T[batch.token_at], is_kept_T[batch.region_at]
     lengths = batch.sequence_starts.diff()[is_kept_S]
+    rows = batch.region_row[is_kept_region]
+    is_shown_N = torch.zeros(len(batch.region_boxes), dtype=torch.bool)
+    is_shown_N[rows] = True
+    is_kept_M = is_shown_N[batch.image_starts[:-1].long()]  # whoever shows an image shows its first row, [IMG]
+    image_lengths_M = batch.image_starts.diff()
+    is_kept_N = is_kept_M.repeat_interleave(image_lengths_M)
     owners = batch.prefix_of[is_kept_S].long()  # an image encoded alone, which is clean itself
     kept = {
-        "sequence_starts": torch.cat((lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32))),
+        "sequence_starts": _starts(lengths),
         "prefix_lengths": batch.prefix_lengths[is_kept_S],
         "sequence_seeds": batch.sequence_seeds[is_kept_S],
         "prefix_of": torch.where(owners >= 0, sequence_S[owners], -1).int(),
@@ -45,7 +52,9 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
         "token_ids": batch.token_ids[is_kept_token],
         "token_at": position_T[batch.token_at[is_kept_token]],
         "token_positions": batch.token_positions[is_kept_token],
-        "region_row": batch.region_row[is_kept_region],
+        "image_starts": _starts(image_lengths_M[is_kept_M]),
+        "region_row": (is_kept_N.cumsum(0) - 1)[rows],
+        "rows": is_kept_N.nonzero()[:, 0],
         "region_at": position_T[batch.region_at[is_kept_region]],
         "pooled_image_at": position_T[batch.pooled_image_at],
         "pooled_text_at": position_T[batch.pooled_text_at],
@@ -53,4 +62,16 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     device = on_device.token_ids.device
     changes: dict[str, Any] = dict(zip(kept, moved(tuple(kept.values()), device), strict=True))
     changes |= {name: getattr(on_device, name)[:0] for name in _TARGETS}
-    return dataclasses.replace(on_device, **changes, longest=max(lengths.tolist(), default=0))
+    kept_rows = changes.pop("rows")
+    changes |= {name: getattr(on_device, name).index_select(0, kept_rows) for name in _ROWS}
+    return dataclasses.replace(
+        on_device,
+        **changes,
+        longest=max(lengths.tolist(), default=0),
+        longest_image=max(image_lengths_M[is_kept_M].tolist(), default=0),
+    )
+
+
+def _starts(lengths: torch.Tensor) -> torch.Tensor:
+    """[n + 1] int32 offsets."""
+    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)))
