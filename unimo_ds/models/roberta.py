@@ -5,19 +5,13 @@ RoBERTa's one segment vector is added to every position of its embedding sum, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from unimo_ds.config import ModelConfig
-from unimo_ds.models.split_weights import split_files
+from unimo_ds.models.transformers_folder import Weights, check_config
 from unimo_ds.models.unimo import Unimo
-from unimo_ds.utils import strict_json
-from unimo_ds.utils.errors import UserError
 
 _SIZES = {
     "num_hidden_layers": "num_layers",
@@ -56,102 +50,41 @@ def load_roberta(model: Unimo, folder: str | Path) -> list[str]:
     Raises:
         UserError: no such folder, weights as a pickle, sizes other than the model's, a tensor that is missing or misshapen.
     """
-    folder = Path(folder)
-    check_sizes(model.config, folder)
-    source = read_weights(folder, prefix="roberta.")
-    target = dict(model.named_parameters())
-    remaining = set(target)
-    for name, value in _renamed(source, model.config.num_layers, folder):
-        if value.shape != target[name].shape:
-            raise UserError(
-                f"{folder}: the tensor for {name} has shape {tuple(value.shape)}, the model wants {tuple(target[name].shape)}"
-            )
-        with torch.no_grad():
-            target[name].copy_(value)
-        remaining.remove(name)
-    return sorted(remaining)
+    path = Path(folder)
+    check_config(
+        model.config,
+        path,
+        setting="model.initialize_from",
+        model_type="roberta",
+        sizes=_SIZES,
+        others=" and 'unimo'",
+    )
+    weights = Weights(path, prefix="roberta.")
+    filled = weights.fill(model, _renamed(weights, model.config.num_layers))
+    return sorted({name for name, _ in model.named_parameters()} - filled)
 
 
-def check_sizes(config: ModelConfig, folder: Path) -> None:
-    """Refuse a folder whose config.json names another model.
-
-    Raises:
-        UserError: naming the key, what the folder has and what the model has.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no config.json; put RoBERTa there as transformers saves it, or set model.initialize_from to another "
-            "folder, or to none to start from scratch"
-        )
-    found: dict[str, Any] = strict_json.read(path, dict[str, Any])
-    if found.get("model_type") != "roberta":
-        raise UserError(
-            f"{folder} holds a model of type {found.get('model_type')!r}; model.initialize_from takes 'roberta' and 'unimo'"
-        )
-    for key, field in _SIZES.items():
-        wanted = getattr(config, field)
-        if key in found and found[key] != wanted:
-            raise UserError(
-                f"{folder} has {key}={found[key]}, but model.{field}={wanted}; set model.{field}={found[key]}"
-            )
-    if found.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{folder} has hidden_act={found['hidden_act']!r}; this model computes the exact gelu")
-
-
-def read_weights(folder: Path, *, prefix: str) -> Mapping[str, torch.Tensor]:
-    """All tensors of the folder by name, without the prefix that models with a head put in front.
-
-    Raises:
-        UserError: weights as a pickle, none at all, or damaged.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = split_files(index)
-    elif (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif (folder / "pytorch_model.bin").is_file():
-        raise UserError(
-            f"{folder} holds its weights as a pickle (pytorch_model.bin), which can run code when read; write "
-            "model.safetensors with transformers' save_pretrained(..., safe_serialization=True) where you trust the file"
-        )
-    else:
-        raise UserError(f"{folder} has no model.safetensors")
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            weights.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from None
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
-
-
-def _renamed(source: Mapping[str, torch.Tensor], num_layers: int, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _renamed(source: Weights, num_layers: int) -> Iterator[tuple[str, torch.Tensor]]:
     """(name here, value) of everything that the folder provides."""
-
-    def get(name: str) -> torch.Tensor:
-        if name not in source:
-            raise UserError(f"{folder}: tensor {name!r} is missing")
-        return source[name]
 
     def pair(here: str, there: str) -> Iterator[tuple[str, torch.Tensor]]:
         """A layer's weight and bias, or the one tensor that `here` names in full."""
         if here.endswith((".weight", ".bias")):
-            yield here, get(there)
+            yield here, source[there]
             return
         for last in ("weight", "bias"):
-            yield f"{here}.{last}", get(f"{there}.{last}")
+            yield f"{here}.{last}", source[f"{there}.{last}"]
 
     for here, there in _OUTSIDE_LAYERS.items():
         if there.startswith("lm_head.") and "lm_head.dense.weight" not in source:
             continue
         yield from pair(here, there)
-    positions = get("embeddings.position_embeddings.weight")
-    yield "text_embedding.position.weight", positions + get("embeddings.token_type_embeddings.weight")[0]
+    positions = source["embeddings.position_embeddings.weight"]
+    yield "text_embedding.position.weight", positions + source["embeddings.token_type_embeddings.weight"][0]
     for number in range(num_layers):
         ours, theirs = f"layers.{number}", f"encoder.layer.{number}"
         for last in ("weight", "bias"):
-            parts = [get(f"{theirs}.attention.self.{part}.{last}") for part in ("query", "key", "value")]
+            parts = [source[f"{theirs}.attention.self.{part}.{last}"] for part in ("query", "key", "value")]
             yield f"{ours}.attention.query_key_value.{last}", torch.cat(parts)
         for here, there in _INSIDE_LAYERS.items():
             yield from pair(f"{ours}.{here}", f"{theirs}.{there}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from unimo_ds.models.roberta import load_roberta, read_weights
+from unimo_ds.models.roberta import load_roberta
+from unimo_ds.models.transformers_folder import Weights
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
@@ -26,19 +25,8 @@ def load_start(model: Unimo, folder: str | Path) -> list[str]:
 
 def _load_unimo(model: Unimo, folder: Path) -> list[str]:
     """Everything but heads of tasks."""
-    source = read_weights(folder, prefix="unimo.")
-    remaining = []
-    for name, parameter in model.named_parameters():
-        if name not in source:
-            remaining.append(name)
-            continue
-        if source[name].shape != parameter.shape:
-            raise UserError(
-                f"{folder}: {name} has shape {tuple(source[name].shape)}, the model wants {tuple(parameter.shape)}; "
-                "set the model's sizes to the folder's"
-            )
-        with torch.no_grad():
-            parameter.copy_(source[name])
-    if not len(source) or len(remaining) == len(list(model.named_parameters())):
+    weights, names = Weights(folder, prefix="unimo."), [name for name, _ in model.named_parameters()]
+    filled = weights.fill(model, [(name, weights[name]) for name in names if name in weights])
+    if not filled:
         raise UserError(f"{folder} holds none of the model's parameters")
-    return sorted(remaining)
+    return sorted(set(names) - filled)

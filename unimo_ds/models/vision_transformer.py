@@ -7,7 +7,7 @@ trained, are folded into the projection. The vector in place of [IMG] is the cla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.models.image_transformer import ImageTransformer
-from unimo_ds.models.roberta import read_weights
+from unimo_ds.models.transformers_folder import Weights, check_config
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
@@ -38,17 +38,6 @@ _INSIDE_LAYERS = {
 }
 
 
-@dataclass(frozen=True)
-class _Folder:
-    path: Path
-    tensors: Mapping[str, torch.Tensor]
-
-    def get(self, name: str) -> torch.Tensor:
-        if name not in self.tensors:
-            raise UserError(f"{self.path}: tensor {name!r} is missing")
-        return self.tensors[name]
-
-
 def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
     """Fill the image Transformer of `model` in place.
 
@@ -59,73 +48,43 @@ def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
         UserError: a model without image layers; no such folder, another type of model, other sizes, weights as a pickle, a tensor
             that is missing or misshapen.
     """
-    path = Path(folder)
-    transformer = model.image_transformer
+    path, transformer = Path(folder), model.image_transformer
     if transformer is None:
         raise UserError("model.initialize_images_from needs image layers; set model.num_image_layers, or it to none")
-    _check_sizes(model.config, path)
-    source = _Folder(path, read_weights(path, prefix="vit."))
-    target = dict(transformer.named_parameters())
-    for name, value in _renamed(source, transformer, model.config):
-        if value.shape != target[name].shape:
-            raise UserError(
-                f"{path}: the tensor for image_transformer.{name} has shape {tuple(value.shape)}, the model wants "
-                f"{tuple(target[name].shape)}"
-            )
-        with torch.no_grad():
-            target[name].copy_(value)
+    check_config(model.config, path, setting="model.initialize_images_from", model_type="vit", sizes=_SIZES)
+    weights = Weights(path, prefix="vit.")
+    weights.fill(transformer, _renamed(weights, transformer, model.config))
 
 
-def _check_sizes(config: ModelConfig, folder: Path) -> None:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no config.json; put a Vision Transformer there as transformers saves it, or set "
-            "model.initialize_images_from=none to start from scratch"
-        )
-    found: dict[str, Any] = strict_json.read(path, dict[str, Any])
-    if found.get("model_type") != "vit":
-        raise UserError(
-            f"{folder} holds a model of type {found.get('model_type')!r}; model.initialize_images_from takes 'vit'"
-        )
-    for key, field in _SIZES.items():
-        if key in found and found[key] != getattr(config, field):
-            raise UserError(
-                f"{folder} has {key}={found[key]}, but model.{field}={getattr(config, field)}; set model.{field}={found[key]}"
-            )
-    if found.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{folder} has hidden_act={found['hidden_act']!r}; this model computes the exact gelu")
-
-
-def _renamed(source: _Folder, transformer: ImageTransformer, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """(name within the image Transformer, value) of everything that the folder provides."""
     yield from _projection(source, transformer)
-    positions_PD = source.get("embeddings.position_embeddings")[0]
-    yield "image.weight", source.get("embeddings.cls_token")[0] + positions_PD[:1]
+    positions_PD = source["embeddings.position_embeddings"][0]
+    yield "image.weight", source["embeddings.cls_token"][0] + positions_PD[:1]
     table = transformer.tags[0].get_parameter("weight").detach().clone()
-    table[:-1] = _resized(positions_PD[1:], config.region_tag_sizes[0], source.path)
+    table[:-1] = _resized(positions_PD[1:], config.region_tag_sizes[0], source.folder)
     yield "tags.0.weight", table
     for number in range(config.num_image_layers):
         ours, theirs = f"layers.{number}", f"encoder.layer.{number}"
         for last in ("weight", "bias"):
-            parts = [source.get(f"{theirs}.attention.attention.{part}.{last}") for part in ("query", "key", "value")]
+            parts = [source[f"{theirs}.attention.attention.{part}.{last}"] for part in ("query", "key", "value")]
             yield f"{ours}.attention.query_key_value.{last}", torch.cat(parts)
             for here, there in _INSIDE_LAYERS.items():
-                yield f"{ours}.{here}.{last}", source.get(f"{theirs}.{there}.{last}")
+                yield f"{ours}.{here}.{last}", source[f"{theirs}.{there}.{last}"]
     for last in ("weight", "bias"):
-        yield f"norm.{last}", source.get(f"layernorm.{last}")
+        yield f"norm.{last}", source[f"layernorm.{last}"]
 
 
-def _projection(source: _Folder, transformer: ImageTransformer) -> Iterator[tuple[str, torch.Tensor]]:
+def _projection(source: Weights, transformer: ImageTransformer) -> Iterator[tuple[str, torch.Tensor]]:
     """Of pixels 2 x - 1 where the folder's are (x - mean) / deviation."""
-    weight_DCHW = source.get("embeddings.patch_embeddings.projection.weight")
-    bias_D = source.get("embeddings.patch_embeddings.projection.bias")
+    weight_DCHW = source["embeddings.patch_embeddings.projection.weight"]
+    bias_D = source["embeddings.patch_embeddings.projection.bias"]
     if weight_DCHW.dim() != 4 or weight_DCHW[0].numel() != transformer.patch.in_features:
         raise UserError(
-            f"{source.path} projects patches of {tuple(weight_DCHW.shape[1:])}, the data have patches of "
+            f"{source.folder} projects patches of {tuple(weight_DCHW.shape[1:])}, the data have patches of "
             f"{transformer.patch.in_features} numbers; import with --patch-side {weight_DCHW.shape[-1]}"
         )
-    mean, deviation = _normalisation(source.path)
+    mean, deviation = _normalisation(source.folder)
     scaled = weight_DCHW / deviation[:, None, None]
     yield "patch.weight", (scaled / 2).permute(0, 2, 3, 1).flatten(1)
     yield "patch.bias", bias_D + (scaled.sum((2, 3)) @ (0.5 - mean))
