@@ -15,7 +15,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 
-FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
+FOLDER = Path(__file__).resolve().parents[1] / "ds_configs"
 
 _NUMBER = (int, float)
 _OFFLOAD_OPTIMIZER: dict[str, Any] = {
