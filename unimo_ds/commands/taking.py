@@ -39,6 +39,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from unimo_ds.data.extractor_file import EXTRACTOR_FILE
     from unimo_ds.export.folder import export
 
     if arguments.max_shard_gb <= 0:
@@ -52,8 +53,12 @@ def _export(arguments: argparse.Namespace) -> None:
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
     )
     sizes = {str(path): path.stat().st_size for path in written}
-    text = "\n".join(f"wrote {name} ({size:,} bytes)" for name, size in sizes.items())
-    emit({"folder": str(arguments.to), "files": sizes}, text, arguments.json)
+    lines = [f"wrote {name} ({size:,} bytes)" for name, size in sizes.items()]
+    if not any(path.name == EXTRACTOR_FILE for path in written):
+        lines.append(
+            "no region extractor was found: this model takes regions, no photographs; --extractor DATA/train adds one"
+        )
+    emit({"folder": str(arguments.to), "files": sizes}, "\n".join(lines), arguments.json)
 
 
 _CONVERT_EXAMPLE = "unimo convert --paddle unimo_base_en/params --tokenizer roberta-base --to pretrained/unimo-base"

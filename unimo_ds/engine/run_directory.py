@@ -29,6 +29,7 @@ from unimo_ds.utils.machine import describe_machine
 from unimo_ds.utils.redact import redact, redacted
 
 CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
 _FREE = (
     "recipe",
     "run_dir",
@@ -172,12 +173,12 @@ def _prepare(
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
     if path.is_file():
-        problem = _differences(path, run_dir / "environment.json", config, data_fingerprint)
+        problem = _differences(path, run_dir / ENVIRONMENT_FILE, config, data_fingerprint)
         if problem:
             return problem
     _write(path, redacted(to_dict(config)))
     _write(run_dir / "deepspeed.json", ds_config)
-    _write(run_dir / "environment.json", environment)
+    _write(run_dir / ENVIRONMENT_FILE, environment)
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "world_size": len(machines),
@@ -221,7 +222,7 @@ def _differences(path: Path, environment: Path, config: RunConfig, data_fingerpr
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, code revision and machine."""
+    """Versions, code revision, machine, and the folder in which relative paths of the configuration begin."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -234,6 +235,7 @@ def describe_environment() -> dict[str, Any]:
         "revision": _revision(),
         "host": socket.gethostname(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "directory": os.getcwd(),
     }
 
 

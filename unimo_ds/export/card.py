@@ -9,7 +9,7 @@ from typing import Any
 
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
@@ -116,7 +116,7 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
 
 def _data(found: Source) -> str:
     try:
-        manifest = Corpus.open(found.config.data.path).manifest
+        manifest = Corpus.open(run_paths.from_here(found.config.data.path, found.files.config)).manifest
     except UserError:
         return ""
     sources: dict[str, int] = {}

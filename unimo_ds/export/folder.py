@@ -112,6 +112,7 @@ def write(
         if found.assets:
             (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
         (aside / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
+        _let_others_read(aside)
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
@@ -122,6 +123,13 @@ def write(
             transformers_logging.enable_progress_bar()
         shutil.rmtree(aside, ignore_errors=True)
     return sorted(to.iterdir())
+
+
+def _let_others_read(folder: Path) -> None:
+    """safetensors makes files for their owner alone; the weights get what the umask gives all other files."""
+    mode = (folder / "README.md").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)
 
 
 def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTrainedModel:

@@ -16,7 +16,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.finetune.start import find_tokenizer, load_task
 from unimo_ds.models.unimo import Unimo
@@ -98,7 +98,7 @@ def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor
             return extractors.load(folder)
     for parts in _WITHIN_A_TASK if config.finetune is not None else ((),):
         try:
-            data = blend.still_there(os.path.join(config.data.path, *parts))
+            data = blend.still_there(os.path.join(run_paths.from_here(config.data.path, files.config), *parts))
         except UserError:
             continue
         entry = data.manifest.extractor
@@ -107,7 +107,7 @@ def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor
         return extractors.load(data.file_path(entry.file))
     if config.finetune is not None and config.finetune.start:
         try:
-            start = checkpoint.find(config.finetune.start)
+            start = checkpoint.find(run_paths.from_here(config.finetune.start, files.config))
             return find_extractor(start, checkpoint.read_config(start.config))
         except UserError:
             return None

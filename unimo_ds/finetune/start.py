@@ -8,6 +8,7 @@ RoBERTa       a Hugging Face folder (text tasks, or fine-tuning from where pre-t
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,14 @@ from unimo_ds.data import blend
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
 from unimo_ds.models.roberta import load_roberta
 from unimo_ds.models.unimo import Unimo
-from unimo_ds.utils import strict_json
+from unimo_ds.utils import locations, strict_json
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
@@ -163,14 +164,29 @@ def is_finetuned(path: Path) -> bool:
 
 
 def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
-    """Of an export or a fine-tuning, which keep it beside the weights or the configuration, or of a run's data."""
+    """Of an export or a fine-tuning, which keep it beside the weights or the configuration, or of a run's data.
+
+    Raises:
+        UserError: the data is gone or damaged, or holds another tokenizer.
+    """
     for folder in (files.weights.parent, files.config.parent):
         if (folder / TOKENIZER_FILE).is_file():
             return tokenizers.load(folder / TOKENIZER_FILE)
-    try:
-        return tokenizers.load(blend.still_there(config.data.path).tokenizer_path)
-    except UserError as error:
-        raise UserError(f"the run's data is not there any more ({error}); give --tokenizer FILE") from None
+    data = run_paths.from_here(config.data.path, files.config)
+    if not data or not any("://" in place or os.path.exists(place) for place in locations.split(data)):
+        where = f", and the run's data is not at {data} any more" if data else ""
+        raise UserError(
+            f"no tokenizer lies beside the model at {files.weights.parent}{where}; give the folder that has its own: "
+            "--tokenizer DATA/train"
+        )
+    found = tokenizers.load(blend.still_there(data).tokenizer_path)
+    made_with = config.data.made_with.get("tokenizer")
+    if made_with is not None and found.fingerprint != made_with:
+        raise UserError(
+            f"the data at {data} has another tokenizer ({found.fingerprint}) than the model ({made_with}); give the model's own "
+            "with --tokenizer"
+        )
+    return found
 
 
 def _read_roberta(path: Path) -> Start:

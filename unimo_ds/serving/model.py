@@ -66,8 +66,8 @@ class ServedModel:
         """
         if self.source.extractor is None:
             raise UserError(
-                "this model cannot look at images: no region extractor lies beside it or in its run's data (the demo's regions "
-                "are drawn, not extracted); give the one of its data with --extractor DATA_DIR"
+                "this model cannot look at images: no region extractor lies beside it or where its run's data was (the demo's "
+                "regions are drawn, not extracted); give the one of its data with --extractor DATA/train"
             )
         found = self.source.extractor.extract(images)
         tables = self.source.config.model.region_tag_sizes

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES
@@ -137,7 +137,7 @@ class SceneExtractor:
     def save(self, folder: Path) -> Path:
         """Write `extractor.safetensors` into the folder. Returns its path."""
         path = folder / EXTRACTOR_FILE
-        save_file(self._arrays(), path, metadata={"kind": "scene"})
+        path.write_bytes(save(self._arrays(), metadata={"kind": "scene"}))
         return path
 
     def _arrays(self) -> dict[str, Floats]:
