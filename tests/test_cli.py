@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
+from tests.data.prepare.raw import write_tar
 from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
@@ -207,6 +208,9 @@ def test_inspect_names_a_damaged_shard(folder: Path, tmp_path: Path, capsys: pyt
     cut.write_bytes(content[: len(content) // 2 + 100])
     assert cli.main(["inspect", str(cut)]) == 2
     assert f"shard {cut} is damaged" in capsys.readouterr().err
+    raw = write_tar(tmp_path / "raw.tar", {"a.jpg": b"a photograph"})
+    assert cli.main(["inspect", str(raw)]) == 2
+    assert "raw images are for `unimo prepare import`" in capsys.readouterr().err
 
 
 def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) -> None:

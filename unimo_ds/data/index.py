@@ -198,7 +198,7 @@ def scan(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIn
     except (tars.BadTar, members.DecodeError, OSError) as error:
         raise shards.unreadable(path, base, error) from None
     if not builder.samples:
-        raise UserError(f"shard {path} is damaged: it holds no sample; write it again or remove it")
+        raise UserError(f"shard {path} is damaged: it holds no sample; write it again or leave it out")
     return builder.finish(path.stat().st_size, digest.hexdigest(), tokenizer)
 
 

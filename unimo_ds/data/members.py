@@ -154,7 +154,7 @@ def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = Tru
         DecodeError: anything that is not exactly a sample of its kind.
     """
     if JSON not in members:
-        raise DecodeError("its .json is missing")
+        raise DecodeError("its .json is missing (raw images are for `unimo prepare import`)")
     record = _parse_json(members[JSON])
     kind = _parse_kind(record.get("kind"))
     is_text, is_pair = kind is Kind.TEXT, kind is Kind.PAIR

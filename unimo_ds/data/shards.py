@@ -259,7 +259,7 @@ def unreadable(where: str | Path, base: str, error: tars.BadTar | members.Decode
         # Errors of a URL name it.
         return UserError(f"cannot read shard {where}: {error.strerror}" if error.strerror else f"cannot read {error}")
     sample = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
-    return UserError(f"shard {where} is damaged{sample}: {error}; write it again or remove it")
+    return UserError(f"shard {where} is damaged{sample}: {error}; write it again or leave it out")
 
 
 def shard_name(prefix: str, number: int) -> str:

@@ -83,6 +83,58 @@ def test_coco_captions(tmp_path: Path) -> None:
     }
 
 
+def test_captions_with_commas(tmp_path: Path) -> None:
+    """Kaggle's Flickr8k: a header, quotes where a caption has commas; its lines are not those of the table with tabs."""
+    rows = [
+        "image,caption",
+        'a.jpg,"A dog , running ."',
+        "a.jpg,a dog",
+        "b.jpg, ",
+        "c.jpg,one,two",
+        "",
+        'b.jpg,"a',
+        'cat"',
+    ]
+    file = write_lines(tmp_path / "captions.txt", rows)
+    found, report = captions_of(tmp_path, "csv", {"a.jpg": JPEG, "b.jpg": JPEG}, [file])
+    assert found == {"a.jpg": ("A dog , running .", "a dog"), "b.jpg": ("a\ncat",)}
+    assert report.skipped == {
+        "an empty caption": ["captions.txt:4"],
+        "a row that is not file,caption": ["captions.txt:5"],
+        "a caption whose image is missing": ["image"],
+    }
+    with pytest.raises(UserError, match=r"no line of the form file<TAB>caption; .* --format table, csv"):
+        captions_of(tmp_path, "table", {"a.jpg": JPEG}, [file])
+    endless = write_lines(tmp_path / "endless.csv", ['a.jpg,"a dog', *["b.jpg,a long caption of a cat"] * 5000])
+    with pytest.raises(UserError, match=r"endless\.csv:\d+ cannot be read as CSV .* are its quotes closed"):
+        captions_of(tmp_path, "csv", {"a.jpg": JPEG}, [endless])
+
+
+def test_annotations_of_lavis(tmp_path: Path) -> None:
+    entries = [
+        {"image": "val2014/a.jpg", "caption": "a dog", "image_id": "coco_1"},
+        {"image": "val2014/b.jpg", "caption": ["a cat", "", "two cats"]},
+        {"image": "val2014/a.jpg", "caption": "the dog "},
+        {"caption": "a bird"},
+        7,
+    ]
+    images = {"val2014/a.jpg": JPEG, "val2014/b.jpg": JPEG}
+    found, report = captions_of(tmp_path, "lavis", images, [write_json(tmp_path / "train.json", entries)])
+    assert found == {"val2014/a.jpg": ("a dog", "the dog"), "val2014/b.jpg": ("a cat", "two cats")}
+    assert report.skipped == {
+        "an empty caption": ["train.json, entry 1"],
+        "an entry without image": ["train.json, entry 3", "train.json, entry 4"],
+    }
+    with pytest.raises(UserError, match="not an annotation file of LAVIS"):
+        captions_of(tmp_path, "lavis", images, [write_json(tmp_path / "coco.json", {"annotations": entries})])
+
+
+def test_a_folder_without_an_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    settings = ImportSettings("images", tmp_path / "out", images=(tmp_path / "empty",))
+    assert read(settings)[1].skipped == {"a folder or tar without an image": [str(tmp_path / "empty")]}
+
+
 def karpathy(folder: Path) -> Path:
     def image(name: str, number: int, split: str, *sentences: str) -> dict:
         return {

@@ -34,18 +34,22 @@ class ImageFiles(Pictures):
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.paths):
-            if path.is_dir():
-                yield from self._in_folder(number, report)
+            item = None
+            for item in self._in_folder(number, report) if path.is_dir() else self._in_tar(number, report):
+                yield item
+            if item is None:
+                report.skip("a folder or tar without an image", str(path))
+
+    def _in_tar(self, number: int, report: Report) -> Iterator[Item]:
+        for member in members_of_tar(self.paths[number], option="--images"):
+            name = member.name.removeprefix("./")
+            if not self._is_image(member.name, report):
+                continue
+            reason = refusal(member)
+            if reason is None:
+                yield Item(name, (number, member.offset_data, member.size))
             else:
-                for member in members_of_tar(path, option="--images"):
-                    name = member.name.removeprefix("./")
-                    if not self._is_image(member.name, report):
-                        continue
-                    reason = refusal(member)
-                    if reason is None:
-                        yield Item(name, (number, member.offset_data, member.size))
-                    else:
-                        report.skip(reason, name)
+                report.skip(reason, name)
 
     def _in_folder(self, number: int, report: Report) -> Iterator[Item]:
         for name, file in _files_under(self.paths[number]):

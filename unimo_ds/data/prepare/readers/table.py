@@ -1,8 +1,9 @@
-"""Captions in a plain table: lines `file<TAB>caption`, a file as often as it has captions."""
+"""Captions in a plain table: lines `file<TAB>caption` or rows `file,caption`, a file as often as it has captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unimo_ds.data.prepare.readers.protocol import Annotation
@@ -10,37 +11,64 @@ from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
 
+_Rows = Callable[[Path, Report], Iterator[tuple[int, list[str]]]]
+"""Number of a line and its columns."""
+
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """
+    """Lines `file<TAB>caption`.
+
     Raises:
         UserError: unreadable, or no line of this form.
     """
+    return _annotations(settings, report, _lines, "line", "file<TAB>caption")
+
+
+def read_csv(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+    """Rows `file,caption` of CSV, captions with commas in quotes.
+
+    Raises:
+        UserError: unreadable, no row of this form, or quotes that never end.
+    """
+    return _annotations(settings, report, _csv_rows, "row", "file,caption")
+
+
+def _annotations(settings: ImportSettings, report: Report, rows: _Rows, noun: str, form: str) -> Iterator[Annotation]:
     for path in settings.captions:
-        for name, captions in _read(path, report).items():
-            yield Annotation((name,), tuple(captions))
+        captions = _captions(path, rows, report, f"a {noun} that is not {form}")
+        if not captions:
+            raise UserError(
+                f"{path} holds no {noun} of the form {form}; of another format, name it: --format table, csv, lavis, coco ..."
+            )
+        yield from (Annotation((name,), tuple(texts)) for name, texts in captions.items())
 
 
-def _read(path: Path, report: Report) -> dict[str, list[str]]:
-    """File name -> its captions, from lines `file<TAB>caption`, in the file's order.
-
-    Captions keep every character between their first and last visible one.
-
-    Raises:
-        UserError: unreadable, or no line of this form.
-    """
+def _captions(path: Path, rows: _Rows, report: Report, problem: str) -> dict[str, list[str]]:
+    """File name -> its captions, in the file's order. They keep every character between their first and last visible one."""
     captions: dict[str, list[str]] = {}
-    for number, line in read_lines(path, report):
-        name, tab, caption = line.partition("\t")
-        if not tab or not name.strip():
-            if line.strip():
-                report.skip("a line that is not file<TAB>caption", f"{path.name}:{number}")
+    for number, columns in rows(path, report):
+        where = f"{path.name}:{number}"
+        if len(columns) != 2 or not columns[0].strip():
+            if any(column.strip() for column in columns):
+                report.skip(problem, where)
             continue
-        mine = captions.setdefault(name.strip().removeprefix("./"), [])
-        if caption.strip():
-            mine.append(caption.strip())
+        mine = captions.setdefault(columns[0].strip().removeprefix("./"), [])
+        if columns[1].strip():
+            mine.append(columns[1].strip())
         else:
-            report.skip("an empty caption", f"{path.name}:{number}")
-    if not captions:
-        raise UserError(f"{path} holds no line of the form file<TAB>caption; of another format, name it with --format")
+            report.skip("an empty caption", where)
     return captions
+
+
+def _lines(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    for number, line in read_lines(path, report):
+        yield number, line.split("\t", 1)
+
+
+def _csv_rows(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader(f"{line}\n" for _, line in read_lines(path, report))
+    try:
+        for columns in rows:
+            yield rows.line_num, columns
+    except csv.Error as error:
+        raise UserError(f"{path}:{rows.line_num} cannot be read as CSV ({error}); are its quotes closed?") from None
