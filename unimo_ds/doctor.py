@@ -180,6 +180,9 @@ def _apex() -> Finding:
 def _threads() -> Finding:
     value = os.environ.get("OMP_NUM_THREADS")
     if value is None and not torch.cuda.is_available():
-        cost = "two ranks on one CPU each take all cores and slow down several times; export OMP_NUM_THREADS=1"
+        cost = (
+            "two ranks on one CPU each take all cores and slow down several times, unless their recipe sets engine.threads "
+            "(demo and small do); export OMP_NUM_THREADS=1"
+        )
         return Finding("OMP_NUM_THREADS", "absent", "not set", cost)
     return Finding("OMP_NUM_THREADS", "good", value or "not set")

@@ -73,13 +73,14 @@ def _jpeg(corpus: Corpus, sample: int) -> Image.Image | None:
 
 
 def _draw_boxes(regions: Regions) -> Image.Image:
-    """Each region's outline in a colour of its most likely class."""
+    """Each region's outline in a colour of its most likely class, and why there is no more to see."""
     image = Image.new("RGB", (_TILE, _TILE), (250, 250, 250))
     draw = ImageDraw.Draw(image)
     for box, classes in zip(regions.boxes, regions.class_ids, strict=True):
         hue = int(classes[0]) * 47 % 360
         left, top, right, bottom = (box * (_TILE - 1)).tolist()
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=f"hsl({hue}, 70%, 45%)", width=2)
+    draw.text((_TILE / 2, _TILE / 2), "no image stored", fill=_INK, font=ImageFont.load_default(_LINE - 4), anchor="mm")
     return image
 
 

@@ -80,7 +80,7 @@ def to_text(result: dict[str, Any]) -> str:
     """A table for people."""
     count = len(result["seeds"])
     several = "s: mean ± half of its 95 % interval (smallest to largest)" if count > 1 else ""
-    lines = [f"{result['task']} ({result['recipe']}), {result['split']}, x 100, {count} seed{several}"]
+    lines = [f"{result['task']} ({result['recipe']}), {result['split']}, values x 100, {count} seed{several}"]
     for name, values in result["metrics"].items():
         # Ranks are numbers, everything else is a share.
         scale = 1 if name.endswith("rank") else 100

@@ -114,6 +114,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
     if communicator.rank == 0:
+        print(f"seed {seed}: {run_dir}", flush=True)
         tokenizer.save(run_dir)
         (run_dir / ASSETS_FILE).write_text(json.dumps(read.assets) + "\n")
 
