@@ -202,6 +202,24 @@ def test_inspect_shows_folders_shards_runs_and_checkpoints(
     assert json.loads(shown(run_dir / "checkpoints" / "step-7", "--json"))["what"] == "checkpoint"
 
 
+def test_inspect_names_what_lies_one_folder_further(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path) -> str:
+        assert cli.main(["inspect", str(path)]) == 2
+        return capsys.readouterr().err
+
+    assert f"name one of those in it: {run_dir}" in refused(run_dir.parent)
+    assert str(run_dir / "checkpoints" / "step-7") in refused(run_dir / "checkpoints")
+    (tmp_path / "data").mkdir()
+    assert "is not a data folder" in refused(tmp_path / "data")
+    (tmp_path / "data" / "train").symlink_to(folder, target_is_directory=True)
+    assert f"name one of the data folders in it: {tmp_path / 'data' / 'train'}" in refused(tmp_path / "data")
+    (tmp_path / "begun" / ".prepare" / "import-photos").mkdir(parents=True)
+    (tmp_path / "begun" / ".prepare" / "import-photos" / "begun.json").write_text("{}")
+    assert "holds an import that was not finished (photos)" in refused(tmp_path / "begun")
+
+
 def test_inspect_names_a_damaged_shard(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = (folder / "pairs-000000.tar").read_bytes()
     cut = tmp_path / "cut.tar"

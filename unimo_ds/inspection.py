@@ -44,7 +44,12 @@ def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> d
         return inspect_checkpoint(path)
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         return inspect_run(path)
-    if (path / MANIFEST_FILE).is_file() or any(path.glob("*.tar")):
+    if inside := sorted(
+        str(found.parent) for name in ("checkpoints", "state.json") for found in path.glob(f"*/{name}")
+    ):
+        raise UserError(f"{path} is no run or checkpoint itself; name one of those in it: {', '.join(inside)}")
+    # Where there is no manifest, what the folder holds instead is told.
+    if any(any(path.glob(pattern)) for pattern in (MANIFEST_FILE, "*.tar", f"*/{MANIFEST_FILE}", ".prepare")):
         return _inspect_folder(place, load_manifest(path), lambda name: open_shard(path / name), num_samples)
     raise UserError(
         f"{path} is not a data folder (no {MANIFEST_FILE}), a run (no checkpoints/) or a checkpoint (no state.json)"
