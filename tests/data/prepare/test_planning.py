@@ -52,7 +52,8 @@ def test_a_value_takes_its_text_and_a_number() -> None:
 
 def spellings(annotation: Annotation, rank: int) -> list[object]:
     if rank == 3:
-        return [] if annotation.number is None else [annotation.number]
+        number = annotation.number
+        return [] if number is None or names.number_of(annotation.names[0]) != number else [number]
     return [
         (names.clean, lambda name: Path(names.clean(name)).name, names.stem)[rank](name) for name in annotation.names
     ]

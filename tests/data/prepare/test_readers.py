@@ -83,6 +83,21 @@ def test_coco_captions(tmp_path: Path) -> None:
     }
 
 
+def test_an_id_that_is_no_part_of_a_name_joins_no_other_image(tmp_path: Path) -> None:
+    """A collection of one's own in COCO's form: ids are counted, names are hashes, and one image is missing."""
+    content = {
+        "images": [{"id": 1, "file_name": "aa7.jpg"}, {"id": 7, "file_name": "bb2.jpg"}],
+        "annotations": [{"image_id": 1, "id": 1, "caption": "a dog"}, {"image_id": 7, "id": 2, "caption": "a cat"}],
+    }
+    images = {"aa7.jpg": JPEG, "cc7.jpg": JPEG, "dd1.jpg": JPEG}
+    found, report = captions_of(tmp_path, "coco", images, [write_json(tmp_path / "own.json", content)])
+    assert found == {"aa7.jpg": ("a dog",)}
+    assert report.skipped == {
+        "an image without a caption": ["cc7.jpg", "dd1.jpg"],
+        "a caption whose image is missing": ["bb2.jpg"],
+    }
+
+
 def test_captions_with_commas(tmp_path: Path) -> None:
     """Kaggle's Flickr8k: a header, quotes where a caption has commas; its lines are not those of the table with tabs."""
     rows = [

@@ -40,8 +40,9 @@ class Annotations:
     """Captions, found by any name of their image.
 
     Names are tried from the most exact to the least: the relative name, the file name, the file name without suffix, and, where
-    the annotation has a number, the number that a file name ends in. A spelling that two annotations share finds neither, so
-    that no image gets the captions of another.
+    the annotation has a number in which its own file name ends, the number that a file name ends in: an id that is counted apart
+    from names says nothing of a hash that ends in it. A spelling that two annotations share finds neither, so that no image gets
+    the captions of another.
     """
 
     def __init__(self, annotations: Iterable[Annotation]) -> None:
@@ -77,7 +78,10 @@ class Annotations:
         for rank, spelling in enumerate((clean, _file_name, stem, number_of)):
             table: dict[Any, int] = {}
             for position, (mine, _, number, _) in enumerate(self._all):
-                for key in (number,) if spelling is number_of else map(spelling, mine):
+                if spelling is number_of:
+                    _enter(table, number if number_of(mine[0]) == number else None, position)
+                    continue
+                for key in map(spelling, mine):
                     _enter(table, key, position)
             for i in left:
                 positions[i], ranks[i] = table.get(spelling(names[i]), -1), rank
