@@ -55,6 +55,13 @@ def test_help_is_quick_and_shows_an_example() -> None:
     assert found.stdout.split() == ["False", "False"], "heavy packages wait until a command runs"
 
 
+def test_no_words_are_a_question(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert not stopped.value.code
+    assert "raw corpora to shards" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

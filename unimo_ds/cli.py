@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
     # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
-    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
+    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))] or ["--help"]
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
 
