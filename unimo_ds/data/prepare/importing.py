@@ -219,9 +219,7 @@ def _make_shards(
         for number in range(num_parts)
         if not _is_done(entries[number], paths[number])
     ]
-    unit = {"texts": "parts"}.get(settings.kind or "", "images")
-    size = 1 if unit == "parts" else 1000
-    for _ in workers.run(shard_making.make_shard, tasks, label=f"importing {making.source}", size=size, unit=unit):
+    for _ in workers.run(shard_making.make_shard, tasks, label=f"importing {making.source}", unit="shards"):
         pass
     num_samples = 0
     for entry in entries:

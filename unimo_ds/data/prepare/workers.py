@@ -45,26 +45,25 @@ class Workers:
         tasks: Sequence[tuple[Any, ...]],
         *,
         label: str,
-        size: int = 1,
         unit: str = "",
     ) -> Iterator[tuple[int, _T]]:
         """(number of the task, its result) as they come.
 
-        size, unit: what a task stands for, for the rate shown to a person ("1000 images").
+        unit: what a task is, several of it, for the rate shown to a person.
 
         Raises:
             UserError: that of a task; the others are not begun. Or a worker died.
         """
         number = min(self.number, len(tasks))
-        with _Display(label, len(tasks) * size, unit) as display:
+        with _Display(label, len(tasks), unit) as display:
             if self.executor is None and number <= 1:
                 for i, arguments in enumerate(tasks):
                     yield i, one_thread(function, *arguments)
-                    display.advance(size)
+                    display.advance()
                 return
             for i, result in _in_flight(self._pool(), function, tasks, _WAITING_PER_WORKER * self.number):
                 yield i, result
-                display.advance(size)
+                display.advance()
 
     @contextmanager
     def for_extractor(self, *, is_network: bool) -> Iterator[Workers]:
@@ -209,11 +208,11 @@ class _Display:
             self.done = 0
         return self
 
-    def advance(self, size: int) -> None:
+    def advance(self) -> None:
         if self.bar is not None:
-            self.done += size
+            self.done += 1
             rate = self.done / max(time.perf_counter() - self.start, 1e-9)
-            self.bar.update(self.task, advance=size, rate=f"{rate:.1f} {self.unit}/s")
+            self.bar.update(self.task, advance=1, rate=f"{rate:.3g} {self.unit}/s")
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
