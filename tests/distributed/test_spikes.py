@@ -99,3 +99,13 @@ def test_rollbacks_have_an_end_and_its_reason(corpus: Path, tmp_path: Path) -> N
     )
     assert result.returncode == 0, result.stderr
     assert "batches 12 to 14 are passed over" in (tmp_path / "page.html").read_text()
+
+
+def test_checkpoints_of_a_row_of_spikes_do_not_drive_out_the_one_from_before_it(corpus: Path, tmp_path: Path) -> None:
+    """More of them are saved during the row than are kept."""
+    status, output = train(
+        "spike=12,13,14", corpus, tmp_path / "run", checkpoint__every_steps=1, checkpoint__keep_last=1
+    )
+    assert status == 0, output[-4000:]
+    assert f"resuming from {tmp_path}/run/checkpoints/step-12 at step 12" in output
+    assert checkpoint_folder.completed_steps(tmp_path / "run")[-1] == TOTAL

@@ -162,7 +162,11 @@ class Saver:
             return checkpoint_folder.give_up(temporary, error, state.state_bytes(self._engine))
         keep = self._config.checkpoint
         checkpoint_folder.prune(
-            self._checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, newest=progress.step
+            self._checkpoints,
+            keep_last=keep.keep_last,
+            keep_every=keep.keep_every,
+            newest=progress.step,
+            way_back=progress.first_spike if progress.spikes_in_a_row else None,
         )
         return ""
 

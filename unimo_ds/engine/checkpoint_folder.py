@@ -203,10 +203,15 @@ def has_good(checkpoints: Path, *, up_to: int) -> bool:
     return any(not problems_of(checkpoints / f"step-{step}") for step in reversed(steps))
 
 
-def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int) -> None:
-    """Delete what neither is among the last, nor the best, nor of a step that is kept for good."""
+def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, way_back: int | None = None) -> None:
+    """Delete what neither is among the last, nor the best, nor of a step that is kept for good.
+
+    way_back: the newest of at most that step stays as well: a row of spikes is under way, and may end in a rollback to before it.
+    """
     steps = completed_steps(checkpoints.parent)
     kept = set(steps[-keep_last:]) | {newest}
+    if way_back is not None:
+        kept.update([step for step in steps if step <= way_back][-1:])
     if keep_every:
         kept |= {step for step in steps if step % keep_every == 0}
     best = named(checkpoints / BEST)
