@@ -56,12 +56,14 @@ def test_overrides_reach_every_type():
         ("data.folder_weights=1,b", "takes float, not 'b'"),
         ("data.folder_weights.a=1", "single value"),
         ("losses.contrastive=nan", "finite"),
+        ("seed=1" + 400 * "0", r"seed=10+ must be between 0 and"),
+        ("finetune=sst2", "'finetune' is a group of keys, and there is none in this run"),
         ("seed", "no '='"),
     ],
 )
 def test_bad_overrides_are_refused_with_the_right_name(override, message):
     with pytest.raises(UserError, match=message):
-        apply_overrides(CONFIG, [override])
+        check(apply_overrides(CONFIG, [override]))
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,8 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         if text.lower() in ("none", "null"):
             return None
         (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
+        if dataclasses.is_dataclass(inner):
+            raise UserError(f"{key!r} is a group of keys, and there is none in this run")
         return _parse(inner, text, key)
     if origin is tuple:
         parts = text.strip("()[]").split(",")
@@ -379,7 +381,7 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         value = annotation(text)
     except ValueError:
         raise UserError(f"{key} takes {annotation.__name__}, not {text!r}") from None
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise UserError(f"{key} takes a finite number, not {text!r}")
     return value
 
