@@ -18,6 +18,7 @@ from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.tasks.captioning import CaptionExamples
 from unimo_ds.finetune.tasks.cnndm import sentences_as_lines
+from unimo_ds.finetune.tasks.squad_questions import words_of
 from unimo_ds.generation.decoding import decode, encode_prefixes
 from unimo_ds.utils.errors import UserError
 
@@ -149,6 +150,19 @@ def test_squad_questions(tmp_path):
     write_lines(tmp_path / "dev.q.tok.txt", "a question ?")
     (row,) = tasks.load("squad-questions").read(tmp_path, "dev")
     assert (row.sources, row.references) == (("a passage", "an answer"), ("a question ?",))
+
+
+def test_questions_are_compared_with_their_marks_as_published_ones_are():
+    """Papineni's BLEU by hand: four of five words, three of four pairs, two of three triples, one of two quadruples."""
+    measure, reference = tasks.load("squad-questions").measure, "who wrote the book ?"
+    found, notes = measure(["Who wrote the book?"], [[reference]], quick=True)
+    assert found["bleu_4"] == pytest.approx(1.0, abs=1e-6)
+    assert "lower-case words and marks" in notes["tokenised"]
+    found, _ = measure([f"{reference[:-2]} ,"], [["Who wrote the book?"]], quick=True)
+    assert found["bleu_4"] == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, rel=1e-6)
+    tokenised = "when did `` it '' -lrb- 3,000 u.s. men at 10:30 -rrb- n't , end : or ?"
+    assert words_of(tokenised) == tokenised
+    assert words_of('In "1999", (was) it: 3,000?') == 'in " 1999 " , ( was ) it : 3,000 ?'
 
 
 @pytest.mark.parametrize(
