@@ -68,6 +68,9 @@ def test_positions_of_patches_come_from_the_data() -> None:
     ):
         with pytest.raises(UserError, match=culprit):
             config_check.check(config.apply_overrides(fitted, overrides))
+    no_patches = SimpleNamespace(vocabulary_size=900, feature_size=48, num_region_classes=9, region_tag_sizes=())
+    with pytest.raises(UserError, match="needs a position for each patch"):
+        config_check.check(recipes.fit_to_data(recipes.load("base_pixels_32xv100"), no_patches))
 
 
 def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
