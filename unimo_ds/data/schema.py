@@ -368,5 +368,3 @@ class StepBatch:
     """Samples of the global batch."""
     bad_samples: tuple[BadSample, ...] = ()
     bytes_read: int = 0
-    seconds: float = 0.0
-    """Time the loader spent making it."""

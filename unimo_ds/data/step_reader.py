@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -76,7 +75,7 @@ class StepReader:
         Raises:
             UserError: a sample too large for a micro-batch, or an index made with another tokenizer.
         """
-        started, bytes_before = time.perf_counter(), self._corpus.bytes_read
+        bytes_before = self._corpus.bytes_read
         planned = self._planner.plan(step)
         mine = planned.split.ranks[self._rank]
         samples = planned.samples[np.concatenate(mine)].tolist()
@@ -93,7 +92,6 @@ class StepReader:
             num_samples=len(planned.samples),
             bad_samples=tuple(bad),
             bytes_read=self._corpus.bytes_read - bytes_before,
-            seconds=time.perf_counter() - started,
         )
 
     def _examples(self, visits: list[tuple[Selection, PreparedSample]], bad: list[BadSample]) -> list[Example]:

@@ -6,7 +6,6 @@ position); so the global batch is the same for every number of ranks, and a run 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,7 +65,7 @@ class TaskReader:
             StepTooLarge: on every rank alike.
             UserError: an example of this rank cannot be read.
         """
-        started, size = time.perf_counter(), self._config.batch.global_samples
+        size = self._config.batch.global_samples
         positions = np.arange(step * size, (step + 1) * size)
         indices = self._order.samples_at(positions).tolist()
         seeds = [mix(self._config.seed, position, _VISIT) for position in positions.tolist()]
@@ -94,6 +93,4 @@ class TaskReader:
             )
             for rows in plan.ranks[self._rank]
         )
-        return StepBatch(
-            step=step, micro_batches=micro_batches, num_samples=size, seconds=time.perf_counter() - started
-        )
+        return StepBatch(step=step, micro_batches=micro_batches, num_samples=size)
