@@ -111,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_batches=make_batches,
         evaluate=evaluate if held_out is not None else None,
         best_metric=BEST_METRIC,
+        measured_on=f"{held_out.fingerprint}/{config.evaluation.num_pairs}" if held_out is not None else "",
         on_step=watch_data,
     )
     return loop.run()

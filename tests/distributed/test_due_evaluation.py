@@ -72,3 +72,30 @@ def test_a_run_stopped_where_it_was_to_be_measured_finds_what_a_straight_one_fin
     traces = [sorted(path.name for path in (run / "traces").iterdir()) for run in runs]
     assert traces == [["steps-1-2.json"], ["steps-1-1.json", "steps-2-2.json"]]
     assert '"aten::' in (runs[0] / "traces" / "steps-1-2.json").read_text()
+
+
+def test_values_on_other_data_are_not_held_against_each_other(tmp_path: Path) -> None:
+    """Among two images recall is two thirds at least, among all of them it is less."""
+    data, run = tmp_path / "demo", tmp_path / "run"
+    write_demo_corpus(data, num_pairs=80, num_images=20, num_texts=20, num_held_out=40)
+    changes = {"schedule__total_steps": 3, "evaluation__every_steps": 1, "data__num_workers": 0}
+    few = arguments(data, run, **changes, evaluation__num_pairs=2)
+    run.mkdir()
+    (run / "stop").touch()
+    starts = "import json, sys; from unimo_ds.train import main; sys.exit(sum(map(main, json.loads(sys.argv[1]))))"
+
+    def start(*of: list[str]) -> str:
+        with started([sys.executable, "-c", starts, json.dumps(of)]) as process:
+            output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    start(few, few)
+    assert checkpoint_folder.completed_steps(run) == [1, 2]
+    (run / "stop").unlink()
+    output = start([argument.replace("num_pairs=2", "num_pairs=40") for argument in few])
+    assert "the best value so far, of step 1, was measured on other data: it counts no more" in output
+    values = {step: value for step, name, value in measured(run) if name == "held_out/retrieval/mean_recall"}
+    assert max(values[2], values[3]) < min(values[0], values[1]), "step 2 was due, and measured on all"
+    best = max((2, 3), key=values.__getitem__)
+    assert (run / "checkpoints" / "best").read_text() == f"step-{best}\n"

@@ -36,7 +36,8 @@ class Loop:
     """One start of a run, from its newest checkpoint to its end or to a request to stop.
 
     make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, None for never;
-    best_metric: which of its metrics, higher being better, decides the best checkpoint. on_step: sees every step (data limits).
+    best_metric: which of its metrics, higher being better, decides the best checkpoint; measured_on: names the data that it is
+    of, which may change between starts. on_step: sees every step (data limits).
     take_step: one optimizer step of `task` on a batch; pre-training's unless another one is given.
     """
 
@@ -50,13 +51,14 @@ class Loop:
         take_step: Callable[..., StepMetrics] = train_step,
         evaluate: Callable[[], Report] | None = None,
         best_metric: str = "",
+        measured_on: str = "",
         on_step: Callable[[StepBatch, StepMetrics], None] = lambda batch, metrics: None,
     ) -> None:
         self.engine, self.task, self.config = engine, task, config
         self.run_dir = Path(config.run_dir)
         self._make_batches, self._take_step, self._on_step = make_batches, take_step, on_step
         self._evaluate = evaluate if config.evaluation.every_steps else None
-        self._best_metric = best_metric
+        self._best_metric, self._measured_on = best_metric, measured_on
         self._is_first_rank = engine.communicator.rank == 0
         self._metrics: MetricsWriter | None = None
         self._trackers: trackers.Trackers = ()
@@ -157,6 +159,10 @@ class Loop:
         self.progress = loaded.progress if loaded else Progress()
         if loaded:
             self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+        best = self.progress.best
+        if best and self._measured_on and best.measured_on not in ("", self._measured_on):
+            self._say(f"the best value so far, of step {best.step}, was measured on other data: it counts no more")
+            self.progress = dataclasses.replace(self.progress, best=None)
         self._saved_step = self.progress.step if loaded else -1
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
@@ -331,7 +337,8 @@ class Loop:
         best = self.progress.best
         is_best = math.isfinite(value) and (best is None or value > best.value)
         if is_best:
-            self.progress = dataclasses.replace(self.progress, best=Best(self._best_metric, value, self.progress.step))
+            best = Best(self._best_metric, value, self.progress.step, self._measured_on)
+            self.progress = dataclasses.replace(self.progress, best=best)
         self._speed.reset()
         return is_best
 

@@ -30,6 +30,8 @@ class Best:
     metric: str
     value: float
     step: int
+    measured_on: str = ""
+    """Which data, and how much of it: values on other data cannot be compared. Empty: not known."""
 
 
 @dataclass(frozen=True)
