@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = make_engine(model, config, engine_settings)
 
     # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
-    limit = BadSampleLimit(config.data.max_bad_share)
+    limit = BadSampleLimit(config.data.max_bad_share, communicator)
     make_batches = functools.partial(StepLoader, corpus, config, communicator.rank, communicator.world_size)
 
     def evaluate() -> HeldOutReport:

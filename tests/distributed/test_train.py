@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -166,10 +167,10 @@ def test_data_that_one_rank_cannot_read_stops_all_with_the_shards_named(corpus: 
     with started([*torchrun(2), str(SPOILING), "unreadable=2", *flags]) as family:
         output, _ = family.communicate(timeout=300)
     assert "exitcode  : 2" in output, output[-4000:]
-    sentences = re.findall(r"^error: (\d+) of (\d+) samples could not be read(.*)$", output, re.MULTILINE)
-    assert len(sentences) == 2, "both ranks say so"
-    assert len({numbers[:2] for numbers in sentences}) == 1, "of the same step"
-    assert any(".tar" in rest and "Permission denied" in rest for *_, rest in sentences)
+    (sentence,) = re.findall(r"^error: \d+ of \d+ samples could not be read in (.*)$", output, re.MULTILINE)
+    assert ".tar, more than" in sentence
+    assert f"for example, on {socket.gethostname()}, " in sentence, "though rank 0 has met none"
+    assert "Permission denied" in sentence
 
 
 def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Path) -> None:

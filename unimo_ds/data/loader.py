@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import multiprocessing.process
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import BadSample, StepBatch
 from unimo_ds.data.step_reader import ReadableCorpus, StepReader, TextTokenizer
 from unimo_ds.data.transport import FlatStep, flatten, restore
+from unimo_ds.utils.agreement import fail_together
+from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
 
@@ -159,8 +162,9 @@ class BadSampleLimit:
     FREE = 10
     """Bad samples that are let pass whatever their share, unless no share is allowed at all."""
 
-    def __init__(self, max_share: float) -> None:
-        self._max_share = max_share
+    def __init__(self, max_share: float, communicator: Communicator | None = None) -> None:
+        """communicator: None, this process is alone."""
+        self._max_share, self._communicator = max_share, communicator or SingleProcess()
         self._num_bad = self._num_samples = 0
         self._keys: dict[str, str] = {}
 
@@ -168,7 +172,7 @@ class BadSampleLimit:
         """Count one step. bad_samples: this rank's, for the message; the numbers: of the global batch.
 
         Raises:
-            UserError: more than the share was unreadable, naming shards.
+            UserError: on all ranks, more than the share was unreadable, naming shards that any of them met.
         """
         self._num_bad += num_bad
         self._num_samples += num_samples
@@ -177,11 +181,13 @@ class BadSampleLimit:
                 self._keys[sample.key] = sample.reason
         allowed = max(self._max_share * self._num_samples, self.FREE if self._max_share else 0)
         if self._num_bad > allowed:
-            shards = sorted({key.rpartition(":")[0] for key in self._keys})
-            named = f" in {', '.join(shards[:5])}" if shards else " (named in other ranks' logs)"
-            example = next(iter(self._keys.items()), None)
-            shown = f"; for example {example[0]}: {example[1]}" if example else ""
-            raise UserError(
-                f"{self._num_bad} of {self._num_samples} samples could not be read{named}, more than data.max_bad_share="
-                f"{self._max_share} allows{shown}; run `unimo prepare verify` on the data, or raise data.max_bad_share"
+            of_ranks = self._communicator.all_gather_object((socket.gethostname(), self._keys))
+            known = [(host, *one) for host, keys in of_ranks for one in keys.items()]
+            shards = sorted({key.rpartition(":")[0] for _, key, _ in known})
+            host, key, reason = known[0]
+            fail_together(
+                self._communicator,
+                f"{self._num_bad} of {self._num_samples} samples could not be read in {', '.join(shards[:5])}, more than "
+                f"data.max_bad_share={self._max_share} allows; for example, on {host}, {key}: {reason}; run `unimo prepare "
+                "verify` on the data, or raise data.max_bad_share",
             )
