@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,8 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
+_LARGEST = 2**63
+"""What counts positions and bytes counts in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -381,8 +382,8 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         value = annotation(text)
     except ValueError:
         raise UserError(f"{key} takes {annotation.__name__}, not {text!r}") from None
-    if not -math.inf < value < math.inf:
-        raise UserError(f"{key} takes a finite number, not {text!r}")
+    if not abs(value) < _LARGEST:
+        raise UserError(f"{key} takes a number between -2^63 and 2^63, not {text!r}")
     return value
 
 

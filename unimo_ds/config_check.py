@@ -34,7 +34,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.max_text_tokens": (3, math.inf),
     "data.max_regions": (1, math.inf),
     "data.smallest_crop": (0.01, 1),
-    "data.num_workers": (0, math.inf),
+    "data.num_workers": (0, 1024),
     "data.prefetch_steps": (1, math.inf),
     "data.max_bad_share": (0, 1),
     "data.cache_bytes": (0, math.inf),
