@@ -59,7 +59,8 @@ def test_overrides_reach_every_type():
         ("losses.contrastive=inf", r"between -2\^63 and 2\^63, not 'inf'"),
         ("seed=1" + 400 * "0", r"seed takes a number between -2\^63 and 2\^63, not '10+'"),
         ("data.num_workers=100000", "between 0 and 1024"),
-        ("finetune=sst2", "'finetune' is a group of keys, and there is none in this run"),
+        ("finetune=sst2", "'finetune' is a group of keys, and this run has no such group"),
+        ("finetune.epochs=3", "unknown key 'finetune.epochs': this run has no such group"),
         ("seed", "no '='"),
     ],
 )

@@ -342,7 +342,8 @@ def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
         changed = _replace(value, rest, text, whole_key=whole_key)
     else:
         if rest:
-            raise UserError(f"unknown key {whole_key!r}: {name!r} is a single value")
+            what = "this run has no such group" if value is None else f"{name!r} is a single value"
+            raise UserError(f"unknown key {whole_key!r}: {what}")
         changed = _parse(hints[name], text, whole_key)
     return dataclasses.replace(node, **{name: changed})  # type: ignore[type-var]
 
@@ -360,7 +361,7 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
             return None
         (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
         if dataclasses.is_dataclass(inner):
-            raise UserError(f"{key!r} is a group of keys, and there is none in this run")
+            raise UserError(f"{key!r} is a group of keys, and this run has no such group")
         return _parse(inner, text, key)
     if origin is tuple:
         parts = text.strip("()[]").split(",")
