@@ -148,8 +148,8 @@ def check_stored(config: RunConfig) -> None:
     # Where the size is open, both are still to come from the data.
     if model.num_image_layers and model.region_feature_size and not model.region_tag_sizes:
         raise UserError(
-            f"model.num_image_layers={model.num_image_layers} needs a position for each patch; "
-            "set model.region_tag_sizes to their number, or model.num_image_layers=0"
+            f"model.num_image_layers={model.num_image_layers} needs images as numbered patches (`unimo prepare import "
+            "--extractor patches`) and model.region_tag_sizes, their number; or set model.num_image_layers=0"
         )
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(

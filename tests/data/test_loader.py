@@ -297,5 +297,7 @@ def test_inspect_order_refuses_nonsense() -> None:
             parse_steps(text)
     with pytest.raises(UserError, match="--world-size"):
         inspect_order(CORPUS, make_config(), steps=range(1), world_size=0)
+    with pytest.raises(UserError, match=r"0:99999999999999999999 must be A:B .* 2\*\*62"):
+        inspect_order(CORPUS, make_config(), steps=parse_steps("0:99999999999999999999"), world_size=1)
     with pytest.raises(UserError, match="stream positions"):
         inspect_order(CORPUS, make_config(micro_batch_tokens=50), steps=range(1), world_size=1)

@@ -64,12 +64,12 @@ def test_positions_of_patches_come_from_the_data() -> None:
     config_check.check(fitted)
     for overrides, culprit in (
         (["data.max_regions=100"], r"data\.max_regions=100 would cut images of model\.region_tag_sizes=196 patches"),
-        (["model.region_tag_sizes=none"], r"model\.num_image_layers=12 needs a position for each patch"),
+        (["model.region_tag_sizes=none"], r"model\.num_image_layers=12 needs images as numbered patches"),
     ):
         with pytest.raises(UserError, match=culprit):
             config_check.check(config.apply_overrides(fitted, overrides))
     no_patches = SimpleNamespace(vocabulary_size=900, feature_size=48, num_region_classes=9, region_tag_sizes=())
-    with pytest.raises(UserError, match="needs a position for each patch"):
+    with pytest.raises(UserError, match="needs images as numbered patches"):
         config_check.check(recipes.fit_to_data(recipes.load("base_pixels_32xv100"), no_patches))
 
 

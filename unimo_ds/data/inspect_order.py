@@ -27,8 +27,9 @@ def inspect_order(
     """
     if world_size < 1 or num_workers < 0:
         raise UserError(f"--world-size {world_size} and --workers {num_workers} must be at least 1 and 0")
-    if steps.start < 0 or steps.step != 1 or len(steps) == 0:
-        raise UserError(f"--steps {steps.start}:{steps.stop} must be A:B with 0 <= A < B")
+    # Compared as numbers: len() fails where they are beyond 64 bits.
+    if steps.start < 0 or steps.step != 1 or not steps.start < steps.stop <= 2**62 // config.batch.global_samples:
+        raise UserError(f"--steps {steps.start}:{steps.stop} must be A:B with 0 <= A < B, in a stream of 2**62 samples")
     plans = _Plans(corpus, StepPlanner(corpus, config, world_size=world_size))
     loader: DataLoader[StepOrder] = DataLoader(
         plans, batch_size=None, sampler=steps, collate_fn=_as_it_is, num_workers=num_workers

@@ -231,8 +231,9 @@ def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingCo
 def cut_fragments(bounds: Sequence[int], lengths: Sequence[int], *, draws: Uniforms) -> list[tuple[int, int]]:
     """Where fragments of about these lengths lie: disjoint (start, end) offsets in order, all at word bounds, at least one.
 
-    bounds: of words, see `Words`. Places are uniform among all ways to lay the fragments out in any order; both ends then move
-    back to the start of their word, so the expected share stays. A fragment that thereby vanishes is left out.
+    bounds: of words, see `Words`. Their order, and how much of the rest lies before each, are drawn one by one, so fragments that
+    touch are rarer than among all layouts. Both ends then move back to the start of their word, so the expected share stays. A
+    fragment that thereby vanishes is left out.
     """
     num_kept = bounds[-1] - sum(lengths)
     sizes = [size for _, size in sorted((next(draws), size) for size in lengths)]
