@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -282,6 +284,20 @@ def test_commands_read_several_folders_as_the_trainer_does(
 def test_doctor_answers_and_says_whether_this_machine_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fit"] is True
+
+
+def test_an_interrupted_stage_says_that_it_can_go_on(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("".join(f"line {n} of a text that takes its time\n" for n in range(400_000)))
+    words = ["prepare", "import", "--kind", "texts", "--input", "texts.txt", "--output", "data"]
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "unimo_ds", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "data").exists() and stage.poll() is None:
+        time.sleep(0.01)
+    stage.send_signal(signal.SIGINT)
+    _, said = stage.communicate(timeout=60)
+    assert stage.returncode == 130
+    assert said == "error: interrupted; the same command goes on where this one stopped\n"
 
 
 def test_a_closed_pipe_is_no_error() -> None:

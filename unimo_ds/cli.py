@@ -11,7 +11,7 @@ import unimo_ds
 from unimo_ds.commands import measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.errors import run_command, tell
 
 _INTERRUPTED = 130
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
 
-        return _guarded(lambda: command.main(words[1:]))
+        return _guarded(lambda: command.main(words[1:]), cure="the same command goes on where this one stopped")
     if words[:2] == ["doctor", "preflight"]:
         from unimo_ds.preflight import command as preflight
 
@@ -47,12 +47,15 @@ def _run(words: Sequence[str]) -> int | None:
     return run(arguments)
 
 
-def _guarded(command: Callable[[], int]) -> int:
+def _guarded(command: Callable[[], int], *, cure: str = "") -> int:
+    """cure: what to do after an interruption."""
     try:
         status = command()
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if cure:
+            tell(f"interrupted; {cure}")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; Python must not complain again when it closes the stream.
