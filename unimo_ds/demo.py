@@ -24,9 +24,11 @@ Record = dict[str, float]
 def main() -> int:
     config = recipes.load("demo")
     train = Path(__file__).with_name("train.py")
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", str(train)]
-    print("$", " ".join(["deepspeed", *command[1:3], "unimo_ds/train.py"]), flush=True)
-    status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--quiet", "--num_accelerators", "2", str(train)]
+    print("$", " ".join(["deepspeed", *command[1:4], "unimo_ds/train.py"]), flush=True)
+    # Where there are GPUs as well, they may be fewer than two; and DeepSpeed need not warn that it has found none.
+    environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1"}
+    status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         return status
     run_dir = Path(config.run_dir)

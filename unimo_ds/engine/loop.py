@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from unimo_ds.utils.host_memory import return_freed_memory
 from unimo_ds.utils.redact import redact
 
 _TRIM_EVERY = 25
+_QUIET_SECONDS = 30.0
+"""A run that saves every few steps says so now and then; metrics.jsonl has every save."""
 
 
 class Loop:
@@ -65,6 +68,7 @@ class Loop:
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
+        self._quiet_until = 0.0
         self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
         self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
@@ -381,7 +385,9 @@ class Loop:
     def _report_saved(self) -> None:
         saved = self._saver.take_saved()
         if saved is not None:
-            self._say(f"saved {saved.folder}")
+            if time.monotonic() >= self._quiet_until or saved.step >= self.config.schedule.total_steps:
+                self._say(f"saved {saved.folder}")
+                self._quiet_until = time.monotonic() + _QUIET_SECONDS
             seconds = {"stall_seconds": round(saved.stall_seconds, 4), "write_seconds": round(saved.write_seconds, 4)}
             if self._metrics is not None:
                 self._metrics.write_note(saved.step, "saved", seconds)
