@@ -275,7 +275,8 @@ def write_shard(
 ) -> int:
     """Write one shard, whole or not at all; what was there takes its place only then. Returns the number of samples.
 
-    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard.
+    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard. Whoever cut an
+    image into patches has decoded it: it is not decoded again.
 
     Raises:
         UserError: a full or failing disk.
@@ -285,7 +286,7 @@ def write_shard(
     try:
         for stored in samples:
             try:
-                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details)
+                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details, pixels=False)
             except members.DecodeError as error:
                 refused(stored, str(error))
                 continue
