@@ -10,7 +10,8 @@ from tests.evaluation import small
 from unimo_ds import recipes
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine import ds_config
-from unimo_ds.planning.plan import counted_cost, plan
+from unimo_ds.planning.cost import counted_cost
+from unimo_ds.planning.plan import plan
 from unimo_ds.planning.text import to_text
 from unimo_ds.utils.errors import UserError
 

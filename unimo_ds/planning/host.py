@@ -13,7 +13,8 @@ import torch
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine.ds_config import zero_stage
-from unimo_ds.planning.plan import SampleCost, StageMemory, assumed_cost, counted_cost, stage_memory
+from unimo_ds.planning.cost import SampleCost, assumed_cost, counted_cost
+from unimo_ds.planning.plan import StageMemory, stage_memory
 from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
