@@ -16,7 +16,7 @@ import safetensors.torch
 from tests.data.prepare.raw import write_tar
 from tests.evaluation import small
 from unimo_ds import cli
-from unimo_ds.config import to_dict
+from unimo_ds.config import apply_overrides, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.shards import ShardWriter
@@ -209,6 +209,19 @@ def test_inspect_shows_folders_shards_runs_and_checkpoints(
     assert run["metrics"]["loss"] == 3.25, "a line cut by a crash is not read"
     assert "mean_recall" in shown(run_dir)
     assert json.loads(shown(run_dir / "checkpoints" / "step-7", "--json"))["what"] == "checkpoint"
+
+
+def test_inspect_batch_takes_data_and_settings_from_a_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["data.kind_weights.image=0", "data.kind_weights.text=0", "batch.micro_batch_tokens=4096"]
+    config = apply_overrides(small.run_config(folder), changes)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert cli.main(["inspect", "batch", "--run-dir", str(tmp_path), "--step", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(["inspect", "order", "--run-dir", str(tmp_path), "--steps", "3:4", "--json"]) == 0
+    order = json.loads(capsys.readouterr().out)["steps"][0]["global_batch"]
+    assert sorted(order) == sorted(key for one in found["micro_batches"] for key in one["samples"])
 
 
 def test_inspect_names_what_lies_one_folder_further(

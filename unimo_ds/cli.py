@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import unimo_ds
-from unimo_ds.commands import measuring, runs, taking
+from unimo_ds.commands import inspecting, measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import run_command, tell
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     # In the order of use. Those without help of their own are only listed here; `main` hands them to their parsers.
     commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
     runs.add(commands)
+    inspecting.add(commands)
     measuring.add(commands)
     taking.add(commands)
     commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)

@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_recipe(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
     parser.add_argument("--recipe", required=required, default="demo", help=f"one of {', '.join(recipes.NAMES)}")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field of the recipe, as in training"

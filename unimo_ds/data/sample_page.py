@@ -1,19 +1,12 @@
-"""One stored sample as a page for a person: picture with its boxes, captions, rewrites by level, related items.
-
-The page is one file without scripts; nothing in it comes from outside, and every text of the corpus is escaped. Pictures are
-decoded and encoded anew, so that only pixels pass from a shard into a browser.
-"""
+"""One stored sample as a page for a person: picture with its boxes, captions, rewrites by level, related items."""
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 from collections.abc import Sequence
 
-from PIL import Image
-
-from unimo_ds.data import images
+from unimo_ds.data import page_parts
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Caption, Level, Regions, Rewrite, Sample
 from unimo_ds.utils.errors import UserError
@@ -22,16 +15,8 @@ _PICTURE_SIDE, _RELATED_SIDE = 640, 160
 _MOST_RELATED = 24
 _MOST_BOXES = 100
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 66em; padding: 0 1em; color: #222 }
-h1 { font-size: 1.25em } h2 { font-size: 1.05em; margin: 1.6em 0 .4em }
-figure { margin: 0; position: relative; display: inline-block }
-figure img, figure .blank { display: block; max-width: 100% } .blank { background: #ddd }
 body > figure img { min-width: 20em; height: auto }
-svg { position: absolute; inset: 0; width: 100%; height: 100% }
-rect { fill: none; stroke: #e6550d; stroke-width: 1.5; vector-effect: non-scaling-stroke; pointer-events: all }
-rect:hover { fill: #fd8d3c55; stroke: #a63603 }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2em .7em; vertical-align: top }
-tr { border-top: 1px solid #ddd } .same { color: #00682f } .not { color: #a1261d } .from { color: #777; font-size: .85em }
+.same { color: #00682f } .not { color: #a1261d }
 .related { display: flex; flex-wrap: wrap; gap: .6em } .related span { font-size: .75em; color: #777; display: block }
 """
 
@@ -72,15 +57,7 @@ def sample_page(corpus: Corpus, number: int) -> str:
     if sample.related_images:
         first, stop = corpus.related_image_start[number : number + 2]
         parts.append(_related_images(corpus, corpus.related_image_index[first:stop].tolist()))
-    body = "\n".join(parts)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(sample.key)}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>{_STYLE}</style></head>
-<body>
-{body}
-</body></html>
-"""
+    return page_parts.page(sample.key, "\n".join(parts), _STYLE)
 
 
 def _heading(sample: Sample, details: dict[str, object]) -> str:
@@ -94,21 +71,18 @@ def _heading(sample: Sample, details: dict[str, object]) -> str:
 
 
 def _picture(jpeg: bytes | None, regions: Regions, size: object) -> str:
-    boxes = "\n".join(
-        f'<rect x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}">'
-        f"<title>{_classes(regions, i)}</title></rect>"
-        for i, (x1, y1, x2, y2) in enumerate(regions.boxes[:_MOST_BOXES].tolist())
-    )
-    overlay = f'<svg viewBox="0 0 1 1" preserveAspectRatio="none">{boxes}</svg>'
-    picture = _embedded(jpeg, _PICTURE_SIDE, overlay)
+    shown = [
+        page_parts.rectangle(box, _classes(regions, i)) for i, box in enumerate(regions.boxes[:_MOST_BOXES].tolist())
+    ]
+    overlay = page_parts.boxes_overlay(shown)
+    picture = page_parts.picture(jpeg, _PICTURE_SIDE, overlay)
     if picture is None:
         ratio = size[1] / size[0] if _is_size(size) else 1.0  # type: ignore[index]
         height = round(_PICTURE_SIDE * min(max(ratio, 0.2), 3.0))
         note = (
             "the picture is not stored (import with --keep-images)" if jpeg is None else "the picture cannot be decoded"
         )
-        blank = f'<div class="blank" style="width:{_PICTURE_SIDE}px;height:{height}px"></div>'
-        picture = f'<figure>{blank}{overlay}</figure>\n<p class="from">{note}</p>'
+        picture = f'{page_parts.blank(_PICTURE_SIDE, height, overlay)}\n<p class="from">{note}</p>'
     count = len(regions.boxes)
     about = f"{count} regions of {regions.features.shape[1]} features; point at a box for its classes"
     return f'{picture}\n<p class="from">{about}</p>'
@@ -124,19 +98,6 @@ def _classes(regions: Regions, i: int) -> str:
     pairs = zip(regions.class_ids[i].tolist(), regions.class_probabilities[i].tolist(), strict=True)
     named = ", ".join(f"class {number}: {probability:.2f}" for number, probability in pairs if probability > 0)
     return named or "class not known"
-
-
-def _embedded(jpeg: bytes | None, side: int, overlay: str = "") -> str | None:
-    if jpeg is None:
-        return None
-    try:
-        picture = images.decode(jpeg, shrink_to=side)
-    except images.BadImage:
-        return None
-    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
-    data = base64.b64encode(images.encode_jpeg(picture, quality=85)).decode("ascii")
-    tag = f'<img width="{picture.width}" height="{picture.height}" alt="" src="data:image/jpeg;base64,{data}">'
-    return f"<figure>{tag}{overlay}</figure>"
 
 
 def _caption(caption: Caption, number: int) -> str:
@@ -157,7 +118,7 @@ def _row(verdict: str, level: str, rewrite: Rewrite) -> str:
 def _related_images(corpus: Corpus, numbers: Sequence[int]) -> str:
     shown = []
     for number in numbers[:_MOST_RELATED]:
-        picture = _embedded(corpus.read_jpeg(number), _RELATED_SIDE) or ""
+        picture = page_parts.picture(corpus.read_jpeg(number), _RELATED_SIDE) or ""
         name = corpus.details(number).get("file", corpus.key(number))
         shown.append(f"<div>{picture}<span>{html.escape(str(name))}</span></div>")
     more = len(numbers) - len(shown)

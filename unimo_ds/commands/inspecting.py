@@ -1,0 +1,159 @@
+"""`unimo inspect`: what lies in a folder, what a step reads, what the model gets of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unimo_ds import recipes
+from unimo_ds.commands.common import add_command, add_json, add_recipe, config_of, emit
+from unimo_ds.utils import locations
+from unimo_ds.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unimo_ds.config import RunConfig
+    from unimo_ds.data.corpus import Corpus
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    purpose = "show a shard, data folder or run, or what a step of a run reads"
+    _add_inspect(add_command(commands, "inspect", purpose, _inspect, _INSPECT_EXAMPLE))
+
+
+_INSPECT_EXAMPLE = """unimo inspect demo_data/train
+  unimo inspect runs/demo --html demo.html
+  unimo inspect sample --data demo_data/train --sample 3 --html sample.html
+  unimo inspect batch --data demo_data --recipe demo --step 3 --html batch.html
+  unimo inspect batch --run-dir runs/demo --step 120 --world-size 2 --rank 1 --html batch.html
+  unimo inspect order --data demo_data/train --recipe demo --steps 100:102 --world-size 2 --json order.json"""
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="shard (.tar) or data folder, also by its URL, run or checkpoint; or one of the words `sample`, `batch`, `order`",
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="samples shown of a shard (default 3) or batch (8)")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="of a run, sample or batch: write it as a page")
+    add_json(parser)
+    sample = parser.add_argument_group("unimo inspect sample: one sample of --data with its picture, as a page")
+    sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
+    steps = parser.add_argument_group(
+        "unimo inspect batch, order",
+        "batch: what one rank's model gets in a step, every sequence and what is hidden of it; order: which samples each step "
+        "reads. Nothing is trained.",
+    )
+    steps.add_argument("--data", action=locations.Repeated, help="data folders, as in training")
+    add_recipe(steps, required=False)
+    steps.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="data and settings of a run, instead of the three above"
+    )
+    steps.add_argument("--world-size", type=int, default=1, metavar="W")
+    steps.add_argument(
+        "--step", type=int, default=0, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics"
+    )
+    steps.add_argument("--rank", type=int, default=0, metavar="R", help="batch: whose part of it (default 0)")
+    steps.add_argument("--steps", default="0:1", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
+    steps.add_argument("--workers", type=int, default=0, metavar="N", help="order: processes; changes nothing")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    if arguments.path == "order":
+        return _inspect_order(arguments)
+    if arguments.path == "sample":
+        return _inspect_sample(arguments)
+    if arguments.path == "batch":
+        return _inspect_batch(arguments)
+    if arguments.html is not None:
+        from unimo_ds import run_page
+
+        written = run_page.write_page(Path(arguments.path), arguments.html)
+        lines = [
+            f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in written.items()
+        ]
+        emit(written, "\n".join(lines), arguments.json)
+        return None
+    from unimo_ds import inspection
+
+    found = inspection.inspect_path(arguments.path, num_samples=3 if arguments.samples is None else arguments.samples)
+    emit(found, inspection.to_text(found), arguments.json)
+    return None
+
+
+def _inspect_sample(arguments: argparse.Namespace) -> None:
+    from unimo_ds.data.corpus import Corpus
+    from unimo_ds.data.sample_page import sample_number, sample_page
+
+    if arguments.data is None or arguments.html is None:
+        raise UserError("unimo inspect sample needs --data DIR and --html OUT")
+    corpus = Corpus.open(arguments.data)
+    number = sample_number(corpus, arguments.sample)
+    text = _write_page(arguments.html, sample_page(corpus, number))
+    emit({"page": str(arguments.html), "sample": number, "key": corpus.key(number)}, text, arguments.json)
+
+
+def _write_page(path: Path, page: str) -> str:
+    """Returns a sentence about it."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return f"wrote {path} ({len(page):,} characters)"
+
+
+def _inspect_batch(arguments: argparse.Namespace) -> None:
+    from unimo_ds.data import tokenizer as tokenizers
+    from unimo_ds.data.batch_page import batch_page
+    from unimo_ds.data.inspect_batch import Place, read_step, to_dict, to_text
+
+    config, corpus = _config_and_corpus(arguments)
+    tokenizer = tokenizers.load(corpus.tokenizer_path)
+    place = Place(arguments.step, arguments.rank, arguments.world_size)
+    step = read_step(corpus, config, place, tokenizer)
+    lines = [to_text(step, place, config)]
+    if arguments.html is not None:
+        num_samples = 8 if arguments.samples is None else arguments.samples
+        lines.append(
+            _write_page(arguments.html, batch_page(step, place, config, corpus, tokenizer, num_samples=num_samples))
+        )
+    emit(to_dict(step, place), "\n".join(lines), arguments.json)
+
+
+def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus]:
+    """Settings and data of a run, or as the command line says."""
+    from unimo_ds.data.corpus import Corpus
+    from unimo_ds.data.corpus_check import check_corpus
+
+    if arguments.run_dir is not None:
+        from unimo_ds.evaluation.checkpoint import CONFIG_FILE, read_config
+        from unimo_ds.evaluation.run_paths import from_here
+
+        if arguments.data is not None or arguments.set:
+            raise UserError("--run-dir brings its own data and settings; leave out --data and --set")
+        if not (arguments.run_dir / CONFIG_FILE).is_file():
+            raise UserError(f"{arguments.run_dir} is no run: it has no {CONFIG_FILE}")
+        config = read_config(arguments.run_dir / CONFIG_FILE)
+        return config, Corpus.open(from_here(config.data.path, arguments.run_dir / CONFIG_FILE))
+    if arguments.data is None:
+        raise UserError(f"unimo inspect {arguments.path} needs --data DIR, or --run-dir RUN")
+    config = config_of(arguments, arguments.data)
+    corpus = Corpus.open(config.data.path)
+    config = recipes.fit_to_data(config, corpus)
+    check_corpus(corpus, config)
+    return config, corpus
+
+
+def _inspect_order(arguments: argparse.Namespace) -> None:
+    from unimo_ds.data.inspect_order import inspect_order, parse_steps
+
+    steps = parse_steps(arguments.steps)
+    config, corpus = _config_and_corpus(arguments)
+    result = inspect_order(corpus, config, steps=steps, world_size=arguments.world_size, num_workers=arguments.workers)
+    lines = []
+    for step in result["steps"]:
+        lines.append(f"step {step['step']}: {len(step['global_batch'])} samples")
+        lines += [f"  rank {rank}: {' '.join(keys)}" for rank, keys in enumerate(step["ranks"])]
+    emit(result, "\n".join(lines), arguments.json)
