@@ -24,4 +24,8 @@ DATA=${DATA:-data}
 # What the check of the nodes asks of them (`unimo doctor preflight --help`), e.g. that an all-reduce over all GPUs reaches 5 GB/s:
 # PREFLIGHT_OPTIONS+=(--min-bandwidth=5 --min-free-gib=100)
 
+# What reproduce.sh tells sbatch and `unimo prepare` beside what the scripts say, e.g. a detector on the GPUs of four nodes:
+# PREPARE_OPTIONS=(--nodes=4 --ntasks-per-node=8 --cpus-per-task=4 --gpus-per-node=8)
+# PREPARE_ARGUMENTS=(--executor mpi)
+
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import Cluster, wait_until, why_not
-from tests.cluster.rehearsal import rehearse, write_environment
+from tests.cluster.cluster import REPOSITORY, Cluster, wait_until, why_not
+from tests.cluster.rehearsal import TINY, rehearse, write_environment
+from tests.data.prepare.paper_corpora import write_paper_corpora
 from tests.data.prepare.raw import write_photographs
 from tests.finetune import small
 from tests.finetune.test_run import logged
@@ -137,3 +138,35 @@ def test_preparation_over_ranks_makes_the_same_bytes(cluster: Cluster, tmp_path:
     assert prepare([*words, "--output", str(tmp_path / "alone"), "--workers", "1"]) == 0
     for path in (tmp_path / "alone").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "ranks" / path.name).read_bytes()
+
+
+def test_the_whole_paper_is_one_command(cluster: Cluster, tmp_path: Path) -> None:
+    """reproduce.sh on a few files of every corpus: corpora, training on two nodes, zero-shot, a task, and the tables of them."""
+    corpus, held_out = write_paper_corpora(tmp_path)
+    small.write_sst2(tmp_path / "tasks" / "sst2")
+    environment = write_environment(tmp_path / "environment.sh", corpus=tmp_path / "data", tasks_per_node=1)
+    words = [f"--output={tmp_path}/%x-%j.log"]
+    with environment.open("a") as file:
+        file.write(
+            f"PREPARE_OPTIONS=({words[0]})\nTRAIN_OPTIONS=({words[0]} --nodes=2)\nFINETUNE_OPTIONS=({words[0]})\n"
+        )
+    run = tmp_path / "run"
+    variables = {
+        "CORPUS": str(corpus),
+        "HELD_OUT": str(held_out),
+        "TASKS": str(tmp_path / "tasks"),
+        "RUN_DIR": str(run),
+        "UNIMO_ENVIRONMENT": str(environment),
+        "SEEDS": "1",
+    }
+    changes = ["schedule.total_steps=4", "data.source_weights=none", "contrast.related_images=1"]
+    sets = [word for change in changes for word in ("--set", change)]
+    said = cluster.run("bash", str(REPOSITORY / "slurm" / "reproduce.sh"), "base", *TINY, *sets, **variables)
+    jobs = [word for word in said.replace(",", " ").split() if word.isdecimal()]
+    assert len(jobs) == 5
+    for job in jobs:
+        assert cluster.wait(job, timeout=600) == "COMPLETED", "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    tuned = tmp_path / "run-finetuned"
+    assert json.loads((tuned / "zero_shot.json").read_text())["metrics"]
+    assert len(json.loads((tuned / "sst2" / "results.json").read_text())["seeds"]) == 1
+    assert f"unimo report --ours base={tuned}" in said
