@@ -95,7 +95,7 @@ class DataConfig:
     max_bad_share: float = 0.001
     """Share of samples that may be unreadable before the run stops and names their shards."""
     cache_dir: str | None = None
-    """Local cache for remote shards; None: a folder beside the run."""
+    """Local cache for remote shards, and for the joined indices of a large corpus; None: a folder beside the run."""
     cache_bytes: int = 50 * 2**30
     """Of all remote folders together."""
 

@@ -26,6 +26,10 @@ _STALE_NANOSECONDS = 3600 * 10**9
 """After so long without a byte a file is no longer being fetched."""
 
 
+_NAME_DIGITS = 16
+"""Of a remote folder's place in the cache; what else lies there is not the cache's."""
+
+
 class RemoteDamage(OSError):
     """What was fetched is not what the manifest describes."""
 
@@ -98,7 +102,7 @@ class RemoteStorage:
         """
         self._files = files
         self.cache_bytes = cache_bytes
-        self.folder = cache_dir / hashlib.sha256(files.url.encode()).hexdigest()[:16]
+        self.folder = cache_dir / hashlib.sha256(files.url.encode()).hexdigest()[:_NAME_DIGITS]
         self.cache_dir = cache_dir
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ class RemoteStorage:
         """
         with _locked(self.cache_dir / ".evict.lock"):
             present = []
-            for path in self.cache_dir.glob("*/*"):
+            for path in self.cache_dir.glob(f"{'[0-9a-f]' * _NAME_DIGITS}/*"):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     present.append((status.st_mtime_ns, status.st_size, path))

@@ -1,7 +1,7 @@
 """Data folders as one long array of samples: facts about all of them at once, and any one of them by its number.
 
-Facts (kinds, lengths, references) are NumPy arrays over the whole corpus, made by joining the shards' indices; nothing is done
-in Python per sample. `read` is a positioned read or two, checked against the index's checksums and decoded strictly.
+Facts (kinds, lengths, references) are NumPy arrays over the whole corpus (`joined_index`); nothing is done in Python per sample.
+`read` is a positioned read or two, checked against the index's checksums and decoded strictly.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import blend, index, members, region_tags
+from unimo_ds.data import blend, joined_index, members, region_tags
 from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
-_INDICES_AT_ONCE = 8
-"""A server or a cluster's file system takes its time for each."""
 _SPLIT_NAMES = 64
 """Shards whose keys are held as single strings."""
 _LARGEST_GAP = 64 * 1024
@@ -72,9 +69,6 @@ class Corpus:
         self.folder_names = tuple(folder.location for folder in self._folders)
         sizes = [len(folder.manifest.shards) for folder in self._folders]
         self.folder_of_shard: NDArray[np.int32] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
-            load = pool.map(lambda folder, entry: folder.load_index(entry), self._folder_of, self.manifest.shards)
-            indices = list(load)
         self.feature_size = self.manifest.feature_size
         self.classes_per_region = self.manifest.classes_per_region
         self.num_region_classes = self.manifest.num_region_classes
@@ -83,27 +77,31 @@ class Corpus:
         self.fingerprint = self.manifest.fingerprint
         self.num_samples = self.manifest.num_samples
         self.bytes_read = 0
-        self._base_names = [one.base_names for one in indices]
         self._bases: OrderedDict[int, list[str]] = OrderedDict()
-        self._records = [one.samples for one in indices]
-        counts = [one.num_samples for one in indices]
-        self.shard_start: NDArray[np.int64] = _offsets(np.array(counts))
-        self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(indices), dtype=np.int32), counts)
-        self.kinds: NDArray[np.uint8] = _join([one["kind"] for one in self._records], np.uint8)
-        self.num_regions: NDArray[np.int32] = _join([one["num_regions"] for one in self._records], np.int32)
-        self.has_stored_regions = any(bool(one["size"][:, members.FEATURES].any()) for one in self._records)
-        self.text_start: NDArray[np.int64] = _offsets(_join([one["num_texts"] for one in self._records], np.int64))
-        texts = [one.texts for one in indices]
-        self.text_role: NDArray[np.uint8] = _join([one["role"] for one in texts], np.uint8)
-        self.text_level: NDArray[np.uint8] = _join([one["level"] for one in texts], np.uint8)
-        self.text_caption: NDArray[np.int32] = _join([one["caption"] for one in texts], np.int32)
-        self.text_tokens: NDArray[np.int32] = _join([one["tokens"] for one in texts], np.int32)
-        self.source_names: tuple[str, ...] = tuple(sorted({name for one in indices for name in one.source_names}))
-        self.source_ids: NDArray[np.int32] = self._join_sources(indices)
-        self.related_image_start: NDArray[np.int64] = _offsets(
-            _join([one["num_related_images"] for one in self._records], np.int64)
+        self.source_names: tuple[str, ...] = tuple(
+            sorted({name for one in self.manifest.shards for name in one.sources})
         )
-        self.related_image_index: NDArray[np.int64] = self._join_related(indices)
+        self.shard_start = np.cumsum([0, *(entry.samples for entry in self.manifest.shards)], dtype=np.int64)
+        self._index = joined_index.join(
+            list(zip(self._folder_of, self.manifest.shards, strict=True)),
+            self.source_names,
+            cache_dir=cache_dir,
+            fingerprint=self.fingerprint,
+        )
+        columns = self._index.columns
+        self._places = columns["places"]
+        self.has_stored_regions = self._index.has_stored_regions
+        self.kinds: NDArray[np.uint8] = columns["kinds"]
+        self.source_ids: NDArray[np.int32] = columns["source_ids"]
+        self.shard_of: NDArray[np.int32] = columns["shard_of"]
+        self.num_regions: NDArray[np.int32] = columns["num_regions"]
+        self.text_start: NDArray[np.int64] = columns["text_start"]
+        self.text_role: NDArray[np.uint8] = columns["text_role"]
+        self.text_level: NDArray[np.uint8] = columns["text_level"]
+        self.text_caption: NDArray[np.int32] = columns["text_caption"]
+        self.text_tokens: NDArray[np.int32] = columns["text_tokens"]
+        self.related_image_start: NDArray[np.int64] = columns["related_image_start"]
+        self.related_image_index: NDArray[np.int64] = columns["related_image_index"]
 
     @classmethod
     def open(
@@ -111,11 +109,13 @@ class Corpus:
     ) -> Corpus:
         """Open a local folder or a URL (http, s3, ...: see `remote_files.CLIENTS`), or several: `A::B`.
 
-        cache_dir: where remote shards are kept (None: ~/.cache/unimo_ds/shards); cache_bytes: how much of them.
+        cache_dir: where remote shards and the joined indices of large corpora are kept (None: ~/.cache/unimo_ds/shards);
+        cache_bytes: how much of the shards.
 
         Raises:
             UserError: no folder or manifest there, another schema version, a missing or changed index, a missing or cut shard
-                (local folders), references to samples that do not exist, or folders that do not fit together (see `blend`).
+                (local folders), references to samples that do not exist, or folders that do not fit together (see `blend`). Where
+                a large corpus's indices were joined before, shards and their indices are not looked at; `read` checks them.
         """
         return cls(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
@@ -143,7 +143,7 @@ class Corpus:
         shard, row = self._locate(sample)
         bases = self._bases.get(shard)
         if bases is None:
-            bases = self._bases[shard] = self._base_names[shard].splitlines()
+            bases = self._bases[shard] = self._index.base_names(shard)
             while len(self._bases) > _SPLIT_NAMES:
                 self._bases.popitem(last=False)
         return f"{self._folder_of[shard].key_prefix}{self.manifest.shards[shard].file}:{bases[row]}"
@@ -152,8 +152,8 @@ class Corpus:
         """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""
         with contextlib.suppress(OSError):
             for sample in samples:
-                shard, row = self._locate(sample)
-                *_, start, offset, size, _ = self._records[shard][row].item()
+                shard, _ = self._locate(sample)
+                start, offset, size, _ = self._places[sample].item()
                 wanted = int((offset + size)[_columns_of(size)].max())
                 os.posix_fadvise(self._file(shard).fileno(), start, wanted, os.POSIX_FADV_WILLNEED)
 
@@ -164,8 +164,8 @@ class Corpus:
             CorruptSample: damaged, cut or unreadable.
             IndexError: no such sample.
         """
-        shard, row = self._locate(sample)
-        content = self._read_members(sample, _columns_of(self._records[shard]["size"][row]))
+        self._locate(sample)
+        content = self._read_members(sample, _columns_of(self._places["size"][sample]))
         try:
             decoded = members.decode_sample(self.key(sample), content, crop=crop)
         except members.DecodeError as error:
@@ -212,8 +212,8 @@ class Corpus:
 
     def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, memoryview]:
         """Column -> checked bytes of the wanted members that the sample has, as views of what was read."""
-        shard, row = self._locate(sample)
-        *_, start, offset, size, crc32 = self._records[shard][row].item()
+        shard, _ = self._locate(sample)
+        start, offset, size, crc32 = self._places[sample].item()
         offsets, sizes, checksums = offset.tolist(), size.tolist(), crc32.tolist()
         content: dict[int, memoryview] = {}
         present = sorted((offsets[column], column) for column in wanted if sizes[column])
@@ -259,34 +259,6 @@ class Corpus:
     def _file(self, shard: int) -> FileIO:
         return self._folder_of[shard].shard(self.manifest.shards[shard])
 
-    def _join_sources(self, indices: list[index.ShardIndex]) -> NDArray[np.int32]:
-        numbers = {name: number for number, name in enumerate(self.source_names)}
-        tables = [np.array([numbers[name] for name in one.source_names], np.int32) for one in indices]
-        return _join([table[one.samples["source"]] for table, one in zip(tables, indices, strict=True)], np.int32)
-
-    def _join_related(self, indices: list[index.ShardIndex]) -> NDArray[np.int64]:
-        numbers = {
-            (folder, entry.file): number
-            for number, (folder, entry) in enumerate(zip(self._folder_of, self.manifest.shards, strict=True))
-        }
-        parts = []
-        for folder, entry, one in zip(self._folder_of, self.manifest.shards, indices, strict=True):
-            # Shards know others of their own folder alone.
-            unknown = [name for name in one.related_shards if (folder, name) not in numbers]
-            if unknown:
-                raise UserError(
-                    f"shard {folder.key_prefix}{entry.file} refers to images in {unknown[0]}, which the manifest does not list"
-                )
-            table = np.array([numbers[folder, name] for name in one.related_shards], np.int64)
-            targets = table[one.related_images["shard"]] if len(table) else np.zeros(0, np.int64)
-            within = one.related_images["index"].astype(np.int64)
-            if (within >= np.diff(self.shard_start)[targets]).any():
-                raise UserError(
-                    f"shard {folder.key_prefix}{entry.file} refers to related images beyond the end of a shard"
-                )
-            parts.append(self.shard_start[targets] + within)
-        return _join(parts, np.int64)
-
 
 def _columns_of(size: NDArray[np.uint32]) -> list[int]:
     """The members that a sample is decoded from, by the sizes of all: the JPEG where no regions are stored."""
@@ -306,15 +278,3 @@ def _pread(descriptor: int, offset: int, size: int) -> bytes:
             break
         block += more
     return block
-
-
-def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    joined: NDArray[Any] = np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe")
-    return joined
-
-
-def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """[n + 1] running sums, from 0."""
-    starts = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=starts[1:])
-    return starts

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ from unimo_ds.utils.errors import UserError
 
 Flags = NDArray[np.bool_]
 
-_SAMPLES_AT_ONCE = 1 << 18
-"""Bounds the memory of the check, whatever the size of the corpus."""
+_SAMPLES_AT_ONCE, _TEXTS_AT_ONCE = 1 << 18, 1 << 20
+"""Bound the memory of the check, whatever the size of the corpus."""
 
 
 class CheckableCorpus(OrderedCorpus, Protocol):
@@ -55,7 +55,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
     if config.contrast.enabled and not (corpus.kinds == Kind.PAIR).any():
         raise UserError("contrast.enabled=true but the data holds no pair; add pairs or set contrast.enabled=false")
-    is_read = order_of(corpus, config).is_read()
+    order = order_of(corpus, config)
     uses_regions = config.data.kind_weights.image or config.data.kind_weights.pair
     if vocabulary_size is None:
         vocabulary_size = corpus.vocabulary_size
@@ -86,8 +86,11 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             f"data.smallest_crop={config.data.smallest_crop} crops images, but the data at {config.data.path!r} holds regions "
             "that are no patches of them; set it to 1, or prepare the data with --extractor patches"
         )
-    longest, positions = largest_sample(corpus, config, is_read)
-    if positions > config.batch.micro_batch_tokens:
+    room = config.batch.micro_batch_tokens
+    if largest_possible(config) <= room:
+        return  # whatever is in it; looking through the texts of millions of samples takes minutes
+    longest, positions = largest_sample(corpus, config, order.is_read())
+    if positions > room:
         raise UserError(
             f"sample {corpus.key(longest)} can make up to {positions} stream positions, more than batch.micro_batch_tokens="
             f"{config.batch.micro_batch_tokens}; raise that, or lower data.max_text_tokens, data.max_regions or the "
@@ -153,14 +156,40 @@ def check_made_alike(
             )
 
 
+def largest_possible(config: RunConfig) -> int:
+    """Stream positions that no visit of any sample of any corpus can exceed."""
+    contrast = config.contrast
+    texts = [
+        (TextRole.TEXT, Level.NONE),
+        *[(TextRole.POSITIVE, Level.NONE)] * contrast.positives,
+        *[(TextRole.NEGATIVE, Level.SENTENCE)] * contrast.sentence_negatives,
+        *[(TextRole.NEGATIVE, Level.PHRASE)] * contrast.phrase_negatives,
+        *[(TextRole.NEGATIVE, Level.WORD)] * contrast.word_negatives,
+        *[(TextRole.RELATED, Level.NONE)] * contrast.related_texts,
+    ]
+    roles, levels = np.array(texts, np.uint8).T
+    fullest = _Samples(
+        kinds=np.array([Kind.PAIR]),
+        num_regions=np.array([config.data.max_regions]),
+        text_start=np.array([0, len(texts)]),
+        text_role=roles,
+        text_level=levels,
+        text_tokens=np.full(len(texts), config.data.max_text_tokens),
+        related_image_start=np.array([0, contrast.related_images]),
+    )
+    return int(_largest_visits(fullest, 0, 1, config)[0])
+
+
 def largest_sample(corpus: CheckableCorpus, config: RunConfig, is_read: Flags) -> tuple[int, int]:
     """The sample that can make the most stream positions at one visit, and how many: an upper bound over all draws.
 
     is_read: [n] whether the run reads it.
     """
     longest, positions = 0, 0
-    for start in range(0, corpus.num_samples, _SAMPLES_AT_ONCE):
-        stop = min(start + _SAMPLES_AT_ONCE, corpus.num_samples)
+    stop = 0
+    while (start := stop) < corpus.num_samples:
+        texts = np.searchsorted(corpus.text_start, corpus.text_start[start] + _TEXTS_AT_ONCE, side="right")
+        stop = min(start + _SAMPLES_AT_ONCE, max(int(texts) - 1, start + 1), corpus.num_samples)
         bounds = _largest_visits(corpus, start, stop, config)
         bounds[~is_read[start:stop]] = 0
         if bounds.max() > positions:
@@ -168,7 +197,20 @@ def largest_sample(corpus: CheckableCorpus, config: RunConfig, is_read: Flags) -
     return longest, positions
 
 
-def _largest_visits(corpus: CheckableCorpus, start: int, stop: int, config: RunConfig) -> Integers:
+@dataclasses.dataclass(frozen=True)
+class _Samples:
+    """What the bounds of samples depend on: arrays as of `corpus.Corpus`."""
+
+    kinds: NDArray[Any]
+    num_regions: NDArray[Any]
+    text_start: NDArray[Any]
+    text_role: NDArray[Any]
+    text_level: NDArray[Any]
+    text_tokens: NDArray[Any]
+    related_image_start: NDArray[Any]
+
+
+def _largest_visits(corpus: CheckableCorpus | _Samples, start: int, stop: int, config: RunConfig) -> Integers:
     """[n] upper bound of the positions of each sample's visits: its costliest caption, with its longest rewrites and relations.
 
     Letters: n samples, c texts of text samples and captions of pairs.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import KindWeights
-from unimo_ds.data.draws import Integers
+from unimo_ds.data.draws import Integers, ranges
 from unimo_ds.data.schema import Kind
 from unimo_ds.utils.errors import UserError, nearest_name
 from unimo_ds.utils.seed import generator
@@ -112,7 +112,8 @@ class Order:
             for folder in range(len(folder_weights)):
                 own = members if folder_ids is None else members[folder_ids[members] == folder]
                 sources = source_ids[own]
-                found |= {(folder, int(source)): own[sources == source] for source in np.unique(sources)}
+                for source in np.flatnonzero(np.bincount(sources)).tolist():
+                    found[folder, source] = own[sources == source]
             if weights:
                 _check_whole(weights, [source_names[source] for _, source in found])
             parts = {
@@ -256,15 +257,25 @@ class _Stream:
 
     def __init__(self, indices: Integers, shard_of: NDArray[Any], *, window: int, seed: int, number: int) -> None:
         shards = np.asarray(shard_of)[indices]
-        by_shard = np.argsort(shards, kind="stable")
+        if (shards[1:] < shards[:-1]).any():  # of a corpus they are in order, and millions take seconds to sort
+            by_shard = np.argsort(shards, kind="stable")
+            indices, shards = indices[by_shard], shards[by_shard]
         self.size = len(indices)
-        self.members = indices[by_shard]
-        _, self._shard_sizes = np.unique(shards, return_counts=True)
-        self._shard_starts = np.cumsum(self._shard_sizes) - self._shard_sizes
+        self._shard_starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]]))
+        self._shard_sizes = np.diff(np.append(self._shard_starts, self.size))
+        # Mostly a shard's samples are neighbours, and of millions it is enough to know the first of each shard.
+        self._firsts = indices[self._shard_starts]
+        lasts = indices[self._shard_starts + self._shard_sizes - 1]
+        self._scattered = None if (lasts - self._firsts < self._shard_sizes).all() else indices
         self._window, self._seed, self._number = window, seed, number
         # A step touches one or two windows of a stream; a few more are kept for steps made side by side.
         self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
         self._members = functools.lru_cache(maxsize=4)(self._make_members)
+
+    @property
+    def members(self) -> Integers:
+        """[size] its samples, by shard."""
+        return ranges(self._firsts, self._shard_sizes) if self._scattered is None else self._scattered
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_epoch", "_members")}
@@ -297,6 +308,9 @@ class _Stream:
         """The samples of one window in their shuffled order."""
         order, _ = self._epoch(epoch)
         shards = order[window * self._window : (window + 1) * self._window]
-        parts = [np.arange(self._shard_starts[s], self._shard_starts[s] + self._shard_sizes[s]) for s in shards]
-        members: Integers = self.members[np.concatenate(parts)]
+        sizes = self._shard_sizes[shards]
+        if self._scattered is None:
+            members = ranges(self._firsts[shards], sizes)
+        else:
+            members = self._scattered[ranges(self._shard_starts[shards], sizes)]
         return generator(self._seed, self._number, epoch, _WINDOW, window).permutation(members)
