@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags
+from unimo_ds.data import region_tags, resolution
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
@@ -29,7 +29,7 @@ _SAMPLES_AT_ONCE, _TEXTS_AT_ONCE = 1 << 18, 1 << 20
 """Bound the memory of the check, whatever the size of the corpus."""
 
 
-class CheckableCorpus(OrderedCorpus, Protocol):
+class CheckableCorpus(OrderedCorpus, resolution.Patched, Protocol):
     """What the check reads of `corpus.Corpus`."""
 
     num_samples: int
@@ -81,6 +81,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             config.model.region_tag_sizes,
             whose=f"the regions of the data at {config.data.path!r}",
         )
+        resolution.check(corpus, config, location=f"the data at {config.data.path!r}", is_new=True)
     if config.data.smallest_crop < 1 and corpus.has_stored_regions:
         raise UserError(
             f"data.smallest_crop={config.data.smallest_crop} crops images, but the data at {config.data.path!r} holds regions "
@@ -133,7 +134,8 @@ def check_made_alike(
     Other pieces of the same number, or other features of the same size, would be taken without a word. Of the folders of the
     training data those that are gone or remote are not compared; where none is known (empty), none is.
 
-    made_with: what the model carries of them (`data.made_with`); models of older versions carry nothing.
+    made_with: what the model carries of them (`data.made_with`), which decides where it is known; models of older versions carry
+        nothing. (Data may be made anew after a run; and a model that was made to fit another resolution carries that.)
 
     Raises:
         UserError: naming what differs.
@@ -142,7 +144,9 @@ def check_made_alike(
     trained_on = {place: load_manifest(place) for place in places if (Path(place) / MANIFEST_FILE).is_file()}
     for (place, manifest), part in itertools.product(trained_on.items(), parts):
         mine, theirs = getattr(corpus.manifest, part), getattr(manifest, part)
-        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
+        if mine is None or mine.fingerprint == made_with.get(part):
+            continue
+        if theirs is not None and mine.fingerprint != theirs.fingerprint:
             raise UserError(
                 f"{corpus.location} was prepared with another {part} than the training data {place}; prepare it with "
                 f"`--like {place}` (features of one detector: with the same --feature-name)"
