@@ -145,6 +145,9 @@ class MaskingConfig:
     region_share: float = 0.15
     region_overlap: float = 0.3
     """Regions whose intersection over union with a masked anchor exceeds this are masked too."""
+    normalised_pixels: bool = False
+    """Whether a masked patch is predicted as its pixels with mean 0 and deviation 1 (masked autoencoders), not as they are; where
+    regions are patches."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from tests.data.prepare.raw import picture, write_photographs
 from tests.distributed.launching import launch
+from tests.runs import logged
 from unimo_ds import cli, train
 from unimo_ds.data import extractors
 from unimo_ds.data.corpus import Corpus
@@ -42,7 +43,13 @@ SMALL = (
 PRETRAINING = (
     *(f"model.{one}" for one in SMALL),
     *("data.max_text_tokens=64", "data.num_workers=0", "data.kind_weights.text=0", "data.kind_weights.image=0"),
-    *("losses.region_classification=0", "batch.global_samples=8", "schedule.warmup_steps=0", "schedule.total_steps=3"),
+    *(
+        "losses.region_classification=0",
+        "masking.normalised_pixels=true",
+        "batch.global_samples=8",
+        "schedule.warmup_steps=0",
+        "schedule.total_steps=3",
+    ),
     *("logging.every_steps=1", "evaluation.num_pairs=6", "evaluation.every_steps=3", "checkpoint.every_steps=3"),
 )
 FINETUNING = (
@@ -105,6 +112,13 @@ def test_a_run_from_pixels_knows_how_its_patches_lie(place: Path) -> None:
     assert Corpus.open(place / "old" / "train").patch_grid == OLD
     model = checkpoint.read_config(place / "run" / "config.json").model
     assert (model.region_tag_sizes, model.patch_grid, model.patch_side) == ((6,), (2, 3), SIDE)
+
+
+def test_normalised_pixels_are_what_a_run_predicts_and_measures(place: Path) -> None:
+    """Their mean square is 1, and a fresh model predicts nearly 0."""
+    steps = logged(place / "run")
+    assert steps[1]["loss/region_regression"] == pytest.approx(1, abs=0.05)
+    assert steps[0]["held_out/loss/region_regression"] == pytest.approx(1, abs=0.05)
 
 
 def test_fine_tuning_measurement_and_export_at_the_new_resolution(

@@ -48,8 +48,8 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 
     Raises:
         UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
-            region classes, tags or vocabulary other than the model's, crops of what is no image, or a sample that cannot fit into
-            a micro-batch.
+            region classes, tags, patches or vocabulary other than the model's, crops or normalised pixels of what is no image,
+            or a sample that cannot fit into a micro-batch.
     """
     if not corpus.num_samples:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
@@ -86,6 +86,11 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         raise UserError(
             f"data.smallest_crop={config.data.smallest_crop} crops images, but the data at {config.data.path!r} holds regions "
             "that are no patches of them; set it to 1, or prepare the data with --extractor patches"
+        )
+    if config.masking.normalised_pixels and corpus.has_stored_regions:
+        raise UserError(
+            f"masking.normalised_pixels=true is for patches of images, but the data at {config.data.path!r} holds other regions; "
+            "set it to false, or prepare the data with --extractor patches"
         )
     room = config.batch.micro_batch_tokens
     if largest_possible(config) <= room:
