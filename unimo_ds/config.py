@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ class ModelConfig:
     whose outputs take the place of region features; of the sizes of the others. 0: none."""
     region_tag_sizes: tuple[int, ...] = ()
     """Values of each tag that the extractor gives regions (`Regions.tags`): a table of embeddings each. Empty: none."""
+    patch_columns: int = 0
+    """Patches in a row of an image, where image layers read patches, which are numbered row by row; 0: as many as in a column."""
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_epsilon: float = 1e-5
@@ -56,6 +59,20 @@ class ModelConfig:
     def num_patches(self) -> int:
         """Of an image, at most, where image layers read patches; else 0."""
         return self.region_tag_sizes[0] if self.num_image_layers and self.region_tag_sizes else 0
+
+    @property
+    def patch_side(self) -> int:
+        """Pixels of such a patch on a side, three numbers each."""
+        return math.isqrt(self.region_feature_size // 3)
+
+    @property
+    def patch_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of these patches; None: there are none, or they make no square and nothing says how they lie."""
+        if not self.num_patches:
+            return None
+        columns = self.patch_columns or math.isqrt(self.num_patches)
+        rows, rest = divmod(self.num_patches, columns)
+        return None if rest or not (self.patch_columns or rows == columns) else (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,9 @@ class MaskingConfig:
     region_share: float = 0.15
     region_overlap: float = 0.3
     """Regions whose intersection over union with a masked anchor exceeds this are masked too."""
+    normalised_pixels: bool = False
+    """Whether a masked patch is predicted as its pixels with mean 0 and deviation 1 (masked autoencoders), not as they are; where
+    regions are patches."""
 
 
 @dataclass(frozen=True)

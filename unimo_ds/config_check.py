@@ -22,6 +22,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "model.vocabulary_size": (0, math.inf),
     "model.region_feature_size": (0, math.inf),
     "model.num_region_classes": (0, math.inf),
+    "model.patch_columns": (0, math.inf),
     "model.max_positions": (3, math.inf),
     "model.layer_norm_epsilon": (0, 1),
     "model.initializer_range": (0, math.inf),
@@ -150,6 +151,11 @@ def check_stored(config: RunConfig) -> None:
         raise UserError(
             f"model.num_image_layers={model.num_image_layers} needs images as numbered patches (`unimo prepare import "
             "--extractor patches`) and model.region_tag_sizes, their number; or set model.num_image_layers=0"
+        )
+    if model.patch_columns and model.num_patches and not model.patch_grid:
+        raise UserError(
+            f"model.patch_columns={model.patch_columns} does not divide the patches of an image, model.region_tag_sizes="
+            f"{model.num_patches}; set it to how many lie in a row, or to 0 where they make a square"
         )
     if not contrast.min_temperature <= contrast.temperature <= contrast.max_temperature:
         raise UserError(

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     # Objectives, model, engine.
-    task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
+    task = PretrainingTask.of(config)
     with failing_together(communicator):
         model = make_model(config, task)
     engine = make_engine(model, config, engine_settings)

@@ -103,6 +103,7 @@ class MemoryCorpus:
         self.region_tag_sizes = region_tags.common(
             region_tags.sizes_of(s.regions) for s in samples if s.regions is not None
         )
+        self.patch_grid = None
         self.has_stored_regions = any(sample.regions is not None for sample in samples)
         shards = list(dict.fromkeys(sample.key.partition(":")[0] for sample in samples))
         first = {shard: next(i for i, s in enumerate(samples) if s.key.startswith(f"{shard}:")) for shard in shards}

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data import patched
+from tests.data import corpora, patched
 from tests.data.patched import GRID, jpeg_of
 from tests.data.prepare.raw import picture
 from tests.data.shard_folders import make_image
 from tests.data.test_loader import global_step
+from unimo_ds.config import to_dict
 from unimo_ds.data import images, manifest, members, patches, shards
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.corpus_check import check_corpus
@@ -25,6 +26,7 @@ from unimo_ds.data.loader import StepLoader
 from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.schema import Caption, Kind, PatchGrid, Regions, Sample
 from unimo_ds.data.verify import verify
+from unimo_ds.engine.run_directory import differing_keys
 from unimo_ds.utils.errors import UserError
 
 ARRAYS = ("boxes", "features", "class_ids", "class_probabilities", "tags")
@@ -282,3 +284,19 @@ def test_another_grid_than_the_manifests_is_refused(tmp_path: Path) -> None:
     manifest.write_manifest(folder, dataclasses.replace(whole, feature_size=12))
     with pytest.raises(CorruptSample, match="have not 12 features"):
         Corpus.open(folder).read(0)
+
+
+def test_normalised_pixels_are_of_patches_alone(folder: Path) -> None:
+    """And no news to runs of before, where they are off."""
+    config = corpora.make_config()
+    masking = dataclasses.replace(config.masking, normalised_pixels=True)
+    with pytest.raises(UserError, match=r"masking\.normalised_pixels=true is for patches .* --extractor patches"):
+        check_corpus(corpora.make_corpus(), dataclasses.replace(config, masking=masking))
+    corpus = Corpus.open(folder)
+    plain = patched.config_for(corpus)
+    normalised = dataclasses.replace(plain, masking=masking)
+    check_corpus(corpus, normalised)
+    before = to_dict(plain)
+    del before["masking"]["normalised_pixels"]
+    assert differing_keys(before, to_dict(plain)) == []
+    assert differing_keys(before, to_dict(normalised)) == ["masking.normalised_pixels"]

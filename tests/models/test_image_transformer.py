@@ -110,14 +110,16 @@ def test_reproduces_the_vision_transformer_of_transformers(teacher, folder, norm
     torch.testing.assert_close(encoded(loaded(folder), batch), expected.flatten(0, 1), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 5), (2, 7), (1, 9)])
 @torch.no_grad()
-def test_positions_of_more_patches_are_interpolated_as_in_transformers(teacher, folder):
-    more = ROWS + 2
-    pixels = torch.from_numpy(generator(5).random((1, 3, SIDE * more, SIDE * more))).float() * 2 - 1
+def test_positions_of_other_grids_are_interpolated_as_in_transformers(teacher, folder, rows, columns):
+    """One of them of as many patches as the folder's."""
+    pixels = torch.from_numpy(generator(5).random((1, 3, SIDE * rows, SIDE * columns))).float() * 2 - 1
     expected = teacher(pixels, interpolate_pos_encoding=True).last_hidden_state
     batch = pack_sequences([image_of(patches_of(pixels[0]))])
     exact = torch.cat((torch.zeros(1, 48), torch.tensor(patches_of(pixels[0]))))
-    found = encoded(loaded(folder, region_tag_sizes=(more**2,)), dataclasses.replace(batch, region_features=exact))
+    model = loaded(folder, region_tag_sizes=(rows * columns,), patch_columns=columns)
+    found = encoded(model, dataclasses.replace(batch, region_features=exact))
     torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=2e-5)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation import small
 from unimo_ds import recipes
+from unimo_ds.config import apply_overrides
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine import ds_config
 from unimo_ds.planning.cost import counted_cost
@@ -55,6 +56,16 @@ def test_checkpointing_trades_memory_for_operations() -> None:
     plain, less = plan(config), plan(thrifty)
     assert less.memory[1].activations < plain.memory[1].activations / 4
     assert less.batches[0].flops_per_step == pytest.approx(plain.batches[0].flops_per_step * 4 / 3, rel=1e-6)
+
+
+def test_patches_of_another_number_are_patches_still() -> None:
+    config = apply_overrides(
+        recipes.load("base_pixels_32xv100"), ["model.region_tag_sizes=576", "data.max_regions=576"]
+    )
+    usual, finer = plan(recipes.load("base_pixels_32xv100")), plan(config)
+    assert finer.total_parameters - usual.total_parameters == (576 - 196) * 768
+    assert "features 768, classes 1" in to_text(finer)
+    assert "images of 576 regions" in to_text(finer)
 
 
 def test_precision_is_what_the_file_says_whatever_its_name(tmp_path: Path) -> None:

@@ -54,21 +54,23 @@ def test_open_sizes_come_from_the_data_and_stated_ones_stay() -> None:
 
 
 def test_positions_of_patches_come_from_the_data() -> None:
-    corpus = SimpleNamespace(vocabulary_size=900, feature_size=768, num_region_classes=1, region_tag_sizes=(196,))
-    fitted = recipes.fit_to_data(recipes.load("base_pixels_32xv100"), corpus)
+    sizes = {"vocabulary_size": 900, "feature_size": 768, "num_region_classes": 1, "region_tag_sizes": (196,)}
+    fitted = recipes.fit_to_data(recipes.load("base_pixels_32xv100"), SimpleNamespace(**sizes, patch_columns=28))
     assert (fitted.model.region_feature_size, fitted.model.region_tag_sizes, fitted.data.max_regions) == (
         768,
         (196,),
         196,
     )
+    assert (fitted.model.patch_grid, fitted.model.patch_side) == ((7, 28), 16)
     config_check.check(fitted)
     for overrides, culprit in (
         (["data.max_regions=100"], r"data\.max_regions=100 would cut images of model\.region_tag_sizes=196 patches"),
         (["model.region_tag_sizes=none"], r"model\.num_image_layers=12 needs images as numbered patches"),
+        (["model.patch_columns=5"], r"model\.patch_columns=5 does not divide the patches of an image.*=196; set it to"),
     ):
         with pytest.raises(UserError, match=culprit):
             config_check.check(config.apply_overrides(fitted, overrides))
-    no_patches = SimpleNamespace(vocabulary_size=900, feature_size=48, num_region_classes=9, region_tag_sizes=())
+    no_patches = SimpleNamespace(**{**sizes, "region_tag_sizes": ()}, patch_columns=0)
     with pytest.raises(UserError, match="needs images as numbered patches"):
         config_check.check(recipes.fit_to_data(recipes.load("base_pixels_32xv100"), no_patches))
 

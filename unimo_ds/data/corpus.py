@@ -7,6 +7,7 @@ Facts (kinds, lengths, references) are NumPy arrays over the whole corpus (`join
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -18,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import blend, joined_index, members, region_tags
+from unimo_ds.data import blend, joined_index, members, patch_extractor, region_tags
 from unimo_ds.data.crops import Crop
-from unimo_ds.data.schema import Sample
+from unimo_ds.data.schema import PatchGrid, Sample
 from unimo_ds.utils.errors import UserError
 
 _SPLIT_NAMES = 64
@@ -137,6 +138,25 @@ class Corpus:
             UserError: it is gone or another one lies in its place.
         """
         return blend.lead_of(self._folders).tokenizer_path
+
+    @functools.cached_property
+    def patch_grid(self) -> PatchGrid | None:
+        """How its extractor cuts images into patches; None where it does not, or there is none. Its file is read, fetched first
+        where the corpus is remote.
+
+        Raises:
+            UserError: it is gone or another one lies in its place.
+        """
+        lead = blend.lead_of(self._folders)
+        entry = lead.manifest.extractor
+        if entry is None or entry.file is None:
+            return None
+        return patch_extractor.grid_in(lead.file_path(entry.file))
+
+    @property
+    def patch_columns(self) -> int:
+        """Of that grid; 0 without one. Errors as `patch_grid`."""
+        return 0 if self.patch_grid is None else self.patch_grid.columns
 
     def key(self, sample: int) -> str:
         """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` where there are several folders."""

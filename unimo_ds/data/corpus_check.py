@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags
+from unimo_ds.data import region_tags, resolution
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.manifest import MANIFEST_FILE, load_manifest
@@ -29,7 +29,7 @@ _SAMPLES_AT_ONCE, _TEXTS_AT_ONCE = 1 << 18, 1 << 20
 """Bound the memory of the check, whatever the size of the corpus."""
 
 
-class CheckableCorpus(OrderedCorpus, Protocol):
+class CheckableCorpus(OrderedCorpus, resolution.Patched, Protocol):
     """What the check reads of `corpus.Corpus`."""
 
     num_samples: int
@@ -48,8 +48,8 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 
     Raises:
         UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
-            region classes, tags or vocabulary other than the model's, crops of what is no image, or a sample that cannot fit into
-            a micro-batch.
+            region classes, tags, patches or vocabulary other than the model's, crops or normalised pixels of what is no image,
+            or a sample that cannot fit into a micro-batch.
     """
     if not corpus.num_samples:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
@@ -81,10 +81,16 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
             config.model.region_tag_sizes,
             whose=f"the regions of the data at {config.data.path!r}",
         )
+        resolution.check(corpus, config, location=f"the data at {config.data.path!r}", is_new=True)
     if config.data.smallest_crop < 1 and corpus.has_stored_regions:
         raise UserError(
             f"data.smallest_crop={config.data.smallest_crop} crops images, but the data at {config.data.path!r} holds regions "
             "that are no patches of them; set it to 1, or prepare the data with --extractor patches"
+        )
+    if config.masking.normalised_pixels and corpus.has_stored_regions:
+        raise UserError(
+            f"masking.normalised_pixels=true is for patches of images, but the data at {config.data.path!r} holds other regions; "
+            "set it to false, or prepare the data with --extractor patches"
         )
     room = config.batch.micro_batch_tokens
     if largest_possible(config) <= room:
@@ -133,7 +139,8 @@ def check_made_alike(
     Other pieces of the same number, or other features of the same size, would be taken without a word. Of the folders of the
     training data those that are gone or remote are not compared; where none is known (empty), none is.
 
-    made_with: what the model carries of them (`data.made_with`); models of older versions carry nothing.
+    made_with: what the model carries of them (`data.made_with`), which decides where it is known; models of older versions carry
+        nothing. (Data may be made anew after a run; and a model that was made to fit another resolution carries that.)
 
     Raises:
         UserError: naming what differs.
@@ -142,7 +149,9 @@ def check_made_alike(
     trained_on = {place: load_manifest(place) for place in places if (Path(place) / MANIFEST_FILE).is_file()}
     for (place, manifest), part in itertools.product(trained_on.items(), parts):
         mine, theirs = getattr(corpus.manifest, part), getattr(manifest, part)
-        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
+        if mine is None or mine.fingerprint == made_with.get(part):
+            continue
+        if theirs is not None and mine.fingerprint != theirs.fingerprint:
             raise UserError(
                 f"{corpus.location} was prepared with another {part} than the training data {place}; prepare it with "
                 f"`--like {place}` (features of one detector: with the same --feature-name)"

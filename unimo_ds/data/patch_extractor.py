@@ -72,6 +72,15 @@ def of_stored(stored: StoredExtractor) -> PatchExtractor:
     return _checked(from_dict(PatchGrid, stored.settings, where=settings), settings)
 
 
+def grid_in(file: Path) -> PatchGrid | None:
+    """The grid of the extractor in a file; None where it is of another kind.
+
+    Raises:
+        UserError: nothing there, or damaged.
+    """
+    return of_stored(extractor_file.read(file)).grid if extractor_file.kind_of(file) == KIND else None
+
+
 def _checked(grid: PatchGrid, where: str) -> PatchExtractor:
     try:
         return PatchExtractor(members.patch_grid([grid.rows, grid.columns, grid.side]))

@@ -228,8 +228,9 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
 def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) -> str:
     """What is wrong where the checkpoint's model is not the configuration's."""
     mine = to_dict(config.model)
-    # Where the weights came from and how much of them is dropped may change; what the tensors are may not.
-    free = {"initialize_from", "initialize_images_from", "hidden_dropout", "attention_dropout"}
+    # Where the weights came from and how much of them is dropped may change, how patches lie is the data's; what the tensors are
+    # may not.
+    free = {"initialize_from", "initialize_images_from", "hidden_dropout", "attention_dropout", "patch_columns"}
     differing = sorted(key for key in mine.keys() - free if differs(described, mine, key))
     if not differing:
         return ""

@@ -44,6 +44,7 @@ _FREE = (
     "model.initialize_from",
     "model.initialize_images_from",
     # Where the data lies may change, what it is may not: its fingerprint is compared.
+    "model.patch_columns",
     "data.path",
     "data.made_with",
     "data.made_with.",

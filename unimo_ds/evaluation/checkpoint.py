@@ -14,9 +14,12 @@ import torch
 
 from unimo_ds.config import RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
+from unimo_ds.data import resolution
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.models.accounting import count_parameters
+from unimo_ds.models.positions import at_resolution
 from unimo_ds.models.split_weights import split_files
 from unimo_ds.models.unimo import OBJECTIVE_HEADS, ModelOutput, Unimo, options_of
 from unimo_ds.utils import strict_json
@@ -148,8 +151,12 @@ def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
     return from_dict(RunConfig, sizes, where=str(path))
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | None = None) -> LoadedModel:
+def load(
+    path: str | os.PathLike[str], *, device: torch.device | None = None, images: Corpus | None = None
+) -> LoadedModel:
     """The model at `path` (see `find`), in float32 and evaluation mode.
+
+    images: data that it will read; one that reads patches is made to fit their resolution (`data/resolution.py`).
 
     Raises:
         UserError: as `find` and `read_config`; weights that are damaged or of another model.
@@ -158,9 +165,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | None = None) ->
     config = read_config(files.config)
     weights = read_weights(files.weights)
     check_size(weights, config, files)
-    model = Unimo(config.model, **options_of(config))
     if any(name.startswith("head.") for name in weights):
         raise UserError(f"{files.weights.parent} is a fine-tuned model, with a task's head; give the pre-trained one")
+    if images is not None:
+        trained, config = config, resolution.fitted(config, images)
+        weights = at_resolution(weights, trained.model, config.model, where=str(files.weights))
+    model = Unimo(config.model, **options_of(config))
     fill(dict(model.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}")
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return LoadedModel(model.to(chosen).eval(), config, files, chosen)
@@ -196,7 +206,7 @@ def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: Ch
         )
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """The tensors of a safetensors file, or of all that an index names; checked against the checkpoint's manifest where there
     is one beside it, and named as `Unimo` names them; without the heads that objectives of pre-training bring along.
 

@@ -29,6 +29,7 @@ from unimo_ds.evaluation.measure import (
 )
 from unimo_ds.evaluation.pairs import PairReader, choose_pairs
 from unimo_ds.evaluation.pictures import to_png
+from unimo_ds.models import positions
 from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import device_of
@@ -101,17 +102,17 @@ def evaluate(
     device: str | None = None,
     pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure the model at `path` on the pairs at `data`.
+    """Measure the model at `path` on the pairs at `data`, which may have another resolution than its training data.
 
     num_pairs: spread evenly over the data; 0: all. rerank: candidates of each query that are encoded jointly; 0: none.
     pictures: folder for PNGs of some retrievals.
-    Returns task, checkpoint, data, counts and `metrics`.
+    Returns task, checkpoint, data, counts, `metrics` and `notes`.
 
     Raises:
         UserError: bad paths, data of another model, a damaged sample, or a device that is not there.
     """
-    model = checkpoint.load(path, device=device_of(device))
     corpus = Corpus.open(data)
+    model = checkpoint.load(path, device=device_of(device), images=corpus)
     check_fits(corpus, model.config)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     samples = choose_pairs(corpus, num_pairs=num_pairs)
@@ -122,6 +123,7 @@ def evaluate(
         metrics = TASKS[task](watched, reader, single, budget, rerank)
     written = [] if pictures is None else _write_pictures(reader, single, pictures)
     num_images = len(reader.pairs.samples_I)
+    note = positions.note(checkpoint.read_config(model.files.config).model, model.config.model)
     return {
         "task": task,
         "checkpoint": str(model.files.weights.parent),
@@ -131,6 +133,7 @@ def evaluate(
         "chance_mean_recall": _chance(num_images, len(reader.pairs.captions)),
         "metrics": metrics,
         "pictures": written,
+        "notes": {"resolution": note} if note else {},
     }
 
 
@@ -144,6 +147,7 @@ def to_text(result: dict[str, Any]) -> str:
         lines.append(f"  {name:<46} {f'{100 * value:7.2f} %' if is_share else f'{value:9.4g}'}")
     if "retrieval/mean_recall" in result["metrics"]:
         lines.append(f"  {'chance of mean recall':<46} {100 * result['chance_mean_recall']:7.2f} %")
+    lines += [f"  {name}: {text}" for name, text in result["notes"].items()]
     return "\n".join([*lines, *(f"  wrote {name}" for name in result["pictures"])])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags
+from unimo_ds.data import region_tags, resolution
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
@@ -106,6 +106,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has a tokenizer of {corpus.vocabulary_size} pieces, the model one of "
             f"{config.model.vocabulary_size}; prepare the data with `--like` the training data"
         )
+    resolution.check(corpus, config, location=corpus.location)
     if corpus.feature_size != config.model.region_feature_size:
         raise UserError(
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "

@@ -38,7 +38,7 @@ def held_out_losses(
     config = dataclasses.replace(
         config, seed=_SEED, contrast=dataclasses.replace(config.contrast, enabled=False), losses=LossWeights()
     )
-    task = PretrainingTask(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
+    task = PretrainingTask.of(config)
     selection = select_step(corpus, samples, np.arange(len(samples)), config)
     dealt = deal(
         micro_batches(selection.num_positions, micro_batch_tokens=config.batch.micro_batch_tokens),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import blend, extractors
+from unimo_ds.data import blend, extractors, resolution
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint, run_paths
@@ -92,7 +93,11 @@ def load(
 
 
 def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor | None:
-    """Beside the weights or the configuration, in the run's data, or where a fine-tuning started from."""
+    """That of its own patches; else beside the weights or the configuration, in the run's data, or where a fine-tuning started
+    from."""
+    grid = resolution.grid_of(config)
+    if grid is not None and "extractor" in config.data.made_with:  # it is the one: the fingerprints agree
+        return PatchExtractor(grid)
     for folder in (files.weights.parent, files.config.parent):
         if (folder / EXTRACTOR_FILE).is_file():
             return extractors.load(folder)

@@ -169,9 +169,18 @@ def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf,
     Raises:
         UserError: no data folder there, or one made with another region extractor.
     """
+    corpus = check_images(find_images(data, split), config, tokenizer=None)
+    return SampleShelf(corpus, max_regions=config.data.max_regions), ImageNames(corpus)
+
+
+def find_images(data: Path, split: str) -> Corpus:
+    """The data folder of these, whatever made it.
+
+    Raises:
+        UserError: none there.
+    """
     folders = (data / IMAGES_FOLDER / split, data / IMAGES_FOLDER)
     folder = next((one for one in folders if (one / "manifest.json").is_file()), None)
     if folder is None:
         raise UserError(f"there is no data folder at {folders[1]}; make it with `unimo prepare import --kind images`")
-    corpus = check_images(Corpus.open(folder), config, tokenizer=None)
-    return SampleShelf(corpus, max_regions=config.data.max_regions), ImageNames(corpus)
+    return Corpus.open(folder)

@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.files import fingerprint_of
-from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, open_images
+from unimo_ds.finetune.image_text import ImageTextExamples, ImageTextRow, find_images, open_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics.classification import accuracy
 from unimo_ds.finetune.model import ProductHead, TaskOutput
@@ -43,6 +44,9 @@ class ImageTextLabelTask(Task):
 
     def measure(self, scores_EK: NDArray[np.float32], labels_E: NDArray[np.float64]) -> dict[str, float]:
         return {"accuracy": accuracy(scores_EK.argmax(1), labels_E)}
+
+    def find_images(self, data: Path, split: str) -> Corpus:
+        return find_images(data, split)
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]

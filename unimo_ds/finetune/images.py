@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags
+from unimo_ds.data import region_tags, resolution
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
@@ -30,13 +30,22 @@ def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenize
     Raises:
         UserError: none there, or one made with another region extractor or tokenizer.
     """
+    return check_images(find_split(data, split), config, tokenizer=tokenizer)
+
+
+def find_split(data: Path, split: str) -> Corpus:
+    """The same, whatever made it.
+
+    Raises:
+        UserError: none there.
+    """
     names = _SPLIT_FOLDERS.get(split, (split,))
     folder = next((data / name for name in names if (data / name / "manifest.json").is_file()), None)
     if folder is None:
         is_split = (data / "manifest.json").is_file()
         cure = "give the folder above it" if is_split else "make it with `unimo prepare import`"
         raise UserError(f"{data} has no data folder {' or '.join(names)}; {cure}")
-    return check_images(Corpus.open(folder), config, tokenizer=tokenizer)
+    return Corpus.open(folder)
 
 
 def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | None) -> Corpus:
@@ -44,6 +53,7 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
     Raises:
         UserError: see `open_split`.
     """
+    resolution.check(corpus, config, location=corpus.location)
     if corpus.feature_size != config.model.region_feature_size:
         raise UserError(
             f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data import resolution
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine import ds_config, run_directory
@@ -29,6 +30,7 @@ from unimo_ds.finetune.reader import StepTooLarge, TaskReader
 from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
+from unimo_ds.models import positions
 from unimo_ds.planning.host import check_host_memory, example_cost
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together, failing_together
@@ -115,6 +117,8 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
     if communicator.rank == 0:
         print(f"seed {seed}: {run_dir}", flush=True)
+        if (note := positions.note(order.start.config.model, config.model)) and not order.from_scratch:
+            print(f"note: {note}", flush=True)
         tokenizer.save(run_dir)
         (run_dir / ASSETS_FILE).write_text(json.dumps(read.assets) + "\n")
 
@@ -153,10 +157,13 @@ def _read(order: Order, seed: int) -> _Read:
         UserError: settings or files that do not fit.
     """
     task, run_dir = order.task, order.run_dir / f"seed-{seed}"
+    started = order.start.config
+    if started.model.num_patches and (images := task.find_images(order.data, "train")) is not None:
+        started = resolution.fitted(started, images)
     config = settings.configure(
         task,
         order.size,
-        order.start.config,
+        started,
         data=order.data,
         run_dir=run_dir,
         start_name="" if order.from_scratch else str(order.start.path),

@@ -27,6 +27,7 @@ from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel, TaskOutput
 from unimo_ds.finetune.task import Task
+from unimo_ds.models.positions import at_resolution
 from unimo_ds.models.roberta import load_roberta
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import locations, strict_json
@@ -101,13 +102,15 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
 
 
 def fill(model: TaskModel, start: Start) -> None:
-    """Put the starting weights into a model, in place; its head keeps its fresh ones.
+    """Put the starting weights into a model, in place; its head keeps its fresh ones. Positions of another grid of patches are
+    interpolated.
 
     Raises:
         UserError: weights of another model.
     """
     own = {name: value for name, value in model.named_parameters() if not name.startswith(HEAD_PREFIX)}
-    checkpoint.fill(own, start.weights, where=f"{start.path} does not fit its own configuration")
+    weights = at_resolution(start.weights, start.config.model, model.config, where=str(start.path))
+    checkpoint.fill(own, weights, where=f"{start.path} does not fit its own configuration")
 
 
 def load_task(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
@@ -79,6 +80,14 @@ class Task(ABC):
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         """`config` with what the training data decides (number of outputs), and assets to keep beside the run (answers)."""
         return config, {}
+
+    def find_images(self, data: Path, split: str) -> Corpus | None:
+        """The data folder of a split's images; None of a task without any.
+
+        Raises:
+            UserError: none there.
+        """
+        return None
 
     @abstractmethod
     def open(

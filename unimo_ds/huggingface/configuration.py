@@ -19,6 +19,7 @@ _NAMES = {
     "intermediate_size": "feed_forward_size",
     "max_position_embeddings": "max_positions",
     "region_feature_size": "region_feature_size",
+    "patch_columns": "patch_columns",
     "num_region_classes": "num_region_classes",
     "hidden_dropout_prob": "hidden_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
@@ -49,6 +50,8 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     initializer_range: float = 0.02
     region_tag_sizes: list[int] | None = None
     """Values of each tag of a region, where the extractor gives such (`region_tags`)."""
+    patch_columns: int = 0
+    """Patches in a row of an image, where image layers read patches; 0: as many as in a column."""
     classifier_dropout: float | int = 0.1
     classifier_hidden_size: int = 2048
     """Of the visual entailment head."""

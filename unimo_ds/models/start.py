@@ -5,28 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.config import ModelConfig, from_dict
+from unimo_ds.models.positions import at_resolution
 from unimo_ds.models.roberta import load_roberta
 from unimo_ds.models.transformers_folder import Weights
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
+_SIZES_OF_PATCHES = ("num_image_layers", "region_feature_size", "region_tag_sizes", "patch_columns")
+"""Fields of ModelConfig that config.json calls the same."""
+
 
 def load_start(model: Unimo, folder: str | Path) -> list[str]:
     """Fill `model` in place from a folder of transformers. Returns the names of the parameters that keep their fresh values.
+    Positions of another grid of patches are interpolated (`positions.py`).
 
     Raises:
         UserError: no such folder, a model of another type or other sizes, a pickle, or a damaged file.
     """
     path = Path(folder) / "config.json"
-    kind = strict_json.read(path, dict[str, Any]).get("model_type") if path.is_file() else None
-    return _load_unimo(model, Path(folder)) if kind == "unimo" else load_roberta(model, folder)
+    found = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
+    if found.get("model_type") != "unimo":
+        return load_roberta(model, folder)
+    sizes = {name: found[name] for name in _SIZES_OF_PATCHES if found.get(name) is not None}
+    return _load_unimo(model, Path(folder), from_dict(ModelConfig, sizes, where=str(path)))
 
 
-def _load_unimo(model: Unimo, folder: Path) -> list[str]:
+def _load_unimo(model: Unimo, folder: Path, sizes: ModelConfig) -> list[str]:
     """Everything but heads of tasks."""
-    weights, names = Weights(folder, prefix="unimo."), [name for name, _ in model.named_parameters()]
-    filled = weights.fill(model, [(name, weights[name]) for name in names if name in weights])
+    source, names = Weights(folder, prefix="unimo."), [name for name, _ in model.named_parameters()]
+    weights = at_resolution(source.tensors, sizes, model.config, where=str(folder))
+    filled = source.fill(model, [(name, weights[name]) for name in names if name in weights])
     if not filled:
         raise UserError(f"{folder} holds none of the model's parameters")
     return sorted(set(names) - filled)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from unimo_ds.config import ModelConfig
 from unimo_ds.models.image_transformer import ImageTransformer
+from unimo_ds.models.positions import resized
 from unimo_ds.models.transformers_folder import Weights, check_config
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import strict_json
@@ -42,7 +42,7 @@ def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
     """Fill the image Transformer of `model` in place.
 
     folder: config.json, model.safetensors and perhaps preprocessor_config.json of a `vit`, as transformers saves it.
-    Positions of another number of patches are interpolated (bicubic), as usual.
+    Positions of another grid of patches are interpolated (`positions.py`).
 
     Raises:
         UserError: a model without image layers; no such folder, another type of model, other sizes, weights as a pickle, a tensor
@@ -62,7 +62,7 @@ def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig
     positions_PD = source["embeddings.position_embeddings"][0]
     yield "image.weight", source["embeddings.cls_token"][0] + positions_PD[:1]
     table = transformer.tags[0].get_parameter("weight").detach().clone()
-    table[:-1] = _resized(positions_PD[1:], config.region_tag_sizes[0], source.folder)
+    table[:-1] = _resized(positions_PD[1:], config, source.folder)
     yield "tags.0.weight", table
     for number in range(config.num_image_layers):
         ours, theirs = f"layers.{number}", f"encoder.layer.{number}"
@@ -110,15 +110,14 @@ def _normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, deviation
 
 
-def _resized(positions_PD: torch.Tensor, number: int, folder: Path) -> torch.Tensor:
-    """[number, D] positions of a square of patches, from those of another."""
-    if len(positions_PD) == number:
-        return positions_PD
-    old, new = math.isqrt(len(positions_PD)), math.isqrt(number)
-    if old * old != len(positions_PD) or new * new != number:
+def _resized(positions_PD: torch.Tensor, config: ModelConfig, folder: Path) -> torch.Tensor:
+    """Positions of a square of patches, for the model's grid of them."""
+    number, old = len(positions_PD), math.isqrt(len(positions_PD))
+    if old**2 == number and config.patch_grid is not None:
+        return resized(positions_PD, (old, old), config.patch_grid)
+    if number != config.num_patches:
         raise UserError(
-            f"{folder} has positions of {len(positions_PD)} patches, the data have {number}; only squares are interpolated"
+            f"{folder} has positions of {number} patches, the data have {config.num_patches}; only squares are "
+            "interpolated, and grids of model.patch_columns"
         )
-    square = positions_PD.T.reshape(1, -1, old, old)
-    resized = functional.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T
+    return positions_PD

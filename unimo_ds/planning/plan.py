@@ -151,18 +151,16 @@ def plan(
 
 def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """Sizes that the recipe leaves to the data, filled with the paper's."""
+    is_patched = config.model.num_image_layers > 0
     model = dataclasses.replace(
         config.model,
         vocabulary_size=config.model.vocabulary_size or _PAPER.vocabulary_size,
-        region_feature_size=config.model.region_feature_size or _PAPER.region_feature_size,
-        num_region_classes=config.model.num_region_classes or _PAPER.num_region_classes,
+        region_feature_size=config.model.region_feature_size
+        or (_PATCH_SIZE if is_patched else _PAPER.region_feature_size),
+        num_region_classes=config.model.num_region_classes or (1 if is_patched else _PAPER.num_region_classes),
+        region_tag_sizes=config.model.region_tag_sizes or ((_NUM_PATCHES,) if is_patched else ()),
     )
-    data = config.data
-    if model.num_image_layers and not model.region_tag_sizes:
-        model = dataclasses.replace(
-            model, region_feature_size=_PATCH_SIZE, num_region_classes=1, region_tag_sizes=(_NUM_PATCHES,)
-        )
-        data = dataclasses.replace(data, max_regions=max(data.max_regions, _NUM_PATCHES))
+    data = dataclasses.replace(config.data, max_regions=max(config.data.max_regions, model.num_patches))
     if model == config.model:
         return config, []
     stated = (

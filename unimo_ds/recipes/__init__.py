@@ -38,6 +38,9 @@ class DataSizes(Protocol):
     @property
     def region_tag_sizes(self) -> tuple[int, ...]: ...
 
+    @property
+    def patch_columns(self) -> int: ...
+
 
 def load(name: str) -> RunConfig:
     """The recipe of that name.
@@ -83,7 +86,7 @@ def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:
     """
     model, data = config.model, config.data
     if model.num_image_layers and not model.region_tag_sizes:
-        model = dataclasses.replace(model, region_tag_sizes=corpus.region_tag_sizes)
+        model = dataclasses.replace(model, region_tag_sizes=corpus.region_tag_sizes, patch_columns=corpus.patch_columns)
         data = dataclasses.replace(data, max_regions=max(data.max_regions, model.num_patches))
     # A corpus of texts alone has no regions; a table of one unused row keeps the model's modules the same.
     fitted = dataclasses.replace(

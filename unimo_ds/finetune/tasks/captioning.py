@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.masking import Tokens
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import images, object_words
@@ -140,6 +141,9 @@ class Captioning(WritingTask):
         corpus = images.open_split(data, "train", config, tokenizer=None)
         names = object_words.read_names(Path(path), num_classes=corpus.manifest.num_region_classes)
         return config, {object_words.ASSET: names}
+
+    def find_images(self, data: Path, split: str) -> Corpus:
+        return images.find_split(data, split)
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]

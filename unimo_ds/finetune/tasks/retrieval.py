@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.examples import text_key
 from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
@@ -163,6 +164,9 @@ class RetrievalTask(Task):
             weight_decay=0.1,
             schedule="drops",
         )
+
+    def find_images(self, data: Path, split: str) -> Corpus:
+        return images.find_split(data, split)
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]

@@ -25,12 +25,13 @@ from torch import nn
 from torch.nn import functional
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.columns import Ragged
 from unimo_ds.finetune.files import fingerprint_of, first_file, read_json_items, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images, open_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
@@ -69,6 +70,9 @@ class Vqa(Task):
                 "lower finetune.answer_min_count"
             )
         return replace(config, finetune=replace(config.finetune, num_outputs=len(answers))), {"answers": answers}
+
+    def find_images(self, data: Path, split: str) -> Corpus:
+        return find_images(data, split)
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
