@@ -52,7 +52,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="data and settings of a run, instead of the three above"
     )
-    steps.add_argument("--world-size", type=int, default=1, metavar="W")
+    steps.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     steps.add_argument(
         "--step", type=int, default=0, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics"
     )

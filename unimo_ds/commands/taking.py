@@ -15,7 +15,7 @@ from unimo_ds.utils.errors import UserError
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     purpose = "write a model with its tokenizer and processor into a folder for transformers"
     _add_export(add_command(commands, "export", purpose, _export, _EXPORT_EXAMPLE))
-    purpose = "convert the officially released Paddle parameters into such a folder"
+    purpose = "convert the officially released Paddle parameters into a folder for transformers"
     _add_convert(add_command(commands, "convert", purpose, _convert, _CONVERT_EXAMPLE))
     _add_generate(commands)
 
@@ -78,7 +78,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="folder with one file for each parameter, as PaddlePaddle saves them",
     )
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with RoBERTa's tokenizer")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),

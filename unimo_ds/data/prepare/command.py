@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             dest=dest,
             default=unchanged,
             metavar="N",
-            help=f"number of {name.replace('-', ' ')} samples (default: as in `make demo`)",
+            help=f"number of {name.replace('held-out', 'held-out pairs')} (default: as in `make demo`)",
         )
     demo.add_argument(
         "--regions",
