@@ -1,5 +1,5 @@
 #!/bin/bash
-# A checkpoint on held-out data, on one GPU.
+# Measures a checkpoint on held-out data, on one GPU.
 #
 #   sbatch slurm/evaluate.sh zero-shot --checkpoint runs/base_32xv100 --json zero_shot.json
 #

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A checkpoint fine-tuned on a downstream task, on one node of 8 GPUs.
+# Fine-tunes a checkpoint on a downstream task, on one node of 8 GPUs.
 #
 #   sbatch slurm/finetune.sh vqa --checkpoint runs/base_32xv100 --data data/vqa --run-dir runs/vqa
 #

@@ -1,11 +1,11 @@
 #!/bin/bash
-# The whole of the paper, from raw corpora to its tables, as jobs that wait for each other. docs/reproduce.md says what lies where.
+# The whole paper, from raw corpora to its tables, as jobs that wait for each other. docs/reproduce.md says where files go.
 #
 #   bash slurm/reproduce.sh base                                      on 4 nodes of 8 V100
 #   bash slurm/reproduce.sh large                                     on 8
 #   bash slurm/reproduce.sh base --set schedule.total_steps=1000      arguments go to unimo_ds/train.py
 #
-# What is done already says so and costs a minute. Where one job fails, those that need it are cancelled: mend it, and call this again.
+# What is done already says so and costs a minute. If a job fails, those that need it are cancelled: fix it, and run this again.
 cd "$(dirname "$0")/.." || exit 2
 size=${1:-}
 case $size in

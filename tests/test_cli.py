@@ -61,7 +61,7 @@ def test_no_words_are_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([])
     assert not stopped.value.code
-    assert "raw corpora to shards" in capsys.readouterr().out
+    assert "turn raw corpora into data folders" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

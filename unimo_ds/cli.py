@@ -73,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"unimo_ds {unimo_ds.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     # In the order of use. Those without help of their own are only listed here; `main` hands them to their parsers.
-    commands.add_parser("prepare", help="raw corpora to shards, stage by stage", add_help=False)
+    commands.add_parser("prepare", help="turn raw corpora into data folders, stage by stage", add_help=False)
     runs.add(commands)
     inspecting.add(commands)
     measuring.add(commands)
     taking.add(commands)
-    commands.add_parser("search", help="a collection by a text or an image; build one; a page for it", add_help=False)
+    commands.add_parser(
+        "search", help="search photographs and texts: build an index, search it, open a search page", add_help=False
+    )
     commands.add_parser("kernels", help="build the CUDA kernels, or check them without a GPU", add_help=False)
     return parser

@@ -110,7 +110,10 @@ def _gpus() -> list[Finding]:
             return [Finding("GPU", "bad", "there, but this torch is a CPU build", "install the CUDA build of torch")]
         return [
             Finding(
-                "GPU", "absent", "none that torch can use", "training runs on the CPU: fit for the demo and for tests"
+                "GPU",
+                "absent",
+                "none that torch can use",
+                "training runs on the CPU, which suffices for the recipes demo and small",
             )
         ]
     return [
@@ -166,13 +169,15 @@ def _apex() -> Finding:
     """NVIDIA's apex is told from the unrelated package of that name by its files, without importing either."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
-        return Finding("NVIDIA apex", "absent", "not installed", "optimizers apex_adam and apex_lamb; adamw works")
+        return Finding(
+            "NVIDIA apex", "absent", "not installed", "the optimizers apex_adam and apex_lamb cannot be used; adamw can"
+        )
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     if not any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders):
         cure = "pip uninstall apex; NVIDIA's is built from source"
         return Finding("NVIDIA apex", "bad", "another project's package called apex", cure)
     if importlib.util.find_spec("amp_C") is None:
-        cost = "apex_adam and apex_lamb; build it with its CUDA extensions, or use adamw"
+        cost = "apex_adam and apex_lamb cannot be used; build it with its CUDA extensions, or use adamw"
         return Finding("NVIDIA apex", "absent", "installed without its CUDA extensions", cost)
     return Finding("NVIDIA apex", "good", "with CUDA extensions")
 

@@ -228,12 +228,12 @@ def _sample_lines(sample: dict[str, Any]) -> list[str]:
         lines.append(f"    text      {_cut(sample['text'])}")
     for caption in sample["captions"]:
         lines.append(f"    caption   {_cut(caption['text'])}")
-        lines += [f"      same    {_cut(text)}" for text in caption["positives"][:2]]
+        lines += [f"      positive  {_cut(text)}" for text in caption["positives"][:2]]
         first_of_level: dict[str, Any] = {}
         for rewrite in caption["negatives"]:
             first_of_level.setdefault(rewrite["level"], rewrite)
         lines += [
-            f"      not     {_cut(rewrite['text'])}  [{rewrite['level']}: {_cut(rewrite['from'])}]"
+            f"      negative  {_cut(rewrite['text'])}  [{rewrite['level']}: {_cut(rewrite['from'])}]"
             for rewrite in first_of_level.values()
         ]
     lines += [f"    related   {_cut(text)}" for text in sample["related_texts"][:2]]

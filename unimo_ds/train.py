@@ -1,4 +1,4 @@
-"""The trainer: from prepared data to a trained model. Every call below is a stage of the project, in the order it happens.
+"""The trainer: from prepared data to a trained model.
 
     deepspeed unimo_ds/train.py                                                          the demo recipe, on drawn scenes
     deepspeed unimo_ds/train.py --recipe small --data data/train --run-dir runs/mine     your data
@@ -55,7 +55,7 @@ DEMO_DATA = "demo_data"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the command line says. Returns the exit status."""
+    """Train as the command line says. Returns the exit status. Every call is a stage of the project, in the order it happens."""
     config, device, communicator = start_run(lambda: read_configuration(arguments), lambda read: read.engine)
 
     # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
@@ -124,9 +124,17 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     )
     parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
     parser.add_argument("--data", metavar="PATH", action=locations.Repeated, help=locations.HELP)
-    parser.add_argument("--run-dir", metavar="DIR", help="where the run is kept; the same one again resumes it")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one field, e.g. optimizer.clip_norm=0.5"
+        "--run-dir",
+        metavar="DIR",
+        help="where the run is kept; the same folder again resumes it (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one field, e.g. optimizer.clip_norm=0.5; may be repeated",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # given by `deepspeed`, unused
     options = parser.parse_args(arguments)

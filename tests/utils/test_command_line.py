@@ -68,7 +68,7 @@ def test_what_is_too_much_or_no_choice_is_named() -> None:
     [
         ("pln", "'plan'", "unimo"),
         ("plan --recipy demo", "'--recipe'", "unimo plan"),
-        ("inspect order --run-dir runs/a", "unknown option --run-dir", "unimo inspect"),
+        ("inspect order --rundir runs/a", "unknown option --rundir", "unimo inspect"),
         ("prepare imprt", "'import'", "unimo prepare"),
         ("prepare import --kind pears --output a", "'pairs'", "unimo prepare import"),
         ("prepare import --kind pairs --captoins a.tsv --output a", "'--captions'", "unimo prepare import"),

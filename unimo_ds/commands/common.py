@@ -38,7 +38,11 @@ def add_command(
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--json", nargs="?", const=_TO_STDOUT, metavar="OUT", help="the result as JSON, to the file OUT or printed"
+        "--json",
+        nargs="?",
+        const=_TO_STDOUT,
+        metavar="OUT",
+        help="print the result as JSON, or write it to the file OUT",
     )
 
 

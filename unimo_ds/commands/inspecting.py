@@ -33,10 +33,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         metavar="PATH",
-        help="shard (.tar) or data folder, also by its URL, run or checkpoint; or one of the words `sample`, `batch`, `order`",
+        help="shard (.tar), data folder (also by URL), run or checkpoint; or one of the words `sample`, `batch`, `order`",
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="samples shown of a shard (default 3) or batch (8)")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="of a run, sample or batch: write it as a page")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="how many samples to show of a shard (default 3) or batch (8)"
+    )
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a run, sample or batch as an HTML page")
     add_json(parser)
     sample = parser.add_argument_group("unimo inspect sample: one sample of --data with its picture, as a page")
     sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
@@ -50,13 +52,15 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="data and settings of a run, instead of the three above"
     )
-    steps.add_argument("--world-size", type=int, default=1, metavar="W")
+    steps.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     steps.add_argument(
         "--step", type=int, default=0, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics"
     )
     steps.add_argument("--rank", type=int, default=0, metavar="R", help="batch: whose part of it (default 0)")
     steps.add_argument("--steps", default="0:1", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
-    steps.add_argument("--workers", type=int, default=0, metavar="N", help="order: processes; changes nothing")
+    steps.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="order: worker processes; the result is the same"
+    )
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

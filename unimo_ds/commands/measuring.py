@@ -18,7 +18,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     purpose = "train a checkpoint on a downstream task and measure it"
     _add_finetune(add_command(commands, "finetune", purpose, _finetune, _FINETUNE_EXAMPLE))
-    _add_report(add_command(commands, "report", "the paper's tables with one's own figures", _report, _REPORT_EXAMPLE))
+    _add_report(
+        add_command(commands, "report", "fill in the paper's tables with your own results", _report, _REPORT_EXAMPLE)
+    )
 
 
 _EVALUATE_EXAMPLE = """unimo evaluate retrieval --checkpoint runs/demo --data demo_data/held_out --json retrieval.json
@@ -29,15 +31,19 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     from unimo_ds.finetune.arguments import add_evaluation
 
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
-    zero_shot = parser.add_argument_group("retrieval, rewrites, zero-shot: a pre-trained checkpoint")
-    zero_shot.add_argument("--num-pairs", type=int, default=0, help="so many pairs, evenly spread (default: all)")
-    zero_shot.add_argument("--rerank", type=int, default=0, metavar="K", help="encode the best K of each query jointly")
-    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="write some retrievals as PNG files")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    zero_shot = parser.add_argument_group("for retrieval, rewrites and zero-shot (a pre-trained checkpoint)")
+    zero_shot.add_argument(
+        "--num-pairs", type=int, default=0, help="measure on N pairs, evenly spread (default: all)", metavar="N"
+    )
+    zero_shot.add_argument(
+        "--rerank", type=int, default=0, metavar="K", help="also re-rank the best K of each query by joint encodings"
+    )
+    zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="draw some retrievals as PNG files")
     add_evaluation(parser)
-    classes = parser.add_argument_group("classification: images, a folder a class, by the names of their classes")
+    classes = parser.add_argument_group("for classification (one folder of images for each class, named after it)")
     classes.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="sentences with {} where the name of the class goes"
+        "--prompt", nargs="+", metavar="TEXT", help="sentences, with {} in place of the name of the class"
     )
     add_json(parser)
 
@@ -142,9 +148,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LABEL=FOLDER",
-        help="a row of the tables: results below the folder (`unimo finetune`, `unimo evaluate --json`); may be repeated",
+        help="add a row LABEL with the results below FOLDER, of `unimo finetune` and `unimo evaluate --json`; may be repeated",
     )
-    parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the tables there instead of printing them")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="OUT", help="write the tables to this file instead of printing them"
+    )
     add_json(parser)
 
 

@@ -11,8 +11,10 @@ from unimo_ds.utils import locations
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    _add_plan(add_command(commands, "plan", "what a run needs, before any GPU is booked", _plan, _PLAN_EXAMPLE))
-    purpose = "what this machine has, and what each missing piece costs"
+    _add_plan(
+        add_command(commands, "plan", "calculate what a run will need: memory, time, data rates", _plan, _PLAN_EXAMPLE)
+    )
+    purpose = "list what this machine has, and what each missing piece costs"
     add_json(add_command(commands, "doctor", purpose, _doctor, _DOCTOR_EXAMPLE))
 
 
@@ -24,17 +26,17 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         action=locations.Repeated,
-        help="data folders, as in training: count their sequences instead of assuming lengths",
+        help="data folders, as in training: their sequences are counted instead of assumed",
     )
-    parser.add_argument("--devices", type=int, help="number of GPUs (or CPU processes); default: the recipe's")
-    parser.add_argument("--hardware", help="v100, a100, h100, h200 or cpu; default: the recipe's")
+    parser.add_argument("--devices", type=int, help="number of GPUs or CPU processes (default: the recipe's)")
+    parser.add_argument("--hardware", help="v100, a100, h100, h200 or cpu (default: the recipe's)")
     parser.add_argument(
-        "--utilisation", type=float, default=0.55, help="share of the peak that is reached (default 0.55)"
+        "--utilisation", type=float, default=0.55, help="share of the peak FLOP/s that training reaches (default 0.55)"
     )
     parser.add_argument(
         "--measured",
         metavar="ROWS",
-        help="take the share from a file of `python -m benchmarks.step`: of such a device, or of another GPU with --profile",
+        help="take this share from rows of `python -m benchmarks.step`, of the same device, or of another GPU with --profile",
     )
     add_json(parser)
 

@@ -13,9 +13,9 @@ from unimo_ds.utils.errors import UserError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    purpose = "a model with tokenizer and processor in one folder for transformers"
+    purpose = "write a model with its tokenizer and processor into a folder for transformers"
     _add_export(add_command(commands, "export", purpose, _export, _EXPORT_EXAMPLE))
-    purpose = "the officially released parameters in a folder"
+    purpose = "convert the officially released Paddle parameters into a folder for transformers"
     _add_convert(add_command(commands, "convert", purpose, _convert, _CONVERT_EXAMPLE))
     _add_generate(commands)
 
@@ -25,15 +25,20 @@ _EXPORT_EXAMPLE = "unimo export --checkpoint runs/demo --to exported/demo"
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the one of the run's data)")
-    parser.add_argument("--extractor", type=Path, help="region extractor (default: the one of the run's data)")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: that of the run's data)")
+    parser.add_argument("--extractor", type=Path, help="region extractor (default: that of the run's data)")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="precision of the stored weights (default fp32)",
+    )
     parser.add_argument(
         "--max-shard-gb",
         type=float,
         default=SHARD_BYTES / 1e9,
-        help="split larger weights over files (default %(default)g)",
+        help="split weights larger than this into several files (default %(default)g)",
     )
     add_json(parser)
 
@@ -70,11 +75,16 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder with one file a parameter, as PaddlePaddle saves",
+        help="folder with one file for each parameter, as PaddlePaddle saves them",
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="RoBERTa's tokenizer")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with RoBERTa's tokenizer")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="precision of the stored weights (default fp32)",
+    )
     add_json(parser)
 
 

@@ -16,7 +16,7 @@ _MOST_RELATED = 24
 _MOST_BOXES = 100
 _STYLE = """
 body > figure img { min-width: 20em; height: auto }
-.same { color: #00682f } .not { color: #a1261d }
+.positive { color: #00682f } .negative { color: #a1261d }
 .related { display: flex; flex-wrap: wrap; gap: .6em } .related span { font-size: .75em; color: #777; display: block }
 """
 
@@ -101,9 +101,9 @@ def _classes(regions: Regions, i: int) -> str:
 
 
 def _caption(caption: Caption, number: int) -> str:
-    rows = [_row("same", "sentence", one) for one in caption.positives]
+    rows = [_row("positive", "sentence", one) for one in caption.positives]
     for level in (Level.SENTENCE, Level.PHRASE, Level.WORD):
-        rows += [_row("not", level.name.lower(), one) for one in caption.negatives if one.level is level]
+        rows += [_row("negative", level.name.lower(), one) for one in caption.negatives if one.level is level]
     table = f"<table>\n{''.join(rows)}</table>" if rows else '<p class="from">no rewrites</p>'
     return f"<h2>Caption {number}: {html.escape(caption.text)}</h2>\n{table}"
 

@@ -17,19 +17,35 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="RUN_OR_DIR",
-        help="run, checkpoint, export, or RoBERTa folder",
+        help="model to start from: run, checkpoint, export, or folder of RoBERTa",
     )
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="default: runs/finetune/TASK; the same again resumes"
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the runs are kept (default: runs/finetune/TASK); the same folder again resumes",
     )
-    parser.add_argument("--recipe", choices=("base", "large"), default="base", help="whose numbers of the paper")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1, one after the other")
     parser.add_argument(
-        "--from-scratch", action="store_true", help="fresh weights of the checkpoint's sizes, to compare"
+        "--recipe",
+        choices=("base", "large"),
+        default="base",
+        help="the paper's hyperparameters for which model size (default: base)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="train with seeds 0 to N - 1, one after the other (default 1)"
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="for comparison: the checkpoint's sizes and tokenizer with fresh weights",
     )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the checkpoint's)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field, e.g. finetune.epochs=3"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. finetune.epochs=3; may be repeated",
     )
 
 
@@ -44,25 +60,34 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "task",
         choices=(*ZERO_SHOT, *others),
         metavar="TASK",
-        help=f"{', '.join(ZERO_SHOT)} (zero-shot: the first two and losses); of a fine-tuned one {', '.join(NAMES)}",
+        help=f"of a pre-trained checkpoint: {', '.join(ZERO_SHOT)} (zero-shot: the first two, and losses); "
+        f"of a fine-tuned one: {', '.join(NAMES)}",
     )
     parser.add_argument(
         "--data",
         required=True,
         action=locations.Repeated,
-        help="data folder with pairs (several: --data A --data B, or A::B), or the task's official files",
+        help="data folder with pairs (several: --data A --data B, or A::B), or folder of the task's official files",
     )
-    tuned = parser.add_argument_group("a fine-tuned checkpoint")
-    tuned.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
-    tuned.add_argument("--max-examples", type=int, default=0, help="so many examples, evenly spread (default: all)")
+    tuned = parser.add_argument_group("for a fine-tuned checkpoint")
     tuned.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. finetune.generation.beams=1"
+        "--split", choices=("train", "dev", "test"), default="dev", help="which split to measure on (default: dev)"
+    )
+    tuned.add_argument(
+        "--max-examples", type=int, default=0, metavar="N", help="measure on N examples, evenly spread (default: all)"
+    )
+    tuned.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. finetune.generation.beams=1",
     )
     tuned.add_argument(
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="write an answer for each example, as JSON lines; .tsv as GLUE takes them, .json as VQA, CoQA and COCO do",
+        help="write the answers: .tsv for GLUE's server, .json for VQA, CoQA and COCO, otherwise JSON lines",
     )
 
 

@@ -45,16 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, action=locations.Repeated, help=locations.HELP)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="must be writable from every node")
-    parser.add_argument("--reports", type=Path, help="folder for the reports (default: RUN_DIR/preflight/JOB-START)")
-    parser.add_argument("--gpus", type=int, help="GPUs that each node must have (default: what Slurm gave; 0: CPU)")
-    parser.add_argument("--min-free-gib", type=float, default=10.0, help="free space in the run directory (default 10)")
     parser.add_argument(
-        "--min-bandwidth", type=float, default=0.0, metavar="GB/S", help="that the all-reduce must reach (default: any)"
+        "--run-dir",
+        type=Path,
+        default=Path("runs"),
+        help="run directory; must be writable from every node (default: runs)",
     )
-    parser.add_argument("--all-reduce-mib", type=float, help="size of the tensor (default 256 on GPUs, 16 on CPUs)")
+    parser.add_argument("--reports", type=Path, help="folder for the reports (default: RUN_DIR/preflight/JOB-START)")
     parser.add_argument(
-        "--wait", type=float, default=180.0, metavar="SECONDS", help="for a node's report (default 180)"
+        "--gpus", type=int, help="GPUs that each node must have (default: as many as Slurm allocated; 0: CPU only)"
+    )
+    parser.add_argument(
+        "--min-free-gib", type=float, default=10.0, help="free space required in the run directory (default 10)"
+    )
+    parser.add_argument(
+        "--min-bandwidth",
+        type=float,
+        default=0.0,
+        metavar="GB/S",
+        help="bandwidth that the all-reduce must reach (default: no minimum)",
+    )
+    parser.add_argument(
+        "--all-reduce-mib", type=float, help="size of the all-reduced tensor (default 256 on GPUs, 16 on CPUs)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="how long to wait for a node's report (default 180)",
     )
     return run_command(lambda: run(parser.parse_args(arguments)))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unimo_ds.generation.generate import GenerationSettings
     from unimo_ds.serving.model import ServedModel
 
-CHECKPOINT_HELP = "run (its newest checkpoint), RUN/checkpoints/best, one checkpoint, or an exported folder"
+CHECKPOINT_HELP = "run (its newest checkpoint is used), RUN/checkpoints/best, another checkpoint, or an exported folder"
 
 
 def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
@@ -23,7 +23,7 @@ def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
     parser.add_argument("--checkpoint", type=Path, required=not default, metavar="RUN_OR_DIR", help=text)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
     parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -52,21 +52,34 @@ def open_model(arguments: argparse.Namespace) -> ServedModel:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "how to write (defaults: what the model was fine-tuned with, else those in brackets)"
+        "how to write (defaults: the settings the model was fine-tuned with, or else those in brackets)"
     )
-    group.add_argument("--beams", type=int, help="hypotheses of the beam search; 1: greedy (5)")
-    group.add_argument("--length-penalty", type=float, help="a in log P / ((5 + t) / 6) ** a (0.6)")
-    group.add_argument("--min-tokens", type=int, help="fewest tokens (0)")
-    group.add_argument("--max-tokens", type=int, help="most tokens (50)")
+    group.add_argument("--beams", type=int, metavar="N", help="number of beams; 1: greedy (5)")
     group.add_argument(
-        "--block-words", type=int, metavar="N", help="no N words come twice; 3: trigram blocking, 0: off (0)"
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="a in log P / ((5 + length) / 6) ** a; larger: longer texts (0.6)",
     )
-    group.add_argument("--sample", action="store_true", help="draw tokens instead of searching for the best")
-    group.add_argument("--temperature", type=float, default=1.0, help="of drawing (1)")
-    group.add_argument("--top-k", type=int, default=0, help="draw among the K likeliest; 0: all (0)")
-    group.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest that make up this share (1)")
-    group.add_argument("--seed", type=int, default=0, help="of drawing (0)")
-    group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts each, best first (1)")
+    group.add_argument("--min-tokens", type=int, metavar="N", help="minimum length in tokens (0)")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="maximum length in tokens (50)")
+    group.add_argument(
+        "--block-words", type=int, metavar="N", help="never repeat N consecutive words; 3: trigram blocking, 0: off (0)"
+    )
+    group.add_argument("--sample", action="store_true", help="sample tokens instead of beam search")
+    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (1)")
+    group.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (0)"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample among the likeliest tokens whose probabilities add up to P (1)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts for each input, best first (1)")
 
 
 def generation_settings(arguments: argparse.Namespace, model: ServedModel) -> GenerationSettings:

@@ -46,11 +46,13 @@ def _parser(program: str, purpose: str, epilog: str) -> ArgumentParser:
 
 def _search_parser() -> argparse.ArgumentParser:
     parser = _parser(
-        "", "Search a collection by a text or an image. `unimo search build` makes one; `page` shows it.", _EXAMPLE
+        "",
+        "Search photographs and texts by words or by an image. First build an index: `unimo search build`.",
+        _EXAMPLE,
     )
-    parser.add_argument("query", metavar="TEXT|IMAGE", help="words, or the name of an image file")
+    parser.add_argument("query", metavar="TEXT|IMAGE", help="words to search for, or an image file")
     _add_index(parser)
-    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many to find (default 10)")
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="number of results (default 10)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -58,7 +60,7 @@ def _search_parser() -> argparse.ArgumentParser:
 def _build_parser() -> argparse.ArgumentParser:
     parser = _parser(
         " build",
-        "Encode images and texts, each alone, into a FAISS index.",
+        "Build a search index (FAISS) of images and texts.",
         "example:\n  unimo search build --checkpoint runs/photos --images photos/ --output index",
     )
     options.add_model(parser)
@@ -69,36 +71,39 @@ def _build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="data folders: their images, by stored regions, and texts",
+        help="data folders of `unimo prepare`: their images (by the stored regions) and texts",
     )
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line; - reads standard input")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder of the index")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create for the index")
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="a graph instead of comparing everything: for more than a million items",
+        help="search a graph (HNSW) instead of comparing every item: for more than a million items",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read, and name it")
+    parser.add_argument("--skip-bad", action="store_true", help="skip files that cannot be read, and name them")
     return parser
 
 
 def _page_parser() -> argparse.ArgumentParser:
     parser = _parser(
         " page",
-        "A page for this machine's browser: search photographs by text or photograph, and read captions written for them.",
+        "Open a search page for this machine's browser, with captions written for the photographs.",
         "example:\n  unimo search page --index index --port 8000",
     )
     _add_index(parser)
     parser.add_argument(
-        "--captions", type=Path, metavar="RUN_OR_DIR", help="model that writes captions (default: the same)"
+        "--captions",
+        type=Path,
+        metavar="RUN_OR_DIR",
+        help="model that writes the captions (default: the model of the index)",
     )
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one (default 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default 8000)")
     return parser
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="made by `unimo search build`")
-    options.add_model(parser, default="where it lay at building")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder made by `unimo search build`")
+    options.add_model(parser, default="the one that built the index")
 
 
 def open_both(arguments: argparse.Namespace) -> tuple[Index, ServedModel]:

@@ -30,7 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence, in place of usage and exit."""
-        raise UserError(f"{message} (all of it: `{self.prog} --help`)")
+        raise UserError(f"{message} (see `{self.prog} --help`)")
 
     def _check_options(self, words: Sequence[str]) -> None:
         # Before argparse does: it would tell first of a required option that is missing because it is misspelt.

@@ -17,15 +17,17 @@ What stands in the file: docs/preparation.md"""
 
 def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
-        "--config", type=Path, help="TOML that describes a whole corpus; replaces all options but workers"
+        "--config",
+        type=Path,
+        help="TOML file that describes a whole corpus; replaces all options except --workers and --executor",
     )
     stage.add_argument("--images", type=Path, help="folder or tar of the images that have captions")
-    stage.add_argument("--captions", type=Path, help="TSV of file<TAB>caption")
+    stage.add_argument("--captions", type=Path, help="captions, lines of file<TAB>caption")
     stage.add_argument("--texts", type=Path, nargs="+", default=[], help="text files, one text a line")
     stage.add_argument(
         "--image-only", type=Path, nargs="+", default=[], help="folders or tars of images without captions"
     )
-    stage.add_argument("--output", type=Path, help="new data folder, or one to go on with")
+    stage.add_argument("--output", type=Path, help="data folder to create, or to continue")
     stage.add_argument(
         "--tokenizer", type=Path, help="use this tokenizer instead of training one on captions and texts"
     )
@@ -34,10 +36,10 @@ def add(stage: argparse.ArgumentParser) -> None:
         "--vocabulary-size",
         type=int,
         default=DEFAULT_VOCABULARY,
-        help="of a tokenizer trained here (default %(default)s)",
+        help="size of a tokenizer trained here (default %(default)s)",
     )
-    stage.add_argument("--keep-images", action="store_true", help="store the JPEGs too")
-    stage.add_argument("--seed", type=int, default=0, help="of what is learned and drawn (default 0)")
+    stage.add_argument("--keep-images", action="store_true", help="also store the JPEGs")
+    stage.add_argument("--seed", type=int, default=0, help="seed of what is learned and of random choices (default 0)")
     worker_options.add(stage)
     stage.add_argument("--json", action="store_true", help="print the reports as JSON")
 

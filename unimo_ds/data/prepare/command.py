@@ -1,4 +1,4 @@
-"""`unimo prepare STAGE ...`: raw corpora to data folders, stage by stage. Each stage may be run again at any time."""
+"""Turn raw corpora into data folders, stage by stage. A stage that was interrupted continues when it is run again."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stages and their options."""
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    purpose = "a raw corpus into a data folder, as one more source"
+    purpose = "import a raw corpus into a data folder, as one more source"
     import_options.add(_stage(stages, "import", purpose, import_options.EXAMPLE))
     _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
-    purpose = "store the names and phrases of every text, which are masked whole"
+    purpose = "store the names and phrases of every text, which training masks as a whole"
     rewrite_options.add_phrases(_stage(stages, "phrases", purpose, "unimo prepare phrases data/train"))
     purpose = "store positive and negative rewrites of every caption"
     rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
@@ -64,23 +64,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--number",
                 type=int,
                 default=RetrieveSettings.number,
-                help="related items stored per pair (default %(default)s)",
+                metavar="N",
+                help="related texts and images stored for each pair (default %(default)s)",
             )
             stage.add_argument(
                 "--approximate",
                 nargs="+",
                 choices=get_args(CollectionName),
                 default=[],
-                help="search these through an index of FAISS: images by the million (texts are faster and better exact)",
+                help="search these through a FAISS index: for millions of images (texts are found faster and better exactly)",
             )
         if name != "pack":
             worker_options.add(stage)
         if name == "regions":
-            stage.add_argument("--seed", type=int, default=0, help="of what is learned from the images (default 0)")
-            stage.add_argument("--refit", action="store_true", help="learn the extractor anew from the stored images")
+            stage.add_argument(
+                "--seed", type=int, default=0, help="seed of what is learned from the images (default 0)"
+            )
+            stage.add_argument("--refit", action="store_true", help="learn the extractor again, from the stored images")
             import_options.add_extractor(stage)
         if name == "pack":
-            stage.add_argument("--tokenizer", type=Path, help="count tokens with this tokenizer from now on")
+            stage.add_argument("--tokenizer", type=Path, help="use this tokenizer from now on")
     purpose = "everything from raw files to a verified data folder"
     all_options.add(_stage(stages, "all", purpose, all_options.EXAMPLE))
     demo = _stage(
@@ -93,23 +96,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     unchanged = argparse.SUPPRESS  # what is not given is as in `make demo`
     for name in ("pairs", "images", "texts", "held-out"):
         dest = f"num_{name.replace('-', '_')}"
-        demo.add_argument(f"--{name}", type=int, dest=dest, default=unchanged, metavar="N", help="how many of them")
+        demo.add_argument(
+            f"--{name}",
+            type=int,
+            dest=dest,
+            default=unchanged,
+            metavar="N",
+            help=f"number of {name.replace('held-out', 'held-out pairs')} (default: as in `make demo`)",
+        )
     demo.add_argument(
         "--regions",
         choices=("exact", "grid"),
         default=unchanged,
-        help="of what is drawn (default), or learned from pixels",
+        help="exact: regions of what is drawn (default); grid: learned from pixels",
     )
-    demo.add_argument("--seed", type=int, default=unchanged, help="another corpus of the same kind (default 0)")
+    demo.add_argument(
+        "--seed", type=int, default=unchanged, help="another seed draws another corpus of the same kind (default 0)"
+    )
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 _TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
 _FOLDER_STAGES = {
     "retrieve": "store related texts and images of every pair",
-    "regions": "make regions again from the stored images",
-    "pack": "index and list a folder's shards anew, accepting them as they are",
-    "verify": "prove a folder good (exit 0), or name each bad file and sample (exit 1)",
+    "regions": "make the regions again from the stored images",
+    "pack": "rebuild a folder's indices and manifest from its shards as they are",
+    "verify": "check a folder: exit status 0 if it is good, else 1 and the name of each bad file and sample",
 }
 
 
@@ -126,10 +138,10 @@ def _stage(
 
 
 def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("files", type=Path, nargs="+", help="text files; of a .tsv all columns but the first are read")
+    stage.add_argument("files", type=Path, nargs="+", help="text files (of a .tsv, all columns but the first)")
     stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
     stage.add_argument(
-        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="number of pieces (default %(default)s)"
+        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="number of tokens (default %(default)s)"
     )
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
 

@@ -37,7 +37,7 @@ class Format:
 
 _PICTURES = ("images", "features")
 _ANNOTATED = ("features_format", "feature_classes", "feature_labels", "exclude", "image_name")
-_FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
+FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
     "bottom-up-tsv": BottomUpTsv,
     "vinvl-tsv": VinvlTsv,
     "uniter-lmdb": UniterLmdb,
@@ -47,7 +47,7 @@ _FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
 
 def _pictures(settings: ImportSettings, *, without_suffix: bool = False) -> Pictures:
     if settings.features:
-        return _FEATURE_FILES[settings.features_format or ""](settings)
+        return FEATURE_FILES[settings.features_format or ""](settings)
     return ImageFiles(settings.images, without_suffix=without_suffix)
 
 
@@ -85,13 +85,13 @@ FORMATS: dict[str, Format] = {
     "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED), _alone),
     "lines": Format("text files, one text a line", ("texts",), ("input",), (), partial(TextFiles, form="lines")),
     "paragraphs": Format(
-        "text files, texts apart by empty lines", ("texts",), ("input",), (), partial(TextFiles, form="paragraphs")
+        "text files, texts separated by empty lines", ("texts",), ("input",), (), partial(TextFiles, form="paragraphs")
     ),
     "column": Format(
-        "a column of TSVs with a header", ("texts",), ("input", "column"), (), partial(TextFiles, form="column")
+        "one column of TSV files with a header", ("texts",), ("input", "column"), (), partial(TextFiles, form="column")
     ),
     "json-lines": Format(
-        "a JSON object a line", ("texts",), ("input",), ("column",), partial(TextFiles, form="json-lines")
+        "one JSON object a line", ("texts",), ("input",), ("column",), partial(TextFiles, form="json-lines")
     ),
     "parquet": Format("Parquet files", ("texts",), ("input",), ("column",), ParquetTexts),
     "headings": Format("articles under = Headings =", ("texts",), ("input",), (), partial(TextFiles, form="headings")),
@@ -139,8 +139,8 @@ def check(settings: ImportSettings) -> None:
         raise UserError(f"{asked} needs --images or --features")
     if settings.images and settings.features:
         raise UserError("--images and --features are two sources of the same regions; name one of them")
-    if settings.features and settings.features_format not in _FEATURE_FILES:
-        known = ", ".join(_FEATURE_FILES)
+    if settings.features and settings.features_format not in FEATURE_FILES:
+        known = ", ".join(FEATURE_FILES)
         raise UserError(f"--features needs --features-format, one of {known}")
     if settings.features_format and not settings.features:
         raise UserError(f"--features-format {settings.features_format} needs --features")
@@ -168,6 +168,6 @@ def reader(settings: ImportSettings) -> Reader:
 
 
 def described() -> str:
-    """The formats for `--help`."""
+    """The formats, a line each, for `unimo prepare import --help`."""
     width = max(map(len, FORMATS))
     return "\n".join(f"  {name:<{width}}  {one.purpose}" for name, one in FORMATS.items())

@@ -16,17 +16,42 @@ EXAMPLE = """unimo prepare rewrite data/train --workers 8
 
 def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("folder", type=Path, help="data folder")
-    _add_number(stage, "negatives", "stored per caption and level")
-    _add_number(stage, "positives", "other captions of the image stored per caption")
-    stage.add_argument("--learn-from", type=Path, help="data folder that teaches which words are alternatives")
-    stage.add_argument("--translator", choices=get_args(TranslatorName), help="adds back-translated positives")
-    stage.add_argument("--to-pivot", type=Path, nargs="+", default=[], help="model folders, a pivot language each")
-    stage.add_argument("--from-pivot", type=Path, nargs="+", default=[], help="model folders of the way back")
-    stage.add_argument("--pivots", nargs="+", default=[], help="languages of apertium (default: all installed)")
-    _add_number(stage, "back_translations", "added per caption at most")
-    _add_number(stage, "translation_batch", "sentences a model translates at a time")
-    _add_number(stage, "beams", "of the models' beam search")
-    _add_number(stage, "seed", "of what is drawn")
+    _add_number(stage, "negatives", "negatives stored for each caption and level")
+    _add_number(stage, "positives", "positives stored for each caption: other captions of its image")
+    stage.add_argument(
+        "--learn-from",
+        type=Path,
+        metavar="FOLDER",
+        help="data folder from which replacement words are learned (default: this one)",
+    )
+    stage.add_argument("--translator", choices=get_args(TranslatorName), help="add back-translated positives")
+    stage.add_argument(
+        "--to-pivot",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of models into the pivot languages, one for each",
+    )
+    stage.add_argument(
+        "--from-pivot",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of the models back, in the same order",
+    )
+    stage.add_argument(
+        "--pivots",
+        nargs="+",
+        default=[],
+        metavar="LANGUAGE",
+        help="pivot languages of apertium (default: all installed)",
+    )
+    _add_number(stage, "back_translations", "back-translations added to each caption at most")
+    _add_number(stage, "translation_batch", "sentences translated at a time")
+    _add_number(stage, "beams", "beams of the translation models")
+    _add_number(stage, "seed", "seed of random choices")
     _add_parser(stage)
 
 
@@ -47,9 +72,11 @@ def _add_parser(stage: argparse.ArgumentParser) -> None:
         "--parser",
         choices=get_args(ParserName),
         default=RewriteSettings.parser,
-        help="of captions (default %(default)s)",
+        help="parser of captions (default %(default)s; docs/rewriting.md)",
     )
-    stage.add_argument("--parser-path", type=Path, help="weights (factual) or pipeline (spacy) of the parser")
+    stage.add_argument(
+        "--parser-path", type=Path, metavar="DIR", help="folder with the parser's weights (factual) or pipeline (spacy)"
+    )
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
     worker_options.add(stage)
 

@@ -14,13 +14,16 @@ from unimo_ds.utils.errors import UserError
 
 def add(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
-        "--workers", type=int, help="processes (default: one per core; for a detector one per GPU, or one alone)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="worker processes (default: one per core; for a detector one per GPU, or a single one without a GPU)",
     )
     stage.add_argument(
         "--executor",
         choices=("processes", "mpi"),
         default="processes",
-        help="mpi: the ranks of `mpirun` or `srun`, the first of which directs (default: processes)",
+        help="mpi: use the ranks of `mpirun` or `srun`, of which the first directs the others (default: processes)",
     )
 
 

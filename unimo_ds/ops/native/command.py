@@ -28,25 +28,33 @@ def main(words: Sequence[str]) -> int:
     making = verbs.add_parser(
         "build",
         help="compile for a list of architectures",
+        description="Compile the kernels into one library for each GPU architecture.",
         epilog="example:\n  unimo kernels build --arch sm_70,sm_90 --nvcc /usr/local/cuda-12.9/bin/nvcc",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     making.add_argument(
-        "--arch", default=_DEFAULT_ARCHITECTURE, help="sm_70 (V100, CUDA 12.9 or older), sm_90 (H100, H200)"
+        "--arch",
+        default=_DEFAULT_ARCHITECTURE,
+        help="GPU architectures, separated by commas: sm_70 (V100, CUDA 12.9 or older), sm_90 (H100, H200); default %(default)s",
     )
-    making.add_argument("--nvcc", help="the CUDA compiler; default: that of CUDA_HOME, else of PATH")
-    making.add_argument("--json", action="store_true", help="print the result for machines")
+    making.add_argument("--nvcc", help="the CUDA compiler (default: that of CUDA_HOME, else of PATH)")
+    making.add_argument("--json", action="store_true", help="print the result as JSON")
     making.set_defaults(run=_build)
     checking = verbs.add_parser(
         "check",
         help="run the kernels' sources on the CPU over random cases, against fp64",
+        description="Run a kernel's source on the CPU over random cases, and compare the results with fp64.",
         epilog="example:\n  unimo kernels check --arch sm_70 --cases 1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    checking.add_argument("--arch", default="sm_70,sm_80,sm_90", help="whose matrix instructions to emulate")
-    checking.add_argument("--kernel", choices=_CHECKED, default=_CHECKED[0])
-    checking.add_argument("--first", type=int, default=0, help="number of the first case")
-    checking.add_argument("--cases", type=int, default=100)
+    checking.add_argument(
+        "--arch",
+        default="sm_70,sm_80,sm_90",
+        help="architectures whose matrix instructions are emulated (default %(default)s)",
+    )
+    checking.add_argument("--kernel", choices=_CHECKED, default=_CHECKED[0], help="default %(default)s")
+    checking.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one (default 0)")
+    checking.add_argument("--cases", type=int, default=100, help="number of cases (default %(default)s)")
     checking.add_argument("--plain", action="store_true", help="without sanitizers: a few times faster")
     checking.set_defaults(run=_check)
     return run_command(lambda: _run(parser.parse_args(words)))
