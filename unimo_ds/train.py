@@ -45,7 +45,7 @@ from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils import locations
-from unimo_ds.utils.agreement import failing_together
+from unimo_ds.utils.agreement import failing_together, rank_0_first
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw_demo(config, communicator)
     cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
     open_corpus = functools.partial(Corpus.open, cache_dir=cache, cache_bytes=config.data.cache_bytes)
+    corpus = rank_0_first(communicator, lambda: open_corpus(config.data.path))
     with failing_together(communicator):
-        corpus = open_corpus(config.data.path)
         config = recipes.fit_to_data(config, corpus)
         check(config)
         check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from unimo_ds.utils.agreement import fail_together, failing_together
+from unimo_ds.utils.agreement import fail_together, failing_together, rank_0_first
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import ToldError, UserError, run_command
 
@@ -51,3 +51,25 @@ def test_one_process_raises_and_lets_the_command_tell(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError), failing_together(SingleProcess()):
         1 / 0  # noqa: B018
+
+
+def test_rank_0_makes_it_before_the_others_begin() -> None:
+    def events(rank: int) -> list[str]:
+        happened: list[str] = []
+
+        class Recording(Group):
+            def all_gather_object(self, value: Any) -> list[Any]:
+                happened.append("meets the others")
+                return super().all_gather_object(value)
+
+        def make() -> int:
+            happened.append("makes it")
+            return 7
+
+        assert rank_0_first(Recording(rank, ["", ""]), make) == 7
+        return happened
+
+    assert events(0) == ["makes it", "meets the others", "meets the others"]
+    assert events(1) == ["meets the others", "makes it", "meets the others"]
+    with pytest.raises(ToldError, match=r"^no data$"):
+        rank_0_first(Group(1, ["no data", ""]), lambda: 7)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import ToldError, UserError, tell
+
+T = TypeVar("T")
 
 
 def fail_together(communicator: Communicator, problem: str) -> None:
@@ -48,3 +51,17 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
     except UserError as error:
         problem = str(error)
     fail_together(communicator, problem)
+
+
+def rank_0_first(communicator: Communicator, make: Callable[[], T]) -> T:
+    """What `make` gives, made on rank 0 before the others begin: where it leaves files on a disk that all see, they find them.
+
+    Raises:
+        UserError: as `fail_together`.
+    """
+    made = []
+    for is_mine in (communicator.rank == 0, communicator.rank != 0):
+        with failing_together(communicator):
+            if is_mine:
+                made.append(make())
+    return made[0]
