@@ -67,6 +67,12 @@ def test_bad_input_is_said(tmp_path, capsys):
     assert "must be LABEL=FOLDER" in capsys.readouterr().err
     assert cli.main(["report", "--ours", f"a={tmp_path}/nothing"]) == 2
     assert "no folder at" in capsys.readouterr().err
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text("{}")
+    assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2
+    told = capsys.readouterr()
+    assert f"{tmp_path} holds no results;" in told.err
+    assert not told.out
     for name in ("one", "two"):
         write(tmp_path / name / "results.json", "cola", "dev", {"matthews": seeds(0.1, None)})
     assert cli.main(["report", "--ours", f"a={tmp_path}"]) == 2

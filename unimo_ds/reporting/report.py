@@ -44,7 +44,7 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
     """Every result below `folder`: `results.json` of `unimo finetune`, and what `unimo evaluate ... --json` wrote.
 
     Raises:
-        UserError: no folder, the same number from two files, or a measurement of a part of a split.
+        UserError: no folder, one without results, the same number from two files, or a measurement of a part of a split.
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give the one that holds the runs of `unimo finetune`")
@@ -65,6 +65,11 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
                     f"{path} and {found[key].file} both measure {key[0]} on {key[1]}; move one of them out of {folder}"
                 )
             found[key] = _measured(value, len(found_here.seeds) or 1, str(path))
+    if not found:
+        raise UserError(
+            f"{folder} holds no results; `unimo finetune` leaves its results.json when all seeds are done, `unimo evaluate` "
+            "what --json names"
+        )
     return found
 
 
