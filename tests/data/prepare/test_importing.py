@@ -375,6 +375,32 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_refused_import_leaves_no_journal(raw: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    before = sorted(path.name for path in (tmp_path / "data").iterdir())
+    regions.fit([picture(40)], seed=5, settings=regions.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
+    refused = ("--source", "more", "--extractor", str(tmp_path))
+    assert _import(raw, tmp_path / "data", *refused, kind="images") == 2
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
+
+
+def test_a_refusal_leaves_an_interrupted_import_its_state(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(importing, "write_report", _stop)
+    with pytest.raises(KeyboardInterrupt):
+        _import(raw, tmp_path)
+    monkeypatch.undo()
+    shard = tmp_path / "photos-000000.tar"
+    made, tokenizer = shard.stat(), journal.import_journal(tmp_path, "photos").path / tokenizers.TOKENIZER_FILE
+    content = tokenizer.read_bytes()
+    tokenizer.write_bytes(content[:100])
+    assert _import(raw, tmp_path) == 2
+    tokenizer.write_bytes(content)
+    assert _import(raw, tmp_path) == 0
+    assert shard.stat() == made
+    assert verify(tmp_path) == []
 
 
 def test_another_tokenizer_or_extractor_is_refused(raw: Path, folder: Path, tmp_path: Path, capsys) -> None:

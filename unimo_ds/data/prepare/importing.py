@@ -62,15 +62,20 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         _clear(settings, name, journal)
     journal.begin(identity)
     sweep(settings.output)
-    reader = formats.reader(settings)
-    report, num_parts = _plan(reader, journal)
-    tokenizer = _tokenizer(settings, journal, lambda: _all_texts(reader, journal, num_parts))
-    extractor = None
-    held = reader.held_regions
-    if held is not None:
-        _check_extractor(settings, held.fingerprint)
-    elif settings.kind != "texts" and num_parts:
-        extractor = _extractor(settings, journal, reader, num_parts)
+    try:
+        reader = formats.reader(settings)
+        report, num_parts = _plan(reader, journal)
+        tokenizer = _tokenizer(settings, journal, lambda: _all_texts(reader, journal, num_parts))
+        extractor = None
+        held = reader.held_regions
+        if held is not None:
+            _check_extractor(settings, held.fingerprint)
+        elif settings.kind != "texts" and num_parts:
+            extractor = _extractor(settings, journal, reader, num_parts)
+    except UserError:
+        if not shards.files_of(settings.output, name):  # else an interrupted import has made some, and is to go on
+            journal.forget()
+        raise
     making = Making(
         reader,
         name,
