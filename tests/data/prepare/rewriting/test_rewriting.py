@@ -203,7 +203,10 @@ def test_names_keep_their_capitals() -> None:
 def test_negatives_change_what_they_say_they_change(number: int, learned: Replacements) -> None:
     image = caption_rewrites.of_graphs(PARSER.parse(captions(number)))
     candidates = {
-        Level.SENTENCE: [Rewrite(text, Level.SENTENCE) for text in ("a zebra runs", captions(number)[1], "a new one")]
+        Level.SENTENCE: [
+            Rewrite(text, Level.SENTENCE)
+            for text in ("Another one .", "a zebra runs", captions(number)[1], "a new one")
+        ]
     }
     for level in (Level.PHRASE, Level.WORD):
         fillings = [learned.fillings(image.graphs[0], image.facts, level)]
@@ -219,7 +222,7 @@ def test_negatives_change_what_they_say_they_change(number: int, learned: Replac
     caption = rewritten(
         [Caption(text, phrases=((0, 2),)) for text in captions(number)],
         0,
-        back_translated=[Rewrite("A new one", Level.NONE, "apertium spa")],
+        back_translated=[[Rewrite(text, Level.NONE, "apertium spa")] for text in ("A new one", "Another one")],
         candidates=candidates,
         positives=4,
         negatives=3,

@@ -37,7 +37,7 @@ def rewritten(
     captions: Sequence[Caption],
     number: int,
     *,
-    back_translated: Sequence[Rewrite],
+    back_translated: Sequence[Sequence[Rewrite]],
     candidates: Mapping[Level, Sequence[Rewrite]],
     positives: int,
     negatives: int,
@@ -45,15 +45,17 @@ def rewritten(
 ) -> Caption:
     """The image's caption `number` with its rewrites.
 
-    positives: most of the image's other captions that are taken, besides those back-translated. negatives: most of each level.
+    back_translated: of each caption, its back-translations; those of the others are as true of the image. positives: most of the
+    image's other captions that are taken, besides those back-translated. negatives: most of each level.
     """
     caption = captions[number]
     normal = word_classes.normal(caption.text)
     others = [one.text for one in captions if word_classes.normal(one.text) != normal]
     others = list(dict.fromkeys(others))
     chosen = [others[i] for i in sorted(randomness.permutation(len(others))[:positives])]
-    found = [Rewrite(one, Level.NONE, SAME_IMAGE) for one in chosen] + list(back_translated)
-    taken = {word_classes.normal(text) for text in (*(one.text for one in captions), *(one.text for one in found))}
+    found = [Rewrite(one, Level.NONE, SAME_IMAGE) for one in chosen] + list(back_translated[number])
+    of_image = [one.text for one in captions] + [one.text for of_caption in back_translated for one in of_caption]
+    taken = set(map(word_classes.normal, of_image))
     kept: list[Rewrite] = []
     for level in NEGATIVE_LEVELS:
         num_kept = 0

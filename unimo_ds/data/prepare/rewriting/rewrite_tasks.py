@@ -147,7 +147,7 @@ def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
             caption = caption_rewrites.rewritten(
                 stored.sample.captions,
                 number,
-                back_translated=back[image][number] if back else (),
+                back_translated=back[image] if back else [()] * len(stored.sample.captions),
                 candidates={level: of_level[image][number] for level, of_level in candidates.items()},
                 positives=settings.positives,
                 negatives=settings.negatives,
