@@ -14,6 +14,7 @@ from tests.distributed.test_train import SPOILING, arguments
 from tests.runs import logged
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.engine import checkpoint_folder, rollback
+from unimo_ds.evaluation.held_out import BEST_METRIC
 from unimo_ds.run_page import read_run, summary
 
 TOTAL = 24
@@ -52,6 +53,12 @@ def notes(run_dir: Path, kind: str) -> list[dict]:
     return [line for line in lines if line.get("event") == kind]
 
 
+def measured(run_dir: Path) -> list[int]:
+    """Steps with a held-out measurement."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if BEST_METRIC in line]
+
+
 def test_a_spike_without_end_is_left_behind_and_resuming_after_it_is_bit_equal(corpus: Path, tmp_path: Path) -> None:
     """The run that met the spike, the one that never read these batches, and the one stopped after it end with the same bits."""
     spiked, spared, stopped = tmp_path / "spiked", tmp_path / "spared", tmp_path / "stopped"
@@ -83,6 +90,33 @@ def test_a_spike_without_end_is_left_behind_and_resuming_after_it_is_bit_equal(c
     assert (stop["step"], stop["exit_status"]) == (18, 75)
     assert train("spike=9,12,13,14", corpus, stopped)[0] == 0
     assert logged(stopped) == logged(spiked)
+    assert same_end(stopped, spiked)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [5, 7])  # batch 20 is taken again after the rollback, or none
+def test_a_run_whose_last_batches_are_passed_over_is_measured_at_its_end(
+    corpus: Path, tmp_path: Path, checkpoint_steps: int
+) -> None:
+    settings = {
+        "data__held_out_path": corpus / "held_out",
+        "evaluation__every_steps": TOTAL,
+        "evaluation__num_pairs": 8,
+        "checkpoint__every_steps": checkpoint_steps,
+    }
+    spiked, stopped = tmp_path / "spiked", tmp_path / "stopped"
+    status, output = train("spike=21,22,23", corpus, spiked, **settings)
+    assert status == 0, output[-4000:]
+    assert f"batches 21 to {TOTAL - 1} are passed over (rollbacks.json)" in output
+    assert measured(spiked) == [0, TOTAL]
+    assert "nothing to do" in train("spike=21,22,23", corpus, spiked, **settings)[1]
+    assert measured(spiked) == [0, TOTAL]
+
+    stopped.mkdir()
+    rollback.begin(stopped, rollback.Rollback(21, TOTAL, "by hand", is_done=True))
+    assert train("stop=20", corpus, stopped, **settings)[0] == 75
+    assert measured(stopped) == [0]
+    assert train("spike=21,22,23", corpus, stopped, **settings)[0] == 0
+    assert measured(stopped) == [0, TOTAL]
     assert same_end(stopped, spiked)
 
 

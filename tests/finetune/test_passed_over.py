@@ -1,4 +1,4 @@
-"""A fine-tuning whose last batches a rollback has passed over is done where they begin, and has a result."""
+"""A fine-tuning whose last batches a rollback has passed over is done without them, and has a result."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_the_end_is_reached_where_the_rest_is_passed_over(tmp_path: Path) -> Non
     run_dir.mkdir(parents=True)
     rollback.begin(run_dir, rollback.Rollback(first=3, stop=5, reason="spikes", is_done=True))
     launch(MAIN, arguments(tmp_path, "run", "--set", "schedule.total_steps=5"), processes=1)
-    assert (run_dir / "checkpoints" / "latest").read_text() == "step-3\n"
+    assert (run_dir / "checkpoints" / "latest").read_text() == "step-5\n"
     (seed,) = json.loads((tmp_path / "run" / "results.json").read_text())["seeds"]
-    assert seed["checkpoint"] == "step-3"
+    assert seed["checkpoint"] == "step-5"

@@ -104,7 +104,7 @@ class Loop:
             self.progress = dataclasses.replace(self.progress, evaluation_is_due=False)
             self._saved_step = -1  # saved once more, with what was measured
             self._save(must_succeed=not self._spans())
-        if not self._spans():
+        if self.progress.step >= total_steps:
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
         self._speed.reset()
@@ -116,8 +116,9 @@ class Loop:
                     self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
                     self._say(f"{text}; the same command goes on from there")
                     return stop.exit_status
-            # Past batches at the end that are passed over, too.
-            self.progress = dataclasses.replace(self.progress, step=max(self.progress.step, total_steps))
+            if self.progress.step < total_steps:
+                self._pass_over(total_steps)
+                self._after_step(is_last=True, stop=None)
             if self._metrics is not None:
                 self._metrics.write_settings(self.config)
         finally:
@@ -141,7 +142,7 @@ class Loop:
             if most and self.progress.spikes_in_a_row >= most:
                 self._roll_back()
                 return None
-            self._after_step(is_last=self.progress.step == spans[-1].stop, stop=stop)
+            self._after_step(is_last=self.progress.step == self.config.schedule.total_steps, stop=stop)
             if stop is not None:
                 return stop
         assert self.progress.step == spans[-1].stop, "batches for every step that was asked for"
@@ -213,8 +214,7 @@ class Loop:
         self._watchdog.alive()
         spikes = self.config.spikes
         if batch.step > self.progress.step:
-            self._say(f"batches {self.progress.step} to {batch.step - 1} are passed over ({rollback.FILE})")
-            self.progress = dataclasses.replace(self.progress, step=batch.step)
+            self._pass_over(batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
         with self._tracer.around(batch.step + 1):
@@ -245,6 +245,10 @@ class Loop:
         self._on_step(batch, metrics)
         if self.progress.step % _TRIM_EVERY == 0 and self.engine.device.type == "cpu":
             return_freed_memory()
+
+    def _pass_over(self, step: int) -> None:
+        self._say(f"batches {self.progress.step} to {step - 1} are passed over ({rollback.FILE})")
+        self.progress = dataclasses.replace(self.progress, step=step)
 
     def _log(self, batch: StepBatch, metrics: StepMetrics) -> None:
         step, total_steps = self.progress.step, self.config.schedule.total_steps
