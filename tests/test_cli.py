@@ -130,6 +130,9 @@ def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture
     written = capsys.readouterr()
     assert "ZeRO stage 3" in written.out
     assert "more than batch.micro_batch_tokens=10" in written.err, "what training would refuse"
+    start = ["--set", "model.initialize_from=nowhere"]
+    assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only, *start]) == 2
+    assert "error: nowhere has no config.json" in capsys.readouterr().err
     assert cli.main(["plan", "--recipe", "base_32xv100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == 32
 

@@ -39,7 +39,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
-from unimo_ds.models.start import load_start
+from unimo_ds.models.start import check_start, load_start
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with failing_together(communicator):
         config = recipes.fit_to_data(config, corpus)
         check(config)
+        check_start(config.model)
         check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
         config = keep_makers(config, corpus)
         held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None

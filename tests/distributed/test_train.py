@@ -205,6 +205,11 @@ def test_a_rank_that_fails_is_gone_with_its_own_status(kind: str, status: int, l
     [
         (torchrun, ["--set", "sed=1"], "unknown key 'sed'; did you mean 'seed'?"),
         (
+            torchrun,
+            ["--set", "model.num_image_layers=0", "--set", "model.initialize_images_from=vit"],
+            "model.initialize_images_from needs image layers; set model.num_image_layers, or it to none",
+        ),
+        (
             mpirun,
             ["--data", "nowhere"],
             "no data folder at nowhere; make one with `unimo prepare import` or `unimo prepare demo`",

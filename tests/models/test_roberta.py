@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests import support
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.models.roberta import load_roberta
+from unimo_ds.models.start import check_start
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
@@ -105,15 +107,19 @@ def test_sharded_weights_are_read(teacher, tmp_path):
     )
 
 
-def refuse(folder, match: str, **changes) -> None:
+def refuse(folder, match: str, *, early: bool = False, **changes) -> None:
+    """early: also before a model is made."""
+    config = support.model_config(initialize_from=str(folder), **changes)
     with pytest.raises(UserError, match=match):
-        load_roberta(Unimo(support.model_config(**changes)), folder)
+        load_roberta(Unimo(config), folder)
+    with pytest.raises(UserError, match=match) if early else contextlib.nullcontext():
+        check_start(config)
 
 
 def test_bad_folders_are_refused(folder, tmp_path_factory):
-    refuse(folder / "nowhere", "has no config.json")
-    refuse(folder, "model.num_layers=3; set model.num_layers=2", num_layers=3)
-    refuse(folder, "vocab_size=50, but model.vocabulary_size=51", vocabulary_size=51)
+    refuse(folder / "nowhere", "has no config.json", early=True)
+    refuse(folder, "model.num_layers=3; set model.num_layers=2", early=True, num_layers=3)
+    refuse(folder, "vocab_size=50, but model.vocabulary_size=51", early=True, vocabulary_size=51)
 
     weights = load_file(folder / "model.safetensors")
     missing = {name: value for name, value in weights.items() if "layer.1.output.dense.bias" not in name}
@@ -124,17 +130,17 @@ def test_bad_folders_are_refused(folder, tmp_path_factory):
     (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a header....")
     refuse(folder, "cannot be read")
     (folder / "model.safetensors").unlink()
-    refuse(folder, "has no model.safetensors")
+    refuse(folder, "has no model.safetensors", early=True)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refuse(folder, "pickle.*save_pretrained")
+    refuse(folder, "pickle.*save_pretrained", early=True)
 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    refuse(folder, "type 'bert'")
+    refuse(folder, "type 'bert'", early=True)
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
-    refuse(folder, "hidden_act='relu'")
+    refuse(folder, "hidden_act='relu'", early=True)
     (folder / "config.json").write_text("{")
-    refuse(folder, "is not JSON")
+    refuse(folder, "is not JSON", early=True)
 
 
 def test_the_segment_vector_is_folded_into_the_positions(teacher, folder):

@@ -44,6 +44,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
+    from unimo_ds.models.start import check_start
     from unimo_ds.planning import plan, text
 
     config = config_of(arguments, arguments.data)
@@ -61,7 +62,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     )
     emit(dataclasses.asdict(result), text.to_text(result), arguments.json)
     if corpus is not None:
-        check_corpus(corpus, config)  # what training would refuse, before a queue has been waited through
+        # What training would refuse, before a queue has been waited through.
+        check_start(config.model)
+        check_corpus(corpus, config)
 
 
 _DOCTOR_EXAMPLE = "unimo doctor\n  srun unimo doctor preflight --data data      the nodes of a job, see its own --help"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from unimo_ds.config import ModelConfig
 from unimo_ds.models.transformers_folder import Weights, check_config
 from unimo_ds.models.unimo import Unimo
 
@@ -51,17 +52,21 @@ def load_roberta(model: Unimo, folder: str | Path) -> list[str]:
         UserError: no such folder, weights as a pickle, sizes other than the model's, a tensor that is missing or misshapen.
     """
     path = Path(folder)
-    check_config(
-        model.config,
-        path,
-        setting="model.initialize_from",
-        model_type="roberta",
-        sizes=_SIZES,
-        others=" and 'unimo'",
-    )
+    check_roberta(model.config, path)
     weights = Weights(path, prefix="roberta.")
     filled = weights.fill(model, _renamed(weights, model.config.num_layers))
     return sorted({name for name, _ in model.named_parameters()} - filled)
+
+
+def check_roberta(config: ModelConfig, folder: Path) -> None:
+    """Refuse a folder of another model, by its config.json.
+
+    Raises:
+        UserError: naming what the folder has and what the model has.
+    """
+    check_config(
+        config, folder, setting="model.initialize_from", model_type="roberta", sizes=_SIZES, others=" and 'unimo'"
+    )
 
 
 def _renamed(source: Weights, num_layers: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from unimo_ds.config import ModelConfig, from_dict
 from unimo_ds.models.positions import at_resolution
-from unimo_ds.models.roberta import load_roberta
-from unimo_ds.models.transformers_folder import Weights
+from unimo_ds.models.roberta import check_roberta, load_roberta
+from unimo_ds.models.transformers_folder import Weights, weight_files
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.models.vision_transformer import check_vision_transformer
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -25,11 +26,33 @@ def load_start(model: Unimo, folder: str | Path) -> list[str]:
         UserError: no such folder, a model of another type or other sizes, a pickle, or a damaged file.
     """
     path = Path(folder) / "config.json"
-    found = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
+    found = _read(path)
     if found.get("model_type") != "unimo":
         return load_roberta(model, folder)
     sizes = {name: found[name] for name in _SIZES_OF_PATCHES if found.get(name) is not None}
     return _load_unimo(model, Path(folder), from_dict(ModelConfig, sizes, where=str(path)))
+
+
+def check_start(config: ModelConfig) -> None:
+    """Refuse a model whose starting weights are not there or belong to another one, before anything is made. Cheap: of the
+    folders that `config` names, config.json is read and no weights.
+
+    Raises:
+        UserError: no such folder, a model of another type or other sizes, a pickle or no weights.
+    """
+    if config.initialize_from is not None:
+        folder = Path(config.initialize_from)
+        if _read(folder / "config.json").get("model_type") != "unimo":
+            check_roberta(config, folder)
+        weight_files(folder)
+    if config.initialize_images_from is not None:
+        check_vision_transformer(config, Path(config.initialize_images_from))
+        weight_files(Path(config.initialize_images_from))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
+    return found
 
 
 def _load_unimo(model: Unimo, folder: Path, sizes: ModelConfig) -> list[str]:

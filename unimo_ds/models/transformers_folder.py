@@ -59,7 +59,7 @@ class Weights:
         """
         self.folder = folder
         self.tensors: dict[str, torch.Tensor] = {}
-        for file in _files(folder):
+        for file in weight_files(folder):
             try:
                 found = load_file(file)
             except (SafetensorError, OSError) as error:
@@ -98,7 +98,12 @@ class Weights:
         return filled
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a folder's tensors.
+
+    Raises:
+        UserError: weights as a pickle, or none at all.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return split_files(index)

@@ -49,11 +49,21 @@ def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
             that is missing or misshapen.
     """
     path, transformer = Path(folder), model.image_transformer
-    if transformer is None:
-        raise UserError("model.initialize_images_from needs image layers; set model.num_image_layers, or it to none")
-    check_config(model.config, path, setting="model.initialize_images_from", model_type="vit", sizes=_SIZES)
+    check_vision_transformer(model.config, path)
+    assert transformer is not None, "image layers"
     weights = Weights(path, prefix="vit.")
     weights.fill(transformer, _renamed(weights, transformer, model.config))
+
+
+def check_vision_transformer(config: ModelConfig, folder: Path) -> None:
+    """Refuse a folder of another model, by its config.json, and a model without image layers.
+
+    Raises:
+        UserError: naming what the folder has and what the model has.
+    """
+    if not config.num_image_layers:
+        raise UserError("model.initialize_images_from needs image layers; set model.num_image_layers, or it to none")
+    check_config(config, folder, setting="model.initialize_images_from", model_type="vit", sizes=_SIZES)
 
 
 def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
