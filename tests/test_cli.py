@@ -133,6 +133,10 @@ def test_plan_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture
     start = ["--set", "model.initialize_from=nowhere"]
     assert cli.main(["plan", "--recipe", "demo", "--data", str(folder), *pairs_only, *start]) == 2
     assert "error: nowhere has no config.json" in capsys.readouterr().err
+    layers = ["--set", "model.num_image_layers=2"]
+    for command in (["plan"], ["inspect", "order"]):
+        assert cli.main([*command, "--recipe", "demo", "--data", str(folder), *pairs_only, *layers]) == 2
+        assert "num_image_layers=2 needs images as numbered patches" in capsys.readouterr().err
     assert cli.main(["plan", "--recipe", "base_32xv100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == 32
 

@@ -50,13 +50,6 @@ def test_sizes_of_another_model_are_refused(name: str) -> None:
         check_corpus(CORPUS, other)
 
 
-def test_image_layers_on_regions_without_numbers_are_refused() -> None:
-    config = make_config()
-    layered = dataclasses.replace(config, model=dataclasses.replace(config.model, num_image_layers=2))
-    with pytest.raises(UserError, match=r"num_image_layers=2 needs images as numbered patches.*--extractor patches"):
-        check_corpus(CORPUS, layered)
-
-
 def test_regions_that_are_not_read_are_told() -> None:
     largest = int(CORPUS.num_regions.max())
     assert regions_left_out(CORPUS, make_config(max_regions=largest)) == []

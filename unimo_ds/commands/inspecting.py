@@ -128,6 +128,7 @@ def _inspect_batch(arguments: argparse.Namespace) -> None:
 
 def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus]:
     """Settings and data of a run, or as the command line says."""
+    from unimo_ds.config_check import check
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
 
@@ -146,6 +147,7 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
     config = config_of(arguments, arguments.data)
     corpus = Corpus.open(config.data.path)
     config = recipes.fit_to_data(config, corpus)
+    check(config)
     check_corpus(corpus, config)
     return config, corpus
 

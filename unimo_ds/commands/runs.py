@@ -42,6 +42,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from unimo_ds.config_check import check
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
     from unimo_ds.models.start import check_start
@@ -63,6 +64,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     emit(dataclasses.asdict(result), text.to_text(result), arguments.json)
     if corpus is not None:
         # What training would refuse, before a queue has been waited through.
+        check(config)
         check_start(config.model)
         check_corpus(corpus, config)
 

@@ -70,11 +70,6 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
                 f"model.{name}={wanted} does not fit the data at {config.data.path!r}, where {owner} {actual}; "
                 f"set model.{name}={actual} or prepare the data with the model's own"
             )
-    if config.model.num_image_layers and not config.model.region_tag_sizes:
-        raise UserError(
-            f"model.num_image_layers={config.model.num_image_layers} needs images as numbered patches, which the data at "
-            f"{config.data.path!r} do not have; import with `--extractor patches`, or set model.num_image_layers=0"
-        )
     if uses_regions and corpus.feature_size:
         region_tags.check(
             corpus.region_tag_sizes,
