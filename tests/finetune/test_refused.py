@@ -48,7 +48,10 @@ def test_each_problem_is_told_once_and_every_rank_ends(folder: Path) -> None:
     cases = {
         "no task": (words(folder, "alike-0", task="sts2"), "unknown task 'sts2'; did you mean 'stsb'?"),
         "no seeds": (words(folder, "alike-0", "--seeds", "0"), "--seeds 0 must be at least 1"),
-        "no checkpoint": (words(folder, "alike-0", start="nowhere"), f"no folder at {folder / 'nowhere'}"),
+        "no checkpoint": (
+            words(folder, "alike-0", start="nowhere"),
+            f"there is nothing at --checkpoint {folder / 'nowhere'}",
+        ),
         "cut checkpoint": (words(folder, "alike-0", start="cut"), f"cannot read the weights {folder / 'cut'}"),
         "another model": (words(folder, "alike-0", start="another"), "does not fit the model of"),
         "no setting": (words(folder, "alike-0", "--set", "finetune.epoch=1"), "unknown key 'finetune.epoch'"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,25 @@ def test_bad_input_is_one_sentence(folder, tmp_path, changes, said, capsys):
     filled = [text.format(folder=folder) for text in changes]
     assert cli.main([*arguments(folder, "bad"), *filled]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("sst", (), "unknown task 'sst'; did you mean 'sst2'?"),
+        ("sst2", ("--seeds", "0"), "--seeds 0 must be at least 1"),
+        ("sst2", ("--set", "finetune.epoch=1"), "unknown key 'finetune.epoch'; did you mean 'epochs'?"),
+        ("sst2", ("--data", "nowhere"), "there is nothing at --data nowhere; give the folder of the task's"),
+        ("sst2", ("--checkpoint", "nowhere"), "there is nothing at --checkpoint nowhere; give a run directory"),
+        ("sst2", ("--tokenizer", "nowhere"), "there is nothing at --tokenizer nowhere; give tokenizer.json"),
+    ],
+)
+def test_mistakes_of_the_command_line_are_told_before_heavy_imports(tmp_path, task, changes, said):
+    code = "import sys; from unimo_ds import cli; print(cli.main(sys.argv[1:]), *{'torch', 'numpy'} & {*sys.modules})"
+    words = ["finetune", task, "--data", str(tmp_path), "--checkpoint", str(tmp_path), *changes]
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60)
+    assert said in found.stderr
+    assert found.stdout.split() == ["2"]
 
 
 def test_the_wrong_kind_of_checkpoint_is_said(folder, capsys):

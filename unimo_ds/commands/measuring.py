@@ -10,6 +10,7 @@ from typing import Any
 from unimo_ds.commands.common import add_command, add_json, emit
 from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.launchers import is_alone
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -131,6 +132,11 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
+    from unimo_ds.finetune.arguments import check
+
+    if is_alone(os.environ):  # several processes agree first, so that one of them tells it
+        check(arguments)
+
     from unimo_ds.finetune import command
 
     status, result = command.run(arguments)

@@ -24,7 +24,7 @@ from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import UserError, exit_status
-from unimo_ds.utils.launchers import local_rank, rank_environment
+from unimo_ds.utils.launchers import is_alone, local_rank, rank_environment
 
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)
@@ -47,7 +47,7 @@ def start_run(
         found = read()
         settings = settings_of(found)
     except UserError as error:
-        if (os.environ | rank_environment(os.environ)).get("WORLD_SIZE") == "1":  # nobody to agree with
+        if is_alone(os.environ):
             raise
         problem = str(error)
     device = start_processes(settings)

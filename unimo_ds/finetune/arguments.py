@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unimo_ds.finetune.tasks import NAMES
+from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.finetune.tasks import NAMES, check_name
+from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import locations
+from unimo_ds.utils.errors import UserError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,31 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change one setting, e.g. finetune.epochs=3; may be repeated",
     )
+
+
+_CURES = {
+    "data": "give the folder of the task's official files",
+    "checkpoint": "give a run directory, one of its checkpoints, an exported folder, or RoBERTa's",
+    "tokenizer": "give tokenizer.json or the folder that holds it",
+}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What can be told by the command line alone, before anything heavy is imported.
+
+    Raises:
+        UserError: an unknown task, no seed, a field that no fine-tuning has, or a path that is not there.
+    """
+    check_name(arguments.task)
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds} must be at least 1")
+    if any(override.partition("=")[0].strip() == "seed" for override in arguments.set):
+        raise UserError("--set seed=... is not taken; --seeds N runs the seeds 0 to N - 1")
+    apply_overrides(RunConfig("finetune", finetune=FinetuneConfig(arguments.task)), arguments.set)
+    for option, cure in _CURES.items():
+        path = getattr(arguments, option)
+        if path is not None and not path.exists():
+            raise UserError(f"there is nothing at --{option} {path}; {cure}")
 
 
 ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification")

@@ -16,10 +16,10 @@ from typing import Any
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.finetune import results, tasks
+from unimo_ds.finetune.arguments import check
 from unimo_ds.finetune.run import Order, finetune
 from unimo_ds.finetune.start import read_start
 from unimo_ds.utils.communicator import make_communicator
-from unimo_ds.utils.errors import UserError
 
 RESULTS_FILE = "results.json"
 
@@ -60,11 +60,8 @@ def _read_order(arguments: argparse.Namespace) -> Order:
     Raises:
         UserError: an unknown task, a bad checkpoint, or options that do not fit.
     """
+    check(arguments)
     task = tasks.load(arguments.task)
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds {arguments.seeds} must be at least 1")
-    if any(override.partition("=")[0].strip() == "seed" for override in arguments.set):
-        raise UserError("--set seed=... is not taken; --seeds N runs the seeds 0 to N - 1")
     return Order(
         task=task,
         size=arguments.recipe,

@@ -53,6 +53,11 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in zip(_NAMES, place, strict=True) if name not in environment}
 
 
+def is_alone(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher, or none, says that there is one process: nobody to agree with."""
+    return {**environment, **rank_environment(environment)}.get("WORLD_SIZE") == "1"
+
+
 def slurm_port(environment: Mapping[str, str]) -> int:
     """A port that all tasks of a Slurm step arrive at by themselves.
 

@@ -17,13 +17,21 @@ NAMES = (
 )
 
 
+def check_name(name: str) -> None:
+    """
+    Raises:
+        UserError: no such task; the message names the nearest one.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown task {name!r}{nearest_name(name, NAMES)}")
+
+
 def load(name: str) -> Task:
     """The task of that name on the command line.
 
     Raises:
         UserError: no such task; the message names the nearest one.
     """
-    if name not in NAMES:
-        raise UserError(f"unknown task {name!r}{nearest_name(name, NAMES)}")
+    check_name(name)
     task: Task = importlib.import_module(f"unimo_ds.finetune.tasks.{name.replace('-', '_')}").TASK
     return task
