@@ -121,6 +121,14 @@ def test_a_roberta_folder_is_a_start(tmp_path):
     roberta = transformers.RobertaForMaskedLM(config).eval()
     roberta.save_pretrained(tmp_path)
     start = read_start(tmp_path)
+    assert read_start(tmp_path, tokenizer=tmp_path / "tokenizer.json").tokenizer.fingerprint == tokenizer.fingerprint
+    backwards = [small.sentence(number)[0][::-1] for number in range(60)] + [
+        "987654321 rebmun xob eulb a dna llab der a"
+    ]
+    other = small.tokenizers.train(backwards, vocabulary_size=320, output=tmp_path / "other")
+    assert other.vocabulary_size == tokenizer.vocabulary_size
+    with pytest.raises(UserError, match=f"the tokenizer {other.fingerprint} is not {tokenizer.fingerprint}"):
+        read_start(tmp_path, tokenizer=tmp_path / "other")
     task_config = small.task_config("sst2", start.tokenizer)
     task_config = dataclasses.replace(task_config, model=start.config.model)
     model = TaskModel(task_config, tasks.load("sst2").make_head(task_config))

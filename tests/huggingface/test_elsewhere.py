@@ -14,6 +14,7 @@ from tests.huggingface import small
 from unimo_ds import cli
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.export import source
+from unimo_ds.finetune.start import read_start
 from unimo_ds.utils.errors import UserError
 
 
@@ -82,6 +83,23 @@ def test_data_that_is_gone_costs_one_option_each(tmp_path: Path, capsys: pytest.
     assert cli.main([*export, str(tmp_path / "c"), "--tokenizer", train, "--extractor", train]) == 0
     assert "no region extractor" not in capsys.readouterr().out
     assert source.load(tmp_path / "c").extractor is not None
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, elsewhere: Path):
+    run, others, exported = make_project(tmp_path / "project"), tmp_path / "others", tmp_path / "exported"
+    own, other = small.make_tokenizer(), tokenizers.load(others)
+    assert own.vocabulary_size == other.vocabulary_size
+    said = rf"the tokenizer {other.fingerprint} is not {own.fingerprint}, that of the model at .*--tokenizer"
+    for load in (source.load, read_start):
+        with pytest.raises(UserError, match=said):
+            load(run, tokenizer=others)
+    train = tmp_path / "project" / "data" / "train"
+    assert cli.main(["export", "--checkpoint", str(run), "--to", str(exported), "--tokenizer", str(train)]) == 0
+    (tmp_path / "project" / "data").rename(tmp_path / "moved")
+    for load in (source.load, read_start):
+        with pytest.raises(UserError, match=said):
+            load(exported, tokenizer=others)
+        assert load(exported, tokenizer=tmp_path / "moved" / "train").tokenizer.fingerprint == own.fingerprint
 
 
 def test_others_may_read_an_export(tmp_path: Path):

@@ -12,14 +12,13 @@ import torch
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data import blend, extractors, resolution
-from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
-from unimo_ds.finetune.start import find_tokenizer, load_task
+from unimo_ds.finetune.start import load_task, tokenizer_of
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
@@ -71,12 +70,7 @@ def load(
     else:
         tuned = load_task(Path(path), device=device)
         module, chosen, assets = tuned.module, tuned.device, tuned.assets
-    found = tokenizers.load(tokenizer) if tokenizer is not None else find_tokenizer(files, config)
-    if found.vocabulary_size != config.model.vocabulary_size:
-        raise UserError(
-            f"the tokenizer has {found.vocabulary_size} pieces and the model {config.model.vocabulary_size}; "
-            "give the model's own with --tokenizer"
-        )
+    found = tokenizer_of(files, config, tokenizer)
     maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
     if maker is not None and maker.feature_size != config.model.region_feature_size:
         raise UserError(

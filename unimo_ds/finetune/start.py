@@ -86,19 +86,13 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     """
     config_file = path / checkpoint.CONFIG_FILE
     if config_file.is_file() and strict_json.read(config_file, dict[str, Any]).get("model_type") == "roberta":
-        return _read_roberta(path)
+        return _read_roberta(path, tokenizer)
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
     weights = checkpoint.read_weights(files.weights)
     checkpoint.check_size(weights, config, files)
     body = {name: weight.float() for name, weight in weights.items() if not name.startswith(HEAD_PREFIX)}
-    found = tokenizers.load(tokenizer) if tokenizer is not None else find_tokenizer(files, config)
-    if found.vocabulary_size != config.model.vocabulary_size:
-        raise UserError(
-            f"the tokenizer has {found.vocabulary_size} pieces and the model at {path} {config.model.vocabulary_size}; "
-            "give the model's own with --tokenizer"
-        )
-    return Start(path, config, found, body)
+    return Start(path, config, tokenizer_of(files, config, tokenizer), body)
 
 
 def fill(model: TaskModel, start: Start) -> None:
@@ -166,15 +160,29 @@ def is_finetuned(path: Path) -> bool:
     return checkpoint.read_config(checkpoint.find(path).config).finetune is not None
 
 
+def tokenizer_of(files: CheckpointFiles, config: RunConfig, given: Path | None) -> Tokenizer:
+    """The given tokenizer (file or folder), where it is the model's; None: the one that is found.
+
+    Raises:
+        UserError: another one than the model's, which lies beside it or whose fingerprint or at least size it knows; and as
+            `find_tokenizer`.
+    """
+    if given is None:
+        return _checked(find_tokenizer(files, config), config, files.weights.parent)
+    own = _beside(files.weights.parent, files.config.parent)
+    known = config.data.made_with.get("tokenizer") if own is None else own.fingerprint
+    return _checked(tokenizers.load(given), config, files.weights.parent, known)
+
+
 def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
     """Of an export or a fine-tuning, which keep it beside the weights or the configuration, or of a run's data.
 
     Raises:
         UserError: the data is gone or damaged, or holds another tokenizer.
     """
-    for folder in (files.weights.parent, files.config.parent):
-        if (folder / TOKENIZER_FILE).is_file():
-            return tokenizers.load(folder / TOKENIZER_FILE)
+    beside = _beside(files.weights.parent, files.config.parent)
+    if beside is not None:
+        return beside
     data = run_paths.from_here(config.data.path, files.config)
     if not data or not any("://" in place or os.path.exists(place) for place in locations.split(data)):
         where = f", and the run's data is not at {data} any more" if data else ""
@@ -192,7 +200,28 @@ def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
     return found
 
 
-def _read_roberta(path: Path) -> Start:
+def _beside(*folders: Path) -> Tokenizer | None:
+    """Of the first folder that has one."""
+    files = (folder / TOKENIZER_FILE for folder in folders)
+    return next((tokenizers.load(file) for file in files if file.is_file()), None)
+
+
+def _checked(found: Tokenizer, config: RunConfig, path: Path, known: str | None = None) -> Tokenizer:
+    """path: the model's, for messages. known: fingerprint of its tokenizer.
+
+    Raises:
+        UserError: it is another one.
+    """
+    cure = "give the model's own with --tokenizer"
+    if found.vocabulary_size != config.model.vocabulary_size:
+        pieces = f"{found.vocabulary_size} pieces and the model at {path} {config.model.vocabulary_size}"
+        raise UserError(f"the tokenizer has {pieces}; {cure}")
+    if known not in (None, found.fingerprint):
+        raise UserError(f"the tokenizer {found.fingerprint} is not {known}, that of the model at {path}; {cure}")
+    return found
+
+
+def _read_roberta(path: Path, tokenizer: Path | None) -> Start:
     file = path / checkpoint.CONFIG_FILE
     found = strict_json.read(file, dict[str, Any])
     sizes = {field_name: found[key] for key, field_name in _ROBERTA_SIZES.items() if key in found}
@@ -204,4 +233,8 @@ def _read_roberta(path: Path) -> Start:
     load_roberta(model, path)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     config = RunConfig(recipe="roberta", model=dataclasses.replace(model_config, initialize_from=str(path)))
-    return Start(path, config, tokenizers.load(path), weights)
+    if tokenizer is None:
+        return Start(path, config, tokenizers.load(path), weights)
+    own = _beside(path)
+    known = None if own is None else own.fingerprint
+    return Start(path, config, _checked(tokenizers.load(tokenizer), config, path, known), weights)
