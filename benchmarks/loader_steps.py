@@ -18,9 +18,10 @@ import psutil
 
 from benchmarks import measuring
 from unimo_ds import recipes
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.loader import StepLoader
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import run_command
 
 _WARM_UP = 12

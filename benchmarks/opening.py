@@ -133,10 +133,10 @@ def _texts_of(num_captions: int) -> np.ndarray[Any, Any]:
 def open_once(folder: str, cache: str) -> dict[str, float]:
     """What a rank does before its first step, apart from reading samples."""
     from unimo_ds import recipes
-    from unimo_ds.config import apply_overrides
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
     from unimo_ds.data.step_plan import StepPlanner
+    from unimo_ds.overrides import apply_overrides
 
     before = psutil.Process().memory_full_info().uss
     start = time.perf_counter()

@@ -16,10 +16,11 @@ import safetensors.torch
 from tests.data.prepare.raw import write_tar
 from tests.evaluation import small
 from unimo_ds import cli
-from unimo_ds.config import apply_overrides, to_dict
+from unimo_ds.config import to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.shards import ShardWriter
+from unimo_ds.overrides import apply_overrides
 
 COMMANDS = (
     *("prepare", "plan", "inspect", "doctor", "evaluate", "finetune", "report"),

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from unimo_ds.config import RunConfig, apply_overrides, fingerprint, from_dict, to_dict
+from unimo_ds.config import RunConfig, fingerprint, from_dict, to_dict
 from unimo_ds.config_check import check
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 CONFIG = RunConfig(recipe="test")

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from unimo_ds import recipes
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import RunConfig
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.overrides import apply_overrides
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "unimo_ds"
-LEAVES = {"config", "finetune_config", "utils"}
+LEAVES = {"config", "overrides", "finetune_config", "utils"}
 MAY_IMPORT = {
     "utils": {"utils"},
     "config": {"finetune_config", "utils"},
+    "overrides": {"config", "utils"},
     "finetune_config": set(),
     "config_check": LEAVES,
     "recipes": LEAVES | {"recipes"},

@@ -1,8 +1,7 @@
-"""The whole configuration of a run: frozen dataclasses, strict overrides, one home for every number.
+"""The whole configuration of a run: frozen dataclasses, one home for every number.
 
-A recipe (`unimo_ds/recipes/`) is a function that returns a `RunConfig`. `--set dotted.key=value` changes one field;
-an unknown or ill-typed key is refused with the nearest right name. What belongs to DeepSpeed alone (ZeRO stage, offload,
-buckets, precision) lives in `ds_configs/*.json`, never here.
+A recipe (`unimo_ds/recipes/`) is a function that returns a `RunConfig`; `overrides.py` changes fields of it. What belongs to
+DeepSpeed alone (ZeRO stage, offload, buckets, precision) lives in `ds_configs/*.json`, never here.
 """
 
 from __future__ import annotations
@@ -11,19 +10,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import strict_json
-from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
-_LARGEST = 2**63
-"""What counts positions and bytes counts in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -328,84 +322,6 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     finetune: FinetuneConfig | None = None
     """What makes a run a fine-tuning; None: it pre-trains."""
-
-
-def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` with each `dotted.key=value` applied in turn.
-
-    Raises:
-        UserError: unknown key (with the nearest right name), ill-typed value, or text without `=`.
-    """
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"--set {override!r} has no '='; write --set dotted.key=value")
-        config = _replace(config, key.strip().split("."), text.strip(), whole_key=key.strip())
-    return config
-
-
-def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
-    name, rest = path[0], path[1:]
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise UserError(f"unknown key {whole_key!r}: nothing lies below {name!r}'s parent")
-    hints = typing.get_type_hints(type(node))
-    if name not in hints:
-        raise UserError(f"unknown key {whole_key!r}{nearest_name(name, hints)}")
-    value = getattr(node, name)
-    if isinstance(value, Mapping):
-        if len(rest) > 1 or (not rest and text.lower() != "none"):
-            raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value, or {name}=none to empty it")
-        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)} if rest else {}
-    elif dataclasses.is_dataclass(value):
-        if not rest:
-            raise UserError(f"{whole_key!r} is a group of keys{nearest_name('', typing.get_type_hints(type(value)))}")
-        changed = _replace(value, rest, text, whole_key=whole_key)
-    else:
-        if rest:
-            what = "this run has no such group" if value is None else f"{name!r} is a single value"
-            raise UserError(f"unknown key {whole_key!r}: {what}")
-        changed = _parse(hints[name], text, whole_key)
-    return dataclasses.replace(node, **{name: changed})  # type: ignore[type-var]
-
-
-def _parse(annotation: Any, text: str, key: str) -> Any:
-    """`text` as a value of the annotated type."""
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        choices = typing.get_args(annotation)
-        if text not in choices:
-            raise UserError(f"{key}={text!r} is not one of {', '.join(choices)}")
-        return text
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() in ("none", "null"):
-            return None
-        (inner,) = [part for part in typing.get_args(annotation) if part is not type(None)]
-        if dataclasses.is_dataclass(inner):
-            raise UserError(f"{key!r} is a group of keys, and this run has no such group")
-        return _parse(inner, text, key)
-    if origin is tuple:
-        parts = text.strip("()[]").split(",")
-        kinds = typing.get_args(annotation)
-        if Ellipsis in kinds:
-            if text.lower() == "none" or not parts[-1].strip():  # nothing, or the last comma of a tuple of one
-                parts.pop()
-            kinds = kinds[:1] * len(parts)
-        if len(parts) != len(kinds):
-            raise UserError(f"{key} takes {len(kinds)} values separated by commas, not {text!r}")
-        return tuple(_parse(kind, part.strip(), key) for kind, part in zip(kinds, parts, strict=True))
-    if annotation is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{key} takes true or false, not {text!r}")
-        return text.lower() == "true"
-    if annotation is str:
-        return text
-    try:
-        value = annotation(text)
-    except ValueError:
-        raise UserError(f"{key} takes {annotation.__name__}, not {text!r}") from None
-    if not abs(value) < _LARGEST:
-        raise UserError(f"{key} takes a number between -2^63 and 2^63, not {text!r}")
-    return value
 
 
 def to_dict(config: Any) -> dict[str, Any]:

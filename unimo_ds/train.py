@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimo_ds import recipes
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import RunConfig
 from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_corpus, keep_makers, regions_left_out
@@ -42,6 +42,7 @@ from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits,
 from unimo_ds.models.start import check_start, load_start
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.models.vision_transformer import load_vision_transformer
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.host import check_host_memory, pretraining_costs
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils import locations

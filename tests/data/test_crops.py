@@ -12,7 +12,7 @@ from tests.data import corpora, patched
 from tests.data.patched import GRID
 from tests.data.prepare.raw import picture
 from tests.data.test_loader import global_step
-from unimo_ds.config import KindWeights, RunConfig, apply_overrides, to_dict
+from unimo_ds.config import KindWeights, RunConfig, to_dict
 from unimo_ds.config_check import check_stored
 from unimo_ds.data import crops, images, patches
 from unimo_ds.data.corpus import Corpus
@@ -23,6 +23,7 @@ from unimo_ds.data.loader import StepLoader
 from unimo_ds.data.step_reader import StepReader
 from unimo_ds.data.tokenizer import load
 from unimo_ds.engine.run_directory import differing_keys
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 

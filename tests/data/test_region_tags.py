@@ -20,7 +20,7 @@ from tests.data.shard_folders import (
     make_text,
 )
 from tests.data.test_examples import build
-from unimo_ds.config import ModelConfig, RunConfig, apply_overrides, from_dict, to_dict
+from unimo_ds.config import ModelConfig, RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
 from unimo_ds.data import blend, index, manifest, members, region_tags
 from unimo_ds.data.corpus import Corpus, CorruptSample
@@ -32,6 +32,7 @@ from unimo_ds.data.shards import ShardWriter, index_path
 from unimo_ds.data.verify import verify
 from unimo_ds.evaluation.held_out import check_fits
 from unimo_ds.finetune.images import check_images
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 SIZES = (5, 7)

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import RunConfig
 from unimo_ds.engine import run_directory
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 

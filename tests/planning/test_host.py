@@ -12,9 +12,10 @@ import torch
 from tests.distributed.launching import started
 from tests.evaluation import small
 from unimo_ds import recipes
-from unimo_ds.config import BatchConfig, CheckpointConfig, EngineConfig, ModelConfig, RunConfig, apply_overrides
+from unimo_ds.config import BatchConfig, CheckpointConfig, EngineConfig, ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.cost import SampleCost
 from unimo_ds.planning.host import check_host_memory, example_cost, pretraining_costs, shortage
 from unimo_ds.planning.plan import stage_memory

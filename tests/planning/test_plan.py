@@ -8,9 +8,9 @@ import pytest
 
 from tests.evaluation import small
 from unimo_ds import recipes
-from unimo_ds.config import apply_overrides
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine import ds_config
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.cost import counted_cost
 from unimo_ds.planning.plan import plan
 from unimo_ds.planning.text import to_text

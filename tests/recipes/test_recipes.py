@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from unimo_ds import config, config_check, recipes
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_positions_of_patches_come_from_the_data() -> None:
         (["model.patch_columns=5"], r"model\.patch_columns=5 does not divide the patches of an image.*=196; set it to"),
     ):
         with pytest.raises(UserError, match=culprit):
-            config_check.check(config.apply_overrides(fitted, overrides))
+            config_check.check(apply_overrides(fitted, overrides))
     no_patches = SimpleNamespace(**{**sizes, "region_tag_sizes": ()}, patch_columns=0)
     with pytest.raises(UserError, match="needs images as numbered patches"):
         config_check.check(recipes.fit_to_data(recipes.load("base_pixels_32xv100"), no_patches))

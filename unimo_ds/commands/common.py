@@ -81,8 +81,8 @@ def add_recipe(parser: argparse._ActionsContainer, *, required: bool = True) -> 
 
 
 def config_of(arguments: argparse.Namespace, data: str | None) -> RunConfig:
-    from unimo_ds.config import apply_overrides
     from unimo_ds.config_check import check
+    from unimo_ds.overrides import apply_overrides
 
     config = apply_overrides(recipes.load(arguments.recipe), arguments.set)
     if data is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unimo_ds.config import RunConfig, apply_overrides
+from unimo_ds.config import RunConfig
 from unimo_ds.finetune.tasks import NAMES, check_name
 from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from unimo_ds.config import apply_overrides
 from unimo_ds.finetune import answers
 from unimo_ds.finetune.settings import check_finetuning
 from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import Communicator, SingleProcess, make_communicator
 from unimo_ds.utils.errors import UserError

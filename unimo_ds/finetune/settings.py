@@ -17,11 +17,11 @@ from unimo_ds.config import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    apply_overrides,
 )
 from unimo_ds.config_check import check, check_bounds
 from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.finetune.task import Size, Task
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 

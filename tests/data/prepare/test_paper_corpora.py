@@ -8,12 +8,12 @@ import numpy as np
 
 from tests.data.prepare.paper_corpora import NUM_COCO, SPLITS, write_paper_corpora
 from unimo_ds import recipes
-from unimo_ds.config import apply_overrides
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.prepare.command import main as prepare
 from unimo_ds.data.schema import Kind
 from unimo_ds.evaluation.held_out import check_fits
+from unimo_ds.overrides import apply_overrides
 
 
 def test_the_paper_s_corpora_make_what_its_recipes_read(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from tests.engine.test_metrics import SmallReport
-from unimo_ds.config import LoggingConfig, RunConfig, apply_overrides, from_dict, to_dict
+from unimo_ds.config import LoggingConfig, RunConfig, from_dict, to_dict
 from unimo_ds.engine import trackers
 from unimo_ds.engine.metrics import MetricsWriter
 from unimo_ds.engine.run_directory import differing_keys
 from unimo_ds.engine.trackers import patient as patient_file
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.engine.trackers.protocol import TrackedRun
+from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
