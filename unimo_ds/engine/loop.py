@@ -14,6 +14,7 @@ from typing import Any
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace, trackers
+from unimo_ds.engine.judging import judge
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
@@ -225,23 +226,15 @@ class Loop:
                 learning_rate=rate,
                 is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),
             )
-        skipped = 0 if metrics.applied else 1
-        # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
-        is_broken = not math.isfinite(metrics.loss) or metrics.loss_scale <= self.engine.loss_scale_floor
-        counts = skipped and is_broken and not course.is_spike(metrics.loss, spikes)
-        self.progress = dataclasses.replace(
-            self.progress,
-            step=batch.step + 1,
-            skipped=self.progress.skipped + skipped,
-            skipped_in_a_row=self.progress.skipped_in_a_row + 1 if counts else self.progress.skipped_in_a_row * skipped,
-        )
+        judged = judge(self.progress, batch.step, metrics, spikes, loss_scale_floor=self.engine.loss_scale_floor)
+        self.progress = judged.progress
         self._speed.add(
             batch, positions=metrics.positions, bytes_read=metrics.bytes_read, bad_samples=metrics.bad_samples
         )
         self._log(batch, metrics)
-        if counts:
-            self._report_skipped(batch, metrics)
-        self._watch_for_spikes(batch, metrics)
+        if judged.is_broken:
+            self._report_broken(batch, metrics)
+        self._report_spike(batch, metrics, judged.spike)
         self._on_step(batch, metrics)
         if self.progress.step % _TRIM_EVERY == 0 and self.engine.device.type == "cpu":
             return_freed_memory()
@@ -255,7 +248,7 @@ class Loop:
         is_regular = step % self.config.logging.every_steps == 0 or step in (1, total_steps)
         if not is_regular and metrics.applied:
             return
-        values = step_values(metrics) | {"skipped_steps": float(self.progress.skipped)}
+        values = metrics.scalars() | {"skipped_steps": float(self.progress.skipped)}
         if is_regular:
             values |= self._speed.read()
             slowest, warning = self._slow_ranks.compare(values)
@@ -268,7 +261,7 @@ class Loop:
             self._metrics.write(step, values)
             self._metrics.write_last_samples(step, [key for item in batch.micro_batches for key in item.keys])
 
-    def _report_skipped(self, batch: StepBatch, metrics: StepMetrics) -> None:
+    def _report_broken(self, batch: StepBatch, metrics: StepMetrics) -> None:
         self._note_samples(batch, "skipped", f"loss scale {metrics.loss_scale:g}")
         self._say(f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl")
         limit = self.config.engine.max_skipped_steps
@@ -280,29 +273,14 @@ class Loop:
                 "optimizer.peak_learning_rate or look at these samples, then resume",
             )
 
-    def _watch_for_spikes(self, batch: StepBatch, metrics: StepMetrics) -> None:
-        """Every rank sees the same numbers, so all of them collect the samples or none does."""
-        spikes, before = self.config.spikes, self.progress
-        loss, norm = before.loss_course, before.gradient_course
-        seen = (("loss", loss, metrics.loss), ("gradient norm", norm, metrics.gradient_norm))
-        found = [course.describe(name, value) for name, course, value in seen if course.is_spike(value, spikes)]
-        if found:
-            count = before.spikes_in_a_row + 1
-        else:  # a step that is not finite neither ends a row of spikes nor adds to it
-            count = before.spikes_in_a_row if not metrics.applied else 0
-        self.progress = dataclasses.replace(
-            before,
-            loss_course=loss.after(metrics.loss, spikes),
-            gradient_course=norm.after(metrics.gradient_norm, spikes),
-            spikes_in_a_row=count,
-            first_spike=before.first_spike if before.spikes_in_a_row else batch.step,
-        )
-        if not found:
-            self._spiked = self._spiked if count else []
+    def _report_spike(self, batch: StepBatch, metrics: StepMetrics, spike: str) -> None:
+        """Put a spike on record and keep its samples for a rollback; forget those of a row of spikes that is over."""
+        if not spike:
+            self._spiked = self._spiked if self.progress.spikes_in_a_row else []
             return
-        text = "; ".join(found) + ("" if metrics.applied else "; no update")
+        text = spike + ("" if metrics.applied else "; no update")
         keys = self._note_samples(batch, "spike", text)
-        if spikes.most_in_a_row:  # only a rollback, which has a bound, asks for them
+        if self.config.spikes.most_in_a_row:  # only a rollback, which has a bound, asks for them
             self._spiked.append((batch.step, keys))
         self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
 
@@ -400,18 +378,3 @@ class Loop:
         if self._is_first_rank:
             with contextlib.suppress(OSError):  # a log on a full disk
                 print(redact(text), flush=True)
-
-
-def step_values(metrics: StepMetrics) -> dict[str, float]:
-    """The scalars of a step under the names that TensorBoard and metrics.jsonl show."""
-    return {
-        "loss/total": metrics.loss,
-        **{f"loss/{name}": value for name, value in metrics.losses.items()},
-        **{f"count/{name}": float(value) for name, value in metrics.counts.items()},
-        **{f"accuracy/{name}": value for name, value in metrics.accuracies.items()},
-        "learning_rate": metrics.learning_rate,
-        "gradient_norm": metrics.gradient_norm,
-        "loss_scale": metrics.loss_scale,
-        "temperature": metrics.temperature,
-        "positions": float(metrics.positions),
-    }

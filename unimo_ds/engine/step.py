@@ -47,6 +47,20 @@ class StepMetrics:
     applied: bool
     """False where the update was skipped: unwanted, or for a loss or gradient that is not finite."""
 
+    def scalars(self) -> dict[str, float]:
+        """Under the names that TensorBoard and metrics.jsonl show."""
+        return {
+            "loss/total": self.loss,
+            **{f"loss/{name}": value for name, value in self.losses.items()},
+            **{f"count/{name}": float(value) for name, value in self.counts.items()},
+            **{f"accuracy/{name}": value for name, value in self.accuracies.items()},
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            "loss_scale": self.loss_scale,
+            "temperature": self.temperature,
+            "positions": float(self.positions),
+        }
+
 
 @dataclass(frozen=True)
 class _Known:
