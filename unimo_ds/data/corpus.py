@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import blend, joined_index, members, patch_extractor, region_tags
+from unimo_ds.data import blend, joined_index, member_json, members, patch_extractor, region_tags
 from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import PatchGrid, Sample
 from unimo_ds.utils.errors import UserError
@@ -217,7 +217,7 @@ class Corpus:
         Raises:
             CorruptSample: damaged, cut or unreadable.
         """
-        return members.details_of(self._read_members(sample, (members.JSON,))[members.JSON])
+        return member_json.details_of(self._read_members(sample, (members.JSON,))[members.JSON])
 
     def close(self) -> None:
         """Close the shards this process has opened; the next read opens them again."""

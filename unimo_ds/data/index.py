@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data import manifest, members, region_tags, shards, tars
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
 from unimo_ds.data.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
@@ -188,7 +189,7 @@ def scan(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIn
     base = ""
     try:
         with shards.open_shard(path) as stream:
-            walk = tars.walk(_Hashing(stream, digest), max_member_bytes=members.MAX_MEMBER_BYTES)  # type: ignore[arg-type]
+            walk = tars.walk(_Hashing(stream, digest), max_member_bytes=MAX_MEMBER_BYTES)  # type: ignore[arg-type]
             for base, columns in shards.group_members(walk):
                 content = {column: member.content for column, member in columns.items()}
                 sample = members.decode_sample(f"{path.name}:{base}", content, pixels=pixels)
@@ -256,7 +257,7 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
         or samples["num_related_images"].sum() != len(index.related_images)
         or (len(samples) and samples["source"].max() >= len(index.source_names))
         or (len(samples) and (samples["start"].min() < 0 or ends.max() > index.shard_bytes))
-        or (len(samples) and samples["size"].max() > members.MAX_MEMBER_BYTES)
+        or (len(samples) and samples["size"].max() > MAX_MEMBER_BYTES)
         or (len(index.related_images) and index.related_images["shard"].max() >= len(index.related_shards))
     ):
         raise UserError(f"{where} contradicts itself; {cure}")

@@ -10,7 +10,6 @@ Tags of regions are the columns of `class_ids.npy` beyond those of `class_probab
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,31 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data import images, patches
+from unimo_ds.data import images, member_json, patches
 from unimo_ds.data.crops import Crop
-from unimo_ds.data.schema import (
-    NO_TAG,
-    Caption,
-    Kind,
-    Level,
-    PatchGrid,
-    Regions,
-    Rewrite,
-    Sample,
-    Spans,
-    TextRole,
-)
+from unimo_ds.data.limits import MAX_CLASSES_PER_REGION, MAX_FEATURE_SIZE, MAX_REGIONS
+from unimo_ds.data.member_json import Buffer
+from unimo_ds.data.schema import NO_TAG, Kind, Level, PatchGrid, Regions, Sample, Spans, TextRole
 
 JSON, BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES, JPEG = range(6)
 EXTENSIONS = ("json", "boxes.npy", "class_ids.npy", "class_probabilities.npy", "features.npy", "jpg")
 """Every member a sample may have; the position of each is its column in the index."""
 REGION_MEMBERS = (BOXES, CLASS_IDS, CLASS_PROBABILITIES, FEATURES)
-
-MAX_MEMBER_BYTES = 256 * 2**20
-MAX_JSON_BYTES = 16 * 2**20
-MAX_REGIONS = 1024
-MAX_FEATURE_SIZE = 16384
-MAX_CLASSES_PER_REGION = 1024
 
 _ARRAYS: dict[int, tuple[str, int]] = {
     BOXES: ("<f4", 4),
@@ -51,18 +35,10 @@ _ARRAYS: dict[int, tuple[str, int]] = {
     FEATURES: ("<f2", MAX_FEATURE_SIZE),
 }
 """dtype and the most columns of each array."""
-_PATCHES = "patches"
-"""Key of the JSON: [rows, columns, pixels on a side]."""
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '(<f4|<f2|<i4)', 'fortran_order': False, 'shape': \((\d{1,6}), (\d{1,6})\), \} *\n"
 )
-_REFERENCE = re.compile(r"([A-Za-z0-9_-]+\.tar):([0-9]{1,9})")
-# Plain dictionaries: an enumeration's own lookup takes several times as long, and a pair may hold a hundred rewrites.
-_KINDS, _LEVELS = dict(Kind.__members__), dict(Level.__members__)
-
-
-Buffer = bytes | memoryview
 
 
 class DecodeError(ValueError):
@@ -107,23 +83,11 @@ def encode_sample(
     Raises:
         DecodeError: the sample is not one that the decoder would accept.
     """
-    record: dict[str, Any] = {"kind": sample.kind.name.lower(), "source": sample.source}
-    if sample.kind is Kind.TEXT:
-        record["text"] = sample.text
-        record |= _phrases_record(sample.phrases)
-    if sample.kind is Kind.PAIR:
-        record["captions"] = [_caption_record(caption) for caption in sample.captions]
-        record["related_texts"] = list(sample.related_texts)
-        record["related_images"] = [f"{shard}:{index}" for shard, index in sample.related_images]
     grid = None if sample.regions is None else sample.regions.patches
-    if grid is not None:
-        record[_PATCHES] = [grid.rows, grid.columns, grid.side]
-    if details:
-        record["details"] = dict(details)
     try:
-        members = {EXTENSIONS[JSON]: json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8")}
-    except UnicodeEncodeError as error:
-        raise DecodeError(f"a text is not valid Unicode: {error.reason}") from None
+        members = {EXTENSIONS[JSON]: member_json.write(sample, details)}
+    except member_json.BadRecord as error:
+        raise DecodeError(str(error)) from None
     if sample.regions is not None and grid is None:
         arrays: tuple[NDArray[Any], ...] = (
             sample.regions.boxes,
@@ -155,63 +119,37 @@ def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = Tru
     """
     if JSON not in members:
         raise DecodeError("its .json is missing (raw images are for `unimo prepare import`)")
-    record = _parse_json(members[JSON])
-    kind = _parse_kind(record.get("kind"))
-    is_text, is_pair = kind is Kind.TEXT, kind is Kind.PAIR
+    try:
+        record = member_json.read(members[JSON])
+    except member_json.BadRecord as error:
+        raise DecodeError(str(error)) from None
+    is_text, grid = record.kind is Kind.TEXT, record.patches
     present = [member for member in REGION_MEMBERS if member in members]
-    is_cut = _PATCHES in record
-    if is_text and (present or is_cut or JPEG in members):
+    if is_text and (present or grid is not None or JPEG in members):
         raise DecodeError("a text sample has an image")
-    if is_cut and present:
+    if grid is not None and present:
         raise DecodeError(f"its regions are patches of its .jpg, and it has .{EXTENSIONS[present[0]]}")
-    if is_cut and JPEG not in members:
+    if grid is not None and JPEG not in members:
         raise DecodeError("its .jpg is missing")
-    if not is_text and not is_cut and len(present) < len(REGION_MEMBERS):
+    if not is_text and grid is None and len(present) < len(REGION_MEMBERS):
         missing = [EXTENSIONS[member] for member in REGION_MEMBERS if member not in members]
         raise DecodeError(f"its {', '.join(missing)} is missing")
-    if not isinstance(record.get("details", {}), dict):
-        raise DecodeError("details is not an object")
-    text = _text(record.get("text"), "text") if is_text else None
     regions = None
-    if is_cut:
-        regions = _cut(members[JPEG], patch_grid(record[_PATCHES]), crop, pixels=pixels)
+    if grid is not None:
+        regions = _cut(members[JPEG], grid, crop, pixels=pixels)
     elif not is_text:
         regions = _decode_regions(members)
-    related_texts = _list(record, "related_texts", is_pair=is_pair)
-    related_images = _list(record, "related_images", is_pair=is_pair)
     return Sample(
         key=key,
-        kind=kind,
-        source=_text(record.get("source"), "source"),
+        kind=record.kind,
+        source=record.source,
         regions=regions,
-        text=text,
-        phrases=() if text is None else _parse_phrases(record, text),
-        captions=_parse_captions(record) if is_pair else (),
-        related_texts=tuple(_text(text, "a related text") for text in related_texts),
-        related_images=tuple(_parse_reference(reference) for reference in related_images),
+        text=record.text,
+        phrases=record.phrases,
+        captions=record.captions,
+        related_texts=record.related_texts,
+        related_images=record.related_images,
     )
-
-
-def patch_grid(numbers: object) -> PatchGrid:
-    """The grid that the JSON of a sample names.
-
-    Raises:
-        DecodeError: not [rows, columns, side] of a grid that a sample may have.
-    """
-    if not (isinstance(numbers, list) and len(numbers) == 3 and all(type(one) is int and one >= 1 for one in numbers)):
-        raise DecodeError(f"patches {numbers!r} are not [rows, columns, pixels on a side]")
-    grid = PatchGrid(*numbers)
-    if grid.num_patches > MAX_REGIONS or grid.feature_size > MAX_FEATURE_SIZE:
-        raise DecodeError(
-            f"{grid.rows} x {grid.columns} patches of {grid.feature_size} numbers are beyond ({MAX_REGIONS}, {MAX_FEATURE_SIZE})"
-        )
-    return grid
-
-
-def details_of(content: Buffer) -> dict[str, Any]:
-    """The `details` that were stored in the JSON of a sample that can be decoded."""
-    details: dict[str, Any] = _parse_json(content).get("details", {})
-    return details
 
 
 def encode_array(member: int, array: NDArray[Any]) -> bytes:
@@ -303,122 +241,3 @@ def _decode_regions(members: Mapping[int, Buffer]) -> Regions:
         raise DecodeError("there are fewer class ids than probabilities")
     class_ids, tags = class_ids[:, :num_classes], class_ids[:, num_classes:]
     return Regions(boxes, features, class_ids, class_probabilities, tags if tags.shape[1] else None)
-
-
-def _parse_json(content: Buffer) -> dict[str, Any]:
-    if len(content) > MAX_JSON_BYTES:
-        raise DecodeError(f"its .json has {len(content)} bytes; the limit is {MAX_JSON_BYTES}")
-    try:
-        text = str(content, "utf-8")
-        record = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:
-            # JSON can spell half of a surrogate pair, which no tokenizer, page or terminal takes.
-            json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise DecodeError("a text in its .json is not valid Unicode") from None
-    except (ValueError, RecursionError) as error:
-        raise DecodeError(f"its .json cannot be parsed: {error}") from None
-    if not isinstance(record, dict):
-        raise DecodeError("its .json is not an object")
-    return record
-
-
-def _parse_kind(name: object) -> Kind:
-    kind = _KINDS.get(name.upper()) if isinstance(name, str) else None
-    if kind is None:
-        raise DecodeError(f"kind {name!r} is not pair, image or text")
-    return kind
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise DecodeError(f"{what} is missing or not a text")
-    return value
-
-
-def _list(record: Mapping[str, Any], name: str, *, is_pair: bool) -> list[Any]:
-    values = record.get(name, [])
-    if not isinstance(values, list):
-        raise DecodeError(f"{name} is not a list")
-    if values and not is_pair:
-        raise DecodeError(f"only pairs have {name}")
-    return values
-
-
-def _parse_captions(record: Mapping[str, Any]) -> tuple[Caption, ...]:
-    # One caption may also stand at the top level, with its rewrites beside it.
-    records = None
-    if "caption" in record:
-        records = [{**record, "text": record["caption"]}]
-    records = records or record.get("captions")
-    if not isinstance(records, list) or not records:
-        raise DecodeError("a pair has no captions")
-    return tuple(_parse_caption(one) for one in records)
-
-
-def _parse_caption(record: object) -> Caption:
-    if not isinstance(record, dict) or not isinstance(record.get("rewrites", {}), dict):
-        raise DecodeError("a caption is not an object with text and rewrites")
-    rewrites = record.get("rewrites", {})
-    positives, negatives = rewrites.get("positive", []), rewrites.get("negative", [])
-    if not isinstance(positives, list) or not isinstance(negatives, list):
-        raise DecodeError("rewrites are not lists")
-    text = _text(record.get("text"), "a caption")
-    return Caption(
-        text=text,
-        phrases=_parse_phrases(record, text),
-        positives=tuple(_parse_rewrite(one, positive=True) for one in positives),
-        negatives=tuple(_parse_rewrite(one, positive=False) for one in negatives),
-    )
-
-
-def _parse_phrases(record: Mapping[str, Any], text: str) -> Spans:
-    spans = record.get("phrases", [])
-    if not isinstance(spans, list):
-        raise DecodeError("phrases is not a list")
-    last, found = 0, []
-    for span in spans:
-        if not (isinstance(span, list) and len(span) == 2 and all(type(one) is int for one in span)):
-            raise DecodeError(f"phrase {span!r} is not [start, end]")
-        start, end = span
-        if not last <= start < end <= len(text):
-            raise DecodeError(f"phrase {span!r} lies outside its text, or over the one before")
-        found.append((start, end))
-        last = end
-    return tuple(found)
-
-
-def _parse_rewrite(record: object, *, positive: bool) -> Rewrite:
-    if not isinstance(record, dict):
-        raise DecodeError("a rewrite is not an object")
-    origin = record.get("from", "")
-    if "to" in record:
-        origin = f"{origin}>{record['to']}"
-    if not isinstance(origin, str):
-        raise DecodeError("a rewrite's origin is not a text")
-    name = record.get("level", "none")
-    level = _LEVELS.get(name.upper()) if isinstance(name, str) else None
-    if level is None:
-        raise DecodeError(f"a rewrite's level is {name!r}")
-    if positive == bool(level):
-        raise DecodeError("a positive rewrite has a level" if positive else "a negative rewrite has no level")
-    return Rewrite(_text(record.get("text"), "a rewrite"), level, origin)
-
-
-def _parse_reference(reference: object) -> tuple[str, int]:
-    match = _REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
-    if match is None:
-        raise DecodeError(f"related image {reference!r} is not SHARD.tar:INDEX")
-    return match[1], int(match[2])
-
-
-def _caption_record(caption: Caption) -> dict[str, Any]:
-    positives = [{"text": one.text, "from": one.origin} for one in caption.positives]
-    negatives = [{"text": one.text, "level": one.level.name.lower(), "from": one.origin} for one in caption.negatives]
-    rewrites = {"positive": positives, "negative": negatives}
-    return {"text": caption.text, **_phrases_record(caption.phrases), "rewrites": rewrites}
-
-
-def _phrases_record(phrases: Spans) -> dict[str, Any]:
-    """Nothing where there are none: such samples are stored as they always were."""
-    return {"phrases": [list(span) for span in phrases]} if phrases else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from unimo_ds.config import from_dict
-from unimo_ds.data import extractor_file, members, patches
+from unimo_ds.data import extractor_file, member_json, patches
 from unimo_ds.data.extractor_file import StoredExtractor
 from unimo_ds.data.schema import PatchGrid, Regions
 from unimo_ds.utils.errors import UserError
@@ -83,6 +83,6 @@ def grid_in(file: Path) -> PatchGrid | None:
 
 def _checked(grid: PatchGrid, where: str) -> PatchExtractor:
     try:
-        return PatchExtractor(members.patch_grid([grid.rows, grid.columns, grid.side]))
-    except members.DecodeError as error:
+        return PatchExtractor(member_json.patch_grid([grid.rows, grid.columns, grid.side]))
+    except member_json.BadRecord as error:
         raise UserError(f"{where}: {error}") from None

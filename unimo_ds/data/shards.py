@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from unimo_ds.data import manifest, members, tars
+from unimo_ds.data import manifest, member_json, members, tars
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.schema import Sample
 from unimo_ds.utils.errors import UserError
 
@@ -245,10 +246,10 @@ def read_samples(stream: BinaryIO, where: str, *, pixels: bool = True) -> Iterat
     """
     name, base = where.rsplit("/", 1)[-1], ""
     try:
-        for base, columns in group_members(tars.walk(stream, max_member_bytes=members.MAX_MEMBER_BYTES)):
+        for base, columns in group_members(tars.walk(stream, max_member_bytes=MAX_MEMBER_BYTES)):
             content = {column: member.content for column, member in columns.items()}
             sample = members.decode_sample(f"{name}:{base}", content, pixels=pixels)
-            yield StoredSample(sample, content.get(members.JPEG), members.details_of(content[members.JSON]))
+            yield StoredSample(sample, content.get(members.JPEG), member_json.details_of(content[members.JSON]))
     except (tars.BadTar, members.DecodeError, OSError) as error:
         raise unreadable(where, base, error) from None
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.prepare.raw import small_extractor, write_photographs
 from unimo_ds.config import MaskingConfig
-from unimo_ds.data import masking, members
+from unimo_ds.data import masking, member_json, members
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Uniforms
@@ -155,6 +155,6 @@ def test_fragments_begin_and_end_with_phrases(tokenizer: tokenizers.Tokenizer) -
 
 def test_a_caption_keeps_its_phrases_through_json() -> None:
     captions = (Caption("a big dog", phrases=((2, 9),)), Caption("a dog"))
-    record = [members._caption_record(one) for one in captions]
+    record = [member_json._caption_record(one) for one in captions]
     assert "phrases" not in record[1]
-    assert [members._parse_caption(one) for one in record] == list(captions)
+    assert [member_json._parse_caption(one) for one in record] == list(captions)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.members import MAX_REGIONS
+from unimo_ds.data.limits import MAX_REGIONS
 from unimo_ds.data.prepare.readers.protocol import HeldRegions
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.schema import Regions

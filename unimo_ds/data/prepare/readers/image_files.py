@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from unimo_ds.data.members import MAX_MEMBER_BYTES
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.readers.protocol import Item, Pictures, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.members import MAX_MEMBER_BYTES
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, to_regions
 from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.sources import Report

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unimo_ds.data.members import MAX_JSON_BYTES
+from unimo_ds.data.limits import MAX_JSON_BYTES
 from unimo_ds.data.prepare.readers.image_files import (
     IMAGE_SUFFIXES,
     members_of_tar,
