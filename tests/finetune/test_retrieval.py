@@ -14,11 +14,14 @@ from tests.evaluation.small import make_engine
 from tests.finetune import small
 from tests.huggingface import small as runs
 from unimo_ds.config import DataConfig
+from unimo_ds.data import shards
+from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.index import rewrite
 from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
 from unimo_ds.finetune import predict, ranking, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.hard_negatives import nearest, single_vectors
+from unimo_ds.finetune.hard_negatives import nearest, right_answers, single_vectors
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
@@ -85,6 +88,41 @@ def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
         visit = hard._visit(4, seed)
         assert {image for image, _ in visit[1:4]} <= set(found.images_CK[4].tolist())
         assert {caption for _, caption in visit[4:]} <= set(found.captions_IK[own].tolist())
+
+
+def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
+    tokenizer = small.write_pairs(tmp_path)
+
+    def alike(_: int, stored: shards.StoredSample) -> shards.StoredSample:
+        captions = stored.sample.captions
+        captions = [
+            dataclasses.replace(one, text="two dogs") if one.text.split()[4] in "38" else one for one in captions
+        ]
+        return dataclasses.replace(stored, sample=dataclasses.replace(stored.sample, captions=tuple(captions)))
+
+    for path in shards.shard_files(tmp_path / "train"):
+        rewrite(path, alike, tokenizer)
+    finish_folder(tmp_path / "train", tokenizer=tokenizer, num_region_classes=small.CLASSES, command="test")
+    examples, config = open_split(tmp_path, tokenizer)
+    pairs = examples.pairs
+    same = [caption for caption in range(pairs.num_captions) if pairs.text(caption) == "two dogs"]
+    assert pairs.image_of_C[same].tolist() == [3, 3, 8]
+    found = nearest(make_engine(config), pairs, config, number=99)
+    assert found.images_CK.shape == (18, 10)
+    assert found.captions_IK.shape == (12, 15)
+    for caption in same:
+        assert set(found.images_CK[caption].tolist()) == set(range(12)) - {3, 8}
+    for image in (3, 8):
+        assert not set(found.captions_IK[image].tolist()) & set(same)
+    assert set(same) <= set(found.captions_IK[0].tolist())
+
+
+def test_right_answers_are_those_of_equal_texts():
+    captions, images = right_answers(np.array([7, 5, 7, 9, 5, 7]), np.array([0, 0, 1, 1, 2, 2]))
+    of_captions = [set(images[captions == caption].tolist()) for caption in range(6)]
+    assert of_captions == [{0, 1, 2}, {0, 2}, {0, 1, 2}, {1}, {0, 2}, {0, 1, 2}]
+    assert len(captions) == sum(map(len, of_captions))
+    assert captions.tolist() == sorted(captions.tolist())
 
 
 @pytest.mark.parametrize("loss", ["circle", "plain"])

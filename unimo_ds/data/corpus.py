@@ -21,7 +21,7 @@ from zlib_ng import zlib_ng
 
 from unimo_ds.data import blend, joined_index, member_json, members, patch_extractor, region_tags
 from unimo_ds.data.crops import Crop
-from unimo_ds.data.schema import PatchGrid, Sample
+from unimo_ds.data.schema import Caption, PatchGrid, Sample
 from unimo_ds.utils.errors import UserError
 
 _SPLIT_NAMES = 64
@@ -201,6 +201,17 @@ class Corpus:
         ):
             raise CorruptSample(self.key(sample), "its regions have other tags than the manifest says")
         return decoded
+
+    def captions(self, sample: int) -> tuple[Caption, ...]:
+        """Of a pair, with their rewrites, without reading its regions.
+
+        Raises:
+            CorruptSample: damaged, cut or unreadable.
+        """
+        try:
+            return member_json.read(self._read_members(sample, (members.JSON,))[members.JSON]).captions
+        except member_json.BadRecord as error:
+            raise CorruptSample(self.key(sample), str(error)) from None
 
     def read_jpeg(self, sample: int) -> bytes | None:
         """The JPEG as stored, or None where the folder was prepared without.

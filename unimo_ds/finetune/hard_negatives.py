@@ -1,6 +1,8 @@
 """The nearest wrong captions and images of each image and caption, under the single encodings of the starting model.
 
-Letters: C captions, I images, D size of a pooled vector, K nearest ones.
+A caption that two images have is wrong for neither.
+
+Letters: C captions, I images, D size of a pooled vector, K nearest ones, N right answers.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.draws import ranges
 from unimo_ds.evaluation.encode import Evaluable, encode
 from unimo_ds.finetune.pairs import Pairs
 
@@ -41,29 +44,34 @@ def single_vectors(engine: Evaluable, pairs: Pairs, config: RunConfig) -> tuple[
 def nearest(engine: Evaluable, pairs: Pairs, config: RunConfig, *, number: int) -> Nearest:
     """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank."""
     texts_CD, images_ID = single_vectors(engine, pairs, config)
-    image_of_C = torch.from_numpy(pairs.image_of_C).to(texts_CD.device)
-    most_captions = int(np.bincount(pairs.image_of_C).max())
-    images_CK = _nearest(texts_CD, images_ID, image_of_C, None, min(number, pairs.num_images - 1))
-    captions_IK = _nearest(images_ID, texts_CD, None, image_of_C, min(number, pairs.num_captions - most_captions))
-    return Nearest(images_CK, captions_IK)
+    captions_N, images_N = right_answers(pairs.text_keys(), pairs.image_of_C)
+    by_image = np.argsort(images_N, kind="stable")
+    return Nearest(
+        _nearest(texts_CD, images_ID, captions_N, images_N, number),
+        _nearest(images_ID, texts_CD, images_N[by_image], captions_N[by_image], number),
+    )
+
+
+def right_answers(text_keys_C: Integers, image_of_C: Integers) -> tuple[Integers, Integers]:
+    """[N] captions, ascending, and [N] images that have a caption of the same text: each caption's own, and sometimes others."""
+    _, text_of_C = np.unique(text_keys_C, return_inverse=True)
+    of_texts = np.unique(np.stack([text_of_C, image_of_C], 1), axis=0)
+    starts = np.searchsorted(of_texts[:, 0], np.arange(len(of_texts) + 1))
+    counts_C = starts[text_of_C + 1] - starts[text_of_C]
+    return np.repeat(np.arange(len(image_of_C)), counts_C), of_texts[ranges(starts[text_of_C], counts_C), 1]
 
 
 def _nearest(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    image_of_query: torch.Tensor | None,
-    image_of_candidate: torch.Tensor | None,
-    number: int,
+    queries: torch.Tensor, candidates: torch.Tensor, query_of_N: Integers, right_N: Integers, number: int
 ) -> Integers:
-    """None: a query's or candidate's image is its own number."""
-    of_candidate = torch.arange(len(candidates), device=queries.device)
-    of_candidate = of_candidate if image_of_candidate is None else image_of_candidate
+    """[queries, K] candidates by falling score, without the right ones. query_of_N: ascending, with right_N all right answers."""
+    number = min(number, len(candidates) - int(np.bincount(query_of_N).max()))
     found = []
     for start in range(0, len(queries), _ROWS_AT_ONCE):
-        rows = torch.arange(start, min(start + _ROWS_AT_ONCE, len(queries)), device=queries.device)
-        own = rows if image_of_query is None else image_of_query[rows]
-        scores = queries[rows] @ candidates.T
-        scores[own[:, None] == of_candidate[None, :]] = -torch.inf
+        stop = min(start + _ROWS_AT_ONCE, len(queries))
+        scores = queries[start:stop] @ candidates.T
+        here = slice(*np.searchsorted(query_of_N, (start, stop)))
+        scores[torch.from_numpy(query_of_N[here] - start), torch.from_numpy(right_N[here])] = -torch.inf
         # A stable order of equal scores, so that the choice does not depend on the machine.
         found.append(scores.argsort(dim=1, descending=True, stable=True)[:, :number].cpu().numpy())
     return np.concatenate(found).astype(np.int64)

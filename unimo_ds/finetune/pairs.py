@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import ImageInput, clean_sequence, text_input
+from unimo_ds.data.examples import ImageInput, clean_sequence, text_input, text_key
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.tokenizer import Tokenizer
@@ -85,6 +85,12 @@ class Pairs:
     def text(self, caption: int) -> str:
         sample = self.shelf.sample(int(self.samples_I[self.image_of_C[caption]]))
         return sample.texts[int(self.captions.number_n[caption])]
+
+    def text_keys(self) -> Integers:
+        """[C] equal for captions of equal texts. Reads the captions of every image."""
+        keys = [[text_key(one.text) for one in self.corpus.captions(sample)] for sample in self.samples_I.tolist()]
+        places = zip(self.image_of_C.tolist(), self.captions.caption_n.tolist(), strict=True)
+        return np.array([keys[image][number] for image, number in places], np.int64)
 
     def tokens(self, caption: int) -> NDArray[np.int32]:
         """[CLS] ... [SEP], kept once made: a measurement asks for each as often as there are images."""
