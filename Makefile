@@ -82,7 +82,7 @@ ARCH ?= sm_90
 kernels: env
 	$(VENV)/bin/python -m unimo_ds kernels build --arch $(ARCH)
 
-# An environment with torchvision beside the torch it was built for: tests/data/detectors runs its networks there.
+# An environment with torchvision beside the torch it was built for: tests/data/vision/detectors runs its networks there.
 torchvision-environment:
 	test -x .venv-torchvision/bin/python || $(PYTHON) -m venv .venv-torchvision
 	.venv-torchvision/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-torchvision.txt

@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks import measuring
 from benchmarks.loader_contenders import CONTENDERS
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.utils.errors import run_command
 from unimo_ds.utils.host_memory import keep_freed_buffers
 

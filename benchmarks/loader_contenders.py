@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.config import BatchConfig, ContrastConfig, DataConfig, KindWeights, MaskingConfig, ModelConfig, RunConfig
-from unimo_ds.data import shards
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.step_plan import StepPlanner
 from unimo_ds.data.step_reader import StepReader
+from unimo_ds.data.storage import shards
 
 BUFFER = 64
 """Samples that webdataset and Energon shuffle among: about what this project's window of shards is here."""

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import measuring
-from unimo_ds.data import crops, extractors, patches
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.schema import Kind, PatchGrid
+from unimo_ds.data.vision import crops, extractors, patches
+from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.utils.errors import UserError, run_command
 from unimo_ds.utils.host_memory import keep_freed_buffers
 

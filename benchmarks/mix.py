@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
+from unimo_ds.data.storage.members import texts_of
 
 FEATURES, CLASSES, STORED_CLASSES, VOCABULARY = 2048, 1601, 8, 50265
 _SPECIALS = (0, 1, 2, 3, VOCABULARY - 1)

@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 
 from benchmarks import measuring
-from unimo_ds.data import index, manifest, members, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.data.storage import index, manifest, members, shards
 from unimo_ds.utils.errors import run_command
 
 _PAIRS, _IMAGES, _TEXTS = 4_000_000, 1_700_000, 27_000_000

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from unimo_ds import config
 from unimo_ds.config import LossWeights
-from unimo_ds.data import extractor_file, schema
+from unimo_ds.data import schema
 from unimo_ds.data.prepare import settings, sources
 from unimo_ds.data.prepare.readers import protocol
+from unimo_ds.data.vision import extractor_file
 from unimo_ds.finetune import files, sentences, task
 from unimo_ds.finetune.metrics import classification
 from unimo_ds.finetune_config import FinetuneConfig

@@ -18,8 +18,8 @@ from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.overrides import apply_overrides
 
 COMMANDS = (

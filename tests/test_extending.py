@@ -23,14 +23,14 @@ from tests.extending_page import NAME, modules_of_page, weights_of
 from tests.finetune import small
 from unimo_ds import config_check, recipes
 from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
-from unimo_ds.data import extractors
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.prepare import formats
 from unimo_ds.data.prepare.command import main as prepare
 from unimo_ds.data.schema import NO_TAG
 from unimo_ds.data.step_reader import StepReader
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors
+from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.engine.step import train_step
 from unimo_ds.evaluation.checkpoint import read_weights
 from unimo_ds.finetune import tasks

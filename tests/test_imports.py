@@ -30,7 +30,7 @@ MAY_IMPORT = {
     | {"finetune", "generation", "evaluation", "engine", "tasks", "losses", "models", "data", "ops", "config_check"}
     | {"planning.host"},
     "reporting": {"reporting", "utils"},
-    "preflight": LEAVES | {"preflight", "data.manifest", "data.open_folder"},
+    "preflight": LEAVES | {"preflight", "data.storage.manifest", "data.storage.open_folder"},
     "export": LEAVES | {"export", "huggingface", "finetune", "evaluation", "models", "data"},
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }

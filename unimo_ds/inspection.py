@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unimo_ds.data.manifest import MANIFEST_FILE, Manifest, load_manifest
-from unimo_ds.data.open_folder import load_manifest_at
-from unimo_ds.data.remote_files import RemoteFiles, scheme_of
-from unimo_ds.data.retrying import Retries
-from unimo_ds.data.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
+from unimo_ds.data.storage.manifest import MANIFEST_FILE, Manifest, load_manifest
+from unimo_ds.data.storage.open_folder import load_manifest_at
+from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
+from unimo_ds.data.storage.retrying import Retries
+from unimo_ds.data.storage.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 

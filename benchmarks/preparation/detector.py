@@ -17,10 +17,10 @@ import time
 
 import torch
 
-from unimo_ds.data import images
-from unimo_ds.data.detectors import boxes
-from unimo_ds.data.detectors.bottom_up import BottomUpExtractor, BottomUpSettings
-from unimo_ds.data.detectors.bottom_up_network import BottomUpNetwork, NetworkSizes
+from unimo_ds.data.vision import images
+from unimo_ds.data.vision.detectors import boxes
+from unimo_ds.data.vision.detectors.bottom_up import BottomUpExtractor, BottomUpSettings
+from unimo_ds.data.vision.detectors.bottom_up_network import BottomUpNetwork, NetworkSizes
 
 
 def main() -> int:

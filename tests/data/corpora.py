@@ -16,11 +16,11 @@ from unimo_ds.config import (
     ModelConfig,
     RunConfig,
 )
-from unimo_ds.data import region_tags
 from unimo_ds.data.corpus import CorruptSample
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
 from unimo_ds.data.selection import CorpusIndex, Selection, select_step
+from unimo_ds.data.storage.members import texts_of
+from unimo_ds.data.vision import region_tags
 
 FEATURES, CLASSES, STORED_CLASSES, VOCABULARY = 12, 9, 2, 500
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from tests.data.corpora import make_config, make_samples
 from tests.data.prepare.raw import picture
 from unimo_ds.config import RunConfig
-from unimo_ds.data import index, patches
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.images import encode_jpeg
-from unimo_ds.data.members import texts_of
-from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.schema import PatchGrid, Sample
-from unimo_ds.data.shards import ShardWriter, StoredSample, rewrite_shard
+from unimo_ds.data.storage import index
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.members import texts_of
+from unimo_ds.data.storage.shards import ShardWriter, StoredSample, rewrite_shard
+from unimo_ds.data.vision import patches
+from unimo_ds.data.vision.images import encode_jpeg
+from unimo_ds.data.vision.patch_extractor import PatchExtractor
 
 GRID = PatchGrid(rows=2, columns=3, side=4)
 

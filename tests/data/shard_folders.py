@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.manifest import Manifest
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.shards import ShardWriter
 
 FEATURE_SIZE, CLASSES_PER_REGION, NUM_CLASSES = 8, 2, 16
 

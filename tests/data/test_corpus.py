@@ -25,15 +25,15 @@ from tests.data.shard_folders import (
     make_text,
     write_samples,
 )
-from unimo_ds.data import cache, manifest, retrying
 from unimo_ds.data.corpus import Corpus, CorruptSample
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.prepare.journal import import_journal
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
-from unimo_ds.data.shards import ShardWriter, index_path, read_shard, rewrite_shard
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import cache, manifest, retrying
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.members import texts_of
+from unimo_ds.data.storage.shards import ShardWriter, index_path, read_shard, rewrite_shard
+from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from tests.data.corpora import WordTokenizer, make_config, make_corpus
 from unimo_ds.config import ContrastConfig, KindWeights, RunConfig
-from unimo_ds.data.inspect_order import inspect_order, parse_steps
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Kind, PackedBatch, StepBatch
 from unimo_ds.data.step_plan import StepPlanner
 from unimo_ds.data.transport import flatten, restore
+from unimo_ds.data.viewing.inspect_order import inspect_order, parse_steps
 from unimo_ds.utils.errors import UserError
 
 TOKENIZER = WordTokenizer()

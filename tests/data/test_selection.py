@@ -10,9 +10,9 @@ import pytest
 
 from tests.data.corpora import make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
 from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.storage.members import texts_of
 
 CORPUS = make_corpus()
 PAIRS = np.flatnonzero(CORPUS.kinds == Kind.PAIR)

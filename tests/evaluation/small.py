@@ -15,9 +15,9 @@ from tests import support
 from unimo_ds.config import BatchConfig, DataConfig, RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.seed import generator

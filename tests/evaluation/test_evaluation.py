@@ -18,9 +18,9 @@ from unimo_ds.config import DataConfig, RunConfig, from_dict, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import keep_makers
-from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
+from unimo_ds.data.storage.members import texts_of
 from unimo_ds.evaluation import checkpoint, measure, retrieval
 from unimo_ds.evaluation.encode import deal, encode, micro_batches
 from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out, make_reader

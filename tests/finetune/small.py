@@ -11,9 +11,9 @@ from tests import support
 from tests.evaluation import small as pictures
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import Kind, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import TaskModel

@@ -15,11 +15,11 @@ from tests.data.prepare.raw import picture, write_photographs
 from tests.distributed.launching import launch
 from tests.runs import logged
 from unimo_ds import cli, train
-from unimo_ds.data import extractors
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.prepare.command import main as prepare
 from unimo_ds.data.schema import PatchGrid
+from unimo_ds.data.vision import extractors
+from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.models.positions import resized
 

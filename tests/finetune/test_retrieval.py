@@ -14,10 +14,10 @@ from tests.evaluation.small import make_engine
 from tests.finetune import small
 from tests.huggingface import small as runs
 from unimo_ds.config import DataConfig
-from unimo_ds.data import shards
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.index import rewrite
-from unimo_ds.data.manifest import ExtractorEntry, load_manifest, write_manifest
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.index import rewrite
+from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
 from unimo_ds.finetune import predict, ranking, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples

@@ -12,9 +12,9 @@ import torch
 
 from tests.distributed.launching import launch
 from tests.finetune import small
-from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.folder import finish_folder
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.folder import finish_folder
 
 WORKER = Path(__file__).with_name("step_worker.py")
 ALONE = [

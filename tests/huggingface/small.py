@@ -12,11 +12,11 @@ import torch
 from tests import support
 from tests.data.prepare.raw import SMALL, picture
 from unimo_ds.config import DataConfig, RunConfig, to_dict
-from unimo_ds.data import regions
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.regions import GridExtractor
 from unimo_ds.data.schema import SEP
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision import regions
+from unimo_ds.data.vision.regions import GridExtractor
 from unimo_ds.models.unimo import Unimo
 
 TEXTS = ("a red ball on green grass", "two dogs play in the snow", "a man rides a brown horse", "the boat is blue")

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from tests.data.prepare.raw import picture
 from tests.evaluation import small as pairs
 from tests.huggingface import small
-from unimo_ds.data import extractors, regions
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
+from unimo_ds.data.vision import extractors, regions
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.export import source
 from unimo_ds.export.card import write_card

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from tests.data.shard_folders import make_folder
-from unimo_ds.data import retrying
+from unimo_ds.data.storage import retrying
 from unimo_ds.preflight import command
 from unimo_ds.preflight import node as node_checks
 from unimo_ds.preflight.network import doorbell, unreachable

@@ -14,9 +14,9 @@ from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
 from tests.serving.conftest import refusal
 from unimo_ds import cli
-from unimo_ds.data.folder import finish_folder
 from unimo_ds.data.schema import SEP, Kind, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords

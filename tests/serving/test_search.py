@@ -16,8 +16,8 @@ from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
 from tests.serving.conftest import TEXTS, refusal
 from unimo_ds import cli
-from unimo_ds.data import regions
 from unimo_ds.data.prepare.command import main as prepare
+from unimo_ds.data.vision import regions
 from unimo_ds.export.folder import export
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write

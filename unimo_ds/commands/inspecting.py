@@ -89,7 +89,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _inspect_sample(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.corpus import Corpus
-    from unimo_ds.data.sample_page import sample_number, sample_page
+    from unimo_ds.data.viewing.sample_page import sample_number, sample_page
 
     if arguments.data is None or arguments.html is None:
         raise UserError("unimo inspect sample needs --data DIR and --html OUT")
@@ -110,8 +110,8 @@ def _write_page(path: Path, page: str) -> str:
 
 def _inspect_batch(arguments: argparse.Namespace) -> None:
     from unimo_ds.data import tokenizer as tokenizers
-    from unimo_ds.data.batch_page import batch_page
-    from unimo_ds.data.inspect_batch import Place, read_step, to_dict, to_text
+    from unimo_ds.data.viewing.batch_page import batch_page
+    from unimo_ds.data.viewing.inspect_batch import Place, read_step, to_dict, to_text
 
     config, corpus = _config_and_corpus(arguments)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
@@ -153,7 +153,7 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
 
 
 def _inspect_order(arguments: argparse.Namespace) -> None:
-    from unimo_ds.data.inspect_order import inspect_order, parse_steps
+    from unimo_ds.data.viewing.inspect_order import inspect_order, parse_steps
 
     steps = parse_steps(arguments.steps)
     config, corpus = _config_and_corpus(arguments)

@@ -44,7 +44,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from unimo_ds.data.extractor_file import EXTRACTOR_FILE
+    from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
     from unimo_ds.export.folder import export
 
     if arguments.max_shard_gb <= 0:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from unimo_ds.data import blend, joined_index, member_json, members, patch_extractor, region_tags
-from unimo_ds.data.crops import Crop
 from unimo_ds.data.schema import Caption, PatchGrid, Sample
+from unimo_ds.data.storage import blend, joined_index, member_json, members
+from unimo_ds.data.vision import patch_extractor, region_tags
+from unimo_ds.data.vision.crops import Crop
 from unimo_ds.utils.errors import UserError
 
 _SPLIT_NAMES = 64

@@ -21,7 +21,6 @@ from unimo_ds.config import MaskingConfig, RunConfig
 from unimo_ds.data import masking
 from unimo_ds.data.draws import Uniforms, mix_many, uniforms_of
 from unimo_ds.data.masking import Tokens, Vocabulary
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
@@ -39,6 +38,7 @@ from unimo_ds.data.schema import (
     Spans,
 )
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
+from unimo_ds.data.storage.members import texts_of
 
 _TEXT, _IMAGE = 0x74657874, 0x696D6167
 """Keep the keys of masking apart from the sequence's dropout key."""

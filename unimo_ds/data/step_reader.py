@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import crops
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.examples import (
     ImageInput,
@@ -25,6 +24,7 @@ from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Example, Kind, PackedBatch, Sample, StepBatch
 from unimo_ds.data.selection import Selection, select_step
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.data.vision import crops
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
 

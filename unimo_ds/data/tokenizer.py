@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unimo_ds.data.schema import CLS, PAD, SEP, UNK
-from unimo_ds.data.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 

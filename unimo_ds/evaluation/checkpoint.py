@@ -14,9 +14,9 @@ import torch
 
 from unimo_ds.config import RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
-from unimo_ds.data import resolution
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.data.vision import resolution
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.models.accounting import count_parameters
 from unimo_ds.models.positions import at_resolution
@@ -156,7 +156,7 @@ def load(
 ) -> LoadedModel:
     """The model at `path` (see `find`), in float32 and evaluation mode.
 
-    images: data that it will read; one that reads patches is made to fit their resolution (`data/resolution.py`).
+    images: data that it will read; one that reads patches is made to fit their resolution (`data/vision/resolution.py`).
 
     Raises:
         UserError: as `find` and `read_config`; weights that are damaged or of another model.

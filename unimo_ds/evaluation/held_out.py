@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags, resolution
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision import region_tags, resolution
 from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
 from unimo_ds.evaluation.losses import held_out_losses

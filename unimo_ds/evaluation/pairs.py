@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
-from unimo_ds.data.members import texts_of
 from unimo_ds.data.schema import Kind, Sample, SequenceInput, SequenceRole, TextRole
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS
+from unimo_ds.data.storage.members import texts_of
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 

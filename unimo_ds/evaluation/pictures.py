@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from unimo_ds.data.corpus import Corpus, CorruptSample
-from unimo_ds.data.images import BadImage, decode
 from unimo_ds.data.schema import Regions
+from unimo_ds.data.vision.images import BadImage, decode
 
 Picture = NDArray[np.uint8]
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import blend, extractors, resolution
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.patch_extractor import PatchExtractor
-from unimo_ds.data.regions import RegionExtractor
+from unimo_ds.data.storage import blend
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision import extractors, resolution
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.vision.patch_extractor import PatchExtractor
+from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.finetune.start import load_task, tokenizer_of

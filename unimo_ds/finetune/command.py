@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.finetune import results, tasks
 from unimo_ds.finetune.arguments import check

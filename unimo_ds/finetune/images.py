@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import region_tags, resolution
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision import region_tags, resolution
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.utils.errors import UserError
 

@@ -15,9 +15,9 @@ from typing import Any
 from unimo_ds.config import RunConfig
 from unimo_ds.data.examples import text_input
 from unimo_ds.data.masking import Tokens
-from unimo_ds.data.object_words import words_of
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision.object_words import words_of
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 

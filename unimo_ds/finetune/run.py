@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data import resolution
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.data.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import write_whole
+from unimo_ds.data.vision import resolution
 from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
 from unimo_ds.engine.launch import start_processes, start_run

@@ -18,9 +18,9 @@ import torch
 
 from unimo_ds.config import ModelConfig, RunConfig, from_dict
 from unimo_ds.config_check import check_stored
-from unimo_ds.data import blend
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.data.storage import blend
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles

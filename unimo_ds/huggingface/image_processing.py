@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from unimo_ds.data import extractors
 from unimo_ds.data.examples import ImageInput, image_input
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.schema import NO_TAG, Regions
+from unimo_ds.data.vision import extractors
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.utils.errors import UserError
 
 

@@ -15,9 +15,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from unimo_ds.data.conversation import lay_out
-from unimo_ds.data.object_words import words_of
 from unimo_ds.data.schema import CLS, NO_TAG, PAD, SEP, Regions
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision.object_words import words_of
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
 

@@ -1,7 +1,7 @@
 """Image layers that begin as a Vision Transformer: weights of a local Hugging Face folder, put under this model's names.
 
-Patches come here as pixels in [-1, 1], channels last (`data/patches.py`); another mean and deviation, with which the folder was
-trained, are folded into the projection. The vector in place of [IMG] is the class token with its position.
+Patches come here as pixels in [-1, 1], channels last (`data/vision/patches.py`); another mean and deviation, with which the
+folder was trained, are folded into the projection. The vector in place of [IMG] is the class token with its position.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from unimo_ds.data.manifest import load_manifest
-from unimo_ds.data.open_folder import OpenFolder
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.open_folder import OpenFolder
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.redact import redact
 

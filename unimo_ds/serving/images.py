@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import images
-from unimo_ds.data.images import BadImage
+from unimo_ds.data.vision import images
+from unimo_ds.data.vision.images import BadImage
 from unimo_ds.utils.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unimo_ds.data import region_tags
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
+from unimo_ds.data.vision import region_tags
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.export import source

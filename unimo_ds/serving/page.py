@@ -19,8 +19,8 @@ from flask.typing import ResponseReturnValue
 from PIL import Image
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from unimo_ds.data import images
-from unimo_ds.data.images import BadImage
+from unimo_ds.data.vision import images
+from unimo_ds.data.vision.images import BadImage
 from unimo_ds.generation.generate import GenerationSettings
 from unimo_ds.serving.index import Index, Item
 from unimo_ds.serving.model import ServedModel, own_settings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import images
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.examples import image_input
-from unimo_ds.data.images import BadImage
 from unimo_ds.data.schema import Sample
+from unimo_ds.data.vision import images
+from unimo_ds.data.vision.images import BadImage
 from unimo_ds.finetune.images import check_images
 from unimo_ds.serving.images import read_image
 from unimo_ds.serving.index import Item, Vectors

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.data.prepare import foreign, raw
-from unimo_ds.data.images import encode_jpeg
+from unimo_ds.data.vision.images import encode_jpeg
 
 ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "train", "restval", "val", "test")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unimo_ds.data import regions
-from unimo_ds.data.images import encode_jpeg
+from unimo_ds.data.vision import regions
+from unimo_ds.data.vision.images import encode_jpeg
 
 COLOURS = ("red", "green", "blue", "black")
 THINGS = ("dog", "cat", "horse", "bird")

@@ -24,7 +24,7 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.readers import detections as detecting
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from tests.data.prepare.raw import captions, picture, small_extractor, write_photographs, write_tar
-from unimo_ds.data import extractors, images, regions
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare import importing, journal
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.schema import Kind, TextRole
-from unimo_ds.data.shards import index_path
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.shards import index_path
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors, images, regions
 
 
 @pytest.fixture(scope="module")

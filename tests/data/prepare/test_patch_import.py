@@ -14,16 +14,17 @@ from PIL import Image
 
 from tests.data.prepare.raw import captions, picture, small_extractor, write_photographs, write_tar
 from tests.data.prepare.test_scale import shard_bytes
-from tests.data.test_patches import assert_same_regions
-from unimo_ds.data import extractors, images, patches, shards
+from tests.data.vision.test_patches import assert_same_regions
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.images import encode_jpeg
-from unimo_ds.data.manifest import load_manifest
-from unimo_ds.data.patch_extractor import PatchExtractor
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
 from unimo_ds.data.schema import Kind, PatchGrid
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors, images, patches
+from unimo_ds.data.vision.images import encode_jpeg
+from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.inspection import inspect_path
 

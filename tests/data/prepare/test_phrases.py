@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.prepare.raw import small_extractor, write_photographs
 from unimo_ds.config import MaskingConfig
-from unimo_ds.data import masking, member_json, members
+from unimo_ds.data import masking
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Uniforms
@@ -16,7 +16,8 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.phrases import phrases_of
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption
 from unimo_ds.data.schema import Caption, Kind, Sample
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import member_json, members
+from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.seed import mix
 
 CAPTION = "A black and white dog sits in front of two old men in New York City ."

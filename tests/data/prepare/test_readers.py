@@ -11,7 +11,6 @@ import pytest
 from tests.data.prepare.foreign import write_json, write_lines, write_samples
 from tests.data.prepare.raw import picture, small_extractor, write_tar
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.images import encode_jpeg
 from unimo_ds.data.prepare import formats
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.readers import text_files
@@ -19,7 +18,8 @@ from unimo_ds.data.prepare.readers.names import read_exclusion
 from unimo_ds.data.prepare.readers.protocol import Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.utils.errors import UserError
 
 JPEG = encode_jpeg(picture(0))

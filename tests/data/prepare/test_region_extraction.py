@@ -10,17 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.data.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
 from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
-from unimo_ds.data import extractors, images, shards
-from unimo_ds.data.detectors import detector, device
-from unimo_ds.data.images import encode_jpeg
-from unimo_ds.data.manifest import load_manifest
+from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors, images
+from unimo_ds.data.vision.detectors import detector, device
+from unimo_ds.data.vision.images import encode_jpeg
 
 NUM_SOURCES = 4
 

@@ -14,13 +14,13 @@ import pytest
 
 from tests.data.prepare.foreign import write_samples
 from tests.data.prepare.raw import captions, picture, small_extractor
-from unimo_ds.data.images import encode_jpeg
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.corpus_plan import read_plan
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.settings import PhraseSettings, RetrieveSettings, RewriteSettings
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.utils.errors import UserError
 
 NUM_TARS = 5

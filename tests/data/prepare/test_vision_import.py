@@ -12,14 +12,15 @@ from tests.data import encoder_folders
 from tests.data.encoder_folders import FAMILIES
 from tests.data.prepare.raw import picture, small_extractor, write_photographs, write_tar
 from tests.data.prepare.test_scale import shard_bytes
-from unimo_ds.data import extractors, images, shards, vision_encoder
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.images import encode_jpeg
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
 from unimo_ds.data.prepare.workers import one_thread
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors, images, vision_encoder
+from unimo_ds.data.vision.images import encode_jpeg
 
 
 @pytest.fixture(scope="module")

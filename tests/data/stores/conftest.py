@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from tests.data.shard_folders import make_folder
-from unimo_ds.data import retrying
+from unimo_ds.data.storage import retrying
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from unimo_ds.data import extractors
 from unimo_ds.data.prepare.readers import coco, karpathy, lavis, table, url_table, visual_genome
 from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
 from unimo_ds.data.prepare.readers.hdf5 import Hdf5
@@ -19,6 +18,7 @@ from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
 from unimo_ds.data.prepare.readers.vinvl_tsv import VinvlTsv
 from unimo_ds.data.prepare.readers.webdataset_tars import WebDatasetTars
 from unimo_ds.data.prepare.settings import ImportSettings, KindName, input_paths
+from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError, nearest_name
 
 

@@ -19,10 +19,7 @@ from typing import TypeVar
 from PIL import Image
 from rich.progress import Progress
 
-from unimo_ds.data import extractors, images, manifest, shards
-from unimo_ds.data import folder as folders
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare import formats, shard_making
 from unimo_ds.data.prepare.journal import Journal, import_journal, read_json_object, report_of, sweep, unfinished_shards
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
@@ -30,8 +27,12 @@ from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_n
 from unimo_ds.data.prepare.shard_making import Making
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.regions import GridLearner, RegionExtractor, RegionLearner
+from unimo_ds.data.storage import folder as folders
+from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from unimo_ds.data.vision import extractors, images
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
 

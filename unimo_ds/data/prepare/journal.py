@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data import manifest, shards
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.whole_file import write_whole
+from unimo_ds.data.storage import manifest, shards
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils.errors import UserError
 
 JOURNALS = ".prepare"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimo_ds.data import extractors, manifest
-from unimo_ds.data import folder as folders
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.manifest import Manifest
+from unimo_ds.data.storage import folder as folders
+from unimo_ds.data.storage import manifest
+from unimo_ds.data.storage.manifest import Manifest
 from unimo_ds.data.tokenizer import TOKENIZER_FILE
+from unimo_ds.data.vision import extractors
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 
 
 def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers
@@ -20,7 +19,8 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Sample, Spans
-from unimo_ds.data.shards import StoredSample
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.shards import StoredSample
 
 _MOST_WORDS = 6
 """Of a phrase: longer ones are hidden with nothing to guess them from."""

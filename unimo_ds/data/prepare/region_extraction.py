@@ -13,18 +13,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import extractors, images, index, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.manifest import Manifest
 from unimo_ds.data.prepare.importing import chosen_images
 from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers, one_thread
-from unimo_ds.data.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.shards import StoredSample
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.shards import StoredSample
+from unimo_ds.data.vision import extractors, images
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import extractors, images, index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import texts
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.readers.protocol import Reader, Record
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.regions import RegionExtractor
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
-from unimo_ds.data.shards import StoredSample
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.data.vision import extractors, images
+from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.utils.errors import UserError
 
 _BATCH = 64

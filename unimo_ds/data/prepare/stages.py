@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data import folder as folders
-from unimo_ds.data import manifest
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import (
     JOURNALS,
@@ -26,6 +24,8 @@ from unimo_ds.data.prepare.journal import (
 )
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.storage import folder as folders
+from unimo_ds.data.storage import manifest
 
 _MARKS = "done.json"
 

@@ -71,7 +71,7 @@ class Workers:
         if not (is_network and self._is_by_default):
             yield self
             return
-        from unimo_ds.data.detectors.device import num_gpus
+        from unimo_ds.data.vision.detectors.device import num_gpus
 
         gpus = num_gpus()
         number = max(gpus, 1)

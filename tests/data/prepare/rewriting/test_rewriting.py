@@ -9,7 +9,6 @@ import pytest
 
 from tests.data.prepare.raw import COLOURS, PLACES, THINGS, captions, small_extractor, write_photographs
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import (
@@ -25,7 +24,8 @@ from unimo_ds.data.prepare.rewriting.caption_rewrites import rewritten, substitu
 from unimo_ds.data.prepare.rewriting.replacements import Replacements
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
 from unimo_ds.data.schema import Caption, Kind, Level, Rewrite
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 IMAGES = [captions(i % 64) for i in range(256)]

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from tests.data.prepare.scenes.reading import is_true_of
-from unimo_ds.data import extractors, shards, tokenizer
+from unimo_ds.data import tokenizer
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.scenes import writing
 from unimo_ds.data.prepare.scenes.model import Scene, Thing
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.data.schema import Kind
-from unimo_ds.data.verify import verify
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError
 
 SIZES = {"num_pairs": 90, "num_images": 40, "num_texts": 30, "num_held_out": 20, "seed": 3}

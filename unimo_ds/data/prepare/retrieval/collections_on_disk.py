@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
-from unimo_ds.data import shards
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.retrieval.similarity import (
     Vocabulary,
@@ -28,6 +27,7 @@ from unimo_ds.data.prepare.retrieval.similarity import (
     words_of,
 )
 from unimo_ds.data.schema import Kind, Regions
+from unimo_ds.data.storage import shards
 
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 4, 60
 """In words: fragments relate to everything, and long texts cost a full sequence each."""

@@ -23,9 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.manifest import Manifest
 from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.retrieval import approximate as approximate_search
 from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
@@ -36,7 +34,9 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind
-from unimo_ds.data.shards import StoredSample
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.utils.errors import UserError
 
 _CONSIDERED = 5

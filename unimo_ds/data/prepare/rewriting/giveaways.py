@@ -21,9 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupKFold
 
-from unimo_ds.data import manifest, shards
 from unimo_ds.data.prepare.rewriting.scene_graph import tagging
 from unimo_ds.data.schema import Caption, Kind, Level
+from unimo_ds.data.storage import manifest, shards
 from unimo_ds.utils.errors import UserError, run_command
 
 _STRENGTHS = (0.1, 1.0, 10.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from unimo_ds.data.prepare.rewriting.compatibility import Compatibility, Together
 from unimo_ds.data.prepare.rewriting.replacements import Replacements, make_group
-from unimo_ds.data.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import write_whole
 
 
 def save(learned: Replacements, path: Path) -> None:

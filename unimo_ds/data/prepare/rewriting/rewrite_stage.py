@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data import manifest
 from unimo_ds.data.prepare.importing import progress
 from unimo_ds.data.prepare.journal import read_json_object
 from unimo_ds.data.prepare.rewriting import learned_file, replacements, rewrite_tasks
@@ -31,6 +30,7 @@ from unimo_ds.data.prepare.settings import RewriteSettings, identity_of
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.storage import manifest
 from unimo_ds.utils.errors import UserError
 
 POOL_CAPTIONS = 40_000

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data import index, shards
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.rewriting import balancing, caption_rewrites, learned_file, similar_sentences, word_classes
@@ -27,7 +26,8 @@ from unimo_ds.data.prepare.rewriting.translation.positives import back_translate
 from unimo_ds.data.prepare.settings import RewriteSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.schema import Kind, Level, Rewrite
-from unimo_ds.data.shards import StoredSample
+from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.utils import seed as seeds
 
 LEARNED, USUAL = "learned.npz", "usual.npy"

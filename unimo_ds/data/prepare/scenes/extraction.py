@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unimo_ds.data import regions as grid_regions
 from unimo_ds.data.prepare.scenes import regions as scene_regions
 from unimo_ds.data.prepare.scenes.drawing import boxes_of, draw_jpeg
 from unimo_ds.data.prepare.scenes.model import Scene
 from unimo_ds.data.schema import Regions
+from unimo_ds.data.vision import regions as grid_regions
 
 NUM_FITTED_SCENES = 1000
 """Scenes of the training part that an extractor is fitted on; about fifty things of each colour and shape."""

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save
 
-from unimo_ds.data.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES
 from unimo_ds.data.schema import Regions
+from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.utils.seed import generator
 
 FEATURE_SIZE = 128

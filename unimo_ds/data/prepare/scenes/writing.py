@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.folder import finish_folder
-from unimo_ds.data.manifest import load_manifest
 from unimo_ds.data.prepare.scenes import corpus as scene_corpus
 from unimo_ds.data.prepare.scenes.corpus import Part, ScenePair
 from unimo_ds.data.prepare.scenes.drawing import PICTURE_SIZE, draw_jpeg
@@ -28,7 +26,9 @@ from unimo_ds.data.prepare.scenes.extraction import FittedExtractor, fit_extract
 from unimo_ds.data.prepare.scenes.grammar import sample_text
 from unimo_ds.data.prepare.scenes.model import Scene
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
-from unimo_ds.data.shards import ShardWriter
+from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils.errors import UserError
 

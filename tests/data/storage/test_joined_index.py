@@ -1,0 +1,146 @@
+"""A large corpus's joined, mapped indices are those of a small one; whatever happens to their files, nothing wrong is read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.shard_folders import finish, make_folder, write_samples
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.storage import joined_index, shards
+from unimo_ds.utils.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every corpus counts as large."""
+    monkeypatch.setattr(joined_index, "LARGEST_IN_MEMORY", 0)
+
+
+def open_corpus(folder: Path) -> Corpus:
+    return Corpus.open(folder, cache_dir=str(folder.parent / "cache"))
+
+
+def columns(corpus: Corpus) -> joined_index.Columns:
+    return corpus._index.columns
+
+
+def is_mapped(corpus: Corpus) -> bool:
+    base = corpus.kinds
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base  # type: ignore[assignment]
+    return isinstance(base, np.memmap)
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Of the joined indices, with the times at which they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder.parent / "cache" / "indices").glob("*/*")}
+
+
+def test_a_small_corpus_is_held_in_memory(folder: Path) -> None:
+    assert not is_mapped(open_corpus(folder))
+    assert not (folder.parent / "cache").exists()
+
+
+def test_mapped_indices_are_those_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = open_corpus(folder)
+    monkeypatch.setattr(joined_index, "LARGEST_IN_MEMORY", 0)
+    written: dict[str, int] = {}
+    for opened in range(2):
+        large = open_corpus(folder)
+        assert is_mapped(large)
+        for name, column in columns(small).items():
+            assert columns(large)[name].dtype == column.dtype
+            np.testing.assert_array_equal(columns(large)[name], column, err_msg=name)
+        assert large.has_stored_regions == small.has_stored_regions
+        assert large.source_names == small.source_names
+        for number in range(len(small)):
+            assert large.key(number) == small.key(number)
+            assert large.read(number).captions == small.read(number).captions
+            assert large.read_jpeg(number) == small.read_jpeg(number)
+        if opened:
+            assert files(folder) == written, "the second time they are found"
+        written = files(folder)
+
+
+@pytest.mark.usefixtures("_large")
+def test_later_starts_read_no_index(folder: Path) -> None:
+    first = open_corpus(folder)
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    rebuild, arguments = open_corpus(folder).__reduce__()  # as a spawned worker gets it
+    second = rebuild(*arguments)
+    assert [second.key(number) for number in range(len(second))] == [first.key(number) for number in range(len(first))]
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense"])
+def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
+    wanted = columns(open_corpus(folder))
+    wanted = {name: column.copy() for name, column in wanted.items()}
+    (joined,) = (path for path in (folder.parent / "cache" / "indices").iterdir() if path.is_dir())
+    if damage == "cut":
+        os.truncate(joined / "text_tokens", 3)
+    elif damage == "gone":
+        (joined / "places").unlink()
+    else:
+        (joined / "about.json").write_text('{"lengths": {"kinds": 1}}')
+    for name, column in columns(open_corpus(folder)).items():
+        np.testing.assert_array_equal(column, wanted[name])
+
+
+@pytest.mark.usefixtures("_large")
+def test_other_data_have_files_of_their_own(folder: Path) -> None:
+    before = open_corpus(folder)
+    assert len(before) == 12
+    for path in folder.iterdir():
+        path.unlink()
+    write_samples(folder, num_pairs=9)
+    finish(folder)
+    assert len(open_corpus(folder)) == 16
+    assert len(before) == 12, "who has the old ones open goes on reading them"
+    assert before.kinds.max() <= 2
+
+
+@pytest.mark.usefixtures("_large")
+def test_without_a_place_for_them_every_process_holds_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder.parent / "cache").write_text("a file, where the cache folder would be")
+    corpus = open_corpus(folder)
+    assert not is_mapped(corpus)
+    assert len(corpus) == 12
+    assert "warning: cannot keep the joined indices" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_large")
+def test_damage_of_the_data_is_told_as_ever(folder: Path) -> None:
+    shards.index_path(folder / "pairs-000000.tar").write_bytes(b"no index")
+    with pytest.raises(UserError, match="is not the index that the manifest describes"):
+        open_corpus(folder)
+    assert not any((folder.parent / "cache" / "indices").glob("*/*")), "nothing half made stays"
+
+
+def _open_in_a_process(folder: str, found: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    joined_index.LARGEST_IN_MEMORY = 0
+    found.put(int(open_corpus(Path(folder)).text_tokens.sum()))
+
+
+def test_processes_that_open_it_at_once_agree(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    found = context.Queue()
+    started = [context.Process(target=_open_in_a_process, args=(str(folder), found)) for _ in range(3)]
+    for process in started:
+        process.start()
+    results = {found.get(timeout=120) for _ in started}
+    for process in started:
+        process.join()
+    assert results == {int(open_corpus(folder).text_tokens.sum())}
+    assert len([path for path in (folder.parent / "cache" / "indices").iterdir() if path.is_dir()]) == 1

@@ -1,0 +1,196 @@
+"""Shards are plain WebDataset tars, appear whole or not at all, and a stock pipeline reads them with its pickles shut."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.shard_folders import fake_jpeg, finish, make_folder, make_image, make_pair, make_text
+from unimo_ds.data.storage.shards import ShardWriter, read_shard, rewrite_shard
+from unimo_ds.data.storage.verify import verify
+from unimo_ds.utils.errors import UserError
+
+_STOCK_PIPELINE = """
+import json, sys
+import webdataset
+assert webdataset.utils.enforce_security
+samples = []
+for sample in webdataset.WebDataset(json.loads(sys.argv[1]), shardshuffle=False).decode():
+    arrays = {name: value.tolist() for name, value in sample.items() if name.endswith(".npy")}
+    samples.append({"key": sample["__key__"], "json": sample["json"], **arrays})
+print(json.dumps(samples))
+"""
+
+
+def test_a_stock_webdataset_pipeline_reads_every_shard(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    paths = sorted(str(path) for path in folder.glob("*.tar"))
+    # The pretended JPEGs cannot be decoded, so images and texts are read whole and pairs without decoding (next test).
+    plain = [path for path in paths if "pairs" not in path]
+    environment = {**os.environ, "WDS_SECURE": "1"}
+    command = [sys.executable, "-c", _STOCK_PIPELINE, json.dumps(plain)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    samples = json.loads(result.stdout)
+    assert [sample["key"] for sample in samples] == [f"images-000000-00000{n}" for n in range(4)] + [
+        f"texts-000000-00000{n}" for n in range(3)
+    ]
+    for number in range(4):
+        regions = make_image(number).regions
+        assert regions is not None
+        np.testing.assert_array_equal(samples[number]["features.npy"], regions.features.astype(np.float64))
+        np.testing.assert_array_equal(samples[number]["class_ids.npy"], regions.class_ids)
+    assert [sample["json"]["text"] for sample in samples[4:]] == [make_text(n).text for n in range(3)]
+
+
+def test_a_stock_pipeline_gives_the_stored_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WDS_SECURE", "1")
+    import webdataset
+
+    folder = make_folder(tmp_path)
+    samples = list(webdataset.WebDataset([str(folder / f"pairs-00000{n}.tar") for n in range(2)], shardshuffle=False))
+    assert [sample["jpg"] for sample in samples] == [fake_jpeg(n) for n in range(5)]
+    for number, sample in enumerate(samples):
+        record = json.loads(sample["json"])
+        assert record["captions"][0]["text"] == make_pair(number).captions[0].text
+        assert record["captions"][0]["rewrites"]["negative"][2] == {
+            "text": f"a small blue dog number {number}",
+            "level": "word",
+            "from": "rëd>blue",
+        }
+        assert record["related_images"] == [f"images-000000.tar:{number % 4}"]
+
+
+def test_the_form_with_one_caption_at_the_top_is_read_too(tmp_path: Path) -> None:
+    from unimo_ds.data.schema import Level
+    from unimo_ds.data.storage import members
+
+    content = {members.EXTENSIONS.index(name): part for name, part in members.encode_sample(make_pair(0)).items()}
+    negative = {"text": "a blue dog", "level": "word", "from": "red", "to": "blue"}
+    record = {
+        "kind": "pair",
+        "source": "x",
+        "caption": "a red dog",
+        "rewrites": {"positive": [], "negative": [negative]},
+    }
+    content[members.JSON] = json.dumps({**record, "size": [640, 480]}).encode()
+    (caption,) = members.decode_sample("key", content).captions
+    assert caption.text == "a red dog"
+    assert (caption.negatives[0].level, caption.negatives[0].origin) == (Level.WORD, "red>blue")
+
+
+def test_members_carry_nothing_of_the_machine(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with tarfile.open(folder / "pairs-000000.tar") as archive:
+        for member in archive:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "root", "root")
+
+
+def test_shards_are_bounded_by_samples_and_by_bytes(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "few", max_samples=2) as writer:
+        keys = [writer.write(make_text(n)) for n in range(5)]
+    assert [path.name for path in writer.files] == [f"few-00000{n}.tar" for n in range(3)]
+    assert keys[2] == "few-000001.tar:few-000001-000000"
+    with ShardWriter(tmp_path, "small", max_bytes=1000) as writer:
+        for number in range(5):
+            writer.write(make_image(number))
+    assert [len(list(read_shard(path))) for path in writer.files] == [2, 2, 1]
+    assert writer.num_samples == 5
+
+
+def test_no_samples_make_no_shard(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "new", "none") as writer:
+        pass
+    assert writer.files == []
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_an_interrupted_import_leaves_only_whole_shards(tmp_path: Path) -> None:
+    def interrupted_import() -> None:
+        with ShardWriter(tmp_path, "part", max_samples=2) as writer:
+            for number in range(3):
+                writer.write(make_text(number))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_import()
+    assert os.listdir(tmp_path) == ["part-000000.tar"]
+
+
+def test_an_import_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with pytest.raises(UserError, match=r"already holds shards named pairs-\*\.tar; choose another name"):
+        ShardWriter(folder, "pairs")
+    with ShardWriter(folder, "pairs", replace=True) as writer:
+        writer.write(make_pair(0))
+    assert sorted(path.name for path in folder.glob("pairs-*")) == ["pairs-000000.tar"]
+    assert [entry.file for entry in finish(folder).shards] == [
+        "images-000000.tar",
+        "pairs-000000.tar",
+        "texts-000000.tar",
+    ]
+    assert verify(folder) == []
+
+
+def test_the_only_import_is_replaced(tmp_path: Path) -> None:
+    for count in (4, 1):
+        with ShardWriter(tmp_path, "texts", max_samples=2, replace=True) as writer:
+            for number in range(count):
+                writer.write(make_text(number))
+        assert sum(entry.samples for entry in finish(tmp_path).shards) == count
+
+
+@pytest.mark.parametrize("prefix", ["", "a.b", "../up", "a/b", "x" * 65, "pipe:ls"])
+def test_prefixes_that_are_refused(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(UserError, match="shard prefix"):
+        ShardWriter(tmp_path, prefix)
+
+
+def test_a_source_must_be_a_key(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with ShardWriter(tmp_path, "x") as writer, pytest.raises(UserError, match=r"source 'cc\.3m' must be"):
+        writer.write(replace(make_text(0), source="cc.3m"))
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        ShardWriter(tmp_path / "file", "x")
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_shard(tmp_path: Path) -> None:
+    def write_too_much() -> None:
+        with ShardWriter(tmp_path, "x") as writer:
+            for number in range(100):
+                writer.write(make_image(number), jpeg=bytes(1000))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*x-000000\.tar: File too large"):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_rewrite_leaves_the_shard_as_it_was(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(number, stored):  # type: ignore[no-untyped-def]
+        if number == 2:
+            raise ArithmeticError
+        return stored
+
+    with pytest.raises(ArithmeticError):
+        rewrite_shard(folder / "pairs-000000.tar", fail)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

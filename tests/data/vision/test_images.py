@@ -1,0 +1,68 @@
+"""Damaged and hostile image bytes are refused with a reason; sound ones come out upright and RGB."""
+
+import io
+import struct
+import time
+import zlib
+
+import pytest
+from PIL import Image
+
+from unimo_ds.data.vision.images import BadImage, decode, encode_jpeg, is_jpeg
+
+
+def _picture(width: int = 40, height: int = 24) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def test_jpeg_round_trip() -> None:
+    data = encode_jpeg(_picture())
+    assert is_jpeg(data)
+    assert decode(data).size == (40, 24)
+    assert decode(data).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colour_modes_become_rgb(mode: str) -> None:
+    buffer = io.BytesIO()
+    _picture().convert(mode).save(buffer, format="JPEG")
+    assert decode(buffer.getvalue()).mode == "RGB"
+
+
+def test_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    buffer = io.BytesIO()
+    _picture().save(buffer, format="JPEG", exif=exif)
+    assert decode(buffer.getvalue()).size == (24, 40)
+
+
+def test_large_jpeg_is_decoded_small_enough_but_not_smaller() -> None:
+    image = decode(encode_jpeg(_picture(1600, 1200)), shrink_to=160)
+    assert 160 <= min(image.size) < 1200
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
+def test_truncated_bytes_are_refused(share: float) -> None:
+    data = encode_jpeg(_picture(200, 200))
+    with pytest.raises(BadImage):
+        decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("data", [b"not an image", b"GIF89a" + bytes(50), b"\xff\xd8\xff\xe0" + bytes(100)])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(BadImage):
+        decode(data)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (9_000, 9_000)])
+def test_bomb_is_refused_by_its_header(width: int, height: int) -> None:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    start = time.perf_counter()
+    with pytest.raises(BadImage, match=r"pixels"):
+        decode(data)
+    assert time.perf_counter() - start < 0.1

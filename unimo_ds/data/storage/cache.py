@@ -1,0 +1,212 @@
+"""Where the files of a data folder come from: a local folder, or a remote one through fsspec and a bounded local cache.
+
+Remote shards are fetched whole, checked against the manifest's SHA-256 while they arrive, and shared by all processes that use
+the same cache folder. The least recently used are dropped when the bound is reached or the disk is full; a process that still
+reads one keeps it open and does not notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
+from unimo_ds.utils.errors import UserError
+
+_STALE_NANOSECONDS = 3600 * 10**9
+"""After so long without a byte a file is no longer being fetched."""
+
+
+_NAME_DIGITS = 16
+"""Of a remote folder's place in the cache; what else lies there is not the cache's."""
+
+
+class RemoteDamage(OSError):
+    """What was fetched is not what the manifest describes."""
+
+
+class Storage(Protocol):
+    """Reads the files of one data folder by their names."""
+
+    most_open: int
+    """Files that a reader keeps open."""
+
+    def describe(self, name: str) -> str:
+        """The file's place, for messages."""
+
+    def read(self, name: str) -> bytes:
+        """A small file, whole. Raises OSError."""
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        """A local file with the content; a remote one is fetched first. Raises OSError."""
+
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        """The same, opened."""
+
+
+def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cache_bytes: int) -> Storage:
+    """The storage of a local folder or a URL.
+
+    Raises:
+        UserError: a URL of a kind that is not read.
+    """
+    text = os.fspath(location)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if scheme_of(text) is None or Path(text).is_dir():
+        return LocalStorage(Path(text))
+    folder = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
+    return RemoteStorage(RemoteFiles(text), folder, cache_bytes)
+
+
+class LocalStorage:
+    """A folder on this machine or on a shared file system."""
+
+    most_open = 128
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def describe(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        return self.folder / name
+
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        return FileIO(self.folder / name)
+
+
+class RemoteStorage:
+    """A URL behind a cache folder of bounded size. May be used by many processes at once."""
+
+    most_open = 4
+    """A file that was dropped while it is open still takes its place on the disk; and opening it again says that it is used."""
+
+    def __init__(self, files: RemoteFiles, cache_dir: Path, cache_bytes: int) -> None:
+        """
+        Raises:
+            UserError: the cache folder cannot be made.
+        """
+        self._files = files
+        self.cache_bytes = cache_bytes
+        self.folder = cache_dir / hashlib.sha256(files.url.encode()).hexdigest()[:_NAME_DIGITS]
+        self.cache_dir = cache_dir
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
+            ) from None
+
+    def describe(self, name: str) -> str:
+        return self._files.describe(name)
+
+    def read(self, name: str) -> bytes:
+        return self._files.read(name)
+
+    def local_path(self, name: str, *, size: int, sha256: str) -> Path:
+        """The cached file, fetched and checked where it is not there yet.
+
+        Raises:
+            UserError: it is larger than the whole cache, or the local disk is full.
+            RemoteDamage: size or checksum differ from the manifest's.
+            OSError: the remote or the local disk failed.
+        """
+        # The checksum in the name keeps a replaced remote file from being served from an old copy.
+        path = self.folder / f"{sha256[:16]}-{name}"
+        if self._touch(path, size):
+            return path
+        if size > self.cache_bytes:
+            raise UserError(
+                f"{self.describe(name)} has {size} bytes, the cache {self.cache_bytes}: raise data.cache_bytes above it"
+            )
+        # Somebody may have emptied the cache by hand.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f".{path.name}.lock")):
+            if not self._touch(path, size):
+                self._make_room(size)
+                self._fetch(name, path, size, sha256)
+        return path
+
+    def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
+        """Errors as above."""
+        while True:
+            path = self.local_path(name, size=size, sha256=sha256)
+            with contextlib.suppress(FileNotFoundError):  # another process has dropped it since
+                return FileIO(path)
+
+    def _touch(self, path: Path, size: int) -> bool:
+        """Mark a cached file as used now. False where it is not there, or was left short by a full disk."""
+        try:
+            os.utime(path)
+            return path.stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _fetch(self, name: str, path: Path, size: int, sha256: str) -> None:
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        digest, received = hashlib.sha256(), 0
+        try:
+            with open(aside, "wb") as target:
+                for chunk in self._files.chunks(name):
+                    received += len(chunk)
+                    if received > size:
+                        break
+                    digest.update(chunk)
+                    target.write(chunk)
+            if received != size or digest.hexdigest() != sha256:
+                raise RemoteDamage(
+                    f"{self.describe(name)} is not what the manifest describes ({received} bytes of {size})"
+                )
+            os.replace(aside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk of the cache folder {self.cache_dir} is full ({error.strerror}); make room there, or set "
+                "data.cache_dir to another disk"
+            ) from None
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound and onto the disk.
+
+        What others are fetching counts, and stays; what they left behind when they were killed goes.
+        """
+        with _locked(self.cache_dir / ".evict.lock"):
+            present = []
+            for path in self.cache_dir.glob(f"{'[0-9a-f]' * _NAME_DIGITS}/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    present.append((status.st_mtime_ns, status.st_size, path))
+            held = sum(held_bytes for _, held_bytes, _ in present)
+            still_fetched = time.time_ns() - _STALE_NANOSECONDS
+            for used_at, held_bytes, path in sorted(present, key=lambda item: item[0]):
+                if held + size <= self.cache_bytes and size <= shutil.disk_usage(self.cache_dir).free:
+                    return
+                if path.suffix == ".lock" or (path.suffix == ".partial" and used_at > still_fetched):
+                    continue
+                path.unlink(missing_ok=True)
+                held -= held_bytes
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes for the block. The kernel releases it when a process dies."""
+    with open(path, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

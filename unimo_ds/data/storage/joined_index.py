@@ -1,0 +1,267 @@
+"""The indices of all shards joined into arrays over all samples and texts.
+
+Those of a small corpus are held in memory. Those of a large one (the paper's take some 14 GB) are written to files once, in the
+cache folder, and mapped: all processes of a machine then share one copy, which the kernel reads as it is wanted, and the next
+start finds it there. The files are named by what decides their content, so other data never meet them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimo_ds.data.storage import index, members
+from unimo_ds.data.storage.manifest import ShardEntry
+from unimo_ds.data.storage.open_folder import OpenFolder
+from unimo_ds.utils import strict_json
+from unimo_ds.utils.errors import UserError
+
+LARGEST_IN_MEMORY = 256 * 2**20
+"""Bytes of all indices together beyond which they are mapped."""
+CACHE_FOLDER = "indices"
+"""In the cache folder."""
+_INDICES_AT_ONCE = 8
+"""A server or a cluster's file system takes its time for each."""
+_VERSION = 1
+"""Of the files' form."""
+
+PLACE_RECORD = np.dtype([(name, index.SAMPLE_RECORD[name]) for name in ("start", "offset", "size", "crc32")])
+"""Where the members of a sample lie in its shard, as in `index.SAMPLE_RECORD`."""
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    "kinds": np.dtype("u1"),
+    "source_ids": np.dtype("<i4"),
+    "shard_of": np.dtype("<i4"),
+    "num_regions": np.dtype("<i4"),
+    "places": PLACE_RECORD,
+    "text_start": np.dtype("<i8"),
+    "text_role": np.dtype("u1"),
+    "text_level": np.dtype("u1"),
+    "text_caption": np.dtype("<i4"),
+    "text_tokens": np.dtype("<i4"),
+    "related_image_start": np.dtype("<i8"),
+    "related_image_index": np.dtype("<i8"),
+    "base_names": np.dtype("u1"),
+    "base_names_start": np.dtype("<i8"),
+}
+_ABOUT = "about.json"
+
+Shards = Sequence[tuple[OpenFolder, ShardEntry]]
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class JoinedIndex:
+    """Arrays over all n samples in the order of the shards; see `corpus.Corpus`, which has them as attributes."""
+
+    columns: Columns
+    """By the names of `_COLUMNS`; places [n], base_names: the bytes of all shards' `ShardIndex.base_names`, one after another
+    from base_names_start [shards + 1] on."""
+    has_stored_regions: bool
+    """Whether any image has regions that are no patches of its JPEG."""
+
+    def base_names(self, shard: int) -> list[str]:
+        """WebDataset keys within a shard."""
+        start, stop = self.columns["base_names_start"][shard : shard + 2].tolist()
+        return self.columns["base_names"][start:stop].tobytes().decode().splitlines()
+
+
+def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, fingerprint: str) -> JoinedIndex:
+    """The indices of `shards`, each checked against its manifest.
+
+    source_names: of all of them, in the order of their numbers. fingerprint: of all that is read (`Manifest.fingerprint`).
+
+    Raises:
+        UserError: as `OpenFolder.load_index`, or references to samples that do not exist.
+    """
+    pieces = _Pieces(shards, source_names)
+    if sum(entry.index_bytes for _, entry in shards) <= LARGEST_IN_MEMORY:
+        return _in_memory(pieces)
+    sizes = [sum(1 for _ in folder.manifest.shards) for folder in dict.fromkeys(folder for folder, _ in shards)]
+    identity = json.dumps([_VERSION, fingerprint, sizes, list(source_names), [str(one) for one in _COLUMNS.values()]])
+    parent = (
+        Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
+    ) / CACHE_FOLDER
+    folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    try:
+        return _mapped(pieces, folder)
+    except OSError as error:
+        print(
+            f"warning: cannot keep the joined indices in {parent} ({error.strerror or error}); every process holds its own "
+            "(data.cache_dir names another folder)",
+            file=sys.stderr,
+            flush=True,
+        )
+        return _in_memory(pieces)
+
+
+class _Pieces:
+    """What each shard adds to the columns, in order."""
+
+    def __init__(self, shards: Shards, source_names: Sequence[str]) -> None:
+        self._shards = shards
+        self._sources = {name: number for number, name in enumerate(source_names)}
+        self._numbers = {(folder, entry.file): number for number, (folder, entry) in enumerate(shards)}
+        self._sizes = np.array([entry.samples for _, entry in shards], np.int64)
+        self._first = np.cumsum(self._sizes) - self._sizes
+        self.has_stored_regions = False
+
+    def __iter__(self) -> Iterator[Columns]:
+        """Of a shard each; running sums begin with the first shard's."""
+        self.has_stored_regions = False
+        texts = images = names = 0
+        yield {name: np.zeros(1, _COLUMNS[name]) for name in ("text_start", "related_image_start", "base_names_start")}
+        load: list[Callable[[], index.ShardIndex]] = [
+            lambda folder=folder, entry=entry: folder.load_index(entry)  # type: ignore[misc]
+            for folder, entry in self._shards
+        ]
+        for number, one in enumerate(_ahead(load)):
+            samples = one.samples
+            self.has_stored_regions |= bool(samples["size"][:, members.FEATURES].any())
+            places = np.empty(len(samples), PLACE_RECORD)
+            for name in PLACE_RECORD.names or ():
+                places[name] = samples[name]
+            text_start = texts + np.cumsum(samples["num_texts"], dtype=np.int64)
+            image_start = images + np.cumsum(samples["num_related_images"], dtype=np.int64)
+            base_names = np.frombuffer(one.base_names.encode(), np.uint8)
+            texts, images, names = texts + len(one.texts), images + len(one.related_images), names + len(base_names)
+            yield {
+                "kinds": samples["kind"],
+                "source_ids": self._source_numbers(number, one)[samples["source"]],
+                "shard_of": np.full(len(samples), number),
+                "num_regions": samples["num_regions"],
+                "places": places,
+                "text_start": text_start,
+                "text_role": one.texts["role"],
+                "text_level": one.texts["level"],
+                "text_caption": one.texts["caption"],
+                "text_tokens": one.texts["tokens"],
+                "related_image_start": image_start,
+                "related_image_index": self._related(number, one),
+                "base_names": base_names,
+                "base_names_start": np.array([names]),
+            }
+
+    def _source_numbers(self, number: int, one: index.ShardIndex) -> NDArray[np.int32]:
+        unknown = [name for name in one.source_names if name not in self._sources]
+        if unknown:
+            folder, entry = self._shards[number]
+            raise UserError(
+                f"shard {folder.key_prefix}{entry.file} holds samples of the source {unknown[0]}, of which the manifest does not "
+                "speak; run `unimo prepare verify` on the folder"
+            )
+        return np.array([self._sources[name] for name in one.source_names], np.int32)
+
+    def _related(self, number: int, one: index.ShardIndex) -> NDArray[np.int64]:
+        folder, entry = self._shards[number]
+        # Shards know others of their own folder alone.
+        unknown = [name for name in one.related_shards if (folder, name) not in self._numbers]
+        if unknown:
+            raise UserError(
+                f"shard {folder.key_prefix}{entry.file} refers to images in {unknown[0]}, which the manifest does not list"
+            )
+        table = np.array([self._numbers[folder, name] for name in one.related_shards], np.int64)
+        targets = table[one.related_images["shard"]] if len(table) else np.zeros(0, np.int64)
+        within = one.related_images["index"].astype(np.int64)
+        if (within >= self._sizes[targets]).any():
+            raise UserError(f"shard {folder.key_prefix}{entry.file} refers to related images beyond the end of a shard")
+        joined: NDArray[np.int64] = self._first[targets] + within
+        return joined
+
+
+def _ahead(load: Iterable[Callable[[], index.ShardIndex]]) -> Iterator[index.ShardIndex]:
+    """The results of the calls in order, some of which are under way while one is used."""
+    waiting: deque[Future[index.ShardIndex]] = deque()
+    with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+        for call in load:
+            waiting.append(pool.submit(call))
+            if len(waiting) > 2 * _INDICES_AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _in_memory(pieces: _Pieces) -> JoinedIndex:
+    parts: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in _COLUMNS.items()}
+    for piece in pieces:
+        for name, part in piece.items():
+            parts[name].append(part.astype(_COLUMNS[name], copy=False))
+    return JoinedIndex({name: np.concatenate(found) for name, found in parts.items()}, pieces.has_stored_regions)
+
+
+def _mapped(pieces: _Pieces, folder: Path) -> JoinedIndex:
+    """Raises OSError where the files cannot be written or read."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    found = _open(folder)
+    if found is None:
+        with _alone(folder.with_suffix(".lock")):
+            found = _open(folder)  # somebody may have written it meanwhile
+            if found is None:
+                _write(pieces, folder)
+                found = _open(folder)
+    if found is None:
+        raise OSError(f"{folder} was changed while it was written")
+    return found
+
+
+def _write(pieces: _Pieces, folder: Path) -> None:
+    """All files, beside `folder`; only when they are whole do they get its name."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # left damaged: else it would have been taken
+    aside.mkdir()
+    try:
+        lengths = dict.fromkeys(_COLUMNS, 0)
+        with contextlib.ExitStack() as stack:
+            files: dict[str, IO[bytes]] = {name: stack.enter_context(open(aside / name, "wb")) for name in _COLUMNS}
+            for piece in pieces:
+                for name, part in piece.items():
+                    files[name].write(part.astype(_COLUMNS[name], copy=False).tobytes())
+                    lengths[name] += len(part)
+        about = {"lengths": lengths, "has_stored_regions": pieces.has_stored_regions}
+        (aside / _ABOUT).write_text(json.dumps(about))
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _open(folder: Path) -> JoinedIndex | None:
+    """The files of an earlier process; None where there are none, or some were cut."""
+    try:
+        about = strict_json.read(folder / _ABOUT, dict[str, Any])
+        lengths = {name: int(about["lengths"][name]) for name in _COLUMNS}
+        columns = {name: _map(folder / name, _COLUMNS[name], length) for name, length in lengths.items()}
+        return JoinedIndex(columns, bool(about["has_stored_regions"]))
+    except (FileNotFoundError, KeyError, TypeError, ValueError, UserError):
+        return None
+
+
+def _map(path: Path, kind: np.dtype[Any], length: int) -> NDArray[Any]:
+    """Raises ValueError: the file has another size."""
+    if path.stat().st_size != length * kind.itemsize:
+        raise ValueError(f"{path} is cut")
+    if not length:
+        return np.zeros(0, kind)  # nothing cannot be mapped
+    return np.asarray(np.memmap(path, kind, "r", shape=(length,)))
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock between processes, where the file system has any: without, several do the same work."""
+    with open(path, "ab") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

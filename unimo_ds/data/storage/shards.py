@@ -1,0 +1,366 @@
+"""Writing shards through `webdataset`, and reading one from beginning to end.
+
+A shard is a plain tar of `BASE.EXTENSION` members. BASE is `SHARD-INDEX`, so it is unique in a folder: `webdataset` merges
+neighbouring members of one base, and a cut shard must never be completed by the next one. Bytes are deterministic: no times,
+no user names. A shard appears whole or not at all; `SHARD.index.npz` is built afterwards by `folder.finish_folder`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from unimo_ds.data.schema import Sample
+from unimo_ds.data.storage import manifest, member_json, members, tars
+from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
+from unimo_ds.utils.errors import UserError
+
+SHARD_SUFFIX = ".tar"
+INDEX_SUFFIX = ".index.npz"
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SOURCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample with what else its shard holds."""
+
+    sample: Sample
+    jpeg: bytes | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Free notes of whoever wrote it (original file name, image size)."""
+
+
+def index_path(shard: str | os.PathLike[str]) -> Path:
+    """Where the index of a shard lies: `000000.tar` -> `000000.index.npz`."""
+    shard = Path(shard)
+    return shard.with_name(shard.name.removesuffix(SHARD_SUFFIX) + INDEX_SUFFIX)
+
+
+def shard_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """All shards of a folder, in the order of their names, which is the order of the manifest."""
+    return sorted(path for path in Path(folder).glob(f"*{SHARD_SUFFIX}") if not path.name.startswith("."))
+
+
+def files_of(folder: str | os.PathLike[str], prefix: str) -> list[Path]:
+    """The shards of a folder that one writer of this prefix made."""
+    own = re.compile(rf"{re.escape(prefix)}-\d{{{_DIGITS}}}{re.escape(SHARD_SUFFIX)}")
+    return [path for path in shard_files(folder) if own.fullmatch(path.name)]
+
+
+class ShardWriter:
+    """Writes samples into `PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of a folder, as a context manager.
+
+    The last shard is completed by `close`; leaving the context by an exception drops the unfinished shard. No empty shard is
+    ever written. `files` lists the finished shards.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        prefix: str,
+        *,
+        max_samples: int = 2000,
+        max_bytes: int = 2**30,
+        replace: bool = False,
+    ) -> None:
+        """
+        max_samples, max_bytes: a new shard begins when the current one holds this much.
+        replace: remove the folder's shards of this prefix first; otherwise they are refused, so that no import is lost by
+            accident.
+
+        Raises:
+            UserError: a prefix other than letters, digits, '-' and '_'; a folder that cannot be made or written; shards of this
+                prefix already there.
+        """
+        if not _PREFIX.fullmatch(prefix):
+            raise UserError(f"shard prefix {prefix!r} must be 1 to 64 letters, digits, '-' or '_'")
+        if max_samples < 1 or max_bytes < 1:
+            raise UserError(
+                f"a shard must hold at least one sample, not max_samples={max_samples}, max_bytes={max_bytes}"
+            )
+        self.folder = Path(folder)
+        self.prefix = prefix
+        self.max_samples, self.max_bytes = max_samples, max_bytes
+        self.files: list[Path] = []
+        self.num_samples = 0
+        self._open: _OpenShard | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}") from None
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write into the folder {self.folder}; choose another or change its permissions")
+        present = files_of(self.folder, prefix)
+        if present and not replace:
+            raise UserError(
+                f"{self.folder} already holds shards named {prefix}-*{SHARD_SUFFIX}; "
+                "choose another name for this import, or remove them first"
+            )
+        if present:
+            manifest.forget_shards(self.folder, {path.name for path in present})
+        for path in present:
+            index_path(path).unlink(missing_ok=True)
+            path.unlink()
+
+    def write(self, sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None) -> str:
+        """Store one sample; its own key is ignored. Returns the key it has from now on.
+
+        Raises:
+            UserError: a sample that readers would refuse (naming what is wrong), or a full or failing disk.
+        """
+        if self._open is None:
+            path = self.folder / shard_name(self.prefix, len(self.files))
+            self._open = _OpenShard(path)
+        key = self._open.write(sample, jpeg=jpeg, details=details)
+        self.num_samples += 1
+        if self._open.num_samples >= self.max_samples or self._open.num_bytes >= self.max_bytes:
+            self._finish()
+        return key
+
+    def close(self) -> None:
+        """Complete the last shard."""
+        if self._open is not None and self._open.num_samples:
+            self._finish()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.close()
+        finally:
+            if self._open is not None:
+                self._open.abandon()
+
+    def _finish(self) -> None:
+        if self._open is None:
+            raise RuntimeError("no shard is open")
+        self._open.finish()
+        self.files.append(self._open.path)
+        self._open = None
+
+
+class _OpenShard:
+    """One shard while it is written, beside its final place."""
+
+    def __init__(self, path: Path) -> None:
+        # webdataset reads this once, when it is first imported: its shell and pickle paths stay shut.
+        os.environ.setdefault("WDS_SECURE", "1")
+        # Imported here because it takes seconds, and only writers need it.
+        from webdataset.writer import TarWriter
+
+        self.path = path
+        self.stem = path.name.removesuffix(SHARD_SUFFIX)
+        self.aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.num_samples = 0
+        self.num_bytes = 0
+        with _disk_errors(self.path):
+            # Buffered: a raw file may write less than it was given without a word.
+            self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
+        self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
+
+    def write(
+        self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None, pixels: bool = True
+    ) -> str:
+        # A source is a key in `--set data.source_weights.SOURCE=...`.
+        if sample.source and not _SOURCE.fullmatch(sample.source):
+            raise UserError(f"source {sample.source!r} must be 1 to 64 letters, digits, '-' or '_'")
+        try:
+            content = members.encode_sample(sample, jpeg=jpeg, details=details, pixels=pixels)
+        except members.DecodeError as error:
+            raise UserError(f"cannot store sample {sample.key or self.num_samples}: {error}") from None
+        return self.write_members(content)
+
+    def write_members(self, content: Mapping[str, bytes]) -> str:
+        base = f"{self.stem}-{self.num_samples:0{_DIGITS}d}"
+        with _disk_errors(self.path):
+            self.writer.write({"__key__": base, **content})
+        self.num_samples += 1
+        self.num_bytes += sum(len(member) for member in content.values())
+        return f"{self.path.name}:{base}"
+
+    def finish(self) -> None:
+        with _disk_errors(self.path):
+            self.writer.close()
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            # An index of an older shard of this name must never describe the new one, whatever happens in between.
+            index_path(self.path).unlink(missing_ok=True)
+            os.replace(self.aside, self.path)
+
+    def abandon(self) -> None:
+        """Leave no trace; after `finish`, nothing happens."""
+        # What the writers still hold is not wanted, and on a full disk cannot be written.
+        with contextlib.suppress(OSError, ValueError):
+            self.writer.close()
+        with contextlib.suppress(OSError):
+            self.stream.close()
+        self.aside.unlink(missing_ok=True)
+
+
+class _disk_errors:
+    """Turns a failing write into a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            free = shutil.disk_usage(self.path.parent).free
+            raise UserError(f"cannot write {self.path}: {error.strerror} ({free} bytes are free there)") from error
+
+
+def read_shard(path: str | os.PathLike[str], *, pixels: bool = True) -> Iterator[StoredSample]:
+    """All samples of a shard in order, from the tar alone (no index, no manifest). pixels: as of `members.decode_sample`.
+
+    Raises:
+        UserError: the file cannot be read, or is damaged; samples before the damage have been given.
+    """
+    with open_shard(Path(path)) as stream:
+        yield from read_samples(stream, os.fspath(path), pixels=pixels)
+
+
+def read_samples(stream: BinaryIO, where: str, *, pixels: bool = True) -> Iterator[StoredSample]:
+    """The same of a stream. where: path or URL of the shard.
+
+    Raises: as above.
+    """
+    name, base = where.rsplit("/", 1)[-1], ""
+    try:
+        for base, columns in group_members(tars.walk(stream, max_member_bytes=MAX_MEMBER_BYTES)):
+            content = {column: member.content for column, member in columns.items()}
+            sample = members.decode_sample(f"{name}:{base}", content, pixels=pixels)
+            yield StoredSample(sample, content.get(members.JPEG), member_json.details_of(content[members.JSON]))
+    except (tars.BadTar, members.DecodeError, OSError) as error:
+        raise unreadable(where, base, error) from None
+
+
+def unreadable(where: str | Path, base: str, error: tars.BadTar | members.DecodeError | OSError) -> UserError:
+    """What is said of a shard that could not be read through. base: the last sample met."""
+    if isinstance(error, OSError):
+        # Errors of a URL name it.
+        return UserError(f"cannot read shard {where}: {error.strerror}" if error.strerror else f"cannot read {error}")
+    sample = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
+    return UserError(f"shard {where} is damaged{sample}: {error}; write it again or leave it out")
+
+
+def shard_name(prefix: str, number: int) -> str:
+    """File name of a source's shard."""
+    return f"{prefix}-{number:0{_DIGITS}d}{SHARD_SUFFIX}"
+
+
+def write_shard(
+    path: str | os.PathLike[str],
+    samples: Iterable[StoredSample],
+    *,
+    refused: Callable[[StoredSample, str], None],
+) -> int:
+    """Write one shard, whole or not at all; what was there takes its place only then. Returns the number of samples.
+
+    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard. Whoever cut an
+    image into patches has decoded it: it is not decoded again.
+
+    Raises:
+        UserError: a full or failing disk.
+    """
+    path = Path(path)
+    shard = _OpenShard(path)
+    try:
+        for stored in samples:
+            try:
+                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details, pixels=False)
+            except members.DecodeError as error:
+                refused(stored, str(error))
+                continue
+            shard.write_members(content)
+        if shard.num_samples:
+            shard.finish()
+        else:
+            index_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    finally:
+        shard.abandon()
+    return shard.num_samples
+
+
+def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, StoredSample], StoredSample]) -> None:
+    """Replace a shard by one whose sample i is `transform(i, sample i)`: same count, same order, same keys.
+
+    The new shard takes the old one's place at once; its index is dropped, so `folder.finish_folder` must follow. JPEGs are
+    carried over and not looked at: features of patches are zero here.
+
+    Raises:
+        UserError: the shard cannot be read or written, is damaged (it stays as it is), or a new sample is not valid.
+    """
+    path = Path(path)
+    shard = _OpenShard(path)
+    try:
+        for number, stored in enumerate(read_shard(path, pixels=False)):
+            changed = transform(number, stored)
+            shard.write(changed.sample, jpeg=changed.jpeg, details=changed.details, pixels=False)
+        shard.finish()
+    finally:
+        shard.abandon()
+
+
+def open_shard(path: Path) -> BinaryIO:
+    """The shard's bytes, buffered.
+
+    Raises:
+        UserError: not there, not readable, or not a regular file.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"shard {path} is not a regular file")
+    try:
+        return io.BufferedReader(io.FileIO(path), buffer_size=1 << 20)
+    except OSError as error:
+        raise UserError(f"cannot open shard {path}: {error.strerror}") from None
+
+
+def group_members(walk: Iterator[tars.TarMember]) -> Iterator[tuple[str, dict[int, tars.TarMember]]]:
+    """Neighbouring members of one base: (base, column of `members.EXTENSIONS` -> member).
+
+    Raises:
+        members.DecodeError: a base that comes back after another (interleaved or duplicated samples), the same member twice,
+            or an extension that is not on the allow-list (such as a pickle).
+    """
+    seen: set[str] = set()
+    base: str | None = None
+    columns: dict[int, tars.TarMember] = {}
+    for member in walk:
+        if member.base != base:
+            if base is not None:
+                yield base, columns
+            if member.base in seen:
+                raise members.DecodeError(f"sample {member.base} comes twice, or its members are interleaved")
+            seen.add(member.base)
+            base, columns = member.base, {}
+        if member.extension not in members.EXTENSIONS:
+            raise members.DecodeError(
+                f"sample {base} has a member .{member.extension}; only {', '.join(members.EXTENSIONS)} are read"
+            )
+        column = members.EXTENSIONS.index(member.extension)
+        if column in columns:
+            raise members.DecodeError(f"sample {base} has .{member.extension} twice")
+        columns[column] = member
+    if base is not None:
+        yield base, columns

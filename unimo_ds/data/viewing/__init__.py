@@ -1,0 +1,1 @@
+"""Data shown to people: pages of samples and batches, and what each step reads."""

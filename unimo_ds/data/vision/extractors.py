@@ -1,0 +1,112 @@
+"""Region extractors of every kind behind one door: from the file in a data folder, or from a network's weights.
+
+A new kind is a module with `KIND`, `of_stored` and `from_weights`, for a network that was trained elsewhere, or `ready_made`, for
+what needs no weights; and a line here. What the two give may be a `RegionLearner`, which sees images of the corpus first. Modules
+are imported when they are needed: a detector brings its network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from unimo_ds.data.vision import extractor_file
+from unimo_ds.data.vision.regions import RegionExtractor, RegionLearner
+from unimo_ds.utils.errors import UserError, nearest_name
+
+_MODULES = {
+    "grid": "unimo_ds.data.vision.regions",
+    "patches": "unimo_ds.data.vision.patch_extractor",
+    "vision-encoder": "unimo_ds.data.vision.vision_encoder",
+    "torchvision": "unimo_ds.data.vision.detectors.torchvision_rcnn",
+    "bottom-up": "unimo_ds.data.vision.detectors.bottom_up",
+}
+KINDS = tuple(_MODULES)
+_NETWORKS = {"vision-encoder": "folder", "torchvision": "file", "bottom-up": "file"}
+"""Kinds that have weights, and where these are."""
+
+
+_WITH_SIZES = "patches"
+
+
+def load(path: str | os.PathLike[str]) -> RegionExtractor:
+    """The extractor in a file, or in `extractor.safetensors` of a folder.
+
+    Raises:
+        UserError: nothing there, damaged, or of a kind that makes no regions of photographs.
+    """
+    kind = extractor_file.kind_of(Path(path))
+    if kind not in _MODULES:
+        raise UserError(
+            f"{extractor_file.file_at(path)} does not hold a grid extractor or a network, "
+            "so it cannot make regions of photographs"
+        )
+    found: RegionExtractor = _module(kind).of_stored(extractor_file.read(path))
+    return found
+
+
+def makes_regions(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is an extractor that `load` takes. Drawn scenes have one that knows their boxes beforehand."""
+    try:
+        return extractor_file.kind_of(Path(path)) in _MODULES
+    except UserError:
+        return False
+
+
+def chosen(
+    extractor: Path | None, weights: Path | None, *, image_side: int | None = None, patch_side: int | None = None
+) -> RegionExtractor | RegionLearner | None:
+    """What `--extractor` and `--weights` ask for: an extractor's file, or a kind, of a network with its weights. None: neither.
+
+    image_side, patch_side: pixels, of patches alone.
+
+    Raises:
+        UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes of what has none.
+    """
+    found: RegionExtractor | RegionLearner
+    sizes = check_sizes(extractor, image_side, patch_side)
+    if weights is None:
+        if extractor is None:
+            return None
+        if extractor.name not in KINDS or extractor.exists():
+            return load(extractor)
+        if extractor.name in _NETWORKS:
+            place = _NETWORKS[extractor.name]
+            raise UserError(f"--extractor {extractor.name} needs its weights; name their {place} with --weights")
+        found = _module(extractor.name).ready_made(**sizes)
+        return found
+    if extractor is None:
+        raise UserError(f"--weights {weights} needs --extractor, to say whose they are: {' or '.join(_NETWORKS)}")
+    if extractor.name not in KINDS:
+        raise UserError(f"--extractor {extractor} is no kind of extractor{nearest_name(extractor.name, KINDS)}")
+    if extractor.name not in _NETWORKS:
+        raise UserError(f"--extractor {extractor.name} has no weights; leave --weights out")
+    found = _module(extractor.name).from_weights(weights)
+    return found
+
+
+def check_sizes(extractor: Path | None, image_side: int | None, patch_side: int | None) -> dict[str, int]:
+    """Those of the two that are given. Cheap, so that a whole plan is checked before anything is made.
+
+    Raises:
+        UserError: they are sizes of what has none, or do not fit together.
+    """
+    both = {"image_side": image_side, "patch_side": patch_side}
+    sizes = {name: value for name, value in both.items() if value is not None}
+    if sizes and (extractor is None or extractor.name != _WITH_SIZES or extractor.exists()):
+        option = next(iter(sizes)).replace("_", "-")
+        raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
+    if sizes:
+        _module(_WITH_SIZES).ready_made(**sizes)
+    return sizes
+
+
+def is_network(path: str | os.PathLike[str]) -> bool:
+    """Whether the extractor in a file, or in a folder, is a network."""
+    return extractor_file.kind_of(Path(path)) in _NETWORKS
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(_MODULES[kind])
