@@ -125,6 +125,8 @@ def test_what_would_repeat_a_word_sequence():
     assert repeating_tokens([1, 2, 40, 41, 3, 1, 2], starts_word, size=2) == set()
     assert repeating_tokens([1, 2, 40, 41, 3, 1, 2, 40], starts_word, size=2) == {41}
     assert repeating_tokens([1, 2], starts_word, size=1) == {1, 2}
+    # A text may begin with a piece that elsewhere continues a word: behind a word it does not repeat the first.
+    assert repeating_tokens([40, 2], starts_word, size=1) == {2}
     assert repeating_tokens([], starts_word, size=3) == set()
 
 

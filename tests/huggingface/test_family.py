@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.data.prepare.raw import picture
 from tests.evaluation import small as pairs
@@ -26,6 +28,7 @@ from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
 from unimo_ds.data.vision import extractors, regions
+from unimo_ds.data.vision.images import decode
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.export import source
 from unimo_ds.export.card import write_card
@@ -201,6 +204,19 @@ def test_outputs_are_those_of_the_packed_model(run: Path, exported: Path, proces
 
 
 @torch.no_grad()
+def test_a_photograph_is_read_as_training_read_it(processor: UnimoProcessor):
+    """Turned as its EXIF data say, which an opened image is not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture(0).save(buffer, format="PNG", exif=exif)
+    opened = Image.open(buffer)
+    for image in (opened, opened):  # it is not changed by being read
+        found = processor(images=image)["region_features"]
+        assert torch.equal(found, processor(images=decode(buffer.getvalue()))["region_features"])
+    assert not torch.equal(found, processor(images=picture(0))["region_features"])
+
+
 def test_padding_changes_nothing(exported: Path, processor: UnimoProcessor):
     model = UnimoModel.from_pretrained(exported).eval()
     together = model(**processor(images=[picture(number) for number in range(3)], text=TEXTS))

@@ -14,6 +14,7 @@ from flask import Flask
 from PIL import Image
 
 from tests.serving import browser
+from unimo_ds import cli
 from unimo_ds.serving.index import Index
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.serving.page import HOST, make_app, make_local_server
@@ -86,6 +87,25 @@ def test_a_photograph_that_is_gone_is_explained(run: Path, photographs: Path, in
     page = answer.get_data(as_text=True)
     assert "cannot read the image /nowhere/gone.jpg" in page
     assert page.count("<li>") == 9, "what is alike is shown all the same"
+
+
+def test_names_that_are_no_unicode_are_spelt_out(run: Path, photographs: Path, tmp_path: Path, monkeypatch):
+    photograph = tmp_path / os.fsdecode(b"\xff.png")
+    photograph.write_bytes((photographs / "0.png").read_bytes())
+    folder = tmp_path / "index"
+    given = ["--checkpoint", str(run), "--images", str(photograph), "--output", str(folder)]
+    assert cli.main(["search", "build", *given]) == 0
+    model = ServedModel.open(run)
+    client = make_app(Index.open(folder), model, model).test_client()
+    for path in ("/?query=dogs", "/photograph/0"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "\\udcff.png" in answer.get_data(as_text=True)
+    assert client.get("/image/0").status_code == 200
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="utf-8", write_through=True))
+    assert cli.main(["search", "dogs", "--index", str(folder)]) == 0
+    assert b"\\udcff.png" in printed.getvalue()
 
 
 @pytest.fixture

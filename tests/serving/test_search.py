@@ -57,6 +57,24 @@ def test_everything_is_indexed_and_finds_itself(
     assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_a_large_photograph_is_seen_as_the_index_saw_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A JPEG is decoded at a fraction of its size, in searching too."""
+    photograph, folder = tmp_path / "large.jpg", tmp_path / "index"
+    picture(0).resize((1600, 1200), Image.Resampling.BICUBIC).save(photograph)
+    given = ["--checkpoint", str(run), "--images", str(photograph), "--output", str(folder)]
+    assert cli.main(["search", "build", *given]) == 0
+    (found,) = search(capsys, str(photograph), "--index", str(folder))
+    assert found["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_line_ends_where_files_end_theirs(run: Path, tmp_path: Path):
+    texts, folder = tmp_path / "texts.txt", tmp_path / "index"
+    texts.write_bytes("a red\u2028ball\r\n\ntwo\x0cdogs".encode())
+    given = ["--checkpoint", str(run), "--texts", str(texts), "--output", str(folder)]
+    assert cli.main(["search", "build", *given]) == 0
+    assert [item.text for item in Index.open(folder).items] == ["a red\u2028ball", "two\x0cdogs"]
+
+
 def test_samples_of_a_data_folder_are_found_as_their_photographs_are(
     run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

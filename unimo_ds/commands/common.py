@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unimo_ds import recipes
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 if TYPE_CHECKING:
     from unimo_ds.config import RunConfig
@@ -58,8 +59,8 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
             path.write_text(json.dumps(_plain(result), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from None
-    # A file's name need not be Unicode, and commands are kept as they were given.
-    print(text.encode("utf-8", "backslashreplace").decode())
+    # Commands are kept as they were given, whatever bytes that were.
+    print(printable(text))
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,8 @@ def repeating_tokens(tokens: Sequence[int], starts_word: NDArray[np.bool_], *, s
     for first in range(len(words) - size + 1):
         *before, last = words[first : first + size]
         # The last word of `tokens` may be whole (the next token begins a word) or be continued by the next token.
-        if len(last) == 1 and words[len(words) - size + 1 :] == before:
+        is_begun = len(last) == 1 and bool(starts_word[last[0]])
+        if is_begun and words[len(words) - size + 1 :] == before:
             forbidden.add(last[0])
         is_earlier = len(last) > 1 and first + size < len(words)
         if is_earlier and words[len(words) - size :] == [*before, last[:-1]]:

@@ -18,6 +18,7 @@ from unimo_ds.data.examples import ImageInput, image_input
 from unimo_ds.data.schema import NO_TAG, Regions
 from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
+from unimo_ds.data.vision.images import upright
 from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.utils.errors import UserError
 
@@ -48,7 +49,7 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return BatchFeature(pad_images(inputs), tensor_type=return_tensors)
 
     def regions_of(self, images: Image.Image | Sequence[Image.Image]) -> Sequence[Regions]:
-        """Each image's regions with their classes.
+        """Each image's regions with their classes. Images are turned as their EXIF data say, as those of the training data were.
 
         Raises:
             UserError: the model was trained on regions that no extractor here makes.
@@ -59,7 +60,7 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
                 f"this model has no region extractor ({EXTRACTOR_FILE}): it was trained on regions that were given to it; "
                 "give region_features and region_boxes of the same detector instead of images"
             )
-        return self.extractor.extract([image.convert("RGB") for image in several])
+        return self.extractor.extract([upright(image.copy()) for image in several])
 
     def to_dict(self) -> dict[str, Any]:
         return {"image_processor_type": type(self).__name__, "max_regions": self.max_regions}

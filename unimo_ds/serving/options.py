@@ -27,7 +27,8 @@ def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """
+    """Without their ends; what else breaks lines (a form feed, U+2028) is part of a text.
+
     Raises:
         UserError: unreadable.
     """
@@ -35,7 +36,7 @@ def read_lines(path: Path) -> list[str]:
         content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the texts {path}: {error}") from None
-    return content.splitlines()
+    return content.removesuffix("\n").split("\n") if content else []
 
 
 def open_model(arguments: argparse.Namespace) -> ServedModel:

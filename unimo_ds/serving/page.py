@@ -26,6 +26,7 @@ from unimo_ds.serving.index import Index, Item
 from unimo_ds.serving.model import ServedModel, own_settings
 from unimo_ds.serving.samples import read_picture
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 HOST = "127.0.0.1"
 _POLICY = (
@@ -64,22 +65,23 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
         if query:
             with lock:
                 found = index.search(model.text_vectors([query])[0], _COUNT)
-        return render_template("search.html", index=index, query=query, found=found)
+        return _render("search.html", index=index, query=query, found=found)
 
     @app.post("/")
     def search_by_photograph() -> ResponseReturnValue:
         upload = request.files.get("photograph")
         if upload is None or not upload.filename:
-            return render_template("search.html", index=index, problem="Choose a photograph first."), 400
-        try:
-            image = images.decode(upload.read())
+            return _render("search.html", index=index, problem="Choose a photograph first."), 400
+        content = upload.read()
+        try:  # each model sees it as it saw its data
+            to_search, to_caption = (images.decode(content, shrink_to=one.shrink_to) for one in (model, writer))
         except BadImage as error:
             problem = f"{upload.filename} cannot be read: {error}. JPEG, PNG and WebP can."
-            return render_template("search.html", index=index, problem=problem), 400
+            return _render("search.html", index=index, problem=problem), 400
         with lock:
-            found = index.search(model.image_vectors([image])[0], _COUNT)
-            captions = write_captions(writer, image)
-        return render_template("search.html", index=index, name=upload.filename, captions=captions, found=found)
+            found = index.search(model.image_vectors([to_search])[0], _COUNT)
+            captions = write_captions(writer, to_caption)
+        return _render("search.html", index=index, name=upload.filename, captions=captions, found=found)
 
     @app.get("/photograph/<int:number>")
     def photograph(number: int) -> ResponseReturnValue:
@@ -87,12 +89,12 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
         path, problem, captions = Path(str(item.image)), "", []
         with lock:
             try:
-                captions = write_captions(writer, read_picture(item))
+                captions = write_captions(writer, read_picture(item, shrink_to=writer.shrink_to))
             except UserError as error:  # what is alike is known without the picture
                 problem = str(error)
             similar = index.search(index.vector(number), _SIMILAR + 1)
         others = [one for one in similar if one.number != number]
-        page = render_template(
+        page = _render(
             "photograph.html", index=index, number=number, path=path, captions=captions, found=others, problem=problem
         )
         return page, 400 if problem else 200
@@ -107,7 +109,7 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
 
     @app.errorhandler(UserError)
     def explain(error: UserError) -> ResponseReturnValue:
-        return render_template("search.html", index=index, problem=str(error)), 400
+        return _render("search.html", index=index, problem=str(error)), 400
 
     def item_of(number: int) -> Item:
         if not 0 <= number < len(index) or index.items[number].image is None:
@@ -115,6 +117,10 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
         return index.items[number]
 
     return app
+
+
+def _render(template: str, **values: Any) -> str:
+    return printable(render_template(template, **values))
 
 
 def write_captions(writer: ServedModel, image: Image.Image) -> list[str]:

@@ -67,8 +67,8 @@ def _read(corpus: Corpus, number: int, skip_bad: bool) -> Sample | None:
         return None
 
 
-def read_picture(item: Item) -> Image.Image:
-    """The upright RGB image of an item, from its file or its shard.
+def read_picture(item: Item, *, shrink_to: int | None = None) -> Image.Image:
+    """The upright RGB image of an item, from its file or its shard. shrink_to: shorter side that is enough.
 
     Raises:
         UserError: gone, damaged, or a sample that was imported without its JPEG.
@@ -76,11 +76,11 @@ def read_picture(item: Item) -> Image.Image:
     assert item.image is not None
     path = Path(item.image)
     if item.sample is None:
-        return read_image(path)
+        return read_image(path, shrink_to=shrink_to)
     try:
         jpeg = _open(path.parent).read_jpeg(item.sample)
         if jpeg is None:
             raise UserError(f"{path.name} has no picture in its shard; import with --keep-images to see it")
-        return images.decode(jpeg)
+        return images.decode(jpeg, shrink_to=shrink_to)
     except (CorruptSample, BadImage, IndexError) as error:
         raise UserError(f"the picture of {path.name} cannot be read: {error}") from None

@@ -13,6 +13,7 @@ from unimo_ds.utils import locations
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.printable import printable
 
 if TYPE_CHECKING:
     from unimo_ds.serving.index import Index, Item, Vectors
@@ -127,17 +128,18 @@ def _search(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise UserError(f"--count {arguments.count} must be at least 1")
     path = Path(arguments.query)
-    is_image = path.suffix.lower() in SUFFIXES
-    image = read_image(path) if is_image else None
     index, model = open_both(arguments)
-    vectors = model.text_vectors([arguments.query]) if image is None else model.image_vectors([image])
+    if path.suffix.lower() in SUFFIXES:
+        vectors = model.image_vectors([read_image(path, shrink_to=model.shrink_to)])
+    else:
+        vectors = model.text_vectors([arguments.query])
     found = index.search(vectors[0], arguments.count)
     rows = [{"image": one.item.image, "text": one.item.text, "score": one.score} for one in found]
     if arguments.json:
         print(json.dumps({"query": arguments.query, "index": str(arguments.index), "found": rows}, indent=2))
         return
     for row in rows:
-        print(f"{row['score']:.3f}  {row['image'] or row['text']}")
+        print(printable(f"{row['score']:.3f}  {row['image'] or row['text']}"))
 
 
 def _build(arguments: argparse.Namespace) -> None:

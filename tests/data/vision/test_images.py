@@ -5,6 +5,7 @@ import struct
 import time
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -27,6 +28,17 @@ def test_other_colour_modes_become_rgb(mode: str) -> None:
     buffer = io.BytesIO()
     _picture().convert(mode).save(buffer, format="JPEG")
     assert decode(buffer.getvalue()).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_are_the_picture_that_eight_are() -> None:
+    grey = np.asarray(_picture().convert("L"))
+    pictures = []
+    for array in (grey, (grey.astype(np.uint16) << 8) + 99):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, format="PNG")
+        pictures.append(decode(buffer.getvalue()))
+    assert Image.open(buffer).mode == "I;16"
+    assert pictures[0].tobytes() == pictures[1].tobytes()
 
 
 def test_orientation_is_applied() -> None:

@@ -20,6 +20,7 @@ from unimo_ds.data.prepare.settings import (
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.printable import printable
 
 if TYPE_CHECKING:
     from unimo_ds.data.prepare.sources import Report
@@ -287,5 +288,4 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 def _print(arguments: argparse.Namespace, result: object, lines: Sequence[str]) -> None:
     said = json.dumps(result, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines)
-    # A file's name need not be Unicode.
-    print(said.encode("utf-8", "backslashreplace").decode())
+    print(printable(said))

@@ -23,6 +23,7 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 _BATCH = 64
 """Images decoded and extracted together."""
@@ -123,8 +124,7 @@ def _stored(
     return StoredSample(
         Sample("", Kind.PAIR if captions else Kind.IMAGE, making.source, regions=found, captions=captions),
         jpeg=_stored_jpeg(record.image) if keeps_image and record.image is not None else None,
-        # A file's name need not be Unicode; what is stored must be.
-        details={"file": record.name.encode("utf-8", "backslashreplace").decode(), **details, **record.details},
+        details={"file": printable(record.name), **details, **record.details},
     )
 
 

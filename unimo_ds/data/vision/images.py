@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
@@ -53,14 +54,24 @@ def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS, shrink_to:
             # libjpeg halves the size, at most to an eighth, while decoding; it never goes below what is asked.
             image.draft("RGB", (shrink_to, shrink_to))
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return upright(image)
     except BadImage:
         raise
     except UnidentifiedImageError:  # its own words name an address in memory
         raise BadImage("its bytes are neither JPEG, PNG nor WebP") from None
     except _DECODER_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image in RGB and as its camera was held; the one given may be turned in place.
+
+    Of 16 bits of grey the upper eight are kept, as decoders keep them of 16 bits of a colour.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):  # Pillow itself would make everything above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_jpeg(data: bytes) -> bool:
