@@ -154,6 +154,15 @@ def test_vqa(folder, tokenizer):
     assert all(one["answer"] in ("yes", "casablanca", "no") for one in found.predictions)
 
 
+def test_what_the_vocabulary_can_reach_is_counted_as_the_measure_counts(folder, tokenizer):
+    """Where all people agree nothing is normalised, so a normalised answer is wrong."""
+    write_vqa(folder, {1: (9, "how many", ["two"] * 10), 2: (9, "is it good", ["yes"] * 10)})
+    task, config, examples = small.open_task("vqa", folder, tokenizer, "train", "finetune.answer_min_count=1")
+    assert examples.answers == ["2", "yes"]
+    found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer)
+    assert found.metrics["reachable"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

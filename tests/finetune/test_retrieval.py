@@ -258,6 +258,9 @@ def test_one_image_alone_has_no_negatives(tmp_path):
     tokenizer = small.write_pairs(tmp_path, train=1, dev=1)
     with pytest.raises(UserError, match="has one image alone, so there are no negatives"):
         open_split(tmp_path, tokenizer)
+    others = small.write_pairs(tmp_path / "more", train=3, dev=1)
+    with pytest.raises(UserError, match="max_examples=1 leaves one image alone, so there are no negatives"):
+        open_split(tmp_path / "more", others, "train", "finetune.max_examples=1")
     with pytest.raises(UserError, match="has no data folder test; make it with"):
         open_split(tmp_path, tokenizer, "test")
     with pytest.raises(UserError, match="give the folder above it"):

@@ -388,9 +388,13 @@ def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
     assert not (tmp_path / "exported").exists()
 
 
-def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: UnimoProcessor):
+def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: UnimoProcessor, monkeypatch):
     with pytest.raises(UserError, match="already holds something"):
         export(exported, exported)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="or is the current folder; give a new folder to --to"):
+        export(exported, Path())
     bare = UnimoProcessor(UnimoImageProcessor(20), fast_tokenizer(small.make_tokenizer(), max_tokens=9))
     with pytest.raises(UserError, match="no region extractor"):
         bare(images=picture(0))

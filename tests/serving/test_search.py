@@ -23,6 +23,7 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.serving.samples import read_picture
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
 
 
@@ -157,7 +158,7 @@ def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):
 
 
 def test_bad_input_is_named(
-    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ):
     refused = functools.partial(refusal, capsys, "search")
     assert "cannot read the image nowhere.jpg" in refused("nowhere.jpg", "--index", str(index))
@@ -178,5 +179,9 @@ def test_bad_input_is_named(
     assert cli.main(["search", *build, "--images", str(bad), "--skip-bad"]) == 0
     assert [Path(item.image).name for item in Index.open(tmp_path / "new").items] == ["good.png"]
     assert "already holds something" in refused(*build, "--images", str(bad))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="or is the current folder; give a new folder to --output"):
+        write(Path(), [], size=4, model="", checkpoint="")
     (tmp_path / "new" / "vectors.faiss").write_bytes(b"cut")
     assert "is damaged" in refused("a dog", "--index", str(tmp_path / "new"))

@@ -83,8 +83,8 @@ def refuse_occupied(to: Path) -> None:
     Raises:
         UserError: something is there.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to} already holds something; give a new folder to --to")
+    if to.exists() and (not to.name or not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to} already holds something or is the current folder; give a new folder to --to")
 
 
 def write(

@@ -138,8 +138,8 @@ def write(
     Raises:
         UserError: the folder holds something, nothing to index, or the disk refuses.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already holds something; give a new folder to --output")
+    if folder.exists() and (not folder.name or not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already holds something or is the current folder; give a new folder to --output")
     vectors: Any = faiss.IndexFlatIP(size)
     if approximate:
         vectors = faiss.IndexHNSWFlat(size, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)

@@ -141,7 +141,8 @@ def _draw(
     hard: NDArray[np.int64] | None,
     hard_share: float,
 ) -> list[int]:
-    """`number` below `total` outside of `forbidden`; a share of them from `hard`. Different ones as far as there are enough."""
+    """`number` below `total` outside of `forbidden`: a share of them from `hard`, then others (which may be hard ones once more);
+    each kind different ones as far as there are enough."""
     drawn: list[int] = []
     if hard is not None and len(hard):
         wanted = min(round(hard_share * number), len(hard))
@@ -178,6 +179,10 @@ class RetrievalTask(Task):
         )
         if split == "train" and pairs.num_images < 2:
             raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
+        if split == "train" and config.finetune.max_examples == 1:
+            raise UserError(
+                "finetune.max_examples=1 leaves one image alone, so there are no negatives; give at least 2"
+            )
         return RetrievalExamples(pairs, config.finetune.retrieval)
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:

@@ -123,7 +123,10 @@ class Vqa(Task):
         if not all(row.people for row in examples.rows):
             return Evaluation({}, predictions, {"metrics": "the file has no answers, so nothing was measured"})
         right = [questions.accuracy(answer, row.people) for row, answer in zip(examples.rows, given, strict=True)]
-        reachable = [max((score for _, score in row.targets), default=0.0) for row in examples.rows]
+        reachable = [
+            max((questions.accuracy(examples.answers[place], row.people) for place, _ in row.targets), default=0.0)
+            for row in examples.rows
+        ]
         return Evaluation(
             {"accuracy": float(np.mean(right)), "reachable": float(np.mean(reachable))},
             predictions,
