@@ -101,6 +101,16 @@ def test_images_without_a_kept_name_are_found_by_their_key(tmp_path, tokenizer):
     assert ImageNames(corpus).find(corpus.key(0), "here") == 0
 
 
+def test_a_name_of_several_images_is_refused_where_it_is_asked_for(tmp_path, tokenizer):
+    """In folders of their own, files may have one name: none of them may be taken for the other."""
+    files = ["a/1.jpg", "b/1.jpg", "b/2.jpg", "front-3.jpg", "back-3.jpg"]
+    names = ImageNames(Corpus.open(small.write_images(tmp_path / "images", files, tokenizer)))
+    assert [names.find(name, "here") for name in ("2", 2, "back-3.jpg")] == [2, 2, 4]
+    for name in ("1", "a/1.jpg", 1, 3):
+        with pytest.raises(UserError, match=f"here names the image {name!r}, of which .* holds several"):
+            names.find(name, "here")
+
+
 def test_missing_images_are_said(tmp_path, tokenizer):
     write_snli_ve(tmp_path, entailment("neutral"))
     with pytest.raises(UserError, match=r"there is no data folder at .*images; make it with"):

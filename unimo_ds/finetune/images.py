@@ -18,6 +18,8 @@ from unimo_ds.evaluation import checkpoint
 from unimo_ds.utils.errors import UserError
 
 _LAST_NUMBER = re.compile(r"\d+$")
+_SEVERAL = -1
+"""In place of a sample's number, where a name is that of more than one."""
 _SHELF_BYTES = 512 * 2**20
 _SPLIT_FOLDERS = {"train": ("train",), "dev": ("dev", "val", "held_out"), "test": ("test",)}
 
@@ -144,16 +146,17 @@ class ImageNames:
         self._by_id: dict[int, int] = {}
         for number in np.flatnonzero(np.asarray(corpus.num_regions) > 0).tolist():
             name = name_of(corpus, number) or corpus.key(number)
-            self._by_name[name] = number
+            self._by_name[name] = _SEVERAL if name in self._by_name else number
             if digits := _LAST_NUMBER.search(name):
-                self._by_id[int(digits[0])] = number
+                coco = int(digits[0])
+                self._by_id[coco] = _SEVERAL if coco in self._by_id else number
 
     def find(self, name: str | int, where: str) -> int:
         """The sample of an image's file name (its folder and ending do not count), of a COCO number (the last digits of one), or,
         where no file names were kept, of its key.
 
         Raises:
-            UserError: not there.
+            UserError: not there, or there several times.
         """
         number = (
             self._by_id.get(name)
@@ -162,4 +165,8 @@ class ImageNames:
         )
         if number is None:
             raise UserError(f"{where} names the image {name!r}, which {self._location} does not hold; import it there")
+        if number == _SEVERAL:
+            raise UserError(
+                f"{where} names the image {name!r}, of which {self._location} holds several; import files of different names"
+            )
         return number
