@@ -59,6 +59,11 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
     again = json.loads((folder / "stopped" / "results.json").read_text())
     assert again["seeds"][0]["metrics"] == result["seeds"][0]["metrics"]
 
+    # With more steps it goes on, and is measured anew.
+    launch(MAIN, arguments(folder, "stopped", "--set", "schedule.total_steps=11"), processes=1)
+    longer = json.loads((folder / "stopped" / "results.json").read_text())
+    assert longer["seeds"][0]["steps"] == 11
+
     # The best checkpoint is kept, measured, and measured alike by `unimo evaluate`.
     best = folder / "straight" / "seed-0" / "checkpoints" / "best"
     assert best.read_text().strip() == result["seeds"][0]["checkpoint"]

@@ -203,7 +203,7 @@ def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_o
     known: Result | None = communicator.broadcast_object(mine)
     best = run_dir / FOLDER / BEST
     step = communicator.broadcast_object(named(best))
-    if known is not None and known.checkpoint == step:
+    if known is not None and (known.checkpoint, known.steps) == (step, config.schedule.total_steps):
         return known
     with failing_together(communicator):
         loaded = load_task(best if step else run_dir, device=start_processes(), communicator=communicator)
