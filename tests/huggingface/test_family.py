@@ -251,13 +251,11 @@ def test_generation_is_the_projects_own(run: Path, exported: Path, processor: Un
         Vocabulary.of(own.tokenizer),
         GenerationSettings(num_beams=3, max_tokens=12, length_penalty=0.0),
     )
-    rows = model.generate(
-        **processor(images=pictures, text=TEXTS),
-        num_beams=3,
-        max_new_tokens=12,
-        length_penalty=0.0,
-        suppress_tokens=[0, 1, 3, own.tokenizer.mask_id],
-    )
+    arguments = {"num_beams": 3, "max_new_tokens": 12, "length_penalty": 0.0}
+    arguments |= {**processor(images=pictures, text=TEXTS), "suppress_tokens": [0, 1, 3, own.tokenizer.mask_id]}
+    rows = model.generate(**arguments)
+    assert torch.equal(model.train().generate(**arguments), rows), "nothing is dropped out"
+    assert model.training
     texts = processor.batch_decode(rows, skip_special_tokens=True)
     assert texts == [own.tokenizer.decode(text.tokens) for (text,) in found]
     assert any(texts)

@@ -101,13 +101,21 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_tags: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
-        """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...)."""
+        """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...).
+
+        Nothing is dropped out, in training mode neither; the mode stays as it is.
+        """
         inputs = PaddedInputs(
             input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
         )
         batch, _ = pack_padded(inputs, feature_size=self.config.region_feature_size)
-        prefixes = encode_prefixes(self.unimo, batch, self.further_embeddings(batch))
-        return self.generate_from(prefixes, **arguments)
+        was_training = self.training
+        self.eval()
+        try:
+            prefixes = encode_prefixes(self.unimo, batch, self.further_embeddings(batch))
+            return self.generate_from(prefixes, **arguments)
+        finally:
+            self.train(was_training)
 
 
 class UnimoPooledModel(UnimoPreTrainedModel):
