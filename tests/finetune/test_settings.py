@@ -94,6 +94,8 @@ def test_sources_are_cut_to_the_models_positions():
     [
         ("finetune.retrieval.hard_share=2", "finetune.retrieval.hard_share=2.0 must be between 0 and 1"),
         ("finetune.generation.beams=0", "finetune.generation.beams=0 must be at least 1"),
+        ("finetune.generation.length_penalty=5000", "finetune.generation.length_penalty=5000"),
+        ("finetune.adversarial.limit=-1", "finetune.adversarial.limit=-1"),
         ("finetune.retrieval.loss=round", "is not one of plain, circle"),
         ("finetune=3", "is a group of keys"),
     ],

@@ -175,6 +175,8 @@ def test_the_models_mode_is_put_back():
         ({"min_tokens": 51}, r"min_tokens=51 must be from 0 to max_tokens \(50\)"),
         ({"temperature": 0.0}, "temperature=0.0 must be more than 0"),
         ({"top_p": 1.5}, "top_p=1.5"),
+        ({"length_penalty": 5000.0}, "length_penalty=5000.0 must be from -100 to 100"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan must be from -100 to 100"),
         ({"num_texts": 6}, "needs as many beams"),
     ],
 )

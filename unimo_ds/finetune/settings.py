@@ -157,6 +157,10 @@ _BOUNDS = {
     "max_evaluated": (0, math.inf),
     "answer_min_count": (1, math.inf),
     "adversarial.steps": (0, math.inf),
+    "adversarial.initial_magnitude": (0, math.inf),
+    "adversarial.step_size": (0, math.inf),
+    "adversarial.limit": (0, math.inf),
+    "adversarial.divergence_weight": (0, math.inf),
     "retrieval.contrastive_weight": (0, math.inf),
     "retrieval.negative_images": (0, math.inf),
     "retrieval.negative_captions": (0, math.inf),
@@ -166,6 +170,7 @@ _BOUNDS = {
     "captioning.min_confidence": (0, 1),
     "captioning.max_object_tokens": (3, math.inf),
     "generation.beams": (1, math.inf),
+    "generation.length_penalty": (-100, 100),
     "generation.min_tokens": (0, math.inf),
     "generation.max_tokens": (1, math.inf),
 }

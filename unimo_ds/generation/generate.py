@@ -61,6 +61,8 @@ class GenerationSettings:
         """
         claims = (
             ("num_beams", self.num_beams >= 1, "at least 1"),
+            # Larger powers of a length are no numbers any more.
+            ("length_penalty", -100 <= self.length_penalty <= 100, "from -100 to 100"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
             ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
             ("no_repeat_words", self.no_repeat_words >= 0, "0 or more"),
