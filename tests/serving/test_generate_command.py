@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.prepare.raw import SMALL, picture
 from tests.huggingface import small
@@ -21,6 +24,7 @@ from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig, GenerationConfig
+from unimo_ds.generation.generate import GenerationSettings
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.model import ServedModel, own_settings
 
@@ -54,6 +58,22 @@ def test_texts_from_photographs_texts_and_both(run: Path, photographs: Path, cap
     assert [text["text"] for text in one[0]["texts"]] == [text["text"] for text in by_image[3]["texts"]]
     drawn = [written(capsys, *model, "--text", "a", "--sample", "--seed", seed, "--texts", "3") for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_folder_of_photographs_needs_the_memory_of_a_few(run: Path):
+    made: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
+
+    def photographs() -> Iterator[Image.Image]:
+        for number in range(100):
+            image = picture(number % 4)
+            made.append(weakref.ref(image))
+            yield image
+            alive.append(sum(one() is not None for one in made))
+
+    texts = ServedModel.open(run).write(photographs(), [None] * 100, GenerationSettings(num_beams=1, max_tokens=4))
+    assert [one[0][0] for one in texts] == [one[0][0] for one in texts[:4]] * 25
+    assert max(alive) <= 64
 
 
 def test_texts_alone_are_printed_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     paths, texts = paths or [None] * number, texts or [None] * number
     model = options.open_model(arguments)
     settings = options.generation_settings(arguments, model)
-    images = [None if path is None else read_image(path, shrink_to=model.shrink_to) for path in paths]
+    images = (None if path is None else read_image(path, shrink_to=model.shrink_to) for path in paths)
     results: list[dict[str, Any]] = []
     for path, text, written in zip(paths, texts, model.write(images, texts, settings), strict=True):
         results.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,12 @@ from unimo_ds.finetune import tasks
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.generation.generate import Generated, GenerationSettings, generate, make_prompt
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 Vectors = NDArray[np.float32]
+_AT_ONCE = 32
+"""Images whose regions are made together."""
 
 
 class ServedModel:
@@ -104,22 +107,21 @@ class ServedModel:
         return self._vectors(sequences)
 
     def write(
-        self, images: Sequence[Image.Image | None], texts: Sequence[str | None], settings: GenerationSettings
+        self, images: Iterable[Image.Image | None], texts: Sequence[str | None], settings: GenerationSettings
     ) -> list[list[tuple[str, Generated]]]:
         """For each (image, source text), either of which may be None: `settings.num_texts` texts, best first.
 
-        A model that was taught with the names of detected objects sees them where there is no source text.
+        images: taken some at a time and let go, so that a folder of photographs needs the memory of a few. A model that was
+        taught with the names of detected objects sees them where there is no source text.
 
         Raises:
             UserError: an empty source, nothing to write from, or settings that make no sense.
         """
         config, encode_text = self.source.config, self.source.tokenizer.encode
-        found_regions = iter(self.regions([image for image in images if image is not None]) if any(images) else ())
         objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
         limit = min(config.data.max_text_tokens, config.model.max_positions - 2)
         prompts = []
-        for image, text in zip(images, texts, strict=True):
-            regions = None if image is None else next(found_regions)
+        for regions, text in zip(self._regions_in_turn(images), texts, strict=True):
             shown = None if regions is None else image_input(regions, max_regions=config.data.max_regions)
             if objects is not None and regions is not None and text is None:
                 words = objects.text(regions)
@@ -130,6 +132,12 @@ class ServedModel:
         found = generate(self.source.module, prompts, self.vocabulary, settings)
         decode = self.source.tokenizer.decode
         return [[(decode(one.tokens).strip(), one) for one in several] for several in found]
+
+    def _regions_in_turn(self, images: Iterable[Image.Image | None]) -> Iterator[Regions | None]:
+        for some in batched(images, _AT_ONCE):
+            shown = [image for image in some if image is not None]
+            found = iter(self.regions(shown) if shown else ())
+            yield from (None if image is None else next(found) for image in some)
 
     def _vectors(self, sequences: list[SequenceInput]) -> Vectors:
         config = self.source.config
