@@ -74,13 +74,13 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
             return _render("search.html", index=index, problem="Choose a photograph first."), 400
         content = upload.read()
         try:  # each model sees it as it saw its data
-            to_search, to_caption = (images.decode(content, shrink_to=one.shrink_to) for one in (model, writer))
+            seen = {side: images.decode(content, shrink_to=side) for side in {model.shrink_to, writer.shrink_to}}
         except BadImage as error:
             problem = f"{upload.filename} cannot be read: {error}. JPEG, PNG and WebP can."
             return _render("search.html", index=index, problem=problem), 400
         with lock:
-            found = index.search(model.image_vectors([to_search])[0], _COUNT)
-            captions = write_captions(writer, to_caption)
+            found = index.search(model.image_vectors([seen[model.shrink_to]])[0], _COUNT)
+            captions = write_captions(writer, seen[writer.shrink_to])
         return _render("search.html", index=index, name=upload.filename, captions=captions, found=found)
 
     @app.get("/photograph/<int:number>")
