@@ -108,13 +108,16 @@ def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
     same = [caption for caption in range(pairs.num_captions) if pairs.text(caption) == "two dogs"]
     assert pairs.image_of_C[same].tolist() == [3, 3, 8]
     found = nearest(make_engine(config), pairs, config, number=99)
-    assert found.images_CK.shape == (18, 10)
-    assert found.captions_IK.shape == (12, 15)
-    for caption in same:
-        assert set(found.images_CK[caption].tolist()) == set(range(12)) - {3, 8}
+    for caption in range(pairs.num_captions):
+        wrong = set(range(12)) - ({3, 8} if caption in same else {int(pairs.image_of_C[caption])})
+        listed = found.images_CK[caption].tolist()
+        assert listed[len(wrong) :] == [-1] * (12 - len(wrong)), "behind the last"
+        assert set(listed[: len(wrong)]) == wrong, "a caption that many images share costs the others nothing"
     for image in (3, 8):
         assert not set(found.captions_IK[image].tolist()) & set(same)
     assert set(same) <= set(found.captions_IK[0].tolist())
+    visit = examples.with_hard_negatives(found)._visit(same[0], 0)
+    assert min(min(pair) for pair in visit) >= 0
 
 
 def test_right_answers_are_those_of_equal_texts():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from tests.distributed.launching import launch
 from tests.finetune import small
@@ -72,6 +73,33 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
     assert cli.main([*command, "--json", str(target), "--predictions", str(written)]) == 0
     assert json.loads(target.read_text())["metrics"] == result["seeds"][0]["metrics"]
     assert len(written.read_text().splitlines()) == 10
+
+
+def test_all_seeds_begin_with_the_same_weights(folder: Path) -> None:
+    launch(MAIN, arguments(folder, "begun", "--seeds", "1"), processes=1)
+    moved = safetensors.torch.load_file(folder / "start" / "model.safetensors")
+    other = folder / "other"
+    small.write_checkpoint(other)
+    moved["text_pooler.dense.weight"] = moved["text_pooler.dense.weight"] + 1e-3
+    safetensors.torch.save_file(moved, other / "model.safetensors")
+
+    def answer(checkpoint: Path, seeds: int, *more: str) -> subprocess.CompletedProcess[str]:
+        words = arguments(folder, "begun", "--seeds", str(seeds), "--checkpoint", str(checkpoint), *more)
+        return subprocess.run(
+            [sys.executable, str(MAIN), *words], capture_output=True, text=True, check=False, timeout=300
+        )
+
+    refused = answer(other, 2)
+    assert refused.returncode == 2
+    assert f"begun was begun with --checkpoint {folder / 'start'}, which is not the same" in refused.stderr
+    assert "from scratch; give --checkpoint" in answer(folder / "start", 2, "--from-scratch").stderr
+    assert not (folder / "begun" / "seed-1" / "checkpoints").exists()
+    assert answer(other, 1).returncode == 0, "what is done is read, whatever the weights are now"
+    (folder / "start").rename(folder / "renamed")
+    try:
+        assert answer(folder / "renamed", 2).returncode == 0, "the same weights elsewhere"
+    finally:
+        (folder / "renamed").rename(folder / "start")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ _FREE = (
     "optimizer.clip_norm",
     "model.initialize_from",
     "model.initialize_images_from",
+    # What a fine-tuning begins with is compared by what it is (finetune/start.py).
+    "finetune.start",
     # Where the data lies may change, what it is may not: its fingerprint is compared.
     "model.patch_columns",
     "data.path",

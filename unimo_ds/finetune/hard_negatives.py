@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Nearest:
-    """Wrong answers only, best first."""
+    """Wrong answers only, best first; -1 behind the last where there are fewer."""
 
     images_CK: Integers
     captions_IK: Integers
@@ -42,14 +42,19 @@ def single_vectors(engine: Evaluable, pairs: Pairs, config: RunConfig) -> tuple[
 
 
 def nearest(engine: Evaluable, pairs: Pairs, config: RunConfig, *, number: int) -> Nearest:
-    """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank."""
+    """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank: rank 0 finds them, as
+    other processors may round otherwise."""
     texts_CD, images_ID = single_vectors(engine, pairs, config)
-    captions_N, images_N = right_answers(pairs.text_keys(), pairs.image_of_C)
-    by_image = np.argsort(images_N, kind="stable")
-    return Nearest(
-        _nearest(texts_CD, images_ID, captions_N, images_N, number),
-        _nearest(images_ID, texts_CD, images_N[by_image], captions_N[by_image], number),
-    )
+    found = None
+    if engine.communicator.rank == 0:
+        captions_N, images_N = right_answers(pairs.text_keys(), pairs.image_of_C)
+        by_image = np.argsort(images_N, kind="stable")
+        found = Nearest(
+            _nearest(texts_CD, images_ID, captions_N, images_N, number),
+            _nearest(images_ID, texts_CD, images_N[by_image], captions_N[by_image], number),
+        )
+    of_rank_0: Nearest = engine.communicator.broadcast_object(found)
+    return of_rank_0
 
 
 def right_answers(text_keys_C: Integers, image_of_C: Integers) -> tuple[Integers, Integers]:
@@ -64,8 +69,9 @@ def right_answers(text_keys_C: Integers, image_of_C: Integers) -> tuple[Integers
 def _nearest(
     queries: torch.Tensor, candidates: torch.Tensor, query_of_N: Integers, right_N: Integers, number: int
 ) -> Integers:
-    """[queries, K] candidates by falling score, without the right ones. query_of_N: ascending, with right_N all right answers."""
-    number = min(number, len(candidates) - int(np.bincount(query_of_N).max()))
+    """[queries, K] candidates by falling score, -1 in place of the right ones, which are last. query_of_N: ascending, with
+    right_N all right answers."""
+    number = min(number, len(candidates))
     found = []
     for start in range(0, len(queries), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(queries))
@@ -73,5 +79,6 @@ def _nearest(
         here = slice(*np.searchsorted(query_of_N, (start, stop)))
         scores[torch.from_numpy(query_of_N[here] - start), torch.from_numpy(right_N[here])] = -torch.inf
         # A stable order of equal scores, so that the choice does not depend on the machine.
-        found.append(scores.argsort(dim=1, descending=True, stable=True)[:, :number].cpu().numpy())
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :number]
+        found.append(torch.where(scores.gather(1, best) == -torch.inf, -1, best).cpu().numpy())
     return np.concatenate(found).astype(np.int64)

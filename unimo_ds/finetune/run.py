@@ -115,6 +115,10 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
             start.fill(model, order.start)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
+    with failing_together(communicator):
+        is_done = (run_dir / RESULT_FILE).is_file()  # and only needs to be read
+        if communicator.rank == 0 and not is_done:
+            start.keep_start(order.run_dir, None if order.from_scratch else order.start)
     if communicator.rank == 0:
         print(f"seed {seed}: {run_dir}", flush=True)
         if (note := positions.note(order.start.config.model, config.model)) and not order.from_scratch:

@@ -8,6 +8,8 @@ RoBERTa       a Hugging Face folder (text tasks, or fine-tuning from where pre-t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from unimo_ds.config_check import check_stored
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.storage import blend
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
@@ -34,6 +37,8 @@ from unimo_ds.utils import locations, strict_json
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
+START_FILE = "start.json"
+"""Which weights the seeds of a fine-tuning begin with."""
 ASSETS_FILE = "task.json"
 """What a task learned from its training data and needs again, beside the configuration."""
 _ROBERTA_SIZES = {
@@ -56,6 +61,17 @@ class Start:
     tokenizer: Tokenizer
     weights: Mapping[str, torch.Tensor]
     """Without those of heads."""
+    folder: Path
+    """Where they lie: of a run, its newest checkpoint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over the weights."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, weight in sorted(self.weights.items()):
+            digest.update(f"{name} {tuple(weight.shape)} ".encode())
+            digest.update(weight.detach().float().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,31 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     weights = checkpoint.read_weights(files.weights)
     checkpoint.check_size(weights, config, files)
     body = {name: weight.float() for name, weight in weights.items() if not name.startswith(HEAD_PREFIX)}
-    return Start(path, config, tokenizer_of(files, config, tokenizer), body)
+    return Start(path, config, tokenizer_of(files, config, tokenizer), body, files.weights.parent)
+
+
+def keep_start(run_dir: Path, start: Start | None) -> None:
+    """Put on record what all seeds of a fine-tuning begin with; a run that is fine-tuned may go on meanwhile.
+
+    start: None where they begin from scratch.
+
+    Raises:
+        UserError: others of them began otherwise.
+    """
+    mine = {"folder": "", "fingerprint": ""}
+    if start is not None:
+        mine = {"folder": str(start.folder), "fingerprint": start.fingerprint}
+    path = run_dir / START_FILE
+    if not path.is_file():
+        write_whole(path, (json.dumps(mine) + "\n").encode())
+        return
+    known = strict_json.read(path, dict[str, str])
+    if known.get("fingerprint") != mine["fingerprint"]:
+        begun = f"--checkpoint {known['folder']}" if known.get("folder") else "--from-scratch"
+        now = "from scratch" if start is None else f"with what {start.path} holds now"
+        raise UserError(
+            f"{run_dir} was begun with {begun}, which is not the same as {now}; give {begun}, or another --run-dir"
+        )
 
 
 def fill(model: TaskModel, start: Start) -> None:
@@ -234,7 +274,7 @@ def _read_roberta(path: Path, tokenizer: Path | None) -> Start:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     config = RunConfig(recipe="roberta", model=dataclasses.replace(model_config, initialize_from=str(path)))
     if tokenizer is None:
-        return Start(path, config, tokenizers.load(path), weights)
+        return Start(path, config, tokenizers.load(path), weights, path)
     own = _beside(path)
     known = None if own is None else own.fingerprint
-    return Start(path, config, _checked(tokenizers.load(tokenizer), config, path, known), weights)
+    return Start(path, config, _checked(tokenizers.load(tokenizer), config, path, known), weights, path)

@@ -144,6 +144,7 @@ def _draw(
     """`number` below `total` outside of `forbidden`: a share of them from `hard`, then others (which may be hard ones once more);
     each kind different ones as far as there are enough."""
     drawn: list[int] = []
+    hard = None if hard is None else hard[hard >= 0]
     if hard is not None and len(hard):
         wanted = min(round(hard_share * number), len(hard))
         drawn = random.choice(hard, wanted, replace=False).tolist()
