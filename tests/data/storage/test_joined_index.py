@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,37 @@ def test_damage_of_the_data_is_told_as_ever(folder: Path) -> None:
     with pytest.raises(UserError, match="is not the index that the manifest describes"):
         open_corpus(folder)
     assert not any((folder.parent / "cache" / "indices").glob("*/*")), "nothing half made stays"
+
+
+@pytest.mark.usefixtures("_large")
+def test_what_killed_processes_left_is_removed_and_others_may_be_faster(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = columns(open_corpus(folder))["text_tokens"].copy()
+    indices = folder.parent / "cache" / "indices"
+    (joined,) = (path for path in indices.iterdir() if path.is_dir())
+    shutil.rmtree(joined)
+    (indices / f"{joined.name}.killed.partial").mkdir()
+    np.testing.assert_array_equal(columns(open_corpus(folder))["text_tokens"], wanted)
+    assert [path.name for path in indices.iterdir() if path.is_dir()] == [joined.name]
+
+    # Without locks two processes write it; the slower one takes what the faster has left there.
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(joined_index.fcntl, "flock", no_lock)
+    (joined / "places").unlink()
+    write = joined_index._write
+
+    def after_another(pieces: joined_index._Pieces, target: Path) -> None:
+        write(pieces, target)
+        times = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+        write(pieces, target)
+        assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == times
+
+    monkeypatch.setattr(joined_index, "_write", after_another)
+    np.testing.assert_array_equal(columns(open_corpus(folder))["text_tokens"], wanted)
+    assert [path.name for path in indices.iterdir() if path.is_dir()] == [joined.name]
 
 
 def _open_in_a_process(folder: str, found: multiprocessing.Queue) -> None:  # type: ignore[type-arg]

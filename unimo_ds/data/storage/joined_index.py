@@ -8,12 +8,13 @@ start finds it there. The files are named by what decides their content, so othe
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,6 +59,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "base_names_start": np.dtype("<i8"),
 }
 _ABOUT = "about.json"
+_PARTIAL = ".partial"
 
 Shards = Sequence[tuple[OpenFolder, ShardEntry]]
 Columns = dict[str, NDArray[Any]]
@@ -207,9 +209,12 @@ def _mapped(pieces: _Pieces, folder: Path) -> JoinedIndex:
     folder.parent.mkdir(parents=True, exist_ok=True)
     found = _open(folder)
     if found is None:
-        with _alone(folder.with_suffix(".lock")):
+        with _alone(folder.with_suffix(".lock")) as is_alone:
             found = _open(folder)  # somebody may have written it meanwhile
             if found is None:
+                if is_alone:
+                    for left in folder.parent.glob(f"{folder.name}.*{_PARTIAL}"):  # by one that was killed
+                        shutil.rmtree(left, ignore_errors=True)
                 _write(pieces, folder)
                 found = _open(folder)
     if found is None:
@@ -218,11 +223,8 @@ def _mapped(pieces: _Pieces, folder: Path) -> JoinedIndex:
 
 
 def _write(pieces: _Pieces, folder: Path) -> None:
-    """All files, beside `folder`; only when they are whole do they get its name."""
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)  # left damaged: else it would have been taken
-    aside.mkdir()
+    """All files, beside `folder`; only when they are whole do they get its name, unless others were faster."""
+    aside = Path(tempfile.mkdtemp(_PARTIAL, f"{folder.name}.", folder.parent))
     try:
         lengths = dict.fromkeys(_COLUMNS, 0)
         with contextlib.ExitStack() as stack:
@@ -233,7 +235,16 @@ def _write(pieces: _Pieces, folder: Path) -> None:
                     lengths[name] += len(part)
         about = {"lengths": lengths, "has_stored_regions": pieces.has_stored_regions}
         (aside / _ABOUT).write_text(json.dumps(about))
-        aside.rename(folder)
+        if _open(folder) is not None:
+            return
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+        aside.chmod(0o755)  # others may read it too
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -259,9 +270,12 @@ def _map(path: Path, kind: np.dtype[Any], length: int) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock between processes, where the file system has any: without, several do the same work."""
+def _alone(path: Path) -> Iterator[bool]:
+    """Holds a lock between processes. Gives False where the file system has none: then several may do the same work."""
     with open(path, "ab") as stream:
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
