@@ -141,11 +141,12 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
         if not (arguments.run_dir / CONFIG_FILE).is_file():
             raise UserError(f"{arguments.run_dir} is no run: it has no {CONFIG_FILE}")
         config = read_config(arguments.run_dir / CONFIG_FILE)
-        return config, Corpus.open(from_here(config.data.path, arguments.run_dir / CONFIG_FILE))
+        cache = config.data.cache_dir or str(arguments.run_dir / "cache")  # where the run's training has one
+        return config, Corpus.open(from_here(config.data.path, arguments.run_dir / CONFIG_FILE), cache_dir=cache)
     if arguments.data is None:
         raise UserError(f"unimo inspect {arguments.path} needs --data DIR, or --run-dir RUN")
     config = config_of(arguments, arguments.data)
-    corpus = Corpus.open(config.data.path)
+    corpus = Corpus.open(config.data.path, cache_dir=config.data.cache_dir)
     config = recipes.fit_to_data(config, corpus)
     check(config)
     check_corpus(corpus, config)

@@ -51,7 +51,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     config = config_of(arguments, arguments.data)
     corpus = None
     if arguments.data is not None:
-        corpus = Corpus.open(config.data.path)
+        corpus = Corpus.open(config.data.path, cache_dir=config.data.cache_dir)
         config = recipes.fit_to_data(config, corpus)
     result = plan.plan(
         config,
