@@ -14,8 +14,9 @@ large) recipe=large_64xv100 ;;
 *) echo "give base or large: bash slurm/reproduce.sh base" >&2 && exit 2 ;;
 esac
 shift
-PREPARE_OPTIONS=() # of sbatch, like the next two
+PREPARE_OPTIONS=() # of sbatch, like the next three
 TRAIN_OPTIONS=()
+EVALUATE_OPTIONS=()
 FINETUNE_OPTIONS=()
 PREPARE_ARGUMENTS=() # of `unimo prepare all`
 # shellcheck source=environment.sh
@@ -36,7 +37,7 @@ submit() { # job that has to succeed first, or nothing; then the arguments of sb
 train_data=$(submit "" "${PREPARE_OPTIONS[@]}" slurm/prepare.sh all --config "$corpus" "${PREPARE_ARGUMENTS[@]}")
 held_out_data=$(submit "$train_data" "${PREPARE_OPTIONS[@]}" slurm/prepare.sh all --config "$held_out" "${PREPARE_ARGUMENTS[@]}")
 training=$(submit "$held_out_data" "${TRAIN_OPTIONS[@]}" "slurm/$size.sh" "$@")
-zero_shot=$(submit "$training" slurm/evaluate.sh zero-shot --checkpoint "$RUN_DIR" --json "$tuned/zero_shot.json")
+zero_shot=$(submit "$training" "${EVALUATE_OPTIONS[@]}" slurm/evaluate.sh zero-shot --checkpoint "$RUN_DIR" --json "$tuned/zero_shot.json")
 echo "corpora $train_data, held out $held_out_data, training $training, zero-shot $zero_shot"
 for data in "$tasks"/*/; do
     task=$(basename "$data")

@@ -147,9 +147,9 @@ def test_the_whole_paper_is_one_command(cluster: Cluster, tmp_path: Path) -> Non
     environment = write_environment(tmp_path / "environment.sh", corpus=tmp_path / "data", tasks_per_node=1)
     words = [f"--output={tmp_path}/%x-%j.log"]
     with environment.open("a") as file:
-        file.write(
-            f"PREPARE_OPTIONS=({words[0]})\nTRAIN_OPTIONS=({words[0]} --nodes=2)\nFINETUNE_OPTIONS=({words[0]})\n"
-        )
+        options = ("PREPARE", "EVALUATE", "FINETUNE")
+        file.write("".join(f"{name}_OPTIONS=({words[0]})\n" for name in options))
+        file.write(f"TRAIN_OPTIONS=({words[0]} --nodes=2)\n")
     run = tmp_path / "run"
     variables = {
         "CORPUS": str(corpus),
