@@ -93,13 +93,26 @@ def test_all_seeds_begin_with_the_same_weights(folder: Path) -> None:
     assert refused.returncode == 2
     assert f"begun was begun with --checkpoint {folder / 'start'}, which is not the same" in refused.stderr
     assert "from scratch; give --checkpoint" in answer(folder / "start", 2, "--from-scratch").stderr
-    assert not (folder / "begun" / "seed-1" / "checkpoints").exists()
-    assert answer(other, 1).returncode == 0, "what is done is read, whatever the weights are now"
+    assert not (folder / "begun" / "seed-1").exists()
+    assert answer(other, 1).returncode == 2, "no result is told as that of other weights"
+    record, note = folder / "begun" / "results.json", folder / "begun" / "start.json"
+    written = record.read_text()
+    assert answer(folder / "start", 1, "--from-scratch").returncode == 2
+    kept = note.read_text()
+    note.unlink()  # as of a directory from before
+    assert answer(other, 1).returncode == 2
+    assert answer(folder / "start", 1, "--from-scratch").returncode == 2
+    assert answer(folder / "start", 1).returncode == 0
+    assert note.read_text() == kept
+    assert record.read_text() == written
     (folder / "start").rename(folder / "renamed")
     try:
         assert answer(folder / "renamed", 2).returncode == 0, "the same weights elsewhere"
     finally:
         (folder / "renamed").rename(folder / "start")
+    note.write_text(kept.replace(json.loads(kept)["fingerprint"], 16 * "0"))
+    assert answer(folder / "start", 2).returncode == 0, "what is done is read: a run may have gone on there"
+    assert answer(folder / "start", 3).returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -114,11 +114,14 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         if not order.from_scratch:
             start.fill(model, order.start)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
+    begins_with = None if order.from_scratch else order.start
+    with failing_together(communicator):
+        if communicator.rank == 0:
+            start.check_start(order.run_dir, begins_with, is_done=_is_done(run_dir, config))
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
     with failing_together(communicator):
-        is_done = (run_dir / RESULT_FILE).is_file()  # and only needs to be read
-        if communicator.rank == 0 and not is_done:
-            start.keep_start(order.run_dir, None if order.from_scratch else order.start)
+        if communicator.rank == 0:
+            start.keep_start(order.run_dir, begins_with)
     if communicator.rank == 0:
         print(f"seed {seed}: {run_dir}", flush=True)
         if (note := positions.note(order.start.config.model, config.model)) and not order.from_scratch:
@@ -184,6 +187,21 @@ def _read(order: Order, seed: int) -> _Read:
     return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
 
 
+def _is_done(run_dir: Path, config: RunConfig) -> bool:
+    """Whether the result is there and needs only to be read."""
+    known = _known_result(run_dir)
+    return known is not None and known.steps == config.schedule.total_steps
+
+
+def _known_result(run_dir: Path) -> Result | None:
+    """Raises UserError: it is damaged."""
+    path = run_dir / RESULT_FILE
+    if not path.is_file():
+        return None
+    known: Result = strict_json.read(path, Result, cure="delete it to measure again")
+    return known
+
+
 def _check_stage(config: RunConfig, stage: int) -> None:
     """
     Raises:
@@ -202,8 +220,7 @@ def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_o
     """Of the best checkpoint on the whole development split; read where an earlier start wrote it."""
     path = run_dir / RESULT_FILE
     with failing_together(communicator):
-        cure = "delete it to measure again"
-        mine = strict_json.read(path, Result, cure=cure) if communicator.rank == 0 and path.is_file() else None
+        mine = _known_result(run_dir) if communicator.rank == 0 else None
     known: Result | None = communicator.broadcast_object(mine)
     best = run_dir / FOLDER / BEST
     step = communicator.broadcast_object(named(best))

@@ -111,28 +111,54 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
     return Start(path, config, tokenizer_of(files, config, tokenizer), body, files.weights.parent)
 
 
-def keep_start(run_dir: Path, start: Start | None) -> None:
-    """Put on record what all seeds of a fine-tuning begin with; a run that is fine-tuned may go on meanwhile.
+def check_start(run_dir: Path, start: Start | None, *, is_done: bool) -> None:
+    """All seeds of a fine-tuning begin with the same weights; the run that is fine-tuned may go on meanwhile.
 
-    start: None where they begin from scratch.
+    start: None where they begin from scratch. is_done: the result is only read; weights that lay where `start` is now will do.
 
     Raises:
-        UserError: others of them began otherwise.
+        UserError: what is in `run_dir` began otherwise.
     """
-    mine = {"folder": "", "fingerprint": ""}
-    if start is not None:
-        mine = {"folder": str(start.folder), "fingerprint": start.fingerprint}
-    path = run_dir / START_FILE
-    if not path.is_file():
-        write_whole(path, (json.dumps(mine) + "\n").encode())
+    begun = _begun(run_dir)
+    if begun is None:
         return
-    known = strict_json.read(path, dict[str, str])
-    if known.get("fingerprint") != mine["fingerprint"]:
-        begun = f"--checkpoint {known['folder']}" if known.get("folder") else "--from-scratch"
+    folder = begun["folder"]
+    if "fingerprint" in begun:
+        is_same = begun["fingerprint"] == _record(start)["fingerprint"]
+    else:
+        is_same = folder == ("" if start is None else str(start.path))
+    if is_done and folder and start is not None:
+        is_same |= Path(folder).resolve().is_relative_to(start.path.resolve())
+    if not is_same:
+        option = f"--checkpoint {folder}" if folder else "--from-scratch"
         now = "from scratch" if start is None else f"with what {start.path} holds now"
         raise UserError(
-            f"{run_dir} was begun with {begun}, which is not the same as {now}; give {begun}, or another --run-dir"
+            f"{run_dir} was begun with {option}, which is not the same as {now}; give {option}, or another --run-dir"
         )
+
+
+def keep_start(run_dir: Path, start: Start | None) -> None:
+    """Put on record what the first seed begins with, for `check_start`. Raises UserError: not writable."""
+    path = run_dir / START_FILE
+    if not path.is_file():
+        write_whole(path, (json.dumps(_record(start)) + "\n").encode())
+
+
+def _record(start: Start | None) -> dict[str, str]:
+    if start is None:
+        return {"folder": "", "fingerprint": ""}
+    return {"folder": str(start.folder), "fingerprint": start.fingerprint}
+
+
+def _begun(run_dir: Path) -> dict[str, str] | None:
+    """The record; of a directory from before there were any, the path that was given for its seeds. None: nothing is there."""
+    if (run_dir / START_FILE).is_file():
+        known: dict[str, str] = strict_json.read(run_dir / START_FILE, dict[str, str])
+        return {"folder": "", "fingerprint": "", **known}
+    for file in sorted(run_dir.glob(f"seed-*/{checkpoint.CONFIG_FILE}")):
+        if (finetuning := checkpoint.read_config(file).finetune) is not None:
+            return {"folder": finetuning.start}
+    return None
 
 
 def fill(model: TaskModel, start: Start) -> None:
