@@ -22,14 +22,15 @@ PREPARE_ARGUMENTS=() # of `unimo prepare all`
 # shellcheck source=environment.sh
 source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
 set -e # from here on: an environment file may ask what fails
-export RUN_DIR=${RUN_DIR:-runs/$recipe}
+RUN_DIR=${RUN_DIR:-runs/$recipe}
+export RUN_DIR=${RUN_DIR%/}
 tuned=$RUN_DIR-finetuned
 corpus=${CORPUS:-slurm/corpus.toml}
 held_out=${HELD_OUT:-slurm/held_out.toml}
 tasks=${TASKS:-data/tasks}
 
 submit() { # job that has to succeed first, or nothing; then the arguments of sbatch
-    local first=$1
+    local first=${1%;*} # without the name of the cluster, where there are several
     shift
     sbatch --parsable ${first:+--dependency=afterok:$first --kill-on-invalid-dep=yes} "$@"
 }
@@ -44,6 +45,7 @@ for data in "$tasks"/*/; do
     [ "$task" = "*" ] && echo "no tasks in $tasks: none will be fine-tuned" && break
     words=("$task" --checkpoint "$RUN_DIR" --data "$tasks/$task" --run-dir "$tuned/$task" --seeds "${SEEDS:-3}")
     [ "$size" = large ] && words+=(--recipe large)
-    echo "$task $(submit "$training" "${FINETUNE_OPTIONS[@]}" slurm/finetune.sh "${words[@]}")"
+    job=$(submit "$training" "${FINETUNE_OPTIONS[@]}" slurm/finetune.sh "${words[@]}")
+    echo "$task $job"
 done
 echo when all are done: unimo report --ours "$size=$tuned" --markdown "$tuned/tables.md"
