@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import pytest
 
 from tests.data.corpora import WordTokenizer, make_config, make_corpus
 from unimo_ds import cli
-from unimo_ds.config import ContrastConfig
+from unimo_ds.config import ContrastConfig, RunConfig, to_dict
 from unimo_ds.data import packing, step_reader
 from unimo_ds.data.schema import Example, SequenceRole
 from unimo_ds.data.step_reader import StepReader
 from unimo_ds.data.viewing.unpacking import purpose, summary, unpack
+from unimo_ds.finetune_config import FinetuneConfig
 
 FORMS = {
     "joint": ContrastConfig(),
@@ -161,3 +164,24 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     assert cli.main(["inspect", "batch", *(str(scenes) if word == "DATA" else word for word in words)]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_fine_tuning_is_no_pre_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig("finetune_sst2_base", finetune=FinetuneConfig("sst2"))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert cli.main(["inspect", "batch", "--run-dir", str(tmp_path)]) == 2
+    assert "is a fine-tuning; give the pre-training run" in capsys.readouterr().err
+
+
+def test_pictures_that_are_damaged_are_blank_where_the_model_gets_stored_regions(scenes: Path, tmp_path: Path) -> None:
+    data, page = tmp_path / "train", tmp_path / "batch.html"
+    shutil.copytree(scenes / "train", data)
+    for shard in data.glob("*.tar"):
+        content = bytearray(shard.read_bytes())
+        for found in re.finditer(b"\xff\xd8\xff", bytes(content)):  # as JPEGs begin
+            content[found.end()] ^= 255
+        shard.write_bytes(content)
+    assert cli.main(["inspect", "batch", "--data", str(data), "--html", str(page)]) == 0
+    outline = Outline(page.read_text())
+    assert outline.classes["blank"] == 8, "as many as are shown"
+    assert outline.classes["hidden"] >= 1

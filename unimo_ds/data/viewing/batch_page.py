@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.schema import CLS, SEP, Kind, LanguageObjective, PackedBatch, SequenceRole, StepBatch
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.viewing import page_parts
@@ -157,8 +157,16 @@ def _figure(batch: PackedBatch, sequence: UnpackedSequence, number: int, config:
     smallest = config.data.smallest_crop
     crop = crops.draw(sequence.seed, smallest=smallest) if smallest < 1 else None
     overlay = page_parts.boxes_overlay(shown)
-    picture = page_parts.picture(corpus.read_jpeg(number), _PICTURE_SIDE, overlay, crop)
+    picture = page_parts.picture(_jpeg(corpus, number), _PICTURE_SIDE, overlay, crop)
     return f"<div>{picture or page_parts.blank(_PICTURE_SIDE, _PICTURE_SIDE, overlay)}</div>"
+
+
+def _jpeg(corpus: Corpus, number: int) -> bytes | None:
+    """None where it is not stored, or damaged: beside stored regions it is not what the model gets."""
+    try:
+        return corpus.read_jpeg(number)
+    except CorruptSample:
+        return None
 
 
 def _row(at: int, one: UnpackedSequence, corpus: Corpus, tokenizer: Tokenizer) -> str:
@@ -169,7 +177,7 @@ def _row(at: int, one: UnpackedSequence, corpus: Corpus, tokenizer: Tokenizer) -
     if one.prefix_of >= 0:
         parts.append(f"<b>[sees the image of sequence {one.prefix_of}]</b> ")
     if one.role is SequenceRole.RELATED_IMAGE:
-        parts.append(page_parts.picture(corpus.read_jpeg(one.related_image), _RELATED_SIDE) or "")
+        parts.append(page_parts.picture(_jpeg(corpus, one.related_image), _RELATED_SIDE) or "")
     parts.append(_words(one, tokenizer))
     name = (
         f'<div class="name {_kind(one)}">{purpose(one)}<br><span class="from">{at}: {one.length} positions</span></div>'
