@@ -10,6 +10,7 @@ from unimo_ds import recipes
 from unimo_ds.commands.common import add_command, add_json, add_recipe, config_of, emit
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 if TYPE_CHECKING:
     from unimo_ds.config import RunConfig
@@ -102,7 +103,7 @@ def _inspect_sample(arguments: argparse.Namespace) -> None:
 def _write_page(path: Path, page: str) -> str:
     """Returns a sentence about it."""
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(printable(page), encoding="utf-8")  # a folder may have a name that is no Unicode
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     return f"wrote {path} ({len(page):,} characters)"

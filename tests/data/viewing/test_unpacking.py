@@ -166,6 +166,14 @@ def test_what_makes_no_sense_is_refused(
     assert reason in capsys.readouterr().err
 
 
+def test_a_folder_whose_name_is_no_unicode_is_spelt_out(scenes: Path, tmp_path: Path) -> None:
+    data, page = tmp_path / "d\udcff", tmp_path / "batch.html"
+    shutil.copytree(scenes / "train", data)
+    words = ["--data", str(data), "--data", str(scenes / "held_out")]
+    assert cli.main(["inspect", "batch", *words, "--html", str(page)]) == 0
+    assert "d\\udcff/pairs-000000.tar:" in Outline(page.read_text()).text
+
+
 def test_a_fine_tuning_is_no_pre_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = RunConfig("finetune_sst2_base", finetune=FinetuneConfig("sst2"))
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
