@@ -143,7 +143,9 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
             raise UserError(f"{arguments.run_dir} is no run: it has no {CONFIG_FILE}")
         config = read_config(arguments.run_dir / CONFIG_FILE)
         if config.finetune is not None:
-            raise UserError(f"{arguments.run_dir} is a fine-tuning; give the pre-training run whose steps are to be shown")
+            raise UserError(
+                f"{arguments.run_dir} is a fine-tuning; give the pre-training run whose steps are to be shown"
+            )
         cache = config.data.cache_dir or str(arguments.run_dir / "cache")  # where the run's training has one
         return config, Corpus.open(from_here(config.data.path, arguments.run_dir / CONFIG_FILE), cache_dir=cache)
     if arguments.data is None:

@@ -166,6 +166,21 @@ def test_what_makes_no_sense_is_refused(
     assert reason in capsys.readouterr().err
 
 
+def test_characters_of_several_tokens_are_shown_whole(tmp_path: Path) -> None:
+    texts, data, page = tmp_path / "texts.txt", tmp_path / "data", tmp_path / "batch.html"
+    characters = [chr(0x4E00 + 7 * n) for n in range(400)]
+    texts.write_text("".join(f"{''.join(characters[n : n + 20])}\n" for n in range(0, 400, 20)))
+    words = ["--kind", "texts", "--input", str(texts), "--output", str(data), "--vocabulary-size", "270"]
+    assert cli.main(["prepare", "import", *words]) == 0
+    sets = ["contrast.enabled=false", "data.kind_weights.pair=0", "data.kind_weights.image=0"]
+    sets += ["masking.sequence_to_sequence_share=0", "masking.language_share=0"]
+    options = [word for one in sets for word in ("--set", one)]
+    assert cli.main(["inspect", "batch", "--data", str(data), *options, "--html", str(page)]) == 0
+    text = Outline(page.read_text()).text
+    assert "\ufffd" not in text
+    assert sum(one in text for one in characters) > 40
+
+
 def test_a_folder_whose_name_is_no_unicode_is_spelt_out(scenes: Path, tmp_path: Path) -> None:
     data, page = tmp_path / "d\udcff", tmp_path / "batch.html"
     shutil.copytree(scenes / "train", data)

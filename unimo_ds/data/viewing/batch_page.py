@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 
 from unimo_ds.config import RunConfig
@@ -189,23 +190,34 @@ def _words(one: UnpackedSequence, tokenizer: Tokenizer) -> str:
     """The tokens; those that are predicted with what they should be, those that are written marked."""
     is_written = one.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE
     written_from = one.prefix_length - len(one.image_rows) if is_written else len(one.token_ids)
+    tokens = one.token_ids.tolist()
+
+    def part(index: int) -> int:  # a predicted token is one of its own
+        return -1 if index >= written_from else index if index in one.targets else -2
+
     shown = []
-    for index, token in enumerate(one.token_ids.tolist()):
-        word = _word(token, tokenizer)
-        if is_written and index >= written_from:
-            word = f"<q>{word}</q>"
-        elif index in one.targets:
-            target = one.targets[index]
-            word = f"<u>{word}</u>" if target == token else f"<u>{word}<i>→{_word(target, tokenizer)}</i></u>"
-        shown.append(word)
+    for place, run in itertools.groupby(range(len(tokens)), part):
+        own = [tokens[index] for index in run]
+        words = _text(own, tokenizer)
+        if place == -1:
+            words = f"<q>{words}</q>"
+        elif place >= 0:
+            target = one.targets[place]
+            words = f"<u>{words}</u>" if own == [target] else f"<u>{words}<i>→{_text([target], tokenizer)}</i></u>"
+        shown.append(words)
     return "".join(shown)
 
 
-def _word(token: int, tokenizer: Tokenizer) -> str:
+def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Neighbours are decoded together: a character may have parts in several of them."""
     names = {CLS: "[CLS]", SEP: "[SEP]", tokenizer.mask_id: "[MASK]"}
-    if token in names:
-        return f"<b>{names[token]}</b>"
-    return html.escape(tokenizer.decode([token]))
+    shown = []
+    for is_named, run in itertools.groupby(tokens, names.__contains__):
+        if is_named:
+            shown += [f"<b>{names[token]}</b>" for token in run]
+        else:
+            shown.append(html.escape(tokenizer.decode(list(run))))
+    return "".join(shown)
 
 
 def _mask(one: UnpackedSequence) -> str:
