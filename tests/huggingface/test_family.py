@@ -22,6 +22,7 @@ from PIL import Image
 from tests.data.prepare.raw import picture
 from tests.evaluation import small as pairs
 from tests.huggingface import small
+from unimo_ds.config import DataConfig
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
@@ -157,6 +158,17 @@ def test_the_card_says_among_how_many_images_retrieval_searched(tmp_path: Path):
     )
     export(tmp_path / "run", tmp_path / "exported")
     assert "| images | 3 |" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_the_card_needs_no_index_of_the_data(tmp_path: Path):
+    """Those of a large corpus are joined on disk."""
+    config = small.run_config()
+    data = pairs.write_corpus(tmp_path / "data", num_pairs=3)
+    for file in Path(data).glob("*.index.npz"):
+        file.unlink()
+    small.write_run(tmp_path / "run", None, dataclasses.replace(config, data=DataConfig(path=str(data))))
+    export(tmp_path / "run", tmp_path / "exported")
+    assert " 3 samples |" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_tokens_are_those_of_training(exported: Path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.storage import blend
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
@@ -116,7 +117,9 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
 
 def _data(found: Source) -> str:
     try:
-        manifest = Corpus.open(run_paths.from_here(found.config.data.path, found.files.config)).manifest
+        location = run_paths.from_here(found.config.data.path, found.files.config)
+        # The manifests are enough: indices of a large corpus are joined on disk.
+        manifest = blend.joint_manifest(blend.open_folders(location, cache_dir=None, cache_bytes=0))
     except UserError:
         return ""
     sources: dict[str, int] = {}
