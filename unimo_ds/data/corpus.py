@@ -167,7 +167,11 @@ class Corpus:
             bases = self._bases[shard] = self._index.base_names(shard)
             while len(self._bases) > _SPLIT_NAMES:
                 self._bases.popitem(last=False)
-        return f"{self._folder_of[shard].key_prefix}{self.manifest.shards[shard].file}:{bases[row]}"
+        return f"{self.shard_name(shard)}:{bases[row]}"
+
+    def shard_name(self, shard: int) -> str:
+        """What keys of its samples begin with."""
+        return f"{self._folder_of[shard].key_prefix}{self.manifest.shards[shard].file}"
 
     def expect(self, samples: Iterable[int]) -> None:
         """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""

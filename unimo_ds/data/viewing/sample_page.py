@@ -32,8 +32,8 @@ def sample_number(corpus: Corpus, wanted: str) -> int:
             return int(wanted)
         raise UserError(f"there is no sample {wanted}: the folder holds {len(corpus)}, counted from 0")
     shard = wanted.rpartition(":")[0]
-    for first, stop in itertools.pairwise(corpus.shard_start.tolist()):
-        if first < stop and corpus.key(first).rpartition(":")[0] == shard:
+    for place, (first, stop) in enumerate(itertools.pairwise(corpus.shard_start.tolist())):
+        if corpus.shard_name(place) == shard:  # the keys of all shards would take long
             for number in range(first, stop):
                 if corpus.key(number) == wanted:
                     return number
