@@ -85,13 +85,17 @@ def test_later_starts_read_no_index(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_large")
-@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense", "flipped"])
 def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
     wanted = columns(open_corpus(folder))
     wanted = {name: column.copy() for name, column in wanted.items()}
     (joined,) = (path for path in (folder.parent / "cache" / "indices").iterdir() if path.is_dir())
     if damage == "cut":
         os.truncate(joined / "text_tokens", 3)
+    elif damage == "flipped":
+        content = bytearray((joined / "places").read_bytes())
+        content[17] ^= 4
+        (joined / "places").write_bytes(content)
     elif damage == "gone":
         (joined / "places").unlink()
     else:
