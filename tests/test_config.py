@@ -77,6 +77,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("model.hidden_dropout=1", "between 0 and 0.95"),
         ("masking.language_share=1.5", "between 0 and 1"),
         ("masking.min_fragment_tokens=40", "max_fragment_tokens"),
+        ("contrast.positives=1000000000", "must be between 0 and 1000"),
         ("masking.fragment_share=0", r"must be between 0\.001 and 1"),
         ("contrast.group_pairs=-3", "at least 0"),
         ("model.num_layers=0", "at least 1"),

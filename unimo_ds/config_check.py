@@ -12,6 +12,8 @@ from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
+_MOST_DRAWN = 1000
+"""Of a pair's rewrites of one kind, or of its related items: no folder holds nearly as many, and a step is planned for all."""
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "model.num_layers": (1, math.inf),
@@ -51,12 +53,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "masking.min_fragment_tokens": (1, math.inf),
     "masking.region_share": (0, 1),
     "masking.region_overlap": (0, 1),
-    "contrast.positives": (0, math.inf),
-    "contrast.sentence_negatives": (0, math.inf),
-    "contrast.phrase_negatives": (0, math.inf),
-    "contrast.word_negatives": (0, math.inf),
-    "contrast.related_images": (0, math.inf),
-    "contrast.related_texts": (0, math.inf),
+    "contrast.positives": (0, _MOST_DRAWN),
+    "contrast.sentence_negatives": (0, _MOST_DRAWN),
+    "contrast.phrase_negatives": (0, _MOST_DRAWN),
+    "contrast.word_negatives": (0, _MOST_DRAWN),
+    "contrast.related_images": (0, _MOST_DRAWN),
+    "contrast.related_texts": (0, _MOST_DRAWN),
     "contrast.group_pairs": (0, math.inf),
     "contrast.min_temperature": (1e-6, math.inf),
     **{f"losses.{field.name}": (0, math.inf) for field in dataclasses.fields(LossWeights)},
