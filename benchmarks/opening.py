@@ -27,6 +27,7 @@ from benchmarks import measuring
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.storage import index, manifest, members, shards
+from unimo_ds.data.storage.folder import entry_of
 from unimo_ds.utils.errors import run_command
 
 _PAIRS, _IMAGES, _TEXTS = 4_000_000, 1_700_000, 27_000_000
@@ -53,18 +54,7 @@ def write_folder(folder: Path, share: float) -> None:
             shards.index_path(folder / name).write_bytes(content)
             with (folder / name).open("wb") as file:
                 file.truncate(one.shard_bytes)
-            entries.append(
-                manifest.ShardEntry(
-                    file=name,
-                    samples=count,
-                    kinds=one.counts_by_kind(),
-                    sources=one.counts_by_source(),
-                    bytes=one.shard_bytes,
-                    sha256=one.shard_sha256,
-                    index_bytes=len(content),
-                    index_sha256=hashlib.sha256(content).hexdigest(),
-                )
-            )
+            entries.append(entry_of(name, one, content))
     tokenizer_file = manifest.file_entry(folder / tokenizers.TOKENIZER_FILE)
     listed = manifest.Manifest(
         shards=tuple(entries),

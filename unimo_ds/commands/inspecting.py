@@ -118,13 +118,14 @@ def _inspect_batch(arguments: argparse.Namespace) -> None:
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     place = Place(arguments.step, arguments.rank, arguments.world_size)
     step = read_step(corpus, config, place, tokenizer)
-    lines = [to_text(step, place, config)]
+    found = to_dict(step, place)
+    lines = [to_text(found, config)]
     if arguments.html is not None:
         num_samples = 8 if arguments.samples is None else arguments.samples
         lines.append(
-            _write_page(arguments.html, batch_page(step, place, config, corpus, tokenizer, num_samples=num_samples))
+            _write_page(arguments.html, batch_page(step, found, config, corpus, tokenizer, num_samples=num_samples))
         )
-    emit(to_dict(step, place), "\n".join(lines), arguments.json)
+    emit(found, "\n".join(lines), arguments.json)
 
 
 def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus]:

@@ -189,7 +189,6 @@ class Corpus:
             CorruptSample: damaged, cut or unreadable.
             IndexError: no such sample.
         """
-        self._locate(sample)
         content = self._read_members(sample, _columns_of(self._places["size"][sample]))
         try:
             decoded = members.decode_sample(self.key(sample), content, crop=crop)

@@ -35,7 +35,7 @@ _TEXT_ROLES = (
     SequenceRole.SINGLE_NEGATIVE,
 )
 # Their score is the pair's own image, encoded alone, against the text of this sequence.
-_AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
+AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
 
 
 def pack(
@@ -246,7 +246,7 @@ def _contrast_table(
     levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
     item_keys = np.fromiter((sequence.item_key for sequence in sequences), np.int64, len(sequences))
     uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
-    uses_pair_image = np.isin(role, _AGAINST_OWN_IMAGE) | ~has_image[scored]
+    uses_pair_image = np.isin(role, AGAINST_OWN_IMAGE) | ~has_image[scored]
     score_image = np.where(uses_pair_image, pair_image[pair], image_row[scored])
     score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
     chosen = [examples[index] for index in pairs]

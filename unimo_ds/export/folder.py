@@ -44,6 +44,7 @@ from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.new_folder import refuse_occupied
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]] = {
@@ -73,18 +74,9 @@ def export(
     Raises:
         UserError: `to` holds something, no tokenizer is found, or it is not the model's; and as `source.load`.
     """
-    refuse_occupied(to)
+    refuse_occupied(to, option="--to")
     found = sources.load(checkpoint, tokenizer=tokenizer, extractor=extractor, device=torch.device("cpu"))
     return write(found, to, dtype=dtype, max_shard_bytes=max_shard_bytes, card=functools.partial(write_card, found))
-
-
-def refuse_occupied(to: Path) -> None:
-    """
-    Raises:
-        UserError: something is there.
-    """
-    if to.exists() and (not to.name or not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to} already holds something or is the current folder; give a new folder to --to")
 
 
 def write(

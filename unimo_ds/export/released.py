@@ -10,12 +10,13 @@ from unimo_ds.config import DataConfig, RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.export.card import write_card
-from unimo_ds.export.folder import refuse_occupied, write
+from unimo_ds.export.folder import write
 from unimo_ds.export.source import Source
 from unimo_ds.models import paddle
 from unimo_ds.models.paddle import Report
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.new_folder import refuse_occupied
 
 
 def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> tuple[Report, list[Path]]:
@@ -27,7 +28,7 @@ def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> 
     Raises:
         UserError: `to` holds something, a damaged or missing file, or a tokenizer of another size.
     """
-    refuse_occupied(to)
+    refuse_occupied(to, option="--to")
     sizes = paddle.read_sizes(folder)
     model = Unimo(sizes).eval()
     report = paddle.load_paddle(model, folder)

@@ -8,6 +8,7 @@ RoBERTa       a Hugging Face folder (text tasks, or fine-tuning from where pre-t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -64,7 +65,7 @@ class Start:
     folder: Path
     """Where they lie: of a run, its newest checkpoint."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over the weights."""
         digest = hashlib.blake2b(digest_size=8)

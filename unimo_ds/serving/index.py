@@ -23,6 +23,7 @@ from torch import nn
 
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.new_folder import refuse_occupied
 
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
 SCHEMA = 1
@@ -138,8 +139,7 @@ def write(
     Raises:
         UserError: the folder holds something, nothing to index, or the disk refuses.
     """
-    if folder.exists() and (not folder.name or not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already holds something or is the current folder; give a new folder to --output")
+    refuse_occupied(folder, option="--output")
     vectors: Any = faiss.IndexFlatIP(size)
     if approximate:
         vectors = faiss.IndexHNSWFlat(size, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html.parser
 import io
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.shard_folders import finish, make_folder, make_image, make_pair, make_text
+from tests.data.viewing.tags import Tags
 from unimo_ds.cli import main
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Caption, Level, Rewrite, Sample
@@ -20,22 +20,6 @@ from unimo_ds.data.viewing.sample_page import sample_number, sample_page
 from unimo_ds.data.vision.images import encode_jpeg
 
 EVIL = '<script>alert("1")</script><img src=http://example.org/x.png>'
-
-
-class Tags(html.parser.HTMLParser):
-    """Names and attributes of every element, and the text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.corpora import WordTokenizer, make_config, make_corpus
+from tests.data.viewing.tags import Tags
 from unimo_ds import cli
 from unimo_ds.config import ContrastConfig, RunConfig, to_dict
 from unimo_ds.data import packing, step_reader
@@ -77,25 +77,11 @@ def test_every_purpose_has_words() -> None:
     assert {"masked", "sequence to sequence", "image alone", "pair with negative word rewrite"} <= found
 
 
-class Outline(HTMLParser):
-    """The text of a page, its classes with their counts, and whatever it asks for from outside."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.text, self.outside = "", list[str]()
-        self.classes: dict[str, int] = {}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag != "script"
-        for name, value in attrs:
-            if name in ("src", "href") and not (value or "").startswith(("data:", "#")):
-                self.outside.append(value or "")
-            if name == "class":
-                self.classes[value or ""] = self.classes.get(value or "", 0) + 1
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def page_of(file: Path) -> Tags:
+    """Without scripts."""
+    page = Tags(file.read_text())
+    assert "script" not in {tag for tag, _ in page.tags}
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +101,15 @@ def test_the_page_shows_what_the_model_gets(scenes: Path, tmp_path: Path, capsys
     printed = capsys.readouterr().out
     found = json.loads(counts.read_text())
     assert (found["step"], found["rank"], found["world_size"], found["bad_samples"]) == (2, 1, 2, [])
-    outline = Outline(page.read_text())
-    assert outline.outside == []
+    outline = page_of(page)
+    assert outline.outside() == []
     assert "step 2, rank 1 of 2" in outline.text
     shown = found["micro_batches"][0]["samples"][:40]
     assert all(key in outline.text for key in shown)
     first = found["micro_batches"][0]
     assert f"{first['positions']:,} positions in {first['sequences']:,} sequences" in printed
     assert "[MASK]" in outline.text
-    assert outline.classes["hidden"] >= 1, "regions that are hidden are filled"
+    assert outline.count("hidden") >= 1, "regions that are hidden are filled"
     # The order that `inspect order` tells is the one that is shown.
     assert cli.main(["inspect", "order", "--data", str(scenes), "--steps", "2:3", "--world-size", "2", "--json"]) == 0
     order = json.loads(capsys.readouterr().out)["steps"][0]["ranks"][1]
@@ -143,7 +129,7 @@ def test_texts_are_no_markup_and_what_is_hidden_is_told(tmp_path: Path, capsys: 
     options = [word for one in sets for word in ("--set", one)]
     ask = ["inspect", "batch", "--data", str(data), "--recipe", "small", *options, "--html", str(page)]
     assert cli.main(ask) == 0
-    outline = Outline(page.read_text())
+    outline = page_of(page)
     assert "<b>what" in outline.text.replace("[MASK]", "")
     capsys.readouterr()
 
@@ -176,7 +162,7 @@ def test_characters_of_several_tokens_are_shown_whole(tmp_path: Path) -> None:
     sets += ["masking.sequence_to_sequence_share=0", "masking.language_share=0"]
     options = [word for one in sets for word in ("--set", one)]
     assert cli.main(["inspect", "batch", "--data", str(data), *options, "--html", str(page)]) == 0
-    text = Outline(page.read_text()).text
+    text = page_of(page).text
     assert "\ufffd" not in text
     assert sum(one in text for one in characters) > 40
 
@@ -186,7 +172,7 @@ def test_a_folder_whose_name_is_no_unicode_is_spelt_out(scenes: Path, tmp_path: 
     shutil.copytree(scenes / "train", data)
     words = ["--data", str(data), "--data", str(scenes / "held_out")]
     assert cli.main(["inspect", "batch", *words, "--html", str(page)]) == 0
-    assert "d\\udcff/pairs-000000.tar:" in Outline(page.read_text()).text
+    assert "d\\udcff/pairs-000000.tar:" in page_of(page).text
 
 
 def test_a_fine_tuning_is_no_pre_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +191,6 @@ def test_pictures_that_are_damaged_are_blank_where_the_model_gets_stored_regions
             content[found.end()] ^= 255
         shard.write_bytes(content)
     assert cli.main(["inspect", "batch", "--data", str(data), "--html", str(page)]) == 0
-    outline = Outline(page.read_text())
-    assert outline.classes["blank"] == 8, "as many as are shown"
-    assert outline.classes["hidden"] >= 1
+    outline = page_of(page)
+    assert outline.count("blank") == 8, "as many as are shown"
+    assert outline.count("hidden") >= 1

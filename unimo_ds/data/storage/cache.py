@@ -64,8 +64,12 @@ def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cac
         text = text.removeprefix("file://")
     if scheme_of(text) is None or Path(text).is_dir():
         return LocalStorage(Path(text))
-    folder = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
-    return RemoteStorage(RemoteFiles(text), folder, cache_bytes)
+    return RemoteStorage(RemoteFiles(text), cache_folder(cache_dir), cache_bytes)
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Where things are kept; None: in the user's home."""
+    return Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
 
 
 class LocalStorage:

@@ -146,19 +146,22 @@ def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[Outline]]:
         content = shards.index_path(path).read_bytes()
         one = index.from_bytes(content, where=str(shards.index_path(path)))
         outlines.append(outline_of(path, one))
-        entries.append(
-            ShardEntry(
-                file=path.name,
-                samples=one.num_samples,
-                kinds=one.counts_by_kind(),
-                sources=one.counts_by_source(),
-                bytes=one.shard_bytes,
-                sha256=one.shard_sha256,
-                index_bytes=len(content),
-                index_sha256=hashlib.sha256(content).hexdigest(),
-            )
-        )
+        entries.append(entry_of(path.name, one, content))
     return entries, outlines
+
+
+def entry_of(file: str, one: index.ShardIndex, content: bytes) -> ShardEntry:
+    """What the manifest says of a shard. content: the bytes of its index."""
+    return ShardEntry(
+        file=file,
+        samples=one.num_samples,
+        kinds=one.counts_by_kind(),
+        sources=one.counts_by_source(),
+        bytes=one.shard_bytes,
+        sha256=one.shard_sha256,
+        index_bytes=len(content),
+        index_sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int, region_tags.Sizes]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from unimo_ds.data.storage import index, members
+from unimo_ds.data.storage.cache import cache_folder
 from unimo_ds.data.storage.manifest import ShardEntry
 from unimo_ds.data.storage.open_folder import OpenFolder
 from unimo_ds.utils import strict_json
@@ -97,9 +98,7 @@ def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, 
         return _in_memory(pieces)
     sizes = [sum(1 for _ in folder.manifest.shards) for folder in dict.fromkeys(folder for folder, _ in shards)]
     identity = json.dumps([_VERSION, fingerprint, sizes, list(source_names), [str(one) for one in _COLUMNS.values()]])
-    parent = (
-        Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
-    ) / CACHE_FOLDER
+    parent = cache_folder(cache_dir) / CACHE_FOLDER
     folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
     try:
         return _mapped(pieces, folder)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import html
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.schema import CLS, SEP, Kind, LanguageObjective, PackedBatch, SequenceRole, StepBatch
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.viewing import page_parts
-from unimo_ds.data.viewing.inspect_batch import Place, facts
+from unimo_ds.data.viewing.inspect_batch import facts, heading, of_bad_sample
 from unimo_ds.data.viewing.sample_page import sample_number
-from unimo_ds.data.viewing.unpacking import UnpackedSequence, purpose, summary, unpack
+from unimo_ds.data.viewing.unpacking import UnpackedSequence, purpose, unpack
 from unimo_ds.data.vision import crops
 
 _ROW, _ROW_HEIGHT, _GAP = 1024, 16, 4
@@ -65,10 +66,10 @@ _KINDS = {
 
 
 def batch_page(
-    step: StepBatch, place: Place, config: RunConfig, corpus: Corpus, tokenizer: Tokenizer, *, num_samples: int
+    step: StepBatch, found: dict[str, Any], config: RunConfig, corpus: Corpus, tokenizer: Tokenizer, *, num_samples: int
 ) -> str:
-    """The page as HTML. num_samples: shown in full, of all micro-batches together."""
-    title = f"step {place.step}, rank {place.rank} of {place.world_size}"
+    """The page as HTML. found: `inspect_batch.to_dict` of the step. num_samples: shown in full, of all micro-batches together."""
+    title = heading(found)
     legend = "".join(f'<span><i class="{kind}"></i>{words}</span>' for kind, words in _LEGEND)
     parts = [
         f"<h1>{title}</h1>",
@@ -77,20 +78,17 @@ def batch_page(
         f'<p class="legend">{legend}</p>',
     ]
     left = num_samples
-    for number, batch in enumerate(step.micro_batches):
+    for number, (batch, counted) in enumerate(zip(step.micro_batches, found["micro_batches"], strict=True)):
         sequences = unpack(batch)
         shown = min(left, len(batch.keys))
         left -= shown
         parts.append(f"<h2>Micro-batch {number + 1} of {len(step.micro_batches)}</h2>")
-        parts.append(f"<p>{facts(summary(batch))}</p>")
+        parts.append(f"<p>{facts(counted)}</p>")
         parts.append(_stream(batch, sequences, number, shown))
         for sample in range(shown):
             own = [(at, one) for at, one in enumerate(sequences) if one.example == sample]
             parts.append(_sample(batch, number, sample, own, config, corpus, tokenizer))
-    for bad in step.bad_samples:
-        parts.append(
-            f"<p>{html.escape(f'{bad.key} could not be read ({bad.reason}); in its place: {bad.substitute}')}</p>"
-        )
+    parts += [f"<p>{html.escape(of_bad_sample(bad))}</p>" for bad in found["bad_samples"]]
     return page_parts.page(title, "\n".join(parts), _STYLE)
 
 

@@ -43,22 +43,28 @@ def to_dict(step: StepBatch, place: Place) -> dict[str, Any]:
     }
 
 
-def to_text(step: StepBatch, place: Place, config: RunConfig) -> str:
-    """A table for each micro-batch."""
-    count = len(step.micro_batches)
+def to_text(found: dict[str, Any], config: RunConfig) -> str:
+    """A table for each micro-batch. found: of `to_dict`."""
+    count = len(found["micro_batches"])
     lines = [
-        f"step {place.step}, rank {place.rank} of {place.world_size}: {count} micro-batch{'es' * (count != 1)} of at most "
+        f"{heading(found)}: {count} micro-batch{'es' * (count != 1)} of at most "
         f"{config.batch.micro_batch_tokens:,} positions"
     ]
-    for number, batch in enumerate(step.micro_batches, start=1):
-        found = summary(batch)
-        lines.append(f"\nmicro-batch {number}: {facts(found)}")
+    for number, one in enumerate(found["micro_batches"], start=1):
+        lines.append(f"\nmicro-batch {number}: {facts(one)}")
         lines += [
             f"  {name:40} {counts['sequences']:6,} sequences {counts['positions']:8,} positions"
-            for name, counts in found["by_purpose"].items()
+            for name, counts in one["by_purpose"].items()
         ]
-    lines += [f"{bad.key} could not be read ({bad.reason}); in its place: {bad.substitute}" for bad in step.bad_samples]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(of_bad_sample, found["bad_samples"])])
+
+
+def heading(found: dict[str, Any]) -> str:
+    return f"step {found['step']}, rank {found['rank']} of {found['world_size']}"
+
+
+def of_bad_sample(bad: dict[str, str]) -> str:
+    return f"{bad['key']} could not be read ({bad['reason']}); in its place: {bad['substitute']}"
 
 
 def facts(found: dict[str, Any]) -> str:

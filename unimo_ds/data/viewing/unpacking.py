@@ -13,14 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.draws import Integers
+from unimo_ds.data.packing import AGAINST_OWN_IMAGE
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, Level, PackedBatch, SequenceRole
 
-_KNOWN_BY_TEXT = (
-    *JOINT_ROLES,
-    SequenceRole.RELATED_TEXT,
-    SequenceRole.SINGLE_POSITIVE,
-    SequenceRole.SINGLE_NEGATIVE,
-)
+_KNOWN_BY_TEXT = (*JOINT_ROLES, *AGAINST_OWN_IMAGE)
 """A score of one of these roles belongs to the sequence that its text vector comes from, of the others to its image's."""
 
 
