@@ -2,8 +2,8 @@
 
 nan: puts NaN into its features at those steps. spike: targets that no model can reach. hang: it stops reading there. slow: it
 reads for half a second longer. unreadable: it cannot read its data from then on. stop: it gets SIGUSR1 before the step. clock:
-from then on wall clocks are an hour behind. note=FILE: every rank adds a line `[step, [key, ...]]` for each batch that it reads
-to FILE.RANK.
+from then on wall clocks are an hour behind. memory: it asks for more than there is. note=FILE: every rank adds a line
+`[step, [key, ...]]` for each batch that it reads to FILE.RANK.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from unimo_ds import train
 from unimo_ds.data.loader import StepLoader
-from unimo_ds.data.schema import StepBatch
+from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.utils.errors import run_command
 
 PARTS = [part.partition("=") for part in sys.argv[1].split(";")]
@@ -45,6 +45,8 @@ def spoil(batch: StepBatch) -> StepBatch:
         os.kill(os.getpid(), signal.SIGUSR1)
     if batch.step in STEPS.get("clock", ()):
         time.time = lambda: CLOCK() - 3600.0
+    if batch.step in STEPS.get("memory", ()):
+        PackedBatch.to = lambda self, device: torch.empty(1 << 50, device=device)
     first, *rest = batch.micro_batches
     if batch.step in STEPS.get("nan", ()):
         first = dataclasses.replace(first, region_features=first.region_features * float("nan"))

@@ -173,6 +173,22 @@ def test_data_that_one_rank_cannot_read_stops_all_with_the_shards_named(corpus: 
     assert "Permission denied" in sentence
 
 
+def test_memory_that_runs_out_on_one_rank_is_told_with_ways_out_and_the_run_goes_on(
+    corpus: Path, straight: Path, tmp_path: Path
+) -> None:
+    flags = arguments(corpus, tmp_path / "run")
+    with started([*torchrun(2), str(SPOILING), "memory=7", *flags]) as family:
+        output, _ = family.communicate(timeout=300)
+    assert "exitcode  : 1" in output, output[-4000:]
+    (sentence,) = re.findall(r"^error: rank 1 on \S+ ran out of memory in step 8 (.*)$", output, re.MULTILINE)
+    assert "GiB may be used" in sentence
+    assert "lower batch.micro_batch_tokens=8192, or set engine.activation_checkpointing=true" in sentence
+    assert "error: another rank has gone, and this one ends with it" in output
+    cured = arguments(corpus, tmp_path / "run", engine__activation_checkpointing="true")
+    assert "resuming from" in launch(TRAIN, cured, processes=2)
+    assert logged(tmp_path / "run") == logged(straight)
+
+
 def test_a_rank_that_hangs_ends_all_with_their_stacks(corpus: Path, tmp_path: Path) -> None:
     """R12: the limit is twelve seconds here; both ranks say where they stood."""
     flags = arguments(corpus, tmp_path / "run", engine__hang_minutes=0.2)

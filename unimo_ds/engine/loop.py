@@ -18,7 +18,7 @@ from unimo_ds.engine.judging import judge
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
-from unimo_ds.engine.setup import Engine
+from unimo_ds.engine.setup import Engine, how_to_save_memory
 from unimo_ds.engine.signals import Stop, StopRequests
 from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.state import Best, Progress
@@ -29,6 +29,7 @@ from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
+from unimo_ds.utils.out_of_memory import out_of_memory_told
 from unimo_ds.utils.redact import redact
 
 _TRIM_EVERY = 25
@@ -218,7 +219,7 @@ class Loop:
             self._pass_over(batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
-        with self._tracer.around(batch.step + 1):
+        with self._tracer.around(batch.step + 1), self._memory_told(f"step {batch.step + 1}"):
             metrics = self._take_step(
                 self.engine,
                 self.task,
@@ -314,7 +315,8 @@ class Loop:
         if self._evaluate is None:
             return False
         self._watchdog.alive()
-        report = self._evaluate()
+        with self._memory_told(f"the evaluation after step {self.progress.step}"):
+            report = self._evaluate()
         if self._metrics is not None:
             self._metrics.write_report(self.progress.step, report)
         # Rank 0's figure decides for all: saving is a collective, and a last bit may differ between machines.
@@ -373,6 +375,11 @@ class Loop:
             seconds = {"stall_seconds": round(saved.stall_seconds, 4), "write_seconds": round(saved.write_seconds, 4)}
             if self._metrics is not None:
                 self._metrics.write_note(saved.step, "saved", seconds)
+
+    def _memory_told(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        engine = self.engine
+        cure = how_to_save_memory(self.config, engine.ds_config)
+        return out_of_memory_told(doing, cure, device=engine.device, rank=engine.communicator.rank)
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:

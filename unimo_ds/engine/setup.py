@@ -37,6 +37,7 @@ from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import make_communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
+from unimo_ds.utils.out_of_memory import out_of_memory_told
 
 
 class Engine:
@@ -194,7 +195,19 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
     with failing_together(make_communicator(device)):
         _check_precision(precision(ds_config), device)
         _check_values(ds_config, config.engine.deepspeed_config)
-    return Engine(model, config, ds_config, device=device)
+    rank = make_communicator(device).rank
+    with out_of_memory_told("making the engine", how_to_save_memory(config, ds_config), device=device, rank=rank):
+        return Engine(model, config, ds_config, device=device)
+
+
+def how_to_save_memory(config: RunConfig, ds_config: dict[str, Any]) -> str:
+    """What a run that is short of memory may change and go on."""
+    ways = [f"lower batch.micro_batch_tokens={config.batch.micro_batch_tokens}"]
+    if not config.engine.activation_checkpointing:
+        ways.append("set engine.activation_checkpointing=true")
+    if zero_stage(ds_config) < 3:
+        ways.append("take a higher ZeRO stage or offload (engine.deepspeed_config)")
+    return f"{', or '.join(ways)}: `unimo plan` says what each needs, and the same run goes on with it"
 
 
 def _check_precision(name: str, device: torch.device) -> None:

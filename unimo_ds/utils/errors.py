@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from unimo_ds.utils.redact import redact
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REQUEUE = 75
 """Stopped by SIGTERM, SIGUSR1 or the end of the launcher, with nothing lost: start the same command again (EX_TEMPFAIL of
@@ -15,7 +16,15 @@ sysexits.h)."""
 
 
 class UserError(ValueError):
-    """Bad input. The message names the culprit and the cure in one sentence; a command exits with status 2."""
+    """Bad input. The message names the culprit and the cure in one sentence; a command exits with `status`."""
+
+    status = EXIT_BAD_INPUT
+
+
+class MemoryRanOutError(UserError):
+    """Not surely bad input: memory that a new start finds whole may be enough, so that a Slurm job tries again."""
+
+    status = EXIT_FAILED
 
 
 class ToldError(UserError):
@@ -48,11 +57,29 @@ def exit_status() -> int | None:
 _statuses: list[int] = []
 
 
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+"""In what gloo and NCCL say where another rank has gone."""
+
+
 def _status_of(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
         if not isinstance(error, ToldError):
             tell(str(error))
-        sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
-        return EXIT_BAD_INPUT
+        return _ended_by(error, error.status)
+    except (RuntimeError, MemoryError) as error:
+        from unimo_ds.utils import out_of_memory  # which imports torch
+
+        if out_of_memory.is_out_of_memory(error):
+            tell(f"memory ran out ({out_of_memory.use_of()}); use a machine or a GPU that has more")
+        elif any(sign in str(error) for sign in _LOST):
+            tell("another rank has gone, and this one ends with it; the reason is what that one said")
+        else:
+            raise
+        return _ended_by(error, EXIT_FAILED)
+
+
+def _ended_by(error: Exception, status: int) -> int:
+    sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
+    return status
