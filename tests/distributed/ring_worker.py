@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -79,9 +81,16 @@ def run(case: dict, communicator: Communicator, dtype: torch.dtype) -> dict:
     }
 
 
+def in_order(operation: Callable[..., dist.P2POp], *arguments: object) -> dist.P2POp:
+    """A transfer without its tag: NCCL knows none and matches what two ranks send and receive by the order alone."""
+    *others, _ = arguments
+    return operation(*others)
+
+
 def main() -> None:
     cases, output = json.loads(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
+    dist.P2POp = functools.partial(in_order, dist.P2POp)
     two = dist.new_group([0, 1])
     results = []
     for case in cases:

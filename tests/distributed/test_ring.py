@@ -1,4 +1,7 @@
-"""Shared candidates in a ring: the loss, every gradient and the accuracies are those of gathering, and of one process."""
+"""Shared candidates in a ring: the loss, every gradient and the accuracies are those of gathering, and of one process.
+
+Transfers are matched by their order alone, as NCCL does.
+"""
 
 from __future__ import annotations
 
