@@ -50,6 +50,25 @@ def test_every_cycle_holds_the_stated_mix(seed: int, weights: tuple[float, float
     assert counts.tolist() == [round(2 * weight) for weight in weights]
 
 
+@given(
+    sources=st.tuples(*[st.lists(st.integers(1, 60), min_size=1, max_size=3)] * 3),
+    step=st.integers(1, 100),
+    start=st.integers(0, 10**12),
+)
+@settings(max_examples=50, deadline=None)
+def test_pairs_of_a_step_vary_by_as_many_as_streams_stand_before_them(
+    sources: tuple[list[int], list[int], list[int]], step: int, start: int
+) -> None:
+    sizes = [(kind, size) for kind, sizes in zip(Kind, sources, strict=True) for size in sizes]
+    corpus = make_corpus([(kind, source, size) for source, (kind, size) in enumerate(sizes)])
+    order = Order(*corpus, KindWeights(), {}, 2, 0)
+    is_pair = corpus[0][order.samples_at(np.arange(start, start + 50 * step))] == Kind.PAIR
+    of_steps = is_pair.reshape(50, step).sum(1)
+    assert of_steps.max() - of_steps.min() <= len(sources[0]) + len(sources[1])
+    # In the long run the ratio is what was asked.
+    assert abs(is_pair.sum() - 50 * step * 5 / 7) <= len(sources[0]) + len(sources[1])
+
+
 def test_sources_of_a_kind_share_an_epoch_unless_they_are_weighed() -> None:
     corpus = make_corpus([(Kind.PAIR, 0, 37), (Kind.PAIR, 1, 101), (Kind.PAIR, 2, 62)])
     order = Order(*corpus, KindWeights(0, 0, 1), {}, 3, 5)

@@ -43,6 +43,23 @@ def test_the_design_figure_for_the_base_run() -> None:
     assert result.encoder_parameters == pytest.approx(125.6e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(("name", "layers", "size"), [("base_32xv100", 12, 768), ("large_64xv100", 24, 1024)])
+def test_operations_of_the_papers_runs_by_hand(name: str, layers: int, size: int) -> None:
+    image, caption, text = 101, 16, 384  # [IMG] and [CLS] ... [SEP] included
+    # Of seven samples: five pairs (corrupted, five joint, two images and two texts alone), an image and a text.
+    lengths = 5 * (6 * [image + caption] + 2 * [image] + 2 * [caption]) + [image, text]
+    positions = sum(lengths)
+    language, masked, pooled = 0.2 * (5 * caption + text), 0.15 * 2 * 6 * image, 5 * (5 * 2 + 2 + 2)
+    read = language + masked + pooled
+    products = layers * (3 * size**2 * positions + 2 * size * sum(length**2 for length in lengths))
+    products += 9 * size**2 * ((layers - 1) * positions + read)  # output projection and feed-forward
+    products += (5 * 3 + 1) * image * (2048 + 5) * size  # images: corrupted, clean, related; and images alone
+    products += language * size * (size + 50265) + masked * size * (2048 + 1601) + pooled * size**2
+    own = plan(recipes.load(name)).batches[0]
+    assert own.flops_per_step == pytest.approx(1024 / 7 * 3 * 2 * products, rel=1e-5)
+    assert own.positions_per_step == round(1024 / 7 * positions)
+
+
 def test_halving_the_utilisation_doubles_the_time() -> None:
     config = recipes.load("large_64xv100")
     fast, slow = (plan(config, utilisation=share).batches[0] for share in (0.5, 0.25))

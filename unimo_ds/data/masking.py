@@ -149,8 +149,9 @@ def span_length(number: float, *, probability: float, longest: int) -> int:
 def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> list[int]:
     """Tokens to predict, as sorted offsets: whole words in spans, until `masking.language_share` of the tokens is reached.
 
-    A phrase that is larger than what is left of the share is taken with a chance of left over size, so that the mean stays.
-    Span starts are uniform over tokens (as in the released sampler); a span ends early at a word already taken.
+    The first unit is always taken, and the last word whole. A phrase that is larger than what is left of the share is taken
+    with a chance of left over size, and ends the search where it is not, so that phrases add little. Spans begin at the word of
+    a token drawn uniformly (as in the released sampler) and end early at a word already taken.
     """
     bounds = words.bounds
     num_tokens, num_words = bounds[-1], len(bounds) - 1

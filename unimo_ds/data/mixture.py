@@ -4,8 +4,8 @@ Two steps, both O(1) in the position:
 
 1. The position's stream. A stream is one source of one kind; where folders have weights, of one folder. Streams are split off
    one after the other, each by a Beatty sequence: among the first p positions, exactly floor(p * share) belong to the stream.
-   So every window of a cycle's length holds exactly the stated mix (1 : 1 : 5 is exact in any seven neighbours), and a step's
-   number of pairs varies by at most one.
+   So every window of a cycle's length holds exactly the stated mix (with one source of each kind, 1 : 1 : 5 is exact in any
+   seven neighbours). In other windows, such as a step, each stream before the pairs makes their number vary by at most one.
 2. The stream's sample. A stream counts its own epochs. In each one its shards are permuted, neighbours in the permuted order
    form windows, and the samples of a window are permuted: reading stays within a few shards at a time.
 """

@@ -10,7 +10,7 @@ import numpy as np
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import regions_left_out
-from unimo_ds.data.schema import LanguageObjective, SequenceRole
+from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import order_of
 from unimo_ds.models.accounting import StreamShape
@@ -73,12 +73,6 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
         chosen.images >= 0, 1 + np.minimum(corpus.num_regions[chosen.images], config.data.max_regions), 0
     )
     corrupted = chosen.roles == SequenceRole.CORRUPTED
-    text_tokens = (lengths - image_lengths)[corrupted]
-    share = np.where(
-        chosen.objectives == LanguageObjective.SEQUENCE_TO_SEQUENCE,
-        config.masking.fragment_share,
-        config.masking.language_share,
-    )
     clean = ~corrupted
     squares = lengths * (lengths + chosen.shared_lengths)
     before = corpus.bytes_read
@@ -93,7 +87,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
         clean_squared_lengths=float(squares[clean].sum() / len(samples)),
         regions=float(chosen.encoded_images.sum() / len(samples)),
         squared_images=float((chosen.encoded_images.astype(np.float64) ** 2).sum() / len(samples)),
-        language=float((text_tokens * share).sum() / len(samples)),
+        language=float(chosen.predicted.sum() / len(samples)),
         masked_regions=_masked_regions(config, float(image_lengths[corrupted].sum() / len(samples))),
         pooled=float(((image_lengths > 0)[clean].sum() + (lengths > image_lengths)[clean].sum()) / len(samples)),
         bytes=(corpus.bytes_read - before) / _READ_SAMPLES,

@@ -1,7 +1,8 @@
 """`unimo plan`: what a run will need, before any GPU is booked, from its recipe and, where given, the index of its data.
 
-Estimates, each stated with what it assumes: parameters and operations are exact for the sequences counted; memory is what
-weights, gradients, moments and kept activations add up to; time is operations over peak times a stated utilisation.
+Estimates, each stated with what it assumes: parameters are exact, and so are operations for the sequences counted, but that
+predicted tokens and masked regions are taken by their shares; memory is what weights, gradients, moments and kept activations
+add up to; time is operations over peak times a stated utilisation.
 """
 
 from __future__ import annotations
