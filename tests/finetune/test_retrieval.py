@@ -19,7 +19,7 @@ from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.index import rewrite
 from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
-from unimo_ds.finetune import predict, ranking, tasks
+from unimo_ds.finetune import predict, ranking, run, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
 from unimo_ds.finetune.hard_negatives import nearest, single_vectors
 from unimo_ds.finetune.right_answers import of_texts, own_alone
@@ -73,6 +73,20 @@ def test_lengths_are_those_of_what_is_made(folder, tokenizer):
         sequences = made.pair.sequences + made.sequences
         assert examples.lengths(index, 3) == [sequence.length for sequence in sequences]
         assert len({sequence.seed for sequence in sequences}) == len(sequences)
+
+
+def test_memory_is_asked_for_the_images_that_image_layers_encode(folder, tokenizer):
+    examples, config = open_split(folder, tokenizer)
+    assert run._cost(examples, config).regions == 0
+    layers = dataclasses.replace(config, model=dataclasses.replace(config.model, num_image_layers=2))
+    cost = run._cost(examples, layers)
+    images = [
+        {number for number, _ in examples._visit(index, config.seed)} for index in range(len(examples))
+    ]  # each once, and the pair's own once more, alone
+    shown = [[*those, int(examples.pairs.image_of_C[index])] for index, those in enumerate(images)]
+    lengths = [examples.pairs.image_length(image) for those in shown for image in those]
+    assert cost.regions == sum(lengths) / len(examples)
+    assert cost.squared_images == sum(length**2 for length in lengths) / len(examples)
 
 
 def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):

@@ -24,6 +24,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import HeldOutReport
 from unimo_ds.finetune import settings, start
+from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.reader import StepTooLarge, TaskReader
@@ -31,6 +32,7 @@ from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
 from unimo_ds.models import positions
+from unimo_ds.planning.cost import SampleCost
 from unimo_ds.planning.host import check_host_memory, example_cost
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together, failing_together
@@ -40,8 +42,8 @@ from unimo_ds.utils.host_memory import return_freed_memory
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
-_COUNTED_EXAMPLES = 512
-"""Whose lengths tell how much memory a step wants."""
+_COUNTED_EXAMPLES, _READ_EXAMPLES = 512, 16
+"""Whose lengths tell how much memory a step wants, and whose images tell how much image layers want."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     with failing_together(communicator):
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
         _check_stage(config, ds_config.zero_stage(engine_settings))
-    some = spread(training, _COUNTED_EXAMPLES)
-    cost = example_cost([some.lengths(index, seed) for index in range(len(some))])
+        cost = _cost(training, config)
     check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
     with failing_together(communicator):
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
@@ -185,6 +186,20 @@ def _read(order: Order, seed: int) -> _Read:
     training = spread(everything, config.finetune.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
+
+
+def _cost(training: Examples, config: RunConfig) -> SampleCost:
+    """Raises UserError: an example cannot be read."""
+    some, few = spread(training, _COUNTED_EXAMPLES), spread(training, _READ_EXAMPLES)
+    lengths = [some.lengths(index, config.seed) for index in range(len(some))]
+    if not config.model.num_image_layers:
+        return example_cost(lengths)
+    packed = [
+        pack_examples([few.make(index, config.seed)], feature_size=few.feature_size, target_size=few.target_size)
+        for index in range(len(few))
+    ]
+    images = [torch.cat([one.image_starts.diff(), one.singles.image_starts.diff()]).tolist() for one in packed]
+    return example_cost(lengths, images)
 
 
 def _is_done(run_dir: Path, config: RunConfig) -> bool:
