@@ -77,16 +77,14 @@ def test_lengths_are_those_of_what_is_made(folder, tokenizer):
 
 def test_memory_is_asked_for_the_images_that_image_layers_encode(folder, tokenizer):
     examples, config = open_split(folder, tokenizer)
-    assert run._cost(examples, config).regions == 0
+    assert run._lengths(examples, config)[1] == []
     layers = dataclasses.replace(config, model=dataclasses.replace(config.model, num_image_layers=2))
-    cost = run._cost(examples, layers)
-    images = [
-        {number for number, _ in examples._visit(index, config.seed)} for index in range(len(examples))
-    ]  # each once, and the pair's own once more, alone
-    shown = [[*those, int(examples.pairs.image_of_C[index])] for index, those in enumerate(images)]
-    lengths = [examples.pairs.image_length(image) for those in shown for image in those]
-    assert cost.regions == sum(lengths) / len(examples)
-    assert cost.squared_images == sum(length**2 for length in lengths) / len(examples)
+    of_sequences, of_images = run._lengths(examples, layers)
+    assert len(of_sequences) == len(of_images) == len(examples)
+    for index, found in enumerate(of_images):
+        shown = {image for image, _ in examples._visit(index, config.seed)}
+        own = int(examples.pairs.image_of_C[index])
+        assert sorted(found) == sorted(map(examples.pairs.image_length, [*shown, own])), "its own once more, alone"
 
 
 def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):

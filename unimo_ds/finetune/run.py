@@ -32,7 +32,6 @@ from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
 from unimo_ds.models import positions
-from unimo_ds.planning.cost import SampleCost
 from unimo_ds.planning.host import check_host_memory, example_cost
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together, failing_together
@@ -108,7 +107,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     with failing_together(communicator):
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
         _check_stage(config, ds_config.zero_stage(engine_settings))
-        cost = _cost(training, config)
+        cost = example_cost(*_lengths(training, config))
     check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
     with failing_together(communicator):
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
@@ -188,18 +187,21 @@ def _read(order: Order, seed: int) -> _Read:
     return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
 
 
-def _cost(training: Examples, config: RunConfig) -> SampleCost:
-    """Raises UserError: an example cannot be read."""
+def _lengths(training: Examples, config: RunConfig) -> tuple[list[list[int]], list[list[int]]]:
+    """The positions of each sequence of some examples; those of each image that image layers encode for some.
+
+    Raises:
+        UserError: an example cannot be read.
+    """
     some, few = spread(training, _COUNTED_EXAMPLES), spread(training, _READ_EXAMPLES)
     lengths = [some.lengths(index, config.seed) for index in range(len(some))]
     if not config.model.num_image_layers:
-        return example_cost(lengths)
+        return lengths, []
     packed = [
         pack_examples([few.make(index, config.seed)], feature_size=few.feature_size, target_size=few.target_size)
         for index in range(len(few))
     ]
-    images = [torch.cat([one.image_starts.diff(), one.singles.image_starts.diff()]).tolist() for one in packed]
-    return example_cost(lengths, images)
+    return lengths, [[*one.image_starts.diff().tolist(), *one.singles.image_starts.diff().tolist()] for one in packed]
 
 
 def _is_done(run_dir: Path, config: RunConfig) -> bool:
