@@ -39,7 +39,6 @@ _TAKES = {
 _DEFAULTS = {
     "sample": "0",
     "recipe": "demo",
-    "set": (),
     "world_size": 1,
     "step": 0,
     "rank": 0,
@@ -110,7 +109,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _refuse_ignored(arguments: argparse.Namespace) -> None:
     """Raises UserError: options that what is to be shown has no use for."""
     known = {name for taken in _TAKES.values() for name in taken}
-    given = [name for name in vars(arguments) if name in known and getattr(arguments, name) is not None]
+    given = [name for name, value in vars(arguments).items() if name in known and value not in (None, [])]
     takes = _TAKES.get(arguments.path, ("samples",) if arguments.html is None else ("html",))
     subject = f"unimo inspect {arguments.path}"
     if arguments.run_dir is not None and "run_dir" in takes:
