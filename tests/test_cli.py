@@ -100,6 +100,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "nowhere"], "nothing to inspect at nowhere"),
         (["inspect", "order"], "needs --data"),
         (["inspect", "order", "--data", "x", "--steps", "3"], "must be A:B"),
+        (["inspect", "order", "--data", "x", "--html", "y"], "unimo inspect order has no use for --html; leave it out"),
+        (["inspect", "sample", "--data", "x", "--html", "y", "--step", "0"], "has no use for --step; leave it out"),
+        (["inspect", "x", "--recipe", "demo"], "unimo inspect x has no use for --recipe"),
+        (["inspect", "x", "--html", "y", "--samples", "3"], "has no use for --samples"),
         (["prepare", "verify", "nowhere"], "nowhere"),
         (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
         (

@@ -39,7 +39,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
-from unimo_ds.models.start import check_start, load_start
+from unimo_ds.models.start import check_start, load_start, start_note
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.overrides import apply_overrides
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_fits(held_out, config)
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     if communicator.rank == 0:
-        for note in regions_left_out(corpus, config):
+        for note in filter(None, (*regions_left_out(corpus, config), start_note(config.model))):
             print(f"note: {note}", flush=True)
     costs = pretraining_costs(config, corpus)
     check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)

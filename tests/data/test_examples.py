@@ -33,6 +33,7 @@ from unimo_ds.data.schema import (
     SequenceRole,
 )
 from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.vision import patches
 
 TOKENIZER = WordTokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
@@ -197,6 +198,20 @@ def test_masked_regions_leave_no_trace() -> None:
         visible = np.setdiff1d(np.arange(min(len(features), 6)), rows)
         mean = stored.regions.features[visible].astype(np.float64).mean(0) if len(visible) else np.zeros(FEATURES)
         assert corrupted.region_features[0] == pytest.approx(mean, rel=2e-3)
+
+
+def test_normalised_pixels_change_what_is_predicted_alone() -> None:
+    config = make_config()
+    changed = dataclasses.replace(config, masking=dataclasses.replace(config.masking, normalised_pixels=True))
+    sample = int(np.flatnonzero(CORPUS.kinds == Kind.PAIR)[0])
+    plain, normalised = (build(sample, 0, settings)[0].sequences[0] for settings in (config, changed))
+    assert plain.masked_region_features is not None
+    assert normalised.masked_region_features is not None
+    np.testing.assert_array_equal(normalised.masked_region_features, patches.normalised(plain.masked_region_features))
+    assert (normalised.masked_region_features != plain.masked_region_features).any()
+    for one in dataclasses.fields(SequenceInput):
+        if one.name != "masked_region_features":
+            np.testing.assert_array_equal(getattr(normalised, one.name), getattr(plain, one.name))
 
 
 def test_unreadable_related_images_are_left_out() -> None:

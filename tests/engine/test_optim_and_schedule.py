@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -64,6 +65,48 @@ def test_prepared_state_changes_nothing_and_steps_can_be_set() -> None:
         optim.set_applied_steps(optimizer, 7)
         assert optim.applied_steps(optimizer) == 7
     assert torch.equal(weights[0], weights[1])
+
+
+def test_deepspeeds_adam_goes_on_to_the_bit() -> None:
+    """After a resume, and after a rollback of the same optimizer, whose own powers of beta are further on by then."""
+    model, values = nn.Linear(40, 30), ds_config.load("zero0_fp32", RunConfig(recipe="test"), 1)
+    fresh = copy.deepcopy(model.state_dict())
+
+    def made() -> torch.optim.Optimizer:
+        model.load_state_dict(fresh)
+        optimizer = optim.make_optimizer(
+            model, OptimizerConfig(name="deepspeed_adam"), values, device=torch.device("cpu")
+        )
+        optim.prepare_state(optimizer, list(model.parameters()))
+        return optimizer
+
+    def steps(optimizer: torch.optim.Optimizer, first: int, stop: int) -> None:
+        for step in range(first, stop):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+    def kept(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        moments = [optimizer.state[one][name] for one in model.parameters() for name in optim.MOMENTS]
+        return [one.detach().clone() for one in (*model.parameters(), *moments)]
+
+    def put(optimizer: torch.optim.Optimizer, values: list[torch.Tensor]) -> None:
+        moments = [optimizer.state[one][name] for one in model.parameters() for name in optim.MOMENTS]
+        with torch.no_grad():
+            for target, value in zip((*model.parameters(), *moments), values, strict=True):
+                target.copy_(value)
+        optim.set_applied_steps(optimizer, 30)
+
+    straight = made()
+    steps(straight, 0, 30)
+    at_30 = kept(straight)
+    steps(straight, 30, 60)
+    expected = kept(straight)
+    for resumed in (made(), straight):
+        put(resumed, at_30)
+        steps(resumed, 30, 60)
+        assert all(torch.equal(one, other) for one, other in zip(kept(resumed), expected, strict=True))
 
 
 def test_the_compiler_that_torchs_adamw_brings_is_left_out() -> None:

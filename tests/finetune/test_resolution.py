@@ -193,7 +193,8 @@ def test_pre_training_goes_on_at_the_new_resolution(place: Path, tmp_path: Path)
     assert AutoModel.from_pretrained(exported).config.patch_columns == 3
     data = ["--recipe", "demo", "--data", str(place / "new"), "--run-dir", str(tmp_path / "more")]
     still = ("optimizer.peak_learning_rate=0", f"model.initialize_from={exported}")
-    launch(TRAIN, [*data, *changes(*PRETRAINING, *still)], processes=1)
+    said = launch(TRAIN, [*data, *changes(*PRETRAINING, *still)], processes=1)
+    assert "note: images of 3 x 5 patches, the model was trained on 2 x 3: positions are interpolated" in said
     assert torch.equal(
         weights_of(tmp_path / "more")[TABLE][:-1], resized(weights_of(place / "run")[TABLE][:-1], (2, 3), (3, 5))
     )

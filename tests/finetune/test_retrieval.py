@@ -19,9 +19,10 @@ from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.index import rewrite
 from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
-from unimo_ds.finetune import predict, ranking, tasks
+from unimo_ds.finetune import predict, ranking, run, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.hard_negatives import nearest, right_answers, single_vectors
+from unimo_ds.finetune.hard_negatives import nearest, single_vectors
+from unimo_ds.finetune.right_answers import of_texts, own_alone
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples
 from unimo_ds.losses.circle import choice_loss, circle_loss
 from unimo_ds.utils.errors import UserError
@@ -74,15 +75,27 @@ def test_lengths_are_those_of_what_is_made(folder, tokenizer):
         assert len({sequence.seed for sequence in sequences}) == len(sequences)
 
 
+def test_memory_is_asked_for_the_images_that_image_layers_encode(folder, tokenizer):
+    examples, config = open_split(folder, tokenizer)
+    assert run._lengths(examples, config)[1] == []
+    layers = dataclasses.replace(config, model=dataclasses.replace(config.model, num_image_layers=2))
+    of_sequences, of_images = run._lengths(examples, layers)
+    assert len(of_sequences) == len(of_images) == len(examples)
+    for index, found in enumerate(of_images):
+        shown = {image for image, _ in examples._visit(index, config.seed)}
+        own = int(examples.pairs.image_of_C[index])
+        assert sorted(found) == sorted(map(examples.pairs.image_length, [*shown, own])), "its own once more, alone"
+
+
 def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
     examples, config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
     pairs = examples.pairs
-    found = nearest(make_engine(config), pairs, config, number=5)
+    found = nearest(make_engine(config), pairs, own_alone(pairs), config, number=5)
     assert found.images_CK.shape == (18, 5)
     assert found.captions_IK.shape == (12, 5)
     assert not (found.images_CK == pairs.image_of_C[:, None]).any()
     assert not (pairs.image_of_C[found.captions_IK] == np.arange(12)[:, None]).any()
-    hard = examples.with_hard_negatives(found)
+    hard = examples.with_answers(own_alone(pairs), found)
     own = int(pairs.image_of_C[4])
     for seed in range(10):
         visit = hard._visit(4, seed)
@@ -107,7 +120,8 @@ def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
     pairs = examples.pairs
     same = [caption for caption in range(pairs.num_captions) if pairs.text(caption) == "two dogs"]
     assert pairs.image_of_C[same].tolist() == [3, 3, 8]
-    found = nearest(make_engine(config), pairs, config, number=99)
+    answers = of_texts(pairs.text_keys(), pairs.image_of_C)
+    found = nearest(make_engine(config), pairs, answers, config, number=99)
     for caption in range(pairs.num_captions):
         wrong = set(range(12)) - ({3, 8} if caption in same else {int(pairs.image_of_C[caption])})
         listed = found.images_CK[caption].tolist()
@@ -116,16 +130,51 @@ def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
     for image in (3, 8):
         assert not set(found.captions_IK[image].tolist()) & set(same)
     assert set(same) <= set(found.captions_IK[0].tolist())
-    visit = examples.with_hard_negatives(found)._visit(same[0], 0)
+    visit = examples.with_answers(answers, found)._visit(same[0], 0)
     assert min(min(pair) for pair in visit) >= 0
+    # Those that are drawn from everything, too.
+    task = tasks.load("retrieval")
+    examples, config = open_split(tmp_path, tokenizer, "train", "finetune.retrieval.hard_share=0")
+    prepared = task.prepare_training(examples, small.plain_engine(config), config)
+    drawn = {pair for seed in range(60) for pair in prepared._visit(same[0], seed)[1:]}
+    assert {image for image, caption in drawn if caption == same[0]} == set(range(12)) - {3, 8}
+    assert {caption for _, caption in drawn} - {same[0]} == set(range(pairs.num_captions)) - {
+        *same,
+        *pairs.captions_of(3),
+    }
+
+
+def test_where_every_image_is_right_there_are_no_negatives(tmp_path):
+    tokenizer = small.write_pairs(tmp_path, train=2)
+
+    def alike(_: int, stored: shards.StoredSample) -> shards.StoredSample:
+        captions = tuple(dataclasses.replace(one, text="two dogs") for one in stored.sample.captions)
+        return dataclasses.replace(stored, sample=dataclasses.replace(stored.sample, captions=captions))
+
+    for path in shards.shard_files(tmp_path / "train"):
+        rewrite(path, alike, tokenizer)
+    finish_folder(tmp_path / "train", tokenizer=tokenizer, num_region_classes=small.CLASSES, command="test")
+    for change, problem in (
+        ((), "one caption is that of all images"),
+        (("finetune.retrieval.negative_images=0",), "one image has all captions"),
+    ):
+        examples, config = open_split(tmp_path, tokenizer, "train", *change)
+        with pytest.raises(UserError, match=f"train has no negatives: {problem}"):
+            tasks.load("retrieval").prepare_training(examples, small.plain_engine(config), config)
 
 
 def test_right_answers_are_those_of_equal_texts():
-    captions, images = right_answers(np.array([7, 5, 7, 9, 5, 7]), np.array([0, 0, 1, 1, 2, 2]))
-    of_captions = [set(images[captions == caption].tolist()) for caption in range(6)]
-    assert of_captions == [{0, 1, 2}, {0, 2}, {0, 1, 2}, {1}, {0, 2}, {0, 1, 2}]
-    assert len(captions) == sum(map(len, of_captions))
-    assert captions.tolist() == sorted(captions.tolist())
+    found = of_texts(np.array([7, 5, 7, 9, 5, 7]), np.array([0, 0, 1, 1, 2, 2]))
+    assert [found.images.of(caption).tolist() for caption in range(6)] == [
+        [0, 1, 2],
+        [0, 2],
+        [0, 1, 2],
+        [1],
+        [0, 2],
+        [0, 1, 2],
+    ]
+    assert [found.captions.of(image).tolist() for image in range(3)] == [[0, 1, 2, 4, 5], [0, 2, 3, 5], [0, 1, 2, 4, 5]]
+    assert (found.images.most(), found.captions.most()) == (3, 5)
 
 
 @pytest.mark.parametrize("loss", ["circle", "plain"])
@@ -135,7 +184,7 @@ def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss)
         folder, tokenizer, "train", f"finetune.retrieval.loss={loss}", "finetune.retrieval.hard_share=0"
     )
     engine = small.plain_engine(config)
-    assert tasks.load("retrieval").prepare_training(examples, engine, config) is examples
+    tasks.load("retrieval").prepare_training(examples, engine, config)
     scale = 1.0 if loss == "circle" else 1 / float(engine.module.temperature().detach())
     batch = pack_examples([examples.make(index, 1) for index in range(len(examples))], feature_size=8, target_size=1)
     with torch.no_grad():
@@ -145,8 +194,13 @@ def test_training_begins_with_the_score_of_pre_training(folder, tokenizer, loss)
     torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)), rtol=1e-4, atol=0)
     sizes = (output.pooled_texts.norm(dim=1) * output.pooled_images.norm(dim=1))[:: 1 + 3 + 4]
     assert float(ratios[0]) == pytest.approx(scale / float(sizes.mean()), rel=1e-4)
-    hard, hard_config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
-    assert tasks.load("retrieval").prepare_training(hard, small.plain_engine(hard_config), hard_config) is not hard
+
+
+def test_training_draws_hard_negatives_where_it_is_asked_to(folder, tokenizer):
+    examples, config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_pool=4")
+    prepared = tasks.load("retrieval").prepare_training(examples, small.plain_engine(config), config)
+    drawn = {image for seed in range(40) for image, _ in prepared._visit(4, seed)[1:4]}
+    assert len(drawn) == 4
 
 
 def test_circle_loss_is_its_formula():

@@ -160,6 +160,17 @@ def test_the_card_says_among_how_many_images_retrieval_searched(tmp_path: Path):
     assert "| images | 3 |" in (tmp_path / "exported" / "README.md").read_text()
 
 
+def test_the_card_finds_held_out_data_from_where_the_run_was_started(tmp_path: Path):
+    config = small.run_config()
+    pairs.write_corpus(tmp_path / "held_out", num_pairs=3)
+    data = dataclasses.replace(config.data, held_out_path="held_out")
+    run = small.write_run(tmp_path / "run", None, dataclasses.replace(config, data=data))
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "directory": str(tmp_path)}))
+    export(run, tmp_path / "exported")
+    assert "| images | 3 |" in (tmp_path / "exported" / "README.md").read_text()
+
+
 def test_the_card_needs_no_index_of_the_data(tmp_path: Path):
     """Those of a large corpus are joined on disk."""
     config = small.run_config()

@@ -16,7 +16,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.packing import pack, pack_sequences
 from unimo_ds.data.schema import NO_TAG, PackedBatch, SequenceInput, SequenceRole
 from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
-from unimo_ds.models.start import check_start
+from unimo_ds.models.start import check_start, start_note
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.utils.errors import UserError
@@ -243,6 +243,18 @@ def test_other_folders_are_refused(folder, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "swin"}))
     with pytest.raises(UserError, match=r"type 'swin'; model\.initialize_images_from takes 'vit'"):
         loaded(folder)
+
+
+def test_another_resolution_of_the_folder_is_told(folder):
+    start = dataclasses.replace(SIZES, initialize_images_from=str(folder))
+    assert start_note(start) == start_note(SIZES) == ""
+    larger = dataclasses.replace(start, region_tag_sizes=((ROWS + 1) * ROWS,), patch_columns=ROWS)
+    assert start_note(larger) == (
+        f"images of {ROWS + 1} x {ROWS} patches, the model was trained on {ROWS} x {ROWS}: positions are interpolated"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "image_size": "large"}))
+    assert start_note(larger) == ""
 
 
 def test_a_model_without_image_layers_has_the_parameters_it_had():

@@ -73,6 +73,18 @@ def test_a_fine_tuning_is_asked_with_the_lengths_of_its_examples(corpus: Corpus)
     assert shortage(config, [example_cost([])], [LAPTOP], stage=1) == "", "that there is none is told elsewhere"
 
 
+def test_image_layers_of_a_fine_tuning_count(corpus: Corpus) -> None:
+    config = fitted("single_gpu", corpus, "batch.global_samples=64", "engine.deepspeed_config=zero1_fp32")
+    cost = example_cost([[120]] * 8, [[100, 100], [100, 300]])
+    assert (cost.regions, cost.squared_images) == (300.0, 60_000.0)
+    model = dataclasses.replace(config.model, num_image_layers=12)
+    planned = [
+        stage_memory(dataclasses.replace(config, model=model), one, stage=1, devices=1, hardware=HARDWARE["cpu"])
+        for one in (example_cost([[120]] * 8), cost)
+    ]
+    assert planned[1].activations > 2 * planned[0].activations
+
+
 def test_who_says_so_starts_all_the_same(corpus: Corpus) -> None:
     endless = fitted("demo", corpus, ENDLESS)
     with pytest.raises(UserError, match="no GPU is at hand"):

@@ -29,6 +29,23 @@ _INSPECT_EXAMPLE = """unimo inspect demo_data/train
   unimo inspect batch --run-dir runs/demo --step 120 --world-size 2 --rank 1 --html batch.html
   unimo inspect order --data demo_data/train --recipe demo --steps 100:102 --world-size 2 --json order.json"""
 
+_STEPS = ("data", "recipe", "set", "run_dir", "world_size")
+_TAKES = {
+    "sample": ("data", "sample", "html"),
+    "batch": (*_STEPS, "step", "rank", "samples", "html"),
+    "order": (*_STEPS, "steps", "workers"),
+}
+"""Beside `--json`. Paths take `--samples` or `--html`."""
+_DEFAULTS = {
+    "sample": "0",
+    "recipe": "demo",
+    "world_size": 1,
+    "step": 0,
+    "rank": 0,
+    "steps": "0:1",
+    "workers": 0,
+}
+
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -42,7 +59,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a run, sample or batch as an HTML page")
     add_json(parser)
     sample = parser.add_argument_group("unimo inspect sample: one sample of --data with its picture, as a page")
-    sample.add_argument("--sample", default="0", metavar="N", help="number or key of the sample (default 0)")
+    sample.add_argument("--sample", metavar="N", help="number or key of the sample (default 0)")
     steps = parser.add_argument_group(
         "unimo inspect batch, order",
         "batch: what one rank's model gets in a step, every sequence and what is hidden of it; order: which samples each step "
@@ -53,18 +70,19 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="data and settings of a run, instead of the three above"
     )
-    steps.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
-    steps.add_argument(
-        "--step", type=int, default=0, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics"
-    )
-    steps.add_argument("--rank", type=int, default=0, metavar="R", help="batch: whose part of it (default 0)")
-    steps.add_argument("--steps", default="0:1", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
-    steps.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="order: worker processes; the result is the same"
-    )
+    steps.add_argument("--world-size", type=int, metavar="W", help="number of ranks (default 1)")
+    steps.add_argument("--step", type=int, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics")
+    steps.add_argument("--rank", type=int, metavar="R", help="batch: whose part of it (default 0)")
+    steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
+    steps.add_argument("--workers", type=int, metavar="N", help="order: worker processes; the result is the same")
+    parser.set_defaults(**dict.fromkeys(_DEFAULTS))  # so that it can be told what was given
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
+    _refuse_ignored(arguments)
+    for name, value in _DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if arguments.path == "order":
         return _inspect_order(arguments)
     if arguments.path == "sample":
@@ -86,6 +104,18 @@ def _inspect(arguments: argparse.Namespace) -> None:
     found = inspection.inspect_path(arguments.path, num_samples=3 if arguments.samples is None else arguments.samples)
     emit(found, inspection.to_text(found), arguments.json)
     return None
+
+
+def _refuse_ignored(arguments: argparse.Namespace) -> None:
+    """Raises UserError: options that what is to be shown has no use for."""
+    known = {name for taken in _TAKES.values() for name in taken}
+    given = [name for name, value in vars(arguments).items() if name in known and value not in (None, [])]
+    takes = _TAKES.get(arguments.path, ("samples",) if arguments.html is None else ("html",))
+    subject = f"unimo inspect {arguments.path}"
+    if arguments.run_dir is not None and "run_dir" in takes:
+        takes, subject = tuple(name for name in takes if name not in ("data", "recipe", "set")), f"{subject} --run-dir"
+    if ignored := [f"--{name.replace('_', '-')}" for name in given if name not in takes]:
+        raise UserError(f"{subject} has no use for {', '.join(ignored)}; leave it out")
 
 
 def _inspect_sample(arguments: argparse.Namespace) -> None:
@@ -138,8 +168,6 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
         from unimo_ds.evaluation.checkpoint import CONFIG_FILE, read_config
         from unimo_ds.evaluation.run_paths import from_here
 
-        if arguments.data is not None or arguments.set:
-            raise UserError("--run-dir brings its own data and settings; leave out --data and --set")
         if not (arguments.run_dir / CONFIG_FILE).is_file():
             raise UserError(f"{arguments.run_dir} is no run: it has no {CONFIG_FILE}")
         config = read_config(arguments.run_dir / CONFIG_FILE)

@@ -39,6 +39,7 @@ from unimo_ds.data.schema import (
 )
 from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
 from unimo_ds.data.storage.members import texts_of
+from unimo_ds.data.vision import patches
 
 _TEXT, _IMAGE = 0x74657874, 0x696D6167
 """Keep the keys of masking apart from the sequence's dropout key."""
@@ -274,6 +275,9 @@ def _corrupted_sequence(
     num_regions = 0 if image is None else len(image.features)
     masked_at = _NOTHING if image is None else image.masked_at
     regions, rows = sample.regions, masked_at - 1
+    hidden = None if regions is None else regions.features[rows]
+    if hidden is not None and config.masking.normalised_pixels:
+        hidden = patches.normalised(hidden)
     return SequenceInput(
         role=SequenceRole.CORRUPTED,
         seed=planned.seed,
@@ -287,7 +291,7 @@ def _corrupted_sequence(
         language_at=text.at + np.int32(num_regions),
         language_targets=text.targets,
         masked_region_at=masked_at,
-        masked_region_features=None if regions is None else regions.features[rows],
+        masked_region_features=hidden,
         masked_region_class_ids=None if regions is None else regions.class_ids[rows],
         masked_region_class_probabilities=None if regions is None else regions.class_probabilities[rows],
     )

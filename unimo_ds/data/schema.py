@@ -199,7 +199,7 @@ class SequenceInput:
     masked_region_at: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """[r] offsets of masked regions."""
     masked_region_features: NDArray[np.float16] | None = None
-    """[r, F] what was there."""
+    """[r, F] what was there, or what is to be predicted of it (`MaskingConfig.normalised_pixels`)."""
     masked_region_class_ids: NDArray[np.int32] | None = None
     """[r, K]"""
     masked_region_class_probabilities: NDArray[np.float16] | None = None

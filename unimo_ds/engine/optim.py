@@ -131,6 +131,17 @@ def set_applied_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
             state["step"].fill_(steps)
         else:
             state["step"] = steps
+    if hasattr(optimizer, "ds_opt_adam"):
+        _count_again(optimizer, steps)
+
+
+def _count_again(optimizer: Any, steps: int) -> None:
+    """Make DeepSpeed's CPU Adam correct its moments by the same bits as if it had taken these steps: its powers of beta, which no
+    checkpoint holds, are products from step to step in 32 bits. An update of nothing counts a step."""
+    group, nothing = optimizer.param_groups[0], torch.zeros(0)
+    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+    for step in range(steps + 1):  # step 0 begins anew
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)
 
 
 def _counts_in_groups(optimizer: torch.optim.Optimizer) -> bool:

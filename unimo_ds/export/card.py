@@ -158,10 +158,10 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
 
 def _gallery(found: Source) -> dict[str, str]:
     """Among how many images retrieval searched, without which its recall says nothing."""
-    folder = found.config.data.held_out_path
-    if folder is None:
+    if found.config.data.held_out_path is None:
         return {}
     try:
+        folder = run_paths.from_here(found.config.data.held_out_path, found.files.config)
         pairs = choose_pairs(Corpus.open(folder), num_pairs=found.config.evaluation.num_pairs)
     except UserError:
         return {}

@@ -1,8 +1,6 @@
 """The nearest wrong captions and images of each image and caption, under the single encodings of the starting model.
 
-A caption that two images have is wrong for neither.
-
-Letters: C captions, I images, D size of a pooled vector, K nearest ones, N right answers.
+Letters: C captions, I images, D size of a pooled vector, K nearest ones.
 """
 
 from __future__ import annotations
@@ -15,9 +13,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.draws import ranges
 from unimo_ds.evaluation.encode import Evaluable, encode
 from unimo_ds.finetune.pairs import Pairs
+from unimo_ds.finetune.right_answers import Right, RightAnswers
 
 Integers = NDArray[np.int64]
 _ROWS_AT_ONCE = 1024
@@ -41,43 +39,29 @@ def single_vectors(engine: Evaluable, pairs: Pairs, config: RunConfig) -> tuple[
     return functional.normalize(texts.texts_nD, dim=1), functional.normalize(images.images_nD, dim=1)
 
 
-def nearest(engine: Evaluable, pairs: Pairs, config: RunConfig, *, number: int) -> Nearest:
+def nearest(engine: Evaluable, pairs: Pairs, answers: RightAnswers, config: RunConfig, *, number: int) -> Nearest:
     """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank: rank 0 finds them, as
     other processors may round otherwise."""
     texts_CD, images_ID = single_vectors(engine, pairs, config)
     found = None
     if engine.communicator.rank == 0:
-        captions_N, images_N = right_answers(pairs.text_keys(), pairs.image_of_C)
-        by_image = np.argsort(images_N, kind="stable")
         found = Nearest(
-            _nearest(texts_CD, images_ID, captions_N, images_N, number),
-            _nearest(images_ID, texts_CD, images_N[by_image], captions_N[by_image], number),
+            _nearest(texts_CD, images_ID, answers.images, number),
+            _nearest(images_ID, texts_CD, answers.captions, number),
         )
     of_rank_0: Nearest = engine.communicator.broadcast_object(found)
     return of_rank_0
 
 
-def right_answers(text_keys_C: Integers, image_of_C: Integers) -> tuple[Integers, Integers]:
-    """[N] captions, ascending, and [N] images that have a caption of the same text: each caption's own, and sometimes others."""
-    _, text_of_C = np.unique(text_keys_C, return_inverse=True)
-    of_texts = np.unique(np.stack([text_of_C, image_of_C], 1), axis=0)
-    starts = np.searchsorted(of_texts[:, 0], np.arange(len(of_texts) + 1))
-    counts_C = starts[text_of_C + 1] - starts[text_of_C]
-    return np.repeat(np.arange(len(image_of_C)), counts_C), of_texts[ranges(starts[text_of_C], counts_C), 1]
-
-
-def _nearest(
-    queries: torch.Tensor, candidates: torch.Tensor, query_of_N: Integers, right_N: Integers, number: int
-) -> Integers:
-    """[queries, K] candidates by falling score, -1 in place of the right ones, which are last. query_of_N: ascending, with
-    right_N all right answers."""
+def _nearest(queries: torch.Tensor, candidates: torch.Tensor, right: Right, number: int) -> Integers:
+    """[queries, K] candidates by falling score, -1 in place of the right ones, which are last."""
     number = min(number, len(candidates))
     found = []
     for start in range(0, len(queries), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(queries))
         scores = queries[start:stop] @ candidates.T
-        here = slice(*np.searchsorted(query_of_N, (start, stop)))
-        scores[torch.from_numpy(query_of_N[here] - start), torch.from_numpy(right_N[here])] = -torch.inf
+        here = slice(*np.searchsorted(right.query_N, (start, stop)))
+        scores[torch.from_numpy(right.query_N[here] - start), torch.from_numpy(right.answer_N[here])] = -torch.inf
         # A stable order of equal scores, so that the choice does not depend on the machine.
         best = scores.argsort(dim=1, descending=True, stable=True)[:, :number]
         found.append(torch.where(scores.gather(1, best) == -torch.inf, -1, best).cpu().numpy())

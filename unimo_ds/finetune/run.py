@@ -24,6 +24,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import HeldOutReport
 from unimo_ds.finetune import settings, start
+from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.reader import StepTooLarge, TaskReader
@@ -40,8 +41,8 @@ from unimo_ds.utils.host_memory import return_freed_memory
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
-_COUNTED_EXAMPLES = 512
-"""Whose lengths tell how much memory a step wants."""
+_COUNTED_EXAMPLES, _READ_EXAMPLES = 512, 16
+"""Whose lengths tell how much memory a step wants, and whose images tell how much image layers want."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     with failing_together(communicator):
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
         _check_stage(config, ds_config.zero_stage(engine_settings))
-    some = spread(training, _COUNTED_EXAMPLES)
-    cost = example_cost([some.lengths(index, seed) for index in range(len(some))])
+        cost = example_cost(*_lengths(training, config))
     check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
     with failing_together(communicator):
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
@@ -185,6 +185,23 @@ def _read(order: Order, seed: int) -> _Read:
     training = spread(everything, config.finetune.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
+
+
+def _lengths(training: Examples, config: RunConfig) -> tuple[list[list[int]], list[list[int]]]:
+    """The positions of each sequence of some examples; those of each image that image layers encode for some.
+
+    Raises:
+        UserError: an example cannot be read.
+    """
+    some, few = spread(training, _COUNTED_EXAMPLES), spread(training, _READ_EXAMPLES)
+    lengths = [some.lengths(index, config.seed) for index in range(len(some))]
+    if not config.model.num_image_layers:
+        return lengths, []
+    packed = [
+        pack_examples([few.make(index, config.seed)], feature_size=few.feature_size, target_size=few.target_size)
+        for index in range(len(few))
+    ]
+    return lengths, [[*one.image_starts.diff().tolist(), *one.singles.image_starts.diff().tolist()] for one in packed]
 
 
 def _is_done(run_dir: Path, config: RunConfig) -> bool:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-_FLOOR = 1e-6
-"""Added to the variance of a patch's pixels, which lie within [-1, 1]."""
-
 
 def region_regression_sum(predictions_NF: torch.Tensor, targets_NF: torch.Tensor) -> torch.Tensor:
     """Sum over regions of the squared error, averaged over the F elements of a region.
@@ -19,15 +16,6 @@ def region_regression_sum(predictions_NF: torch.Tensor, targets_NF: torch.Tensor
     Returns a fp32 scalar.
     """
     return functional.mse_loss(predictions_NF.float(), targets_NF.float(), reduction="none").mean(-1).sum()
-
-
-def normalised_pixels(targets_NF: torch.Tensor) -> torch.Tensor:
-    """[N, F] fp32, each patch's pixels with mean 0 and deviation 1: what a masked autoencoder predicts (He et al. 2022, whose
-    estimate of the deviation, by F - 1, this is). One of a single colour is zeros.
-    """
-    pixels_NF = targets_NF.float()
-    variance_N1, mean_N1 = torch.var_mean(pixels_NF, dim=-1, keepdim=True)
-    return (pixels_NF - mean_N1) * torch.rsqrt(variance_N1 + _FLOOR)
 
 
 def region_classification_sum(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import ModelConfig, from_dict
-from unimo_ds.models.positions import at_resolution
+from unimo_ds.models import positions
 from unimo_ds.models.roberta import check_roberta, load_roberta
 from unimo_ds.models.transformers_folder import Weights, weight_files
 from unimo_ds.models.unimo import Unimo
-from unimo_ds.models.vision_transformer import check_vision_transformer
+from unimo_ds.models.vision_transformer import check_vision_transformer, trained_grid
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -29,8 +29,7 @@ def load_start(model: Unimo, folder: str | Path) -> list[str]:
     found = _read(path)
     if found.get("model_type") != "unimo":
         return load_roberta(model, folder)
-    sizes = {name: found[name] for name in _SIZES_OF_PATCHES if found.get(name) is not None}
-    return _load_unimo(model, Path(folder), from_dict(ModelConfig, sizes, where=str(path)))
+    return _load_unimo(model, Path(folder), _sizes_of_patches(found, path))
 
 
 def check_start(config: ModelConfig) -> None:
@@ -50,6 +49,24 @@ def check_start(config: ModelConfig) -> None:
         weight_files(Path(config.initialize_images_from))
 
 
+def start_note(config: ModelConfig) -> str:
+    """What a user is told of starting weights of another resolution; empty where there are none."""
+    if config.initialize_images_from is not None:
+        trained = trained_grid(config, Path(config.initialize_images_from))
+    elif config.initialize_from is not None:
+        path = Path(config.initialize_from) / "config.json"
+        trained = _sizes_of_patches(_read(path), path)
+    else:
+        return ""
+    return positions.note(trained, config)
+
+
+def _sizes_of_patches(found: dict[str, Any], path: Path) -> ModelConfig:
+    """found: what is in the config.json at `path`."""
+    sizes = {name: found[name] for name in _SIZES_OF_PATCHES if found.get(name) is not None}
+    return from_dict(ModelConfig, sizes, where=str(path))
+
+
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
     return found
@@ -58,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _load_unimo(model: Unimo, folder: Path, sizes: ModelConfig) -> list[str]:
     """Everything but heads of tasks."""
     source, names = Weights(folder, prefix="unimo."), [name for name, _ in model.named_parameters()]
-    weights = at_resolution(source.tensors, sizes, model.config, where=str(folder))
+    weights = positions.at_resolution(source.tensors, sizes, model.config, where=str(folder))
     filled = source.fill(model, [(name, weights[name]) for name in names if name in weights])
     if not filled:
         raise UserError(f"{folder} holds none of the model's parameters")

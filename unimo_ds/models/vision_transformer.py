@@ -6,6 +6,7 @@ folder was trained, are folded into the projection. The vector in place of [IMG]
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,16 @@ def check_vision_transformer(config: ModelConfig, folder: Path) -> None:
     if not config.num_image_layers:
         raise UserError("model.initialize_images_from needs image layers; set model.num_image_layers, or it to none")
     check_config(config, folder, setting="model.initialize_images_from", model_type="vit", sizes=_SIZES)
+
+
+def trained_grid(config: ModelConfig, folder: Path) -> ModelConfig:
+    """`config` with the patches that the folder says it was trained on, if it does."""
+    found = strict_json.read(folder / "config.json", dict[str, Any])
+    image, patch = found.get("image_size"), found.get("patch_size")
+    if not isinstance(image, int) or not isinstance(patch, int) or not 0 < patch <= image:
+        return config
+    columns = image // patch
+    return dataclasses.replace(config, region_tag_sizes=(columns**2,), patch_columns=columns)
 
 
 def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:

@@ -89,11 +89,19 @@ def pretraining_costs(config: RunConfig, corpus: Corpus) -> Iterator[SampleCost]
     yield counted_cost(config, corpus)[0]
 
 
-def example_cost(lengths: Sequence[Sequence[int]]) -> SampleCost:
-    """Of a fine-tuning, as far as memory asks. lengths: of each of some examples, the positions of its sequences."""
-    everything = [length for one in lengths for length in one] or [1]
+def example_cost(lengths: Sequence[Sequence[int]], image_lengths: Sequence[Sequence[int]] = ()) -> SampleCost:
+    """Of a fine-tuning, as far as memory asks.
+
+    lengths: of each of some examples, the positions of its sequences. image_lengths: of each of some, those of the images that
+    image layers encode.
+    """
+    positions, squared_lengths = _totals(lengths)
+    regions, squared_images = _totals(image_lengths)
+    return SampleCost(positions or 1.0, squared_lengths or 1.0, regions=regions, squared_images=squared_images)
+
+
+def _totals(lengths: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Sum of lengths, and of their squares, of one example on average."""
+    everything = [length for one in lengths for length in one]
     number = max(1, len(lengths))
-    return SampleCost(
-        positions=sum(everything) / number,
-        squared_lengths=sum(length * length for length in everything) / number,
-    )
+    return sum(everything) / number, sum(length * length for length in everything) / number

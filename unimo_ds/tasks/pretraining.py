@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +11,8 @@ from unimo_ds.data.schema import ContrastTable, LanguageObjective, PackedBatch
 from unimo_ds.losses.contrast_plan import ContrastPlan
 from unimo_ds.losses.contrastive import ContrastiveResult, contrastive_loss
 from unimo_ds.losses.language import language_loss_sum
-from unimo_ds.losses.regions import normalised_pixels, region_classification_sum, region_regression_sum
+from unimo_ds.losses.regions import region_classification_sum, region_regression_sum
 from unimo_ds.models.heads import ObjectiveHead
-from unimo_ds.models.unimo import ModelOutput
 from unimo_ds.tasks.objective import Objective
 from unimo_ds.utils.communicator import Communicator
 
@@ -27,10 +25,6 @@ def _language(name: str, objective: LanguageObjective) -> Objective:
             output.language_losses, batch.language_objectives, objective=objective
         ),
     )
-
-
-def _of_normalised_pixels(output: ModelOutput, batch: PackedBatch) -> torch.Tensor:
-    return region_regression_sum(output.region_predictions, normalised_pixels(batch.masked_region_features))
 
 
 OBJECTIVES = (
@@ -53,40 +47,19 @@ OBJECTIVES = (
 
 
 class PretrainingTask:
-    """What to minimise: sum over objectives of weight * (sum over all ranks) / (count over all ranks).
+    """What to minimise: sum over objectives of weight * (sum over all ranks) / (count over all ranks)."""
 
-    normalises_pixels: see `MaskingConfig`.
-    """
-
-    def __init__(
-        self,
-        *,
-        contrast: ContrastConfig,
-        weights: LossWeights,
-        contrastive_path: str = "auto",
-        normalises_pixels: bool = False,
-    ) -> None:
+    def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
         self.contrast, self.contrastive_path = contrast, contrastive_path
         # One that brings a head along is left out at a weight of 0: there is no such head then.
-        objectives = [one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0]
-        self.objectives = tuple(
-            dataclasses.replace(one, loss_sum=_of_normalised_pixels)
-            if normalises_pixels and one.name == "region_regression"
-            else one
-            for one in objectives
-        )
+        self.objectives = [one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0]
         self.weights: list[float] = [getattr(weights, one.name) for one in self.objectives]
         self.contrast_weight = weights.contrastive
 
     @classmethod
     def of(cls, config: RunConfig) -> PretrainingTask:
         """That of a run."""
-        return cls(
-            contrast=config.contrast,
-            weights=config.losses,
-            contrastive_path=config.engine.contrastive,
-            normalises_pixels=config.masking.normalised_pixels,
-        )
+        return cls(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
 
     def make_heads(self, model: ModelConfig) -> dict[str, ObjectiveHead]:
         """What the objectives bring along for `Unimo`."""

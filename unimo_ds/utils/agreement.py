@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import ToldError, UserError, tell
 
 T = TypeVar("T")
+_PAUSE_SECONDS = 10.0
+"""Between two meetings of ranks of which one is at work."""
+_SIGN_OF_LIFE_SECONDS = 1.0
+"""That a rank at work has computed; its idle threads take some hundredths in a quarter of an hour."""
 
 
 def fail_together(communicator: Communicator, problem: str) -> None:
@@ -55,13 +62,44 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
 
 def rank_0_first(communicator: Communicator, make: Callable[[], T]) -> T:
     """What `make` gives, made on rank 0 before the others begin: where it leaves files on a disk that all see, they find them.
+    A collective.
+
+    However long it takes: meanwhile the ranks meet again and again, so that the patience of a collective counts from the last
+    time. It ends all of them where one is gone, or has stopped computing (a disk that does not answer).
 
     Raises:
         UserError: as `fail_together`.
     """
     made = []
     for is_mine in (communicator.rank == 0, communicator.rank != 0):
+        work = _begun(make) if is_mine else None
+        while not all(communicator.all_gather_object(work is None or _is_done(work))):
+            pass
         with failing_together(communicator):
-            if is_mine:
-                made.append(make())
+            if work is not None:
+                made.append(work.result())
     return made[0]
+
+
+def _begun(make: Callable[[], T]) -> Future[T]:
+    """In a thread that nobody waits for where this process is to end."""
+    work: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            work.set_result(make())
+        except BaseException as error:
+            work.set_exception(error)
+
+    threading.Thread(target=run, name="work", daemon=True).start()
+    return work
+
+
+def _is_done(work: Future[T]) -> bool:
+    """Says so at once, or after a while that it is not; as long as this process computes nothing, it says nothing."""
+    computed = time.process_time()
+    while not work.done():
+        wait([work], timeout=_PAUSE_SECONDS)
+        if time.process_time() - computed > _SIGN_OF_LIFE_SECONDS:
+            break
+    return work.done()

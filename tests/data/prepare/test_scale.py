@@ -289,3 +289,14 @@ def test_wrong_plans_are_one_sentence(line: str, message: str, tmp_path: Path, c
     assert error.count("\n") == 1
     # It is said before anything is made.
     assert not (tmp_path / "x").exists()
+
+
+def test_a_refused_plan_leaves_nothing(raw: Path, tmp_path: Path, capsys) -> None:
+    """What the inputs hold is known only once it is read."""
+    (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
+    plan = f"output = '{tmp_path / 'data'}'\n[[import]]\nkind = 'texts'\ninput = 'empty.txt'\n"
+    (tmp_path / "corpus.toml").write_text(plan, encoding="utf-8")
+    for _ in range(2):
+        assert main(["all", "--config", str(tmp_path / "corpus.toml")]) == 2
+        assert "nothing to import" in capsys.readouterr().err
+        assert not (tmp_path / "data").exists()

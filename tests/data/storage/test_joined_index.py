@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import shutil
@@ -46,6 +47,14 @@ def is_mapped(corpus: Corpus) -> bool:
 def files(folder: Path) -> dict[str, int]:
     """Of the joined indices, with the times at which they were written."""
     return {path.name: path.stat().st_mtime_ns for path in (folder.parent / "cache" / "indices").glob("*/*")}
+
+
+def make_anew(folder: Path, *, num_pairs: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    write_samples(folder, num_pairs=num_pairs)
+    finish(folder)
 
 
 def test_a_small_corpus_is_held_in_memory(folder: Path) -> None:
@@ -108,13 +117,38 @@ def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
 def test_other_data_have_files_of_their_own(folder: Path) -> None:
     before = open_corpus(folder)
     assert len(before) == 12
-    for path in folder.iterdir():
-        path.unlink()
-    write_samples(folder, num_pairs=9)
-    finish(folder)
+    make_anew(folder, num_pairs=9)
     assert len(open_corpus(folder)) == 16
     assert len(before) == 12, "who has the old ones open goes on reading them"
     assert before.kinds.max() <= 2
+
+
+@pytest.mark.usefixtures("_large")
+def test_those_of_the_folder_as_it_was_go_when_nobody_has_them_open(folder: Path) -> None:
+    indices, others = folder.parent / "cache" / "indices", folder.parent / "others"
+
+    def joined() -> set[str]:
+        return {path.name for path in indices.iterdir() if path.is_dir()}
+
+    make_anew(others, num_pairs=3)
+    open_corpus(others)
+    kept = joined()
+    first = open_corpus(folder)
+    (name,) = joined() - kept
+    before = first.kinds.copy()
+    make_anew(folder, num_pairs=9)
+    second = open_corpus(folder)
+    assert name in joined(), "it is still open"
+    np.testing.assert_array_equal(first.kinds, before)
+
+    del first, second
+    gc.collect()
+    (indices / "0123456789abcdef.killed.partial").mkdir()
+    make_anew(folder, num_pairs=7)
+    third = open_corpus(folder)
+    assert len(third) == len(third.kinds) == 14
+    assert len(joined() - kept) == 1, "both are gone, and what a killed process of other data left"
+    assert kept < joined(), "those of another folder stay"
 
 
 @pytest.mark.usefixtures("_large")
@@ -154,10 +188,10 @@ def test_what_killed_processes_left_is_removed_and_others_may_be_faster(
     (joined / "places").unlink()
     write = joined_index._write
 
-    def after_another(pieces: joined_index._Pieces, target: Path) -> None:
-        write(pieces, target)
+    def after_another(pieces: joined_index._Pieces, target: Path, places: str) -> None:
+        write(pieces, target, places)
         times = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
-        write(pieces, target)
+        write(pieces, target, places)
         assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == times
 
     monkeypatch.setattr(joined_index, "_write", after_another)

@@ -141,7 +141,9 @@ def test_texts_are_no_markup_and_what_is_hidden_is_told(tmp_path: Path, capsys: 
         (["--data", "DATA", "--rank", "2", "--world-size", "2"], "a rank from 0 below the world size"),
         (["--data", "DATA", "--step", "-1"], "a step from 0"),
         (["--run-dir", "DATA"], "is no run"),
-        (["--run-dir", "DATA", "--data", "DATA"], "leave out --data"),
+        (["--run-dir", "DATA", "--data", "DATA"], "batch --run-dir has no use for --data; leave it out"),
+        (["--run-dir", "DATA", "--recipe", "small", "--set", "x=y"], "no use for --recipe, --set; leave"),
+        (["--data", "DATA", "--steps", "1:2", "--workers", "2"], "inspect batch has no use for --steps, --workers"),
         (["--data", "DATA", "--html", "nowhere/page.html"], "cannot write nowhere/page.html"),
     ],
 )

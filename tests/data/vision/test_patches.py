@@ -287,6 +287,20 @@ def test_another_grid_than_the_manifests_is_refused(tmp_path: Path) -> None:
         Corpus.open(folder).read(0)
 
 
+def test_pixels_are_normalised_within_each_patch() -> None:
+    """By the formula of masked autoencoders; a patch of one colour says nothing."""
+    random = np.random.default_rng(3)
+    pixels = (random.random((5, 48)) * np.array([[2.0], [0.5], [0.02], [0.0], [1.0]]) - 0.7).astype(np.float16)
+    wide = pixels.astype(np.float64)
+    expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True, ddof=1) + 1e-6)
+    found = patches.normalised(pixels)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[[0, 1, 4]].astype(np.float64).std(1, ddof=1), 1, rtol=1e-3)
+    assert not found[3].any()
+    assert patches.normalised(np.zeros((0, 48), np.float16)).shape == (0, 48)
+
+
 def test_normalised_pixels_are_of_patches_alone(folder: Path) -> None:
     """And no news to runs of before, where they are off."""
     config = corpora.make_config()

@@ -24,7 +24,7 @@ from unimo_ds.data.prepare.settings import (
 )
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.data.prepare.workers import Workers
-from unimo_ds.data.storage import manifest, verify
+from unimo_ds.data.storage import manifest, shards, verify
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError
@@ -60,6 +60,20 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
         retrieve_stage.check(plan.retrieve)
     journal = Journal(output, "all")
     journal.begin(options)
+    try:
+        reports = _stages(plan, journal, workers)
+    except UserError:
+        if not shards.shard_files(output):  # else it is to go on
+            journal.forget()
+        raise
+    stages.mark_done(output, "all", options)
+    journal.forget()
+    return reports
+
+
+def _stages(plan: Plan, journal: Journal, workers: Workers) -> dict[str, Report]:
+    """Every one that the plan asks for, the last of which verifies."""
+    output = plan.output
     reports: dict[str, Report] = {}
     tokenizer = plan.tokenizer or _trained(plan, journal)
     for one in plan.imports:
@@ -86,8 +100,6 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     problems = verify.verify(output, workers=workers)
     if problems:
         raise UserError(f"{output} did not verify: {problems[0]}")
-    stages.mark_done(output, "all", options)
-    journal.forget()
     return reports
 
 

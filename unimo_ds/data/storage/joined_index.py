@@ -2,7 +2,8 @@
 
 Those of a small corpus are held in memory. Those of a large one (the paper's take some 14 GB) are written to files once, in the
 cache folder, and mapped: all processes of a machine then share one copy, which the kernel reads as it is wanted, and the next
-start finds it there. The files are named by what decides their content, so other data never meet them.
+start finds it there. The files are named by what decides their content, so other data never meet them. Who maps them holds a
+lock, by which those that nobody will use again are known: of the same folders as they were before, or half written.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +33,7 @@ from unimo_ds.data.storage import index, members
 from unimo_ds.data.storage.cache import cache_folder
 from unimo_ds.data.storage.manifest import ShardEntry
 from unimo_ds.data.storage.open_folder import OpenFolder
+from unimo_ds.data.storage.remote_files import scheme_of
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -78,6 +82,8 @@ class JoinedIndex:
     from base_names_start [shards + 1] on."""
     has_stored_regions: bool
     """Whether any image has regions that are no patches of its JPEG."""
+    in_use: FileIO | None = None
+    """Open as long as files are mapped: it holds their lock."""
 
     def base_names(self, shard: int) -> list[str]:
         """WebDataset keys within a shard."""
@@ -96,12 +102,13 @@ def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, 
     pieces = _Pieces(shards, source_names)
     if sum(entry.index_bytes for _, entry in shards) <= LARGEST_IN_MEMORY:
         return _in_memory(pieces)
-    sizes = [sum(1 for _ in folder.manifest.shards) for folder in dict.fromkeys(folder for folder, _ in shards)]
+    folders = list(dict.fromkeys(folder for folder, _ in shards))
+    sizes = [len(folder.manifest.shards) for folder in folders]
     identity = json.dumps([_VERSION, fingerprint, sizes, list(source_names), [str(one) for one in _COLUMNS.values()]])
     parent = cache_folder(cache_dir) / CACHE_FOLDER
-    folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    places = [os.path.abspath(one.location) if scheme_of(one.location) is None else one.location for one in folders]
     try:
-        return _mapped(pieces, folder)
+        return _mapped(pieces, parent / _short_hash(identity), _short_hash(json.dumps(places)))
     except OSError as error:
         print(
             f"warning: cannot keep the joined indices in {parent} ({error.strerror or error}); every process holds its own "
@@ -206,25 +213,43 @@ def _in_memory(pieces: _Pieces) -> JoinedIndex:
     return JoinedIndex({name: np.concatenate(found) for name, found in parts.items()}, pieces.has_stored_regions)
 
 
-def _mapped(pieces: _Pieces, folder: Path) -> JoinedIndex:
-    """Raises OSError where the files cannot be written or read."""
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _mapped(pieces: _Pieces, folder: Path, places: str) -> JoinedIndex:
+    """places: stands for where the data lie. Raises OSError where the files cannot be written or read."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     found = _open(folder)
     if found is None:
-        with _alone(folder.with_suffix(".lock")) as is_alone:
+        _make_room(folder, places)
+        with open(folder.with_suffix(".lock"), "ab") as lock:
+            _lock(lock, fcntl.LOCK_EX)
             found = _open(folder)  # somebody may have written it meanwhile
             if found is None:
-                if is_alone:
-                    for left in folder.parent.glob(f"{folder.name}.*{_PARTIAL}"):  # by one that was killed
-                        shutil.rmtree(left, ignore_errors=True)
-                _write(pieces, folder)
+                _write(pieces, folder, places)
                 found = _open(folder)
     if found is None:
         raise OSError(f"{folder} was changed while it was written")
     return found
 
 
-def _write(pieces: _Pieces, folder: Path) -> None:
+def _make_room(folder: Path, places: str) -> None:
+    """Remove what killed processes left half written, and the files of the same places that are not to be in `folder`."""
+    for left in folder.parent.glob(f"*{_PARTIAL}"):
+        with open(folder.parent / f"{left.name.partition('.')[0]}.lock", "ab") as lock:
+            if _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(left, ignore_errors=True)
+    for older in folder.parent.iterdir():
+        if older == folder or older.suffix:  # locks, and what somebody is writing
+            continue
+        with contextlib.suppress(OSError, UserError), open(older / _ABOUT, "r+b") as lock:
+            is_of_places = strict_json.read(older / _ABOUT, dict[str, Any]).get("places") == places
+            if is_of_places and _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(older, ignore_errors=True)
+
+
+def _write(pieces: _Pieces, folder: Path, places: str) -> None:
     """All files, beside `folder`; only when they are whole do they get its name, unless others were faster."""
     aside = Path(tempfile.mkdtemp(_PARTIAL, f"{folder.name}.", folder.parent))
     try:
@@ -237,7 +262,12 @@ def _write(pieces: _Pieces, folder: Path) -> None:
                     files[name].write(content)
                     lengths[name] += len(part)
                     checksums[name] = zlib_ng.crc32(content, checksums[name])
-        about = {"lengths": lengths, "crc32": checksums, "has_stored_regions": pieces.has_stored_regions}
+        about = {
+            "lengths": lengths,
+            "crc32": checksums,
+            "has_stored_regions": pieces.has_stored_regions,
+            "places": places,
+        }
         (aside / _ABOUT).write_text(json.dumps(about))
         if _open(folder) is not None:
             return
@@ -256,12 +286,14 @@ def _write(pieces: _Pieces, folder: Path) -> None:
 def _open(folder: Path) -> JoinedIndex | None:
     """The files of an earlier process; None where there are none, or some are damaged."""
     try:
-        about = strict_json.read(folder / _ABOUT, dict[str, Any])
+        in_use = FileIO(folder / _ABOUT)
+        _lock(in_use, fcntl.LOCK_SH)
+        about = strict_json.read(folder / _ABOUT, dict[str, Any])  # after the lock: they may have been removed
         columns = {
             name: _map(folder / name, kind, int(about["lengths"][name]), int(about["crc32"][name]))
             for name, kind in _COLUMNS.items()
         }
-        return JoinedIndex(columns, bool(about["has_stored_regions"]))
+        return JoinedIndex(columns, bool(about["has_stored_regions"]), in_use)
     except (FileNotFoundError, KeyError, TypeError, ValueError, UserError):
         return None
 
@@ -287,13 +319,11 @@ def _checksum(path: Path) -> int:
     return found
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Holds a lock between processes. Gives False where the file system has none: then several may do the same work."""
-    with open(path, "ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
+def _lock(file: IO[bytes] | FileIO, kind: int) -> bool:
+    """Whether it was given, until the file is closed; not where the file system has no locks: then several may do the same work,
+    and nothing is removed."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError:
+        return False
+    return True

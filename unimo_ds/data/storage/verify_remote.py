@@ -38,8 +38,8 @@ _UNLISTED = ("http", "https")
 def verify_at(
     location: str | os.PathLike[str], *, tokenizer: index.BatchEncoder | None = None, workers: Workers | None = None
 ) -> list[Problem]:
-    """`verify.verify` of a local folder or a URL. Of a URL an import that was not finished is not seen, and unlisted files only
-    where the store lets its files be listed.
+    """`verify.verify` of a local folder or a URL. Of a URL unlisted files are seen only where the store lets its files be
+    listed, and an import that was not finished by its shards, which are such files.
 
     Raises:
         UserError: there is no data folder, or the local disk is full.

@@ -22,6 +22,9 @@ from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import images
 from unimo_ds.data.vision.crops import Crop
 
+_FLOOR = 1e-6
+"""Added to the variance of a patch's pixels, which lie within [-1, 1]."""
+
 
 def of_jpeg(data: bytes | memoryview, grid: PatchGrid, crop: Crop | None = None) -> Regions:
     """The patches of a stored image, or of a part of it: the same for the same bytes, whoever reads them.
@@ -57,6 +60,17 @@ def _features(pixels: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.float16]
     patches = rows.swapaxes(1, 2).copy().view(np.uint8).reshape(grid.num_patches, grid.feature_size)
     features: NDArray[np.float16] = torch.from_numpy(patches).float().div_(127.5).sub_(1).half().numpy()
     return features
+
+
+def normalised(pixels_RF: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Each patch's pixels with mean 0 and deviation 1: what a masked autoencoder predicts (He et al. 2022, whose estimate of the
+    deviation, by F - 1, this is). One of a single colour is zeros.
+    """
+    wide_RF = pixels_RF.astype(np.float32)
+    centred_RF = wide_RF - wide_RF.mean(1, keepdims=True)
+    deviation_R1 = np.sqrt(wide_RF.var(1, keepdims=True, ddof=1) + _FLOOR)
+    found: NDArray[np.float16] = (centred_RF / deviation_R1).astype(np.float16)
+    return found
 
 
 def _regions(features: NDArray[np.float16], grid: PatchGrid) -> Regions:

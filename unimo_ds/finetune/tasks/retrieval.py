@@ -29,15 +29,18 @@ from unimo_ds.data.examples import text_key
 from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
-from unimo_ds.finetune import images, ranking
+from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.right_answers import RightAnswers
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
 from unimo_ds.finetune_config import FinetuneConfig, RetrievalConfig
 from unimo_ds.losses.circle import choice_loss, circle_loss
+from unimo_ds.utils.agreement import failing_together
+from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator, mix
 
@@ -51,9 +54,17 @@ class RetrievalExamples:
 
     target_size = 1
 
-    def __init__(self, pairs: Pairs, settings: RetrievalConfig, nearest_ones: Nearest | None = None) -> None:
-        """nearest_ones: where a share of the negatives is drawn from; None: all are drawn from everything."""
+    def __init__(
+        self,
+        pairs: Pairs,
+        settings: RetrievalConfig,
+        answers: RightAnswers | None = None,
+        nearest_ones: Nearest | None = None,
+    ) -> None:
+        """answers: which are no negatives; None: a caption's own image alone. nearest_ones: where a share of the negatives is
+        drawn from; None: all are drawn from everything."""
         self.pairs, self.settings, self._nearest = pairs, settings, nearest_ones
+        self._answers = right_answers.own_alone(pairs) if answers is None else answers
         self.feature_size = pairs.corpus.feature_size
         self.fingerprint = f"{pairs.corpus.fingerprint}/{pairs.num_images}"
 
@@ -83,8 +94,8 @@ class RetrievalExamples:
         pair = self._alone(index, seed) if self.settings.contrastive_weight else None
         return TaskExample(self.key(index), tuple(sequences), np.zeros(1, np.float32), pair)
 
-    def with_hard_negatives(self, nearest_ones: Nearest) -> RetrievalExamples:
-        return RetrievalExamples(self.pairs, self.settings, nearest_ones)
+    def with_answers(self, answers: RightAnswers, nearest_ones: Nearest | None = None) -> RetrievalExamples:
+        return RetrievalExamples(self.pairs, self.settings, answers, nearest_ones)
 
     def _alone(self, index: int, seed: int) -> Example:
         """The pair by an encoding of its image and one of its caption."""
@@ -113,7 +124,7 @@ class RetrievalExamples:
             random,
             settings.negative_images,
             pairs.num_images,
-            forbidden=range(own, own + 1),
+            forbidden=self._answers.images.of(index),
             hard=None if near is None else near.images_CK[index, : settings.hard_pool],
             hard_share=settings.hard_share,
         )
@@ -121,7 +132,7 @@ class RetrievalExamples:
             random,
             settings.negative_captions,
             pairs.num_captions,
-            forbidden=pairs.captions_of(own),
+            forbidden=self._answers.captions.of(own),
             hard=None if near is None else near.captions_IK[own, : settings.hard_pool],
             hard_share=settings.hard_share,
         )
@@ -137,12 +148,12 @@ def _draw(
     number: int,
     total: int,
     *,
-    forbidden: range,
+    forbidden: NDArray[np.int64],
     hard: NDArray[np.int64] | None,
     hard_share: float,
 ) -> list[int]:
-    """`number` below `total` outside of `forbidden`: a share of them from `hard`, then others (which may be hard ones once more);
-    each kind different ones as far as there are enough."""
+    """`number` below `total` outside of `forbidden` (ascending): a share of them from `hard`, then others (which may be hard ones
+    once more); each kind different ones as far as there are enough."""
     drawn: list[int] = []
     hard = None if hard is None else hard[hard >= 0]
     if hard is not None and len(hard):
@@ -150,9 +161,32 @@ def _draw(
         drawn = random.choice(hard, wanted, replace=False).tolist()
     left, rest = number - len(drawn), total - len(forbidden)
     found = random.choice(rest, left, replace=left > rest)
-    # Numbers from the first forbidden one on stand for those behind the forbidden ones.
-    others: list[int] = np.where(found < forbidden.start, found, found + len(forbidden)).tolist()
+    # Each stands for itself plus the forbidden ones that lie before what it stands for.
+    before = np.searchsorted(forbidden - np.arange(len(forbidden)), found, side="right")
+    others: list[int] = (found + before).tolist()
     return drawn + others
+
+
+def _read_answers(pairs: Pairs, settings: RetrievalConfig, communicator: Communicator) -> RightAnswers:
+    """From the texts of all captions, which rank 0 reads. A collective.
+
+    Raises:
+        UserError: an unreadable caption, or one for which every image is right, or the other way round.
+    """
+    found = None
+    with failing_together(communicator):
+        if communicator.rank == 0:
+            found = right_answers.of_texts(pairs.text_keys(), pairs.image_of_C)
+            if settings.negative_images and found.images.most() == pairs.num_images:
+                raise UserError(
+                    f"{pairs.corpus.location} has no negatives: one caption is that of all images; give other images too"
+                )
+            if settings.negative_captions and found.captions.most() == pairs.num_captions:
+                raise UserError(
+                    f"{pairs.corpus.location} has no negatives: one image has all captions; give other images too"
+                )
+    of_rank_0: RightAnswers = communicator.broadcast_object(found)
+    return of_rank_0
 
 
 class RetrievalTask(Task):
@@ -211,9 +245,10 @@ class RetrievalTask(Task):
             with torch.no_grad():
                 weight = engine.module.get_parameter("head.scores.output.weight")
                 weight.fill_(ranking.score_of_cosine(engine, settings) / size)
+        answers = _read_answers(pairs, settings, engine.communicator)
         if not settings.hard_share:
-            return examples
-        return examples.with_hard_negatives(nearest(engine, pairs, config, number=settings.hard_pool))
+            return examples.with_answers(answers)
+        return examples.with_answers(answers, nearest(engine, pairs, answers, config, number=settings.hard_pool))
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=1)

@@ -54,7 +54,7 @@ class BottomUpSettings:
 
 
 class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
-    """Regions of any image by this detector; `detect` gives their attributes too."""
+    """Regions of any image by this detector."""
 
     kind = KIND
 
@@ -129,12 +129,10 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
         probabilities = network.classes(features)
         kept = choose(proposals_R4, probabilities.cpu(), self.settings.choosing, background=_BACKGROUND, extra=_EXTRA)
         here = kept.to(self.device)
-        attributes = network.attributes(features[here], probabilities[here].argmax(1))
         return Found(
             boxes=proposals_R4[kept] / torch.tensor([width, height, width, height]),
             features=features[here].cpu(),
             probabilities=probabilities[here].cpu(),
-            attributes=None if attributes is None else attributes.cpu(),
         )
 
 

@@ -150,7 +150,7 @@ class _Predictor(nn.Module):
     def __init__(self, sizes: NetworkSizes) -> None:
         super().__init__()
         self.cls_score = nn.Linear(sizes.feature_size, sizes.num_classes)
-        if sizes.num_attributes:
+        if sizes.num_attributes:  # asked by nobody here; kept, so that a stored network is the whole of it
             self.cls_embed = nn.Embedding(sizes.num_classes, _EMBEDDED)
             self.attr_linear1 = nn.Linear(sizes.feature_size + _EMBEDDED, _HIDDEN)
             self.attr_linear2 = nn.Linear(_HIDDEN, sizes.num_attributes)
@@ -195,14 +195,6 @@ class BottomUpNetwork(nn.Module):
     def classes(self, features_RF: torch.Tensor) -> torch.Tensor:
         """[R, C] probabilities."""
         return torch.softmax(self.roi_heads.box_predictor.cls_score(features_RF), -1)
-
-    def attributes(self, features_RF: torch.Tensor, class_ids_R: torch.Tensor) -> torch.Tensor | None:
-        """[R, attributes] probabilities, given each region's likeliest class (background counts); None: it has no such head."""
-        if not self.sizes.num_attributes:
-            return None
-        predictor = self.roi_heads.box_predictor
-        known = torch.cat([features_RF, predictor.cls_embed(class_ids_R)], 1)
-        return torch.softmax(predictor.attr_linear2(predictor.attr_linear1(known).relu_()), -1)
 
     @property
     def pooled_side(self) -> int:

@@ -22,8 +22,6 @@ class Found:
     """[R, F] float32"""
     probabilities: torch.Tensor
     """[R, C] over all classes, background included."""
-    attributes: torch.Tensor | None = None
-    """[R, attributes] probabilities, where the detector has them. Shards do not store them: no objective of the paper does."""
 
 
 def to_regions(found: Found, *, stored_classes: int) -> Regions:
