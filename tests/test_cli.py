@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -319,6 +320,30 @@ def test_an_interrupted_stage_says_that_it_can_go_on(tmp_path: Path) -> None:
     _, said = stage.communicate(timeout=60)
     assert stage.returncode == 130
     assert said == "error: interrupted; the same command goes on where this one stopped\n"
+
+
+def test_a_python_without_the_packages_is_told_what_it_lacks() -> None:
+    environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-S", "-m", "unimo_ds", "doctor"]  # -S: the standard library alone
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} ")
+    assert done.stderr.endswith("requirements.txt there (docs/install.md)\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_demo_waits_for_what_its_launcher_saves() -> None:
+    handles = "import signal, time; signal.signal(signal.SIGINT, lambda *_: exit(print('saved')))"
+    launcher = f"{handles}; print('ready', flush=True); time.sleep(60)"
+    demo = f"import sys; from unimo_ds import demo; sys.exit(demo.launch([sys.executable, '-c', {launcher!r}], {{}}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", demo], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, complaint = process.communicate(timeout=60)
+    assert (process.returncode, out, complaint) == (130, "saved\n", "")
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -9,14 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from unimo_ds import recipes
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError, run_command
 
 Record = dict[str, float]
 
@@ -28,7 +28,7 @@ def main() -> int:
     print("$", " ".join(["deepspeed", *command[1:4], "unimo_ds/train.py"]), flush=True)
     # Where there are GPUs as well, they may be fewer than two; and DeepSpeed need not warn that it has found none.
     environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1"}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = launch(command, environment)
     if status:
         return status
     run_dir = Path(config.run_dir)
@@ -37,6 +37,16 @@ def main() -> int:
     print(f"TensorBoard: .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}")
     print(f"Checkpoint:  {run_dir / 'checkpoints'}   (unimo evaluate retrieval --checkpoint {run_dir} --help)")
     return 0
+
+
+def launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Exit status of a launcher, which Ctrl-C ends first: its ranks save."""
+    with subprocess.Popen(command, env=environment) as launcher:
+        try:
+            return launcher.wait()
+        except KeyboardInterrupt:
+            launcher.wait()  # the terminal has interrupted it as well
+            return EXIT_INTERRUPTED
 
 
 def read_records(path: Path) -> Iterator[Record]:
