@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unimo_ds import recipes
-from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError, run_command
+from unimo_ds.utils.errors import UserError, run_command
 
 Record = dict[str, float]
 
@@ -40,13 +41,10 @@ def main() -> int:
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Exit status of a launcher, which Ctrl-C ends first: its ranks save."""
-    with subprocess.Popen(command, env=environment) as launcher:
-        try:
-            return launcher.wait()
-        except KeyboardInterrupt:
-            launcher.wait()  # the terminal has interrupted it as well
-            return EXIT_INTERRUPTED
+    """Exit status of a launcher. Ctrl-C is left to the one process of `deepspeed` that ends the ranks, which then save: it
+    handles the signal by itself, while all others, and we, ignore it (`deepspeed` has nothing but a traceback to answer)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def read_records(path: Path) -> Iterator[Record]:
