@@ -101,6 +101,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "nowhere"], "nothing to inspect at nowhere"),
         (["inspect", "order"], "needs --data"),
         (["inspect", "order", "--data", "x", "--steps", "3"], "must be A:B"),
+        (["inspect", "batch", "--data", "x", "--steps", "3:4"], "give --step N instead of --steps 3:4"),
         (["prepare", "verify", "nowhere"], "nowhere"),
         (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
         (
@@ -274,6 +275,8 @@ def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) 
     assert [step["global_batch"] for step in orders[0]] == [step["global_batch"] for step in orders[1]]
     for step in orders[1]:
         assert sorted(key for rank in step["ranks"] for key in rank) == sorted(step["global_batch"])
+    assert cli.main([*words[:6], "--step", "6", *words[8:]]) == 0
+    assert json.loads(target.read_text())["steps"] == orders[1][1:]
 
 
 def test_commands_read_several_folders_as_the_trainer_does(

@@ -55,10 +55,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     steps.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     steps.add_argument(
-        "--step", type=int, default=0, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics"
+        "--step", type=int, default=0, metavar="N", help="from 0 (default 0); step N + 1 in a run's metrics"
     )
     steps.add_argument("--rank", type=int, default=0, metavar="R", help="batch: whose part of it (default 0)")
-    steps.add_argument("--steps", default="0:1", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
+    steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1, instead of --step")
     steps.add_argument(
         "--workers", type=int, default=0, metavar="N", help="order: worker processes; the result is the same"
     )
@@ -114,6 +114,8 @@ def _inspect_batch(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.viewing.batch_page import batch_page
     from unimo_ds.data.viewing.inspect_batch import Place, read_step, to_dict, to_text
 
+    if arguments.steps is not None:
+        raise UserError(f"unimo inspect batch shows one step: give --step N instead of --steps {arguments.steps}")
     config, corpus = _config_and_corpus(arguments)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     place = Place(arguments.step, arguments.rank, arguments.world_size)
@@ -162,7 +164,7 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
 def _inspect_order(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.viewing.inspect_order import inspect_order, parse_steps
 
-    steps = parse_steps(arguments.steps)
+    steps = parse_steps(arguments.steps or f"{arguments.step}:{arguments.step + 1}")
     config, corpus = _config_and_corpus(arguments)
     result = inspect_order(corpus, config, steps=steps, world_size=arguments.world_size, num_workers=arguments.workers)
     lines = []
