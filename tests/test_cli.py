@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "sample", "--data", "x", "--html", "y", "--step", "0"], "has no use for --step; leave it out"),
         (["inspect", "x", "--recipe", "demo"], "unimo inspect x has no use for --recipe"),
         (["inspect", "x", "--html", "y", "--samples", "3"], "has no use for --samples"),
+        (["inspect", "batch", "--data", "x", "--steps", "3:4"], "unimo inspect batch has no use for --steps"),
         (["prepare", "verify", "nowhere"], "nowhere"),
         (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
         (
@@ -277,6 +279,8 @@ def test_inspect_order_agrees_between_world_sizes(folder: Path, tmp_path: Path) 
     assert [step["global_batch"] for step in orders[0]] == [step["global_batch"] for step in orders[1]]
     for step in orders[1]:
         assert sorted(key for rank in step["ranks"] for key in rank) == sorted(step["global_batch"])
+    assert cli.main([*words[:6], "--step", "6", *words[8:]]) == 0
+    assert json.loads(target.read_text())["steps"] == orders[1][1:]
 
 
 def test_commands_read_several_folders_as_the_trainer_does(
@@ -323,6 +327,30 @@ def test_an_interrupted_stage_says_that_it_can_go_on(tmp_path: Path) -> None:
     _, said = stage.communicate(timeout=60)
     assert stage.returncode == 130
     assert said == "error: interrupted; the same command goes on where this one stopped\n"
+
+
+def test_a_python_without_the_packages_is_told_what_it_lacks() -> None:
+    environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-S", "-m", "unimo_ds", "doctor"]  # -S: the standard library alone
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} ")
+    assert done.stderr.endswith("requirements.txt there (docs/install.md)\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_demo_waits_for_its_ranks_without_a_traceback() -> None:
+    handler = "import signal, time; signal.signal(signal.SIGINT, lambda *_: exit(3)); print('ready', flush=True); time.sleep(60)"
+    launcher = f"import subprocess, sys; exit(subprocess.run([sys.executable, '-c', {handler!r}]).returncode)"
+    demo = f"import sys; from unimo_ds import demo; sys.exit(demo.launch([sys.executable, '-c', {launcher!r}], {{}}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", demo], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, complaint = process.communicate(timeout=60)
+    assert (process.returncode, out, complaint) == (3, "", "")
 
 
 def test_a_closed_pipe_is_no_error() -> None:

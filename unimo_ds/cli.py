@@ -11,14 +11,23 @@ import unimo_ds
 from unimo_ds.commands import inspecting, measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import run_command, tell
-
-_INTERRUPTED = 130
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, run_command, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _handed_out(sys.argv[1:] if argv is None else argv)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("unimo_ds"):
+            raise
+        tell(
+            f"{sys.executable} has no package for `import {error.name}`; install requirements.txt there (docs/install.md)"
+        )
+        return EXIT_BAD_INPUT
+
+
+def _handed_out(words: Sequence[str]) -> int:
     # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
     words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))] or ["--help"]
     if words[:1] == ["prepare"]:
@@ -56,7 +65,7 @@ def _guarded(command: Callable[[], int], *, cure: str = "") -> int:
     except KeyboardInterrupt:
         if cure:
             tell(f"interrupted; {cure}")
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; Python must not complain again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -124,7 +124,7 @@ def check(config: RunConfig) -> None:
     if config.schedule.warmup_steps > config.schedule.total_steps:
         raise UserError(
             f"schedule.warmup_steps={config.schedule.warmup_steps} is above "
-            f"schedule.total_steps={config.schedule.total_steps}"
+            f"schedule.total_steps={config.schedule.total_steps}; shorten it too, for example to a tenth of them"
         )
     if weights.image + weights.text + weights.pair == 0:
         raise UserError("data.kind_weights are all 0; give at least one kind a weight")

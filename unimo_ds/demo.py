@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,7 @@ def main() -> int:
     print("$", " ".join(["deepspeed", *command[1:4], "unimo_ds/train.py"]), flush=True)
     # Where there are GPUs as well, they may be fewer than two; and DeepSpeed need not warn that it has found none.
     environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1"}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = launch(command, environment)
     if status:
         return status
     run_dir = Path(config.run_dir)
@@ -37,6 +38,13 @@ def main() -> int:
     print(f"TensorBoard: .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}")
     print(f"Checkpoint:  {run_dir / 'checkpoints'}   (unimo evaluate retrieval --checkpoint {run_dir} --help)")
     return 0
+
+
+def launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Exit status of a launcher. Ctrl-C is left to the one process of `deepspeed` that ends the ranks, which then save: it
+    handles the signal by itself, while all others, and we, ignore it (`deepspeed` has nothing but a traceback to answer)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def read_records(path: Path) -> Iterator[Record]:

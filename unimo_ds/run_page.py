@@ -45,7 +45,8 @@ _TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
 """Events that have a line of their own."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
-border-bottom:1px solid #e5e7eb;vertical-align:top}.charts{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;width:560px}
+border-bottom:1px solid #e5e7eb;vertical-align:top}figure{margin:0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem;margin-top:2rem}
 figcaption{font-weight:600}svg text{font:11px system-ui,sans-serif;fill:#4b5563}pre{background:#f3f4f6;padding:1rem;overflow:auto}
 img{max-width:100%;display:block;margin:.3rem 0}
 .key{display:inline-block;font-size:12px;margin-right:.8rem}"""
@@ -252,7 +253,7 @@ def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], mar
         line = " ".join(place(x, y) for x, y in points)
         drawn.append(f'<polyline points="{line}" stroke="{colour}" stroke-width="1.5" fill="none"/>')
         keys.append(f'<span class="key" style="color:{colour}">{escape(name)}</span>')
-    picture = f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(drawn)}</svg>'
+    picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(drawn)}</svg>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{picture}<br>{''.join(keys)}</figure>"
 
 

@@ -1,7 +1,7 @@
 """The trainer: from prepared data to a trained model.
 
     deepspeed unimo_ds/train.py                                                          the demo recipe, on drawn scenes
-    deepspeed unimo_ds/train.py --recipe small --data data/train --run-dir runs/mine     your data
+    deepspeed unimo_ds/train.py --recipe small --data data --run-dir runs/mine           your data/train and data/held_out
     torchrun --nproc-per-node 4 -m unimo_ds.train --set schedule.total_steps=2000        one field changed
 
 `mpirun`, `srun` and plain `python` start it as well. The same command again resumes from the newest good checkpoint.
@@ -29,7 +29,7 @@ from unimo_ds import recipes
 from unimo_ds.config import RunConfig
 from unimo_ds.config_check import check
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_corpus, keep_makers, regions_left_out
+from unimo_ds.data.corpus_check import check_corpus, regions_left_out, with_fingerprints
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
@@ -39,7 +39,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
-from unimo_ds.models.start import check_start, load_start, start_note
+from unimo_ds.models.start import check_initial_weights, load_initial_weights, start_note
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.overrides import apply_overrides
@@ -57,9 +57,10 @@ DEMO_DATA = "demo_data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status. Every call is a stage of the project, in the order it happens."""
-    config, device, communicator = start_run(lambda: read_configuration(arguments), lambda read: read.engine)
+    # What is wrong on one rank alone is told once and ends all of them: `rank_0_first` and `failing_together` are collectives.
+    config, device, communicator = start_run(lambda: read_configuration(arguments), settings_of=lambda run: run.engine)
 
-    # Data: an index in memory, samples on disk. Recipes that start from scratch take their sizes from it.
+    # Data: an index in memory, samples on disk. A recipe that starts from scratch takes its vocabulary and regions from it.
     draw_demo(config, communicator)
     cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
     open_corpus = functools.partial(Corpus.open, cache_dir=cache, cache_bytes=config.data.cache_bytes)
@@ -67,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with failing_together(communicator):
         config = recipes.fit_to_data(config, corpus)
         check(config)
-        check_start(config.model)
+        check_initial_weights(config.model)
         check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
-        config = keep_makers(config, corpus)
+        config = with_fingerprints(config, corpus)
         held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
         if held_out is not None:
             check_fits(held_out, config)
@@ -166,7 +167,7 @@ def make_model(config: RunConfig, task: PretrainingTask) -> Unimo:
     """The model with its starting weights: equal on every rank, since they follow from the seed or a file."""
     model = Unimo(config.model, heads=task.make_heads(config.model), **options_of(config))
     if config.model.initialize_from is not None:
-        load_start(model, config.model.initialize_from)
+        load_initial_weights(model, config.model.initialize_from)
     if config.model.initialize_images_from is not None:
         load_vision_transformer(model, config.model.initialize_images_from)
     return model

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimo_ds.engine.signals import EXIT_INTERRUPTED, StopRequests
+from unimo_ds.engine.signals import StopRequests
 from unimo_ds.utils.communicator import SingleProcess
-from unimo_ds.utils.errors import EXIT_REQUEUE
+from unimo_ds.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 
 @pytest.fixture

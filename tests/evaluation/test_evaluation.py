@@ -17,7 +17,7 @@ from tests.evaluation import small
 from unimo_ds.config import DataConfig, RunConfig, from_dict, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import keep_makers
+from unimo_ds.data.corpus_check import with_fingerprints
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.storage.members import texts_of
@@ -252,7 +252,7 @@ def test_data_of_the_right_sizes_but_another_make_is_refused(name: str, tmp_path
     with pytest.raises(UserError, match=f"with another {name} than the training data .* `--like "):
         check_fits(Corpus.open(folder), config)
     # Where the training data is gone, the checkpoint still tells.
-    config = keep_makers(config, Corpus.open(tmp_path / "train"))
+    config = with_fingerprints(config, Corpus.open(tmp_path / "train"))
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(
         UserError, match=f"with the {name} 2222222222222222, the data that the model was trained on with "

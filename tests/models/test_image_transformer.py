@@ -16,7 +16,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.packing import pack, pack_sequences
 from unimo_ds.data.schema import NO_TAG, PackedBatch, SequenceInput, SequenceRole
 from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
-from unimo_ds.models.start import check_start, start_note
+from unimo_ds.models.start import check_initial_weights, start_note
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.models.vision_transformer import load_vision_transformer
 from unimo_ds.utils.errors import UserError
@@ -234,8 +234,8 @@ def test_other_folders_are_refused(folder, tmp_path_factory):
     with pytest.raises(UserError, match=r"has no config\.json"):
         loaded(empty)
     with pytest.raises(UserError, match=r"has no config\.json"):
-        check_start(dataclasses.replace(SIZES, initialize_images_from=str(empty)))
-    check_start(dataclasses.replace(SIZES, initialize_images_from=str(folder)))
+        check_initial_weights(dataclasses.replace(SIZES, initialize_images_from=str(empty)))
+    check_initial_weights(dataclasses.replace(SIZES, initialize_images_from=str(folder)))
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5, 0.5, 0]}')
     with pytest.raises(UserError, match="must be three numbers each"):
         loaded(folder)

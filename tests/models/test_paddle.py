@@ -13,7 +13,7 @@ from tests import support
 from unimo_ds import cli
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.models import paddle
-from unimo_ds.models.start import load_start
+from unimo_ds.models.start import load_initial_weights
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
@@ -175,10 +175,10 @@ def test_a_release_becomes_a_folder_to_start_from(tmp_path: Path, capsys: pytest
     assert set(found["missing"]) == ABSENT
     assert cli.main([*words, "--to", str(tmp_path / "to")]) == 2, "never overwrites"
     target = model_of(2, vocabulary_size=tokenizer.vocabulary_size, num_region_classes=1601)
-    assert load_start(target, tmp_path / "to") == []
+    assert load_initial_weights(target, tmp_path / "to") == []
     expected = dict(source.named_parameters())
     for name, value in target.named_parameters():
         assert name in ABSENT or torch.equal(value, expected[name]), name
     assert "Licence and terms are the release's" in (tmp_path / "to" / "README.md").read_text()
     with pytest.raises(UserError, match="the model wants"):
-        load_start(model_of(2), tmp_path / "to")
+        load_initial_weights(model_of(2), tmp_path / "to")

@@ -15,7 +15,7 @@ from tests import support
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.models.roberta import load_roberta
-from unimo_ds.models.start import check_start
+from unimo_ds.models.start import check_initial_weights
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
@@ -113,7 +113,7 @@ def refuse(folder, match: str, *, early: bool = False, **changes) -> None:
     with pytest.raises(UserError, match=match):
         load_roberta(Unimo(config), folder)
     with pytest.raises(UserError, match=match) if early else contextlib.nullcontext():
-        check_start(config)
+        check_initial_weights(config)
 
 
 def test_bad_folders_are_refused(folder, tmp_path_factory):

@@ -13,7 +13,7 @@ from unimo_ds.engine import ds_config
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.cost import counted_cost
 from unimo_ds.planning.plan import plan
-from unimo_ds.planning.text import to_text
+from unimo_ds.planning.text import duration, to_text
 from unimo_ds.utils.errors import UserError
 
 
@@ -182,3 +182,19 @@ def test_communication_is_there_between_nodes_alone() -> None:
     assert alone.communication_seconds == 0
     # Two bytes of each of 130.3 million parameters, three quarters of them leave the node, there and back.
     assert four.communication_seconds == pytest.approx(130.3e6 * 2 * 2 * 0.75 / 12.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (0.0124, "18 min"),
+        (0.06, "86 min"),
+        (0.0625, "1.5 h"),
+        (0.94, "23 h"),
+        (0.998, "1.0 days"),
+        (1.04, "1.0 days"),
+        (1234, "1,234.0 days"),
+    ],
+)
+def test_a_duration_is_said_in_its_unit(days: float, said: str) -> None:
+    assert duration(days) == said

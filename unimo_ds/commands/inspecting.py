@@ -33,7 +33,7 @@ _STEPS = ("data", "recipe", "set", "run_dir", "world_size")
 _TAKES = {
     "sample": ("data", "sample", "html"),
     "batch": (*_STEPS, "step", "rank", "samples", "html"),
-    "order": (*_STEPS, "steps", "workers"),
+    "order": (*_STEPS, "step", "steps", "workers"),
 }
 """Beside `--json`. Paths take `--samples` or `--html`."""
 _DEFAULTS = {
@@ -42,7 +42,7 @@ _DEFAULTS = {
     "world_size": 1,
     "step": 0,
     "rank": 0,
-    "steps": "0:1",
+    "steps": None,
     "workers": 0,
 }
 
@@ -71,9 +71,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=Path, metavar="DIR", help="data and settings of a run, instead of the three above"
     )
     steps.add_argument("--world-size", type=int, metavar="W", help="number of ranks (default 1)")
-    steps.add_argument("--step", type=int, metavar="N", help="batch: from 0 (default 0); step N + 1 in a run's metrics")
+    steps.add_argument("--step", type=int, metavar="N", help="from 0 (default 0); step N + 1 in a run's metrics")
     steps.add_argument("--rank", type=int, metavar="R", help="batch: whose part of it (default 0)")
-    steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1 (default 0:1)")
+    steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1, instead of --step")
     steps.add_argument("--workers", type=int, metavar="N", help="order: worker processes; the result is the same")
     parser.set_defaults(**dict.fromkeys(_DEFAULTS))  # so that it can be told what was given
 
@@ -114,6 +114,8 @@ def _refuse_ignored(arguments: argparse.Namespace) -> None:
     subject = f"unimo inspect {arguments.path}"
     if arguments.run_dir is not None and "run_dir" in takes:
         takes, subject = tuple(name for name in takes if name not in ("data", "recipe", "set")), f"{subject} --run-dir"
+    if arguments.path == "order" and arguments.steps is not None:
+        takes, subject = tuple(name for name in takes if name != "step"), f"{subject} --steps"
     if ignored := [f"--{name.replace('_', '-')}" for name in given if name not in takes]:
         raise UserError(f"{subject} has no use for {', '.join(ignored)}; leave it out")
 
@@ -190,7 +192,7 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
 def _inspect_order(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.viewing.inspect_order import inspect_order, parse_steps
 
-    steps = parse_steps(arguments.steps)
+    steps = parse_steps(arguments.steps or f"{arguments.step}:{arguments.step + 1}")
     config, corpus = _config_and_corpus(arguments)
     result = inspect_order(corpus, config, steps=steps, world_size=arguments.world_size, num_workers=arguments.workers)
     lines = []

@@ -45,7 +45,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from unimo_ds.config_check import check
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
-    from unimo_ds.models.start import check_start
+    from unimo_ds.models.start import check_initial_weights
     from unimo_ds.planning import plan, text
 
     config = config_of(arguments, arguments.data)
@@ -65,7 +65,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if corpus is not None:
         # What training would refuse, before a queue has been waited through.
         check(config)
-        check_start(config.model)
+        check_initial_weights(config.model)
         check_corpus(corpus, config)
 
 

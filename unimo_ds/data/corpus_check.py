@@ -115,7 +115,7 @@ def regions_left_out(corpus: CheckableCorpus, config: RunConfig) -> list[str]:
     ]
 
 
-def keep_makers(config: RunConfig, corpus: Corpus) -> RunConfig:
+def with_fingerprints(config: RunConfig, corpus: Corpus) -> RunConfig:
     """`config` with the fingerprints of what made its training data, so that checkpoints and exports carry them."""
     entries = {"tokenizer": corpus.manifest.tokenizer, "extractor": corpus.manifest.extractor}
     made_with = {part: entry.fingerprint for part, entry in entries.items() if entry is not None}

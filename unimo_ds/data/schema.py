@@ -3,7 +3,7 @@
     Sample (as stored) --examples.py--> Example (corrupted, tokenised sequences) --packing.py--> PackedBatch (one stream)
 
 Letters: T stream positions, S sequences, N_* items of a kind, R regions, F region feature size, K stored classes per region,
-G tags, P pairs, Q privately scored (image vector, text vector) combinations.
+G tags, P pairs, Q scores of pairs with what is theirs alone: themselves, their rewrites, their related items.
 """
 
 from __future__ import annotations
@@ -248,9 +248,9 @@ class ContrastTable:
     pair_text: torch.Tensor
     """[P] int64, row of the caption encoded alone."""
     pair_image_key: torch.Tensor
-    """[P] int64"""
+    """[P] int64, as `Example.image_key`."""
     pair_text_key: torch.Tensor
-    """[P] int64"""
+    """[P] int64, as `Example.text_key`."""
     score_pair: torch.Tensor
     """[Q] int64, index into this table's pairs."""
     score_image: torch.Tensor

@@ -20,10 +20,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from unimo_ds.config import EngineConfig
-from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator, make_communicator
-from unimo_ds.utils.errors import UserError, exit_status
+from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError, exit_status
 from unimo_ds.utils.launchers import is_alone, local_rank, rank_environment
 
 _GRACE = datetime.timedelta(minutes=5)

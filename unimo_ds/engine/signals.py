@@ -16,12 +16,11 @@ from types import FrameType
 import torch
 
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import EXIT_REQUEUE
+from unimo_ds.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from unimo_ds.utils.launchers import has_lost_launcher, launcher_processes
 from unimo_ds.utils.starting import start_is_over
 
 STOP_FILE = "stop"
-EXIT_INTERRUPTED = 130
 _BY_FILE = 1000
 _BY_LAUNCHER = 1
 """Below every signal: where ranks know different reasons the highest number is told."""

@@ -11,6 +11,7 @@ and listed on the host before, all that was measured is read in one piece after 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,17 +89,18 @@ def train_step(
     known = _count(engine, task, batch)
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
     last = len(micro_batches) - 1
+    *counts, num_pairs = known.counts
     scales = [
         weight * engine.communicator.world_size / max(count, 1.0)
-        for weight, count in zip(task.weights, known.counts, strict=False)
+        for weight, count in zip(task.weights, counts, strict=True)
     ]
-    num_pairs = known.counts[-1]
     engine.set_learning_rate(learning_rate)
     plan = None
     if num_pairs:
         table = join_tables(batch.micro_batches)
         plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
+    # The forward of a single micro-batch gives the pooled vectors and carries the gradients; of several, each is encoded twice.
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None
     if plan is not None:
@@ -148,11 +150,11 @@ def _finish(
     totals = engine.communicator.all_reduce_sum(torch.cat(measured)).tolist()
     means = {
         name: total / count if count else float("nan")
-        for name, total, count in zip(task.names, totals, known.counts, strict=False)
+        for name, total, count in zip(task.names, totals[:num_losses], known.counts, strict=True)
     }
     weights = [*task.weights, task.contrast_weight]
-    loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if mean == mean)
-    right_and_asked = totals[num_losses + 1 :]
+    loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if not math.isnan(mean))
+    right_and_asked = totals[num_losses + 1 :]  # nothing in a step without pairs
     middle = len(right_and_asked) // 2
     accuracies = {
         name: right / asked if asked else float("nan")

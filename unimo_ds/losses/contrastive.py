@@ -16,7 +16,8 @@ and the other images against its text.
 Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot. And
 with a sum of positives inside, one good positive is enough: the others stop learning.
 
-Letters: P local pairs, Q scores, N vectors of a modality, D vector size, A accuracies.
+Letters: P local pairs, Q private scores, M those of negative rewrites among them, N vectors of a modality, D vector size,
+A accuracies; P2: for each pair, image to text and text to image.
 """
 
 from __future__ import annotations
@@ -158,10 +159,11 @@ _SHARED = {"gather": _gathered, "ring": _in_a_ring}
 def _accuracies(score_Q: torch.Tensor, best_P2: torch.Tensor, plan: ContrastPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """How often the true pair outscores its rewrites (by level), and the other images and texts of the step.
 
-    Returns `right` and `asked` of `ContrastiveResult`.
+    best_P2: highest score of the others; -inf where there are none. Returns `right` and `asked` of `ContrastiveResult`.
     """
     scores = functional.pad(score_Q, (0, 1))  # where a pair has no such score, it counts as 0
-    right_M = (scores[plan.rival] > score_Q[len(score_Q) - len(plan.rival) :]).double()
+    rewrites_M = score_Q[len(score_Q) - len(plan.rival) :]  # the plan puts negative rewrites last
+    right_M = (scores[plan.rival] > rewrites_M).double()
     counts = right_M.new_zeros(2, len(HARD_NEGATIVES) + 1)
     by_rewrites = counts.index_add_(1, plan.asks, torch.stack((right_M, torch.ones_like(right_M))))[:, :-1]
     is_asked_P2 = best_P2.isfinite()

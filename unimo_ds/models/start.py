@@ -18,7 +18,7 @@ _SIZES_OF_PATCHES = ("num_image_layers", "region_feature_size", "region_tag_size
 """Fields of ModelConfig that config.json calls the same."""
 
 
-def load_start(model: Unimo, folder: str | Path) -> list[str]:
+def load_initial_weights(model: Unimo, folder: str | Path) -> list[str]:
     """Fill `model` in place from a folder of transformers. Returns the names of the parameters that keep their fresh values.
     Positions of another grid of patches are interpolated (`positions.py`).
 
@@ -32,7 +32,7 @@ def load_start(model: Unimo, folder: str | Path) -> list[str]:
     return _load_unimo(model, Path(folder), _sizes_of_patches(found, path))
 
 
-def check_start(config: ModelConfig) -> None:
+def check_initial_weights(config: ModelConfig) -> None:
     """Refuse a model whose starting weights are not there or belong to another one, before anything is made. Cheap: of the
     folders that `config` names, config.json is read and no weights.
 

@@ -24,13 +24,14 @@ from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import Layout
 
 EMBEDDING_SITE = 0
+"""Which dropout this is, a part of the key of its masks; those of the layers are numbered after it (`layers.py`)."""
 OBJECTIVE_HEADS = "objective_heads."
 """How names of their weights begin; only pre-training has a use for these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-    """What the losses need. Any number of rows may be zero; every tensor still hangs on the graph."""
+    """What the losses need. Any number of rows may be zero; every tensor is still part of the autograd graph."""
 
     language_losses: torch.Tensor
     """[N_language] fp32, cross-entropy of each predicted token."""
@@ -119,9 +120,9 @@ class Unimo(nn.Module):
         return self.run_heads(self.read_rows(batch, text_addition_ND), batch)
 
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
-        """Hidden states of the last layer where heads read them. Arguments as in `forward`."""
+        """Hidden states of the last layer where heads read them; nowhere else is it computed. Arguments as in `forward`."""
         further = {
-            # Rehearsals and evaluation have no use for them.
+            # Without gradients (evaluation, and what `engine/contrast.py` encodes beforehand) nobody asks for them.
             name: cast(ObjectiveHead, head).positions(batch) if torch.is_grad_enabled() else batch.pooled_text_at[:0]
             for name, head in self.objective_heads.items()
         }
@@ -188,7 +189,7 @@ class Unimo(nn.Module):
                 longest=batch.longest_image,
                 activation_checkpointing=self.activation_checkpointing,
             )
-            tags = tags[:, :0]
+            tags = tags[:, :0]  # it has added their embeddings itself
         images: torch.Tensor = self.region_embedding(features, batch.region_boxes, tags)
         return images
 

@@ -6,6 +6,13 @@ from unimo_ds.planning import mix
 from unimo_ds.planning.plan import Plan
 
 
+def duration(days: float) -> str:
+    """In the unit that people would say it in."""
+    if days < 1 / 16:
+        return f"{days * 24 * 60:.2g} min"
+    return f"{days * 24:.2g} h" if days < 0.95 else f"{days:,.1f} days"
+
+
 def to_text(result: Plan) -> str:
     """Tables for people."""
     lines = [
@@ -21,13 +28,13 @@ def to_text(result: Plan) -> str:
         )
     lines += [
         "",
-        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps     days  device-hours   read MB/s   comm s",
+        "global batch   positions/step  micro-batches  TFLOP/step   s/step     steps       time device-hours  read MB/s   comm s",
     ]
     for batch in result.batches:
         lines.append(
             f"{batch.global_samples:12,} {batch.positions_per_step:16,} {batch.micro_batches:14,}"
-            f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {batch.days:8.3g}"
-            f" {batch.device_hours:13.4g} {batch.read_bytes_per_second / 1e6:11.4g} {batch.communication_seconds:8.3g}"
+            f" {batch.flops_per_step / 1e12:11.3g} {batch.seconds_per_step:8.3g} {batch.steps:9,} {duration(batch.days):>10}"
+            f" {batch.device_hours:12.4g} {batch.read_bytes_per_second / 1e6:10.4g} {batch.communication_seconds:8.3g}"
         )
     return "\n".join(
         [*lines, *mix.to_lines(result.mix), "", "assumes:", *(f"  - {assumption}" for assumption in result.assumptions)]

@@ -10,6 +10,7 @@ from unimo_ds.utils.redact import redact
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = 75
 """Stopped by SIGTERM, SIGUSR1 or the end of the launcher, with nothing lost: start the same command again (EX_TEMPFAIL of
 sysexits.h)."""

@@ -36,9 +36,9 @@ _STYLE = """
 .sample h2 { flex: 0 0 100%; margin: .2em 0; overflow-wrap: anywhere }
 .sample table { flex: 1 1 28em; width: auto; align-self: flex-start }
 .sample > div img, .sample > div .blank { width: 240px; height: auto }
-.name { width: 11em; border-left: .5em solid; padding-left: .5em; font-size: .85em }
+.name { width: 11em; min-width: 11em; border-left: .5em solid; padding-left: .5em; font-size: .85em }
 .see { width: 44px } .see svg { background: #e2e8f0; display: block } .see path { fill: #4a5568 }
-.words figure { vertical-align: top }
+.words { width: 100% } .words figure { vertical-align: top }
 .words { white-space: pre-wrap } .words b { font-weight: 600; color: #777; font-size: .8em }
 .words u { text-decoration: none; background: #bee3f8; border-radius: 3px; padding: 0 2px }
 .words u i { font-size: .8em; color: #2b6cb0 } .words q { quotes: none; background: #fefcbf }

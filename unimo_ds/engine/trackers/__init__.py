@@ -18,10 +18,9 @@ from typing import TypeAlias, cast
 
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
-from unimo_ds.engine.signals import EXIT_INTERRUPTED
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.engine.trackers.protocol import TrackedRun, TrackerModule
-from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from unimo_ds.utils.redact import redacted
 
 ID_FILE = "tracker_id"
