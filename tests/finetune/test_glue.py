@@ -69,6 +69,15 @@ def test_stsb(tmp_path):
     ]
 
 
+def test_lines_end_where_the_publishers_do(tmp_path):
+    """Quotes open nothing, Windows' ends and marks are no text, and other separators of Unicode end no line."""
+    lines = ["sentence\tlabel", '"a quote is opened\t1', "two\u2028parts\x85and\x0bmore\t0", 'closed"\t1']
+    (tmp_path / "train.tsv").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    found = rows("sst2", tmp_path, "train")
+    assert [target for _, target in found] == [1.0, 0.0, 1.0]
+    assert [text for (text,), _ in found] == ['"a quote is opened', "two\u2028parts\x85and\x0bmore", 'closed"']
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "said"),
     [

@@ -27,6 +27,8 @@ def test_correlations_as_in_scipys_documentation():
     _, spearman = classification.correlations([5, 6, 7, 8, 7], [1, 2, 3, 4, 5])
     assert spearman == pytest.approx(0.8207826816681233, rel=1e-12)
     assert classification.correlations([1, 1, 1], [0, 1, 2]) == (0.0, 0.0)
+    assert classification.correlations([1, 2, float("nan")], [0, 1, 2]) == (0.0, 0.0)
+    assert classification.correlations([1, 2, float("inf")], [0, 1, 2]) == (0.0, 0.0)
 
 
 def test_rouge_as_in_the_packages_readme():

@@ -131,6 +131,16 @@ def test_bad_input_is_one_sentence(folder, tmp_path, changes, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_files_without_labels_are_told_before_training(tmp_path, folder, split, capsys):
+    data = small.write_sst2(tmp_path / "data")
+    lines = (data / f"{split}.tsv").read_text().splitlines()
+    (data / f"{split}.tsv").write_text("\n".join(line.partition("\t")[0] for line in lines))
+    assert cli.main([*arguments(folder, "unlabelled"), "--data", str(data)]) == 2
+    assert f"{split}.tsv:2 has no label, so it can be neither learned from nor measured on" in capsys.readouterr().err
+    assert not (folder / "unlabelled").exists()
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "said"),
     [

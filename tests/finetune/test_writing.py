@@ -126,9 +126,21 @@ def test_cnndm_reads_tagged_sentences_as_lines_and_json(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"article": "long", "highlights": "short\nand"}) + "\n")
     (row,) = tasks.load("cnndm").read(tmp_path, "train")
     assert (row.sources, row.references) == (("long",), ("short\nand",))
-    (tmp_path / "train.jsonl").write_text(json.dumps({"article": "", "highlights": "x"}) + "\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"highlights": "x"}) + "\n")
     with pytest.raises(UserError, match=r"train.jsonl:1 has an empty text"):
         tasks.load("cnndm").read(tmp_path, "train")
+
+
+def test_cnndm_leaves_out_what_has_no_article(tmp_path):
+    """So the collection's own code does with 114 of its stories."""
+    write_lines(tmp_path / "train.txt.src", "one", "", " ", "four")
+    write_lines(tmp_path / "train.txt.tgt.tagged", *(f"<t> summary {number} </t>" for number in range(1, 5)))
+    found = tasks.load("cnndm").read(tmp_path, "train")
+    assert [found[index].references for index in range(len(found))] == [("summary 1",), ("summary 4",)]
+    assert found[1].key == f"{tmp_path}/train.txt.src:4"
+    articles = [{"article": article, "highlights": "x"} for article in ("a", "", "b")]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(one) + "\n" for one in articles))
+    assert len(tasks.load("cnndm").read(tmp_path, "dev")) == 2
 
 
 def squad(answers) -> dict:

@@ -74,6 +74,66 @@ def test_beam_search_equals_brute_force(length_penalty: float, min_tokens: int):
         assert [text.score for text in texts] == pytest.approx([score for score, _ in hypotheses[:wanted]], abs=1e-5)
 
 
+def textbook_search(model, prompt, vocabulary, settings) -> list[tuple[tuple[int, ...], float]]:
+    """Beam search as it is written in books, every text scored anew: (tokens with their end, penalised score), best first."""
+    forbidden = [token for token in np.flatnonzero(vocabulary.special) if token != END]
+    running, finished = [((), 0.0)], []
+    for length in range(1, settings.max_tokens + 1):
+        candidates = []
+        rows = small.log_probabilities(model, prompt, *(list(tokens) for tokens, _ in running))
+        for (tokens, score), row in zip(running, rows, strict=True):
+            words = split_words(tokens, vocabulary.starts_word)
+            for token in set(range(len(row[-1]))) - set(forbidden):
+                longer = split_words([*tokens, token], vocabulary.starts_word)
+                before = words if len(longer) > len(words) else words[:-1]  # the word in progress is none yet
+                pairs = set(itertools.pairwise(before)) if settings.no_repeat_words else set()
+                if token == END and length <= settings.min_tokens:
+                    continue
+                if token == END or tuple(longer[-2:]) not in pairs:
+                    candidates.append((score + float(row[-1][token]), (*tokens, token)))
+        candidates.sort(reverse=True)
+        ends = {tokens for _, tokens in candidates if tokens[-1] == END or length == settings.max_tokens}
+        penalty = gnmt_length(length) ** settings.length_penalty
+        finished += [(s / penalty, tokens) for s, tokens in candidates[: settings.num_beams] if tokens in ends]
+        finished = sorted(finished, reverse=True)[: settings.num_beams]
+        running = [(tokens, s) for s, tokens in candidates[: 2 * settings.num_beams] if tokens not in ends]
+        running = running[: settings.num_beams]
+        is_full = len(finished) == settings.num_beams
+        if not running or (settings.early_stopping == "full" and is_full):
+            break
+        longest = settings.max_tokens if settings.early_stopping == "never" and settings.length_penalty > 0 else length
+        if is_full and running[0][1] / gnmt_length(longest) ** settings.length_penalty <= finished[-1][0]:
+            break
+    return [(tokens, score) for score, tokens in finished]
+
+
+@pytest.mark.parametrize("early_stopping", ["full", "likely", "never"])
+@pytest.mark.parametrize(("size", "num_beams"), [(30, 3), (30, 5), (9, 8), (7, 8)])
+def test_beam_search_equals_a_textbooks(early_stopping, size: int, num_beams: int):
+    """Few beams, so that what is lost matters; and in the tiny vocabularies more beams than texts, which are not made up."""
+    model, vocabulary = small.make_model(vocabulary_size=size).double(), small.make_vocabulary(size)
+    prompts = small.make_prompts(3, vocabulary_size=size)
+    lengths = set()
+    for length_penalty, max_tokens, no_repeat_words in ((0.6, 9, 0), (-1.0, 1, 0), (2.0, 2, 2), (0.0, 6, 2)):
+        settings = GenerationSettings(
+            num_beams=num_beams,
+            num_texts=num_beams,
+            length_penalty=length_penalty,
+            min_tokens=1 if max_tokens > 2 else 0,
+            max_tokens=max_tokens,
+            no_repeat_words=no_repeat_words,
+            early_stopping=early_stopping,
+        )
+        for prompt, texts in zip(prompts, generate(model, prompts, vocabulary, settings), strict=True):
+            expected = textbook_search(model, prompt, vocabulary, settings)
+            assert [text.tokens for text in texts] == [
+                tuple(token for token in tokens if token != END) for tokens, _ in expected
+            ]
+            assert [text.score for text in texts] == pytest.approx([score for _, score in expected], abs=1e-5)
+            lengths.add(len(texts))
+    assert (len(lengths) > 1) == (size < num_beams + 2), "fewer texts than beams only where there are no more"
+
+
 def test_results_do_not_depend_on_the_batch():
     model, vocabulary, prompts = small.make_model(), small.make_vocabulary(), small.make_prompts(9)
     settings = GenerationSettings(num_beams=4, num_texts=2, max_tokens=12)
@@ -173,11 +233,12 @@ def test_the_models_mode_is_put_back():
         ({"num_beams": 0}, "num_beams=0 must be at least 1"),
         ({"max_tokens": 65}, "max_tokens=65 must be from 1 to 64"),
         ({"min_tokens": 51}, r"min_tokens=51 must be from 0 to max_tokens \(50\)"),
-        ({"temperature": 0.0}, "temperature=0.0 must be more than 0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be from 0.0001"),
         ({"top_p": 1.5}, "top_p=1.5"),
-        ({"length_penalty": 5000.0}, "length_penalty=5000.0 must be from -100 to 100"),
-        ({"length_penalty": float("nan")}, "length_penalty=nan must be from -100 to 100"),
+        ({"length_penalty": 5000.0}, "length_penalty=5000.0 must be from -2 to 10"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan must be from -2 to 10"),
         ({"num_texts": 6}, "needs as many beams"),
+        ({"num_texts": 6, "sample": True}, "needs as many beams"),
     ],
 )
 def test_settings_that_make_no_sense(changes: dict, message: str):

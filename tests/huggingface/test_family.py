@@ -36,6 +36,7 @@ from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords
+from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.start import load_task, read_start
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate, make_prompt
@@ -369,6 +370,27 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
         assert (again.task.name, again.assets) == ("sst2", {"note": 1})
         assert model.config.id2label == {0: "0", 1: "1"}
         assert_same(dict(again.module.named_parameters()), dict(own.named_parameters()))
+
+
+@pytest.mark.parametrize(("task", "num_outputs"), [("stsb", 1), ("mnli", 3)])
+def test_pipelines_say_what_a_fine_tuned_model_says_of_two_sentences(task: str, num_outputs: int, tmp_path: Path):
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig(task))
+    own = task_models.TaskModel(config, task_models.TextHead(config, num_outputs=num_outputs)).eval()
+    files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
+    found = source.Source(own, config, files, small.make_tokenizer(), None, torch.device("cpu"), {})
+    folder = tmp_path / "exported"
+    write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found))
+    texts = [small.make_tokenizer().encode(text) for text in TEXTS[:2]]
+    sequence = clean_sequence(role=SequenceRole.SINGLE_TEXT, text=join_texts(texts, max_text_tokens=64))
+    with torch.no_grad():
+        scores = own(pack_sequences([sequence], feature_size=config.model.region_feature_size)).scores[0]
+    expected = scores if task == "stsb" else scores.softmax(0)
+    pipe = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder), top_k=None)
+    answers = pipe({"text": TEXTS[0], "text_pair": TEXTS[1]})
+    labels = ["LABEL_0"] if task == "stsb" else ["contradiction", "entailment", "neutral"]
+    assert {one["label"]: one["score"] for one in answers} == pytest.approx(
+        dict(zip(labels, expected.tolist(), strict=True)), abs=1e-5
+    )
 
 
 def test_the_processor_of_a_model_taught_with_names_of_objects_names_them(tmp_path: Path):

@@ -141,6 +141,13 @@ def test_files_are_read_as_written(dtype: str, shape: tuple[int, ...], tmp_path:
     assert np.array_equal(found.numpy(), array)
 
 
+def test_a_file_of_paddle_itself_is_read(tmp_path: Path):
+    """What the operator `save` of PaddlePaddle 3.3.1 writes of [[0.5, -2, 3.25]]: the form is that of 1.8."""
+    written = "00000000 0000000000000000 00000000 06000000 080510011003 0000003f 000000c0 00005040"
+    (tmp_path / "x").write_bytes(bytes.fromhex(written))
+    assert paddle.read_tensor(tmp_path / "x").equal(torch.tensor([[0.5, -2.0, 3.25]]))
+
+
 def test_damaged_files_are_named(tmp_path: Path):
     write(tmp_path / "x", np.ones((4, 5), np.float32))
     whole = (tmp_path / "x").read_bytes()

@@ -67,7 +67,9 @@ def test_bad_requests_are_explained(client, index: Path):
     page = answer.get_data(as_text=True)
     assert "cannot be read" in page
     assert "<b>x</b>" not in page, "names are escaped"
-    assert client.post("/", data={"photograph": (io.BytesIO(bytes(33 * 2**20)), "x.jpg")}).status_code == 413
+    answer = client.post("/", data={"photograph": (io.BytesIO(bytes(33 * 2**20)), "x.jpg")})
+    assert answer.status_code == 413
+    assert "more than 32 MB" in answer.get_data(as_text=True)
     # Only photographs of the index are sent, and only to pages on this machine.
     for path in ("/image/7", "/image/99", "/photograph/9", "/image/..%2Findex.json", "/static/x"):
         assert client.get(path).status_code == 404, path
@@ -128,6 +130,12 @@ def test_in_a_browser(address: str, photographs: Path, tmp_path: Path):
         window.wait_for("document.querySelectorAll('ul.found li').length == 10")
         assert window.texts("ul.found li p")[0].startswith("two dogs")
         window.wait_for("[...document.images].filter(i => i.complete && i.naturalWidth > 0).length >= 4")
+        names = window.run("return [...document.images].map(i => i.alt + ' ' + i.closest('li').innerText.trim())")
+        assert all(name.split()[0] == name.split()[1] for name in names), "an image is called by its file"
+        widest = "Math.max(...[...document.querySelectorAll('*')].map(e => e.getBoundingClientRect().right))"
+        for width in (320, 600, 1000):
+            window.run(f"document.documentElement.style.width = '{width}px'")
+            assert window.run(f"return {widest}") <= width, "nothing is cut off on a narrow screen"
         window.click("ul.found a")
         window.wait_for("document.querySelector('blockquote.caption')")
         assert window.texts("blockquote.caption")[0]

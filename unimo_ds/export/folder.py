@@ -146,6 +146,8 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
         family = _CLASSES[kind]
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
+        if family is heads.UnimoForSequenceClassification and not getattr(task, "labels", ()):
+            config.problem_type = "regression"  # else a pipeline would put the value through a sigmoid
         if isinstance(head, task_models.SumHead):
             config.classifier_hidden_size = head.middle.out_features
         if isinstance(task, WritingTask):

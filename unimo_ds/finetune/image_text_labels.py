@@ -68,6 +68,10 @@ class ImageTextLabelTask(Task):
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=len(self.labels))
 
+    def unanswered(self, examples: Examples) -> str | None:
+        assert isinstance(examples, ImageTextExamples)
+        return next((row.key for row in examples.rows if not row.targets), None)
+
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Cross-entropy."""
         return functional.cross_entropy(output.scores.float(), batch.targets[:, 0].long(), reduction="sum")
@@ -82,6 +86,6 @@ class ImageTextLabelTask(Task):
             {"key": row.key, "answer": self.labels[answer]}
             for row, answer in zip(rows, scores_EK.argmax(1).tolist(), strict=True)
         ]
-        if not all(row.targets for row in rows):
+        if self.unanswered(examples) is not None:
             return Evaluation({}, predictions, {"metrics": "the file has no labels, so nothing was measured"})
         return Evaluation(self.measure(scores_EK, np.array([row.targets[0][1] for row in rows])), predictions, {})

@@ -184,6 +184,11 @@ def _read(order: Order, seed: int) -> _Read:
     everything = task.open(order.data, "train", tokenizer=tokenizer, config=config, assets=assets)
     training = spread(everything, config.finetune.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
+    for examples in (everything, held_out):
+        if (key := task.unanswered(examples)) is not None:
+            raise UserError(
+                f"{key} has no label, so it can be neither learned from nor measured on; give files with labels as train and dev"
+            )
     return _Read(order, settings.fit_schedule(config, len(training), order.overrides), assets, training, held_out)
 
 

@@ -151,6 +151,11 @@ class SentenceTask(Task):
     def make_head(self, config: RunConfig) -> nn.Module:
         return TextHead(config, num_outputs=max(1, len(self.labels)))
 
+    def unanswered(self, examples: Examples) -> str | None:
+        assert isinstance(examples, SentenceExamples)
+        found = np.flatnonzero(np.isnan(examples.targets_E))
+        return examples.key(int(found[0])) if len(found) else None
+
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Cross-entropy of labels; squared error of a value."""
         scores_SK = output.scores.float()
@@ -163,7 +168,7 @@ class SentenceTask(Task):
     ) -> Evaluation:
         assert isinstance(examples, SentenceExamples)
         scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
-        has_targets = not np.isnan(examples.targets_E).any()
+        has_targets = self.unanswered(examples) is None
         parts = [self.part_of(key) for key in examples.keys]
         metrics: dict[str, float] = {}
         for part in dict.fromkeys(parts) if has_targets else ():

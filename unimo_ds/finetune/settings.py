@@ -170,7 +170,7 @@ _BOUNDS = {
     "captioning.min_confidence": (0, 1),
     "captioning.max_object_tokens": (3, math.inf),
     "generation.beams": (1, math.inf),
-    "generation.length_penalty": (-100, 100),
+    "generation.length_penalty": (-2, 10),
     "generation.min_tokens": (0, math.inf),
     "generation.max_tokens": (1, math.inf),
 }

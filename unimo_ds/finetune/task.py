@@ -113,6 +113,10 @@ class Task(ABC):
         """What the loss sums over."""
         return len(batch.targets)
 
+    def unanswered(self, examples: Examples) -> str | None:
+        """Key of an example that does not say what is right, as in test sets; None: all do."""
+        return None
+
     @abstractmethod
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """fp32 scalar."""

@@ -47,7 +47,7 @@ class GenerationSettings:
     """Draw among the likeliest that together have this probability."""
     seed: int = 0
     num_texts: int = 1
-    """Texts of each prompt, best first."""
+    """Texts of each prompt, best first; fewer where the other settings allow no more."""
     early_stopping: Literal["full", "likely", "never"] = "likely"
     """When a beam search ends: as soon as it has `num_beams` whole texts; when a better one is unlikely; when none can come."""
     end_id: int = SEP
@@ -61,13 +61,13 @@ class GenerationSettings:
         """
         claims = (
             ("num_beams", self.num_beams >= 1, "at least 1"),
-            # Larger powers of a length are no numbers any more.
-            ("length_penalty", -100 <= self.length_penalty <= 100, "from -100 to 100"),
+            # Larger powers of a length leave the range of numbers in which beam search marks what is no text.
+            ("length_penalty", -2 <= self.length_penalty <= 10, "from -2 to 10"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
             ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
             ("no_repeat_words", self.no_repeat_words >= 0, "0 or more"),
             ("no_repeat_tokens", self.no_repeat_tokens >= 0, "0 or more"),
-            ("temperature", self.temperature > 0, "more than 0"),
+            ("temperature", 1e-4 <= self.temperature <= 1e4, "from 0.0001 to 10000"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("num_texts", self.num_texts >= 1, "at least 1"),
@@ -76,8 +76,10 @@ class GenerationSettings:
         for name, is_right, wanted in claims:
             if not is_right:
                 raise UserError(f"{name}={getattr(self, name)} must be {wanted}")
-        if not self.sample and self.num_texts > self.num_beams:
-            raise UserError(f"num_texts={self.num_texts} needs as many beams; set num_beams={self.num_texts} or sample")
+        if self.num_texts > self.num_beams and (self.num_beams > 1 or not self.sample):
+            raise UserError(
+                f"num_texts={self.num_texts} needs as many beams; set num_beams={self.num_texts}, or sample with num_beams=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def generate(
                 found = generator.generate_from(encode_prefixes(model, batch.to(device)), **arguments)
                 scores = [None] * len(found.sequences) if settings.num_beams == 1 else found.sequences_scores.tolist()
                 for row, (tokens, score) in enumerate(zip(found.sequences[:, 1:].tolist(), scores, strict=True)):
-                    results[numbers[row // settings.num_texts]].append(_generated(tokens, score, settings))
+                    texts, text = results[numbers[row // settings.num_texts]], _generated(tokens, score, settings)
+                    if _is_found(text, settings) or not texts:
+                        texts.append(text)
     finally:
         model.train(was_training)
     return results
@@ -196,3 +200,11 @@ def _generated(tokens: list[int], score: float | None, settings: GenerationSetti
     is_finished = settings.end_id in tokens
     kept = tokens[: tokens.index(settings.end_id)] if is_finished else [token for token in tokens if token != PAD]
     return Generated(tuple(kept), is_finished, score)
+
+
+def _is_found(text: Generated, settings: GenerationSettings) -> bool:
+    """False where fewer texts than beams are possible: beam search marks what it lacks by log probabilities near -1e9."""
+    if text.score is None:
+        return True
+    length: float = gnmt_length(len(text.tokens) + text.is_finished) ** settings.length_penalty
+    return text.score * length > -1e8

@@ -6,16 +6,22 @@ the prefix is in the cache that it hands around. Reordering, scores, stopping an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutput
 
 from unimo_ds.data.schema import CLS
 from unimo_ds.generation.decoding import PrefixCache, decode
 from unimo_ds.models.unimo import Unimo
+
+_CACHE = "cache"
+"""What transformers calls the cache that it hands around; before 5.24 it had another name."""
+if _CACHE not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+    _CACHE = "past_key_values"
 
 
 def gnmt_length(num_tokens: float) -> float:
@@ -37,25 +43,28 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
         With `use_cache=False` every step computes all target positions anew (the prefix stays).
         """
         begin = torch.full((cache.num_prompts, 1), CLS, device=self.unimo.text_embedding.word.weight.device)
-        return super().generate(begin, past_key_values=cache, **arguments)  # type: ignore[misc]
+        given: dict[str, Any] = {_CACHE: cache, **arguments}
+        return super().generate(begin, **given)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: torch.Tensor, past_key_values: PrefixCache | None = None, **arguments: Any
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: PrefixCache | None = None,
+        cache: PrefixCache | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
-        """What `forward` gets: the target tokens that are not in the cache yet."""
-        assert past_key_values is not None
+        """What `forward` gets: the target tokens that are not in the cache yet, and the cache under its older name."""
+        prefixes = past_key_values if cache is None else cache
+        assert prefixes is not None
         if not arguments.get("use_cache", True):
-            past_key_values.forget_targets()
-        return {
-            "decoder_input_ids": input_ids[:, past_key_values.get_seq_length() :],
-            "past_key_values": past_key_values,
-        }
+            prefixes.forget_targets()
+        return {"decoder_input_ids": input_ids[:, prefixes.get_seq_length() :], "past_key_values": prefixes}
 
-    def next_token_logits(self, decoder_input_ids: torch.Tensor, cache: PrefixCache) -> CausalLMOutputWithPast:
-        """One step: logits [R, 1, V] of the token that follows."""
+    def next_token_logits(self, decoder_input_ids: torch.Tensor, cache: PrefixCache) -> CausalLMOutput:
+        """One step: logits [R, 1, V] of the token that follows. The cache grows in place."""
         hidden_RnE = decode(self.unimo, decoder_input_ids, cache)
         logits, _ = self.unimo.language_head(hidden_RnE[:, -1])
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        return CausalLMOutput(logits=logits[:, None])
 
     # Both methods below use the lengths for nothing but `log probability / length ** length_penalty`, so another length is
     # another penalty. They are internals of transformers: its version is pinned, and a test compares with brute force.

@@ -26,4 +26,8 @@ def announce() -> None:
 
 
 def _register(function: str) -> None:
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        raise ImportError(f"unimo_ds needs transformers 5 (requirements.txt), and this is {transformers.__version__}")
     getattr(importlib.import_module("unimo_ds.huggingface.registration"), function)()

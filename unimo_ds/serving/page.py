@@ -111,6 +111,11 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
     def explain(error: UserError) -> ResponseReturnValue:
         return _render("search.html", index=index, problem=str(error)), 400
 
+    @app.errorhandler(413)
+    def refuse_large(error: Exception) -> ResponseReturnValue:
+        problem = f"A photograph of more than {_LARGEST_UPLOAD // 2**20} MB is not taken."
+        return _render("search.html", index=index, problem=problem), 413
+
     def item_of(number: int) -> Item:
         if not 0 <= number < len(index) or index.items[number].image is None:
             abort(404)

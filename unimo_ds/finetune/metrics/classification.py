@@ -22,8 +22,8 @@ def matthews(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
 
 
 def correlations(predicted_E: ArrayLike, true_E: ArrayLike) -> tuple[float, float]:
-    """Pearson and Spearman; 0 where all predictions are alike, of which neither is defined."""
+    """Pearson and Spearman; 0 where neither is defined: all predictions alike, or one that is no number."""
     predicted, true = np.asarray(predicted_E, np.float64), np.asarray(true_E, np.float64)
-    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+    if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0, 0.0
     return float(pearsonr(predicted, true).statistic), float(spearmanr(predicted, true).statistic)

@@ -1,6 +1,6 @@
 """VQA v2, questions about COCO's photographs: `v2_OpenEnded_mscoco_train2014_questions.json` with
-`v2_mscoco_train2014_annotations.json`, the same of val2014 (`dev`), the questions of test-dev2015 (`test`), and the photographs
-as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
+`v2_mscoco_train2014_annotations.json`, the same of val2014 (`dev`), the questions of test-dev2015 or test2015 (`test`), and the
+photographs as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
 
 The release has no code for it. This project's choice, after UNITER and its kin: the answers that occur at least
 nine times in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
@@ -41,7 +41,7 @@ from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
-_PARTS = {"train": "train2014", "dev": "val2014", "test": "test-dev2015"}
+_PARTS = {"train": ("train2014",), "dev": ("val2014",), "test": ("test-dev2015", "test2015")}
 
 
 class Vqa(Task):
@@ -175,11 +175,12 @@ def _most_common(answers: Sequence[str]) -> str:
 
 
 def _questions_file(data: Path, split: str) -> Path:
-    return first_file(data, (f"v2_OpenEnded_mscoco_{_PARTS[split]}_questions.json", f"questions_{split}.json"))
+    official = [f"v2_OpenEnded_mscoco_{part}_questions.json" for part in _PARTS[split]]
+    return first_file(data, (*official, f"questions_{split}.json"))
 
 
 def _annotations_file(data: Path, split: str) -> Path:
-    return first_file(data, (f"v2_mscoco_{_PARTS[split]}_annotations.json", f"annotations_{split}.json"))
+    return first_file(data, (f"v2_mscoco_{_PARTS[split][0]}_annotations.json", f"annotations_{split}.json"))
 
 
 def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
