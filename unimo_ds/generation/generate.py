@@ -21,6 +21,9 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
+_MOST = 10_000
+"""Beams, or texts of a prompt."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -60,17 +63,18 @@ class GenerationSettings:
             UserError: naming a number that makes no sense, or that the model's position table does not allow.
         """
         claims = (
-            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("num_beams", 1 <= self.num_beams <= _MOST, f"from 1 to {_MOST}"),
             # Larger powers of a length are no numbers any more.
             ("length_penalty", -100 <= self.length_penalty <= 100, "from -100 to 100"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
             ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
             ("no_repeat_words", self.no_repeat_words >= 0, "0 or more"),
             ("no_repeat_tokens", self.no_repeat_tokens >= 0, "0 or more"),
-            ("temperature", self.temperature > 0, "more than 0"),
+            ("temperature", 1e-6 <= self.temperature <= 1e6, "from 1e-6 to 1e6"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("num_texts", self.num_texts >= 1, "at least 1"),
+            ("seed", abs(self.seed) < 2**63, "a number of 64 bits"),
+            ("num_texts", 1 <= self.num_texts <= _MOST, f"from 1 to {_MOST}"),
             ("batch_prompts", self.batch_prompts >= 1, "at least 1"),
         )
         for name, is_right, wanted in claims:

@@ -31,6 +31,7 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest
+from unimo_ds.data.storage.whole_file import write_made
 from unimo_ds.utils.errors import UserError
 
 POOL_CAPTIONS = 40_000
@@ -109,7 +110,7 @@ def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers
         usual = wording.learn(graph.text for graphs in read() for graph in graphs).hashes
     else:
         usual = np.zeros(0, np.uint64)
-    np.save(work.work / USUAL, usual)
+    write_made(work.work / USUAL, lambda stream: np.save(stream, usual))
     learned_file.save(replacements.learn(read()), path)
 
 
