@@ -111,6 +111,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "x", "--recipe", "demo"], "unimo inspect x has no use for --recipe"),
         (["inspect", "x", "--html", "y", "--samples", "3"], "has no use for --samples"),
         (["prepare", "verify", "nowhere"], "nowhere"),
+        (
+            ["prepare", "regions", "x", "--seed", str(2**63)],
+            "argument --seed: 9223372036854775808 is no number of 64 bits",
+        ),
         (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
         (
             ["prepare", "import", "--kind", "images", "--images", "https://h/a.tar", "--output", "o"],

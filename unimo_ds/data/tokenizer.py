@@ -31,6 +31,7 @@ from unimo_ds.utils.printable import printable
 TOKENIZER_FILE = "tokenizer.json"
 FIRST_SPECIALS = {"<s>": CLS, "<pad>": PAD, "</s>": SEP, "<unk>": UNK}
 MASK_NAME = "<mask>"
+_LARGEST_VOCABULARY = 2**24
 SMALLEST_VOCABULARY = len(FIRST_SPECIALS) + 256 + 1
 _WORD_BREAKS = ("Ġ", "Ċ", "ĉ", "č")
 """How the byte alphabet shows a space, line feed, tab and carriage return at the start of a piece."""
@@ -155,6 +156,8 @@ def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLi
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise UserError(f"a vocabulary of {vocabulary_size} cannot hold all bytes; take at least {SMALLEST_VOCABULARY}")
+    if vocabulary_size > _LARGEST_VOCABULARY:
+        raise UserError(f"a vocabulary of {vocabulary_size} is too large; take at most {_LARGEST_VOCABULARY}")
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(

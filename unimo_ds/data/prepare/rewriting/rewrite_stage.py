@@ -39,6 +39,8 @@ POOL_CAPTIONS = 40_000
 the corpus."""
 _TEACHING_PAIRS = 200_000
 """Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
+_MOST = 10_000
+"""Rewrites of a caption, beams, sentences at a time."""
 
 
 def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
@@ -72,12 +74,11 @@ def check(settings: RewriteSettings) -> None:
     Raises:
         UserError: numbers out of range, a parser or translator without what it needs, no data folder to learn from.
     """
-    for name in ("positives", "negatives", "back_translations"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must not be negative")
-    for name in ("translation_batch", "beams"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
+    least = {"positives": 0, "negatives": 0, "back_translations": 0, "translation_batch": 1, "beams": 1}
+    for name, smallest in least.items():
+        if not smallest <= getattr(settings, name) <= _MOST:
+            option = f"--{name.replace('_', '-')} {getattr(settings, name)}"
+            raise UserError(f"{option} must be from {smallest} to {_MOST}")
     parsers.check(settings.parser, settings.parser_path)
     opening.check(settings)
     if settings.translator == "apertium":
