@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 
 from tests.data.prepare.raw import write_tar
+from tests.engine.disks import files_of_at_most
 from tests.evaluation import small
 from unimo_ds import cli
 from unimo_ds.config import to_dict
@@ -98,7 +99,12 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             "y.tsv needs an answer for every example; leave --max-examples out",
         ),
         (["export", "--checkpoint", "nowhere", "--to", "y"], "no folder at nowhere"),
+        (
+            ["export", "--checkpoint", "x", "--to", "y", "--max-shard-gb", "inf"],
+            "--max-shard-gb inf must be a number above 0",
+        ),
         (["inspect", "nowhere"], "nothing to inspect at nowhere"),
+        (["inspect", "n" * 300], "File name too long"),
         (["inspect", "order"], "needs --data"),
         (["inspect", "order", "--data", "x", "--steps", "3"], "must be A:B"),
         (["inspect", "order", "--data", "x", "--html", "y"], "unimo inspect order has no use for --html; leave it out"),
@@ -107,6 +113,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["inspect", "x", "--html", "y", "--samples", "3"], "has no use for --samples"),
         (["inspect", "batch", "--data", "x", "--steps", "3:4"], "unimo inspect batch has no use for --steps"),
         (["prepare", "verify", "nowhere"], "nowhere"),
+        (
+            ["prepare", "regions", "x", "--seed", str(2**63)],
+            "argument --seed: 9223372036854775808 is no number of 64 bits",
+        ),
         (["prepare", "rewrite", "s3://bucket/a"], "s3://bucket/a is a URL where a path on this machine belongs"),
         (
             ["prepare", "import", "--kind", "images", "--images", "https://h/a.tar", "--output", "o"],
@@ -200,6 +210,10 @@ def test_export_gives_a_folder_that_evaluates_alike(
         assert cli.main(["evaluate", "retrieval", "--checkpoint", str(path), "--data", str(folder), "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out)["metrics"])
     assert results[0] == results[1]
+    for room in (2_000, 20_000):  # what transformers writes by safetensors, and by tokenizers
+        with files_of_at_most(room):
+            assert cli.main(["export", "--checkpoint", str(run_dir), "--to", str(tmp_path / "full")]) == 2
+        assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'full'}: File too large\n"
     half = tmp_path / "half"
     assert cli.main(["export", "--checkpoint", str(exported), "--to", str(half), "--dtype", "bf16"]) == 0
     assert (half / "model.safetensors").stat().st_size < 0.6 * (exported / "model.safetensors").stat().st_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,7 @@ import unimo_ds
 from unimo_ds.commands import inspecting, measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, run_command, tell
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, drop_output, run_command, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,16 +58,13 @@ def _run(words: Sequence[str]) -> int | None:
 def _guarded(command: Callable[[], int], *, cure: str = "") -> int:
     """cure: what to do after an interruption."""
     try:
-        status = command()
-        sys.stdout.flush()
-        return status
+        return command()
     except KeyboardInterrupt:
         if cure:
             tell(f"interrupted; {cure}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; Python must not complain again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # the reader (head, less) has gone
         return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -159,8 +158,8 @@ def last_metrics(path: Path) -> dict[str, float]:
     with path.open(errors="replace") as lines:
         for line in lines:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+                record = strict_json.parsed(line)
+            except ValueError:
                 break
             if not isinstance(record, dict):
                 break

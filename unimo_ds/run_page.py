@@ -18,6 +18,7 @@ from typing import Any
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 560, 220, 64, 24
 _MOST_POINTS = 400
@@ -97,7 +98,7 @@ def write_page(run_dir: Path, target: Path) -> dict[str, Any]:
     run = read_run(run_dir)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(to_html(run))
+        target.write_text(printable(to_html(run)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; give another --html") from None
     return {"run": str(run_dir), "page": str(target), **summary(run)}
@@ -299,8 +300,8 @@ def _lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = strict_json.parsed(text)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (not an object); restore it")

@@ -230,10 +230,13 @@ def test_the_models_mode_is_put_back():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"num_beams": 0}, "num_beams=0 must be from 1 to 10000"),
+        ({"num_beams": 2**63 - 1}, "must be from 1 to 10000"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be a number of 64 bits"),
         ({"max_tokens": 65}, "max_tokens=65 must be from 1 to 64"),
         ({"min_tokens": 51}, r"min_tokens=51 must be from 0 to max_tokens \(50\)"),
         ({"temperature": 0.0}, "temperature=0.0 must be from 0.0001"),
+        ({"temperature": float("inf")}, "temperature=inf must be from 0.0001"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"length_penalty": 5000.0}, "length_penalty=5000.0 must be from -2 to 10"),
         ({"length_penalty": float("nan")}, "length_penalty=nan must be from -2 to 10"),

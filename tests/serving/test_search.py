@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.data.prepare.raw import SMALL, picture
+from tests.engine.disks import files_of_at_most
 from tests.huggingface import small
 from tests.serving.conftest import TEXTS, refusal
 from unimo_ds import cli
@@ -157,6 +159,21 @@ def test_an_approximate_index_finds_nearly_the_same(tmp_path: Path):
     assert np.mean(shared) > 0.95
 
 
+def test_an_index_is_whole_or_not_there(tmp_path: Path):
+    """FAISS's own files overlook a disk that is full where the last bytes are written, and take no name that is no Unicode."""
+    vectors = generator(3).standard_normal((3000, 16)).astype(np.float32)
+    whole, cut = tmp_path / os.fsdecode(b"whole-\xff"), tmp_path / "cut"
+    made = functools.partial(write, size=16, model="m", checkpoint="c")
+    batches = [([Item(text="a")] * 3000, vectors)]
+    made(whole, batches)
+    assert np.array_equal(Index.open(whole).vector(2999), vectors[2999])
+    size = (whole / "vectors.faiss").stat().st_size
+    for room in (size - 10, size // 2):
+        with files_of_at_most(room), pytest.raises(UserError, match="cut: File too large"):
+            made(cut, batches)
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+
+
 def test_bad_input_is_named(
     run: Path, photographs: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ):
@@ -164,6 +181,8 @@ def test_bad_input_is_named(
     assert "cannot read the image nowhere.jpg" in refused("nowhere.jpg", "--index", str(index))
     assert "no index at" in refused("a dog", "--index", str(tmp_path))
     assert "a text is empty" in refused("  ", "--index", str(index))
+    assert r"the text 'dog\\udcff' is no Unicode" in refused(os.fsdecode(b"dog\xff"), "--index", str(index))
+    assert "--device meta" in refused("a dog", "--index", str(index), "--device", "meta")
     assert "--count 0" in refused("a dog", "--index", str(index), "--count", "0")
     other = small.write_run(tmp_path / "other", Unimo(small.run_config().model, seed=9))
     assert "another model" in refused("a dog", "--index", str(index), "--checkpoint", str(other))

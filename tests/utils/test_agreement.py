@@ -114,7 +114,7 @@ def test_a_rank_at_work_meets_the_others_and_one_that_stands_still_does_not(monk
 
 def _slow_rank(rank: int, file: str, found: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     """In a group whose collectives give up after four seconds."""
-    agreement._PAUSE_SECONDS, agreement._SIGN_OF_LIFE_SECONDS = 0.1, 0.02
+    agreement._PAUSE_SECONDS, agreement._SIGN_OF_LIFE_SECONDS = 0.1, 0.1
     torch.distributed.init_process_group(
         "gloo", f"file://{file}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=4)
     )
@@ -138,7 +138,9 @@ def test_work_may_take_longer_than_a_collective_waits_but_a_standstill_may_not(t
         one.start()
     try:
         assert {found.get(timeout=120) for _ in ranks} == {(0, "waited"), (1, "waited")}
-        assert found.get(timeout=30) == (1, "gave up")
+        given_up = found.get(timeout=60)
+        # Once rank 1 has gone, rank 0 may be told first.
+        assert (1, "gave up") in (given_up, given_up if given_up[0] == 1 else found.get(timeout=30))
     finally:
         for one in ranks:
             one.kill()

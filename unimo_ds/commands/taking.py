@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 from unimo_ds.commands.common import add_command, add_json, emit
@@ -47,8 +48,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
     from unimo_ds.export.folder import export
 
-    if arguments.max_shard_gb <= 0:
-        raise UserError(f"--max-shard-gb {arguments.max_shard_gb} must be more than 0")
+    if not 0 < arguments.max_shard_gb < math.inf:
+        raise UserError(f"--max-shard-gb {arguments.max_shard_gb} must be a number above 0")
     written = export(
         arguments.checkpoint,
         arguments.to,

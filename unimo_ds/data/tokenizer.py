@@ -26,10 +26,12 @@ from unimo_ds.data.schema import CLS, PAD, SEP, UNK
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import printable
 
 TOKENIZER_FILE = "tokenizer.json"
 FIRST_SPECIALS = {"<s>": CLS, "<pad>": PAD, "</s>": SEP, "<unk>": UNK}
 MASK_NAME = "<mask>"
+_LARGEST_VOCABULARY = 2**24
 SMALLEST_VOCABULARY = len(FIRST_SPECIALS) + 256 + 1
 _WORD_BREAKS = ("Ġ", "Ċ", "ĉ", "č")
 """How the byte alphabet shows a space, line feed, tab and carriage return at the start of a piece."""
@@ -71,8 +73,16 @@ class Tokenizer:
         self._ids_of_word: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Ids of the text, without specials: [n] int32."""
-        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        """Ids of the text, without specials: [n] int32.
+
+        Raises:
+            UserError: it is no Unicode, as words of a command line may be.
+        """
+        try:
+            found = self.inner.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise UserError(f"the text {printable(text)[:60]!r} is no Unicode; give it in UTF-8") from None
+        return np.asarray(found.ids, dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, without specials: `encode` of each, from words met before where there are any."""
@@ -146,6 +156,8 @@ def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLi
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise UserError(f"a vocabulary of {vocabulary_size} cannot hold all bytes; take at least {SMALLEST_VOCABULARY}")
+    if vocabulary_size > _LARGEST_VOCABULARY:
+        raise UserError(f"a vocabulary of {vocabulary_size} is too large; take at most {_LARGEST_VOCABULARY}")
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(

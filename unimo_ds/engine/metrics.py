@@ -23,6 +23,7 @@ from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
 from unimo_ds.engine.run_directory import flatten
 from unimo_ds.engine.trackers.patient import PatientTracker
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.redact import redacted
 
 FILE = "metrics.jsonl"
@@ -144,9 +145,9 @@ def cut_after(path: Path, step: int) -> None:
     lines, kept = path.read_text(errors="replace").splitlines(keepends=True), []
     for line in lines:
         try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
+            if strict_json.parsed(line)["step"] <= step and line.endswith("\n"):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue
     if kept != lines:
         replace_file(path, "".join(kept))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,8 +142,8 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
     rows: dict[str, str] = {}
     for line in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # the line that a killed run was writing
+            record = strict_json.parsed(line)
+        except ValueError:  # the line that a killed run was writing
             continue
         if isinstance(record, dict) and record.get("step") == step:
             found_here = {name: value for name, value in record.items() if name.startswith(("held_out/", "dev/"))}

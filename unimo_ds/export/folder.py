@@ -43,7 +43,7 @@ from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils import strict_json
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.errors import UserError, errno_of
 from unimo_ds.utils.new_folder import refuse_occupied
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -108,8 +108,11 @@ def write(
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
-    except OSError as error:
-        raise UserError(f"cannot write {to}: {error.strerror or error}") from None
+    except Exception as error:
+        number = errno_of(error)
+        if number is None:
+            raise
+        raise UserError(f"cannot write {to}: {os.strerror(number)}") from None
     finally:
         if had_bar:
             transformers_logging.enable_progress_bar()

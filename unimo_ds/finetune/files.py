@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 from unimo_ds.utils.json_entries import objects_under
 
@@ -138,7 +139,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         UserError: not a JSON object.
     """
     try:
-        value = json.loads(line)
+        value = strict_json.parsed(line)
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -127,7 +127,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         if (note := positions.note(order.start.config.model, config.model)) and not order.from_scratch:
             print(f"note: {note}", flush=True)
         tokenizer.save(run_dir)
-        (run_dir / ASSETS_FILE).write_text(json.dumps(read.assets) + "\n")
+        write_whole(run_dir / ASSETS_FILE, f"{json.dumps(read.assets)}\n".encode())
 
     training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
     engine = make_engine(model, config, engine_settings)

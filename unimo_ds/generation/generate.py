@@ -21,6 +21,9 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
+_MOST = 10_000
+"""Beams, or texts of a prompt."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -60,7 +63,7 @@ class GenerationSettings:
             UserError: naming a number that makes no sense, or that the model's position table does not allow.
         """
         claims = (
-            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("num_beams", 1 <= self.num_beams <= _MOST, f"from 1 to {_MOST}"),
             # Larger powers of a length leave the range of numbers in which beam search marks what is no text.
             ("length_penalty", -2 <= self.length_penalty <= 10, "from -2 to 10"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
@@ -70,7 +73,8 @@ class GenerationSettings:
             ("temperature", 1e-4 <= self.temperature <= 1e4, "from 0.0001 to 10000"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("num_texts", self.num_texts >= 1, "at least 1"),
+            ("seed", abs(self.seed) < 2**63, "a number of 64 bits"),
+            ("num_texts", 1 <= self.num_texts <= _MOST, f"from 1 to {_MOST}"),
             ("batch_prompts", self.batch_prompts >= 1, "at least 1"),
         )
         for name, is_right, wanted in claims:

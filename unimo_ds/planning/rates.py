@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 DEVICES_PER_NODE, NODE_BYTES_PER_SECOND = 8, 12.5e9
@@ -45,7 +45,7 @@ def measured_utilisation(path: str | Path, hardware: str) -> tuple[float, str]:
     """
     path = Path(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = strict_json.parsed(path.read_bytes())
         rows = [row for row in content["rows"] if row.get("contender") == "ours" and "useful_teraflops" in row]
         where, threads = str(content["hardware"]), int(content["threads"])
     except OSError as error:

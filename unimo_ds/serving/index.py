@@ -89,8 +89,9 @@ class Index:
             about: About = strict_json.read(folder / ABOUT_FILE, About)
             lines = (folder / ITEMS_FILE).read_text(encoding="utf-8").splitlines()
             items = [strict_json.typed(Item, strict_json.parsed(line), where="an item") for line in lines]
-            vectors = faiss.read_index(str(folder / VECTORS_FILE))
-        except (OSError, ValueError, RecursionError, RuntimeError) as error:
+            with (folder / VECTORS_FILE).open("rb") as stream:
+                vectors = faiss.read_index(faiss.PyCallbackIOReader(stream.read))  # type: ignore[attr-defined]
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the index {folder} is damaged ({str(error).splitlines()[0]}); build it again") from None
         if about.schema != SCHEMA:
             raise UserError(f"the index {folder} has schema {about.schema}, not {SCHEMA}; build it again")
@@ -158,7 +159,9 @@ def write(
             raise UserError("there is nothing to index; give --images, --data or --texts")
         about = About(SCHEMA, len(items), size, model, checkpoint, approximate)
         (aside / ABOUT_FILE).write_text(json.dumps(vars(about), indent=2) + "\n")
-        faiss.write_index(vectors, str(aside / VECTORS_FILE))
+        # FAISS's own files overlook a full disk, and take Unicode names alone.
+        with (aside / VECTORS_FILE).open("wb") as stream:
+            faiss.write_index(vectors, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
         if folder.exists():
             folder.rmdir()
         os.replace(aside, folder)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import ToldError, UserError, tell
+from unimo_ds.utils.errors import ToldError, UserError, sentence_of, tell
 
 T = TypeVar("T")
 _PAUSE_SECONDS = 10.0
@@ -55,8 +55,11 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
     problem = ""
     try:
         yield
-    except UserError as error:
-        problem = str(error)
+    except Exception as error:
+        found = sentence_of(error)
+        if found is None:
+            raise
+        problem = found
     fail_together(communicator, problem)
 
 

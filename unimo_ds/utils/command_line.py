@@ -10,6 +10,14 @@ from typing import Any, NoReturn
 from unimo_ds.utils.errors import UserError, nearest_name
 
 
+def seed(text: str) -> int:
+    """The type of an option for a seed."""
+    found = int(text)
+    if abs(found) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 64 bits")
+    return found
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse prints the usage before a mistake, a page of it for `unimo prepare import`, and proposes nothing.
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
+from unimo_ds.utils.printable import printable
 from unimo_ds.utils.redact import redact
 
 EXIT_FAILED = 1
@@ -14,6 +18,13 @@ EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = 75
 """Stopped by SIGTERM, SIGUSR1 or the end of the launcher, with nothing lost: start the same command again (EX_TEMPFAIL of
 sysexits.h)."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_WAY = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
+)
+"""What a user gave or may mend. Of a disk that fails (EIO, ESTALE) a traceback tells more, and a Slurm job tries again."""
+_BY_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 class UserError(ValueError):
@@ -37,6 +48,33 @@ def tell(problem: str) -> None:
     print(f"error: {redact(problem)}", file=sys.stderr, flush=True)
 
 
+def sentence_of(error: Exception) -> str | None:
+    """What is told of bad input, and of what the system refuses where nobody nearer to it has said more; None: of all else."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        if error.encoding != "utf-8":
+            return f"{error.encoding} lacks characters of what is to be written; set PYTHONUTF8=1"
+        return f"{printable(error.object)[:200]!r} is no Unicode; give it a name in UTF-8"
+    number = errno_of(error)
+    filename = getattr(error, "filename", None)
+    named = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
+    if number in _NO_ROOM:
+        return (
+            f"cannot write {named or 'what was made'}: {os.strerror(number)}; make room and give the same command again"
+        )
+    return f"cannot use {named}: {os.strerror(number)}" if named and number in _NO_WAY else None
+
+
+def errno_of(error: Exception) -> int | None:
+    """The system's number of an error, which libraries in Rust (safetensors, tokenizers) tell by exceptions of their own; None:
+    it is not the system's."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _BY_RUST.search(str(error))
+    return int(found[1]) if found else None
+
+
 def nearest_name(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them where none is close."""
     known = sorted(choices)
@@ -45,7 +83,7 @@ def nearest_name(name: str, choices: Iterable[str]) -> str:
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Run a command line's body. Returns its exit status; a `UserError` becomes one line on stderr and status 2."""
+    """Run a command line's body. Returns its exit status; what has a `sentence_of` becomes one line on stderr and status 2."""
     _statuses.append(_status_of(command))
     return _statuses[-1]
 
@@ -64,12 +102,16 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 def _status_of(command: Callable[[], int | None]) -> int:
     try:
-        return command() or 0
-    except UserError as error:
-        if not isinstance(error, ToldError):
-            tell(str(error))
-        return _ended_by(error, error.status)
-    except (RuntimeError, MemoryError) as error:
+        status = command() or 0
+        print(end="", flush=True)
+        return status
+    except Exception as error:
+        if (sentence := sentence_of(error)) is not None:
+            if not isinstance(error, ToldError):
+                tell(sentence)
+            return _ended_by(error, error.status if isinstance(error, UserError) else EXIT_BAD_INPUT)
+        if not isinstance(error, RuntimeError | MemoryError):
+            raise
         from unimo_ds.utils import out_of_memory  # which imports torch
 
         if out_of_memory.is_out_of_memory(error):
@@ -83,4 +125,13 @@ def _status_of(command: Callable[[], int | None]) -> int:
 
 def _ended_by(error: Exception, status: int) -> int:
     sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
+    drop_output()
     return status
+
+
+def drop_output() -> None:
+    """What stdout does not take (a full disk, a reader that has gone) is lost: Python must not complain again when it ends."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

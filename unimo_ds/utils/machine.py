@@ -85,7 +85,7 @@ def device_of(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # a device without memory, such as `meta`, has none
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
     return device

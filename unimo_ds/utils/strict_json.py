@@ -34,13 +34,16 @@ def read(path: Path, hint: Any, *, cure: str = "restore it") -> Any:
         return typed(hint, parsed(content), where=str(path))
     except UserError as error:
         raise UserError(f"{error}; {cure}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}); {cure}") from None
 
 
 def parsed(content: bytes | str) -> Any:
-    """JSON as Python has it. May raise ValueError or RecursionError."""
-    return json.loads(content if isinstance(content, str) else content.decode("utf-8"))
+    """JSON as Python has it. May raise ValueError, also of brackets without end."""
+    try:
+        return json.loads(content if isinstance(content, str) else content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def typed(hint: Any, value: Any, *, where: str) -> Any:

@@ -353,6 +353,7 @@ def test_an_import_is_not_lost_or_doubled_by_accident(
         (["--kind", "images", "--images", "lines.txt"], "neither a folder nor a tar"),
         (["--kind", "pairs", "--images", "photos.tar", "--captions", "lines.txt"], "no line of the form"),
         (["--kind", "texts", "--input", "lines.txt", "--vocabulary-size", "100"], "at least 261"),
+        (["--kind", "texts", "--input", "lines.txt", "--vocabulary-size", str(2**63)], "at most 16777216"),
         (["--kind", "images", "--images", "photos.tar", "--like", "."], "no manifest"),
         (["--kind", "images", "--images", "photos.tar", "--extractor", "lines.txt"], "region extractor"),
         (["--kind", "images", "--images", "cut.tar"], "damaged or cut"),

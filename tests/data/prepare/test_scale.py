@@ -262,7 +262,7 @@ def test_options_of_workers(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\ntranslator = 'marian'", "at least one"),
         (
             "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\nnegatives = -1",
-            "--negatives -1 must not be negative",
+            "--negatives -1 must be from 0 to 10000",
         ),
         (
             "output = 'x'\n[[import]]\nkind = 'texts'\ninput = 'a.txt'\n[rewrite]\nlearn_from = 'lost'",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.data.shard_folders import fake_jpeg, finish, make_folder, make_image, make_pair, make_text
+from tests.engine.disks import files_of_at_most
 from unimo_ds.data.storage.shards import ShardWriter, read_shard, rewrite_shard
 from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
@@ -172,13 +172,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_shard(tmp_path: Path) -> None:
             for number in range(100):
                 writer.write(make_image(number), jpeg=bytes(1000))
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*x-000000\.tar: File too large"):
-            write_too_much()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(50_000), pytest.raises(UserError, match=r"cannot write .*x-000000\.tar: File too large"):
+        write_too_much()
     assert os.listdir(tmp_path) == []
 
 

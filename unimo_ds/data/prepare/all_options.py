@@ -8,6 +8,7 @@ from pathlib import Path
 from unimo_ds.data.prepare import import_options, worker_options
 from unimo_ds.data.prepare.corpus_plan import Plan, named, read_plan
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings, RewriteSettings
+from unimo_ds.utils import command_line
 from unimo_ds.utils.errors import UserError
 
 EXAMPLE = """unimo prepare all --config corpus.toml --workers 8
@@ -39,7 +40,9 @@ def add(stage: argparse.ArgumentParser) -> None:
         help="size of a tokenizer trained here (default %(default)s)",
     )
     stage.add_argument("--keep-images", action="store_true", help="also store the JPEGs")
-    stage.add_argument("--seed", type=int, default=0, help="seed of what is learned and of random choices (default 0)")
+    stage.add_argument(
+        "--seed", type=command_line.seed, default=0, help="seed of what is learned and of random choices (default 0)"
+    )
     worker_options.add(stage)
     stage.add_argument("--json", action="store_true", help="print the reports as JSON")
 

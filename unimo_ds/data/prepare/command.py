@@ -17,7 +17,7 @@ from unimo_ds.data.prepare.settings import (
     PhraseSettings,
     RetrieveSettings,
 )
-from unimo_ds.utils import locations
+from unimo_ds.utils import command_line, locations
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import run_command
 from unimo_ds.utils.printable import printable
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             worker_options.add(stage)
         if name == "regions":
             stage.add_argument(
-                "--seed", type=int, default=0, help="seed of what is learned from the images (default 0)"
+                "--seed", type=command_line.seed, default=0, help="seed of what is learned from the images (default 0)"
             )
             stage.add_argument("--refit", action="store_true", help="learn the extractor again, from the stored images")
             import_options.add_extractor(stage)
@@ -112,7 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact: regions of what is drawn (default); grid: learned from pixels",
     )
     demo.add_argument(
-        "--seed", type=int, default=unchanged, help="another seed draws another corpus of the same kind (default 0)"
+        "--seed",
+        type=command_line.seed,
+        default=unchanged,
+        help="another seed draws another corpus of the same kind (default 0)",
     )
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unimo_ds.data.prepare import formats, worker_options
 from unimo_ds.data.prepare.settings import DEFAULT_VOCABULARY, ImportSettings
+from unimo_ds.utils import command_line
 
 EXTRACTOR_HELP = (
     "how regions are made: grid (the default, learned from the images); patches (of pixels, cut from the stored JPEG when it is "
@@ -108,7 +109,9 @@ def add(stage: argparse.ArgumentParser) -> None:
         help="also store the JPEGs, for `unimo prepare regions` and for pictures (patches always do)",
     )
     stage.add_argument("--replace", action="store_true", help="replace the shards of an earlier import of this source")
-    stage.add_argument("--seed", type=int, default=0, help="seed of what is learned from the images (default 0)")
+    stage.add_argument(
+        "--seed", type=command_line.seed, default=0, help="seed of what is learned from the images (default 0)"
+    )
     worker_options.add(stage)
     stage.add_argument("--json", action="store_true", help="print the report as JSON")
 

@@ -29,6 +29,7 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest, shards
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
@@ -109,7 +110,7 @@ def write_report(folder: Path, name: str, report: Report, *, seconds: float, mad
     """`report-NAME.json`: counts, every name that was skipped, and the fingerprint of what was asked for."""
     content = {**dataclasses.asdict(report), "seconds": round(seconds, 1), "made_of": made_of}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    (folder / f"report-{name}.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    write_whole(folder / f"report-{name}.json", f"{text}\n".encode(errors="backslashreplace"))
 
 
 def finished_report(folder: Path, name: str, identity: str) -> Report | None:

@@ -19,6 +19,7 @@ from typing import Any
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.storage.whole_file import write_whole
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 JOURNALS = ".prepare"
@@ -36,7 +37,7 @@ class Journal:
     def begun(self) -> str | None:
         """Fingerprint of the work that was begun; None: none."""
         content = read_json_object(self.path / _BEGUN)
-        found: str | None = None if content is None else content.get("fingerprint")
+        found: str | None = content.get("fingerprint") if isinstance(content, dict) else None
         return found
 
     def begin(self, fingerprint: str) -> bool:
@@ -158,7 +159,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json_object(path: Path) -> Any:
     """The content of a JSON file; None where there is no such file or it was not written by `write_json`."""
     try:
-        return json.loads(path.read_bytes())
+        return strict_json.parsed(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 

@@ -26,6 +26,7 @@ from unimo_ds.data.storage import manifest, members, shards, tars
 from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision import region_tags
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 NUM_MEMBERS = len(members.EXTENSIONS)
@@ -232,7 +233,7 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             arrays = {name: _parse_records(archive.read(f"{name}.npy"), name) for name in _RECORDS}
-            about = json.loads(_parse_records(archive.read("about.npy"), "about").tobytes())
+            about = strict_json.parsed(_parse_records(archive.read("about.npy"), "about").tobytes())
     except _UNREADABLE as error:
         raise UserError(f"{where} is not a readable index ({error}); {cure}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION:

@@ -141,7 +141,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     """
     try:
         record = strict_json.parsed(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{where} is damaged: not JSON ({error}); {_CURE}") from None
     if not isinstance(record, dict) or "schema_version" not in record:
         raise UserError(f"{where} is not a manifest of this program: it has no schema_version")

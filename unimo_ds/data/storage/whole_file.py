@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from unimo_ds.utils.errors import UserError
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write `content` beside `path`, onto the disk, and only then under its name.
 
     Raises:
@@ -24,3 +26,15 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_made(path: Path, make: Callable[[io.BytesIO], object]) -> None:
+    """`write_whole` of what `make` writes: libraries that write files themselves tell of a full disk in ways of their own, or not
+    at all.
+
+    Raises:
+        UserError: as `write_whole`.
+    """
+    buffer = io.BytesIO()
+    make(buffer)
+    write_whole(path, buffer.getbuffer())

@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> StoredExtractor:
                 dict[str, Any], strict_json.parsed(about.get("settings", "{}")), where="its settings"
             )
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"cannot read the region extractor {file}: {error}") from None
     return StoredExtractor(about.get("kind", ""), settings, tensors, file)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.prepare.scenes.reading import is_true_of
+from tests.engine.disks import files_of_at_most
 from unimo_ds.data import tokenizer
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.prepare.scenes import writing
 from unimo_ds.data.prepare.scenes.model import Scene, Thing
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
@@ -170,3 +172,30 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         write_demo_corpus(tmp_path / "file" / "corpus", **SIZES)
+
+
+def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    parameters = {"num_pairs": 2, "num_images": 2, "num_texts": 2, "num_held_out": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    writing.write_demo_corpus(whole, **parameters)
+    with (
+        files_of_at_most(150_000),
+        pytest.raises(UserError, match=r"cannot write .*extractor\.safetensors: File too large"),
+    ):
+        writing.write_demo_corpus(cut, **parameters)
+    writing.write_demo_corpus(cut, **parameters)
+    (whole / "demo.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"demo\.json: it is nested too deeply; remove"):
+        writing.write_demo_corpus(whole, **parameters)
+    for path in whole.rglob("*.tar"):
+        assert path.read_bytes() == (cut / path.relative_to(whole)).read_bytes()
+
+
+def test_two_processes_do_not_draw_into_one_folder(tmp_path: Path) -> None:
+    parameters = {"num_pairs": 2, "num_images": 2, "num_texts": 2, "num_held_out": 2}
+    corpus = tmp_path / "corpus"
+    with alone_in(corpus, make=True), pytest.raises(UserError, match=r"another `unimo prepare` is at work in .*corpus"):
+        writing.write_demo_corpus(corpus, **parameters)
+    writing.write_demo_corpus(corpus, **parameters)
+    with alone_in(corpus):
+        writing.write_demo_corpus(corpus, **parameters)  # finished: nothing is drawn

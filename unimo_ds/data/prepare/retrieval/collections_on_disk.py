@@ -28,6 +28,7 @@ from unimo_ds.data.prepare.retrieval.similarity import (
 )
 from unimo_ds.data.schema import Kind, Regions
 from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.whole_file import write_made
 
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 4, 60
 """In words: fragments relate to everything, and long texts cost a full sequence each."""
@@ -46,8 +47,16 @@ def collect_sentences(shard: Path, folder: Path, number: int) -> None:
                 if SHORTEST_SENTENCE <= len(words_of(sentence)) <= LONGEST_SENTENCE:
                     sentences[sentence.strip()] = None
     hashes = [int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), "little") for one in sentences]
-    np.save(folder / f"hashes-{number:06d}.npy", np.array(hashes, np.uint64))
+    _write_array(folder / f"hashes-{number:06d}.npy", np.array(hashes, np.uint64))
     write_json(folder / f"texts-{number:06d}.json", list(sentences))
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    write_made(path, lambda stream: np.save(stream, array))
+
+
+def _write_rows(path: Path, rows: csr_matrix) -> None:
+    write_made(path, lambda stream: save_npz(stream, rows, compressed=False))
 
 
 def keep_first(folder: Path, numbers: list[int]) -> int:
@@ -64,7 +73,7 @@ def keep_first(folder: Path, numbers: list[int]) -> int:
     first = np.ones(len(whole), bool)
     first[order[1:]] = whole[1:] != whole[:-1]
     for number, kept in zip(numbers, np.split(first, ends[:-1]), strict=True):
-        np.save(folder / f"kept-{number:06d}.npy", kept)
+        _write_array(folder / f"kept-{number:06d}.npy", kept)
     return int(first.sum())
 
 
@@ -92,7 +101,7 @@ def read_vocabulary(folder: Path, fingerprint: str) -> Vocabulary:
 def vectorise(folder: Path, number: int, fingerprint: str) -> int:
     """Write the block's TF-IDF vectors. Returns its number of sentences."""
     rows = tf_idf(_json(folder / f"sentences-{number:06d}.json"), read_vocabulary(folder, fingerprint))
-    save_npz(folder / f"texts-{number:06d}.npz", rows, compressed=False)
+    _write_rows(folder / f"texts-{number:06d}.npz", rows)
     return int(rows.shape[0])
 
 
@@ -118,11 +127,10 @@ def summarise_images(shard: Path, folder: Path, number: int, num_classes: int) -
             classes.append(one)
             features.append(other)
             positions.append(position)
-    save_npz(folder / f"images-{number:06d}.npz", class_rows(classes, num_classes), compressed=False)
-    np.save(
-        folder / f"features-{number:06d}.npy", np.stack(features).astype(np.float16) if features else np.zeros((0, 1))
-    )
-    np.save(folder / f"positions-{number:06d}.npy", np.array(positions, np.int64))
+    _write_rows(folder / f"images-{number:06d}.npz", class_rows(classes, num_classes))
+    means = np.stack(features).astype(np.float16) if features else np.zeros((0, 1))
+    _write_array(folder / f"features-{number:06d}.npy", means)
+    _write_array(folder / f"positions-{number:06d}.npy", np.array(positions, np.int64))
     return len(positions)
 
 

@@ -31,6 +31,7 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest
+from unimo_ds.data.storage.whole_file import write_made
 from unimo_ds.utils.errors import UserError
 
 POOL_CAPTIONS = 40_000
@@ -38,6 +39,8 @@ POOL_CAPTIONS = 40_000
 the corpus."""
 _TEACHING_PAIRS = 200_000
 """Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
+_MOST = 10_000
+"""Rewrites of a caption, beams, sentences at a time."""
 
 
 def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
@@ -71,12 +74,11 @@ def check(settings: RewriteSettings) -> None:
     Raises:
         UserError: numbers out of range, a parser or translator without what it needs, no data folder to learn from.
     """
-    for name in ("positives", "negatives", "back_translations"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must not be negative")
-    for name in ("translation_batch", "beams"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)} must be at least 1")
+    least = {"positives": 0, "negatives": 0, "back_translations": 0, "translation_batch": 1, "beams": 1}
+    for name, smallest in least.items():
+        if not smallest <= getattr(settings, name) <= _MOST:
+            option = f"--{name.replace('_', '-')} {getattr(settings, name)}"
+            raise UserError(f"{option} must be from {smallest} to {_MOST}")
     parsers.check(settings.parser, settings.parser_path)
     opening.check(settings)
     if settings.translator == "apertium":
@@ -109,7 +111,7 @@ def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers
         usual = wording.learn(graph.text for graphs in read() for graph in graphs).hashes
     else:
         usual = np.zeros(0, np.uint64)
-    np.save(work.work / USUAL, usual)
+    write_made(work.work / USUAL, lambda stream: np.save(stream, usual))
     learned_file.save(replacements.learn(read()), path)
 
 

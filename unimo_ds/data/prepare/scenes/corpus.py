@@ -23,6 +23,7 @@ from unimo_ds.data.prepare.scenes.rewrites import (
 )
 from unimo_ds.data.prepare.scenes.truth import is_false
 from unimo_ds.data.schema import Caption
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import mix
 
 NEAR_DUPLICATE_SHARE = 0.2
@@ -115,7 +116,7 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
     """The same pairs with captions replaced until each is false of every other scene, so that retrieval has one right answer.
 
     Raises:
-        ValueError: a scene that no caption tells from another.
+        UserError: a scene that no caption tells from another.
     """
     labels = label_table([pair.scene for pair in pairs])
     overlap = labels @ labels.T
@@ -130,7 +131,9 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
             if not _is_false_everywhere(caption, others):
                 caption = _telling_caption(pair.scene, others, randomness)
                 if not _is_false_everywhere(caption, others):
-                    raise ValueError(f"no caption tells scene {number} of part {part.name} from all others")
+                    raise UserError(
+                        f"no caption tells scene {number} of part {part.name} from all others; draw fewer, or by another --seed"
+                    )
             captions.append(caption)
         result.append(ScenePair(pair.scene, tuple(captions)))
     return result

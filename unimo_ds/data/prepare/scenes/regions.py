@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES
 from unimo_ds.data.schema import Regions
+from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.utils.seed import generator
 
@@ -137,7 +138,7 @@ class SceneExtractor:
     def save(self, folder: Path) -> Path:
         """Write `extractor.safetensors` into the folder. Returns its path."""
         path = folder / EXTRACTOR_FILE
-        path.write_bytes(save(self._arrays(), metadata={"kind": "scene"}))
+        write_whole(path, save(self._arrays(), metadata={"kind": "scene"}))
         return path
 
     def _arrays(self) -> dict[str, Floats]:

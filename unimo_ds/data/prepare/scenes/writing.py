@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.prepare.scenes import corpus as scene_corpus
 from unimo_ds.data.prepare.scenes.corpus import Part, ScenePair
 from unimo_ds.data.prepare.scenes.drawing import PICTURE_SIZE, draw_jpeg
@@ -30,6 +31,7 @@ from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.manifest import load_manifest
 from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 GENERATOR_VERSION = 1
@@ -64,12 +66,13 @@ def write_demo_corpus(
     """Write `output/train` and `output/held_out`, complete with tokenizer, extractor, indices and manifests.
 
     A finished folder with the same parameters is left as it is; an interrupted one is built anew. One process at a time: of many
-    ranks, one calls this and the others wait.
+    ranks, one calls this and the others wait; others are refused.
 
     regions: exact: one region per thing, with its true box, and the four quarters; grid: what is used on photographs.
 
     Raises:
-        UserError: numbers out of range, a folder that holds something else or a demo corpus of other parameters, a full disk.
+        UserError: numbers out of range, a folder that holds something else, a demo corpus of other parameters or another
+            process that draws one, a full disk.
     """
     output = Path(output)
     parameters: dict[str, Any] = {
@@ -84,12 +87,15 @@ def write_demo_corpus(
     record = {"generator_version": GENERATOR_VERSION, **parameters}
     if _is_finished(output, record):
         return
-    _start(output, record)
     command = "unimo prepare demo " + " ".join(
         f"--{key.removeprefix('num_').replace('_', '-')} {value}" for key, value in parameters.items()
     )
-    _build(output, parameters, command)
-    os.replace(output / _STARTED, output / _FINISHED)
+    with alone_in(output, make=True):
+        if _is_finished(output, record):  # by now
+            return
+        _start(output, record)
+        _build(output, parameters, command)
+        os.replace(output / _STARTED, output / _FINISHED)
 
 
 def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
@@ -237,7 +243,7 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
         UserError: one of other parameters is, or a damaged one.
     """
     try:
-        present = json.loads((output / _FINISHED).read_text(encoding="utf-8"))
+        present = strict_json.parsed((output / _FINISHED).read_bytes())
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
