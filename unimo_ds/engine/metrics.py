@@ -21,11 +21,10 @@ from PIL import Image
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
-from unimo_ds.engine.run_directory import flatten
+from unimo_ds.engine.run_directory import METRICS_FILE, flatten
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.utils.redact import redacted
 
-FILE = "metrics.jsonl"
 LAST_SAMPLES = "last_samples.json"
 PICTURES = "pictures"
 """Folder with the pictures of the last evaluation."""
@@ -61,7 +60,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, *, start_step: int, trackers: Sequence[PatientTracker] = ()) -> None:
-        self._path = run_dir / FILE
+        self._path = run_dir / METRICS_FILE
         cut_after(self._path, start_step)
         self._lines = PatientLines(self._path)
         self._board = PatientBoard(run_dir / "tensorboard", purge_step=start_step + 1)
