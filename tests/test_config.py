@@ -84,6 +84,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("data.max_text_tokens=600", "max_positions"),
         ("batch.global_samples=0", "between 1 and 1000000"),
         ("batch.global_samples=1000000000", "between 1 and 1000000"),
+        ("data.max_regions=4611686018427387904", "between 1 and 2147483647"),
         ("masking.max_span_words=1000000000", "between 1 and 100000"),
         ("schedule.warmup_steps=9000000", "warmup_steps"),
         ("data.kind_weights.pair=0", "needs pairs"),

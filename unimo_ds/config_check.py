@@ -39,7 +39,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.kind_weights.pair": (0, math.inf),
     "data.shuffle_window_shards": (1, math.inf),
     "data.max_text_tokens": (3, math.inf),
-    "data.max_regions": (1, math.inf),
+    "data.max_regions": (1, 2**31 - 1),
     "data.smallest_crop": (0.01, 1),
     "data.num_workers": (0, 1024),
     "data.prefetch_steps": (1, math.inf),
