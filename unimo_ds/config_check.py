@@ -42,7 +42,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.max_regions": (1, 2**31 - 1),
     "data.smallest_crop": (0.01, 1),
     "data.num_workers": (0, 1024),
-    "data.prefetch_steps": (1, math.inf),
+    "data.prefetch_steps": (1, 1000),
     "data.max_bad_share": (0, 1),
     "data.cache_bytes": (0, math.inf),
     "batch.global_samples": (1, _MOST_SAMPLES),
@@ -132,6 +132,9 @@ def check(config: RunConfig) -> None:
         )
     if weights.image + weights.text + weights.pair == 0:
         raise UserError("data.kind_weights are all 0; give at least one kind a weight")
+    losses = {field.name: getattr(config.losses, field.name) for field in dataclasses.fields(config.losses)}
+    if not any(weight for name, weight in losses.items() if name != "contrastive" or contrast.enabled):
+        raise UserError("losses.* of all objectives in use are 0, so nothing is trained; give at least one a weight")
     if contrast.enabled and weights.pair == 0:
         raise UserError(
             "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "
