@@ -82,7 +82,11 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("contrast.group_pairs=-3", "at least 0"),
         ("model.num_layers=0", "at least 1"),
         ("data.max_text_tokens=600", "max_positions"),
-        ("batch.global_samples=0", "at least 1"),
+        ("batch.global_samples=0", "between 1 and 1000000"),
+        ("batch.global_samples=1000000000", "between 1 and 1000000"),
+        ("data.max_regions=4611686018427387904", "between 1 and 2147483647"),
+        ("data.prefetch_steps=1000000000", "between 1 and 1000"),
+        ("masking.max_span_words=1000000000", "between 1 and 100000"),
         ("schedule.warmup_steps=9000000", "warmup_steps"),
         ("data.kind_weights.pair=0", "needs pairs"),
         ("contrast.temperature=0.9", "max_temperature"),
@@ -96,7 +100,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("engine.hang_minutes=1e18", "525600"),
         ("seed=-1", "between 0 and 9223372036854775807"),
         ("seed=99999999999999999999", "seed takes a number between"),
-        ("model.initializer_range=-0.1", "at least 0"),
+        ("model.initializer_range=0", "at least 1e-06"),
         ("logging.num_pictures=-1", "at least 0"),
     ],
 )
@@ -104,6 +108,15 @@ def test_impossible_recipes_are_refused(override, message):
     check(CONFIG)
     with pytest.raises(UserError, match=message):
         check(apply_overrides(CONFIG, [override]))
+
+
+def test_a_run_that_trains_nothing_is_refused():
+    names = ("masked_language", "sequence_to_sequence", "region_regression", "region_classification")
+    contrast_alone = apply_overrides(CONFIG, [f"losses.{name}=0" for name in names])
+    check(contrast_alone)
+    for override in ("losses.contrastive=0", "contrast.enabled=false"):
+        with pytest.raises(UserError, match="nothing is trained"):
+            check(apply_overrides(contrast_alone, [override]))
 
 
 def test_round_trip_and_fingerprint():

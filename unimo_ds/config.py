@@ -137,7 +137,7 @@ class MaskingConfig:
     min_fragment_tokens: int = 4
     max_fragment_tokens: int = 32
     region_share: float = 0.15
-    """Of anchors; what overlaps them comes on top."""
+    """Of anchors, but at least one an image (0: none); what overlaps them comes on top."""
     region_overlap: float = 0.3
     """Regions whose intersection over union with a masked anchor exceeds this are masked too."""
     normalised_pixels: bool = False

@@ -14,6 +14,10 @@ from unimo_ds.utils.errors import UserError
 
 _MOST_DRAWN = 1000
 """Of a pair's rewrites of one kind, or of its related items: no folder holds nearly as many, and a step is planned for all."""
+_MOST_SAMPLES = 1_000_000
+"""Of a step, which every rank plans whole."""
+_MOST_SPAN_WORDS = 100_000
+"""The chance of each length stands in a table."""
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "model.num_layers": (1, math.inf),
@@ -27,7 +31,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "model.patch_columns": (0, math.inf),
     "model.max_positions": (3, math.inf),
     "model.layer_norm_epsilon": (0, 1),
-    "model.initializer_range": (0, math.inf),
+    "model.initializer_range": (1e-6, math.inf),
     "model.hidden_dropout": (0, 0.95),
     "model.attention_dropout": (0, 0.95),
     "data.kind_weights.image": (0, math.inf),
@@ -35,17 +39,17 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "data.kind_weights.pair": (0, math.inf),
     "data.shuffle_window_shards": (1, math.inf),
     "data.max_text_tokens": (3, math.inf),
-    "data.max_regions": (1, math.inf),
+    "data.max_regions": (1, 2**31 - 1),
     "data.smallest_crop": (0.01, 1),
     "data.num_workers": (0, 1024),
-    "data.prefetch_steps": (1, math.inf),
+    "data.prefetch_steps": (1, 1000),
     "data.max_bad_share": (0, 1),
     "data.cache_bytes": (0, math.inf),
-    "batch.global_samples": (1, math.inf),
+    "batch.global_samples": (1, _MOST_SAMPLES),
     "batch.micro_batch_tokens": (1, math.inf),
     "masking.language_share": (0, 1),
     "masking.span_probability": (0.001, 1),
-    "masking.max_span_words": (1, math.inf),
+    "masking.max_span_words": (1, _MOST_SPAN_WORDS),
     "masking.mask_token_share": (0, 1),
     "masking.random_token_share": (0, 1),
     "masking.sequence_to_sequence_share": (0, 1),
@@ -128,6 +132,9 @@ def check(config: RunConfig) -> None:
         )
     if weights.image + weights.text + weights.pair == 0:
         raise UserError("data.kind_weights are all 0; give at least one kind a weight")
+    losses = {field.name: getattr(config.losses, field.name) for field in dataclasses.fields(config.losses)}
+    if not any(weight for name, weight in losses.items() if name != "contrastive" or contrast.enabled):
+        raise UserError("losses.* of all objectives in use are 0, so nothing is trained; give at least one a weight")
     if contrast.enabled and weights.pair == 0:
         raise UserError(
             "contrast.enabled=true needs pairs, but data.kind_weights.pair=0; "

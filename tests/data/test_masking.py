@@ -185,6 +185,11 @@ def test_anchor_share_is_exact_in_the_mean() -> None:
     masked = [mask_boxes(apart, seed).sum() for seed in range(4000)]
     assert np.mean(masked) / 10 == pytest.approx(0.15, abs=0.003)
     assert mask_boxes(apart[:0], 0).shape == (0,)
+    counts = {
+        share: {mask_boxes(apart, seed, MaskingConfig(region_share=share)).sum() for seed in range(50)}
+        for share in (0, 0.01, 1)
+    }
+    assert counts == {0: {0}, 0.01: {1}, 1: {10}}
 
 
 def test_overlap_of_known_boxes() -> None:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimo_ds.config import RunConfig
@@ -42,6 +43,27 @@ def test_no_step_is_logged_twice_after_resuming(tmp_path: Path) -> None:
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss/total")] == [(1, 1), (2, 2), (3, 13), (4, 14)]
+
+
+def test_an_evaluation_that_is_made_again_takes_the_place_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was due after a request to stop, whose start was killed before it saved that it is done; and a later one."""
+    writer = MetricsWriter(tmp_path, start_step=-1)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss/total": 0.5})
+        writer.write_note(step, "saved", {})
+        writer.write_report(step, SmallReport())
+    writer.close()
+    writer = MetricsWriter(tmp_path, start_step=2, measures_again=True)
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 1, 1, 2, 2]
+    writer.write_report(2, SmallReport())
+    writer.close()
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "held_out/retrieval/mean_recall" in line] == [1, 2]
+    folders = sorted(path.name for path in (tmp_path / "tensorboard").iterdir() if path.is_dir())
+    assert folders == ["00001", "00002"]
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
@@ -85,9 +107,9 @@ def test_no_curve_of_what_a_step_had_none_of(tmp_path: Path) -> None:
 def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    cut_after(path, 9)
+    cut_after(path, 9, last_measured=9)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    cut_after(tmp_path / "absent.jsonl", 1)
+    cut_after(tmp_path / "absent.jsonl", 1, last_measured=1)
 
 
 def test_a_fresh_start_keeps_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
 from torch import nn
+from torch.utils.file_baton import FileBaton
 
 from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
 from unimo_ds.engine import ds_config, optim
@@ -50,6 +52,25 @@ def test_another_package_called_apex_is_not_taken_for_nvidias(monkeypatch: pytes
     values = ds_config.load("zero1_bf16", CONFIG, 1)
     with pytest.raises(UserError, match="built from source"):
         optim.make_optimizer(nn.Linear(2, 2), OptimizerConfig(name="apex_adam"), values, device=torch.device("cuda"))
+
+
+def test_an_adam_that_cannot_be_compiled_is_told_and_so_is_a_lock_that_a_killed_compiler_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    values = ds_config.load("zero1_fp32", CONFIG, 1)
+    (tmp_path / "cpu_adam").mkdir()
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.touch()
+    monkeypatch.setattr(FileBaton, "wait", lambda baton: lock.unlink())  # as somebody does who reads the line
+    for is_locked in (True, False):
+        with pytest.raises(UserError, match=r"cannot compile its cpu_adam here \(.+\); see that a C\+\+ compiler"):
+            optim.make_optimizer(
+                nn.Linear(2, 2), OptimizerConfig(name="deepspeed_adam"), values, device=torch.device("cpu")
+            )
+        assert (f"one was killed at it: remove {lock}\n" in capsys.readouterr().out) == is_locked
 
 
 def test_prepared_state_changes_nothing_and_steps_can_be_set() -> None:

@@ -31,6 +31,12 @@ def prepare(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
     )
 
 
+def prepare_and_begin(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
+    """A start that came to its first numbers."""
+    prepare(folder, config, data=data)
+    (folder / run_directory.METRICS_FILE).write_text('{"step": 0}\n')
+
+
 def test_first_start_writes_everything_and_the_second_adds_to_the_history(tmp_path: Path) -> None:
     config = RunConfig(recipe="test")
     prepare(tmp_path / "run", config)
@@ -57,7 +63,7 @@ def test_secrets_in_addresses_and_arguments_are_not_kept(tmp_path: Path) -> None
 
 def test_a_run_goes_on_where_the_code_has_learned_what_is_off(tmp_path: Path) -> None:
     off, on = (apply_overrides(RunConfig(recipe="test"), [f"losses.contrastive={weight}"]) for weight in (0, 1))
-    prepare(tmp_path, off)
+    prepare_and_begin(tmp_path, off)
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["losses"]["contrastive"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -80,7 +86,7 @@ def test_a_run_goes_on_where_the_code_has_learned_what_is_off(tmp_path: Path) ->
 )
 def test_another_run_is_refused_by_name(tmp_path: Path, change: str) -> None:
     config = RunConfig(recipe="test")
-    prepare(tmp_path, config)
+    prepare_and_begin(tmp_path, config)
     with pytest.raises(UserError, match=change.partition("=")[0]):
         prepare(tmp_path, apply_overrides(config, [change]))
 
@@ -100,12 +106,32 @@ def test_another_run_is_refused_by_name(tmp_path: Path, change: str) -> None:
 )
 def test_length_logging_and_engine_may_differ(tmp_path: Path, change: str) -> None:
     config = RunConfig(recipe="test")
-    prepare(tmp_path, config)
+    prepare_and_begin(tmp_path, config)
     prepare(tmp_path, apply_overrides(config, [change]))
 
 
+@pytest.mark.parametrize("left", [run_directory.METRICS_FILE, "checkpoints/step-3/state.json"])
+def test_other_settings_take_the_place_of_a_start_of_which_nothing_came(tmp_path: Path, left: str) -> None:
+    """One that its optimizer refused, say; but neither of a run that has numbers or checkpoints, nor of what is no run."""
+    config = RunConfig(recipe="test")
+    changed = apply_overrides(config, ["optimizer.name=apex_adam"])
+    prepare(tmp_path, changed, data="bbbb")
+    (tmp_path / run_directory.METRICS_FILE).touch()
+    prepare(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["name"] == "adamw"
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("{}\n")
+    with pytest.raises(UserError, match=r"optimizer\.name"):
+        prepare(tmp_path, changed)
+    other = tmp_path / "exported"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "unimo_ds"}')
+    with pytest.raises(UserError, match="differs in"):
+        prepare(other, config)
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
-    prepare(tmp_path, RunConfig(recipe="test"), data="aaaa")
+    prepare_and_begin(tmp_path, RunConfig(recipe="test"), data="aaaa")
     with pytest.raises(UserError, match=r"other data than data\.path='' \(data\.path='' there\)"):
         prepare(tmp_path, RunConfig(recipe="test"), data="bbbb")
 
@@ -133,7 +159,7 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         prepare(tmp_path / "file" / "run", RunConfig(recipe="test"))
-    prepare(tmp_path, RunConfig(recipe="test"))
+    prepare_and_begin(tmp_path, RunConfig(recipe="test"))
     for content in ("{", "[]", "null"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config\.json .*; restore it or give another run_dir"):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.data import shard_folders
 from tests.evaluation import small
 from unimo_ds.config import DataConfig, RunConfig, from_dict, to_dict
 from unimo_ds.data import tokenizer as tokenizers
@@ -236,6 +237,16 @@ def test_a_damaged_pair_is_named_and_left_out(tmp_path: Path, capsys: pytest.Cap
         damaged.write_bytes(b"x" * size)
     with pytest.raises(UserError, match=r"no pair of .* can be read"):
         evaluate_held_out(small.make_engine(config), Corpus.open(folder), config)
+
+
+def test_data_without_pairs_is_refused_before_a_run_starts(tmp_path: Path) -> None:
+    """Not at its first evaluation, which may be hours later."""
+    config = small.run_config(small.write_corpus(tmp_path / "train", num_pairs=6))
+    texts = tmp_path / "texts"
+    shard_folders.write_samples(texts, num_pairs=0, num_images=0)
+    shard_folders.finish(texts)
+    with pytest.raises(UserError, match=f"^{texts} holds no image-text pairs"):
+        check_fits(Corpus.open(texts), config)
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "extractor"])

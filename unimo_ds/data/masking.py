@@ -314,7 +314,7 @@ def mask_regions(
 
     boxes: [sum R, 4], image after image. counts: [b] regions of each image. keys: [b] random key of each.
     Returns [sum R] bool. Anchors number `region_share` of R, rounded up or down by chance so that the mean is exact, but at
-    least one; overlap is intersection over union above `region_overlap`.
+    least one, unless the share is 0; overlap is intersection over union above `region_overlap`.
     """
     starts = np.cumsum(counts) - counts
     image_of = np.repeat(np.arange(len(counts)), counts)
@@ -322,7 +322,7 @@ def mask_regions(
     # Anchors are the regions with the smallest numbers of their image.
     order = np.lexsort((mix_many(keys[image_of], _REGION, within), image_of))
     num_anchors = masking.region_share * counts + uniform(mix_many(keys, _REGION, -1))
-    num_anchors = np.maximum(num_anchors.astype(np.int64), 1)
+    num_anchors = np.maximum(num_anchors.astype(np.int64), 1 if masking.region_share else 0)
     anchors = order[within < num_anchors[image_of]]
     masked = np.zeros(len(boxes), bool)
     masked[anchors] = True

@@ -179,7 +179,12 @@ class Loop:
                     self._metrics.close()
                 self._trackers = self._trackers or trackers.make_trackers(self.config, self._say)
                 # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-                self._metrics = MetricsWriter(self.run_dir, start_step=self._saved_step, trackers=self._trackers)
+                self._metrics = MetricsWriter(
+                    self.run_dir,
+                    start_step=self._saved_step,
+                    measures_again=self.progress.evaluation_is_due,
+                    trackers=self._trackers,
+                )
             except OSError as error:
                 problem = f"cannot continue the records of {self.run_dir}: {error}"
         fail_together(self.engine.communicator, problem)

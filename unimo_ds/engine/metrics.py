@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +22,11 @@ from PIL import Image
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
-from unimo_ds.engine.run_directory import flatten
+from unimo_ds.engine.run_directory import METRICS_FILE, flatten
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.redact import redacted
 
-FILE = "metrics.jsonl"
 LAST_SAMPLES = "last_samples.json"
 PICTURES = "pictures"
 """Folder with the pictures of the last evaluation."""
@@ -58,14 +58,25 @@ class Report(Protocol):
 class MetricsWriter:
     """Open for one start of a run; `start_step` is the step it resumes from, -1 for a fresh start.
 
+    measures_again: whether this start begins with an evaluation of that step, which an earlier one may have logged and not saved.
     trackers: get the same as TensorBoard, embeddings and settings aside; whoever made them finishes them.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, trackers: Sequence[PatientTracker] = ()) -> None:
-        self._path = run_dir / FILE
-        cut_after(self._path, start_step)
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        start_step: int,
+        measures_again: bool = False,
+        trackers: Sequence[PatientTracker] = (),
+    ) -> None:
+        self._path = run_dir / METRICS_FILE
+        last_measured = start_step - measures_again
+        cut_after(self._path, start_step, last_measured=last_measured)
         self._lines = PatientLines(self._path)
-        self._board = PatientBoard(run_dir / "tensorboard", purge_step=start_step + 1)
+        board = run_dir / "tensorboard"
+        _drop_embeddings(board, last_measured)
+        self._board = PatientBoard(board, purge_step=start_step + 1)
         self._trackers = trackers
         self._last: dict[str, float] = {}
         self._last_step = start_step
@@ -138,19 +149,28 @@ class MetricsWriter:
         self._board.close()
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and a last line that was cut short. Atomic."""
+def cut_after(path: Path, step: int, *, last_measured: int) -> None:
+    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and a last line that was cut short. Atomic."""
     if not path.is_file():
         return
     lines, kept = path.read_text(errors="replace").splitlines(keepends=True), []
     for line in lines:
         try:
-            if strict_json.parsed(line)["step"] <= step and line.endswith("\n"):
+            values = strict_json.parsed(line)
+            is_evaluation = "event" not in values and "loss/total" not in values
+            if values["step"] <= (last_measured if is_evaluation else step) and line.endswith("\n"):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
     if kept != lines:
         replace_file(path, "".join(kept))
+
+
+def _drop_embeddings(board: Path, step: int) -> None:
+    """Those of evaluations after `step`, a folder each, into which TensorBoard's writer would put no others without a warning."""
+    for folder in board.glob("[0-9]*"):
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_per_step: float) -> str:

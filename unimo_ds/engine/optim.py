@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from unimo_ds.config import OptimizerConfig
 from unimo_ds.engine.checkpoint_folder import MOMENTS
 from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.launchers import local_rank
 
 
 class AdamW(torch.optim.AdamW):
@@ -50,7 +53,8 @@ def make_optimizer(
     """The optimizer over the model's parameters, to be wrapped by DeepSpeed.
 
     Raises:
-        UserError: NVIDIA apex is asked for and not installed, or LAMB is asked for where tensors are flattened.
+        UserError: NVIDIA apex is asked for and not installed, LAMB is asked for where tensors are flattened, or DeepSpeed's Adam
+            cannot be compiled.
     """
     groups = parameter_groups(model, weight_decay=config.weight_decay)
     common: dict[str, Any] = {"lr": config.peak_learning_rate, "betas": config.betas, "eps": config.epsilon}
@@ -81,12 +85,38 @@ def make_optimizer(
 
 def _deepspeed_adam(groups: list[dict[str, Any]], common: dict[str, Any], *, on_host: bool) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
 
+    _compile(CPUAdamBuilder() if on_host else FusedAdamBuilder())
     if on_host:
         host: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
         return host
     fused: torch.optim.Optimizer = FusedAdam(groups, adam_w_mode=True, **common)
     return fused
+
+
+def _compile(builder: Any) -> None:
+    """Compile and load an operator of DeepSpeed; one that is compiled already is only loaded.
+
+    A process that was killed while it compiled leaves a lock behind, which the next ones would await for ever, without a word.
+    """
+    from torch.utils import cpp_extension
+
+    lock = Path(cpp_extension._get_build_directory(builder.name, verbose=False)) / "lock"
+    if lock.exists() and local_rank(os.environ) == 0:
+        print(
+            f"waiting while another process compiles DeepSpeed's {builder.name}; if there is none, one was killed at it: "
+            f"remove {lock}",
+            flush=True,
+        )
+    try:
+        builder.load(verbose=False)
+    except Exception as error:  # of a compiler, what asks it for its version, a library that is not there afterwards
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"optimizer.name='deepspeed_adam': DeepSpeed cannot compile its {builder.name} here ({reason}); see that a C++ "
+            "compiler and ninja are installed, or use 'adamw'"
+        ) from None
 
 
 def _nvidia_apex() -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
-from unimo_ds.engine.checkpoint_folder import replace_file
+from unimo_ds.engine import checkpoint_folder
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
@@ -30,6 +30,7 @@ from unimo_ds.utils.redact import redact, redacted
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+METRICS_FILE = "metrics.jsonl"
 _FREE = (
     "recipe",
     "run_dir",
@@ -175,7 +176,7 @@ def _prepare(
         return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another run_dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
-    if path.is_file():
+    if path.is_file() and not _is_unused(run_dir):
         problem = _differences(path, run_dir / ENVIRONMENT_FILE, config, data_fingerprint)
         if problem:
             return problem
@@ -192,6 +193,15 @@ def _prepare(
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start) + "\n")
     return ""
+
+
+def _is_unused(run_dir: Path) -> bool:
+    """Whether nothing came of earlier starts (refused by the optimizer, out of memory): other settings may take their place."""
+    metrics, checkpoints = run_dir / METRICS_FILE, run_dir / checkpoint_folder.FOLDER
+    has_numbers = metrics.is_file() and metrics.stat().st_size > 0
+    has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
+    # A config.json of something else than a run has no such file beside it.
+    return (run_dir / ENVIRONMENT_FILE).is_file() and not has_numbers and not has_checkpoints
 
 
 def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -274,4 +284,4 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    replace_file(path, json.dumps(values, indent=2) + "\n")
+    checkpoint_folder.replace_file(path, json.dumps(values, indent=2) + "\n")

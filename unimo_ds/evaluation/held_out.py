@@ -96,11 +96,12 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> H
 
 
 def check_fits(corpus: Corpus, config: RunConfig) -> None:
-    """Refuse data that was prepared for another model.
+    """Refuse data without pairs, or prepared for another model.
 
     Raises:
         UserError: naming what differs.
     """
+    choose_pairs(corpus, num_pairs=1)
     if corpus.vocabulary_size != config.model.vocabulary_size:
         raise UserError(
             f"{corpus.location} has a tokenizer of {corpus.vocabulary_size} pieces, the model one of "

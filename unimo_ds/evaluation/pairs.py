@@ -65,7 +65,9 @@ def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> Integers:
     """
     pairs = np.flatnonzero(np.asarray(corpus.kinds) == Kind.PAIR).astype(np.int64)
     if not len(pairs):
-        raise UserError("the data holds no image-text pairs, so there is nothing to retrieve; give a folder with pairs")
+        raise UserError(
+            f"{corpus.location} holds no image-text pairs, so there is nothing to retrieve; give a folder with pairs"
+        )
     if 0 < num_pairs < len(pairs):
         pairs = pairs[np.arange(num_pairs) * len(pairs) // num_pairs]
     return pairs
