@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +48,6 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     Raises:
         UserError: missing or unfit inputs, a folder that has another tokenizer or extractor, nothing to import.
     """
-    start = time.perf_counter()
     formats.check(settings)
     name, identity = source_name(settings), fingerprint(settings)
     settings = dataclasses.replace(settings, source=name, kind=formats.kind_of(settings))
@@ -93,7 +91,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         raise UserError("nothing to import: " + ("; ".join(report.lines()) or "the inputs hold none"))
     report.counts = {"samples": num_samples, **report.counts}
     tokenizer.save(settings.output)
-    write_report(settings.output, name, report, seconds=time.perf_counter() - start, made_of=identity)
+    write_report(settings.output, name, report, made_of=identity)
     folders.finish_folder(
         settings.output,
         tokenizer=tokenizer,
@@ -106,9 +104,9 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     return report
 
 
-def write_report(folder: Path, name: str, report: Report, *, seconds: float, made_of: str | None = None) -> None:
+def write_report(folder: Path, name: str, report: Report, *, made_of: str) -> None:
     """`report-NAME.json`: counts, every name that was skipped, and the fingerprint of what was asked for."""
-    content = {**dataclasses.asdict(report), "seconds": round(seconds, 1), "made_of": made_of}
+    content = {**dataclasses.asdict(report), "made_of": made_of}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     write_whole(folder / f"report-{name}.json", f"{text}\n".encode(errors="backslashreplace"))
 
