@@ -333,7 +333,11 @@ def test_an_interrupted_stage_says_that_it_can_go_on(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("".join(f"line {n} of a text that takes its time\n" for n in range(400_000)))
     words = ["prepare", "import", "--kind", "texts", "--input", "texts.txt", "--output", "data"]
     stage = subprocess.Popen(
-        [sys.executable, "-m", "unimo_ds", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "unimo_ds", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     while not (tmp_path / "data").exists() and stage.poll() is None:
         time.sleep(0.01)

@@ -26,7 +26,7 @@ from unimo_ds.config import DataConfig
 from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
-from unimo_ds.data.schema import SequenceRole
+from unimo_ds.data.schema import FIRST_POSITION, SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
 from unimo_ds.data.vision import extractors, regions
 from unimo_ds.data.vision.images import decode
@@ -450,6 +450,10 @@ def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: Uni
         model()
     with pytest.raises(ValueError, match="its masks are all 0"):
         model(input_ids=torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.zeros(1, 2, dtype=torch.int64))
+    most = model.config.max_position_embeddings - FIRST_POSITION
+    model(input_ids=torch.ones(1, most, dtype=torch.int64))
+    with pytest.raises(ValueError, match=f"a text of {most + 1} tokens is longer than the model's {most} positions"):
+        model(input_ids=torch.ones(1, most + 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="belong together"):
         model.encode(PaddedInputs(None, None, torch.zeros(1, 2, 24), None, None))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))

@@ -209,7 +209,7 @@ def test_padded_images_are_packed_ones():
         mask,
         padded("region_tags", 1).long(),
     )
-    batch, _ = pack_padded(inputs, feature_size=SIZES.region_feature_size)
+    batch, _ = pack_padded(inputs, feature_size=SIZES.region_feature_size, max_positions=SIZES.max_positions)
     expected = pack_sequences(images)
     assert batch.image_starts.tolist() == expected.image_starts.tolist()
     torch.testing.assert_close(model.encode(batch), model.encode(expected), rtol=0, atol=1e-12)

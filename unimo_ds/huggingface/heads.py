@@ -17,7 +17,7 @@ from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel, predicted
-from unimo_ds.huggingface.packing import PaddedInputs, pack_padded
+from unimo_ds.huggingface.packing import PaddedInputs
 from unimo_ds.models.embeddings import TagTables
 
 
@@ -108,7 +108,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         inputs = PaddedInputs(
             input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
         )
-        batch, _ = pack_padded(inputs, feature_size=self.config.region_feature_size)
+        batch, _ = self.pack(inputs)
         was_training = self.training
         self.eval()
         try:

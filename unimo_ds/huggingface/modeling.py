@@ -79,8 +79,12 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     def encode(self, inputs: PaddedInputs) -> tuple[torch.Tensor, Grid]:
         """Hidden states of the stream [T, D], and where they lie."""
-        batch, grid = pack_padded(inputs, feature_size=self.config.region_feature_size)
+        batch, grid = self.pack(inputs)
         return self.unimo.encode(batch, self.further_embeddings(batch)), grid
+
+    def pack(self, inputs: PaddedInputs) -> tuple[PackedBatch, Grid]:
+        sizes = self.config
+        return pack_padded(inputs, feature_size=sizes.region_feature_size, max_positions=sizes.max_position_embeddings)
 
     def further_embeddings(self, batch: PackedBatch) -> torch.Tensor | None:
         """[N_text, D] to be added to the text tokens' embeddings, where a class has such."""

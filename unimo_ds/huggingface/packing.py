@@ -62,14 +62,15 @@ class Grid:
         return self.unpacked(stream_TD)[:, texts][rows, is_token.int().argmax(1)]
 
 
-def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch, Grid]:
+def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) -> tuple[PackedBatch, Grid]:
     """The stream of these inputs, and where each position lies.
 
-    feature_size: F, of inputs without regions. Dropout masks follow torch's randomness, one key an input.
+    feature_size: F, of inputs without regions. max_positions: rows of the position table. Dropout masks follow torch's
+    randomness, one key an input.
 
     Raises:
-        ValueError: neither ids nor regions, features without boxes, tags of other regions than the features are, or an input
-            without any position before its target.
+        ValueError: neither ids nor regions, features without boxes, tags of other regions than the features are, an input
+            without any position before its target, or a text that is longer than the position table.
     """
     features, boxes, ids, targets = (
         inputs.region_features,
@@ -110,6 +111,10 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int) -> tuple[PackedBatch
     sequence = torch.repeat_interleave(torch.arange(num_inputs, device=device), lengths)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
 
+    most = max_positions - FIRST_POSITION
+    for is_text in (is_token, is_target):
+        if is_text.shape[1] > most and (longest := int(is_text.sum(1).max())) > most:
+            raise ValueError(f"a text of {longest} tokens is longer than the model's {most} positions; truncate it")
     token_parts = [(ids, token_place, is_token), (targets, target_place, is_target)]
     chosen = [(own, at, here) for own, at, here in token_parts if own is not None]
     if features is None or boxes is None:
