@@ -42,7 +42,6 @@ _DEFAULTS = {
     "world_size": 1,
     "step": 0,
     "rank": 0,
-    "steps": None,
     "workers": 0,
 }
 

@@ -65,6 +65,7 @@ class Loop:
         self._evaluate = evaluate if config.evaluation.every_steps else None
         self._best_metric, self._measured_on = best_metric, measured_on
         self._is_first_rank = engine.communicator.rank == 0
+        self._memory_cure = how_to_save_memory(config, engine.ds_config)
         self._metrics: MetricsWriter | None = None
         self._trackers: trackers.Trackers = ()
         self.progress: Progress
@@ -383,8 +384,7 @@ class Loop:
 
     def _memory_told(self, doing: str) -> contextlib.AbstractContextManager[None]:
         engine = self.engine
-        cure = how_to_save_memory(self.config, engine.ds_config)
-        return out_of_memory_told(doing, cure, device=engine.device, rank=engine.communicator.rank)
+        return out_of_memory_told(doing, self._memory_cure, device=engine.device, rank=engine.communicator.rank)
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:

@@ -192,11 +192,12 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
         keep_freed_buffers()
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
-    with failing_together(make_communicator(device)):
+    communicator = make_communicator(device)
+    with failing_together(communicator):
         _check_precision(precision(ds_config), device)
         _check_values(ds_config, config.engine.deepspeed_config)
-    rank = make_communicator(device).rank
-    with out_of_memory_told("making the engine", how_to_save_memory(config, ds_config), device=device, rank=rank):
+    cure = how_to_save_memory(config, ds_config)
+    with out_of_memory_told("making the engine", cure, device=device, rank=communicator.rank):
         return Engine(model, config, ds_config, device=device)
 
 

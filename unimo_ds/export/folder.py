@@ -108,7 +108,7 @@ def write(
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
-    except Exception as error:
+    except Exception as error:  # safetensors and tokenizers tell of the disk by exceptions of their own
         number = errno_of(error)
         if number is None:
             raise

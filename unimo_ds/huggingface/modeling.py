@@ -83,6 +83,7 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         return self.unimo.encode(batch, self.further_embeddings(batch)), grid
 
     def pack(self, inputs: PaddedInputs) -> tuple[PackedBatch, Grid]:
+        """`pack_padded` for the sizes of this model."""
         sizes = self.config
         return pack_padded(inputs, feature_size=sizes.region_feature_size, max_positions=sizes.max_position_embeddings)
 

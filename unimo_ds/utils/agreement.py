@@ -55,7 +55,7 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
     problem = ""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the system's and libraries' own are told too; all others go on as they are
         found = sentence_of(error)
         if found is None:
             raise

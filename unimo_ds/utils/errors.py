@@ -25,6 +25,8 @@ _NO_WAY = (
 )
 """What a user gave or may mend. Of a disk that fails (EIO, ESTALE) a traceback tells more, and a Slurm job tries again."""
 _BY_RUST = re.compile(r"\(os error (\d+)\)")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+"""In what gloo and NCCL say where another rank has gone."""
 
 
 class UserError(ValueError):
@@ -96,16 +98,12 @@ def exit_status() -> int | None:
 _statuses: list[int] = []
 
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
-"""In what gloo and NCCL say where another rank has gone."""
-
-
 def _status_of(command: Callable[[], int | None]) -> int:
     try:
         status = command() or 0
         print(end="", flush=True)
         return status
-    except Exception as error:
+    except Exception as error:  # what has no sentence goes on as it is
         if (sentence := sentence_of(error)) is not None:
             if not isinstance(error, ToldError):
                 tell(sentence)

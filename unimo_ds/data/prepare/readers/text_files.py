@@ -5,7 +5,6 @@ A part is a run of bytes that begins and ends between two texts, so that a file 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from unimo_ds.data.prepare.readers.image_files import open_file
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 PART_BYTES = 4 * 2**20
@@ -168,8 +168,8 @@ def _json_lines(lines: _Lines, path: Path, key: str, report: Report) -> _Lines:
             continue
         name = f"{path.name}, byte {offset}"
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = strict_json.parsed(line)
+        except ValueError:
             report.skip("a line that is not JSON", name)
             continue
         text = content.get(key) if isinstance(content, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from unimo_ds.data.prepare.rewriting.compatibility import Compatibility, Together
 from unimo_ds.data.prepare.rewriting.replacements import Replacements, make_group
-from unimo_ds.data.storage.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import write_made
 
 
 def save(learned: Replacements, path: Path) -> None:
@@ -42,9 +41,7 @@ def save(learned: Replacements, path: Path) -> None:
         "with_word": np.array(of_word, np.int64).reshape(-1, 2),
         "with_both": np.array(pairs, np.int32).reshape(-1, 3),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
+    write_made(path, lambda stream: np.savez(stream, **arrays))
 
 
 @functools.lru_cache(maxsize=1)
