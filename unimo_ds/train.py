@@ -35,6 +35,7 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.launch import start_run
 from unimo_ds.engine.loop import Loop
+from unimo_ds.engine.patient_files import say
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.trackers import check_installed
@@ -50,7 +51,6 @@ from unimo_ds.utils.agreement import failing_together, rank_0_first
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError, run_command
-from unimo_ds.utils.redact import redact
 
 DEMO_DATA = "demo_data"
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     if communicator.rank == 0:
         for note in filter(None, (*regions_left_out(corpus, config), start_note(config.model))):
-            print(f"note: {note}", flush=True)
+            say(f"note: {note}")
     costs = pretraining_costs(config, corpus)
     check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)
     run_directory.prepare(
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def watch_data(batch: StepBatch, metrics: StepMetrics) -> None:
         for bad in batch.bad_samples:
-            print(redact(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place"), flush=True)
+            say(f"unreadable sample {bad.key}: {bad.reason}; {bad.substitute} took its place")
         limit.add(batch.bad_samples, num_bad=metrics.bad_samples, num_samples=batch.num_samples)
 
     loop = Loop(

@@ -16,6 +16,7 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace, trackers
 from unimo_ds.engine.judging import judge
 from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
+from unimo_ds.engine.patient_files import say
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine, how_to_save_memory
@@ -30,7 +31,6 @@ from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
 from unimo_ds.utils.out_of_memory import out_of_memory_told
-from unimo_ds.utils.redact import redact
 
 _TRIM_EVERY = 25
 _QUIET_SECONDS = 30.0
@@ -74,7 +74,7 @@ class Loop:
         self._quiet_until = 0.0
         self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
-        self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last, self._say)
+        self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
         self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
@@ -388,5 +388,4 @@ class Loop:
 
     def _say(self, text: str) -> None:
         if self._is_first_rank:
-            with contextlib.suppress(OSError):  # a log on a full disk
-                print(redact(text), flush=True)
+            say(text)

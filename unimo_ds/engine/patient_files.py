@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from unimo_ds.utils.redact import redact
 
 _MOST_WAITING = 4 * 2**20
 """Bytes of lines that are held back for a disk that takes none; about ten thousand steps."""
 _REOPEN_SECONDS = 30.0
 
-Say = Callable[[str], None]
+
+def say(text: str) -> None:
+    """Print a line, without secrets. Where the log lies on the full disk, it is lost."""
+    with contextlib.suppress(OSError):
+        print(redact(text), flush=True)
 
 
 class PatientLines:
     """A file that lines are added to, in order and each of them whole once the disk takes them again."""
 
-    def __init__(self, path: Path, say: Say = print) -> None:
-        self._path, self._say = path, say
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._waiting = b""
         self._is_full = False
@@ -35,7 +40,7 @@ class PatientLines:
             self._is_full = False
         except OSError as error:
             if not self._is_full:
-                self._say(f"warning: cannot write {self._path}: {error.strerror}; its lines wait, training goes on")
+                say(f"warning: cannot write {self._path}: {error.strerror}; its lines wait, training goes on")
             self._is_full = True
 
     def close(self) -> None:
@@ -47,8 +52,8 @@ class PatientLines:
 class PatientBoard:
     """TensorBoard's writer; what a full disk refuses is dropped, and a new file begun when there may be room again."""
 
-    def __init__(self, folder: Path, say: Say = print, *, purge_step: int) -> None:
-        self._folder, self._say = folder, say
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        self._folder = folder
         self._closed_at = 0.0
         self._board: Any = None
         self._open(purge_step)
@@ -83,7 +88,7 @@ class PatientBoard:
 
     def _give_up(self, error: OSError) -> None:
         if not self._closed_at:
-            self._say(
+            say(
                 f"warning: cannot write {self._folder}: {error.strerror}; TensorBoard misses these steps, training goes on"
             )
         self._closed_at = time.monotonic()

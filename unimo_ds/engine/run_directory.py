@@ -21,12 +21,13 @@ from typing import IO, Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.engine.patient_files import say
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import describe_machine
-from unimo_ds.utils.redact import redact, redacted
+from unimo_ds.utils.redact import redacted
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -146,8 +147,9 @@ def _lock(run_dir: Path, *, patience: float) -> str:
             break
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # Lustre without `flock`, NFS without its lock daemon
-                text = f"warning: {run_dir} is on a file system without locks ({error.strerror}); see that no other run uses it"
-                print(redact(text), flush=True)
+                say(
+                    f"warning: {run_dir} is on a file system without locks ({error.strerror}); see that no other run uses it"
+                )
                 return ""
             file.seek(0)
             holder = file.read().strip() or "another process"

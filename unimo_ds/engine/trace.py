@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from unimo_ds.engine.patient_files import say
 
 FOLDER = "traces"
 
@@ -17,8 +19,8 @@ class Tracer:
     Steps are numbered from 1, as they are logged; first 0: none.
     """
 
-    def __init__(self, folder: Path, first: int, last: int, say: Callable[[str], None] = print) -> None:
-        self._folder, self._steps, self._say = folder, range(first, last + 1) if first else range(0), say
+    def __init__(self, folder: Path, first: int, last: int) -> None:
+        self._folder, self._steps = folder, range(first, last + 1) if first else range(0)
         self._profiler: torch.profiler.profile | None = None
 
     @contextlib.contextmanager
@@ -28,11 +30,10 @@ class Tracer:
             self._profiler = torch.profiler.profile()
             self._profiler.start()
             self._first = step
+        self._newest = step
         yield
-        if self._profiler is not None:
-            self._newest = step
-            if step >= self._steps[-1]:
-                self.close()
+        if self._profiler is not None and step >= self._steps[-1]:
+            self.close()
 
     def close(self) -> None:
         """Write what has been recorded, if anything."""
@@ -44,6 +45,6 @@ class Tracer:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(path))
-            self._say(f"traced steps {self._first} to {self._newest}: open {path} in https://ui.perfetto.dev")
+            say(f"traced steps {self._first} to {self._newest}: open {path} in https://ui.perfetto.dev")
         except OSError as error:
-            self._say(f"warning: cannot write {path}: {error.strerror}; training goes on")
+            say(f"warning: cannot write {path}: {error.strerror}; training goes on")
