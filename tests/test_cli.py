@@ -50,6 +50,7 @@ def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "checkpoints" / "latest").write_text("step-7\n")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     lines = [{"step": 6, "loss": 3.5}, {"step": 7, "loss": 3.25, "held_out/retrieval/mean_recall": 0.5}]
+    lines.append({"step": 7, "event": "saved", "stall_seconds": 0.25})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 8, "lo')
     return run
 
@@ -235,6 +236,7 @@ def test_inspect_shows_folders_shards_runs_and_checkpoints(
     run = json.loads(shown(run_dir, "--json"))
     assert (run["what"], run["checkpoints"], run["latest"]) == ("run", [7], "step-7")
     assert run["metrics"]["loss"] == 3.25, "a line cut by a crash is not read"
+    assert "stall_seconds" not in run["metrics"], "events are no metrics"
     assert "mean_recall" in shown(run_dir)
     assert json.loads(shown(run_dir / "checkpoints" / "step-7", "--json"))["what"] == "checkpoint"
 

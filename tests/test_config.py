@@ -25,6 +25,8 @@ def test_overrides_reach_every_type():
             "optimizer.betas=0.9,0.999",
             "data.held_out_path=some/folder",
             "data.source_weights.coco=2",
+            "data.source_weights.cc3m-v1.1=3",
+            "data.made_with.tokenizer=7b",
             "data.folder_weights=0.5, 2,1",
             "model.initialize_from=none",
         ],
@@ -33,7 +35,8 @@ def test_overrides_reach_every_type():
     assert changed.contrast.form == "one_log"
     assert changed.optimizer.betas == (0.9, 0.999)
     assert changed.data.held_out_path == "some/folder"
-    assert changed.data.source_weights == {"coco": 2.0}
+    assert changed.data.source_weights == {"coco": 2.0, "cc3m-v1.1": 3.0}
+    assert changed.data.made_with == {"tokenizer": "7b"}
     assert changed.data.folder_weights == (0.5, 2.0, 1.0)
     assert from_dict(RunConfig, to_dict(changed)) == changed
     assert apply_overrides(changed, ["data.folder_weights=none"]).data.folder_weights == ()

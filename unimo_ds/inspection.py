@@ -151,7 +151,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def last_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric in a `metrics.jsonl`; a line cut or spoilt by a crash ends the reading."""
+    """The last value of every metric in a `metrics.jsonl`, events aside; a line cut or spoilt by a crash ends the reading."""
     values: dict[str, float] = {}
     if not path.is_file():
         return values
@@ -163,7 +163,8 @@ def last_metrics(path: Path) -> dict[str, float]:
                 break
             if not isinstance(record, dict):
                 break
-            values |= {name: value for name, value in record.items() if isinstance(value, int | float)}
+            if "event" not in record:
+                values |= {name: value for name, value in record.items() if isinstance(value, int | float)}
     return values
 
 

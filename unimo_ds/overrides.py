@@ -32,17 +32,16 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
-    name, rest = path[0], path[1:]
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise UserError(f"unknown key {whole_key!r}: nothing lies below {name!r}'s parent")
+    name, *rest = path
     hints = typing.get_type_hints(type(node))
     if name not in hints:
         raise UserError(f"unknown key {whole_key!r}{nearest_name(name, hints)}")
     value = getattr(node, name)
     if isinstance(value, Mapping):
-        if len(rest) > 1 or (not rest and text.lower() != "none"):
+        if not rest and text.lower() != "none":
             raise UserError(f"{whole_key!r} names a table; write --set {name}.ENTRY=value, or {name}=none to empty it")
-        changed: Any = {**value, rest[0]: _parse(float, text, whole_key)} if rest else {}
+        of_entries = typing.get_args(hints[name])[1]
+        changed: Any = {**value, ".".join(rest): _parse(of_entries, text, whole_key)} if rest else {}
     elif dataclasses.is_dataclass(value):
         if not rest:
             raise UserError(f"{whole_key!r} is a group of keys{nearest_name('', typing.get_type_hints(type(value)))}")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support import model_config
+from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.stragglers import Stopwatch
 
@@ -19,3 +20,13 @@ def test_memory_is_told_of_any_gpu_and_utilisation_of_known_ones(monkeypatch: py
         found[name] = meter.read()
     assert [values["memory/peak_gibibytes"] for values in found.values()] == [3.0, 3.0]
     assert ["speed/model_flops_utilisation" in values for values in found.values()] == [False, True]
+
+
+def test_bad_samples_are_told_though_an_evaluation_or_a_save_came_between() -> None:
+    cpu = torch.device("cpu")
+    meter = SpeedMeter(model_config(), device=cpu, forward_time=Stopwatch(cpu))
+    step = StepBatch(step=0, num_samples=1, micro_batches=(), bad_samples=(), bytes_read=0)
+    meter.add(step, positions=1, bytes_read=0, bad_samples=2)
+    meter.reset()
+    meter.add(step, positions=1, bytes_read=0, bad_samples=1)
+    assert [meter.read()["data/bad_samples"], meter.read()["data/bad_samples"]] == [3, 0]

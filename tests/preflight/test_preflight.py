@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,3 +140,10 @@ def test_the_doorbell_answers_until_it_is_left() -> None:
     with doorbell() as port:
         assert unreachable({"here": f"127.0.0.1:{port}", "nowhere": "127.0.0.1:1"}) == ["nowhere"]
     assert unreachable({"here": f"127.0.0.1:{port}"}) == ["here"]
+
+
+def test_an_error_leaves_no_doorbell_behind() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError), doorbell():
+        raise ZeroDivisionError
+    assert threading.active_count() == before

@@ -25,13 +25,15 @@ class SpeedMeter:
         self._is_cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if self._is_cuda else ""
         self._peak = next((peak for key, peak in _PEAK_TERAFLOPS.items() if key in name), None)
+        self._bad = 0
         self.reset()
 
     def reset(self) -> None:
+        """Begin a span anew, without what came between steps. Bad samples, which are counted and no rate, are not forgotten."""
         self._start = time.perf_counter()
         self._waited = 0.0
         self._forward_time.read()
-        self._steps = self._positions = self._flops = self._bytes = self._bad = 0
+        self._steps = self._positions = self._flops = self._bytes = 0
 
     def waiting(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """The same batches; what their making holds the trainer up is counted."""
@@ -70,6 +72,7 @@ class SpeedMeter:
             values["speed/model_flops_utilisation"] = teraflops / self._peak
         if self._is_cuda:
             values["memory/peak_gibibytes"] = torch.cuda.max_memory_allocated() / 2**30
+        self._bad = 0
         self.reset()
         return values
 

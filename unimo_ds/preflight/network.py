@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,11 +33,13 @@ def doorbell() -> Iterator[int]:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         port = int(server.getsockname()[1])
-        yield port
-        stopped.set()
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-        thread.join(timeout=5.0)
+        try:
+            yield port
+        finally:
+            stopped.set()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            thread.join(timeout=5.0)
 
 
 def unreachable(addresses: Mapping[str, str]) -> list[str]:
@@ -82,7 +84,7 @@ def _measure(node_of_rank: Sequence[str], device: torch.device, *, num_bytes: in
     seconds = _seconds(device, lambda: dist.all_reduce(ones)) / _ROUNDS
     links = _links(node_of_rank, ones)
     dist.barrier()
-    clocks = _gathered(time.time())
+    clocks = [clock for (clock,) in _gathered([time.time()])]
     return NetworkReport(
         ranks=world_size,
         all_reduce_bytes=4 * ones.numel(),
@@ -116,13 +118,12 @@ def _links(node_of_rank: Sequence[str], tensor: torch.Tensor) -> tuple[Link, ...
                 exchange()
                 measured[index] = _ROUNDS * 4e-9 * tensor.numel() / _seconds(tensor.device, exchange)
         dist.barrier()
-    best = [max(values) for values in zip(*(_gathered_list(measured)), strict=True)] if links else []
+    best = [max(values) for values in zip(*_gathered(measured), strict=True)] if links else []
     return tuple(Link((nodes[one], nodes[other]), speed) for (one, other), speed in zip(links, best, strict=True))
 
 
-def _seconds(device: torch.device, work: object) -> float:
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     """Of `_ROUNDS` calls."""
-    assert callable(work)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -133,11 +134,7 @@ def _seconds(device: torch.device, work: object) -> float:
     return time.perf_counter() - began
 
 
-def _gathered(value: float) -> list[float]:
-    return [values[0] for values in _gathered_list([value])]
-
-
-def _gathered_list(values: Sequence[float]) -> list[list[float]]:
+def _gathered(values: Sequence[float]) -> list[list[float]]:
     """Every rank's numbers, through gloo."""
     mine = torch.tensor(list(values), dtype=torch.float64)
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
