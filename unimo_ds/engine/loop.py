@@ -91,6 +91,10 @@ class Loop:
         try:
             status = self._run()
         finally:
+            self._watchdog.stop()
+            self._tracer.close()
+            if self._metrics is not None:
+                self._metrics.close()
             trackers.finish(self._trackers, status)
         if self.config.logging.trackers:  # a launcher ends rank 0 where another goes before it with a status
             self.engine.communicator.all_gather_object(None)
@@ -111,24 +115,18 @@ class Loop:
             self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
         self._speed.reset()
-        try:
-            while self._spans():
-                stop = self._train(self._spans())
-                if stop is not None:
-                    text = f"stopped at step {self.progress.step} ({stop.reason})"
-                    self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
-                    self._say(f"{text}; the same command goes on from there")
-                    return stop.exit_status
-            if self.progress.step < total_steps:
-                self._pass_over(total_steps)
-                self._after_step(is_last=True, stop=None)
-            if self._metrics is not None:
-                self._metrics.write_settings(self.config)
-        finally:
-            self._watchdog.stop()
-            self._tracer.close()
-            if self._metrics is not None:
-                self._metrics.close()
+        while self._spans():
+            stop = self._train(self._spans())
+            if stop is not None:
+                text = f"stopped at step {self.progress.step} ({stop.reason})"
+                self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
+                self._say(f"{text}; the same command goes on from there")
+                return stop.exit_status
+        if self.progress.step < total_steps:
+            self._pass_over(total_steps)
+            self._after_step(is_last=True, stop=None)
+        if self._metrics is not None:
+            self._metrics.write_settings(self.config)
         return 0
 
     def _spans(self) -> list[range]:
@@ -209,7 +207,7 @@ class Loop:
                     rollback.begin(self.run_dir, rollback.Rollback(first, stop, text, tuple(self._spiked)))
                 else:
                     problem = f"{text}, and there is no checkpoint from before them to go back to; {cure}"
-            except OSError as error:
+            except (OSError, UserError) as error:
                 problem = f"{text}, and going back failed: {error}; {cure}"
         fail_together(self.engine.communicator, problem)
         self._say(f"{text}: going back; batches {first} to {stop - 1} are passed over from now on")
