@@ -29,7 +29,7 @@ from unimo_ds.data.schema import Kind, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import StepSelection, select_step
 from unimo_ds.data.step_plan import sample_costs
 from unimo_ds.models.accounting import StreamShape, training_flops
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 BUCKETS = 8
 Dealing = Callable[[StepSelection, RunConfig, int, np.random.Generator], list[NDArray[np.int64]]]

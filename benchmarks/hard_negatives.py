@@ -29,8 +29,9 @@ from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import SingleProcess
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
+from unimo_ds.utils.running import run_command
 from unimo_ds.utils.seed import mix
 
 EXACT, SHARED, PADDED = "exact, packed", "shared image, packed", "exact, padded"

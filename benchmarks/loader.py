@@ -28,8 +28,8 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.shards import ShardWriter
-from unimo_ds.utils.errors import run_command
 from unimo_ds.utils.host_memory import keep_freed_buffers
+from unimo_ds.utils.running import run_command
 
 COUNTS = {"regions": 384, "jpeg": 128, "text": 1024}
 PER_SHARD = {"regions": 32, "jpeg": 32, "text": 256}

@@ -22,8 +22,9 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Kind, PatchGrid
 from unimo_ds.data.vision import crops, extractors, patches
 from unimo_ds.data.vision.patch_extractor import PatchExtractor
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers
+from unimo_ds.utils.running import run_command
 
 
 def floor(jpeg: bytes, grid: PatchGrid) -> None:

@@ -22,7 +22,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.loader import StepLoader
 from unimo_ds.overrides import apply_overrides
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 _WARM_UP = 12
 """Steps until the loader's memory has grown to what it keeps, and most words are known."""

@@ -28,7 +28,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.storage import index, manifest, members, shards
 from unimo_ds.data.storage.folder import entry_of
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 _PAIRS, _IMAGES, _TEXTS = 4_000_000, 1_700_000, 27_000_000
 _A_SHARD = {Kind.IMAGE: 1000, Kind.PAIR: 1000, Kind.TEXT: 2000}

@@ -47,8 +47,9 @@ from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.models.accounting import training_flops
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import keep_freed_buffers, return_freed_memory
+from unimo_ds.utils.running import run_command
 
 OURS, USUAL, MASKED_HEAD = "ours", "usual", "usual-masked-head"
 CONTENDERS = (OURS, USUAL, MASKED_HEAD)

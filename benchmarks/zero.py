@@ -27,7 +27,8 @@ from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 DDP = "DistributedDataParallel"
 

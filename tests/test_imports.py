@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ MAY_IMPORT = {
     "serving": LEAVES | {"serving", "export", "generation", "huggingface", "finetune", "evaluation", "models", "data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+IN_CIRCLES = ("data", "huggingface")
+"""Folders with files that still import each other."""
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -61,6 +64,16 @@ def test_imports_go_downward(path: Path):
         assert any(target == allowed or target.startswith(f"{allowed}.") for allowed in MAY_IMPORT[layer]), (
             f"{path}: {layer} may not import {target}"
         )
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    imports = {}
+    for name, path in paths.items():
+        if name.split(".")[1] not in IN_CIRCLES:
+            found = imported_modules(path)
+            imports[name] = {one if one in paths else one.rpartition(".")[0] for one in found} & paths.keys()
+    graphlib.TopologicalSorter(imports).prepare()  # names the circle
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -10,7 +10,8 @@ import unimo_ds
 from unimo_ds.commands import inspecting, measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, drop_output, run_command, tell
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
+from unimo_ds.utils.running import drop_output, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unimo_ds import recipes
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 Record = dict[str, float]
 

@@ -50,7 +50,8 @@ from unimo_ds.utils import locations
 from unimo_ds.utils.agreement import failing_together, rank_0_first
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 DEMO_DATA = "demo_data"
 

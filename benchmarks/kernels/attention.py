@@ -20,7 +20,8 @@ from benchmarks.kernels.timing import Contender, Rows, measure
 from unimo_ds.ops.attention import attention_reference, packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 HEADS, SIZE = 12, 64
 VARIANTS = {"": (True, "copies"), ", in parts": (False, "copies"), ", bulk": (True, "bulk")}

@@ -27,7 +27,8 @@ from benchmarks.kernels.timing import Rows
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 INVERSE_TEMPERATURE = 16.0
 """A number that bf16 holds: peers multiply bf16 vectors by it as a bf16 number, and 1 / 0.07 would become 14.3125 there, another

@@ -25,7 +25,8 @@ from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.layout import make_layout
 from unimo_ds.ops.linear_gelu import linear_gelu
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 SIZE, WIDE, WORDS = 768, 3072, 50265
 EPSILON, DROPOUT = 1e-5, 0.1

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from unimo_ds import train
 from unimo_ds.data.loader import StepLoader
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 
 def record(arguments: Sequence[str]) -> int:

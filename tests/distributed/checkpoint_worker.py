@@ -15,7 +15,8 @@ from tests.distributed.engine_worker import build, configuration, run_step, weig
 from unimo_ds.engine import checkpoint
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.state import Best, Progress
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 SLOTS = ("weight", "exp_avg", "exp_avg_sq")
 RATES = (1e-2, 9e-3, 8e-3, 7e-3, 6e-3)

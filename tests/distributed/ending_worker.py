@@ -10,7 +10,7 @@ import sys
 import torch
 
 from unimo_ds.engine.launch import start_processes
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from unimo_ds.engine import ds_config
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.setup import Engine, make_engine
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.evaluation.held_out import evaluate_held_out
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import make_communicator
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import time
 import torch
 
 from unimo_ds.engine.launch import start_processes
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 
 def main() -> int:

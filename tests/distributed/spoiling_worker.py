@@ -22,7 +22,7 @@ import torch
 from unimo_ds import train
 from unimo_ds.data.loader import StepLoader
 from unimo_ds.data.schema import PackedBatch, StepBatch
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 PARTS = [part.partition("=") for part in sys.argv[1].split(";")]
 NOTES = next((value for kind, _, value in PARTS if kind == "note"), "")

@@ -22,7 +22,7 @@ from unimo_ds.engine.step import train_step
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks import pretraining
 from unimo_ds.tasks.pretraining import PretrainingTask
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 NUM_EXAMPLES, NUM_STEPS = 11, 3
 BUILT_IN = pretraining.OBJECTIVES

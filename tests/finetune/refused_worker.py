@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from unimo_ds import cli
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 
 def main() -> None:

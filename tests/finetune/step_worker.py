@@ -17,7 +17,7 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.step import TaskStep
-from unimo_ds.utils.errors import run_command
+from unimo_ds.utils.running import run_command
 
 NUM_STEPS = 3
 RATE = 1e-3

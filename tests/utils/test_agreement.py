@@ -16,7 +16,8 @@ import torch
 from unimo_ds.utils import agreement
 from unimo_ds.utils.agreement import fail_together, failing_together, rank_0_first
 from unimo_ds.utils.communicator import ProcessGroup, SingleProcess
-from unimo_ds.utils.errors import ToldError, UserError, run_command
+from unimo_ds.utils.errors import ToldError, UserError
+from unimo_ds.utils.running import run_command
 
 
 class Group(SingleProcess):

@@ -15,7 +15,8 @@ import torch
 from tests.engine.disks import files_of_at_most
 from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import SingleProcess
-from unimo_ds.utils.errors import UserError, run_command, sentence_of
+from unimo_ds.utils.errors import UserError, sentence_of
+from unimo_ds.utils.running import run_command
 
 MAKE_ROOM = "make room and give the same command again"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unimo_ds.utils.errors import EXIT_FAILED, MemoryRanOutError, run_command
+from unimo_ds.utils.errors import EXIT_FAILED, MemoryRanOutError
 from unimo_ds.utils.out_of_memory import out_of_memory_told
+from unimo_ds.utils.running import run_command
 
 MORE_THAN_ANY = 1 << 50
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]

@@ -22,8 +22,9 @@ from deepspeed.accelerator import get_accelerator
 from unimo_ds.config import EngineConfig
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator, make_communicator
-from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError, exit_status
+from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError
 from unimo_ds.utils.launchers import is_alone, local_rank, rank_environment
+from unimo_ds.utils.running import exit_status
 
 _GRACE = datetime.timedelta(minutes=5)
 _NEVER = datetime.timedelta(days=1)

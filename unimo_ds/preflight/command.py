@@ -25,8 +25,9 @@ from unimo_ds.preflight.node import NodeReport
 from unimo_ds.preflight.verdict import NetworkReport, clock_remarks, judge
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import host_names, local_rank, rank_environment
+from unimo_ds.utils.running import run_command
 
 BAD_NODES_FILE = "bad_nodes"
 _POLL_SECONDS = 0.2

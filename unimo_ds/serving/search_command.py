@@ -12,8 +12,9 @@ from unimo_ds.serving import options
 from unimo_ds.utils import locations
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
+from unimo_ds.utils.running import run_command
 
 if TYPE_CHECKING:
     from unimo_ds.serving.index import Index, Item, Vectors

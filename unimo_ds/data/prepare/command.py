@@ -19,8 +19,8 @@ from unimo_ds.data.prepare.settings import (
 )
 from unimo_ds.utils import command_line, locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import run_command
 from unimo_ds.utils.printable import printable
+from unimo_ds.utils.running import run_command
 
 if TYPE_CHECKING:
     from unimo_ds.data.prepare.sources import Report

@@ -10,7 +10,8 @@ from dataclasses import asdict
 
 from unimo_ds.ops.native import build, toolchain
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 _DEFAULT_ARCHITECTURE = "sm_90"
 _CHECKED = ("attention", "bias_gelu", "contrastive", "cross_entropy", "dropout_norm")

@@ -24,7 +24,8 @@ from sklearn.model_selection import GroupKFold
 from unimo_ds.data.prepare.rewriting.scene_graph import tagging
 from unimo_ds.data.schema import Caption, Kind, Level
 from unimo_ds.data.storage import manifest, shards
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 _STRENGTHS = (0.1, 1.0, 10.0)
 """Inverse regularisation tried; the best one counts, so that the test is not easier than it could be."""

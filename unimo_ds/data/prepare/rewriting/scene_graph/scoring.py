@@ -21,7 +21,8 @@ from pathlib import Path
 
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 _NODE = re.compile(r"(?:(o)(\d+)|([an])(\d+)|(r)(\d+)>(\d*)):(\d+)-(\d+)")
 

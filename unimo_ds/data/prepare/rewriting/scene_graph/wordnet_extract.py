@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 PARTS = {"n": "noun", "v": "verb", "a": "adj"}
 MOST_SENSES = {"n": 3, "v": 4, "a": 3}
