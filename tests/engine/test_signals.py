@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from unimo_ds.engine.signals import StopRequests
 from unimo_ds.utils.communicator import SingleProcess
@@ -19,7 +18,7 @@ from unimo_ds.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 def requests(tmp_path: Path) -> Iterator[StopRequests]:
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
-    made = StopRequests(tmp_path, SingleProcess(), torch.device("cpu"))
+    made = StopRequests(tmp_path, SingleProcess())
     made.install()
     yield made
     for number, handler in zip(numbers, before, strict=True):
@@ -47,7 +46,7 @@ def test_a_second_interrupt_ends_at_once(requests: StopRequests) -> None:
 def test_a_signal_between_two_loops_reaches_the_second(requests: StopRequests, tmp_path: Path) -> None:
     """The seeds of a fine-tuning are loops of one process; measuring the best checkpoint between them takes minutes."""
     os.kill(os.getpid(), signal.SIGUSR1)
-    following = StopRequests(tmp_path, SingleProcess(), torch.device("cpu"))
+    following = StopRequests(tmp_path, SingleProcess())
     following.install()
     stop = following.check()
     assert stop is not None

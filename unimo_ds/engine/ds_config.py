@@ -18,14 +18,7 @@ from unimo_ds.utils.errors import UserError, nearest_name
 FOLDER = Path(__file__).resolve().parents[1] / "ds_configs"
 
 _NUMBER = (int, float)
-_OFFLOAD_OPTIMIZER: dict[str, Any] = {
-    "device": str,
-    "pin_memory": bool,
-}
-_OFFLOAD_PARAM: dict[str, Any] = {
-    "device": str,
-    "pin_memory": bool,
-}
+_OFFLOAD: dict[str, Any] = {"device": str, "pin_memory": bool}
 _ALLOWED: dict[str, Any] = {
     "zero_optimization": {
         "stage": int,
@@ -43,8 +36,8 @@ _ALLOWED: dict[str, Any] = {
         "stage3_model_persistence_threshold": _NUMBER,
         "stage3_max_live_parameters": _NUMBER,
         "stage3_max_reuse_distance": _NUMBER,
-        "offload_optimizer": _OFFLOAD_OPTIMIZER,
-        "offload_param": _OFFLOAD_PARAM,
+        "offload_optimizer": _OFFLOAD,
+        "offload_param": _OFFLOAD,
     },
     "fp16": {
         "enabled": bool,

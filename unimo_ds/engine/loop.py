@@ -77,7 +77,7 @@ class Loop:
         self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
-        self._stops = StopRequests(self.run_dir, engine.communicator, engine.device)
+        self._stops = StopRequests(self.run_dir, engine.communicator)
         self._stops.install()
 
     def run(self) -> int:

@@ -38,10 +38,9 @@ class Stop:
 class StopRequests:
     """Collects requests to stop on any rank."""
 
-    def __init__(self, run_dir: Path, communicator: Communicator, device: torch.device) -> None:
+    def __init__(self, run_dir: Path, communicator: Communicator) -> None:
         self._file = run_dir / STOP_FILE
         self._communicator = communicator
-        self._device = device
         self._number = 0
         self._launchers = launcher_processes()
 
@@ -62,7 +61,7 @@ class StopRequests:
             self._number = _BY_FILE
         if not self._number and has_lost_launcher(self._launchers):
             self._number = _BY_LAUNCHER
-        flag = torch.tensor([self._number], dtype=torch.int32, device=self._device)
+        flag = torch.tensor([self._number], dtype=torch.int32, device=self._communicator.device)
         number = int(self._communicator.all_reduce_max(flag))
         if not number:
             return None

@@ -28,7 +28,6 @@ a stream's longer ones take the kernels for any length."""
 FORWARD = "bulk"
 """How the forward kernel of sm_90 loads tiles where nobody shares a prefix: `copies`, each thread its share; `bulk`, whole ones
 by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bulk` yet (`library.refusal_of_untried`)."""
-_KEEPS_ALL = -32768
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
@@ -198,7 +197,7 @@ def _arguments(
         num_sequences=len(sequences) - 1,
         num_positions=num_positions,
         num_heads=num_heads,
-        dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
+        dropout_threshold=seed.keep_threshold(probability),
         site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
         keep_scale=seed.keep_scale(probability),
         scale=1 / (math.sqrt(head_size) * math.log(2)),
@@ -218,9 +217,7 @@ def _forward(
     bulk_tiles: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     query_key_value = query_key_value.contiguous()
-    output, log_sums = _forward_shapes(
-        query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole
-    )
+    output, log_sums = _forward_shapes(query_key_value)
     arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
     arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
     name = "unimo_attention_forward"
@@ -231,17 +228,7 @@ def _forward(
     return output, log_sums
 
 
-def _forward_shapes(
-    query_key_value: torch.Tensor,
-    tiles: torch.Tensor,
-    sequences: torch.Tensor,
-    sharing: torch.Tensor,
-    position_keys: torch.Tensor,
-    probability: float,
-    site: int,
-    whole: int,
-    bulk_tiles: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_shapes(query_key_value: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     num_positions, _, num_heads, head_size = query_key_value.shape
     output = query_key_value.new_empty((num_positions, num_heads, head_size))
     return output, query_key_value.new_empty((num_heads, num_positions), dtype=torch.float32)

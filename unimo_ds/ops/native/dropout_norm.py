@@ -21,7 +21,6 @@ _MULTIPROCESSORS = 132
 _BLOCKS_OF_ONE = (8, 5, 3, 2)
 """Of the backward kernel for up to 256, 512, 768 and 1,024 columns: as many as one multiprocessor's registers hold at a time
 (kernels/REPORT.md), so that an H100 or H200 takes all of them in one go. Each block makes a row of partial sums."""
-_KEEPS_ALL = -32768
 
 
 class DropoutNormArguments(ctypes.Structure):
@@ -101,7 +100,7 @@ def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: flo
         position_keys=position_keys.data_ptr(),
         num_rows=num_rows,
         num_columns=num_columns,
-        dropout_threshold=seed.keep_threshold(probability) if probability else _KEEPS_ALL,
+        dropout_threshold=seed.keep_threshold(probability),
         site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
         keep_scale=seed.keep_scale(probability),
     )
