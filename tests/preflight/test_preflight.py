@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ def start(node: str, number: int, data: Path, run_dir: Path, *options: str) -> s
         "SLURM_STEP_NUM_TASKS": str(len(NODES)),
         "SLURM_STEP_NODELIST": "127.0.0.[2-4]",
         "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "1",
         "SLURMD_NODENAME": node,
         "DS_ACCELERATOR": "cpu",
         "GLOO_SOCKET_IFNAME": "lo",
@@ -75,7 +77,10 @@ def test_three_nodes_that_are_fit(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_silent_node_and_one_without_data_are_named(data: Path, tmp_path: Path) -> None:
-    """The third never starts; the second does not see the data."""
+    """The third never starts, though it had in an earlier step of the job; the second does not see the data."""
+    earlier = tmp_path / "preflight" / f"{os.getpid()}-0" / f"{NODES[2]}.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text(json.dumps(dataclasses.asdict(node_checks.NodeReport(NODES[2], f"{NODES[2]}:1"))))
     tasks = [
         start(NODES[0], 0, data, tmp_path, "--wait=90"),
         start(NODES[1], 1, tmp_path / "nothing", tmp_path, "--wait=90"),

@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path("runs"),
         help="run directory; must be writable from every node (default: runs)",
     )
-    parser.add_argument("--reports", type=Path, help="folder for the reports (default: RUN_DIR/preflight/JOB-START)")
+    parser.add_argument(
+        "--reports", type=Path, help="folder for the reports (default: RUN_DIR/preflight/JOB-START-STEP)"
+    )
     parser.add_argument(
         "--gpus", type=int, help="GPUs that each node must have (default: as many as Slurm allocated; 0: CPU only)"
     )
@@ -89,7 +91,9 @@ def run(options: Namespace) -> int:
         raise UserError(
             f"{me} is not one of {expected}, or {world_size} ranks do not spread evenly; start it with srun"
         )
-    start = f"{os.environ.get('SLURM_JOB_ID', 'local')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    # What an earlier start of the job reported, or an earlier step, is no report of this one.
+    place = (("SLURM_JOB_ID", "local"), ("SLURM_RESTART_COUNT", "0"), ("SLURM_STEP_ID", "0"))
+    start = "-".join(os.environ.get(name, otherwise) for name, otherwise in place)
     reports_dir = options.reports or options.run_dir / "preflight" / start
     with doorbell() as port:
         if local_rank(os.environ) == 0:
