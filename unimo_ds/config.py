@@ -205,7 +205,7 @@ class LossWeights:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "deepspeed_adam", "apex_adam", "apex_lamb"] = "adamw"
-    """adamw: torch's, fused on GPUs; deepspeed_adam: DeepSpeed's fused or CPU Adam; apex_*: NVIDIA apex, where installed."""
+    """adamw: torch's, fused; deepspeed_adam: DeepSpeed's fused or CPU Adam; apex_*: NVIDIA apex, where installed."""
     peak_learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = 1e-6

@@ -5,22 +5,21 @@ Every number in the table is read from the run's own records: before is the untr
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from unimo_ds import recipes
+from unimo_ds.run_page import read_run
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
-
-Record = dict[str, float]
 
 
 def main() -> int:
@@ -34,8 +33,7 @@ def main() -> int:
     if status:
         return status
     run_dir = Path(config.run_dir)
-    records = list(read_records(run_dir / "metrics.jsonl"))
-    Console(width=100).print(before_and_after(records, num_pairs=config.evaluation.num_pairs))
+    Console(width=100).print(before_and_after(read_run(run_dir).steps, num_pairs=config.evaluation.num_pairs))
     print(f"TensorBoard: .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}")
     print(f"Checkpoint:  {run_dir / 'checkpoints'}   (unimo evaluate retrieval --checkpoint {run_dir} --help)")
     return 0
@@ -48,24 +46,11 @@ def launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return subprocess.run(command, env=environment, check=False).returncode
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The lines of metrics.jsonl.
-
-    Raises:
-        UserError: no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the run did not start; remove {path.parent} and run `make demo` again")
-    for line in path.read_text().splitlines():
-        yield json.loads(line)
-
-
-def before_and_after(records: Iterable[Record], *, num_pairs: int) -> Table:
+def before_and_after(records: Sequence[Mapping[str, Any]], *, num_pairs: int) -> Table:
     """Held-out measurements of the first and the last evaluation, chance beside those that have one.
 
     num_pairs: images, with one caption each, that retrieval chose among: chance at R@k is k in that many.
     """
-    records = list(records)
     evaluations = [record for record in records if any(name.startswith("held_out/") for name in record)]
     if len(evaluations) < 2:
         raise UserError("the run holds fewer than two evaluations; remove runs/demo and run `make demo` again")

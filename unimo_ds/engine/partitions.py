@@ -24,7 +24,7 @@ from unimo_ds.engine.optim import prepare_state
 
 
 class Masters(Protocol):
-    """fp32 weights and moments by parameter name."""
+    """fp32 weights and moments by parameter name. What a kind has no use for does nothing."""
 
     def read(self, parameter: Any, slot: str) -> torch.Tensor:
         """The whole fp32 tensor, in the parameter's shape. A collective: every rank asks for the same things in order."""
@@ -34,15 +34,17 @@ class Masters(Protocol):
 
     def publish(self) -> None:
         """After all writes: refresh the weights that the forward pass uses. A collective."""
+        return None
 
     def poison(self) -> None:
         """Make the collected gradients non-finite, so that DeepSpeed itself drops them and skips the update."""
 
     def forget(self) -> None:
         """After a skipped update: drop what DeepSpeed leaves of its gradients."""
+        return None
 
 
-class PlainMasters:
+class PlainMasters(Masters):
     """Stage 0 in fp32: the parameters are the masters."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -59,17 +61,11 @@ class PlainMasters:
     def write(self, parameter: Any, slot: str, value: torch.Tensor) -> None:
         self._tensor(parameter, slot).copy_(value)
 
-    def publish(self) -> None:
-        return None
-
-    def forget(self) -> None:
-        return None
-
     def poison(self) -> None:
         _poison_first_gradient([weight for group in self.optimizer.param_groups for weight in group["params"]])
 
 
-class CopiedMasters:
+class CopiedMasters(Masters):
     """Stage 0 in fp16 or bf16: fp32 copies, one per tensor (unfused) or joined into one flat tensor per group (fused)."""
 
     def __init__(self, wrapper: FP16_UnfusedOptimizer | FP16_Optimizer) -> None:
@@ -102,14 +98,11 @@ class CopiedMasters:
         for parameter in self.masters:
             parameter.data.copy_(self._tensor(parameter, WEIGHT))
 
-    def forget(self) -> None:
-        return None
-
     def poison(self) -> None:
         _poison_first_gradient(list(self.masters))
 
 
-class SlicedMasters:
+class SlicedMasters(Masters):
     """ZeRO stages 1 and 2 (and stage 1 in bf16 with fp32 accumulation): each rank owns a slice of each flat group."""
 
     def __init__(self, wrapper: DeepSpeedZeroOptimizer | BF16_Optimizer) -> None:
@@ -151,7 +144,7 @@ class SlicedMasters:
                     gradient.fill_(float("nan"))
 
 
-class PartitionedMasters:
+class PartitionedMasters(Masters):
     """ZeRO stage 3: every parameter is cut into equal parts, the last one padded."""
 
     def __init__(self, wrapper: DeepSpeedZeroOptimizer_Stage3) -> None:
@@ -180,9 +173,6 @@ class PartitionedMasters:
             self.wrapper._reassign_or_swap_out_partitioned_parameters(index)
         if self.wrapper.persistent_parameters:
             self.wrapper.persistent_parameters[0].all_gather(self.wrapper.persistent_parameters)
-
-    def forget(self) -> None:
-        return None
 
     def poison(self) -> None:
         # One number that the next step overwrites: the padding of a partition would stay poisoned for good. The first rank's

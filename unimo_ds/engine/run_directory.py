@@ -256,19 +256,13 @@ def describe_environment() -> dict[str, Any]:
 
 def _revision() -> str:
     """Git commit of the code, with `+changes` where files differ from it; empty outside a repository."""
-    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command, folder = ["git", *words], Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout
+        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return ""
     return commit + ("+changes" if changes else "")

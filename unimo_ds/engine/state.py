@@ -117,13 +117,9 @@ def write_tensors(engine: Engine, folder: Path) -> tuple[dict[str, dict[str, Any
             continue
         writer = TensorFileWriter(folder / name, shapes)
         visited: list[str] = []
-
-        def record(parameter_name: str, tensor: torch.Tensor, writer: TensorFileWriter = writer) -> None:
-            writer.write(parameter_name, tensor)
-
         try:
             with writer:
-                _visit(engine, slot, record, visited)
+                _visit(engine, slot, writer.write, visited)
         except OSError as error:
             failure = error
             _visit(engine, slot, lambda *_: None, visited)

@@ -104,7 +104,7 @@ def decode(model: Unimo, token_ids_Rn: torch.Tensor, cache: PrefixCache) -> torc
     if start + num_new > model.config.max_positions:
         raise ValueError(f"target position {start + num_new - 1} is outside of {model.config.max_positions} positions")
     positions_n = torch.arange(start, start + num_new, device=token_ids_Rn.device)
-    hidden = model.embed_target(token_ids_Rn.reshape(-1), positions_n.repeat(num_rows))
+    hidden: torch.Tensor = model.text_embedding(token_ids_Rn.reshape(-1), positions_n.repeat(num_rows))
     no_keys = hidden.new_zeros(0, dtype=torch.int32)  # dropout is off
     for number, layer in enumerate(model.layers):
         assert isinstance(layer, EncoderLayer)

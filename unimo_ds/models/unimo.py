@@ -193,11 +193,6 @@ class Unimo(nn.Module):
         images: torch.Tensor = self.region_embedding(features, batch.region_boxes, tags)
         return images
 
-    def embed_target(self, token_ids_N: torch.Tensor, token_positions_N: torch.Tensor) -> torch.Tensor:
-        """[N, D] inputs of text tokens that are generated, outside of any batch, without dropout or further embeddings."""
-        embedded: torch.Tensor = self.text_embedding(token_ids_N, token_positions_N)
-        return embedded
-
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""
         word_weight = self.text_embedding.get_parameter("word.weight")

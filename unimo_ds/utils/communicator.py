@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 
 _MAX_TENSORS = 16
 """That `pass_on` moves at once; tags of its channels are so far apart."""
-
-
-class Communicator(Protocol):
-    """Collectives that the trainer, the losses and the evaluation need. Every rank must call them in the same order."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    """Of the tensors that travel."""
-
-    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor: ...
-
-    def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor: ...
-
-    def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor: ...
-
-    def row_counts(self, num_rows: int) -> list[int]: ...
-
-    def pass_on(
-        self, tensors: Sequence[torch.Tensor], num_coming: int, *, channel: int
-    ) -> Callable[[], list[torch.Tensor]]: ...
-
-    def broadcast_object(self, value: Any) -> Any: ...
-
-    def all_gather_object(self, value: Any) -> list[Any]: ...
 
 
 class SingleProcess:
@@ -69,7 +44,10 @@ class SingleProcess:
 
 
 class ProcessGroup:
-    """Collectives over a torch.distributed group (gloo on CPU, NCCL on GPUs)."""
+    """Collectives over a torch.distributed group (gloo on CPU, NCCL on GPUs). Every rank must call them in the same order.
+
+    device: of the tensors that travel.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, device: torch.device | None = None) -> None:
         self.group = group
@@ -164,6 +142,9 @@ class _GatherRows(torch.autograd.Function):
             dist.all_reduce(total, group=ctx.communicator.group)
         start = sum(ctx.counts[: ctx.communicator.rank])
         return total[start : start + ctx.counts[ctx.communicator.rank]], None, None
+
+
+Communicator: TypeAlias = SingleProcess | ProcessGroup
 
 
 def make_communicator(device: torch.device | None = None) -> Communicator:
