@@ -42,7 +42,7 @@ def save_and_resume(folder: Path, name: str) -> dict:
     engine = build(name)
     train(engine, 0, 3)
     progress = Progress(step=3, skipped=1, best=Best("recall", 0.5, 3))
-    checkpoint.save(engine, run_dir, progress, config)
+    checkpoint.Saver(engine, run_dir, config).save(progress, wait=True)
     saved = everything(engine)
     straight_norms = train(engine, 3, 5)
     straight = everything(engine)
@@ -82,7 +82,7 @@ def damaged(folder: Path) -> dict:
     verdicts = {}
     for step in (1, 2):
         train(engine, step - 1, step)
-        checkpoint.save(engine, run_dir, Progress(step=step), config)
+        checkpoint.Saver(engine, run_dir, config).save(Progress(step=step), wait=True)
 
     def attempt(name: str) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def engine() -> Iterator[Engine]:
 
 
 def save(engine: Engine, run_dir: Path, step: int, config: RunConfig = CONFIG, best: Best | None = None) -> Path:
-    return checkpoint.save(engine, run_dir, Progress(step=step, best=best), config)
+    checkpoint.Saver(engine, run_dir, config).save(Progress(step=step, best=best), wait=True)
+    return run_dir / "checkpoints" / f"step-{step}"
 
 
 def loaded_step(engine: Engine, run_dir: Path) -> int | None:
@@ -279,6 +281,18 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
         fillers.pop().unlink()
     save(engine, small_disk, 3)
     assert loaded_step(engine, small_disk) == 3
+
+
+def test_old_checkpoints_that_cannot_be_looked_through_cast_no_doubt_on_the_new_one(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run_dir: Path) -> list[int]:
+        raise OSError(errno.ESTALE, "Stale file handle", run_dir)
+
+    monkeypatch.setattr(checkpoint_folder, "completed_steps", refuse)
+    save(engine, tmp_path, 1)
+    assert settled(engine, tmp_path, 2).step == 2
+    assert loaded_step(engine, tmp_path) == 2
 
 
 @pytest.mark.parametrize("in_background", [False, True])

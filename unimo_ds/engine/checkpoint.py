@@ -6,6 +6,7 @@ ranks go on or stop together. A save in the background copies the state to host 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -47,17 +48,6 @@ class Saved:
     """That training stood still for it."""
     write_seconds: float
     """From the end of the stall until it was complete; 0 where training waited for all of it."""
-
-
-def save(engine: Engine, run_dir: Path, progress: Progress, config: RunConfig) -> Path:
-    """Write `checkpoints/step-N` for the steps taken so far, then prune. A collective that returns when all is on disk.
-
-    Raises:
-        CheckpointError: on all ranks, where rank 0 could not write; what was there before is still there.
-    """
-    saver = Saver(engine, run_dir, config)
-    saver.save(progress, wait=True)
-    return run_dir / FOLDER / f"step-{progress.step}"
 
 
 class Saver:
@@ -161,13 +151,14 @@ class Saver:
         except OSError as error:
             return checkpoint_folder.give_up(temporary, error, state.state_bytes(self._engine))
         keep = self._config.checkpoint
-        checkpoint_folder.prune(
-            self._checkpoints,
-            keep_last=keep.keep_last,
-            keep_every=keep.keep_every,
-            newest=progress.step,
-            way_back=progress.first_spike if progress.spikes_in_a_row else None,
-        )
+        with contextlib.suppress(OSError):  # an older folder that will not go away is no reason to doubt the new one
+            checkpoint_folder.prune(
+                self._checkpoints,
+                keep_last=keep.keep_last,
+                keep_every=keep.keep_every,
+                newest=progress.step,
+                way_back=progress.first_spike if progress.spikes_in_a_row else None,
+            )
         return ""
 
     def _raise_problem(self) -> None:

@@ -6,7 +6,6 @@ checkpoints/latest         text `step-N`, moved last         checkpoints/best   
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -204,7 +203,7 @@ def has_good(checkpoints: Path, *, up_to: int) -> bool:
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, way_back: int | None = None) -> None:
-    """Delete what neither is among the last, nor the best, nor of a step that is kept for good.
+    """Delete what neither is among the last, nor the best, nor of a step that is kept for good. May raise OSError.
 
     way_back: the newest of at most that step stays as well: a row of spikes is under way, and may end in a rollback to before it.
     """
@@ -216,13 +215,8 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, wa
         kept |= {step for step in steps if step % keep_every == 0}
     best = named(checkpoints / BEST)
     kept |= {step for step in steps if f"step-{step}" == best}
-    # An older folder that will not go away is no reason to doubt the new one.
-    with contextlib.suppress(OSError):
-        for step in set(steps) - kept:
-            # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
-            trash = checkpoints / f".trash-step-{step}"
-            (checkpoints / f"step-{step}").rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
+    for step in set(steps) - kept:
+        _remove(checkpoints, step)
 
 
 def remove_after(checkpoints: Path, step: int) -> None:
@@ -230,15 +224,20 @@ def remove_after(checkpoints: Path, step: int) -> None:
     _tidy(checkpoints)  # an older version of such a step, which could not be deleted, would take its place
     steps = completed_steps(checkpoints.parent)
     for later in sorted((found for found in steps if found > step), reverse=True):
-        trash = checkpoints / f".trash-step-{later}"
-        (checkpoints / f"step-{later}").rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(checkpoints, later)
     left = [found for found in steps if found <= step]
     if left:
         point(checkpoints, LATEST, f"step-{left[-1]}")
     best = named(checkpoints / BEST)
     if best and not (checkpoints / best).is_dir():
         (checkpoints / BEST).unlink()
+
+
+def _remove(checkpoints: Path, step: int) -> None:
+    """Renamed first: a half-deleted folder must not look like a damaged checkpoint. May raise OSError."""
+    trash = checkpoints / f".trash-step-{step}"
+    (checkpoints / f"step-{step}").rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def point(checkpoints: Path, pointer: str, name: str) -> None:
