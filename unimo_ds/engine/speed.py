@@ -12,7 +12,7 @@ from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.models.accounting import StreamShape, training_flops
 
-_PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
+PEAK_TERAFLOPS = {"V100": 125.0, "A100": 312.0, "H100": 989.0, "H200": 989.0}
 """Dense half-precision matrix peak of a device, from the vendor's data sheets."""
 
 
@@ -24,7 +24,7 @@ class SpeedMeter:
         self._forward_time = forward_time
         self._is_cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if self._is_cuda else ""
-        self._peak = next((peak for key, peak in _PEAK_TERAFLOPS.items() if key in name), None)
+        self._peak = next((peak for key, peak in PEAK_TERAFLOPS.items() if key in name), None)
         self._bad = 0
         self.reset()
 

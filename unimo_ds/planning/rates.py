@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.engine.speed import PEAK_TERAFLOPS
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -25,10 +26,10 @@ class Hardware:
 
 
 HARDWARE = {
-    "v100": Hardware("V100 (fp16)", 125e12, 32),
-    "a100": Hardware("A100 (bf16)", 312e12, 80),
-    "h100": Hardware("H100 (bf16)", 989e12, 80),
-    "h200": Hardware("H200 (bf16)", 989e12, 141),
+    "v100": Hardware("V100 (fp16)", PEAK_TERAFLOPS["V100"] * 1e12, 32),
+    "a100": Hardware("A100 (bf16)", PEAK_TERAFLOPS["A100"] * 1e12, 80),
+    "h100": Hardware("H100 (bf16)", PEAK_TERAFLOPS["H100"] * 1e12, 80),
+    "h200": Hardware("H200 (bf16)", PEAK_TERAFLOPS["H200"] * 1e12, 141),
     "cpu": Hardware("CPU core (fp32)", 80e9, 4),
 }
 _MEMORY_BYTES_PER_SECOND = {"v100": 0.9e12, "a100": 2.0e12, "h100": 3.35e12, "h200": 4.8e12}
