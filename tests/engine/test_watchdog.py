@@ -7,9 +7,10 @@ import time
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from unimo_ds.engine.stragglers import SlowRanks, Stopwatch, slowest
-from unimo_ds.engine.watchdog import Position, _place, who_waits_for_whom
+from unimo_ds.engine.watchdog import Position, Watchdog, _place, who_waits_for_whom
 from unimo_ds.utils.communicator import SingleProcess
 
 
@@ -35,6 +36,20 @@ def test_nobody_to_blame() -> None:
     same = [position(rank, "a", "all_reduce") for rank in range(2)]
     assert "a connection between them is dead" in who_waits_for_whom(same)
     assert "different collectives" in who_waits_for_whom([same[0], position(1, "b", "all_gather")])
+
+
+@pytest.mark.parametrize("turns", [(5, 6), (6, 7), (7, 7)])
+def test_one_rank_tells_though_the_one_that_stopped_is_a_turn_behind(
+    turns: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    for turn in turns:
+        watchdog = Watchdog(SingleProcess(), minutes=15.0)
+        watchdog._turn = turn
+        watchdog._tell(1.0)
+    assert capsys.readouterr().out.count("no progress for 1 s") == 1
 
 
 def test_a_threads_place_names_its_line_and_the_packages() -> None:
