@@ -257,11 +257,12 @@ def test_inspect_batch_takes_data_and_settings_from_a_run(
 def test_inspect_names_what_lies_one_folder_further(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(path: Path) -> str:
-        assert cli.main(["inspect", str(path)]) == 2
+    def refused(path: Path, *options: str) -> str:
+        assert cli.main(["inspect", str(path), *options]) == 2
         return capsys.readouterr().err
 
     assert f"name one of those in it: {run_dir}" in refused(run_dir.parent)
+    assert refused(folder, "--samples=-2") == "error: --samples -2 must not be negative\n"
     assert str(run_dir / "checkpoints" / "step-7") in refused(run_dir / "checkpoints")
     (tmp_path / "data").mkdir()
     assert "is not a data folder" in refused(tmp_path / "data")

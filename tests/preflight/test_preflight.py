@@ -94,6 +94,16 @@ def test_a_silent_node_and_one_without_data_are_named(data: Path, tmp_path: Path
     assert bad_nodes.read_text() == ",".join(NODES[1:])
 
 
+def test_a_launcher_that_does_not_say_which_node_this_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mpirun over two machines."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
+    assert command.main(["--data", str(data), "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("start it with srun\n")
+
+
 def test_data_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data" / "train"
     shutil.copytree(data / "train", copy)

@@ -79,6 +79,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     _refuse_ignored(arguments)
+    if arguments.samples is not None and arguments.samples < 0:
+        raise UserError(f"--samples {arguments.samples} must not be negative")
     for name, value in _DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)

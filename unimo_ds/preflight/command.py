@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: Namespace) -> int:
     """Carry out parsed arguments on this task."""
     os.environ.update(rank_environment(os.environ))
+    if "RANK" not in os.environ:
+        raise UserError("nothing says which of the job's tasks this is; start it with srun")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     expected = host_names(os.environ.get("SLURM_STEP_NODELIST", "")) or [me]
