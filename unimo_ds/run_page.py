@@ -148,7 +148,8 @@ def summary(run: RunFiles) -> dict[str, Any]:
 
 def to_html(run: RunFiles) -> str:
     """The page. Needs nothing beside itself: no script, no picture, no address."""
-    marks = start_steps(run)[1:]
+    firsts, machines = start_steps(run), _machines(run)
+    marks = firsts[1:]
     charts = []
     names = sorted({name for line in run.steps for name in line})
     for title, pattern in _CHARTS:
@@ -168,7 +169,7 @@ def to_html(run: RunFiles) -> str:
             str(start.get("revision", ""))[:12],
             ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items()),
         )
-        for number, (start, step) in enumerate(zip(run.starts, start_steps(run), strict=True), start=1)
+        for number, (start, step) in enumerate(zip(run.starts, firsts, strict=True), start=1)
     ]
     notes = [(event["step"], event["event"], event.get("text", "")) for event in run.events if event["event"] in _TOLD]
     facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
@@ -180,7 +181,7 @@ def to_html(run: RunFiles) -> str:
         f'<div class="charts">{"".join(charts)}</div>',
         f"<h2>Starts</h2>{_table(head, starts)}",
         f"<h2>What happened</h2>{_table(('step', 'kind', 'what'), notes)}" if notes else "",
-        f"<h2>Hardware of the last start</h2>{_table(_MACHINE_HEAD, _machines(run))}" if _machines(run) else "",
+        f"<h2>Hardware of the last start</h2>{_table(_MACHINE_HEAD, machines)}" if machines else "",
         f"<h2>Last samples</h2>{_last_samples(run)}",
         f"<h2>Configuration</h2><pre>{escape(json.dumps(run.config, indent=2))}</pre>",
     ]

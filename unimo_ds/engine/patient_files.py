@@ -34,6 +34,9 @@ class PatientLines:
         """Add a line (without its end)."""
         if len(self._waiting) < _MOST_WAITING:
             self._waiting += line.encode() + b"\n"
+        self._try()
+
+    def _try(self) -> None:
         try:
             while self._waiting:
                 self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
@@ -45,6 +48,7 @@ class PatientLines:
 
     def close(self) -> None:
         if self._descriptor >= 0:
+            self._try()
             os.close(self._descriptor)
             self._descriptor = -1
 
