@@ -152,9 +152,4 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
     """Equal slices of rows whose logits stay under the bound."""
     limit = _CHUNK_LOGITS if hidden_ND.device.type == "cpu" else _CHUNK_LOGITS_GPU
-    num_rows = len(hidden_ND)
-    if num_rows == 0:
-        return []
-    num_chunks = -(-num_rows // max(1, limit // len(weight_VD)))
-    size = -(-num_rows // num_chunks)
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    return native.equal_slices(len(hidden_ND), limit // len(weight_VD))

@@ -199,10 +199,15 @@ def _pitch(weight: torch.Tensor) -> int:
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
     """Equal slices of rows: one where its logits may be kept, else within `CHUNK`."""
     num_rows, row_bytes = len(hidden), _pitch(weight) * hidden.element_size()
-    if num_rows * row_bytes <= MOST_KEPT:
-        return [slice(0, num_rows)] if num_rows else []
-    num_chunks = -(-num_rows // max(1, CHUNK // row_bytes))
-    size = -(-num_rows // num_chunks)
+    return equal_slices(num_rows, num_rows if num_rows * row_bytes <= MOST_KEPT else CHUNK // row_bytes)
+
+
+def equal_slices(num_rows: int, most: int) -> list[slice]:
+    """All rows in order, in slices of at most so many, or of one; the last may be shorter."""
+    if num_rows == 0:
+        return []
+    num_slices = -(-num_rows // max(1, most))
+    size = -(-num_rows // num_slices)
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
