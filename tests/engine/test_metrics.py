@@ -130,3 +130,15 @@ def test_progress_line() -> None:
     }
     line = progress_line(10, 100, values, seconds_per_step=41.0)
     assert line == "step 10/100  total 2.500  norm 1.00  12,346 tokens/s  data wait 4%  left 1:01:30"
+
+
+def test_a_start_that_finds_nothing_to_do_adds_no_settings(tmp_path: Path) -> None:
+    def event_files(*steps: int) -> int:
+        writer = MetricsWriter(tmp_path, start_step=2 - len(steps))
+        for step in steps:
+            writer.write(step, {"loss/total": 0.5})
+        writer.write_settings(RunConfig(recipe="test"))
+        writer.close()
+        return len(list((tmp_path / "tensorboard").glob("events*")))
+
+    assert [event_files(1, 2), event_files(), event_files()] == [2, 3, 4]

@@ -131,7 +131,7 @@ class MetricsWriter:
         self._board.flush()
 
     def write_settings(self, config: RunConfig) -> None:
-        """Hyper-parameters with the last losses and held-out metrics, once, when the run is done."""
+        """Hyper-parameters with the last losses and held-out metrics, when the run is done; none where this start logged nothing."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in flatten(redacted(to_dict(config))).items()
@@ -142,7 +142,8 @@ class MetricsWriter:
             for name, value in self._last.items()
             if name.startswith(("held_out/", "loss/")) and math.isfinite(value)
         }
-        self._board.add("hparams", settings, final, run_name=".", global_step=self._last_step)
+        if final:
+            self._board.add("hparams", settings, final, run_name=".", global_step=self._last_step)
 
     def close(self) -> None:
         self._lines.close()
