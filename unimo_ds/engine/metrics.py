@@ -131,7 +131,7 @@ class MetricsWriter:
         self._board.flush()
 
     def write_settings(self, config: RunConfig) -> None:
-        """Hyper-parameters with the last losses and held-out metrics, when the run is done; none where this start logged nothing."""
+        """Hyper-parameters with the last losses and held-out metrics, when the run is done; none where nothing was logged."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in flatten(redacted(to_dict(config))).items()
