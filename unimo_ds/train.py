@@ -35,11 +35,12 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.launch import start_run
 from unimo_ds.engine.loop import Loop
+from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.patient_files import say
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.trackers import check_installed
-from unimo_ds.evaluation.held_out import BEST_METRIC, HeldOutReport, check_fits, evaluate_held_out
+from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out
 from unimo_ds.models.start import check_initial_weights, load_initial_weights, start_note
 from unimo_ds.models.unimo import Unimo, options_of
 from unimo_ds.models.vision_transformer import load_vision_transformer
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit = BadSampleLimit(config.data.max_bad_share, communicator)
     make_batches = functools.partial(StepLoader, corpus, config, communicator.rank, communicator.world_size)
 
-    def evaluate() -> HeldOutReport:
+    def evaluate() -> Report:
         assert held_out is not None
         return evaluate_held_out(engine, held_out, config)
 

@@ -11,8 +11,9 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,27 +33,24 @@ PICTURES = "pictures"
 """Folder with the pictures of the last evaluation."""
 
 
-class EmbeddingTable(Protocol):
-    """Vectors with labels, for TensorBoard's projector."""
+class Embeddings(NamedTuple):
+    """Vectors for TensorBoard's projector: images first, then their first captions."""
 
-    @property
-    def matrix(self) -> NDArray[np.float32]: ...
+    matrix: NDArray[np.float32]
+    """[m, D] of length 1."""
+    labels: list[str]
+    """[m] `image: CAPTION` and `text: CAPTION`."""
 
-    @property
-    def labels(self) -> list[str]: ...
 
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation during training found. Metrics are the same on every rank; the rest is made on rank 0 alone."""
 
-class Report(Protocol):
-    """What an evaluation during training gives (`evaluation.held_out.HeldOutReport`)."""
-
-    @property
-    def metrics(self) -> dict[str, float]: ...
-
-    @property
-    def pictures(self) -> Sequence[NDArray[np.uint8]]: ...
-
-    @property
-    def embeddings(self) -> EmbeddingTable: ...
+    metrics: dict[str, float]
+    """`held_out/retrieval/...`, `held_out/rewrites/...`, `held_out/loss/...`, `held_out/accuracy/...`"""
+    pictures: Sequence[NDArray[np.uint8]] = ()
+    """[H, W, 3] each: a caption, its image, and the five images retrieved for it."""
+    embeddings: Embeddings = field(default_factory=lambda: Embeddings(np.zeros((0, 0), np.float32), []))
 
 
 class MetricsWriter:

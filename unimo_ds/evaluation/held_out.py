@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +11,7 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import region_tags, resolution
+from unimo_ds.engine.metrics import Embeddings, Report
 from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
 from unimo_ds.evaluation.losses import held_out_losses
@@ -26,26 +23,6 @@ from unimo_ds.utils.errors import UserError
 BEST_METRIC = "held_out/retrieval/mean_recall"
 """Higher is better; decides which checkpoint is the best one."""
 _RETRIEVED = 5
-
-
-class Embeddings(NamedTuple):
-    """Vectors for TensorBoard's projector: images first, then their first captions."""
-
-    matrix: NDArray[np.float32]
-    """[m, D] of length 1."""
-    labels: list[str]
-    """[m] `image: CAPTION` and `text: CAPTION`."""
-
-
-@dataclass(frozen=True)
-class HeldOutReport:
-    """What one evaluation found. Metrics are the same on every rank; pictures and embeddings are made on rank 0 alone."""
-
-    metrics: dict[str, float]
-    """`held_out/retrieval/...`, `held_out/rewrites/...`, `held_out/loss/...`, `held_out/accuracy/...`"""
-    pictures: Sequence[Picture] = ()
-    """[H, W, 3] uint8 each: a caption, its image, and the five images retrieved for it."""
-    embeddings: Embeddings = field(default_factory=lambda: Embeddings(np.zeros((0, 0), np.float32), []))
 
 
 def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokenizer: Tokenizer) -> PairReader:
@@ -60,7 +37,7 @@ def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokeniz
     )
 
 
-def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> HeldOutReport:
+def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> Report:
     """Measure the model on `config.evaluation.num_pairs` held-out pairs. Every rank calls it alike.
 
     Rewrites are looked at for the first caption of each image, one of each level: enough to follow, cheap to repeat.
@@ -88,11 +65,11 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> H
     if unreadable:
         metrics["held_out/unreadable_samples"] = float(len(unreadable))
     if engine.communicator.rank != 0:
-        return HeldOutReport(metrics)
+        return Report(metrics)
     for reason in unreadable.values():
         print(f"unreadable held-out sample, left out: {reason}", flush=True)
     drawn = draw_pictures(reader, single, count=config.logging.num_pictures)
-    return HeldOutReport(metrics, drawn, make_embeddings(reader, single, count=config.logging.num_embeddings))
+    return Report(metrics, drawn, make_embeddings(reader, single, count=config.logging.num_embeddings))
 
 
 def check_fits(corpus: Corpus, config: RunConfig) -> None:

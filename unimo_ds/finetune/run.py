@@ -20,9 +20,9 @@ from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
 from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
+from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
-from unimo_ds.evaluation.held_out import HeldOutReport
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.model import TaskModel
@@ -140,9 +140,9 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         except StepTooLarge as error:  # every rank has planned the same step
             fail_together(communicator, str(error))
 
-    def evaluate() -> HeldOutReport:
+    def evaluate() -> Report:
         found = task.evaluate(engine, measured, config=config, tokenizer=tokenizer, quick=True)
-        return HeldOutReport({DEV_PREFIX + name: value for name, value in found.metrics.items()})
+        return Report({DEV_PREFIX + name: value for name, value in found.metrics.items()})
 
     loop = Loop(
         engine,

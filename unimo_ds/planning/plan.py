@@ -8,6 +8,7 @@ add up to; time is operations over peak times a stated utilisation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -185,24 +186,15 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
     optimizer = parameters * optimizer_bytes / (devices if stage >= 1 else 1)
     mean_square = cost.squared_lengths / cost.positions
     is_host = hardware.name == HARDWARE["cpu"].name
-    activations = positions * activation_bytes(
-        config.model,
-        attended=mean_square * (_HOST_PROBABILITIES if is_host else 1.0),
-        value_bytes=2 if is_low else 4,
-        is_checkpointed=config.engine.activation_checkpointing,
+    kept = functools.partial(
+        activation_bytes, value_bytes=2 if is_low else 4, is_checkpointed=config.engine.activation_checkpointing
     )
+    activations = positions * kept(config.model, attended=mean_square * (_HOST_PROBABILITIES if is_host else 1.0))
     if config.model.num_image_layers:
         # The same for each image input, of image layers instead.
-        activations += (
-            positions
-            * (cost.regions / cost.positions)
-            * activation_bytes(
-                dataclasses.replace(config.model, num_layers=config.model.num_image_layers),
-                attended=cost.squared_images / max(cost.regions, 1.0),
-                value_bytes=2 if is_low else 4,
-                is_checkpointed=config.engine.activation_checkpointing,
-            )
-        )
+        layers = dataclasses.replace(config.model, num_layers=config.model.num_image_layers)
+        attended = cost.squared_images / max(cost.regions, 1.0)
+        activations += positions * (cost.regions / cost.positions) * kept(layers, attended=attended)
     buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
     if is_host:
         activations *= _HEAP

@@ -70,15 +70,13 @@ def judge(
         else:
             for problem in reports[node].problems:
                 blame(node, problem)
-    for node, text in _disagreements(reports).items():
-        blame(node, text)
-    for node, text in _unreachable(reports, unreached).items():
-        blame(node, text)
+    findings = [_disagreements(reports), _unreachable(reports, unreached)]
     if network is not None:
-        for node, text in _off_clocks(network.clocks).items():
+        findings += [_off_clocks(network.clocks), _slow(network.links)]
+    for found in findings:
+        for node, text in found.items():
             blame(node, text)
-        for node, text in _slow(network.links).items():
-            blame(node, text)
+    if network is not None:
         if network.problem and not bad:
             blame("", f"the nodes are fit one by one, but not together: {network.problem}")
         elif not network.problem and network.bus_bandwidth < min_bandwidth and not bad:
@@ -113,26 +111,26 @@ def _unreachable(reports: Mapping[str, NodeReport], unreached: Mapping[str, Sequ
     return found
 
 
+def _offsets(clocks: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each clock from the median one."""
+    middle = statistics.median_low(clocks.values()) if clocks else 0.0
+    return {node: clock - middle for node, clock in clocks.items()}
+
+
 def _off_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
-    if len(clocks) < 2:
-        return {}
-    middle = statistics.median_low(list(clocks.values()))
     return {
-        node: f"its clock is {clock - middle:+.1f} s off the others'"
-        for node, clock in clocks.items()
-        if abs(clock - middle) > _CLOCK_BAD_SECONDS
+        node: f"its clock is {offset:+.1f} s off the others'"
+        for node, offset in _offsets(clocks).items()
+        if abs(offset) > _CLOCK_BAD_SECONDS
     }
 
 
 def clock_remarks(clocks: Mapping[str, float]) -> list[str]:
     """Clocks that are off, though not by enough to matter to anything but logs."""
-    if len(clocks) < 2:
-        return []
-    middle = statistics.median_low(list(clocks.values()))
     return [
-        f"the clock of {node} is {clock - middle:+.1f} s off"
-        for node, clock in clocks.items()
-        if _CLOCK_REMARK_SECONDS < abs(clock - middle) <= _CLOCK_BAD_SECONDS
+        f"the clock of {node} is {offset:+.1f} s off"
+        for node, offset in _offsets(clocks).items()
+        if _CLOCK_REMARK_SECONDS < abs(offset) <= _CLOCK_BAD_SECONDS
     ]
 
 
