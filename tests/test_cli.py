@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,9 @@ def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     safetensors.torch.save_file(
         {name: weight.detach() for name, weight in weights.items()}, target / "model.safetensors"
     )
+    content = (target / "model.safetensors").read_bytes()
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (target / "manifest.json").write_text(json.dumps({"format": 1, "files": {"model.safetensors": entry}}))
     (target / "state.json").write_text(json.dumps({"progress": {"step": 7, "best": None}, "world_size": 2}))
     (run / "checkpoints" / "latest").write_text("step-7\n")
     (run / "config.json").write_text(json.dumps(to_dict(config)))

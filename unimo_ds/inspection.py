@@ -14,6 +14,7 @@ from unimo_ds.data.storage.open_folder import load_manifest_at
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.data.storage.retrying import Retries
 from unimo_ds.data.storage.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
+from unimo_ds.engine import checkpoint_folder
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -122,14 +123,8 @@ def _inspect_folder(
 def inspect_run(path: Path) -> dict[str, Any]:
     """How far a run is, its checkpoints, and the last values of its metrics."""
     config = _object(path / "config.json")
-    checkpoints = path / "checkpoints"
-    steps = sorted(
-        int(folder.name.removeprefix("step-"))
-        for folder in checkpoints.glob("step-*")
-        if folder.name.removeprefix("step-").isdecimal()
-    )
-    latest = checkpoints / "latest"
-    state = checkpoints / f"step-{steps[-1]}" / "state.json" if steps else None
+    checkpoints, steps = path / checkpoint_folder.FOLDER, checkpoint_folder.completed_steps(path)
+    state = checkpoints / f"step-{steps[-1]}" / checkpoint_folder.STATE if steps else None
     return {
         "what": "run",
         "path": str(path),
@@ -137,7 +132,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "data": _within(config, "data").get("path"),
         "total_steps": _within(config, "schedule").get("total_steps"),
         "checkpoints": steps,
-        "latest": latest.read_text(errors="replace").strip() if latest.is_file() else None,
+        "latest": checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST) or None,
         "best": None if state is None else _within(_object(state), "progress").get("best"),
         "metrics": last_metrics(path / "metrics.jsonl"),
     }
