@@ -37,6 +37,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "joint, one logarithm": ("contrast.rewrites=both", "contrast.form=one_log"),
     "rewrites and related items": (*ALL_LEVELS, *RELATED),
     "rewrites": ALL_LEVELS,
+    "rewrites and related items, one sum": (*ALL_LEVELS, *RELATED, "contrast.form=two_logs"),
+    "rewrites, one sum": (*ALL_LEVELS, "contrast.form=two_logs"),
+    "rewrites and related texts": (*ALL_LEVELS, "contrast.related_texts=1"),
+    "rewrites and related images": (*ALL_LEVELS, "contrast.related_images=1"),
     "related items": (*NO_REWRITES, *RELATED),
 }
 """What each variant changes in the recipe."""

@@ -81,7 +81,7 @@ def test_two_folders_train_stop_and_resume_bit_for_bit(places: tuple[Path, Path]
     assert refused.returncode == 2, refused.stderr
     assert refused.stderr.splitlines()[-1] == (
         f"error: {stopped} holds a run on other data than data.path='{there}::{here}' (data.path='{here}::{there}' there); give "
-        "that data, several folders in the same order, or another run_dir"
+        "that data, several folders in the same order, or another --run-dir"
     )
 
     launch(TRAIN, command(*places, run_dir=stopped), processes=2, launcher=torchrun)

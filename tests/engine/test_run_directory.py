@@ -162,7 +162,7 @@ def test_a_place_that_cannot_be_written_and_a_damaged_one(tmp_path: Path) -> Non
     prepare_and_begin(tmp_path, RunConfig(recipe="test"))
     for content in ("{", "[]", "null"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json .*; restore it or give another run_dir"):
+        with pytest.raises(UserError, match=r"config\.json .*; restore it or give another --run-dir"):
             prepare(tmp_path, RunConfig(recipe="test"))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is a data folder"):

@@ -194,7 +194,7 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
         found: Described = strict_json.typed(Described, described, where=str(folder / STATE))
         problem = _other_model(found.model, config, folder)
     except UserError as error:
-        problem = f"{error}: it is of another version; continue with that one or give another run_dir"
+        problem = f"{error}: it is of another version; continue with that one or give another --run-dir"
     fail_together(communicator, problem)
     state.read_tensors(engine, folder)
     state.write_numbers(engine, found.optimizer)
@@ -228,5 +228,5 @@ def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) 
     key = differing[0]
     return (
         f"{folder} is of another model: model.{key} is {described.get(key)} in it and {mine[key]} in this run; "
-        "give the configuration it was made with or another run_dir"
+        "give the configuration it was made with or another --run-dir"
     )

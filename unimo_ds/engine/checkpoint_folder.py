@@ -47,7 +47,7 @@ def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(checkpoints).free
     except OSError as error:
-        raise OSError(f"cannot make {temporary}: {error.strerror}; free space or give another run_dir") from None
+        raise OSError(f"cannot make {temporary}: {error.strerror}; free space or give another --run-dir") from None
     if free < num_bytes + _SPARE_BYTES:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"no room for a checkpoint in {checkpoints}: {_space(checkpoints, num_bytes)}")
@@ -168,7 +168,7 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
     pointer = checkpoints / LATEST
     latest = named(pointer)
     if pointer.is_file() and not names:
-        text = f"{pointer} names one, but there is no checkpoint beside it; restore it or give another run_dir"
+        text = f"{pointer} names one, but there is no checkpoint beside it; restore it or give another --run-dir"
         return "", text, None
     for name in names:
         problems = problems_of(checkpoints / name)
@@ -181,7 +181,7 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
             return name, "", described
         say(f"skipping a damaged checkpoint: {'; '.join(problems)}")
     if names:
-        text = f"no checkpoint in {checkpoints} is good ({len(names)} damaged); restore one or give another run_dir"
+        text = f"no checkpoint in {checkpoints} is good ({len(names)} damaged); restore one or give another --run-dir"
         return "", text, None
     return "", "", None
 

@@ -93,7 +93,7 @@ def prepare(
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
-            problem = f"cannot write to run_dir={str(run_dir)!r}: {error.strerror}; give another run_dir"
+            problem = f"cannot write to {run_dir}: {error.strerror}; give another --run-dir"
     fail_together(communicator, problem)
 
 
@@ -172,10 +172,10 @@ def _prepare(
     command: Sequence[str],
 ) -> str:
     if (run_dir / "manifest.json").is_file():
-        return f"run_dir={str(run_dir)!r} is a data folder; give another run_dir"
+        return f"{run_dir} is a data folder; give another --run-dir"
     run_dir.mkdir(parents=True, exist_ok=True)
     if holder := _lock(run_dir, patience=60.0 * config.engine.hang_minutes + 60.0):
-        return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another run_dir"
+        return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another --run-dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
     if path.is_file() and not _is_unused(run_dir):
@@ -217,7 +217,7 @@ def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
     try:
-        before = strict_json.read(path, dict[str, Any], cure=(cure := "restore it or give another run_dir"))
+        before = strict_json.read(path, dict[str, Any], cure=(cure := "restore it or give another --run-dir"))
         data_before = data_fingerprint
         if environment.is_file():
             data_before = strict_json.read(environment, dict[str, Any], cure=cure).get("data_fingerprint")
@@ -227,11 +227,11 @@ def _differences(path: Path, environment: Path, config: RunConfig, data_fingerpr
     keys = differing_keys(before, to_dict(config))
     if keys:
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in keys[:5])
-        return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another run_dir"
+        return f"{path.parent} holds a run that differs in {shown}; give the same settings to continue it, or another --run-dir"
     if data_before != data_fingerprint:
         return (
             f"{path.parent} holds a run on other data than data.path={config.data.path!r} (data.path={old.get('data.path')!r} "
-            "there); give that data, several folders in the same order, or another run_dir"
+            "there); give that data, several folders in the same order, or another --run-dir"
         )
     return ""
 

@@ -217,6 +217,6 @@ def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         if found.get(name) != expected.get(name):
             return (
                 f"the checkpoint is of another model: {name!r} is {found.get(name, 'missing')} in it and "
-                f"{expected.get(name, 'missing')} in this one; give the configuration it was made with or another run_dir"
+                f"{expected.get(name, 'missing')} in this one; give the configuration it was made with or another --run-dir"
             )
     return ""
