@@ -285,6 +285,33 @@ def test_generation_is_the_projects_own(run: Path, exported: Path, processor: Un
     assert any(texts)
 
 
+def test_candidates_from_the_text_so_far_change_no_text_and_save_steps(exported: Path, processor: UnimoProcessor):
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(exported).eval()
+    steps, saved = [], 0
+    model.register_forward_hook(lambda *_: steps.append(1))
+    for number, text in enumerate(TEXTS):
+        inputs = processor(images=picture(number), text=text)
+        arguments = {"max_new_tokens": 40, "suppress_tokens": [0, 1, 2, 3]}
+        expected = model.generate(**inputs, **arguments)
+        steps.clear()
+        assert torch.equal(model.generate(**inputs, **arguments, prompt_lookup_num_tokens=4), expected)
+        saved += 40 - len(steps)
+    assert saved > 0
+    with pytest.raises(ValueError, match="assistant_model cannot see what is written from"):
+        model.generate(**inputs, assistant_model=model)
+
+
+def test_transformers_trainers_are_served(exported: Path, processor: UnimoProcessor):
+    """`Seq2SeqTrainer` generates from whole batches; `Trainer` believes of every forward that takes any keyword that it divides
+    its loss by what gradients are accumulated over, unless the model says otherwise."""
+    model = heads.UnimoForConditionalGeneration.from_pretrained(exported).eval()
+    batch = processor(text=TEXTS) | {"labels": torch.tensor([[9, 10, 2]] * 3)}
+    rows = model.generate(**batch, max_new_tokens=6)
+    del batch["labels"]
+    assert torch.equal(rows, model.generate(**batch, max_new_tokens=6))
+    assert model.accepts_loss_kwargs is False
+
+
 @torch.no_grad()
 def test_the_loss_of_generation_is_that_of_its_steps(exported: Path, processor: UnimoProcessor):
     model = heads.UnimoForConditionalGeneration.from_pretrained(exported).eval()

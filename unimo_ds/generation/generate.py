@@ -130,8 +130,10 @@ class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc]
         super().__init__(PretrainedConfig())
         self.unimo = model
 
-    def forward(self, decoder_input_ids: torch.Tensor, past_key_values: PrefixCache, **unused: Any) -> Any:
-        return self.next_token_logits(decoder_input_ids, past_key_values)
+    def forward(
+        self, decoder_input_ids: torch.Tensor, past_key_values: PrefixCache, logits_to_keep: int, **unused: Any
+    ) -> Any:
+        return self.next_token_logits(decoder_input_ids, past_key_values, logits_to_keep)
 
 
 def generate(

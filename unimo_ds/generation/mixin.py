@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from unimo_ds.data.schema import CLS
 from unimo_ds.generation.decoding import PrefixCache, decode
@@ -36,12 +36,17 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
     penalised_length: Callable[[float], float] | None = None
     """Length, as beam search takes it to the power of `length_penalty`, of a hypothesis of so many tokens; None: their number."""
 
-    @torch.no_grad()
     def generate_from(self, cache: PrefixCache, **arguments: Any) -> Any:
         """`GenerationMixin.generate` for the prompts of `cache`; rows are [CLS] and what was generated.
 
         With `use_cache=False` every step computes all target positions anew (the prefix stays).
+
+        Raises:
+            ValueError: a model that is to assist, which would take the target so far for its source.
         """
+        for name in ("assistant_model", "assistant_early_exit"):
+            if arguments.get(name) is not None:
+                raise ValueError(f"{name} cannot see what is written from; give prompt_lookup_num_tokens instead")
         begin = torch.full((cache.num_prompts, 1), CLS, device=self.unimo.text_embedding.word.weight.device)
         given: dict[str, Any] = {_CACHE: cache, **arguments}
         return super().generate(begin, **given)  # type: ignore[misc]
@@ -58,13 +63,19 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
         assert prefixes is not None
         if not arguments.get("use_cache", True):
             prefixes.forget_targets()
-        return {"decoder_input_ids": input_ids[:, prefixes.get_seq_length() :], "past_key_values": prefixes}
+        return {
+            "decoder_input_ids": input_ids[:, prefixes.get_seq_length() :],
+            "past_key_values": prefixes,
+            "logits_to_keep": 1,  # where candidates are judged, transformers asks for more
+        }
 
-    def next_token_logits(self, decoder_input_ids: torch.Tensor, cache: PrefixCache) -> CausalLMOutput:
-        """One step: logits [R, 1, V] of the token that follows. The cache grows in place."""
+    def next_token_logits(
+        self, decoder_input_ids: torch.Tensor, cache: PrefixCache, logits_to_keep: int
+    ) -> CausalLMOutputWithPast:
+        """One step: logits [R, n, V] of what follows each of the last `logits_to_keep` tokens. The cache grows in place."""
         hidden_RnE = decode(self.unimo, decoder_input_ids, cache)
-        logits, _ = self.unimo.language_head(hidden_RnE[:, -1])
-        return CausalLMOutput(logits=logits[:, None])
+        logits, _ = self.unimo.language_head(hidden_RnE[:, -logits_to_keep:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     # Both methods below use the lengths for nothing but `log probability / length ** length_penalty`, so another length is
     # another penalty. They are internals of transformers: its version is pinned, and a test compares with brute force.

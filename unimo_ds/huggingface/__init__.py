@@ -22,10 +22,11 @@ _REGISTRIES = {
 def announce() -> None:
     """Have transformers learn of this family once it is there."""
     for registry, function in _REGISTRIES.items():
-        after_import(f"transformers.models.auto.{registry}", functools.partial(_register, function))
+        after_import(f"transformers.models.auto.{registry}", functools.partial(register, function))
 
 
-def _register(function: str) -> None:
+def register(function: str) -> None:
+    """Call a function of `registration`, named so that nothing imports what imports it."""
     import transformers
 
     if int(transformers.__version__.partition(".")[0]) < 5:

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from unimo_ds import huggingface
 from unimo_ds.config import ModelConfig
 from unimo_ds.data.schema import CLS, PAD, SEP
 
@@ -73,9 +74,7 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         # By now every module of transformers that the classes need can be imported; at its registry's import it could not.
-        from unimo_ds.huggingface.registration import register_models
-
-        register_models()
+        huggingface.register("register_models")
 
     @classmethod
     def of(cls, model: ModelConfig, **others: Any) -> UnimoConfig:

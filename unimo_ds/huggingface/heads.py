@@ -59,16 +59,18 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         labels: torch.Tensor | None = None,
         past_key_values: PrefixCache | None = None,
         region_tags: torch.Tensor | None = None,
+        logits_to_keep: int = 1,
         **unused: Any,
     ) -> Any:
         """input_ids: [B, L] source. labels: [B, M] target with its end and without [CLS], -100 where it is padding.
 
         token_tags: [B, G, L] of a model that has tags (`UnimoProcessor.conversations`).
         decoder_input_ids: [B, M], [CLS] first; made of the labels where they are not given. Logits: [B, M, V].
+        past_key_values, logits_to_keep: of a step of `generate`, whose logits are those of the last tokens.
         """
         if past_key_values is not None:
             assert decoder_input_ids is not None
-            return self.next_token_logits(decoder_input_ids, past_key_values)
+            return self.next_token_logits(decoder_input_ids, past_key_values, logits_to_keep)
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("give labels or decoder_input_ids; generate() makes a target")
@@ -99,11 +101,13 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         region_mask: torch.Tensor | None = None,
         token_tags: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
         """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...).
 
-        Nothing is dropped out, in training mode neither; the mode stays as it is.
+        labels: not looked at; `Seq2SeqTrainer` hands whole batches over. Nothing is dropped out, in training mode neither; the
+        mode stays as it is.
         """
         inputs = PaddedInputs(
             input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
