@@ -63,6 +63,7 @@ def run(case: dict, folder: Path) -> dict:
         "losses": [one.loss for one in found],
         "counts": [one.counts["task"] for one in found],
         "norms": [one.gradient_norm for one in found],
+        "temperatures": [one.temperature for one in found],
         "applied": all(one.applied for one in found),
         "metrics": evaluation.metrics if evaluation else {},
         "weights": weights,

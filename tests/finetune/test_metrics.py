@@ -59,6 +59,12 @@ def test_bleu_as_in_papinenis_paper():
     assert found["bleu_4"] == pytest.approx(0.5045666840058485, rel=1e-6)
 
 
+def test_references_without_a_word_are_measured():
+    found, _ = captions.measure(["a dog runs", "a cat"], [["..."], ["!"]], tokenised=False, meteor=False)
+    assert found == pytest.approx(dict.fromkeys(found, 0.0), abs=1e-9)
+    assert captions.measure(["a dog"], [[""]], tokenised=True, meteor=False)[0]["cider"] == 0
+
+
 def test_rouge_l_of_captions_as_in_lins_paper():
     """ "police killed the gunman": three of four words in order, then two of four."""
     reference = ["police killed the gunman"]

@@ -73,6 +73,8 @@ def test_two_ranks_take_the_steps_of_one(number, results):
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
     assert two["norms"] == pytest.approx(one["norms"], rel=2e-4)
     assert two["metrics"] == one["metrics"]
+    assert two["temperatures"] == pytest.approx(one["temperatures"], rel=1e-6)
+    assert one["temperatures"][0] == pytest.approx(0.07)
     assert one["losses"][0] != one["losses"][1]
     assert one["norms"][0] > 0
     (table,) = (name for name in one["weights"] if name.endswith("tags.0.weight"))

@@ -58,6 +58,8 @@ def test_texts_from_photographs_texts_and_both(run: Path, photographs: Path, cap
     assert [text["text"] for text in one[0]["texts"]] == [text["text"] for text in by_image[3]["texts"]]
     drawn = [written(capsys, *model, "--text", "a", "--sample", "--seed", seed, "--texts", "3") for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
+    scored = written(capsys, *model, "--text", "a", "--sample", "--beams", "3", "--texts", "3")
+    assert all(text["score"] is not None for text in scored[0]["texts"]), "beams are not passed over"
 
 
 def test_a_folder_of_photographs_needs_the_memory_of_a_few(run: Path):
@@ -101,6 +103,7 @@ def test_bad_input_is_named(run: Path, photographs: Path, tmp_path: Path, capsys
     assert "7 images and 2 texts" in refused(*model, "--image", str(photographs), "--text", "a", "b")
     assert "source text is empty" in refused(*model, "--text", "  ")
     assert "num_texts=9 needs as many beams" in refused(*model, "--text", "a", "--texts", "9")
+    assert "--top-k changes nothing without --sample" in refused(*model, "--text", "a", "--top-k", "0")
     assert "no folder at" in refused("--checkpoint", str(tmp_path / "x"), "--text", "a")
     bare = small.write_run(tmp_path / "bare")
     (bare / "extractor.safetensors").unlink()

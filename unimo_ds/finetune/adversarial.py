@@ -34,8 +34,8 @@ _SMALLEST_NORM = 1e-12
 
 def accumulate(
     engine: Engine, task: Task, batch: TaskBatch, *, finetuning: FinetuneConfig, scale: float, is_last: bool
-) -> torch.Tensor:
-    """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum, without gradient.
+) -> tuple[torch.Tensor, TaskOutput]:
+    """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum and output of the last ascent.
 
     is_last: of this step's micro-batches. Not for ZeRO-3, which cannot take several forwards before one backward.
     """
@@ -47,7 +47,6 @@ def accumulate(
     text_ND = _first_noise(batch, batch.token_at, text_sequence_N, hidden_size, settings, site=_TEXT_SITE)
     feature_size = batch.region_features.shape[1]
     region_ND = _first_noise(batch, batch.region_at, region_sequence_N, feature_size, settings, site=_REGION_SITE)
-    clean_sum = torch.zeros((), device=engine.device)
     for ascent in range(settings.steps):
         text_ND, region_ND = text_ND.detach().requires_grad_(), region_ND.detach().requires_grad_()
         clean: TaskOutput = engine.forward(batch)
@@ -62,8 +61,7 @@ def accumulate(
         engine.backward(loss * scale + anchors, is_boundary=is_last and ascent == settings.steps - 1)
         text_ND = _climb(text_ND, text_sequence_N, batch.num_sequences, settings)
         region_ND = _climb(region_ND, region_sequence_N, batch.num_sequences, settings)
-        clean_sum = losses[0].detach()
-    return clean_sum
+    return losses[0], clean
 
 
 def _with_own_regions(batch: TaskBatch) -> TaskBatch:

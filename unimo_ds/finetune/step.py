@@ -49,24 +49,25 @@ class TaskStep:
         scale = world_size / max(count, 1.0)
         engine.set_learning_rate(learning_rate)
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-        temperature = 0.0
+        temperature = torch.zeros((), device=engine.device)
         if num_pairs:
             sums[1] = contrast.accumulate(engine, singles, scale=weight * world_size / num_pairs).loss_sum
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             on_device = micro_batch.to(engine.device)
+            output: TaskOutput
             if self._settings.adversarial.steps:
-                sums[0] += adversarial.accumulate(
+                loss, output = adversarial.accumulate(
                     engine, task, on_device, finetuning=self._settings, scale=scale, is_last=is_last
                 )
-                continue
-            output: TaskOutput = engine.forward(on_device)
-            loss = task.loss_sum(output, on_device, self._settings)
-            engine.backward(loss * scale + anchor(output), is_boundary=is_last)
+            else:
+                output = engine.forward(on_device)
+                loss = task.loss_sum(output, on_device, self._settings)
+                engine.backward(loss * scale + anchor(output), is_boundary=is_last)
             sums[0] += loss.detach()
-            temperature = float(output.temperature.detach())
+            temperature = output.temperature.detach()
         known = {"task": (count, 1.0)} | ({"contrastive": (num_pairs, weight)} if num_pairs else {})
-        return _finish(engine, batch, known, sums, temperature, learning_rate, is_wanted)
+        return _finish(engine, batch, known, sums, float(temperature), learning_rate, is_wanted)
 
 
 def _finish(

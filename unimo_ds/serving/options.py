@@ -67,41 +67,35 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--block-words", type=int, metavar="N", help="never repeat N consecutive words; 3: trigram blocking, 0: off (0)"
     )
-    group.add_argument("--sample", action="store_true", help="sample tokens instead of beam search")
-    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (1)")
+    group.add_argument("--sample", action="store_true", help="sample tokens, of one beam unless --beams says otherwise")
+    group.add_argument("--temperature", type=float, metavar="T", help="of sampling (1)")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens; 0: all (0)")
     group.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest tokens; 0: all (0)"
+        "--top-p", type=float, metavar="P", help="sample among the likeliest tokens whose probabilities add up to P (1)"
     )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample among the likeliest tokens whose probabilities add up to P (1)",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    group.add_argument("--seed", type=int, metavar="N", help="of sampling (0)")
     group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts for each input, best first (1)")
 
 
 def generation_settings(arguments: argparse.Namespace, model: ServedModel) -> GenerationSettings:
-    """What the options say, the model's own settings for what they leave open."""
+    """What the options say, the model's own settings for what they leave open.
+
+    Raises:
+        UserError: an option of sampling, and nothing is to be sampled.
+    """
     from unimo_ds.serving.model import own_settings
 
     given = {
-        "num_beams": 1 if arguments.sample else arguments.beams,
+        "num_beams": 1 if arguments.sample and arguments.beams is None else arguments.beams,
         "length_penalty": arguments.length_penalty,
         "min_tokens": arguments.min_tokens,
         "max_tokens": arguments.max_tokens,
         "no_repeat_words": arguments.block_words,
+        "num_texts": arguments.texts,
     }
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        given[name] = getattr(arguments, name)
+        if given[name] is not None and not arguments.sample:
+            raise UserError(f"--{name.replace('_', '-')} changes nothing without --sample; give both or neither")
     chosen = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(
-        own_settings(model.source),
-        **chosen,
-        sample=arguments.sample,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        num_texts=arguments.texts,
-    )
+    return dataclasses.replace(own_settings(model.source), **chosen, sample=arguments.sample)

@@ -18,7 +18,7 @@ from unimo_ds.utils.errors import UserError
 Texts = dict[int, list[str]]
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
-_DROPPED = set(".,;:?!-\"'`()[]{}") | {"...", "--", "''", "``"}
+_DROPPED = set(".,;:?!-\"'`()[]{}")
 """Punctuation that the PTB tokenizer's users leave out."""
 
 
@@ -33,17 +33,19 @@ def measure(
     Raises:
         UserError: pycocoevalcap is not installed.
     """
-    _package("bleu.bleu")
+    check_installed()
     hypotheses = {number: [text] for number, text in enumerate(written)}
     wanted = {number: list(texts) for number, texts in enumerate(references)}
     notes = {}
     if not tokenised:
         hypotheses, notes["tokenised"] = tokenise(hypotheses)
         wanted, _ = tokenise(wanted)
-    metrics = {f"bleu_{order}": value for order, value in enumerate(_bleu(wanted, hypotheses), start=1)}
-    for name, module, kind in (("cider", "cider.cider", "Cider"), ("rouge_l", "rouge.rouge", "Rouge")):
-        scorer = getattr(_package(module), kind)()
-        metrics[name] = float(scorer.compute_score(wanted, hypotheses)[0])
+    scores, _ = _package("bleu.bleu").Bleu(4).compute_score(wanted, hypotheses, verbose=0)
+    metrics = {f"bleu_{order}": float(score) for order, score in enumerate(scores, start=1)}
+    metrics["cider"] = 0.0  # where no reference has a word, its code fails
+    if any(text.split() for texts in wanted.values() for text in texts):
+        metrics["cider"] = float(_package("cider.cider").Cider().compute_score(wanted, hypotheses)[0])
+    metrics["rouge_l"] = float(_package("rouge.rouge").Rouge().compute_score(wanted, hypotheses)[0])
     if meteor and has_java():
         metrics["meteor"] = float(_package("meteor.meteor").Meteor().compute_score(wanted, hypotheses)[0])
     elif meteor:
@@ -71,11 +73,6 @@ def tokenise(texts: Mapping[int, Sequence[str]]) -> tuple[Texts, str]:
 def split_plainly(text: str) -> str:
     """Lower-case words between single spaces, without punctuation."""
     return " ".join(word for word in _WORD.findall(text.lower()) if word not in _DROPPED)
-
-
-def _bleu(wanted: Texts, hypotheses: Texts) -> list[float]:
-    scores, _ = _package("bleu.bleu").Bleu(4).compute_score(wanted, hypotheses, verbose=0)
-    return [float(score) for score in scores]
 
 
 def check_installed() -> None:
