@@ -51,12 +51,10 @@ class MixCorpus:
         regions: Literal["detected", "full"] = "detected",
         text_tokens: int | None = None,
         feature_size: int = FEATURES,
-        seed: int = 0,
     ) -> None:
         """text_tokens: of every text, specials not counted; None draws lengths. feature_size: 1 where only lengths count."""
         self.feature_size = feature_size
-        random = np.random.default_rng(seed)
-        self._random, self._regions, self._text_tokens = random, regions, text_tokens
+        self._random, self._regions, self._text_tokens = np.random.default_rng(0), regions, text_tokens
         image_samples = [Sample(f"image-0.tar:{i}", Kind.IMAGE, "images", self._image()) for i in range(images)]
         text_samples = [Sample(f"text-0.tar:{i}", Kind.TEXT, "texts", text=self._text()) for i in range(texts)]
         pair_samples = [self._pair(i, images) for i in range(pairs)]

@@ -168,7 +168,7 @@ def _pad_one(
 class UsualModel(nn.Module):
     """Padded batches in, the outputs that the losses take out; parameters by Hugging Face's names."""
 
-    def __init__(self, config: ModelConfig, *, head: str = "all", attention: str = "sdpa") -> None:
+    def __init__(self, config: ModelConfig, *, head: str = "all") -> None:
         super().__init__()
         sizes = RobertaConfig(
             vocab_size=config.vocabulary_size,
@@ -180,7 +180,7 @@ class UsualModel(nn.Module):
             attention_probs_dropout_prob=config.attention_dropout,
             max_position_embeddings=config.max_positions,
             layer_norm_eps=config.layer_norm_epsilon,
-            attn_implementation=attention,
+            attn_implementation="sdpa",
         )
         self.config, self.head = config, head
         self.word = nn.Embedding(config.vocabulary_size, config.hidden_size)

@@ -221,15 +221,9 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
             listed = checkpoint_folder.read_manifest(path.parent).files
             if path.name not in listed or checkpoint_folder.has_changed(path, listed[path.name].sha256):
                 raise UserError(f"{path} has changed since it was written (SHA-256 differs); {cure}")
-        for file in _weight_files(path):
+        for file in split_files(path) if path.name == INDEX_FILE else [path]:
             weights |= safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
     named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
     return {name: weight for name, weight in named.items() if not name.startswith(OBJECTIVE_HEADS)}
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.name != INDEX_FILE:
-        return [path]
-    return split_files(path)

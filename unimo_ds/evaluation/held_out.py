@@ -16,7 +16,7 @@ from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
 from unimo_ds.evaluation.losses import held_out_losses
 from unimo_ds.evaluation.measure import SingleEncodings, encode_single, measure_retrieval, measure_rewrites
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs, find_unreadable, pair_set
+from unimo_ds.evaluation.pairs import PairReader, choose_pairs, evenly, find_unreadable, pair_set
 from unimo_ds.evaluation.pictures import Picture
 from unimo_ds.utils.errors import UserError
 
@@ -98,7 +98,7 @@ def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) ->
     """Retrieval of `count` captions, spread evenly over the pairs."""
     captions = reader.pairs.captions
     result = []
-    for caption in _spread(len(captions), count).tolist():
+    for caption in evenly(len(captions), count).tolist():
         scores = single.scores_CI[caption]
         found = retrieval.best_candidates(scores[None], _RETRIEVED)[0]
         own = int(captions.image_n[caption])
@@ -111,7 +111,7 @@ def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) ->
 def make_embeddings(reader: PairReader, single: SingleEncodings, *, count: int) -> Embeddings:
     """Vectors of `count` images and of the first caption of each."""
     captions = reader.pairs.captions
-    images = _spread(len(reader.pairs.samples_I), count)
+    images = evenly(len(reader.pairs.samples_I), count)
     _, first_caption_I = np.unique(captions.image_n, return_index=True)
     vectors = np.concatenate(
         [single.images_ID.cpu().numpy()[images], single.captions_CD.cpu().numpy()[first_caption_I[images]]]
@@ -120,9 +120,3 @@ def make_embeddings(reader: PairReader, single: SingleEncodings, *, count: int) 
     texts = [reader.text(captions, int(caption)) for caption in first_caption_I[images]]
     labels = [f"{kind}: {' '.join(text.split())}" for kind in ("image", "text") for text in texts]
     return Embeddings(vectors / np.maximum(lengths, 1e-12), labels)
-
-
-def _spread(total: int, count: int) -> NDArray[np.int64]:
-    """`count` numbers below `total`, evenly apart; all of them where there are no more."""
-    chosen = min(total, count)
-    return np.arange(chosen) * total // max(chosen, 1)

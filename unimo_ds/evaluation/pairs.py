@@ -68,9 +68,13 @@ def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> Integers:
         raise UserError(
             f"{corpus.location} holds no image-text pairs, so there is nothing to retrieve; give a folder with pairs"
         )
-    if 0 < num_pairs < len(pairs):
-        pairs = pairs[np.arange(num_pairs) * len(pairs) // num_pairs]
-    return pairs
+    return pairs[evenly(len(pairs), num_pairs)] if num_pairs > 0 else pairs
+
+
+def evenly(total: int, number: int) -> Integers:
+    """`number` numbers below `total`, evenly apart; all of them where there are no more."""
+    chosen = min(total, number)
+    return np.arange(chosen, dtype=np.int64) * total // max(chosen, 1)
 
 
 def find_unreadable(corpus: Corpus, samples: Integers, communicator: Communicator) -> dict[int, str]:

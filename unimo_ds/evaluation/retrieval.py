@@ -28,14 +28,11 @@ class Retrieval:
     """Share of images one of whose captions is among the first k."""
     text_to_image_median_rank: float
     image_to_text_median_rank: float
-    num_captions: int
-    num_images: int
 
     @property
     def mean_recall(self) -> float:
         """Mean of the six recalls."""
-        values = [*self.text_to_image.values(), *self.image_to_text.values()]
-        return float(np.mean(values)) if values else float("nan")
+        return float(np.mean([*self.text_to_image.values(), *self.image_to_text.values()]))
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat names: `PREFIX/text_to_image/r@1`, ..., `PREFIX/mean_recall`."""
@@ -96,8 +93,6 @@ def from_ranks(text_to_image: Integers, image_to_text: Integers) -> Retrieval:
         image_to_text=_recalls(image_to_text),
         text_to_image_median_rank=_median(text_to_image),
         image_to_text_median_rank=_median(image_to_text),
-        num_captions=len(text_to_image),
-        num_images=len(image_to_text),
     )
 
 

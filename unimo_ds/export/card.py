@@ -37,7 +37,7 @@ def write_card(found: Source, family: str) -> str:
                 **({"image layers": f"{config.model.num_image_layers}"} if config.model.num_image_layers else {}),
                 "parameters": f"{count.total:,} (encoder {count.encoder:,})",
                 "vocabulary": f"{config.model.vocabulary_size:,} byte-level pieces, fingerprint {found.tokenizer.fingerprint}",
-                "longest text": f"{min(config.data.max_text_tokens, config.model.max_positions - 2)} tokens",
+                "longest text": f"{found.max_text_tokens} tokens",
                 "image": f"up to {config.data.max_regions} regions of {config.model.region_feature_size} numbers, "
                 + ("made by the extractor in this folder" if found.extractor else "which must be given"),
             },

@@ -87,7 +87,7 @@ def write(
     model = to_transformers(found, dtype=DTYPES[dtype])
     processor = UnimoProcessor(
         UnimoImageProcessor(config.data.max_regions, extractor=found.extractor),
-        fast_tokenizer(found.tokenizer, max_tokens=min(config.data.max_text_tokens, config.model.max_positions - 2)),
+        fast_tokenizer(found.tokenizer, max_tokens=found.max_text_tokens),
         **_object_names(found),
     )
     # What the weights were started from does not matter to their users, and may not be there.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.data.storage import blend
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import extractors, resolution
@@ -46,6 +47,11 @@ class Source:
     def task(self) -> str | None:
         """What it is fine-tuned on; None: it is pre-trained."""
         return None if self.config.finetune is None else self.config.finetune.task
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Of a text, its specials included."""
+        return min(self.config.data.max_text_tokens, self.config.model.max_positions - FIRST_POSITION)
 
 
 def load(

@@ -38,12 +38,14 @@ class TaskOutput(ModelOutput):
     """[N_language, V] where adversarial training compares distributions, [0, 0] elsewhere."""
 
 
-class KeyedDropout(nn.Module):
+class HeadDropout(nn.Module):
     """Dropout of a head's input by the keys [S] int32 of the sequences' first positions: masks depend on no rank or stream."""
 
-    def __init__(self, probability: float, *, site: int) -> None:
+    def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        self.probability, self.site = probability, site
+        assert config.finetune is not None
+        self.probability = config.finetune.head_dropout
+        self.site = (config.model.num_layers + 1) * SITES_PER_LAYER  # after all layers'
 
     def forward(self, vectors_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         probability = self.probability if self.training else 0.0
@@ -55,7 +57,7 @@ class TextHead(nn.Module):
 
     def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
         super().__init__()
-        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
+        self.dropout = HeadDropout(config)
         self.output = Linear(config.model.hidden_size, num_outputs)
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,7 @@ class SumHead(nn.Module):
     def __init__(self, config: RunConfig, *, num_outputs: int, middle: int) -> None:
         super().__init__()
         self.middle = Linear(config.model.hidden_size, middle)
-        self.dropout = KeyedDropout(head_dropout(config), site=head_site(config))
+        self.dropout = HeadDropout(config)
         self.output = Linear(middle, num_outputs)
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
@@ -101,16 +103,6 @@ class NoHead(nn.Module):
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         return keys_S.new_zeros((len(keys_S), 0), dtype=torch.float32)
-
-
-def head_site(config: RunConfig) -> int:
-    """Number of the dropout site of a head: after all layers'."""
-    return (config.model.num_layers + 1) * SITES_PER_LAYER
-
-
-def head_dropout(config: RunConfig) -> float:
-    assert config.finetune is not None
-    return config.finetune.head_dropout
 
 
 class TaskModel(Unimo):

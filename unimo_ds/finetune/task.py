@@ -18,6 +18,7 @@ from torch import nn
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.finetune.predict import Scorable, TaskEngine, Untrained
@@ -57,9 +58,7 @@ class Examples(Scorable, Protocol):
 
 def spread(examples: Examples, number: int) -> Examples:
     """`number` of the examples, evenly apart; all of them where it is 0 or there are no more."""
-    if not 0 < number < len(examples):
-        return examples
-    return examples.select([place * len(examples) // number for place in range(number)])
+    return examples.select(evenly(len(examples), number).tolist()) if 0 < number < len(examples) else examples
 
 
 class Task(ABC):

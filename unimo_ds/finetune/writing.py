@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -229,8 +229,7 @@ class WritingTask(Task):
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
         """Search for a text for every prompt and compare it with what people wrote."""
-        chosen: Any = examples
-        found: WritingExamples = chosen
+        found = cast(WritingExamples, examples)
         settings = self.generation_settings(config, tokenizer)
         micro_batch_tokens = config.batch.micro_batch_tokens // settings.num_beams
         written = write(engine, found, tokenizer, settings, micro_batch_tokens=micro_batch_tokens)

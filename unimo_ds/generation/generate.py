@@ -39,8 +39,6 @@ class GenerationSettings:
     """Most tokens of a text, its end included. A text that reaches them is cut there."""
     no_repeat_words: int = 0
     """No sequence of so many words comes twice in a text (3: trigram blocking); 0: anything may repeat."""
-    no_repeat_tokens: int = 0
-    """The same for pieces of words."""
     sample: bool = False
     """Draw tokens instead of taking the best."""
     temperature: float = 1.0
@@ -69,7 +67,6 @@ class GenerationSettings:
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
             ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
             ("no_repeat_words", self.no_repeat_words >= 0, "0 or more"),
-            ("no_repeat_tokens", self.no_repeat_tokens >= 0, "0 or more"),
             ("temperature", 1e-4 <= self.temperature <= 1e4, "from 0.0001 to 10000"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
@@ -193,7 +190,6 @@ def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str
         **(sampling if settings.sample else {}),
         **(beams if settings.num_beams > 1 else {}),
         "max_new_tokens": settings.max_tokens,
-        "no_repeat_ngram_size": settings.no_repeat_tokens,
         "eos_token_id": settings.end_id,
         "pad_token_id": PAD,
         "logits_processor": processors,

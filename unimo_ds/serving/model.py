@@ -97,12 +97,11 @@ class ServedModel:
         Raises:
             UserError: an empty text.
         """
-        limit = min(self.source.config.data.max_text_tokens, self.source.config.model.max_positions - 2)
         sequences = []
         for text in texts:
             if not text.strip():
                 raise UserError("a text is empty; give at least one word")
-            tokens = text_input(self.source.tokenizer.encode(text), max_text_tokens=limit)
+            tokens = text_input(self.source.tokenizer.encode(text), max_text_tokens=self.source.max_text_tokens)
             sequences.append(clean_sequence(role=SequenceRole.SINGLE_TEXT, text=tokens))
         return self._vectors(sequences)
 
@@ -119,7 +118,6 @@ class ServedModel:
         """
         config, encode_text = self.source.config, self.source.tokenizer.encode
         objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
-        limit = min(config.data.max_text_tokens, config.model.max_positions - 2)
         prompts = []
         for regions, text in zip(self._regions_in_turn(images), texts, strict=True):
             shown = None if regions is None else image_input(regions, max_regions=config.data.max_regions)
@@ -128,7 +126,7 @@ class ServedModel:
                 prompts.append(clean_sequence(role=SequenceRole.JOINT_PAIR, image=shown, text=words))
                 continue
             source = None if text is None else encode_text(text.strip())
-            prompts.append(make_prompt(image=shown, source=source, max_source_tokens=limit))
+            prompts.append(make_prompt(image=shown, source=source, max_source_tokens=self.source.max_text_tokens))
         found = generate(self.source.module, prompts, self.vocabulary, settings)
         decode = self.source.tokenizer.decode
         return [[(decode(one.tokens).strip(), one) for one in several] for several in found]

@@ -29,6 +29,7 @@ from unimo_ds.data.examples import text_key
 from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
+from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
@@ -230,8 +231,7 @@ class RetrievalTask(Task):
         settings, pairs = examples.settings, examples.pairs
         if not settings.trains_jointly:
             return examples
-        number = min(_START_PAIRS, len(examples))
-        captions = [place * len(examples) // number for place in range(number)]
+        captions = evenly(len(examples), _START_PAIRS).tolist()
         chosen = [(int(pairs.image_of_C[caption]), caption) for caption in captions]
         pooled = encode(
             engine,
