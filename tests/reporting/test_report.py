@@ -45,10 +45,11 @@ def test_measured_cells_are_filled_and_others_stay_empty(tmp_path):
     assert "| **two layers** | 10.00/25.00/– |  |  | 50.00 (dev) | 12.50/50.00 (dev) |" in text
     assert "| UNIMO-base | 74.66/93.40/96.08 |" in text
     assert f"`{tmp_path}/sst2/results.json` (3 seeds)" in text
-    cell = report.to_json([row])["tables"][1]["this_project"]["two layers"]["SST-2"]
-    assert cell == [
-        {"percent": 82.5, "confidence_95": pytest.approx(1.23), "seeds": 3, "file": f"{tmp_path}/sst2/results.json"}
-    ]
+    of_pairs, of_texts = (table["this_project"]["two layers"] for table in report.to_json([row])["tables"][:2])
+    number = {"percent": 82.5, "confidence_95": pytest.approx(1.23), "seeds": 3, "split": "dev"}
+    assert of_texts["SST-2"] == [number | {"file": f"{tmp_path}/sst2/results.json"}]
+    number = {"percent": 50.0, "confidence_95": None, "seeds": 1, "split": "dev", "file": f"{tmp_path}/vqa.json"}
+    assert of_pairs["VQA test-dev/test-std"] == [number]
 
 
 def test_without_results_our_row_is_empty(capsys, tmp_path):

@@ -98,7 +98,8 @@ def _result(path: Path) -> _Result | None:
     Raises:
         UserError: damaged, also where that hides what it was.
     """
-    values = strict_json.read(path, Any, cure=(cure := "restore it or move it out of the folder"))
+    cure = "restore it or move it out of the folder"
+    values = strict_json.read(path, Any, cure=cure)
     if not isinstance(values, dict) or not {"task", "split", "metrics", "best_metric"} <= values.keys():
         return None
     kept = {name: value for name, value in values.items() if name in _RESULT_FIELDS}
@@ -180,8 +181,15 @@ def _titles(table: Table) -> list[str]:
     return [column.title for column in table.columns]
 
 
+def _parts(column: Column, results: Results) -> tuple[tuple[str, str], ...]:
+    """(split, metric) as the paper reports them; where none of them was measured, of the development split."""
+    if any((column.task, split, metric) in results for split, metric in column.parts):
+        return column.parts
+    return tuple(("dev", metric) for _, metric in column.parts)
+
+
 def _numbers(column: Column, results: Results) -> list[dict[str, Any] | None]:
-    found = [results.get((column.task, split, metric)) for split, metric in column.parts]
+    found = [(split, results.get((column.task, split, metric))) for split, metric in _parts(column, results)]
     return [
         None
         if one is None
@@ -189,18 +197,17 @@ def _numbers(column: Column, results: Results) -> list[dict[str, Any] | None]:
             "percent": 100 * one.mean,
             "confidence_95": None if one.confidence_95 is None else 100 * one.confidence_95,
             "seeds": one.seeds,
+            "split": split,
             "file": one.file,
         }
-        for one in found
+        for split, one in found
     ]
 
 
 def _cell(column: Column, results: Results) -> str:
-    """Numbers of the splits that the paper reports; where none of them was measured, those of the development split, marked."""
-    parts, mark = column.parts, ""
-    if not any((column.task, split, metric) in results for split, metric in parts):
-        parts, mark = tuple(("dev", metric) for _, metric in parts), " (dev)"
+    parts = _parts(column, results)
     found = [results.get((column.task, split, metric)) for split, metric in parts]
+    mark = "" if parts == column.parts else " (dev)"
     return "/".join(map(_number, found)) + mark if any(found) else ""
 
 
