@@ -116,13 +116,13 @@ def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> l
         ),
         PADDED: (usual, [pad(batch).to(device) for batch in exact]),
     }
-    for model in (ours, usual):
+    for model, _ in steps.values():
         model.eval()
     with torch.no_grad():
         losses = {name: float(loss_of(model, own[0])) for name, (model, own) in steps.items()}
     if abs(losses[EXACT] - losses[PADDED]) > (3e-2 if arguments.device == "cuda" else 2e-4) * abs(losses[PADDED]):
         raise UserError(f"packed and padded disagree about the loss: {losses}")
-    for model in (ours, usual):
+    for model, _ in steps.values():
         model.train()
 
     def run(name: str) -> Callable[[int], None]:

@@ -140,7 +140,7 @@ class UnimoPooledModel(UnimoPreTrainedModel):
         """[B, C] logits with their loss: cross-entropy, or the squared error of a single number."""
         loss = None
         if labels is not None and logits.shape[-1] == 1:
-            loss = functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+            loss = functional.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())
         elif labels is not None:
             loss = functional.cross_entropy(logits, labels)
         return UnimoLogitsOutput(loss=loss, logits=logits)
