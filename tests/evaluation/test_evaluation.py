@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -50,6 +51,13 @@ def reader(corpus: Corpus, config: RunConfig) -> PairReader:
     return make_reader(corpus, config, choose_pairs(corpus), tokenizer=tokenizers.load(corpus.tokenizer_path))
 
 
+def within(reader: PairReader, micro_batch_tokens: int) -> PairReader:
+    """The same reader, whose sequences are packed into so many positions."""
+    changed = copy.copy(reader)
+    changed.micro_batch_tokens = micro_batch_tokens
+    return changed
+
+
 def test_micro_batches_cover_everything_once_within_the_budget() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -90,12 +98,12 @@ def test_packed_encoding_equals_one_sequence_at_a_time(config: RunConfig, reader
     engine.module.train()
     captions = reader.pairs.captions
     images_Q, texts_Q = captions.image_n, np.arange(len(captions))
-    packed = measure.score_joint(engine, reader, captions, images_Q, texts_Q, micro_batch_tokens=200)
+    packed = measure.score_joint(engine, within(reader, 200), captions, images_Q, texts_Q)
     assert engine.module.training, "the mode is put back"
     assert engine.forwards > 1
-    alone = measure.score_joint(engine, reader, captions, images_Q, texts_Q, micro_batch_tokens=1)
+    alone = measure.score_joint(engine, within(reader, 1), captions, images_Q, texts_Q)
     assert packed == pytest.approx(alone, abs=1e-5)
-    single = measure.encode_single(engine, reader, micro_batch_tokens=70)
+    single = measure.encode_single(engine, within(reader, 70))
     one = encode(
         engine,
         reader.image_lengths()[7:8],
@@ -111,21 +119,21 @@ def test_reranking_every_candidate_is_retrieval_by_single_plus_joint_scores(
     config: RunConfig, reader: PairReader
 ) -> None:
     engine = small.make_engine(config)
-    single = measure.encode_single(engine, reader, micro_batch_tokens=200)
+    single = measure.encode_single(engine, within(reader, 200))
     captions = reader.pairs.captions
     grid = np.indices((len(captions), 12)).reshape(2, -1)
-    joint = measure.score_joint(engine, reader, captions, grid[1], grid[0], micro_batch_tokens=4000)
+    joint = measure.score_joint(engine, within(reader, 4000), captions, grid[1], grid[0])
     both = joint.reshape(len(captions), 12) + single.scores_CI
     expected = retrieval.from_scores(both, captions.image_n)
-    found = measure.measure_reranked(engine, reader, single, num_candidates=100, micro_batch_tokens=4000)
+    found = measure.measure_reranked(engine, within(reader, 4000), single, num_candidates=100)
     assert found == expected
     assert found != measure.measure_retrieval(single, reader)
 
 
 def test_rewrites_are_scored_against_their_own_caption_and_image(config: RunConfig, reader: PairReader) -> None:
     engine = small.make_engine(config)
-    single = measure.encode_single(engine, reader, micro_batch_tokens=200)
-    result = measure.measure_rewrites(engine, reader, single, micro_batch_tokens=500)
+    single = measure.encode_single(engine, within(reader, 200))
+    result = measure.measure_rewrites(engine, within(reader, 500), single)
     assert result.joint[Level.WORD].num_rewrites == 36
     assert result.joint[Level.SENTENCE].num_rewrites == 18
     assert result.joint[Level.PHRASE].num_rewrites == 0
@@ -140,14 +148,12 @@ def test_rewrites_are_scored_against_their_own_caption_and_image(config: RunConf
             == (negatives.image_n[index], negatives.caption_n[index])
         )
         scores = [
-            measure.score_joint(engine, reader, texts, texts.image_n[[place]], np.array([place]), micro_batch_tokens=1)[
-                0
-            ]
+            measure.score_joint(engine, within(reader, 1), texts, texts.image_n[[place]], np.array([place]))[0]
             for texts, place in ((captions, row), (negatives, int(index)))
         ]
         wins.append(scores[0] > scores[1])
     assert result.joint[Level.SENTENCE].accuracy == pytest.approx(np.mean(wins))
-    texts = measure.encode_texts(engine, reader, negatives, micro_batch_tokens=300)
+    texts = measure.encode_texts(engine, within(reader, 300), negatives)
     index = int(np.flatnonzero(negatives.level_n == Level.WORD)[0])
     image = single.images_ID[negatives.image_n[index]]
     assert cosine(texts[index], image, dim=0).isfinite()

@@ -37,29 +37,29 @@ from unimo_ds.utils.machine import device_of
 _NUM_PICTURES = 8
 
 Metrics = dict[str, float]
-Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int, int], Metrics]
+Measure = Callable[[LoadedModel, PairReader, SingleEncodings, int], Metrics]
 
 
-def _retrieval(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
+def _retrieval(model: LoadedModel, reader: PairReader, single: SingleEncodings, rerank: int) -> Metrics:
     metrics = measure_retrieval(single, reader).metrics("retrieval")
     if rerank:
-        joint = measure_reranked(model, reader, single, num_candidates=rerank, micro_batch_tokens=budget)
+        joint = measure_reranked(model, reader, single, num_candidates=rerank)
         metrics |= joint.metrics("retrieval_reranked")
     return metrics
 
 
-def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
+def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, rerank: int) -> Metrics:
     if not len(reader.pairs.negatives):
         raise UserError(
             "the data holds no negative rewrites; `unimo prepare rewrite DATA --learn-from TRAINING` makes some"
         )
-    return measure_rewrites(model, reader, single, micro_batch_tokens=budget).metrics("rewrites")
+    return measure_rewrites(model, reader, single).metrics("rewrites")
 
 
-def _zero_shot(model: LoadedModel, reader: PairReader, single: SingleEncodings, budget: int, rerank: int) -> Metrics:
-    metrics = _retrieval(model, reader, single, budget, rerank)
+def _zero_shot(model: LoadedModel, reader: PairReader, single: SingleEncodings, rerank: int) -> Metrics:
+    metrics = _retrieval(model, reader, single, rerank)
     if len(reader.pairs.negatives):
-        metrics |= _rewrites(model, reader, single, budget, rerank)
+        metrics |= _rewrites(model, reader, single, rerank)
     tokenizer = tokenizers.load(reader.corpus.tokenizer_path)
     return metrics | held_out_losses(model, reader.corpus, reader.pairs.samples_I, tokenizer, model.config)
 
@@ -117,10 +117,9 @@ def evaluate(
     tokenizer = tokenizers.load(corpus.tokenizer_path)
     samples = choose_pairs(corpus, num_pairs=num_pairs)
     reader = make_reader(corpus, model.config, samples, tokenizer=tokenizer)
-    budget = model.config.batch.micro_batch_tokens
     with _watched(model) as watched:
-        single = encode_single(watched, reader, micro_batch_tokens=budget)
-        metrics = TASKS[task](watched, reader, single, budget, rerank)
+        single = encode_single(watched, reader)
+        metrics = TASKS[task](watched, reader, single, rerank)
     written = [] if pictures is None else _write_pictures(reader, single, pictures)
     num_images = len(reader.pairs.samples_I)
     note = positions.note(checkpoint.read_config(model.files.config).model, model.config.model)

@@ -33,6 +33,7 @@ def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokeniz
         tokenizer,
         max_regions=config.data.max_regions,
         max_text_tokens=config.data.max_text_tokens,
+        micro_batch_tokens=config.batch.micro_batch_tokens,
         shares_images=config.contrast.joint_encoding == "shared_image",
     )
 
@@ -55,10 +56,9 @@ def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> R
     if not len(samples):
         raise UserError(f"no pair of {corpus.location} can be read; run `unimo prepare verify` on it")
     reader = make_reader(corpus, config, samples, tokenizer=tokenizer)
-    budget = config.batch.micro_batch_tokens
-    single = encode_single(engine, reader, micro_batch_tokens=budget)
+    single = encode_single(engine, reader)
     metrics = measure_retrieval(single, reader).metrics("held_out/retrieval")
-    accuracies = measure_rewrites(engine, reader, single, micro_batch_tokens=budget, captions_per_image=1, per_level=1)
+    accuracies = measure_rewrites(engine, reader, single, captions_per_image=1, per_level=1)
     metrics |= accuracies.metrics("held_out/rewrites")
     losses = held_out_losses(engine, corpus, samples, tokenizer, config)
     metrics |= {f"held_out/{name}": value for name, value in losses.items()}

@@ -7,15 +7,16 @@ alike and gets the same results.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unimo_ds.data.schema import Level
+from unimo_ds.data.schema import Level, SequenceInput
 from unimo_ds.evaluation import retrieval, rewrites
-from unimo_ds.evaluation.encode import Evaluable, encode
+from unimo_ds.evaluation.encode import Evaluable, Pooled, encode
 from unimo_ds.evaluation.pairs import PairReader, PairTexts
 
 Integers = NDArray[np.int64]
@@ -31,49 +32,40 @@ class SingleEncodings:
     """Cosines."""
 
 
-def encode_single(engine: Evaluable, reader: PairReader, *, micro_batch_tokens: int) -> SingleEncodings:
+def encode_single(engine: Evaluable, reader: PairReader) -> SingleEncodings:
     """Pooled vectors of all images and captions, and every cosine between them."""
-    images = encode(
-        engine,
-        reader.image_lengths(),
-        reader.image_sequence,
-        micro_batch_tokens=micro_batch_tokens,
-        feature_size=reader.corpus.feature_size,
-    ).images_nD
-    captions = encode_texts(engine, reader, reader.pairs.captions, micro_batch_tokens=micro_batch_tokens)
+    images = _encode(engine, reader, reader.image_lengths(), reader.image_sequence).images_nD
+    captions = encode_texts(engine, reader, reader.pairs.captions)
     return SingleEncodings(images, captions, retrieval.cosine_scores(captions, images))
 
 
-def encode_texts(engine: Evaluable, reader: PairReader, texts: PairTexts, *, micro_batch_tokens: int) -> torch.Tensor:
+def encode_texts(engine: Evaluable, reader: PairReader, texts: PairTexts) -> torch.Tensor:
     """[n, D] pooled vectors of texts encoded alone."""
-    return encode(
-        engine,
-        reader.text_lengths(texts),
-        lambda index: reader.text_sequence(texts, index),
-        micro_batch_tokens=micro_batch_tokens,
-        feature_size=reader.corpus.feature_size,
-    ).texts_nD
+    lengths = reader.text_lengths(texts)
+    return _encode(engine, reader, lengths, lambda index: reader.text_sequence(texts, index)).texts_nD
 
 
 def score_joint(
-    engine: Evaluable,
-    reader: PairReader,
-    texts: PairTexts,
-    images_Q: Integers,
-    texts_Q: Integers,
-    *,
-    micro_batch_tokens: int,
+    engine: Evaluable, reader: PairReader, texts: PairTexts, images_Q: Integers, texts_Q: Integers
 ) -> retrieval.Scores:
     """[Q] cosine of the pooled [IMG] and [CLS] of each (image, text) encoded as one sequence."""
     lengths = reader.image_lengths()[images_Q] + reader.text_lengths(texts)[texts_Q]
-    pooled = encode(
-        engine,
-        lengths,
-        lambda index: reader.joint_sequence(int(images_Q[index]), texts, int(texts_Q[index])),
-        micro_batch_tokens=micro_batch_tokens,
-        feature_size=reader.corpus.feature_size,
-    )
+
+    def make(index: int) -> tuple[SequenceInput, ...]:
+        return reader.joint_sequence(int(images_Q[index]), texts, int(texts_Q[index]))
+
+    pooled = _encode(engine, reader, lengths, make)
     return retrieval.paired_cosines(pooled.texts_nD, pooled.images_nD)
+
+
+def _encode(
+    engine: Evaluable,
+    reader: PairReader,
+    lengths: Integers,
+    make: Callable[[int], SequenceInput | tuple[SequenceInput, ...]],
+) -> Pooled:
+    feature_size = reader.corpus.feature_size
+    return encode(engine, lengths, make, micro_batch_tokens=reader.micro_batch_tokens, feature_size=feature_size)
 
 
 def measure_retrieval(single: SingleEncodings, reader: PairReader) -> retrieval.Retrieval:
@@ -82,12 +74,7 @@ def measure_retrieval(single: SingleEncodings, reader: PairReader) -> retrieval.
 
 
 def measure_reranked(
-    engine: Evaluable,
-    reader: PairReader,
-    single: SingleEncodings,
-    *,
-    num_candidates: int,
-    micro_batch_tokens: int,
+    engine: Evaluable, reader: PairReader, single: SingleEncodings, *, num_candidates: int
 ) -> retrieval.Retrieval:
     """Retrieval whose best `num_candidates` by single encodings are put in the order of single plus joint score.
 
@@ -108,7 +95,7 @@ def measure_reranked(
         )
     )
     images_Q, captions_Q = wanted // num_captions, wanted % num_captions
-    joint_Q = score_joint(engine, reader, captions, images_Q, captions_Q, micro_batch_tokens=micro_batch_tokens)
+    joint_Q = score_joint(engine, reader, captions, images_Q, captions_Q)
     sum_CI = np.full_like(scores_CI, np.nan)
     sum_CI[captions_Q, images_Q] = joint_Q + scores_CI[captions_Q, images_Q]
     image_of_C = captions.image_n
@@ -145,7 +132,6 @@ def measure_rewrites(
     reader: PairReader,
     single: SingleEncodings,
     *,
-    micro_batch_tokens: int,
     captions_per_image: int = 0,
     per_level: int = 0,
 ) -> RewriteAccuracies:
@@ -158,18 +144,9 @@ def measure_rewrites(
     caption_of_N = find_captions(captions, negatives)
     # Captions without rewrites are not asked, so their joint encoding would be wasted.
     asked, caption_of_N = np.unique(caption_of_N, return_inverse=True)
-    true_joint = score_joint(
-        engine, reader, captions, captions.image_n[asked], asked, micro_batch_tokens=micro_batch_tokens
-    )
-    negative_joint = score_joint(
-        engine,
-        reader,
-        negatives,
-        negatives.image_n,
-        np.arange(len(negatives)),
-        micro_batch_tokens=micro_batch_tokens,
-    )
-    negative_texts = encode_texts(engine, reader, negatives, micro_batch_tokens=micro_batch_tokens)
+    true_joint = score_joint(engine, reader, captions, captions.image_n[asked], asked)
+    negative_joint = score_joint(engine, reader, negatives, negatives.image_n, np.arange(len(negatives)))
+    negative_texts = encode_texts(engine, reader, negatives)
     own_images = single.images_ID[torch.from_numpy(negatives.image_n).to(single.images_ID.device)]
     # Where no pair has rewrites nothing is encoded, and no vectors have no size.
     negative_single = retrieval.paired_cosines(negative_texts.reshape(own_images.shape), own_images)

@@ -130,10 +130,13 @@ class PairReader:
         *,
         max_regions: int,
         max_text_tokens: int,
+        micro_batch_tokens: int,
         shares_images: bool = False,
     ) -> None:
-        """shares_images: joint sequences are what `contrast.joint_encoding=shared_image` trains."""
-        self.shares_images = shares_images
+        """micro_batch_tokens: into which the sequences are to be packed. shares_images: joint sequences are what
+        `contrast.joint_encoding=shared_image` trains.
+        """
+        self.shares_images, self.micro_batch_tokens = shares_images, micro_batch_tokens
         self.corpus, self.pairs, self.tokenizer = corpus, pairs, tokenizer
         self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
         self._samples: OrderedDict[int, Sample] = OrderedDict()
