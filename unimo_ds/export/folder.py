@@ -37,6 +37,7 @@ from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.start import ASSETS_FILE
+from unimo_ds.finetune.task import Task
 from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.huggingface import heads, modeling
 from unimo_ds.huggingface.configuration import UnimoConfig
@@ -139,7 +140,7 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
     family: type[modeling.UnimoPreTrainedModel] = modeling.UnimoForPreTraining
     if isinstance(found.module, task_models.TaskModel):
         head: Any = found.module.head["scores"]
-        labels = labels_of(found, number=head.output.out_features if hasattr(head, "output") else 1)
+        labels = _labels_of(found, task, number=head.output.out_features if hasattr(head, "output") else 1)
         kind = type(head), "answers" in found.assets
         if kind not in _CLASSES:
             raise UserError(
@@ -195,10 +196,8 @@ def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
     )
 
 
-def labels_of(found: Source, *, number: int) -> list[str]:
+def _labels_of(found: Source, task: Task | None, *, number: int) -> list[str]:
     """What the outputs of a fine-tuned model's head mean, so many: answers, the task's labels, or numbers."""
-    assert found.config.finetune is not None
-    task = tasks.load(found.config.finetune.task)
     names = [*getattr(task, "labels", ())]
     if "answers" in found.assets:
         names = strict_json.typed(list[str], found.assets["answers"], where=f"{ASSETS_FILE}: answers")
