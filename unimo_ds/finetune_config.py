@@ -91,9 +91,9 @@ class FinetuneConfig:
     num_outputs: int = 0
     """Rows of the head, where the training data decide them (answers of VQA); a task with labels counts those."""
     max_examples: int = 0
-    """Use so many training examples, evenly spread (for learning curves); 0: all."""
+    """Use so many training examples, evenly spread (for learning curves); of captions, their images with all captions; 0: all."""
     max_evaluated: int = 0
-    """Measure on so many examples during training, evenly spread; 0: all."""
+    """Measure on so many examples during training, chosen likewise; 0: all."""
     answer_min_count: int = 9
     """Answers of VQA that occur more rarely in the training set are outside of the vocabulary."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

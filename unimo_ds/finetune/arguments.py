@@ -103,7 +103,11 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("train", "dev", "test"), default="dev", help="which split to measure on (default: dev)"
     )
     tuned.add_argument(
-        "--max-examples", type=int, default=0, metavar="N", help="measure on N examples, evenly spread (default: all)"
+        "--max-examples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure on N examples, evenly spread; of captions, on their images with all captions (default: all)",
     )
     tuned.add_argument(
         "--set",

@@ -52,12 +52,12 @@ class Examples(Scorable, Protocol):
     def key(self, index: int) -> str: ...
 
     def select(self, indices: Sequence[int]) -> Examples:
-        """These examples alone."""
+        """These examples alone; of captions, their images with all captions."""
         ...
 
 
 def spread(examples: Examples, number: int) -> Examples:
-    """`number` of the examples, evenly apart; all of them where it is 0 or there are no more."""
+    """`number` of the examples, evenly apart, and what `select` gives with them; all where it is 0 or there are no more."""
     return examples.select(evenly(len(examples), number).tolist()) if 0 < number < len(examples) else examples
 
 
