@@ -329,6 +329,11 @@ def test_the_loss_of_generation_is_that_of_its_steps(exported: Path, processor: 
 HEADS = [
     (heads.UnimoForSequenceClassification, torch.tensor([0, 2]), {"num_labels": 3}),
     (heads.UnimoForSequenceClassification, torch.tensor([0.5, 2.0]), {"num_labels": 1}),
+    (
+        heads.UnimoForSequenceClassification,
+        torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
     (heads.UnimoForVisualEntailment, torch.tensor([0, 2]), {"num_labels": 3, "classifier_hidden_size": 16}),
     (heads.UnimoForVisualQuestionAnswering, torch.eye(5)[[0, 2]], {"num_labels": 5}),
 ]
@@ -352,6 +357,9 @@ def test_heads_learn(exported: Path, processor: UnimoProcessor, family: type, la
     assert logits.shape[0] == 2
     if labels.is_floating_point() and labels.dim() == 1:  # values as columns of a table have them
         assert model(**inputs, labels=labels[:, None]).loss == model(**inputs, labels=labels).loss
+    if model.config.problem_type == "multi_label_classification":
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
 
 
 @pytest.mark.parametrize(

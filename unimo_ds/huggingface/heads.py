@@ -137,10 +137,13 @@ class UnimoPooledModel(UnimoPreTrainedModel):
         return logits
 
     def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
-        """[B, C] logits with their loss: cross-entropy, or the squared error of a single number."""
-        loss = None
-        if labels is not None and logits.shape[-1] == 1:
+        """[B, C] logits with the loss of `problem_type`; where that is not said, the squared error of one number, or the
+        cross-entropy of classes."""
+        loss, kind = None, self.config.problem_type or ("regression" if logits.shape[-1] == 1 else "")
+        if labels is not None and kind == "regression":
             loss = functional.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())
+        elif labels is not None and kind == "multi_label_classification":
+            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         elif labels is not None:
             loss = functional.cross_entropy(logits, labels)
         return UnimoLogitsOutput(loss=loss, logits=logits)
