@@ -122,6 +122,21 @@ def with_fingerprints(config: RunConfig, corpus: Corpus) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, made_with=made_with))
 
 
+def check_regions(corpus: Corpus, config: RunConfig) -> None:
+    """Refuse images of other regions than a trained model reads.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    resolution.check(corpus, config, location=corpus.location)
+    if corpus.feature_size != config.model.region_feature_size:
+        raise UserError(
+            f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
+            f"{config.model.region_feature_size}; prepare it with `--like` the training data"
+        )
+    region_tags.check(corpus.region_tag_sizes, config.model.region_tag_sizes, whose=f"the regions of {corpus.location}")
+
+
 def check_made_alike(
     corpus: Corpus,
     training_data: str,

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_made_alike
+from unimo_ds.data.corpus_check import check_made_alike, check_regions
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.data.vision import region_tags, resolution
 from unimo_ds.engine.metrics import Embeddings, Report
 from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
@@ -84,13 +83,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
             f"{corpus.location} has a tokenizer of {corpus.vocabulary_size} pieces, the model one of "
             f"{config.model.vocabulary_size}; prepare the data with `--like` the training data"
         )
-    resolution.check(corpus, config, location=corpus.location)
-    if corpus.feature_size != config.model.region_feature_size:
-        raise UserError(
-            f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
-            f"{config.model.region_feature_size}; prepare the data with `--like` the training data"
-        )
-    region_tags.check(corpus.region_tag_sizes, config.model.region_tag_sizes, whose=f"the regions of {corpus.location}")
+    check_regions(corpus, config)
     check_made_alike(corpus, config.data.path, parts=("tokenizer", "extractor"), made_with=config.data.made_with)
 
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.corpus_check import check_made_alike
+from unimo_ds.data.corpus_check import check_made_alike, check_regions
 from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.data.vision import region_tags, resolution
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.utils.errors import UserError
 
@@ -55,13 +54,7 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
     Raises:
         UserError: see `open_split`.
     """
-    resolution.check(corpus, config, location=corpus.location)
-    if corpus.feature_size != config.model.region_feature_size:
-        raise UserError(
-            f"{corpus.location} has region features of size {corpus.feature_size}, the model takes "
-            f"{config.model.region_feature_size}; prepare the images with the extractor of the pre-training data (`--like`)"
-        )
-    region_tags.check(corpus.region_tag_sizes, config.model.region_tag_sizes, whose=f"the regions of {corpus.location}")
+    check_regions(corpus, config)
     if tokenizer is not None and corpus.manifest.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{corpus.location} was prepared with another tokenizer than the model's; "

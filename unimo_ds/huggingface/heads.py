@@ -164,7 +164,7 @@ class UnimoForSequenceClassification(UnimoPooledModel):
         region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput:
-        """labels: [B] int64 classes, or numbers where `num_labels` is 1. Logits: [B, C]."""
+        """labels: [B] int64 classes, or numbers where `num_labels` is 1, or what `problem_type` wants. Logits: [B, C]."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         _, texts = self.pooled(inputs)
         return self.answer(self.output(texts), labels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from unimo_ds.huggingface.configuration import UnimoConfig
+
 
 def register_configuration() -> None:
-    """`AutoConfig`. Imports no torch."""
+    """`AutoConfig`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from unimo_ds.huggingface.configuration import UnimoConfig
 
     CONFIG_MAPPING.register(UnimoConfig.model_type, UnimoConfig, exist_ok=True)
 
@@ -16,7 +16,6 @@ def register_image_processor() -> None:
     """`AutoImageProcessor`: known by name as soon as it can be asked for, since its file is read without a configuration."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-    from unimo_ds.huggingface.configuration import UnimoConfig
     from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
     IMAGE_PROCESSOR_MAPPING.register(UnimoConfig, {"pil": UnimoImageProcessor}, exist_ok=True)  # type: ignore[arg-type]
@@ -26,7 +25,6 @@ def register_processor() -> None:
     """`AutoProcessor`, likewise."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    from unimo_ds.huggingface.configuration import UnimoConfig
     from unimo_ds.huggingface.processing import UnimoProcessor
 
     PROCESSOR_MAPPING.register(UnimoConfig, UnimoProcessor, exist_ok=True)  # type: ignore[arg-type]
@@ -37,7 +35,6 @@ def register_models() -> None:
     import transformers
 
     from unimo_ds.huggingface import heads, modeling
-    from unimo_ds.huggingface.configuration import UnimoConfig
 
     for auto, model in (
         (transformers.AutoModel, modeling.UnimoModel),
