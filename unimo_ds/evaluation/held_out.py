@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
