@@ -39,8 +39,10 @@ def make_folder(folder: Path, kind: str) -> None:
     """Shards of one kind of sample; a finished folder is left as it is."""
     if (folder / "manifest.json").is_file():
         return
+    for left in folder.glob(f"{kind}-*"):  # by a run that was killed
+        left.unlink()
     random = np.random.default_rng(0)
-    with ShardWriter(folder, kind, max_samples=PER_SHARD[kind], replace=True) as writer:
+    with ShardWriter(folder, kind, max_samples=PER_SHARD[kind]) as writer:
         for number in range(COUNTS[kind]):
             sample, jpeg = _sample(random, kind, number)
             writer.write(sample, jpeg=jpeg)

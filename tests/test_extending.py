@@ -26,9 +26,9 @@ from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare import formats
 from unimo_ds.data.prepare.command import main as prepare
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import NO_TAG
 from unimo_ds.data.step_reader import StepReader
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.engine.step import train_step

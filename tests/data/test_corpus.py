@@ -27,13 +27,13 @@ from tests.data.shard_folders import (
 )
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.prepare.journal import import_journal
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.storage import cache, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.shards import ShardWriter, index_path, read_shard, rewrite_shard
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
@@ -127,7 +127,7 @@ def test_several_imports_share_a_folder(tmp_path: Path) -> None:
     assert len(after) == len(before) + 1
     assert after.fingerprint != before.fingerprint
     assert after.manifest.totals["pair"] == 6
-    assert verify(folder, tokenizer=WordTokenizer()) == []
+    assert verify(folder) == []
 
 
 def test_finishing_again_changes_nothing(tmp_path: Path) -> None:

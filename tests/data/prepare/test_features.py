@@ -23,8 +23,8 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.readers import detections as detecting
 from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 

@@ -18,10 +18,10 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare import importing, journal
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.journal import alone_in
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Kind, TextRole
 from unimo_ds.data.storage.manifest import load_manifest
 from unimo_ds.data.storage.shards import index_path
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors, images, regions
 
 
@@ -294,7 +294,7 @@ def test_a_kill_at_the_very_end_of_an_import_undoes_nothing(
     assert load_manifest(tmp_path).shards[-len(made) :] == made
     assert verify(tmp_path) == []
     assert _import(raw, tmp_path) == 0
-    assert list((tmp_path / journal.JOURNALS).glob("*")) == []
+    assert list((tmp_path / ".prepare").glob("*")) == []
 
 
 def test_a_kill_while_shards_are_replaced_leaves_no_old_one(raw: Path, tmp_path: Path, monkeypatch) -> None:

@@ -18,10 +18,10 @@ from tests.data.vision.test_patches import assert_same_regions
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Kind, PatchGrid
 from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors, images, patches
 from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.data.vision.patch_extractor import PatchExtractor

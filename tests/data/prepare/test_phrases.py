@@ -15,9 +15,9 @@ from unimo_ds.data.examples import in_bytes
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.phrases import phrases_of
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Caption, Kind, Sample
 from unimo_ds.data.storage import member_json, members
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.seed import mix
 
 CAPTION = "A black and white dog sits in front of two old men in New York City ."

@@ -15,10 +15,10 @@ from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.detectors import detector, device
 from unimo_ds.data.vision.images import encode_jpeg

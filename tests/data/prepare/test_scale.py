@@ -18,8 +18,8 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.corpus_plan import read_plan
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.settings import PhraseSettings, RetrieveSettings, RewriteSettings
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.utils.errors import UserError
 

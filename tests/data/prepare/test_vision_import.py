@@ -15,10 +15,10 @@ from tests.data.prepare.test_scale import shard_bytes
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import one_thread
 from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors, images, vision_encoder
 from unimo_ds.data.vision.images import encode_jpeg
 

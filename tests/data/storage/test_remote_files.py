@@ -16,11 +16,12 @@ import pytest
 from tests.data.shard_folders import make_folder
 from unimo_ds import inspection
 from unimo_ds.__main__ import main
-from unimo_ds.data.storage import remote_files, retrying, verify_remote
+from unimo_ds.data.prepare import verify_remote
+from unimo_ds.data.prepare.verify import verify
+from unimo_ds.data.prepare.verify_remote import verify_at
+from unimo_ds.data.storage import remote_files, retrying
 from unimo_ds.data.storage.remote_files import RemoteFiles
 from unimo_ds.data.storage.retrying import Retries
-from unimo_ds.data.storage.verify import verify
-from unimo_ds.data.storage.verify_remote import verify_at
 from unimo_ds.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]

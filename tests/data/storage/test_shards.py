@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.shard_folders import fake_jpeg, finish, make_folder, make_image, make_pair, make_text
+from tests.data.shard_folders import fake_jpeg, make_folder, make_image, make_pair, make_text
 from tests.engine.disks import files_of_at_most
 from unimo_ds.data.storage.shards import ShardWriter, read_shard, rewrite_shard
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 _STOCK_PIPELINE = """
@@ -102,7 +101,6 @@ def test_shards_are_bounded_by_samples_and_by_bytes(tmp_path: Path) -> None:
         for number in range(5):
             writer.write(make_image(number))
     assert [len(list(read_shard(path))) for path in writer.files] == [2, 2, 1]
-    assert writer.num_samples == 5
 
 
 def test_no_samples_make_no_shard(tmp_path: Path) -> None:
@@ -128,23 +126,6 @@ def test_an_import_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     with pytest.raises(UserError, match=r"already holds shards named pairs-\*\.tar; choose another name"):
         ShardWriter(folder, "pairs")
-    with ShardWriter(folder, "pairs", replace=True) as writer:
-        writer.write(make_pair(0))
-    assert sorted(path.name for path in folder.glob("pairs-*")) == ["pairs-000000.tar"]
-    assert [entry.file for entry in finish(folder).shards] == [
-        "images-000000.tar",
-        "pairs-000000.tar",
-        "texts-000000.tar",
-    ]
-    assert verify(folder) == []
-
-
-def test_the_only_import_is_replaced(tmp_path: Path) -> None:
-    for count in (4, 1):
-        with ShardWriter(tmp_path, "texts", max_samples=2, replace=True) as writer:
-            for number in range(count):
-                writer.write(make_text(number))
-        assert sum(entry.samples for entry in finish(tmp_path).shards) == count
 
 
 @pytest.mark.parametrize("prefix", ["", "a.b", "../up", "a/b", "x" * 65, "pipe:ls"])

@@ -13,7 +13,7 @@ import pytest
 from tests.data.shard_folders import assert_same_sample
 from tests.data.stores.conftest import put
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.storage.verify_remote import verify_at
+from unimo_ds.data.prepare.verify_remote import verify_at
 from unimo_ds.utils.errors import UserError
 
 WHY = "no clients of object stores here: make stores"

@@ -13,8 +13,8 @@ import pytest
 from tests.data.shard_folders import assert_same_sample
 from tests.data.stores.conftest import put
 from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.prepare.verify_remote import verify_at
 from unimo_ds.data.storage import remote_files
-from unimo_ds.data.storage.verify_remote import verify_at
 from unimo_ds.utils.errors import UserError
 
 WHY = "no clients of object stores here: make stores"

@@ -21,9 +21,9 @@ from unimo_ds.config import to_dict
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import StepLoader
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Caption, Kind, PatchGrid, Regions, Sample
 from unimo_ds.data.storage import manifest, members, shards
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.viewing.inspect_order import inspect_order
 from unimo_ds.data.vision import images, patches
 from unimo_ds.data.vision.patch_extractor import PatchExtractor

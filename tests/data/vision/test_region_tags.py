@@ -26,10 +26,10 @@ from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.examples import image_input, prepare_sample
 from unimo_ds.data.packing import pack
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import NO_TAG, Sample, SequenceRole
 from unimo_ds.data.storage import blend, index, manifest, members
 from unimo_ds.data.storage.shards import ShardWriter, index_path
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import region_tags
 from unimo_ds.evaluation.held_out import check_fits
 from unimo_ds.finetune.images import check_images

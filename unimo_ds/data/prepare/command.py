@@ -268,7 +268,7 @@ def _run_pack(arguments: argparse.Namespace) -> int:
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
-    from unimo_ds.data.storage.verify_remote import verify_at
+    from unimo_ds.data.prepare.verify_remote import verify_at
 
     problems: list[str] = []
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare import formats, importing, phrases, stages
+from unimo_ds.data.prepare import formats, importing, phrases, stages, verify
 from unimo_ds.data.prepare.corpus_plan import Plan
 from unimo_ds.data.prepare.journal import Journal, sweep
 from unimo_ds.data.prepare.retrieval import retrieve_stage
@@ -24,7 +24,7 @@ from unimo_ds.data.prepare.settings import (
 )
 from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.data.prepare.workers import Workers
-from unimo_ds.data.storage import manifest, shards, verify
+from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError

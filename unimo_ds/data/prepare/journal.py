@@ -18,13 +18,10 @@ from typing import Any
 
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.storage import manifest, shards
+from unimo_ds.data.storage.begun_imports import BEGUN, IMPORT, JOURNALS, begun_imports
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
-
-JOURNALS = ".prepare"
-_BEGUN = "begun.json"
-_IMPORT = "import-"
 
 
 class Journal:
@@ -36,7 +33,7 @@ class Journal:
     @property
     def begun(self) -> str | None:
         """Fingerprint of the work that was begun; None: none."""
-        content = read_json_object(self.path / _BEGUN)
+        content = read_json_object(self.path / BEGUN)
         found: str | None = content.get("fingerprint") if isinstance(content, dict) else None
         return found
 
@@ -45,17 +42,17 @@ class Journal:
         if self.begun == fingerprint:
             return True
         self.clear()
-        self.write(_BEGUN, {"fingerprint": fingerprint})
+        self.write(BEGUN, {"fingerprint": fingerprint})
         return False
 
     def clear(self) -> None:
         """Forget what was done, but not that the folder may hold some of it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write(_BEGUN, {"fingerprint": None})
+        self.write(BEGUN, {"fingerprint": None})
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name != _BEGUN:
+            elif entry.name != BEGUN:
                 entry.unlink()
 
     def write(self, name: str, content: Any) -> None:
@@ -69,14 +66,14 @@ class Journal:
         """Leave no trace."""
         if self.path.exists():
             # The mark goes first: half a journal must not be taken for a whole one.
-            (self.path / _BEGUN).unlink(missing_ok=True)
+            (self.path / BEGUN).unlink(missing_ok=True)
             shutil.rmtree(self.path)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
 
 
 def import_journal(folder: Path, source: str) -> Journal:
-    return Journal(folder, f"{_IMPORT}{source}")
+    return Journal(folder, f"{IMPORT}{source}")
 
 
 def unfinished_imports(folder: Path) -> list[str]:
@@ -84,8 +81,7 @@ def unfinished_imports(folder: Path) -> list[str]:
 
     Not those whose shards the manifest lists, or whose journal has lost its mark: a kill came when all was done.
     """
-    marks = (folder / JOURNALS).glob(f"{_IMPORT}*/{_BEGUN}")
-    sources = sorted(path.parent.name.removeprefix(_IMPORT) for path in marks)
+    sources = begun_imports(folder)
     if not sources or not (folder / manifest.MANIFEST_FILE).exists():
         return sources
     listed = {entry.file for entry in manifest.load_manifest(folder).shards}

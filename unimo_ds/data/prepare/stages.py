@@ -13,19 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare.journal import (
-    JOURNALS,
-    Journal,
-    read_json_object,
-    report_of,
-    sweep,
-    unfinished_shards,
-    write_json,
-)
+from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, unfinished_shards, write_json
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest
+from unimo_ds.data.storage.begun_imports import JOURNALS
 
 _MARKS = "done.json"
 

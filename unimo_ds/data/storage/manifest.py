@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.schema import SCHEMA_VERSION
+from unimo_ds.data.storage.begun_imports import begun_imports
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
@@ -115,10 +116,8 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         content = (path / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
-        from unimo_ds.data.prepare.journal import unfinished_imports  # which reads manifests itself
-
         inside = sorted(str(found.parent) for found in path.glob(f"*/{MANIFEST_FILE}"))
-        if begun := unfinished_imports(path):
+        if begun := begun_imports(path):
             cure = f"holds an import that was not finished ({', '.join(begun)}); the same `unimo prepare import` again goes on"
         elif any(path.glob("*.tar")):
             cure = f"holds shards but no {MANIFEST_FILE}; finish it with `unimo prepare pack {path}`"

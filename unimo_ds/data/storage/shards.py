@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from unimo_ds.data.schema import Sample
-from unimo_ds.data.storage import manifest, member_json, members, tars
+from unimo_ds.data.storage import member_json, members, tars
 from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
 from unimo_ds.utils.errors import UserError
 
@@ -71,12 +71,9 @@ class ShardWriter:
         *,
         max_samples: int = 2000,
         max_bytes: int = 2**30,
-        replace: bool = False,
     ) -> None:
         """
         max_samples, max_bytes: a new shard begins when the current one holds this much.
-        replace: remove the folder's shards of this prefix first; otherwise they are refused, so that no import is lost by
-            accident.
 
         Raises:
             UserError: a prefix other than letters, digits, '-' and '_'; a folder that cannot be made or written; shards of this
@@ -92,7 +89,6 @@ class ShardWriter:
         self.prefix = prefix
         self.max_samples, self.max_bytes = max_samples, max_bytes
         self.files: list[Path] = []
-        self.num_samples = 0
         self._open: _OpenShard | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,17 +96,11 @@ class ShardWriter:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}") from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise UserError(f"cannot write into the folder {self.folder}; choose another or change its permissions")
-        present = files_of(self.folder, prefix)
-        if present and not replace:
+        if files_of(self.folder, prefix):
             raise UserError(
                 f"{self.folder} already holds shards named {prefix}-*{SHARD_SUFFIX}; "
                 "choose another name for this import, or remove them first"
             )
-        if present:
-            manifest.forget_shards(self.folder, {path.name for path in present})
-        for path in present:
-            index_path(path).unlink(missing_ok=True)
-            path.unlink()
 
     def write(self, sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None) -> str:
         """Store one sample; its own key is ignored. Returns the key it has from now on.
@@ -118,19 +108,16 @@ class ShardWriter:
         Raises:
             UserError: a sample that readers would refuse (naming what is wrong), or a full or failing disk.
         """
-        if self._open is None:
-            path = self.folder / shard_name(self.prefix, len(self.files))
-            self._open = _OpenShard(path)
-        key = self._open.write(sample, jpeg=jpeg, details=details)
-        self.num_samples += 1
-        if self._open.num_samples >= self.max_samples or self._open.num_bytes >= self.max_bytes:
-            self._finish()
+        shard = self._open = self._open or _OpenShard(self.folder / shard_name(self.prefix, len(self.files)))
+        key = shard.write(sample, jpeg=jpeg, details=details)
+        if shard.num_samples >= self.max_samples or shard.num_bytes >= self.max_bytes:
+            self._finish(shard)
         return key
 
     def close(self) -> None:
         """Complete the last shard."""
         if self._open is not None and self._open.num_samples:
-            self._finish()
+            self._finish(self._open)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -145,11 +132,9 @@ class ShardWriter:
             if self._open is not None:
                 self._open.abandon()
 
-    def _finish(self) -> None:
-        if self._open is None:
-            raise RuntimeError("no shard is open")
-        self._open.finish()
-        self.files.append(self._open.path)
+    def _finish(self, shard: _OpenShard) -> None:
+        shard.finish()
+        self.files.append(shard.path)
         self._open = None
 
 

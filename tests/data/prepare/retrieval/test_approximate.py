@@ -15,7 +15,7 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import approximate
 from unimo_ds.data.prepare.retrieval.similarity import Nearest, tf_idf, unit_rows
 from unimo_ds.data.prepare.retrieval.similarity import make_vocabulary as vocabulary_of
-from unimo_ds.data.storage.verify import verify
+from unimo_ds.data.prepare.verify import verify
 
 WORDS = 400
 BLOCKS = (300, 0, 500, 200)

@@ -23,9 +23,9 @@ from unimo_ds.data.prepare.rewriting import (
 from unimo_ds.data.prepare.rewriting.caption_rewrites import rewritten, substitute
 from unimo_ds.data.prepare.rewriting.replacements import Replacements
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Caption, Kind, Level, Rewrite
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.utils.errors import UserError
 
 IMAGES = [captions(i % 64) for i in range(256)]

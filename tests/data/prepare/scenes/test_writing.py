@@ -16,10 +16,10 @@ from unimo_ds.data.prepare.journal import alone_in
 from unimo_ds.data.prepare.scenes import writing
 from unimo_ds.data.prepare.scenes.model import Scene, Thing
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
+from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.verify import verify
 from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError
 

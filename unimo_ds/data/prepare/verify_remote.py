@@ -14,13 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from unimo_ds.data.prepare.workers import Workers
-from unimo_ds.data.storage import index, shards
-from unimo_ds.data.storage.manifest import FileEntry, ShardEntry
-from unimo_ds.data.storage.open_folder import load_manifest_at
-from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
-from unimo_ds.data.storage.retrying import Retries
-from unimo_ds.data.storage.verify import (
+from unimo_ds.data.prepare.verify import (
     Problem,
     check_file,
     check_names,
@@ -29,15 +23,19 @@ from unimo_ds.data.storage.verify import (
     check_together,
     verify,
 )
+from unimo_ds.data.prepare.workers import Workers
+from unimo_ds.data.storage import shards
+from unimo_ds.data.storage.manifest import FileEntry, ShardEntry
+from unimo_ds.data.storage.open_folder import load_manifest_at
+from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
+from unimo_ds.data.storage.retrying import Retries
 from unimo_ds.utils.errors import UserError
 
 _UNLISTED = ("http", "https")
 """Web servers that do not tell what they have."""
 
 
-def verify_at(
-    location: str | os.PathLike[str], *, tokenizer: index.BatchEncoder | None = None, workers: Workers | None = None
-) -> list[Problem]:
+def verify_at(location: str | os.PathLike[str], workers: Workers | None = None) -> list[Problem]:
     """`verify.verify` of a local folder or a URL. Of a URL unlisted files are seen only where the store lets its files be
     listed, and an import that was not finished by its shards, which are such files.
 
@@ -46,7 +44,7 @@ def verify_at(
     """
     url = os.fspath(location)
     if scheme_of(url) is None or Path(url).is_dir():
-        return verify(url, tokenizer=tokenizer, workers=workers)
+        return verify(url, workers)
     files, retry = RemoteFiles(url), Retries()
     listed = load_manifest_at(files, retry)
     names: list[str] = []
@@ -57,7 +55,7 @@ def verify_at(
     with tempfile.TemporaryDirectory(prefix="unimo-verify-") as folder:
         for entry in listed.files:
             problems += _check_file(files, Path(folder), entry, retry)
-        tasks = [(url, Path(folder), entry, tokenizer) for entry in listed.shards]
+        tasks = [(url, Path(folder), entry) for entry in listed.shards]
         found = dict((workers or Workers()).run(_check_shard, tasks, label="verify", unit="shards"))
         problems += [problem for number in sorted(found) for problem in found[number]]
         if not problems:
@@ -73,7 +71,7 @@ def _check_file(files: RemoteFiles, folder: Path, entry: FileEntry, retry: Retri
     return _twice(check)
 
 
-def _check_shard(url: str, folder: Path, entry: ShardEntry, tokenizer: index.BatchEncoder | None) -> list[Problem]:
+def _check_shard(url: str, folder: Path, entry: ShardEntry) -> list[Problem]:
     """As `verify.check_shard`. The index stays in the folder."""
     files, retry = RemoteFiles(url), Retries()
 
@@ -81,7 +79,7 @@ def _check_shard(url: str, folder: Path, entry: ShardEntry, tokenizer: index.Bat
         missing = _bring(files, shards.index_path(entry.file).name, entry.index_bytes, folder, retry)
         missing += _bring(files, entry.file, entry.bytes, folder, retry)
         try:
-            return missing or check_shard(folder, entry, tokenizer)
+            return missing or check_shard(folder, entry)
         finally:
             (folder / entry.file).unlink(missing_ok=True)
 

@@ -40,12 +40,7 @@ class Problem:
         return f"{self.file}{f', sample {self.sample}' if self.sample else ''}: {self.reason}"
 
 
-def verify(
-    folder: str | os.PathLike[str],
-    *,
-    tokenizer: index.BatchEncoder | None = None,
-    workers: Workers | None = None,
-) -> list[Problem]:
+def verify(folder: str | os.PathLike[str], workers: Workers | None = None) -> list[Problem]:
     """Everything wrong with a data folder, in the order of its files; an empty list proves it good.
 
     Found are: a changed, missing or unlisted file; a flipped byte anywhere, named with its sample where it lies in one; a cut
@@ -53,7 +48,6 @@ def verify(
     there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles; an import that was
     killed and not continued.
 
-    tokenizer: also count every text's tokens again.
     workers: check shards side by side; None: this process alone.
 
     Raises:
@@ -71,7 +65,7 @@ def verify(
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
     problems += [problem for entry in listed.files for problem in check_file(path, entry)]
     problems += [*check_names(names, listed), *_check_unfinished(path)]
-    tasks = [(path, entry, tokenizer) for entry in listed.shards]
+    tasks = [(path, entry) for entry in listed.shards]
     found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
     problems += [problem for number in sorted(found) for problem in found[number]]
     if not problems:
@@ -79,15 +73,15 @@ def verify(
     return problems
 
 
-def check_shard(folder: Path, entry: ShardEntry, tokenizer: index.BatchEncoder | None = None) -> list[Problem]:
-    """What is wrong with one shard and its index."""
+def check_shard(folder: Path, entry: ShardEntry) -> list[Problem]:
+    """What is wrong with one shard and its index; tokens are not counted again."""
     path = folder / entry.file
     index_file = shards.index_path(path)
     known, problems = _check_index(index_file, entry)
     if not path.is_file() or path.is_symlink():
         return [*problems, Problem(path.name, "is missing or not a regular file")]
     try:
-        found = index.scan(path, tokenizer or _NoTokens())
+        found = index.scan(path, _NoTokens())
     except UserError as error:
         return [*problems, *_name_damage(path, known, str(error))]
     if found.shard_bytes != entry.bytes or found.shard_sha256 != entry.sha256:
@@ -102,13 +96,13 @@ def check_shard(folder: Path, entry: ShardEntry, tokenizer: index.BatchEncoder |
         problems.append(
             Problem(path.name, f"holds sources {found.counts_by_source()}, the manifest says {entry.sources}")
         )
-    if known is not None and not _same(found, known, with_tokens=tokenizer is not None):
+    if known is not None and not _same(found, known):
         problems.append(Problem(index_file.name, "does not describe its shard; run `unimo prepare pack`"))
     return problems
 
 
 class _NoTokens:
-    """Stands in for a tokenizer where tokens are not counted."""
+    """Stands in for a tokenizer."""
 
     vocabulary_size = 0
     fingerprint = ""
@@ -117,19 +111,14 @@ class _NoTokens:
         return [np.zeros(0, np.int32)] * len(texts)
 
 
-def _same(found: index.ShardIndex, known: index.ShardIndex, *, with_tokens: bool) -> bool:
-    columns = [name for name in index.TEXT_RECORD.names or () if with_tokens or name != "tokens"]
+def _same(found: index.ShardIndex, known: index.ShardIndex) -> bool:
+    names = ("base_names", "source_names", "related_shards", "feature_size", "classes_per_region", "region_tag_sizes")
+    columns = [name for name in index.TEXT_RECORD.names or () if name != "tokens"]
     return (
         np.array_equal(found.samples, known.samples)
-        and all(np.array_equal(found.texts[name], known.texts[name]) for name in columns)
         and np.array_equal(found.related_images, known.related_images)
-        and all(
-            getattr(found, name) == getattr(known, name) for name in ("base_names", "source_names", "related_shards")
-        )
-        and all(
-            getattr(found, name) == getattr(known, name)
-            for name in ("feature_size", "classes_per_region", "region_tag_sizes")
-        )
+        and all(np.array_equal(found.texts[name], known.texts[name]) for name in columns)
+        and all(getattr(found, name) == getattr(known, name) for name in names)
     )
 
 

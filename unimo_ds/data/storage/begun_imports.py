@@ -1,0 +1,15 @@
+"""Imports that were begun: each has a mark in the data folder until the folder is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+JOURNALS = ".prepare"
+BEGUN = "begun.json"
+IMPORT = "import-"
+
+
+def begun_imports(folder: Path) -> list[str]:
+    """Their sources."""
+    marks = (folder / JOURNALS).glob(f"{IMPORT}*/{BEGUN}")
+    return sorted(path.parent.name.removeprefix(IMPORT) for path in marks)
