@@ -24,10 +24,6 @@ class StepPlan:
     ranks: tuple[tuple[Integers, ...], ...]
     """[W][M] rows of the step's samples, ascending; any may be empty."""
 
-    @property
-    def num_micro_batches(self) -> int:
-        return len(self.ranks[0])
-
 
 def estimate_costs(
     lengths: Integers, starts: Integers, *, hidden_size: int, shared_lengths: Integers | None = None

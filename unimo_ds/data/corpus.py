@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,7 @@ class Corpus:
     Of this process: bytes_read, bytes read by `read` and `read_jpeg` so far.
     """
 
-    def __init__(
-        self, location: str | os.PathLike[str], *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30
-    ) -> None:
+    def __init__(self, location: str | os.PathLike[str], cache_dir: str | None, cache_bytes: int) -> None:
         """See `open`."""
         self._arguments = (os.fspath(location), cache_dir, cache_bytes)
         self._folders = blend.open_folders(self.location, cache_dir=cache_dir, cache_bytes=cache_bytes)
@@ -119,10 +117,10 @@ class Corpus:
                 (local folders), references to samples that do not exist, or folders that do not fit together (see `blend`). Where
                 a large corpus's indices were joined before, shards and their indices are not looked at; `read` checks them.
         """
-        return cls(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
+        return cls(location, cache_dir, cache_bytes)
 
-    def __reduce__(self) -> tuple[Callable[..., Corpus], tuple[Any, ...]]:
-        return _open_again, self._arguments
+    def __reduce__(self) -> tuple[type[Corpus], tuple[str, str | None, int]]:
+        return Corpus, self._arguments
 
     def __len__(self) -> int:
         return self.num_samples
@@ -298,10 +296,6 @@ class Corpus:
 def _columns_of(size: NDArray[np.uint32]) -> list[int]:
     """The members that a sample is decoded from, by the sizes of all: the JPEG where no regions are stored."""
     return [members.JSON, *members.REGION_MEMBERS] if size[members.FEATURES] else [members.JSON, members.JPEG]
-
-
-def _open_again(location: str, cache_dir: str | None, cache_bytes: int) -> Corpus:
-    return Corpus(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:

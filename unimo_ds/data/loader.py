@@ -77,7 +77,7 @@ class StepLoader(Iterable[StepBatch]):
             _Steps(self._reader),
             batch_size=None,
             sampler=self._steps,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=self._num_workers,
             # Each worker is ahead by at least one step; together by what was asked for.
             prefetch_factor=max(1, -(-self._prefetch_steps // self._num_workers)),
@@ -137,7 +137,7 @@ class _Steps(Dataset[FlatStep | str]):
             return str(error)
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
     """Keeps torch from collating."""
     return item
 

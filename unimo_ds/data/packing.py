@@ -83,7 +83,6 @@ def pack_sequences(
     sequences: Sequence[SequenceInput],
     *,
     feature_size: int = 0,
-    classes_per_region: int = 0,
     keys: tuple[str, ...] = (),
 ) -> PackedBatch:
     """Sequences to encode outside of training: no contrast table, and every [IMG] and every [CLS] is pooled.
@@ -100,7 +99,7 @@ def pack_sequences(
         empty_contrast_table(),
         keys=keys,
         feature_size=feature_size,
-        classes_per_region=classes_per_region,
+        classes_per_region=0,
     )
 
 

@@ -6,7 +6,6 @@ does not depend on the world size at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,8 +104,7 @@ class StepPlanner:
 
     def __init__(self, corpus: OrderedCorpus, config: RunConfig, *, world_size: int) -> None:
         """Raises UserError as `order_of`."""
-        self._index, self._key = corpus, corpus.key
-        self.config, self.world_size = config, world_size
+        self._corpus, self.config, self.world_size = corpus, config, world_size
         self.order = order_of(corpus, config)
 
     def plan(self, step: int) -> PlannedStep:
@@ -118,7 +116,7 @@ class StepPlanner:
         size = self.config.batch.global_samples
         positions = np.arange(step * size, (step + 1) * size)
         samples = self.order.samples_at(positions)
-        selection = select_step(self._index, samples, positions, self.config)
+        selection = select_step(self._corpus, samples, positions, self.config)
         is_pair = selection.kinds == Kind.PAIR
         split = plan_step(
             sample_costs(selection, self.config.model),
@@ -126,11 +124,7 @@ class StepPlanner:
             is_pair,
             self.world_size,
             self.config.batch.micro_batch_tokens,
-            name_of=_namer(self._key, samples),
+            name_of=lambda row: f"sample {self._corpus.key(int(samples[row]))}",
         )
         groups = contrast_groups(is_pair, group_pairs=self.config.contrast.group_pairs)
         return PlannedStep(step=step, selection=selection, groups=groups, split=split)
-
-
-def _namer(key: Callable[[int], str], samples: Integers) -> Callable[[int], str]:
-    return lambda row: f"sample {key(int(samples[row]))}"

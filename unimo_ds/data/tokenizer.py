@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unimo_ds.data.schema import CLS, PAD, SEP, UNK
-from unimo_ds.data.storage.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import make_folder, write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
@@ -134,7 +134,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `tokenizer.json` into the folder, whole or not at all. Returns its path."""
         path = Path(folder) / TOKENIZER_FILE
-        _make_folder(path.parent)
+        make_folder(path.parent)
         write_whole(path, self.inner.to_str().encode())
         return path
 
@@ -247,10 +247,3 @@ def _assemble(vocabulary: dict[str, int], merges: list[tuple[Any, ...]]) -> Toke
     specials = [*FIRST_SPECIALS, MASK_NAME]
     inner.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
     return Tokenizer(inner)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None

@@ -93,7 +93,7 @@ def _stages(plan: Plan, journal: Journal, workers: Workers) -> dict[str, Report]
     if plan.phrases is not None and (totals.get("pair") or totals.get("text")):
         reports["phrases"] = _phrases(output, plan.phrases, workers)
     if plan.rewrite is not None and totals.get("pair"):
-        reports["rewrite"] = _rewrite(plan.output, plan.rewrite, workers)
+        reports["rewrite"] = _rewrite(output, plan.rewrite, workers)
     if plan.retrieve is not None and totals.get("pair") and retrieve_stage.holds_related(listed):
         reports["retrieve"] = retrieve_stage.retrieve_folder(output, plan.retrieve, workers)
     sweep(output)

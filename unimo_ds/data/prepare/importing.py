@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
-from rich.progress import Progress
 
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import formats, shard_making
 from unimo_ds.data.prepare.journal import Journal, import_journal, read_json_object, report_of, sweep, unfinished_shards
+from unimo_ds.data.prepare.progress import progress
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_name
 from unimo_ds.data.prepare.shard_making import Making
@@ -28,15 +26,13 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest, shards
-from unimo_ds.data.storage.whole_file import write_whole
+from unimo_ds.data.storage.whole_file import make_folder, write_whole
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
-
-_T = TypeVar("_T")
 
 
 def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:
@@ -114,7 +110,7 @@ def write_report(folder: Path, name: str, report: Report, *, made_of: str) -> No
 def finished_report(folder: Path, name: str, identity: str) -> Report | None:
     """The report of an import of this source with these settings, if the folder holds all of it."""
     content = read_json_object(folder / f"report-{name}.json")
-    listed = manifest_of(folder)
+    listed = manifest.manifest_in(folder)
     if listed is None or not isinstance(content, dict) or content.get("made_of") != identity:
         return None
     present = {entry.file for entry in listed.shards if name in entry.sources}
@@ -125,35 +121,14 @@ def finished_report(folder: Path, name: str, identity: str) -> Report | None:
     return report
 
 
-def progress(items: Iterable[_T], *, label: str, total: int | None = None) -> Iterator[_T]:
-    """The items, with a bar where a person is watching."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-
-    with Progress(console=Console(stderr=True)) as bar:
-        yield from bar.track(items, total=total, description=label)
-
-
-def manifest_of(folder: Path | None, *, required: bool = False) -> manifest.Manifest | None:
-    """The folder's manifest; None where there is no folder or, unless it is required, no manifest."""
-    if folder is None or (not required and not (folder / manifest.MANIFEST_FILE).exists()):
-        return None
-    return manifest.load_manifest(folder)
-
-
 def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
     """Make room for the shards of a source: remove the scraps of an import that was killed, and what is to be replaced.
 
     Raises:
         UserError: finished shards of this name that are not to be replaced; or the folder cannot be made.
     """
-    try:
-        settings.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {settings.output}: {error.strerror}") from None
-    listed = manifest_of(settings.output)
+    make_folder(settings.output)
+    listed = manifest.manifest_in(settings.output)
     known = {entry.file for entry in listed.shards} if listed else set()
     own = shards.files_of(settings.output, name)
     if known & {path.name for path in own}:
@@ -171,7 +146,7 @@ def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
 
 def _is_overtaken(journal: Journal, folder: Path) -> bool:
     """Whether the folder has got another tokenizer or extractor since this import was begun and killed."""
-    own = manifest_of(folder)
+    own = manifest.manifest_in(folder)
     if own is None:
         return False
     has_other_tokenizer = (journal.path / TOKENIZER_FILE).exists() and (
@@ -245,8 +220,8 @@ def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Calla
     """The named tokenizer, that of `--like`, the folder's own, or one trained on what is imported; kept in the journal."""
     if (journal.path / TOKENIZER_FILE).exists():
         return tokenizers.load(journal.path)
-    own = manifest_of(settings.output)
-    like = manifest_of(settings.like, required=True) if settings.like else None
+    own = manifest.manifest_in(settings.output)
+    like = manifest.load_manifest(settings.like) if settings.like else None
     if settings.tokenizer is not None:
         chosen = tokenizers.load(settings.tokenizer)
     elif like is not None and settings.like is not None:
@@ -268,9 +243,9 @@ def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_p
     """The named extractor, that of `--like`, the folder's own, or one learned from the images of this import; kept likewise."""
     if (journal.path / EXTRACTOR_FILE).exists():
         return extractors.load(journal.path)
-    own = manifest_of(settings.output)
+    own = manifest.manifest_in(settings.output)
     own_entry = own.extractor if own else None
-    like = manifest_of(settings.like, required=True) if settings.like else None
+    like = manifest.load_manifest(settings.like) if settings.like else None
     given = extractors.chosen(
         settings.extractor, settings.weights, image_side=settings.image_side, patch_side=settings.patch_side
     )
@@ -308,7 +283,7 @@ def _learned_before(
 
 
 def _check_extractor(settings: ImportSettings, chosen: str) -> None:
-    own = manifest_of(settings.output)
+    own = manifest.manifest_in(settings.output)
     if own is not None and own.extractor is not None and own.extractor.fingerprint != chosen:
         raise UserError(
             f"{settings.output} was made with region extractor {own.extractor.fingerprint}, not {chosen}; "

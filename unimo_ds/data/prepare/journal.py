@@ -82,9 +82,8 @@ def unfinished_imports(folder: Path) -> list[str]:
     Not those whose shards the manifest lists, or whose journal has lost its mark: a kill came when all was done.
     """
     sources = begun_imports(folder)
-    if not sources or not (folder / manifest.MANIFEST_FILE).exists():
-        return sources
-    listed = {entry.file for entry in manifest.load_manifest(folder).shards}
+    known = manifest.manifest_in(folder) if sources else None
+    listed = {entry.file for entry in known.shards} if known else set()
     return [source for source in sources if not listed & _shards_of(folder, source)]
 
 

@@ -21,7 +21,7 @@ def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest
     Raises:
         UserError: no shards, no tokenizer, a shard that cannot be read.
     """
-    before = manifest.load_manifest(folder) if (folder / manifest.MANIFEST_FILE).exists() else None
+    before = manifest.manifest_in(folder)
     if tokenizer_path is not None:
         tokenizer = tokenizers.load(tokenizer_path)
         tokenizer.save(folder)

@@ -6,7 +6,6 @@ workers. The extractor lies in the stage's journal, so that a stage that was kil
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,7 +95,7 @@ class _Work:
 def _extract_shard(work: _Work, name: str, entry: Path) -> None:
     """Make the regions of one shard anew, index it, and write the entry that says so."""
     path = work.folder / name
-    found = _regions_of(path, _loaded(work.extractor, work.fingerprint))
+    found = _regions_of(path, extractors.loaded(work.extractor, work.fingerprint))
     report = Report()
 
     def transform(_: int, stored: StoredSample) -> StoredSample:
@@ -114,12 +113,6 @@ def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:
     with_images = (stored for stored in shards.read_shard(path, pixels=False) if stored.sample.regions is not None)
     for some in batched(with_images, _BATCH):
         yield from extractor.extract([_picture(stored, extractor.working_side) for stored in some])
-
-
-# A worker does many shards of one stage. The fingerprint is part of the key, for a file may be written anew.
-@functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, fingerprint: str) -> RegionExtractor:
-    return extractors.load(folder)
 
 
 def _own(folder: Path, listed: Manifest) -> RegionExtractor:

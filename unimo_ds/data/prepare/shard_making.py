@@ -75,7 +75,7 @@ def _samples(making: Making, records: Iterator[Record], report: Report) -> Itera
         return _texts(making, records, report)
     if making.extractor is None:
         return _with_regions(making, records, report)
-    return _extracted(making, _extractor(*making.extractor), records, report)
+    return _extracted(making, extractors.loaded(*making.extractor), records, report)
 
 
 def _texts(making: Making, records: Iterable[Record], report: Report) -> Iterator[StoredSample]:
@@ -144,8 +144,3 @@ def _stored_jpeg(data: bytes) -> bytes:
 @functools.lru_cache(maxsize=2)
 def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
     return tokenizers.load(path)
-
-
-@functools.lru_cache(maxsize=2)
-def _extractor(path: Path, fingerprint: str) -> RegionExtractor:
-    return extractors.load(path)

@@ -53,15 +53,13 @@ class Storage(Protocol):
         """The same, opened."""
 
 
-def open_storage(location: str | os.PathLike[str], *, cache_dir: str | None, cache_bytes: int) -> Storage:
+def open_storage(location: str, *, cache_dir: str | None, cache_bytes: int) -> Storage:
     """The storage of a local folder or a URL.
 
     Raises:
         UserError: a URL of a kind that is not read.
     """
-    text = os.fspath(location)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    text = location.removeprefix("file://")
     if scheme_of(text) is None or Path(text).is_dir():
         return LocalStorage(Path(text))
     return RemoteStorage(RemoteFiles(text), cache_folder(cache_dir), cache_bytes)

@@ -55,7 +55,7 @@ def finish_folder(
     paths = [path for path in shards.shard_files(folder) if path.name not in leave_out]
     if not paths:
         raise UserError(f"{folder} holds no shards; import something into it first")
-    before = manifest.load_manifest(folder) if (folder / manifest.MANIFEST_FILE).exists() and not reindex else None
+    before = None if reindex else manifest.manifest_in(folder)
     if before is not None:
         lost = {entry.file for entry in before.shards} - {path.name for path in paths}
         if lost:

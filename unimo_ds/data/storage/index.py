@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 import zlib
@@ -133,7 +132,7 @@ def _header_pattern(record: np.dtype[Any]) -> re.Pattern[bytes]:
 _HEADERS = {name: _header_pattern(record) for name, record in {**_RECORDS, "about": np.dtype("u1")}.items()}
 
 
-def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIndex:
+def build_index(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> None:
     """Read a shard once, check every sample in full, count its tokens, and write `SHARD.index.npz` beside it.
 
     pixels: whether JPEGs that are cut into patches are decoded; False where whoever wrote the shard has seen that they can be.
@@ -141,10 +140,7 @@ def build_index(shard: str | os.PathLike[str], tokenizer: BatchEncoder, *, pixel
     Raises:
         UserError: the shard cannot be read, or is damaged (naming the sample), or its samples differ in feature size.
     """
-    path = Path(shard)
-    index = scan(path, tokenizer, pixels=pixels)
-    write_whole(shards.index_path(path), to_bytes(index))
-    return index
+    write_whole(shards.index_path(path), to_bytes(scan(path, tokenizer, pixels=pixels)))
 
 
 def of_shard(path: Path) -> ShardIndex:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -135,10 +136,7 @@ class _Pieces:
         self.has_stored_regions = False
         texts = images = names = 0
         yield {name: np.zeros(1, _COLUMNS[name]) for name in ("text_start", "related_image_start", "base_names_start")}
-        load: list[Callable[[], index.ShardIndex]] = [
-            lambda folder=folder, entry=entry: folder.load_index(entry)  # type: ignore[misc]
-            for folder, entry in self._shards
-        ]
+        load = [functools.partial(folder.load_index, entry) for folder, entry in self._shards]
         for number, one in enumerate(_ahead(load)):
             samples = one.samples
             self.has_stored_regions |= bool(samples["size"][:, members.FEATURES].any())

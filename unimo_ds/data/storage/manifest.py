@@ -131,6 +131,11 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return parse_manifest(content, where=str(path / MANIFEST_FILE))
 
 
+def manifest_in(folder: Path) -> Manifest | None:
+    """That of a local folder, None where there is none. Errors as `load_manifest`."""
+    return load_manifest(folder) if (folder / MANIFEST_FILE).exists() else None
+
+
 def parse_manifest(content: bytes, *, where: str) -> Manifest:
     """A manifest from its bytes.
 
@@ -173,22 +178,21 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     return path
 
 
-def forget_shards(folder: str | os.PathLike[str], names: set[str]) -> None:
+def forget_shards(folder: Path, names: set[str]) -> None:
     """Take shards out of a folder's manifest, where there is one, before they are removed on purpose.
 
     Raises:
         UserError: the manifest is damaged, or the folder cannot be written.
     """
-    path = Path(folder) / MANIFEST_FILE
-    if not path.exists():
+    known = manifest_in(folder)
+    if known is None:
         return
-    known = load_manifest(folder)
     kept = tuple(entry for entry in known.shards if entry.file not in names)
     if kept:
         write_manifest(folder, dataclasses.replace(known, shards=kept))
     else:
         # A manifest without shards describes nothing.
-        path.unlink()
+        (folder / MANIFEST_FILE).unlink()
 
 
 def serialise(manifest: Manifest) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.storage import member_json, members, tars
 from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
+from unimo_ds.data.storage.whole_file import make_folder
 from unimo_ds.utils.errors import UserError
 
 SHARD_SUFFIX = ".tar"
@@ -90,10 +91,7 @@ class ShardWriter:
         self.max_samples, self.max_bytes = max_samples, max_bytes
         self.files: list[Path] = []
         self._open: _OpenShard | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}") from None
+        make_folder(self.folder)
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise UserError(f"cannot write into the folder {self.folder}; choose another or change its permissions")
         if files_of(self.folder, prefix):

@@ -1,4 +1,4 @@
-"""Files of a data folder that appear whole or not at all."""
+"""Files of a data folder that appear whole or not at all, and the folder itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unimo_ds.utils.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, where it is not there yet.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.loader import as_it_is
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
 from unimo_ds.utils.errors import UserError
 
@@ -32,7 +33,7 @@ def inspect_order(
         raise UserError(f"--steps {steps.start}:{steps.stop} must be A:B with 0 <= A < B, in a stream of 2**62 samples")
     plans = _Plans(corpus, StepPlanner(corpus, config, world_size=world_size))
     loader: DataLoader[StepOrder] = DataLoader(
-        plans, batch_size=None, sampler=steps, collate_fn=_as_it_is, num_workers=num_workers
+        plans, batch_size=None, sampler=steps, collate_fn=as_it_is, num_workers=num_workers
     )
     found = list(loader)
     refused = [item["refused"] for item in found if "refused" in item]
@@ -65,8 +66,3 @@ class _Plans(Dataset[StepOrder]):
         keys = [self._corpus.key(sample) for sample in planned.samples.tolist()]
         ranks = [sorted(row for micro_batch in rank for row in micro_batch.tolist()) for rank in planned.split.ranks]
         return {"step": step, "global_batch": keys, "ranks": [[keys[row] for row in rank] for rank in ranks]}
-
-
-def _as_it_is(item: Any) -> Any:
-    """Keeps torch from collating."""
-    return item

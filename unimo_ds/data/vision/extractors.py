@@ -7,6 +7,7 @@ are imported when they are needed: a detector brings its network.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -45,6 +46,12 @@ def load(path: str | os.PathLike[str]) -> RegionExtractor:
         )
     found: RegionExtractor = _module(kind).of_stored(extractor_file.read(path))
     return found
+
+
+@functools.lru_cache(maxsize=2)
+def loaded(path: Path, fingerprint: str) -> RegionExtractor:
+    """`load`, kept for the next shard. fingerprint: of the extractor, for a file may be written anew."""
+    return load(path)
 
 
 def makes_regions(path: str | os.PathLike[str]) -> bool:

@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unimo_ds.data.schema import PatchGrid as PatchGrid
-from unimo_ds.data.schema import Regions
+from unimo_ds.data.schema import PatchGrid, Regions
 from unimo_ds.data.vision import images
 from unimo_ds.data.vision.crops import Crop
 

@@ -21,12 +21,12 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from numpy.typing import NDArray
 from PIL import Image
 
 from unimo_ds.config import from_dict
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import extractor_file, region_fitting
+from unimo_ds.data.vision.detectors.found import Found, to_regions
 from unimo_ds.data.vision.extractor_file import StoredExtractor
 from unimo_ds.utils.errors import UserError
 
@@ -190,28 +190,19 @@ class GridExtractor:
         if not images:
             return []
         features_NRF = self._features(_pixels(images, self.settings.image_side))
-        ids, probabilities = self._classify(features_NRF)
+        classes, softness = self.parameters.classes, self.parameters.class_softness
         return [
-            Regions(
-                boxes=self._boxes.copy(),
-                features=features_NRF[n].numpy().astype(np.float16),
-                class_ids=ids[n].numpy().astype(np.int32),
-                class_probabilities=probabilities[n].numpy().astype(np.float16),
+            to_regions(
+                Found(self._boxes, features, region_fitting.class_probabilities(features, classes, softness)),
+                stored_classes=self.settings.stored_classes,
             )
-            for n in range(len(images))
+            for features in features_NRF
         ]
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         descriptors_NRD = _describe(pixels, self.settings, self.parameters)
         features_NRF = (descriptors_NRD - self.parameters.descriptor_mean) @ self.parameters.projection
         return features_NRF.clamp_(-_LARGEST_FEATURE, _LARGEST_FEATURE)
-
-    def _classify(self, features_NRF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most likely classes and their probabilities, [N, R, K] each."""
-        classes, softness = self.parameters.classes, self.parameters.class_softness
-        probabilities = region_fitting.class_probabilities(features_NRF, classes, softness)
-        top = torch.topk(probabilities, self.settings.stored_classes, dim=-1)
-        return top.indices, top.values
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path."""
@@ -299,7 +290,7 @@ def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def _grid_boxes(grids: Sequence[int]) -> NDArray[np.float32]:
+def _grid_boxes(grids: Sequence[int]) -> torch.Tensor:
     """[R, 4] shares, row by row."""
     boxes = [
         (column / side, row / side, (column + 1) / side, (row + 1) / side)
@@ -307,7 +298,7 @@ def _grid_boxes(grids: Sequence[int]) -> NDArray[np.float32]:
         for row in range(side)
         for column in range(side)
     ]
-    return np.array(boxes, dtype=np.float32)
+    return torch.tensor(boxes)
 
 
 def _describe(pixels: torch.Tensor, settings: GridSettings, parameters: _Parameters) -> torch.Tensor:

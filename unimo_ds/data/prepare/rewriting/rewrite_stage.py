@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data.prepare.importing import progress
 from unimo_ds.data.prepare.journal import read_json_object
+from unimo_ds.data.prepare.progress import progress
 from unimo_ds.data.prepare.rewriting import learned_file, replacements, rewrite_tasks
 from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS
 from unimo_ds.data.prepare.rewriting.rewrite_tasks import LEARNED, USUAL, Rewriting

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import alone_in
+from unimo_ds.data.prepare.progress import progress
 from unimo_ds.data.prepare.scenes import corpus as scene_corpus
 from unimo_ds.data.prepare.scenes.corpus import Part, ScenePair
 from unimo_ds.data.prepare.scenes.drawing import PICTURE_SIZE, draw_jpeg
@@ -46,7 +46,6 @@ _FINISHED = "demo.json"
 _STARTED = "demo.unfinished.json"
 _FOLDERS = ("train", "held_out")
 
-T = TypeVar("T")
 Place = tuple[str, int]
 """Shard file name, and index within the shard."""
 Related = tuple[tuple[str, ...], tuple[Place, ...]]
@@ -118,7 +117,8 @@ def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
     ]
 
     pairs = scene_corpus.caption_pairs(scenes, captions_per_pair=CAPTIONS_PER_PAIR, seed=seed, part=Part.PAIRS)
-    captions = list(_with_progress(scene_corpus.rewrite_captions(pairs, seed=seed, part=Part.PAIRS), pairs, "captions"))
+    rewritten = scene_corpus.rewrite_captions(pairs, seed=seed, part=Part.PAIRS)
+    captions = list(progress(rewritten, label="captions", total=len(pairs)))
     held_out = scene_corpus.identify_pairs(
         scene_corpus.caption_pairs(held_out_scenes, captions_per_pair=1, seed=seed, part=Part.HELD_OUT),
         seed=seed,
@@ -196,8 +196,7 @@ def _write_pairs(
 
 def _drawn(scenes: Sequence[Scene], extractor: FittedExtractor, label: str) -> Iterator[tuple[bytes, Regions]]:
     """JPEG and regions of each scene."""
-    starts = range(0, len(scenes), DRAWINGS_AT_ONCE)
-    for start in _with_progress(starts, starts, label):
+    for start in progress(range(0, len(scenes), DRAWINGS_AT_ONCE), label=label):
         part = scenes[start : start + DRAWINGS_AT_ONCE]
         jpegs = [draw_jpeg(scene) for scene in part]
         yield from zip(jpegs, extractor.regions(part, jpegs), strict=True)
@@ -279,14 +278,3 @@ def _start(output: Path, record: dict[str, Any]) -> None:
                 shutil.rmtree(output / name)
     except OSError as error:
         raise UserError(f"cannot write into {output}: {error.strerror}; name another folder") from None
-
-
-def _with_progress(items: Iterable[T], counted: Sequence[object], label: str) -> Iterator[T]:
-    """The items, with a progress bar where a person watches."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=label, total=len(counted), console=Console(stderr=True))

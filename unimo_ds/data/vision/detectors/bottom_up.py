@@ -18,7 +18,7 @@ from PIL import Image
 
 from unimo_ds.config import from_dict
 from unimo_ds.data.vision.detectors import boxes
-from unimo_ds.data.vision.detectors.bottom_up_network import STRIDE, BottomUpNetwork, NetworkSizes
+from unimo_ds.data.vision.detectors.bottom_up_network import POOLED_SIDE, STRIDE, BottomUpNetwork, NetworkSizes
 from unimo_ds.data.vision.detectors.bottom_up_weights import canonical
 from unimo_ds.data.vision.detectors.choosing import Choosing, choose
 from unimo_ds.data.vision.detectors.detector import Detector
@@ -124,7 +124,7 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
 
     def _regions(self, map_CHW: torch.Tensor, proposals_R4: torch.Tensor, height: int, width: int) -> Found:
         network = self.network
-        pooled = pool_regions(map_CHW, proposals_R4, side=network.pooled_side, scale=1 / STRIDE)
+        pooled = pool_regions(map_CHW, proposals_R4, side=POOLED_SIDE, scale=1 / STRIDE)
         features = network.features(pooled)
         probabilities = network.classes(features)
         kept = choose(proposals_R4, probabilities.cpu(), self.settings.choosing, background=_BACKGROUND, extra=_EXTRA)

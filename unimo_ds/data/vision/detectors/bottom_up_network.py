@@ -17,7 +17,8 @@ from torch import nn
 
 STRIDE = 16
 """Pixels between cells of the fourth stage."""
-_POOLED = 14
+POOLED_SIDE = 14
+"""Bins on a side of a pooled region."""
 _EMBEDDED, _HIDDEN = 256, 512
 """Sizes within the attribute head."""
 _REGIONS_AT_ONCE = 50
@@ -195,8 +196,3 @@ class BottomUpNetwork(nn.Module):
     def classes(self, features_RF: torch.Tensor) -> torch.Tensor:
         """[R, C] probabilities."""
         return torch.softmax(self.roi_heads.box_predictor.cls_score(features_RF), -1)
-
-    @property
-    def pooled_side(self) -> int:
-        """Bins on a side of a pooled region."""
-        return _POOLED
