@@ -81,10 +81,17 @@ def test_vinvl_with_line_index_and_predictions(tmp_path: Path) -> None:
     assert [record.name for record in records] == ["1"]
     expect(records[0].regions, 1, classes="one")
     assert set(report.skipped) == {"features without predictions", "predictions of another number of boxes"}
-    # An index of another table would cut lines anywhere.
-    features.with_suffix(".lineidx").write_text("0\n100\n", encoding="ascii")
-    with pytest.raises(UserError, match="does not belong to features"):
-        read(held("vinvl-tsv", features))
+    # An index of another table would cut lines anywhere, and a short one lose some.
+    second = features.with_suffix(".lineidx").read_text(encoding="ascii").split()[1]
+    for offsets in ("0\n100\n", "", f"{second}\n", f"0\n{second}\n{10**30}\n", "0\n0\n"):
+        features.with_suffix(".lineidx").write_text(offsets, encoding="ascii")
+        with pytest.raises(UserError, match="does not belong to features"):
+            read(held("vinvl-tsv", features))
+    (tmp_path / "names.txt").write_bytes(b"c0\ncaf\xe9\nc2\n")
+    with pytest.raises(
+        UserError, match=r"names\.txt:2 is not UTF-8"
+    ):  # else all behind it had the number before theirs
+        read(held("vinvl-tsv", features, feature_labels=predictions, feature_classes=tmp_path / "names.txt"))
 
 
 @pytest.mark.parametrize("write", [foreign.npz, foreign.msgpack_numpy])

@@ -245,6 +245,8 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
             "000000002": {"json": b"{}", "txt": b"no image"},
             "000000003": {"jpg": JPEG, "txt": b" "},
             "000000004": {"jpg": JPEG, "json": b"{", "txt": b"bad"},
+            "000000005": {"jpg": JPEG, "json": b'{"caption": "half \\ud83d"}'},
+            "000000006": {"jpg": JPEG, "json": b'{"caption": 7}'},
         },
     )
     write_samples(shards / "00001.tar", {"000010000": {"webp": b"w", "txt": b"a cat"}})
@@ -259,9 +261,16 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
         "a sample without an image": ["00000.tar/000000002"],
         "an empty caption": ["00000.tar/000000003"],
         "a sample whose .json cannot be parsed": ["00000.tar/000000004"],
+        "a text that is not valid Unicode": ["00000.tar/000000005"],
+        "a caption that is not a text": ["00000.tar/000000006"],
     }
+    command = ["import", "--format", "webdataset", "--input", str(shards / "00000.tar"), "--vocabulary-size", "300"]
+    assert (
+        main([*command, "--output", str(tmp_path / "data"), "--workers", "1"]) == 0
+    )  # a tokenizer is learned of the others
+    assert Corpus.open(tmp_path / "data").manifest.totals == {"pair": 2}
     settings = ImportSettings("images", tmp_path / "out", format="webdataset", input=(shards,))
-    assert [one.captions for one in read(settings)[0]] == [(), (), (), ()][: len(read(settings)[0])]
+    assert [one.captions for one in read(settings)[0]] == [()] * 6
 
 
 def test_downloads_that_number_their_tars_alike_are_all_taken(tmp_path: Path) -> None:
@@ -337,6 +346,9 @@ def test_exclusion_lists(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match="names no image"):
         read_exclusion((tmp_path / "empty.txt",))
+    (tmp_path / "latin.txt").write_bytes(b"a.jpg\ncaf\xe9.jpg\n")
+    with pytest.raises(UserError, match=r"latin\.txt:2 is not UTF-8"):
+        read_exclusion((tmp_path / "latin.txt",))
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,13 @@ class Report:
         return lines
 
 
-def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line of a UTF-8 file; other lines are skipped and named.
+def read_lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line of a UTF-8 file.
+
+    report: names other lines, which are skipped; None: none may be missed.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or such a line.
     """
     try:
         with path.open("rb") as stream:
@@ -51,6 +53,8 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
+                    if report is None:
+                        raise UserError(f"{path}:{number} is not UTF-8; convert the file") from None
                     report.skip("a line that is not UTF-8", f"{path.name}:{number}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from unimo_ds.data.prepare.readers.compact import CompactList
 from unimo_ds.data.prepare.readers.protocol import Annotation
-from unimo_ds.data.prepare.sources import Report, read_lines
+from unimo_ds.data.prepare.sources import read_lines
 from unimo_ds.utils.errors import UserError
 
 _TRAILING_NUMBER = re.compile(r"(\d{1,18})$")
@@ -131,7 +131,7 @@ def read_exclusion(paths: Iterable[Path]) -> Exclusion:
     Of a JSON with Karpathy's splits, the images of val and test count; any other JSON must be a list of names or ids.
 
     Raises:
-        UserError: a file that cannot be read, or names nothing.
+        UserError: a file that cannot be read or is not UTF-8, or names nothing.
     """
     names: list[str] = []
     for path in paths:
@@ -143,7 +143,7 @@ def read_exclusion(paths: Iterable[Path]) -> Exclusion:
 
 
 def _names_in_lines(path: Path) -> Iterator[str]:
-    for _, line in read_lines(path, Report()):
+    for _, line in read_lines(path):
         name = line.partition("\t")[0].strip()
         if name:
             yield name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,13 +55,16 @@ def _indexed(path: Path, index: Path) -> Iterator[Line]:
         raise UserError(
             f"cannot read the line index {index}: {error}; remove it, and the table is read through"
         ) from None
+    foreign = UserError(f"{index} does not belong to {path.name}; remove it, and the table is read through")
     with open_file(path) as stream:
-        size = stream.seek(0, 2)
-        for start, end in zip(offsets, [*offsets[1:], size], strict=True):
+        bounds = [*offsets, stream.seek(0, 2)]
+        if bounds[0] != 0 or any(start >= end for start, end in itertools.pairwise(bounds)):
+            raise foreign
+        for start, end in itertools.pairwise(bounds):
             stream.seek(max(start - 1, 0))
             content = stream.read(_LONGEST_ID)
-            if not 0 <= start < end <= size or (start > 0 and content[:1] != b"\n"):
-                raise UserError(f"{index} does not belong to {path.name}; remove it, and the table is read through")
+            if start and content[:1] != b"\n":
+                raise foreign
             yield Line(start, end - start, _first_field(content[1:] if start else content))
 
 

@@ -115,10 +115,10 @@ def class_numbers(path: Path) -> dict[str, int]:
     """Name of a class -> its number: a JSON of that form (or holding it as label_to_idx), or names in lines, from 0.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or not UTF-8.
     """
     if path.suffix != ".json":
-        names = [line.strip() for _, line in read_lines(path, Report()) if line.strip()]
+        names = [line.strip() for _, line in read_lines(path) if line.strip()]
         return {name: number for number, name in enumerate(names)}
     content = read_json(path)
     found = content.get("label_to_idx", content) if isinstance(content, dict) else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.image_files import (
     IMAGE_SUFFIXES,
     members_of_tar,
@@ -81,30 +81,32 @@ class WebDatasetTars(Reader):
                 if about is None:
                     report.skip("a sample whose .json cannot be parsed", name)
                     continue
-                caption = _caption(stream, path, members, about)
                 # The name that a web page gave the image is known only here.
                 url = str(about.get("url") or "")
                 if url and exclusion.holds(url.rpartition("/")[2]):
                     report.count("images excluded")
-                elif self.with_captions and not caption:
-                    report.skip("an empty caption", name)
-                else:
-                    details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
-                    group = _Group(base, {one: (extent[0], extent[1]) for one, extent in members.items()})
-                    extent = _image_of(group) or (0, 0)
-                    captions = (caption,) if self.with_captions else ()
-                    yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
+                    continue
+                caption = (
+                    caption_of(_caption(stream, path, members, about), name, report) if self.with_captions else None
+                )
+                if self.with_captions and caption is None:
+                    continue
+                details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
+                group = _Group(base, {one: (extent[0], extent[1]) for one, extent in members.items()})
+                extent = _image_of(group) or (0, 0)
+                captions = () if caption is None else (caption,)
+                yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
 
     def texts(self, part: Part) -> Iterator[str]:
         if not self.with_captions:
             return
         path = Path(part["tar"])
-        with ExitStack() as stack:
-            stream = stack.enter_context(open_file(path))
-            for _, members in part["items"]:
+        with open_file(path) as stream:
+            for base, members in part["items"]:
                 about = _about(stream, path, members)
-                if about is not None:
-                    yield _caption(stream, path, members, about)
+                caption = None if about is None else _caption(stream, path, members, about)
+                if (text := caption_of(caption, base, Report())) is not None:
+                    yield text
 
 
 def tars_of(paths: tuple[Path, ...]) -> list[Path]:
@@ -158,8 +160,7 @@ def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, A
     return content if isinstance(content, dict) else None
 
 
-def _caption(stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any]) -> str:
+def _caption(stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any]) -> object:
     if "txt" in members and members["txt"][1] <= MAX_JSON_BYTES:
-        return read_extent(stream, path, *members["txt"]).decode("utf-8", errors="replace").strip()
-    caption = about.get("caption")
-    return caption.strip() if isinstance(caption, str) else ""
+        return read_extent(stream, path, *members["txt"]).decode("utf-8", errors="replace")
+    return about.get("caption")
