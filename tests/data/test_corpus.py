@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from unimo_ds.data.schema import Kind, Level, TextRole
 from unimo_ds.data.storage import cache, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
+from unimo_ds.data.storage.open_folder import OpenFolder
 from unimo_ds.data.storage.shards import ShardWriter, index_path, read_shard, rewrite_shard
 from unimo_ds.utils.errors import UserError
 
@@ -263,6 +265,26 @@ def test_open_files_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         for number in range(len(corpus)):
             corpus.read(number)
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_threads_share_few_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning reads ahead in a thread."""
+    monkeypatch.setattr(cache.LocalStorage, "most_open", 1)
+    opened = OpenFolder(str(folder))
+    entries = opened.manifest.shards
+
+    def read(first: int) -> None:
+        for turn in range(first, 10_000):
+            entry = entries[turn * 7 // 3 % len(entries)]
+            assert Path(str(opened.shard(entry).name)).name == entry.file
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

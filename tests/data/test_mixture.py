@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -131,7 +132,23 @@ def test_a_position_has_the_samples_of_its_stream() -> None:
             is_like = corpus[1] == corpus[1][sample]
             if folder_ids is not None:
                 is_like &= folders == folders[sample]
-            assert order.stream_members(position).tolist() == np.flatnonzero(is_like).tolist()
+            like = np.flatnonzero(is_like)
+            expected = like[np.random.default_rng(position).integers(0, len(like), 50)]
+            drawn = order.drawn_like(position, 50, np.random.default_rng(position))
+            assert drawn.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("is_scattered", [False, True])
+def test_a_draw_among_millions_makes_no_list_of_them(is_scattered: bool) -> None:
+    kinds = np.full(2_000_000, Kind.TEXT, np.uint8)
+    kinds[1 :: 3 if is_scattered else 2_000_000] = Kind.IMAGE
+    order = Order(kinds, np.zeros(len(kinds), np.int32), np.arange(len(kinds)) // 1000, KindWeights(0, 1, 0))
+    tracemalloc.start()
+    drawn = order.drawn_like(7, 64, np.random.default_rng(0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (kinds[drawn] == Kind.TEXT).all()
+    assert peak < 100_000
 
 
 def test_any_position_is_reached_alone() -> None:

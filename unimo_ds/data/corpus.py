@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections import OrderedDict
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
@@ -77,7 +76,6 @@ class Corpus:
         self.fingerprint = self.manifest.fingerprint
         self.num_samples = self.manifest.num_samples
         self.bytes_read = 0
-        self._bases: OrderedDict[int, list[str]] = OrderedDict()
         self.source_names: tuple[str, ...] = tuple(
             sorted({name for one in self.manifest.shards for name in one.sources})
         )
@@ -88,6 +86,7 @@ class Corpus:
             cache_dir=cache_dir,
             fingerprint=self.fingerprint,
         )
+        self._base_names = functools.lru_cache(_SPLIT_NAMES)(self._index.base_names)
         columns = self._index.columns
         self._places = columns["places"]
         self.has_stored_regions = self._index.has_stored_regions
@@ -160,12 +159,7 @@ class Corpus:
     def key(self, sample: int) -> str:
         """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` where there are several folders."""
         shard, row = self._locate(sample)
-        bases = self._bases.get(shard)
-        if bases is None:
-            bases = self._bases[shard] = self._index.base_names(shard)
-            while len(self._bases) > _SPLIT_NAMES:
-                self._bases.popitem(last=False)
-        return f"{self.shard_name(shard)}:{bases[row]}"
+        return f"{self.shard_name(shard)}:{self._base_names(shard)[row]}"
 
     def shard_name(self, shard: int) -> str:
         """What keys of its samples begin with."""
@@ -276,8 +270,8 @@ class Corpus:
                 file = self._file(shard)  # held: another thread may let go of it
                 return _pread(file.fileno(), offset, size)
             except OSError:
-                # A stale handle of a network file system is cured by opening the file again.
-                folder.forget(entry)
+                # Stale handles of a network file system are cured by opening the files again.
+                folder.close()
                 raise
 
         try:

@@ -140,10 +140,11 @@ class Order:
             samples[chosen] = self._streams[number].samples_at(count[chosen])
         return samples
 
-    def stream_members(self, position: int) -> Integers:
-        """Samples that may stand at the position, [m] ascending: those of its stream."""
-        (stream,), _ = self.streams_at(np.array([position]))
-        return np.sort(self._streams[stream].members)
+    def drawn_like(self, position: int, number: int, random: np.random.Generator) -> Integers:
+        """[number] samples that may stand at the position, those of its stream: any of them, some perhaps twice."""
+        (place,), _ = self.streams_at(np.array([position]))
+        stream = self._streams[int(place)]
+        return stream.samples_of(random.integers(0, stream.size, number))
 
     def is_read(self) -> NDArray[np.bool_]:
         """[n] of each sample, whether it is in any stream."""
@@ -284,6 +285,14 @@ class _Stream:
         self.__dict__.update(state)
         self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
         self._members = functools.lru_cache(maxsize=4)(self._make_members)
+
+    def samples_of(self, numbers: Integers) -> Integers:
+        """Those of `members` at these numbers. A source may have millions, of which no list is made."""
+        if self._scattered is not None:
+            return self._scattered[numbers]
+        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
+        samples: Integers = self._firsts[shards] + numbers - self._shard_starts[shards]
+        return samples
 
     def samples_at(self, count: Integers) -> Integers:
         """Samples at these counts of the stream's own sequence: global indices of the same shape."""

@@ -129,10 +129,9 @@ class StepReader:
             return selection, self._shown(selection)
         except CorruptSample as error:
             damage = error
-        like = self._planner.order.stream_members(selection.position)
         random = generator(self._config.seed, selection.position, _SUBSTITUTE)
         for _ in range(_ROUNDS):
-            candidates = like[random.integers(0, len(like), _CANDIDATES)]
+            candidates = self._planner.order.drawn_like(selection.position, _CANDIDATES, random)
             visits = select_step(self._corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
             for row in np.flatnonzero(visits.num_positions <= selection.num_positions).tolist():
                 substitute = visits[row]

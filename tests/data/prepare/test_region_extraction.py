@@ -14,6 +14,7 @@ from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
+from unimo_ds.data.prepare import region_extraction
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers, one_thread
@@ -22,6 +23,7 @@ from unimo_ds.data.storage.manifest import load_manifest
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.detectors import detector, device
 from unimo_ds.data.vision.images import encode_jpeg
+from unimo_ds.data.vision.regions import fit
 
 NUM_SOURCES = 4
 
@@ -116,6 +118,60 @@ def test_killed_at_many_moments_and_continued(raw: Path, folder: Path, detected:
     assert shard_bytes(output) == shard_bytes(detected)
     assert verify(output) == []
     assert not list(output.glob("**/*.partial"))
+
+
+@pytest.mark.parametrize("at", ["rewrite", "build_index", "write_json"])
+def test_nothing_else_is_done_to_a_folder_with_regions_of_two_extractors(
+    raw: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: str,
+) -> None:
+    """The regions stage is stopped within its second shard: before it is written, before it is indexed, before its entry."""
+    output = tmp_path / "halves"
+    shutil.copytree(folder, output)
+    place = region_extraction if at == "write_json" else region_extraction.index
+    calls, real = [], getattr(place, at)
+
+    def stop_at_the_second(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments, **options)
+
+    other = tmp_path / "other"  # of the same sizes
+    fit([picture(i) for i in range(50, 60)], seed=9, settings=extractors.load(raw / "grid").settings).save(other)
+    regions = ["regions", str(output), "--extractor", str(other), "--workers", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(place, at, stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            main(regions)
+    before = shard_bytes(output)
+    more = ["--kind", "images", "--images", str(raw / "more1.tar"), "--source", "again", "--output", str(output)]
+    for command in (["phrases", str(output)], ["import", *more, "--workers", "1"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "`unimo prepare regions` was begun there and not finished" in capsys.readouterr().err
+    assert shard_bytes(output) == before
+    assert main(regions) == 0
+    assert main(["phrases", str(output), "--workers", "1"]) == 0
+    assert verify(output) == []
+
+
+def test_a_shard_that_was_replaced_is_not_passed_for_the_old_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "replaced"
+    shutil.copytree(folder, output)
+    one, other = (output / f"more{number}-000000.tar" for number in (1, 2))
+    for path in (one, shards.index_path(one)):
+        path.unlink()
+    shutil.copy(other, one)
+    shutil.copy(shards.index_path(other), shards.index_path(one))
+    assert main(["phrases", str(output), "--workers", "1"]) == 2
+    assert "more1-000000.tar was changed since its manifest was written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("gpus", "number"), [(0, 1), (3, 3)])

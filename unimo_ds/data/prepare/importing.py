@@ -17,7 +17,15 @@ from PIL import Image
 
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import formats, shard_making
-from unimo_ds.data.prepare.journal import Journal, import_journal, read_json_object, report_of, sweep, unfinished_shards
+from unimo_ds.data.prepare.journal import (
+    Journal,
+    check_whole,
+    import_journal,
+    read_json_object,
+    report_of,
+    sweep,
+    unfinished_shards,
+)
 from unimo_ds.data.prepare.progress import progress
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_name
@@ -42,7 +50,8 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     or extractor meanwhile.
 
     Raises:
-        UserError: missing or unfit inputs, a folder that has another tokenizer or extractor, nothing to import.
+        UserError: missing or unfit inputs, a folder that has another tokenizer or extractor or an unfinished stage, nothing to
+            import.
     """
     formats.check(settings)
     name, identity = source_name(settings), fingerprint(settings)
@@ -50,11 +59,13 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     journal = import_journal(settings.output, name)
     if journal.begun == identity and _is_overtaken(journal, settings.output):
         journal.clear()
-    if journal.begun != identity:
-        before = finished_report(settings.output, name, identity)
-        if before is not None and not settings.replace:
-            journal.forget()
-            return before
+    is_new = journal.begun != identity
+    before = finished_report(settings.output, name, identity) if is_new and not settings.replace else None
+    if before is not None:
+        journal.forget()
+        return before
+    check_whole(settings.output)
+    if is_new:
         _clear(settings, name, journal)
     journal.begin(identity)
     sweep(settings.output)

@@ -97,6 +97,31 @@ def _shards_of(folder: Path, source: str) -> set[str]:
     return {path.name for path in shards.files_of(folder, source)}
 
 
+def check_whole(folder: Path) -> None:
+    """Refuse a folder of which some shards are newer than its manifest, which a stage that was killed leaves: to complete it by
+    something else would pass regions of two extractors, or captions with and without rewrites, for those of one.
+
+    Raises:
+        UserError: naming a shard, and the stage.
+    """
+    known = manifest.manifest_in(folder)
+    for entry in known.shards if known else ():
+        path = folder / entry.file
+        if not path.is_file() or _is_file(shards.index_path(path), entry.index_sha256) or _is_file(path, entry.sha256):
+            continue  # what is lost is told by whoever looks for it, and an index alone can be made again
+        marks = sorted((folder / JOURNALS).glob(f"*/{BEGUN}"))
+        begun = [name for mark in marks if not (name := mark.parent.name).startswith(IMPORT) and name != "all"]
+        raise UserError(
+            f"`unimo prepare {begun[0]}` was begun there and not finished ({path} is new already); give that command again first"
+            if begun
+            else f"{path} was changed since its manifest was written; restore it, or accept it with `unimo prepare pack {folder}`"
+        )
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and manifest.file_entry(path).sha256 == sha256
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
     """Keep other stages out of a data folder meanwhile: two would sweep each other's files away, and choose two tokenizers.

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare.journal import Journal, read_json_object, report_of, sweep, unfinished_shards, write_json
+from unimo_ds.data.prepare.journal import (
+    Journal,
+    check_whole,
+    read_json_object,
+    report_of,
+    sweep,
+    unfinished_shards,
+    write_json,
+)
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import folder as folders
@@ -41,11 +49,17 @@ class Stage:
         self.tokenizer = folder / self.listed.tokenizer.file
 
     def begin(self) -> bool:
-        """Begin, or go on with what was begun. False: there is nothing to do, the folder is as this stage left it."""
+        """Begin, or go on with what was begun. False: there is nothing to do, the folder is as this stage left it.
+
+        Raises:
+            UserError: another stage was begun there and not finished.
+        """
         sweep(self.folder)
         if is_done(self.folder, self.name, self.options):
             self.journal.forget()
             return False
+        if self.journal.begun is None:  # else it is this stage that changed them, and all that it changes it makes anew
+            check_whole(self.folder)
         self.journal.begin(self.fingerprint)
         return True
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections import OrderedDict
 from io import FileIO
 from pathlib import Path
 
@@ -34,8 +34,8 @@ class OpenFolder:
         self.key_prefix = f"{redact(location.rstrip('/'))}/" if num_folders > 1 else ""
         self.retry = Retries()
         self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
-        self._most_open = max(1, self._storage.most_open // num_folders)
-        self._files: OrderedDict[str, FileIO] = OrderedDict()
+        # What falls out is closed by the garbage collector once nobody reads from it.
+        self._opened = functools.lru_cache(max(1, self._storage.most_open // num_folders))(self._storage.open_local)
         self.manifest: Manifest = load_manifest_at(self._storage, self.retry)
 
     @property
@@ -91,24 +91,11 @@ class OpenFolder:
 
     def shard(self, entry: ShardEntry) -> FileIO:
         """The open shard. Raises OSError."""
-        file = self._files.get(entry.file)
-        if file is None:
-            file = self._storage.open_local(entry.file, size=entry.bytes, sha256=entry.sha256)
-            self._files[entry.file] = file
-            while len(self._files) > self._most_open:
-                # Closed by the garbage collector once nobody reads from it.
-                self._files.popitem(last=False)
-        else:
-            self._files.move_to_end(entry.file)
-        return file
-
-    def forget(self, entry: ShardEntry) -> None:
-        """Open this shard anew when it is next wanted."""
-        self._files.pop(entry.file, None)
+        return self._opened(entry.file, size=entry.bytes, sha256=entry.sha256)
 
     def close(self) -> None:
-        """Close the shards this process has opened."""
-        self._files.clear()
+        """Close the shards this process has opened; what is next wanted is opened anew."""
+        self._opened.cache_clear()
 
 
 def load_manifest_at(storage: cache.Storage | RemoteFiles, retry: Retries) -> Manifest:

@@ -26,6 +26,7 @@ from unimo_ds.data.prepare.scenes.drawing import PICTURE_SIZE, draw_jpeg
 from unimo_ds.data.prepare.scenes.extraction import FittedExtractor, fit_extractor
 from unimo_ds.data.prepare.scenes.grammar import sample_text
 from unimo_ds.data.prepare.scenes.model import Scene
+from unimo_ds.data.prepare.workers import one_thread
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.manifest import load_manifest
@@ -93,7 +94,7 @@ def write_demo_corpus(
         if _is_finished(output, record):  # by now
             return
         _start(output, record)
-        _build(output, parameters, command)
+        one_thread(_build, output, parameters, command)
         os.replace(output / _STARTED, output / _FINISHED)
 
 
