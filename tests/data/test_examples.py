@@ -29,6 +29,7 @@ from unimo_ds.data.schema import (
     Kind,
     LanguageObjective,
     Regions,
+    Sample,
     SequenceInput,
     SequenceRole,
 )
@@ -73,6 +74,17 @@ def test_inputs_of_image_and_text() -> None:
     x1, y1, x2, y2 = regions.boxes[2].tolist()
     assert image.boxes[3].tolist() == pytest.approx([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)], rel=1e-5)
     assert text_input(np.array([7, 8, 9], np.int32), max_text_tokens=4).tolist() == [CLS, 7, 8, SEP]
+
+
+def test_a_kept_sample_counts_all_that_it_holds() -> None:
+    regions = make_regions(np.random.default_rng(0), 20)
+    wide = dataclasses.replace(
+        regions, class_ids=np.zeros((20, 1000), np.int32), class_probabilities=np.zeros((20, 1000), np.float16)
+    )
+    few, many = (
+        prepare_sample(Sample("", Kind.IMAGE, "", regions=one), max_regions=20).num_bytes for one in (regions, wide)
+    )
+    assert many - few == 20 * 998 * 6
 
 
 def test_every_example_matches_its_plan() -> None:

@@ -146,7 +146,11 @@ class PreparedSample:
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes."""
-        arrays = 0 if self.image is None else 2 * self.image.boxes.nbytes + self.image.features.nbytes
+        held = [
+            *(self.image or ()),
+            *((self.regions.class_ids, self.regions.class_probabilities) if self.regions else ()),
+        ]
+        arrays = sum(array.nbytes for array in held if array is not None)
         return arrays + sum(map(len, self.texts)) + 100 * len(self.texts) + 1000
 
 
@@ -220,7 +224,7 @@ def make_examples(
 
 
 def texts_to_encode(sample: PreparedSample, selection: Selection) -> list[str]:
-    """The texts that `make_example` will look up."""
+    """The texts that `make_examples` will look up."""
     return [sample.texts[planned.text] for planned in selection.sequences if planned.text >= 0]
 
 

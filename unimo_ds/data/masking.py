@@ -206,7 +206,7 @@ def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingCo
 
     num_tokens: [b] tokens of each text, without specials. keys: [b] random key of each.
     Returns the text of each fragment and its length, [k] each, ordered by text. Lengths are uniform between the two limits of
-    `masking`; those of a text add up to exactly its budget, and only a text too short for one whole fragment gets a shorter one.
+    `masking`; those of a text add up to exactly its budget, and one is shorter where whole ones do not (few tokens, near limits).
     They need the index alone, so a sequence's length is known before it is read.
     """
     shortest, longest = masking.min_fragment_tokens, masking.max_fragment_tokens

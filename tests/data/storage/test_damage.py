@@ -7,6 +7,8 @@ to merge two into one, or to run code.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import os
 import tarfile
 from collections.abc import Callable
@@ -31,7 +33,7 @@ from tests.data.shard_folders import (
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.prepare.verify import Problem, verify
 from unimo_ds.data.schema import Kind, Regions, Sample
-from unimo_ds.data.storage import index, manifest, members
+from unimo_ds.data.storage import index, manifest, members, shards
 from unimo_ds.data.storage.index import build_index
 from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.utils.errors import UserError
@@ -101,6 +103,25 @@ def test_a_cut_shard(folder: Path, where: str) -> None:
         Corpus.open(folder)
     with pytest.raises(UserError, match=r"is damaged.*is cut"):
         build_index(path, WordTokenizer())
+
+
+def test_a_sector_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = member_headers(folder / SHARD)["pairs-000000-000001.features.npy"] + 512 + 5
+    real = shards.open_shard
+
+    class BadSector(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int | None:
+            at = self.tell()
+            if at == bad:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(memoryview(buffer)[: bad - at] if at < bad else buffer)
+
+    monkeypatch.setattr(
+        shards, "open_shard", lambda path: io.BufferedReader(BadSector(path)) if path.name == SHARD else real(path)
+    )
+    problems = verify(folder)
+    assert named(problems) == {"pairs-000000-000001"}
+    assert any(problem.reason == "its .features.npy cannot be read (Input/output error)" for problem in problems)
 
 
 def test_a_flipped_bit_in_a_header_loses_nothing(folder: Path) -> None:

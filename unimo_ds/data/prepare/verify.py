@@ -6,6 +6,7 @@ not what it was, its index still knows each member's place and checksum, so that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -192,12 +193,19 @@ def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> lis
     problems = [Problem(path.name, reason)]
     if known is None:
         return problems
-    with shards.open_shard(path) as stream:
+    with (
+        contextlib.suppress(UserError),
+        shards.open_shard(path) as stream,
+    ):  # that it cannot be opened is the reason already
         for base, record in zip(known.bases, known.samples, strict=True):
             for column in np.flatnonzero(record["size"]):
-                stream.seek(int(record["start"]) + int(record["offset"][column]))
-                content = stream.read(int(record["size"][column]))
                 name = members.EXTENSIONS[column]
+                try:
+                    stream.seek(int(record["start"]) + int(record["offset"][column]))
+                    content = stream.read(int(record["size"][column]))
+                except OSError as error:
+                    problems.append(Problem(path.name, f"its .{name} cannot be read ({error.strerror})", base))
+                    continue
                 if len(content) < record["size"][column]:
                     problems.append(Problem(path.name, f"its .{name} is cut", base))
                     break
