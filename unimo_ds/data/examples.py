@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,10 +146,9 @@ class PreparedSample:
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes."""
-        held = [
-            *(self.image or ()),
-            *((self.regions.class_ids, self.regions.class_probabilities) if self.regions else ()),
-        ]
+        held: list[NDArray[Any] | None] = [*(self.image or ())]
+        if self.regions is not None:
+            held += [self.regions.class_ids, self.regions.class_probabilities]
         arrays = sum(array.nbytes for array in held if array is not None)
         return arrays + sum(map(len, self.texts)) + 100 * len(self.texts) + 1000
 
