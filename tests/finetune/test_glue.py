@@ -108,9 +108,23 @@ def test_a_missing_file_and_an_unknown_task_are_named(tmp_path):
             list(tasks.load(name).read(tmp_path / "gone", "train"))
     with pytest.raises(UserError, match="unknown task 'sts2'; did you mean"):
         tasks.load("sts2")
-    (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\n\xff\xfe\t1\n")
-    with pytest.raises(UserError, match=r"train.tsv:\d is not UTF-8"):
+
+
+def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(
+        b"sentence\tlabel\n" + b"good\t1\n" * 3000 + b"caf\xe9\t1\n" + b"good\t1\n" * 9
+    )
+    with pytest.raises(UserError, match=r"train.tsv:3002 is not UTF-8"):
         list(tasks.load("sst2").read(tmp_path, "train"))
+
+
+def test_no_file_of_a_split_may_be_without_examples(tmp_path):
+    """MNLI's measure that chooses the best checkpoint would be missing, after an epoch of training."""
+    header = "sentence1\tsentence2\tgold_label"
+    write(tmp_path, "dev_matched.tsv", header)
+    write(tmp_path, "dev_mismatched.tsv", header, "a\tb\tneutral")
+    with pytest.raises(UserError, match=r"dev_matched.tsv holds no example"):
+        list(tasks.load("mnli").read(tmp_path, "dev"))
 
 
 def test_the_longer_text_loses_its_end():

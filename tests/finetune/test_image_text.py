@@ -88,12 +88,20 @@ def test_a_file_without_labels_gets_answers_and_no_measure(folder, tokenizer):
         (entailment("maybe"), r"train.jsonl:1 has the unknown label 'maybe'; this task knows contradiction"),
         (entailment("neutral", image="12"), r"train.jsonl:1 names the image '12', which .* does not hold"),
         (entailment("neutral", text="  "), r"train.jsonl:1 has an empty text"),
+        (entailment("neutral", text="\ud800"), r"train.jsonl:1 has a text that is no Unicode"),
     ],
 )
 def test_bad_lines_of_snli_ve_are_named(folder, tokenizer, line, said):
     write_snli_ve(folder, line)
     with pytest.raises(UserError, match=said):
         small.open_task("snli-ve", folder, tokenizer)
+
+
+def test_a_line_of_snli_ve_without_a_label_is_not_left_out(folder, tokenizer):
+    line = {name: value for name, value in entailment("neutral").items() if name != "gold_label"}
+    write_snli_ve(folder, entailment("neutral"), entailment("-"), line)
+    task, _, examples = small.open_task("snli-ve", folder, tokenizer)
+    assert task.unanswered(examples) == f"{folder / 'snli_ve_train.jsonl'}:3"
 
 
 def test_images_without_a_kept_name_are_found_by_their_key(tmp_path, tokenizer):
@@ -191,6 +199,13 @@ def test_what_the_vocabulary_can_reach_is_counted_as_the_measure_counts(folder, 
             "is not in VQA's form (OverflowError",
         ),
         ('{"annotations": [{"question_id": 1, "answers": []}]}', "question 1 has no answers"),
+        ('{"annotations": [{"question_id": 1, "answers": [{"answer": null}]}]}', "question 1 has null where a text"),
+        (
+            '{"annotations": [{"question_id": 1, "answers": [{"answer": "\\ud800"}]}]}',
+            "question 1 has a text that is no",
+        ),
+        ('{"annotations": [{"question_id": 1.5, "answers": [{"answer": "yes"}]}]}', "1.5 is no whole number"),
+        (json.dumps({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}] * 2}), "1 has answers twice"),
         (b'{"annotations": [{"question_id": "\xff"}]}', "is not UTF-8: "),
         ("[" * 100, "is cut or not valid JSON"),
         *((opening + "[" * 100_000, "nested too deeply") for opening in ("", '{"annotations": ', '{"annotations": [')),
@@ -203,6 +218,7 @@ def test_damaged_documents_are_one_sentence(folder, tokenizer, content, said):
     with pytest.raises(UserError, match=re.escape(f"{path}") + ".*" + re.escape(said)) as caught:
         small.open_task("vqa", folder, tokenizer)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count(str(path)) == 1
 
 
 def test_answers_outside_of_the_vocabulary_are_said(folder, tokenizer):

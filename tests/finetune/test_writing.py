@@ -194,6 +194,22 @@ def test_questions_are_compared_with_their_marks_as_published_ones_are():
             {"data": [{"id": "s", "story": "a", "additional_answers": [1], "questions": [], "answers": []}]},
             "is not in CoQA's form",
         ),
+        (
+            "coqa",
+            "train.json",
+            {
+                "data": [
+                    {
+                        "id": "s",
+                        "story": "a",
+                        "questions": [{"input_text": "b", "turn_id": 1}],
+                        "answers": [{"input_text": "c"}],
+                        "additional_answers": {"0": [{"input_text": None}]},
+                    }
+                ]
+            },
+            "story s, turn 1 has null where a text belongs",
+        ),
     ],
 )
 def test_what_is_no_text_is_said(tmp_path, name, file, content, said):

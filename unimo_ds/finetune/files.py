@@ -11,6 +11,7 @@ from typing import Any
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, nearest_name
 from unimo_ds.utils.json_entries import objects_under
+from unimo_ds.utils.printable import is_unicode
 
 
 def first_file(data: Path, names: Sequence[str]) -> Path:
@@ -37,9 +38,9 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tup
     header: the columns' names, where the file does not begin with them.
 
     Raises:
-        UserError: unreadable, not UTF-8, or a line with too few columns.
+        UserError: unreadable, not UTF-8, a line with too few columns, or no line at all.
     """
-    names = list(header) if header is not None else None
+    names, is_empty = list(header) if header is not None else None, True
     for number, line in numbered_lines(path):
         parts = line.split("\t")
         if names is None:
@@ -52,7 +53,10 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tup
             raise UserError(
                 f"{path}:{number} has {len(parts)} columns where {len(names)} are named ({', '.join(names)})"
             )
+        is_empty = False
         yield number, dict(zip(names, parts, strict=False))
+    if is_empty:  # of the files of a split, each is measured: none may be without a word
+        raise UserError(f"{path} holds no example")
 
 
 def column(row: dict[str, str], name: str, path: Path) -> str:
@@ -65,15 +69,26 @@ def column(row: dict[str, str], name: str, path: Path) -> str:
     return row[name]
 
 
+def plain_text(text: Any, where: str) -> str:
+    """The text as it is.
+
+    Raises:
+        UserError: it is none (null, a number, a list of JSON), or no Unicode (half of an escaped pair).
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{where} has {json.dumps(text)[:40]} where a text belongs")
+    if not is_unicode(text):
+        raise UserError(f"{where} has a text that is no Unicode: {json.dumps(text)[:40]}; give it another")
+    return text
+
+
 def text_of(text: Any, where: str) -> str:
     """The text without white space around it.
 
     Raises:
-        UserError: nothing is left, or it is no text (null, a number, a list of JSON).
+        UserError: nothing is left, or it is no text.
     """
-    if not isinstance(text, str):
-        raise UserError(f"{where} has {json.dumps(text)[:40]} where a text belongs")
-    stripped = text.strip()
+    stripped = plain_text(text, where).strip()
     if not stripped:
         raise UserError(f"{where} has an empty text; give every example one, or take its line out")
     return stripped
@@ -98,13 +113,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):  # a text file decodes far ahead of its lines
+                yield number, decoded_line(line, is_first=number == 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1} is not UTF-8 ({error.reason})") from None
+        raise UserError(f"{path}:{number} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def decoded_line(line: bytes, *, is_first: bool) -> str:
+    """Without its end and, at the beginning of a file, the mark that some programs write there. May raise UnicodeDecodeError."""
+    return line.decode("utf-8-sig" if is_first else "utf-8").rstrip("\r\n")
 
 
 def read_json_items(path: Path, name: str) -> Iterator[dict[str, Any]]:

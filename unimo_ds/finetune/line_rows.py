@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.finetune.files import numbered_lines
+from unimo_ds.finetune.files import decoded_line, numbered_lines
 from unimo_ds.finetune.writing import TextRow
 from unimo_ds.utils.errors import UserError
 
@@ -58,7 +58,7 @@ class LineRows:
         ends = self._ends[place]
         start = int(ends[number - 2]) if number > 1 else 0
         line = os.pread(self._files[place].fileno(), int(ends[number - 1]) - start, start)
-        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        return decoded_line(line, is_first=number == 1)
 
 
 def _line_ends(path: Path) -> NDArray[np.int64]:

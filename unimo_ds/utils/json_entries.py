@@ -106,6 +106,8 @@ class _Text:
                 if not is_cut:
                     self._at = error.pos
                     raise self._invalid(error.msg) from None
+            except UserError:
+                raise
             except ValueError as error:  # thousands of digits
                 raise self._invalid(str(error).partition(";")[0]) from None
             except RecursionError:

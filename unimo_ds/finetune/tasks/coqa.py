@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
-from unimo_ds.finetune.files import first_file, read_json_items, text_of
+from unimo_ds.finetune.files import first_file, plain_text, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import TextWritingTask
@@ -79,7 +79,7 @@ def _turns(story: dict[str, Any], path: Path) -> list[TextRow]:
         turn = f"{where}, turn {number + 1}"
         conversation.append(text_of(question["input_text"], turn))
         wanted = text_of(answer["input_text"], turn)
-        references = (wanted, *(other[number]["input_text"] for other in others))
+        references = (wanted, *(plain_text(other[number]["input_text"], turn) for other in others))
         official = {"id": story["id"], "turn_id": question["turn_id"]}
         rows.append(TextRow(turn, tuple(conversation), references, official))
         conversation.append(wanted)

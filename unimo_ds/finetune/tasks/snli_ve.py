@@ -47,12 +47,13 @@ class SnliVe(ImageTextLabelTask):
     def read(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
         for number, line in read_json_lines(path):
             where = f"{path}:{number}"
-            label = str(line.get("gold_label", _UNDECIDED))
+            label = line.get("gold_label")
             if label == _UNDECIDED:
                 continue
+            target = () if label is None else ((0, label_of(str(label), self.labels, where)),)
             image = names.find(str(line.get("Flickr30K_ID") or line.get("Flikr30kID", "")), where)
             text = text_of(line.get("sentence2", ""), where)
-            yield ImageTextRow(AnsweredRow(where, ((0, label_of(label, self.labels, where)),)), image, text)
+            yield ImageTextRow(AnsweredRow(where, target), image, text)
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return SumHead(config, num_outputs=len(self.labels), middle=_MIDDLE)

@@ -30,7 +30,7 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.columns import Ragged
-from unimo_ds.finetune.files import fingerprint_of, first_file, read_json_items, text_of
+from unimo_ds.finetune.files import fingerprint_of, first_file, plain_text, read_json_items, text_of
 from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images, open_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
@@ -187,9 +187,22 @@ def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
     """(question, image, what should be its text)."""
     for one in read_json_items(path, "questions"):
         try:
-            yield int(np.int64(int(one["question_id"]))), int(one["image_id"]), one["question"]
+            yield _number(one["question_id"]), _number(one["image_id"]), one["question"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
+
+
+def _number(value: Any) -> int:
+    """An id, which some write as a text. May raise TypeError, ValueError or OverflowError."""
+    number = int(np.int64(int(value)))
+    if not isinstance(value, str) and number != value:
+        raise ValueError(f"{value} is no whole number")
+    return number
+
+
+def _answer(value: Any, where: str) -> str:
+    """Numbers may stand for their texts."""
+    return plain_text(str(value) if type(value) in (int, float) else value, where)
 
 
 class _People:
@@ -198,15 +211,17 @@ class _People:
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            UserError: not in VQA's form, or a question without answers.
+            UserError: not in VQA's form, or a question without answers, or with two lists of them.
         """
         self._path, self._answers = path, Ragged("i")
         number_of: dict[str, int] = {}
         ids = array("q")
         for one in read_json_items(path, "annotations"):
             try:
-                ids.append(int(one["question_id"]))
-                given = [str(answer["answer"]) for answer in one["answers"]]
+                ids.append(_number(one["question_id"]))
+                given = [_answer(answer["answer"], f"{path}: question {ids[-1]}") for answer in one["answers"]]
+            except UserError:
+                raise
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
             if not given:
@@ -215,6 +230,9 @@ class _People:
         self._texts = list(number_of)
         self._order = np.argsort(np.array(ids), kind="stable")
         self._ids = np.array(ids)[self._order]
+        twice = np.flatnonzero(np.diff(self._ids) == 0)
+        if len(twice):
+            raise UserError(f"{path}: question {self._ids[twice[0]]} has answers twice; leave one of them")
 
     def __str__(self) -> str:
         return str(self._path)

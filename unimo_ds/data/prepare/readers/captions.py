@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from unimo_ds.data.prepare.sources import Report
-
-
-def is_unicode(text: str) -> bool:
-    """False where it holds half of a surrogate pair, which can be spelt in JSON, but neither tokenised nor stored."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+from unimo_ds.utils.printable import is_unicode
 
 
 def caption_of(value: object, name: str, report: Report) -> str | None:

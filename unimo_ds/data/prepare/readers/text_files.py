@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from unimo_ds.data.prepare.readers.captions import is_unicode
 from unimo_ds.data.prepare.readers.image_files import open_file
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import is_unicode
 
 PART_BYTES = 4 * 2**20
 """Of text: about as many bytes as a shard of images has samples' texts, and some seconds of work."""
