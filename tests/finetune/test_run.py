@@ -60,6 +60,14 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
     again = json.loads((folder / "stopped" / "results.json").read_text())
     assert again["seeds"][0]["metrics"] == result["seeds"][0]["metrics"]
 
+    # What is done is not told as the result of another rate.
+    written = (folder / "stopped" / "results.json").read_bytes()
+    other_rate = arguments(folder, "stopped", "--set", "optimizer.peak_learning_rate=2e-3")
+    refused = subprocess.run([sys.executable, str(MAIN), *other_rate], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "is trained and measured with optimizer.peak_learning_rate=0.001, not 0.002; give that" in refused.stderr
+    assert (folder / "stopped" / "results.json").read_bytes() == written
+
     # With more steps it goes on, and is measured anew.
     launch(MAIN, arguments(folder, "stopped", "--set", "schedule.total_steps=11"), processes=1)
     longer = json.loads((folder / "stopped" / "results.json").read_text())
@@ -122,6 +130,9 @@ def test_all_seeds_begin_with_the_same_weights(folder: Path) -> None:
         (("--data", "{folder}/start"), "has none of train.tsv, sst2_train.tsv"),
         (("--set", "finetune.epoch=1"), "unknown key 'finetune.epoch'; did you mean 'epochs'?"),
         (("--set", "seed=3"), "--set seed=... is not taken; --seeds N"),
+        (("--set", "data.path=x"), "--set data.path=... is not taken; give --data"),
+        (("--set", "finetune.task=cola"), "--set finetune.task=... is not taken; name the task"),
+        (("--set", "model.initialize_from=roberta"), "--set model.initialize_from=... is not taken; give --checkpoint"),
         (("--seeds", "0"), "--seeds 0 must be at least 1"),
     ],
 )

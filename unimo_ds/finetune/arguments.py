@@ -60,17 +60,34 @@ _CURES = {
 }
 
 
+_DECIDED = {
+    "seed": "--seeds N runs the seeds 0 to N - 1",
+    "recipe": "name the task, and the size of its recipe with --recipe",
+    "run_dir": "give --run-dir",
+    "data.path": "give --data",
+    "data.held_out_path": "the files of `dev` are measured on; give --data",
+    "model.initialize_from": "give --checkpoint",
+    "model.initialize_images_from": "give --checkpoint",
+    "finetune.task": "name the task itself: `unimo finetune TASK`",
+    "finetune.size": "give --recipe",
+    "finetune.start": "give --checkpoint",
+    "finetune.num_outputs": "the task and its data decide it",
+}
+"""What an argument or the data says: a setting beside it would be recorded and not followed."""
+
+
 def check(arguments: argparse.Namespace) -> None:
     """What can be told by the command line alone, before anything heavy is imported.
 
     Raises:
-        UserError: an unknown task, no seed, a field that no fine-tuning has, or a path that is not there.
+        UserError: an unknown task, no seed, a field that is not to be set, or a path that is not there.
     """
     check_name(arguments.task)
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds} must be at least 1")
-    if any(override.partition("=")[0].strip() == "seed" for override in arguments.set):
-        raise UserError("--set seed=... is not taken; --seeds N runs the seeds 0 to N - 1")
+    for key in (override.partition("=")[0].strip() for override in arguments.set):
+        if key in _DECIDED:
+            raise UserError(f"--set {key}=... is not taken; {_DECIDED[key]}")
     apply_overrides(RunConfig("finetune", finetune=FinetuneConfig(arguments.task)), arguments.set)
     for option, cure in _CURES.items():
         path = getattr(arguments, option)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from unimo_ds.config import RunConfig
+from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision import resolution
@@ -41,6 +41,7 @@ from unimo_ds.utils.host_memory import return_freed_memory
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
+_OF_TRAINING = ("optimizer.", "schedule.")
 _COUNTED_EXAMPLES, _READ_EXAMPLES = 512, 16
 """Whose lengths tell how much memory a step wants, and whose images tell how much image layers want."""
 
@@ -117,7 +118,10 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     begins_with = None if order.from_scratch else order.start
     with failing_together(communicator):
         if communicator.rank == 0:
-            start.check_start(order.run_dir, begins_with, is_done=_is_done(run_dir, config))
+            is_done = _is_done(run_dir, config)
+            start.check_start(order.run_dir, begins_with, is_done=is_done)
+            if is_done:
+                _check_trained_so(run_dir, config)
     run_directory.prepare(config, engine_settings, data_fingerprint=fingerprint, communicator=communicator)
     with failing_together(communicator):
         if communicator.rank == 0:
@@ -213,6 +217,23 @@ def _is_done(run_dir: Path, config: RunConfig) -> bool:
     """Whether the result is there and needs only to be read."""
     known = _known_result(run_dir)
     return known is not None and known.steps == config.schedule.total_steps
+
+
+def _check_trained_so(run_dir: Path, config: RunConfig) -> None:
+    """A continued run may take another rate or schedule; one that is done took no step with it, and its result is of another.
+
+    Raises:
+        UserError: they are others.
+    """
+    path = run_dir / run_directory.CONFIG_FILE
+    if not path.is_file():
+        return
+    before, now = (run_directory.flatten(one) for one in (strict_json.read(path, dict[str, Any]), to_dict(config)))
+    for key in sorted(key for key in now if key.startswith(_OF_TRAINING) and run_directory.differs(before, now, key)):
+        raise UserError(
+            f"{run_dir} is trained and measured with {key}={before.get(key)}, not {now[key]}; give that to read its result, or "
+            "another --run-dir"
+        )
 
 
 def _known_result(run_dir: Path) -> Result | None:
