@@ -45,7 +45,7 @@ from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError, errno_of
-from unimo_ds.utils.new_folder import refuse_occupied
+from unimo_ds.utils.new_folder import put_in_place, refuse_occupied
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]] = {
@@ -106,9 +106,7 @@ def write(
             (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
         (aside / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
         _let_others_read(aside)
-        if to.exists():
-            to.rmdir()
-        os.replace(aside, to)
+        put_in_place(aside, to, option="--to")
     except Exception as error:  # safetensors and tokenizers tell of the disk by exceptions of their own
         number = errno_of(error)
         if number is None:

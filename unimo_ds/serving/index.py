@@ -23,7 +23,7 @@ from torch import nn
 
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.new_folder import refuse_occupied
+from unimo_ds.utils.new_folder import put_in_place, refuse_occupied
 
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
 SCHEMA = 1
@@ -162,9 +162,7 @@ def write(
         # FAISS's own files overlook a full disk, and take Unicode names alone.
         with (aside / VECTORS_FILE).open("wb") as stream:
             faiss.write_index(vectors, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
-        if folder.exists():
-            folder.rmdir()
-        os.replace(aside, folder)
+        put_in_place(aside, folder, option="--output")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:

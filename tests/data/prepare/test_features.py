@@ -187,6 +187,7 @@ def test_every_kind_of_damage_is_named_once(tmp_path: Path) -> None:
         "number": "\t".join(["number", "wide", *good[2:]]),
         "zero": "\t".join(["zero", "0", *good[2:]]),
         "nameless": "\t".join(["", *good[1:]]),
+        "padded": line("padded", features=np.eye(3, FEATURES, 1)[[0, 1, 1]] * 0, pixels=detections(0)["pixels"] * 0),
     }
     lines["large"] = line("large", features=np.full((3, FEATURES), 1e6, np.float32))
     file = write_lines(tmp_path / "features.tsv", [*lines.values(), lines["good"]])
@@ -204,6 +205,7 @@ def test_every_kind_of_damage_is_named_once(tmp_path: Path) -> None:
         "boxes outside the image": ["outside"],
         "boxes whose corners are in the wrong order": ["turned"],
         "a line with another number of columns": ["columns"],
+        "regions that are all zeros": ["padded"],
         "a field that is not a number": ["number"],
         "an image without width and height": ["zero"],
     }
@@ -233,6 +235,49 @@ def test_lmdb_values_that_are_not_plain_arrays_are_named(tmp_path: Path) -> None
     pickled = foreign.write_lmdb(tmp_path / "pickles", {"1": b"\x80\x03}q\x00X\x08\x00\x00\x00image_idq\x01K\x01s."})
     with pytest.raises(UserError, match="holds pickles, which can run any code"):
         read(held("uniter-lmdb", pickled))
+
+
+def test_boxes_that_are_shares_already_are_not_divided_again(tmp_path: Path) -> None:
+    """They lie within two pixels of the image, where no detector has all of its boxes."""
+    lines = [bottom_up_line(str(i), {**detections(i), "pixels": detections(i)["shares"]}) for i in range(2)]
+    records, report = read(held("bottom-up-tsv", write_lines(tmp_path / "shares.tsv", lines)))
+    assert report.skipped == {}
+    for i, record in enumerate(records):
+        expect(record.regions, i, classes="none")
+
+
+def test_numbers_of_classes_and_of_boxes_that_cannot_be_are_named(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    found = detections(0)
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for name, more in {
+            "a good": {"num_boxes": 2},
+            "b wraps": {"obj_id": found["ids"] + 2**32, "obj_conf": found["confidences"]},
+            "c nan": {"obj_id": np.full(3, np.nan), "obj_conf": found["confidences"]},
+            "d negative": {"num_boxes": -1},
+            "e more": {"num_boxes": 4},
+        }.items():
+            for field, value in {"features": found["features"], "boxes": found["shares"], **more}.items():
+                file[f"{name}/{field}"] = value
+    records, report = read(held("hdf5", tmp_path / "features.h5"))
+    assert [record.name for record in records] == ["a good"]
+    assert {reason: [name[:2] for name in names] for reason, names in report.skipped.items()} == {
+        "classes beyond their number": ["b ", "c "],
+        "another number of boxes than of rows": ["d ", "e "],
+    }
+
+
+def test_an_lmdb_that_is_cut_or_damaged_is_one_sentence(tmp_path: Path) -> None:
+    """Reading pages that are not there would end the process by SIGBUS."""
+    values = {f"{i:03d}": foreign.npz(uniter_arrays(detections(i))) for i in range(60)}
+    file = foreign.write_lmdb(tmp_path / "feats", values) / "data.mdb"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"data.mdb is cut: it has \d+ bytes of \d+; fetch it again"):
+        read(held("uniter-lmdb", file.parent))
+    file.write_bytes(whole[:9000] + whole[8000:])
+    with pytest.raises(UserError, match=r"feats is damaged \(.*\); fetch it again"):
+        read(held("uniter-lmdb", file.parent))
 
 
 def test_sure_regions_are_kept() -> None:

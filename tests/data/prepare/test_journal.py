@@ -1,12 +1,14 @@
-"""Notes of a stage that somebody has changed."""
+"""Notes of a stage that somebody has changed, and stages that begin in the same moment."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from unimo_ds.data.prepare.journal import Journal
+from unimo_ds.data.prepare.journal import Journal, alone_in
+from unimo_ds.utils.errors import UserError
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000, b'{"fingerprint": "other"}'])
@@ -19,3 +21,32 @@ def test_notes_that_were_changed_are_no_work_to_go_on_with(tmp_path: Path, conte
     assert not journal.begin("work")
     assert journal.read("task.json") is None, "it is forgotten"
     assert journal.begin("work")
+
+
+def test_of_stages_that_begin_in_the_same_moment_one_works_at_a_time(tmp_path: Path) -> None:
+    """The folder is not there before, and goes with each of them: what is held must be what others will open."""
+    inside, worked, most = 0, 0, 0
+    counting = threading.Lock()
+
+    def begin(barrier: threading.Barrier, folder: Path) -> None:
+        nonlocal inside, worked, most
+        barrier.wait()
+        try:
+            with alone_in(folder, make=True):
+                with counting:
+                    inside, worked = inside + 1, worked + 1
+                    most = max(most, inside)
+                with counting:
+                    inside -= 1
+        except UserError:
+            pass
+
+    for number in range(300):
+        barrier = threading.Barrier(4)
+        stages = [threading.Thread(target=begin, args=(barrier, tmp_path / str(number))) for _ in range(4)]
+        for one in stages:
+            one.start()
+        for one in stages:
+            one.join()
+    assert worked >= 300
+    assert most == 1

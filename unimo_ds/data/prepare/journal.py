@@ -133,22 +133,37 @@ def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
     Raises:
         UserError: another stage is at work there.
     """
-    is_new = make and not folder.exists()
+    handle, is_new = _held(folder, make=make)
     try:
-        if is_new:
-            folder.mkdir(parents=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # of which the stage itself speaks
-        yield
-        return
-    try:
-        _lock(handle, folder)
         yield
     finally:
-        os.close(handle)
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
+    """(open and locked, made here); None where it cannot be opened, of which the stage itself speaks."""
+    while True:
+        is_new = False
+        try:
+            with contextlib.suppress(FileExistsError):  # others may begin in this very moment
+                if make:
+                    folder.mkdir(parents=True)
+                    is_new = True
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return None, False
+        try:
+            _lock(handle, folder)
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle, is_new
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # it went, or was made anew, before it was locked
 
 
 def _lock(handle: int, folder: Path) -> None:

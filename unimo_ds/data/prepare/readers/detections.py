@@ -23,6 +23,8 @@ MIN_CONFIDENCE, FEWEST_REGIONS, MOST_REGIONS = 0.2, 10, 100
 """Boxes kept, as in the paper, where a file holds more and says how sure the detector was."""
 _OVERSHOOT = 0.02
 """Boxes may leave the image by this share, as detectors' boxes do, and are cut to it."""
+LARGEST_SHARE = 2.0
+"""Boxes of an image that lie within it are no pixels: some writers keep the size beside boxes that are shares already."""
 _LARGEST_HALF = 65504.0
 
 Floats = NDArray[np.floating[Any]]
@@ -43,7 +45,7 @@ class Detections:
     features: Floats
     """[R, F]"""
     boxes: Floats
-    """[R, 4] x1, y1, x2, y2, in pixels where `size` is given, else as shares."""
+    """[R, 4] x1, y1, x2, y2, in pixels where `size` is given (unless they are within `LARGEST_SHARE`), else as shares."""
     size: tuple[float, float] | None = None
     """Width and height of the image."""
     class_ids: NDArray[Any] | None = None
@@ -92,9 +94,14 @@ def to_regions(found: Detections, settings: ImportSettings) -> Regions:
     if found.size is not None:
         if not (np.isfinite(found.size).all() and min(found.size) > 0):
             raise BadDetections("an image without width and height", f"{found.size}")
-        boxes = boxes / np.array([*found.size, *found.size])
+        if np.abs(boxes).max() > LARGEST_SHARE:
+            boxes = boxes / np.array([*found.size, *found.size])
     if not np.isfinite(boxes).all() or boxes.min() < -_OVERSHOOT or boxes.max() > 1 + _OVERSHOOT:
         raise BadDetections("boxes outside the image")
+    if not (features.any(axis=1) | boxes.any(axis=1)).all():
+        raise BadDetections(
+            "regions that are all zeros", "as padding is; HDF5 tells the number of the others by num_boxes"
+        )
     boxes = boxes.clip(0, 1)
     if (boxes[:, :2] > boxes[:, 2:]).any():
         raise BadDetections("boxes whose corners are in the wrong order")
@@ -138,12 +145,14 @@ def _classes(
     elif found.class_ids is not None:
         if found.class_ids.shape != (num_regions,):
             raise BadDetections("class ids of a wrong shape", f"{found.class_ids.shape}")
+        if not ((found.class_ids >= 0) & (found.class_ids < settings.num_classes)).all():
+            raise BadDetections(
+                "classes beyond their number", f"{found.class_ids.max()} of {settings.num_classes} (--num-classes)"
+            )
         ids[:, 0] = found.class_ids
         probabilities[:, 0] = 1 if found.confidences is None else found.confidences
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
         raise BadDetections("class probabilities outside [0, 1]")
-    if ids.min() < 0 or ids.max() >= settings.num_classes:
-        raise BadDetections("classes beyond their number", f"{ids.max()} of {settings.num_classes} (--num-classes)")
     return ids, probabilities.clip(0, 1).astype(np.float16)
 
 

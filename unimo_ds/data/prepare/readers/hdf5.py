@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, to_regions
+from unimo_ds.data.prepare.readers.detections import (
+    LARGEST_SHARE,
+    BadDetections,
+    Detections,
+    FeatureFiles,
+    to_regions,
+)
 from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
@@ -98,18 +104,19 @@ def _detections(group: Mapping[str, Any], row: int) -> Detections:
         raise BadDetections("an image without features and boxes", f"it has {', '.join(sorted(arrays)) or 'nothing'}")
     # Columns are padded to the most regions of any image.
     present = int(arrays["num_boxes"]) if "num_boxes" in arrays and arrays["num_boxes"].ndim == 0 else None
+    if present is not None and not 0 <= present <= len(arrays["features"]):
+        raise BadDetections("another number of boxes than of rows", f"{present}, {len(arrays['features'])} rows")
     cut = {name: array[:present] if array.ndim else array for name, array in arrays.items()}
     size = None
     if "width" in cut and "height" in cut:
         size = (float(cut["width"]), float(cut["height"]))
-    elif np.abs(cut["boxes"]).max(initial=0) > 2:
+    elif np.abs(cut["boxes"]).max(initial=0) > LARGEST_SHARE:
         raise BadDetections("boxes in pixels without the image's width and height")
     boxes = cut["boxes"]
     return Detections(
         features=cut["features"],
         boxes=boxes[:, :4] if boxes.ndim == 2 else boxes,
-        # Some writers keep the image's size beside boxes that are shares already.
-        size=size if np.abs(boxes).max(initial=0) > 2 else None,
+        size=size,
         class_ids=cut.get("class_ids"),
         confidences=cut.get("confidences"),
         probabilities=cut.get("probabilities"),

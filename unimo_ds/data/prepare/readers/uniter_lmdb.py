@@ -6,6 +6,7 @@ refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 import zlib
@@ -35,7 +36,7 @@ class UniterLmdb(FeatureFiles):
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.settings.features):
-            with _open(path) as database, database.begin() as transaction:
+            with _reading(path) as transaction:
                 checked = False
                 for key, value in transaction.cursor():
                     if bytes(key) in _NOT_IMAGES:
@@ -53,7 +54,7 @@ class UniterLmdb(FeatureFiles):
             wanted = [(i, item.name) for i, item in enumerate(items) if item.place[0] == number]
             if not wanted:
                 continue
-            with _open(path) as database, database.begin() as transaction:
+            with _reading(path) as transaction:
                 for i, name in wanted:
                     value = transaction.get(name.encode("utf-8"))
                     if value is None:
@@ -144,14 +145,30 @@ def _refuse_pickles(path: Path, value: bytes) -> None:
         )
 
 
-def _open(path: Path) -> Any:
-    """
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A transaction.
+
     Raises:
-        UserError: this is no database.
+        UserError: this is no database, or one that is cut or damaged.
     """
     import lmdb
 
     try:
-        return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, create=False)
+        database = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:
         raise UserError(f"{path} cannot be opened as an LMDB: {error}") from None
+    with database, database.begin() as transaction:
+        _refuse_cut(path, (database.info()["last_pgno"] + 1) * database.stat()["psize"])
+        try:
+            yield transaction
+        except lmdb.Error as error:
+            raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+
+
+def _refuse_cut(path: Path, needed: int) -> None:
+    """Pages that are not there end the process by a signal when they are read."""
+    file = path / "data.mdb" if path.is_dir() else path
+    size = file.stat().st_size
+    if size < needed:
+        raise UserError(f"{file} is cut: it has {size} bytes of {needed}; fetch it again")
