@@ -228,10 +228,11 @@ def test_lmdb_values_that_are_not_plain_arrays_are_named(tmp_path: Path) -> None
         "e text": b"\xc1 neither",
         "g list as a key": b"\x81\x91\x01\x01",
         "f half": foreign.msgpack_numpy({"features": arrays["features"]}),
+        "h scalar": foreign.npz({**arrays, "features": np.float32(1)}),
     }
     records, report = read(held("uniter-lmdb", foreign.write_lmdb(tmp_path / "feats", values)))
     assert [record.name for record in records] == ["a good"]
-    assert sum(map(len, report.skipped.values())) == 6
+    assert sum(map(len, report.skipped.values())) == 7
     pickled = foreign.write_lmdb(tmp_path / "pickles", {"1": b"\x80\x03}q\x00X\x08\x00\x00\x00image_idq\x01K\x01s."})
     with pytest.raises(UserError, match="holds pickles, which can run any code"):
         read(held("uniter-lmdb", pickled))

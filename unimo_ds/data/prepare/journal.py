@@ -149,21 +149,28 @@ def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
     while True:
         is_new = False
         try:
-            with contextlib.suppress(FileExistsError):  # others may begin in this very moment
+            with contextlib.suppress(FileExistsError):  # others may begin, or end, at any moment
                 if make:
                     folder.mkdir(parents=True)
                     is_new = True
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             return None, False
         try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if make and isinstance(error, FileNotFoundError) and not folder.is_symlink():
+                continue
+            return None, False
+        try:
             _lock(handle, folder)
-            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            if os.path.samestat(os.fstat(handle), folder.stat()):
                 return handle, is_new
-        except BaseException:
+        except FileNotFoundError:
+            pass
+        except UserError:
             os.close(handle)
             raise
-        os.close(handle)  # it went, or was made anew, before it was locked
+        os.close(handle)  # of a folder that went before it was locked
 
 
 def _lock(handle: int, folder: Path) -> None:

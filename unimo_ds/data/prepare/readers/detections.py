@@ -80,8 +80,8 @@ def to_regions(found: Detections, settings: ImportSettings) -> Regions:
         BadDetections: saying what is wrong, by kind.
     """
     features, boxes = np.asarray(found.features), np.asarray(found.boxes, np.float64)
-    num_regions = len(features)
-    if features.ndim != 2 or boxes.shape != (num_regions, 4) or not num_regions:
+    num_regions = len(features) if features.ndim == 2 else 0
+    if boxes.shape != (num_regions, 4) or not num_regions:
         raise BadDetections("features of a wrong shape", f"features {features.shape}, boxes {boxes.shape}")
     if features.shape[1] != settings.feature_size:
         raise BadDetections(
