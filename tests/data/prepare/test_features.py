@@ -187,7 +187,8 @@ def test_every_kind_of_damage_is_named_once(tmp_path: Path) -> None:
         "number": "\t".join(["number", "wide", *good[2:]]),
         "zero": "\t".join(["zero", "0", *good[2:]]),
         "nameless": "\t".join(["", *good[1:]]),
-        "padded": line("padded", features=np.eye(3, FEATURES, 1)[[0, 1, 1]] * 0, pixels=detections(0)["pixels"] * 0),
+        "padded": line("padded", **{name: detections(0)[name] * [[1], [1], [0]] for name in ("features", "pixels")}),
+        "boxless": line("boxless", pixels=detections(0)["pixels"] * 0),
     }
     lines["large"] = line("large", features=np.full((3, FEATURES), 1e6, np.float32))
     file = write_lines(tmp_path / "features.tsv", [*lines.values(), lines["good"]])
@@ -206,6 +207,7 @@ def test_every_kind_of_damage_is_named_once(tmp_path: Path) -> None:
         "boxes whose corners are in the wrong order": ["turned"],
         "a line with another number of columns": ["columns"],
         "regions that are all zeros": ["padded"],
+        "boxes that are all zeros": ["boxless"],
         "a field that is not a number": ["number"],
         "an image without width and height": ["zero"],
     }
@@ -254,6 +256,7 @@ def test_numbers_of_classes_and_of_boxes_that_cannot_be_are_named(tmp_path: Path
         for name, more in {
             "a good": {"num_boxes": 2},
             "b wraps": {"obj_id": found["ids"] + 2**32, "obj_conf": found["confidences"]},
+            "b2 nan": {"cls_prob": np.array([[0.5, 0.3, 0.2, *[0] * (CLASSES - 4), np.nan]] * 3)},
             "c nan": {"obj_id": np.full(3, np.nan), "obj_conf": found["confidences"]},
             "d negative": {"num_boxes": -1},
             "e more": {"num_boxes": 4},
@@ -264,6 +267,7 @@ def test_numbers_of_classes_and_of_boxes_that_cannot_be_are_named(tmp_path: Path
     assert [record.name for record in records] == ["a good"]
     assert {reason: [name[:2] for name in names] for reason, names in report.skipped.items()} == {
         "classes beyond their number": ["b ", "c "],
+        "class probabilities outside [0, 1]": ["b2"],
         "another number of boxes than of rows": ["d ", "e "],
     }
 

@@ -98,6 +98,8 @@ def to_regions(found: Detections, settings: ImportSettings) -> Regions:
             boxes = boxes / np.array([*found.size, *found.size])
     if not np.isfinite(boxes).all() or boxes.min() < -_OVERSHOOT or boxes.max() > 1 + _OVERSHOOT:
         raise BadDetections("boxes outside the image")
+    if not boxes.any():
+        raise BadDetections("boxes that are all zeros")
     if not (features.any(axis=1) | boxes.any(axis=1)).all():
         raise BadDetections(
             "regions that are all zeros", "as padding is; HDF5 tells the number of the others by num_boxes"
@@ -140,6 +142,7 @@ def _classes(
             raise BadDetections(
                 "class probabilities of a wrong shape", f"{whole.shape}, not {settings.num_classes} (--num-classes)"
             )
+        _check_shares(whole)
         top = np.argsort(-whole, axis=1, kind="stable")[:, :most]
         ids[:, : top.shape[1]], probabilities[:, : top.shape[1]] = top, np.take_along_axis(whole, top, 1)
     elif found.class_ids is not None:
@@ -151,9 +154,13 @@ def _classes(
             )
         ids[:, 0] = found.class_ids
         probabilities[:, 0] = 1 if found.confidences is None else found.confidences
+        _check_shares(probabilities)
+    return ids, probabilities.clip(0, 1).astype(np.float16)
+
+
+def _check_shares(probabilities: Floats) -> None:
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():
         raise BadDetections("class probabilities outside [0, 1]")
-    return ids, probabilities.clip(0, 1).astype(np.float16)
 
 
 def from_base64(text: bytes | str, dtype: str, rows: int) -> NDArray[Any]:
