@@ -245,8 +245,9 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
             "000000002": {"json": b"{}", "txt": b"no image"},
             "000000003": {"jpg": JPEG, "txt": b" "},
             "000000004": {"jpg": JPEG, "json": b"{", "txt": b"bad"},
-            "000000005": {"jpg": JPEG, "json": b'{"caption": "half \\ud83d"}'},
-            "000000006": {"jpg": JPEG, "json": b'{"caption": 7}'},
+            "000000005": {"jpg": JPEG, "txt": "caf\xe9".encode("latin-1")},
+            "000000006": {"jpg": JPEG, "json": b'{"caption": "\\ud800"}'},
+            "000000007": {"jpg": JPEG, "json": b'{"caption": 7}'},
         },
     )
     write_samples(shards / "00001.tar", {"000010000": {"webp": b"w", "txt": b"a cat"}})
@@ -261,8 +262,9 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
         "a sample without an image": ["00000.tar/000000002"],
         "an empty caption": ["00000.tar/000000003"],
         "a sample whose .json cannot be parsed": ["00000.tar/000000004"],
-        "a text that is not valid Unicode": ["00000.tar/000000005"],
-        "a caption that is not a text": ["00000.tar/000000006"],
+        "a caption that is not UTF-8": ["00000.tar/000000005"],
+        "a text that is not valid Unicode": ["00000.tar/000000006"],
+        "a caption that is not a text": ["00000.tar/000000007"],
     }
     command = ["import", "--format", "webdataset", "--input", str(shards / "00000.tar"), "--vocabulary-size", "300"]
     assert (
@@ -270,7 +272,7 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     )  # a tokenizer is learned of the others
     assert Corpus.open(tmp_path / "data").manifest.totals == {"pair": 2}
     settings = ImportSettings("images", tmp_path / "out", format="webdataset", input=(shards,))
-    assert [one.captions for one in read(settings)[0]] == [()] * 6
+    assert [one.captions for one in read(settings)[0]] == [()] * 7
 
 
 def test_downloads_that_number_their_tars_alike_are_all_taken(tmp_path: Path) -> None:

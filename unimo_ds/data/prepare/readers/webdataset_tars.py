@@ -86,15 +86,13 @@ class WebDatasetTars(Reader):
                 if url and exclusion.holds(url.rpartition("/")[2]):
                     report.count("images excluded")
                     continue
-                caption = (
-                    caption_of(_caption(stream, path, members, about), name, report) if self.with_captions else None
-                )
-                if self.with_captions and caption is None:
+                caption = _caption(stream, path, members, about, name, report) if self.with_captions else ""
+                if caption is None:
                     continue
                 details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
                 group = _Group(base, {one: (extent[0], extent[1]) for one, extent in members.items()})
                 extent = _image_of(group) or (0, 0)
-                captions = () if caption is None else (caption,)
+                captions = (caption,) if caption else ()
                 yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
 
     def texts(self, part: Part) -> Iterator[str]:
@@ -102,11 +100,11 @@ class WebDatasetTars(Reader):
             return
         path = Path(part["tar"])
         with open_file(path) as stream:
-            for base, members in part["items"]:
+            for _, members in part["items"]:
                 about = _about(stream, path, members)
-                caption = None if about is None else _caption(stream, path, members, about)
-                if (text := caption_of(caption, base, Report())) is not None:
-                    yield text
+                caption = None if about is None else _caption(stream, path, members, about, "", Report())
+                if caption is not None:
+                    yield caption
 
 
 def tars_of(paths: tuple[Path, ...]) -> list[Path]:
@@ -160,7 +158,15 @@ def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, A
     return content if isinstance(content, dict) else None
 
 
-def _caption(stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any]) -> object:
+def _caption(
+    stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any], name: str, report: Report
+) -> str | None:
+    """None, and named in the report, where there is none."""
+    caption = about.get("caption")
     if "txt" in members and members["txt"][1] <= MAX_JSON_BYTES:
-        return read_extent(stream, path, *members["txt"]).decode("utf-8", errors="replace")
-    return about.get("caption")
+        try:
+            caption = read_extent(stream, path, *members["txt"]).decode("utf-8")
+        except UnicodeDecodeError:
+            report.skip("a caption that is not UTF-8", name)
+            return None
+    return caption_of(caption, name, report)
