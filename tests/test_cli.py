@@ -19,11 +19,13 @@ from tests.data.prepare.raw import write_tar
 from tests.engine.disks import files_of_at_most
 from tests.evaluation import small
 from unimo_ds import cli
+from unimo_ds.commands.common import emit
 from unimo_ds.config import to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.overrides import apply_overrides
+from unimo_ds.utils.errors import UserError
 
 COMMANDS = (
     *("prepare", "plan", "inspect", "doctor", "evaluate", "finetune", "report"),
@@ -387,3 +389,10 @@ def test_a_closed_pipe_is_no_error() -> None:
     complaint = process.stderr.read()
     assert process.wait(timeout=60) == 0
     assert complaint == ""
+
+
+def test_a_result_is_told_before_its_file_is_refused(tmp_path, capsys):
+    """A measurement may have taken hours."""
+    with pytest.raises(UserError, match="cannot write"):
+        emit({"accuracy": 0.5}, "accuracy 50.0", str(tmp_path))
+    assert capsys.readouterr().out == "accuracy 50.0\n"

@@ -12,7 +12,7 @@ from tests.finetune.test_glue import MNLI_HEADER, write
 from tests.finetune.test_image_text import NAMES, QUESTIONS, write_vqa
 from tests.finetune.test_writing import coqa_file
 from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.finetune import answers
+from unimo_ds.finetune import answers, tasks
 from unimo_ds.utils.errors import UserError
 
 
@@ -30,16 +30,13 @@ def predictions_of(name: str, folder, tokenizer, split: str, *changes: str):
 def test_glue_takes_tables_of_index_and_prediction(tmp_path, tokenizer):
     write(tmp_path, "test.tsv", "index\tsentence", "0\tthe film is good", "1\tthe plot is dull")
     found = predictions_of("sst2", tmp_path, tokenizer, "test")
+    answers.check(tmp_path / "deep" / "SST-2.tsv", tasks.load("sst2").official_form)
     answers.write(tmp_path / "deep" / "SST-2.tsv", found)
     lines = (tmp_path / "deep" / "SST-2.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", *(f"{row}\t{one['answer']}" for row, one in enumerate(found))]
     answers.write(tmp_path / "answers.jsonl", found)
     written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert written == [{"key": one["key"], "answer": one["answer"]} for one in found]
-    with pytest.raises(UserError, match=r"no official form in \.json; give --predictions FILE\.jsonl"):
-        answers.write(tmp_path / "answers.json", found)
-    with pytest.raises(UserError, match="cannot write"):
-        answers.write(tmp_path / "test.tsv" / "answers.jsonl", found)
 
 
 def test_both_parts_of_mnli_have_a_file(tmp_path, tokenizer):
@@ -93,6 +90,19 @@ def test_captions_name_images_by_their_number_in_coco_and_by_their_name_elsewher
         assert examples.official(0, "a dog") == {"image_id": expected, "caption": "a dog"}
 
 
-def test_lines_without_an_official_form_are_refused_one(tmp_path):
-    with pytest.raises(UserError, match=r"no official form in \.tsv"):
-        answers.write(tmp_path / "a.tsv", [{"key": "x", "answer": "a text", "official": None}])
+@pytest.mark.parametrize(
+    ("file", "task", "said"),
+    [
+        ("a.tsv", "snli-ve", r"no official form in \.tsv; give --predictions FILE\.jsonl"),
+        ("a.tsv", "vqa", r"no official form in \.tsv"),
+        ("a.json", "sst2", r"no official form in \.json"),
+        ("a.json", "gigaword", r"no official form in \.json"),
+        ("folder", "sst2", r"cannot write .*folder: it is a folder"),
+        ("file/a.jsonl", "sst2", "cannot write"),
+    ],
+)
+def test_files_that_cannot_be_are_told_before_anything_is_measured(tmp_path, file, task, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=said):
+        answers.check(tmp_path / file, tasks.load(task).official_form)

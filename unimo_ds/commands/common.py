@@ -52,6 +52,8 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
     if target == _TO_STDOUT:
         print(json.dumps(_plain(result), indent=2))
         return
+    # Commands are kept as they were given, whatever bytes that were. What took hours is told before a file may be refused.
+    print(printable(text), flush=True)
     if target is not None:
         path = Path(target)
         try:
@@ -59,8 +61,6 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
             path.write_text(json.dumps(_plain(result), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from None
-    # Commands are kept as they were given, whatever bytes that were.
-    print(printable(text))
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ anything else   JSON lines of key and answer
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,32 @@ from unimo_ds.utils.errors import UserError
 OFFICIAL_FORMS = (".tsv", ".json")
 
 
+def check(path: Path, official_form: str) -> None:
+    """Before anything is measured, for hours perhaps: the folder is made.
+
+    official_form: of the task.
+
+    Raises:
+        UserError: the task has no answers of this form, or the file cannot be written.
+    """
+    if path.suffix in OFFICIAL_FORMS and path.suffix != official_form:
+        raise UserError(f"this task's answers have no official form in {path.suffix}; give --predictions FILE.jsonl")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: it is a folder, or lies in one that is not to be written; give a file")
+
+
 def write(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
     """predictions: of `task.Evaluation`.
 
     Raises:
-        UserError: the task has no such form, or the file cannot be written.
+        UserError: the file cannot be written.
     """
     for file, content in _files(path, predictions).items():
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
@@ -36,10 +54,7 @@ def _files(path: Path, predictions: Sequence[dict[str, Any]]) -> dict[Path, str]
     if path.suffix not in OFFICIAL_FORMS:
         kept = [{name: value for name, value in one.items() if name != "official"} for one in predictions]
         return {path: "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)}
-    official = [one.get("official") for one in predictions]
-    entries = [one for one in official if one is not None and ("index" in one) == (path.suffix == ".tsv")]
-    if len(entries) < len(predictions):
-        raise UserError(f"this task's answers have no official form in {path.suffix}; give --predictions FILE.jsonl")
+    entries = [one["official"] for one in predictions]
     if path.suffix == ".json":
         return {path: json.dumps(entries, ensure_ascii=False) + "\n"}
     parts = list(dict.fromkeys(one["part"] for one in entries))

@@ -55,6 +55,8 @@ def evaluate(
                 f"{predictions} needs an answer for every example; leave --max-examples out, or write a .jsonl"
             )
         loaded = load_task(path, name=task, device=device, communicator=communicator)
+        if predictions is not None:
+            answers.check(predictions, loaded.task.official_form)
         for override in overrides:
             if not override.startswith(_FREE):
                 raise UserError(

@@ -116,6 +116,7 @@ def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
 class SentenceTask(Task):
     """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
 
+    official_form = ".tsv"
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 

@@ -70,6 +70,8 @@ class Task(ABC):
     """In tables."""
     best_metric: str
     """Which metric, higher being better, chooses the best checkpoint."""
+    official_form: str = ""
+    """Ending of the file of answers that the task's own evaluation takes (`answers.py`); empty: it takes none."""
     tag_sizes: tuple[int, ...] = ()
     """Rows of each table of tags of text tokens."""
 

@@ -104,6 +104,7 @@ class CaptionExamples:
 
 class Captioning(WritingTask):
     name, title, best_metric = "captioning", "COCO captions", "cider"
+    official_form = ".json"
     ends_with_mask = False
 
     def recipe(self, size: Size) -> Recipe:

@@ -36,6 +36,7 @@ class CoqaExamples(TextToText):
 
 class Coqa(TextWritingTask):
     name, title, best_metric = "coqa", "CoQA", "f1"
+    official_form = ".json"
     tag_sizes = (NUM_ROLES, NUM_TURNS)
     examples_kind = CoqaExamples
 

@@ -46,6 +46,7 @@ _PARTS = {"train": ("train2014",), "dev": ("val2014",), "test": ("test-dev2015",
 
 class Vqa(Task):
     name, title, best_metric = "vqa", "VQA v2", "accuracy"
+    official_form = ".json"
 
     def recipe(self, size: Size) -> Recipe:
         return Recipe(
