@@ -39,8 +39,6 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "rewrites": ALL_LEVELS,
     "rewrites and related items, one sum": (*ALL_LEVELS, *RELATED, "contrast.form=two_logs"),
     "rewrites, one sum": (*ALL_LEVELS, "contrast.form=two_logs"),
-    "rewrites and related texts": (*ALL_LEVELS, "contrast.related_texts=1"),
-    "rewrites and related images": (*ALL_LEVELS, "contrast.related_images=1"),
     "related items": (*NO_REWRITES, *RELATED),
 }
 """What each variant changes in the recipe."""
