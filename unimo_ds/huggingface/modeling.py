@@ -31,9 +31,8 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = UnimoConfig
     base_model_prefix = "unimo"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = (
-        False  # losses are means over a batch: `Trainer` has to divide those of accumulated batches itself
-    )
+    # Losses are means over a batch: `Trainer` has to divide those of accumulated batches itself.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__(config)
