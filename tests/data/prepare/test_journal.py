@@ -50,3 +50,11 @@ def test_of_stages_that_begin_in_the_same_moment_one_works_at_a_time(tmp_path: P
         one.join()
     assert sum(worked)
     assert most == 1
+
+
+@pytest.mark.parametrize("path", ["link", "link/data"])
+def test_a_folder_behind_a_link_to_nowhere_is_left_to_the_stage(path: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with alone_in(tmp_path / path, make=True):
+        assert not (tmp_path / path).exists()
+    assert not (tmp_path / "nowhere").exists()

@@ -23,6 +23,9 @@ from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
+_ATTEMPTS = 100
+"""At a folder that others may make and remove at any moment. One that is still not there then lies behind a link to nowhere."""
+
 
 class Journal:
     """Journal of one stage over one folder."""
@@ -146,31 +149,31 @@ def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
 
 def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
     """(open and locked, made here); None where it cannot be opened, of which the stage itself speaks."""
-    while True:
-        is_new = False
+    for _ in range(_ATTEMPTS):
         try:
-            with contextlib.suppress(FileExistsError):  # others may begin, or end, at any moment
-                if make:
-                    folder.mkdir(parents=True)
-                    is_new = True
-        except OSError:
-            return None, False
-        try:
+            is_new = make and _is_made(folder)
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            if make and isinstance(error, FileNotFoundError) and not folder.is_symlink():
-                continue
-            return None, False
-        try:
-            _lock(handle, folder)
-            if os.path.samestat(os.fstat(handle), folder.stat()):
-                return handle, is_new
         except FileNotFoundError:
-            pass
-        except UserError:
-            os.close(handle)
-            raise
-        os.close(handle)  # of a folder that went before it was locked
+            continue
+        except OSError:
+            break
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, handle)
+            _lock(handle, folder)
+            with contextlib.suppress(FileNotFoundError):  # it may have gone before it was locked
+                if os.path.samestat(os.fstat(handle), folder.stat()):
+                    stack.pop_all()
+                    return handle, is_new
+    return None, False
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether it was not there yet. Raises OSError."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _lock(handle: int, folder: Path) -> None:
