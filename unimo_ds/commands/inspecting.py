@@ -61,7 +61,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--sample", metavar="N", help="number or key of the sample (default 0)")
     steps = parser.add_argument_group(
         "unimo inspect batch, order",
-        "batch: what one rank's model gets in a step, every sequence and what is hidden of it; order: which samples each step "
+        "batch: what one rank's model sees in a step, every sequence and what is masked in it; order: which samples each step "
         "reads. Nothing is trained.",
     )
     steps.add_argument("--data", action=locations.Repeated, help="data folders, as in training")
@@ -71,7 +71,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     steps.add_argument("--world-size", type=int, metavar="W", help="number of ranks (default 1)")
     steps.add_argument("--step", type=int, metavar="N", help="from 0 (default 0); step N + 1 in a run's metrics")
-    steps.add_argument("--rank", type=int, metavar="R", help="batch: whose part of it (default 0)")
+    steps.add_argument("--rank", type=int, metavar="R", help="batch: which rank's part (default 0)")
     steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1, instead of --step")
     steps.add_argument("--workers", type=int, metavar="N", help="order: worker processes; the result is the same")
     parser.set_defaults(**dict.fromkeys(_DEFAULTS))  # so that it can be told what was given

@@ -38,14 +38,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--num-pairs", type=int, default=0, help="measure on N pairs, evenly spread (default: all)", metavar="N"
     )
     zero_shot.add_argument(
-        "--rerank", type=int, default=0, metavar="K", help="also re-rank the best K of each query by joint encodings"
+        "--rerank", type=int, default=0, metavar="K", help="also re-rank the top K of each query with joint encodings"
     )
     zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="draw some retrievals as PNG files")
     add_evaluation(parser)
     classes = parser.add_argument_group("for classification (one folder of images for each class, named after it)")
-    classes.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="sentences, with {} in place of the name of the class"
-    )
+    classes.add_argument("--prompt", nargs="+", metavar="TEXT", help="sentences, with {} in place of the class name")
     add_json(parser)
 
 

@@ -12,7 +12,7 @@ from unimo_ds.utils import locations
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_plan(
-        add_command(commands, "plan", "calculate what a run will need: memory, time, data rates", _plan, _PLAN_EXAMPLE)
+        add_command(commands, "plan", "estimate what a run will need: memory, time, data rates", _plan, _PLAN_EXAMPLE)
     )
     purpose = "list what this machine has, and what each missing piece costs"
     add_json(add_command(commands, "doctor", purpose, _doctor, _DOCTOR_EXAMPLE))
@@ -26,7 +26,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         action=locations.Repeated,
-        help="data folders, as in training: their sequences are counted instead of assumed",
+        help="data folders, as in training: sequence lengths are counted, not assumed",
     )
     parser.add_argument("--devices", type=int, help="number of GPUs or CPU processes (default: the recipe's)")
     parser.add_argument("--hardware", help="v100, a100, h100, h200 or cpu (default: the recipe's)")
@@ -36,7 +36,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measured",
         metavar="ROWS",
-        help="take this share from rows of `python -m benchmarks.step`, of the same device, or of another GPU with --profile",
+        help="take the utilisation from rows of `python -m benchmarks.step`, on this device, or on another GPU with --profile",
     )
     add_json(parser)
 

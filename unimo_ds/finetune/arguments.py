@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=("base", "large"),
         default="base",
-        help="the paper's hyperparameters for which model size (default: base)",
+        help="model size whose hyperparameters (the paper's) to use (default: base)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train with seeds 0 to N - 1, one after the other (default 1)"
@@ -124,7 +124,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="measure on N examples, evenly spread; of captions, on their images with all captions (default: all)",
+        help="measure on N examples, evenly spread; in captioning, on N images with all their captions (default: all)",
     )
     tuned.add_argument(
         "--set",

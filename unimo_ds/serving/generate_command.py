@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", nargs="+", default=[], help="source texts; with images: one for each, or one for all")
     parser.add_argument(
-        "--text-file", type=Path, help="source texts, one a line, instead of --text; - reads standard input"
+        "--text-file", type=Path, help="source texts, one per line, instead of --text; - reads standard input"
     )
     options.add_generation(parser)
 

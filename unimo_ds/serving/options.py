@@ -53,7 +53,7 @@ def open_model(arguments: argparse.Namespace) -> ServedModel:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "how to write (defaults: the settings the model was fine-tuned with, or else those in brackets)"
+        "decoding (defaults: the settings the model was fine-tuned with, or else those in brackets)"
     )
     group.add_argument("--beams", type=int, metavar="N", help="number of beams; 1: greedy (5)")
     group.add_argument(
@@ -67,13 +67,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--block-words", type=int, metavar="N", help="never repeat N consecutive words; 3: trigram blocking, 0: off (0)"
     )
-    group.add_argument("--sample", action="store_true", help="sample tokens, of one beam unless --beams says otherwise")
-    group.add_argument("--temperature", type=float, metavar="T", help="of sampling (1)")
+    group.add_argument("--sample", action="store_true", help="sample tokens, with one beam unless --beams is given")
+    group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature (1)")
     group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens; 0: all (0)")
     group.add_argument(
         "--top-p", type=float, metavar="P", help="sample among the likeliest tokens whose probabilities add up to P (1)"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="of sampling (0)")
+    group.add_argument("--seed", type=int, metavar="N", help="sampling seed (0)")
     group.add_argument("--texts", type=int, default=1, metavar="N", help="write N texts for each input, best first (1)")
 
 

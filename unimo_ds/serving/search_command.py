@@ -75,7 +75,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="data folders of `unimo prepare`: their images (by the stored regions) and texts",
     )
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line; - reads standard input")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts, one per line; - reads standard input")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create for the index")
     parser.add_argument(
         "--approximate",
@@ -89,7 +89,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _page_parser() -> argparse.ArgumentParser:
     parser = _parser(
         " page",
-        "Open a search page for this machine's browser, with captions written for the photographs.",
+        "Open a search page in this machine's browser, with generated captions for the photographs.",
         "example:\n  unimo search page --index index --port 8000",
     )
     _add_index(parser)

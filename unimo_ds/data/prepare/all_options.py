@@ -13,7 +13,7 @@ from unimo_ds.utils.errors import UserError
 
 EXAMPLE = """unimo prepare all --config corpus.toml --workers 8
   unimo prepare all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
-What stands in the file: docs/preparation.md"""
+The file is described in docs/preparation.md"""
 
 
 def add(stage: argparse.ArgumentParser) -> None:

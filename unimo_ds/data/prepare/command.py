@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 nargs="+",
                 choices=get_args(CollectionName),
                 default=[],
-                help="search these through a FAISS index: for millions of images (texts are found faster and better exactly)",
+                help="search these through a FAISS index: for millions of images (for texts exact search is faster and better)",
             )
         if name != "pack":
             worker_options.add(stage)
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo = _stage(
         stages,
         "demo",
-        "draw the corpus of `make demo`, or one of another size",
+        "generate the synthetic corpus of `make demo`, or one of another size",
         "unimo prepare demo --output demo_data",
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for train/ and held_out/")
@@ -109,13 +109,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions",
         choices=("exact", "grid"),
         default=unchanged,
-        help="exact: regions of what is drawn (default); grid: learned from pixels",
+        help="exact: boxes of the drawn objects (default); grid: learned from pixels",
     )
     demo.add_argument(
         "--seed",
         type=command_line.seed,
         default=unchanged,
-        help="another seed draws another corpus of the same kind (default 0)",
+        help="another seed gives another corpus of the same kind (default 0)",
     )
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
 _FOLDER_STAGES = {
     "retrieve": "store related texts and images of every pair",
-    "regions": "make the regions again from the stored images",
+    "regions": "recompute the regions from the stored images",
     "pack": "rebuild a folder's indices and manifest from its shards as they are",
     "verify": "check a folder: exit status 0 if it is good, else 1 and the name of each bad file and sample",
 }

@@ -60,21 +60,21 @@ def add(stage: argparse.ArgumentParser) -> None:
         help="how many of the likeliest classes to store for each region (default %(default)s)",
     )
     stage.add_argument(
-        "--feature-name", help="name of the detector, of which a folder can hold only one (default: the format)"
+        "--feature-name", help="name of the detector; a folder holds features of only one (default: the format)"
     )
     stage.add_argument(
         "--feature-columns", help="names of the columns of a bottom-up TSV: image_id,image_w,image_h,..."
     )
     stage.add_argument("--feature-labels", type=Path, help="VinVL's predictions.tsv")
     stage.add_argument(
-        "--feature-classes", type=Path, help="names of the classes, one a line, or JSON of name -> number"
+        "--feature-classes", type=Path, help="names of the classes, one per line, or JSON of name -> number"
     )
     stage.add_argument("--column", help="column or JSON key that holds the text")
-    stage.add_argument("--paragraphs", action="store_true", help="texts are separated by empty lines, not one a line")
+    stage.add_argument("--paragraphs", action="store_true", help="texts are separated by empty lines, not one per line")
     stage.add_argument("--split", dest="splits", nargs="+", default=[], help="import only these splits")
     stage.add_argument(
         "--image-name",
-        help='how the image of each line of links is named, such as "{line}_{crc32}" (docs/preparation.md)',
+        help='how the downloader named the image of each line, such as "{line}_{crc32}" (docs/preparation.md)',
     )
     stage.add_argument(
         "--image-data",
