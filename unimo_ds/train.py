@@ -1,10 +1,10 @@
 """The trainer: from prepared data to a trained model.
 
-    deepspeed unimo_ds/train.py                                                          the demo recipe, on drawn scenes
+    deepspeed unimo_ds/train.py                                                          the demo recipe, on synthetic scenes
     deepspeed unimo_ds/train.py --recipe small --data data --run-dir runs/mine           your data/train and data/held_out
     torchrun --nproc-per-node 4 -m unimo_ds.train --set schedule.total_steps=2000        one field changed
 
-`mpirun`, `srun` and plain `python` start it as well. The same command again resumes from the newest good checkpoint.
+`mpirun`, `srun` and plain `python` start it as well. Run the same command again to resume from the newest good checkpoint.
 Exit status: 0 done, 2 bad input (one sentence says what), 75 stopped by SIGTERM or SIGUSR1 with nothing lost, 130 by SIGINT.
 """
 
@@ -59,10 +59,10 @@ DEMO_DATA = "demo_data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status. Every call is a stage of the project, in the order it happens."""
-    # What is wrong on one rank alone is told once and ends all of them: `rank_0_first` and `failing_together` are collectives.
+    # A problem on one rank is reported once and ends all of them: `rank_0_first` and `failing_together` are collectives.
     config, device, communicator = start_run(lambda: read_configuration(arguments), settings_of=lambda run: run.engine)
 
-    # Data: an index in memory, samples on disk. A recipe that starts from scratch takes its vocabulary and regions from it.
+    # Data: an index in memory, samples on disk. A recipe that starts from scratch takes vocabulary and region sizes from it.
     draw_demo(config, communicator)
     cache = config.data.cache_dir or str(Path(config.run_dir) / "cache")
     open_corpus = functools.partial(Corpus.open, cache_dir=cache, cache_bytes=config.data.cache_bytes)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = make_model(config, task)
     engine = make_engine(model, config, engine_settings)
 
-    # What happens between steps is the loop's; what a batch and an evaluation are is decided here.
+    # The loop decides what happens between steps; batches and evaluation are defined here.
     limit = BadSampleLimit(config.data.max_bad_share, communicator)
     make_batches = functools.partial(StepLoader, corpus, config, communicator.rank, communicator.world_size)
 
@@ -156,7 +156,7 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
 
 
 def draw_demo(config: RunConfig, communicator: Communicator) -> None:
-    """Draw the demo corpus on rank 0 where the recipe asks for it; a finished one is left as it is."""
+    """Generate the demo corpus on rank 0 if the recipe uses it; a finished one is left as it is."""
     with failing_together(communicator):
         drawn = Path(DEMO_DATA) / "train"
         if communicator.rank == 0 and drawn in map(Path, locations.split(config.data.path)):
@@ -166,7 +166,7 @@ def draw_demo(config: RunConfig, communicator: Communicator) -> None:
 
 
 def make_model(config: RunConfig, task: PretrainingTask) -> Unimo:
-    """The model with its starting weights: equal on every rank, since they follow from the seed or a file."""
+    """The model with its initial weights, which are equal on every rank: they come from the seed or a file."""
     model = Unimo(config.model, heads=task.make_heads(config.model), **options_of(config))
     if config.model.initialize_from is not None:
         load_initial_weights(model, config.model.initialize_from)
