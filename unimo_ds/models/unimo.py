@@ -24,9 +24,9 @@ from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import Layout
 
 EMBEDDING_SITE = 0
-"""Which dropout this is, a part of the key of its masks; those of the layers are numbered after it (`layers.py`)."""
+"""Identifies this dropout in the keys of its masks; the layers' dropouts are numbered after it (`layers.py`)."""
 OBJECTIVE_HEADS = "objective_heads."
-"""How names of their weights begin; only pre-training has a use for these."""
+"""Prefix of their parameter names; only pre-training uses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class ModelOutput:
     language_losses: torch.Tensor
     """[N_language] fp32, cross-entropy of each predicted token."""
     language_correct: torch.Tensor | None
-    """[N_language] bool, the target has the highest logit; None in training."""
+    """[N_language] bool, whether the target has the highest logit; None in training."""
     region_predictions: torch.Tensor
     """[N_masked, F]"""
     region_class_logits: torch.Tensor
@@ -48,7 +48,7 @@ class ModelOutput:
     temperature: torch.Tensor
     """Scalar fp32."""
     heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """By objective, what the head that it brought along says."""
+    """Output of each objective's own head, by objective."""
 
 
 def anchor(output: ModelOutput) -> torch.Tensor:
@@ -72,13 +72,13 @@ class Rows(NamedTuple):
 
 
 class Unimo(nn.Module):
-    """The model of all objectives: a language head (masked and sequence-to-sequence targets), heads of masked regions (feature
+    """The model of all objectives: a language head (masked and sequence-to-sequence targets), heads for masked regions (feature
     regression, class distribution), and poolers of [IMG] and [CLS] for CMCL.
 
-    temperature, min_temperature, max_temperature: start and range of the contrastive temperature. attention: path of the
-    packed attention op. activation_checkpointing: keep only the layers' inputs and compute them again in the backward pass;
-    dropout is keyed by seeds, so the results are the same bits. seed: of the initial weights. heads: further ones, by the
-    objective that brings each along (`tasks/objective.py`).
+    temperature, min_temperature, max_temperature: initial value and range of the contrastive temperature. attention: path of
+    the packed attention op. activation_checkpointing: keep only the layers' inputs and recompute the rest in the backward pass;
+    dropout is keyed by seeds, so results are bit-identical. seed: of the initial weights. heads: the objectives' own heads, by
+    objective (`tasks/objective.py`).
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class Unimo(nn.Module):
         initialize(self, deviation=config.initializer_range, generator=generator)
 
     def forward(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> ModelOutput:
-        """Encode the stream, then run every head on its rows, in this order whatever the batch holds.
+        """Encode the stream, then run every head on its rows, always in this order, whatever the batch holds.
 
-        text_addition_ND: [N_text, D] added to the embedding sums of the text tokens (more embeddings, adversarial noise).
+        text_addition_ND: [N_text, D] added to the embedding sums of the text tokens (further embeddings, adversarial noise).
         """
         return self.run_heads(self.read_rows(batch, text_addition_ND), batch)
 
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
-        """Hidden states of the last layer where heads read them; nowhere else is it computed. Arguments as in `forward`."""
+        """Hidden states of the last layer, computed only at the positions that heads use. Arguments as in `forward`."""
         further = {
-            # Without gradients (evaluation, and what `engine/contrast.py` encodes beforehand) nobody asks for them.
+            # Not needed without gradients (in evaluation, and in the first pass of `engine/contrast.py`).
             name: cast(ObjectiveHead, head).positions(batch) if torch.is_grad_enabled() else batch.pooled_text_at[:0]
             for name, head in self.objective_heads.items()
         }
@@ -158,7 +158,7 @@ class Unimo(nn.Module):
     def _run_layers(
         self, batch: PackedBatch, *, rows_N: torch.Tensor | None, text_addition_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states of the last layer at the stream positions `rows_N` (with repetitions where it has them), or at all."""
+        """Hidden states of the last layer at the stream positions `rows_N` (which may repeat), or at all if None."""
         layout = layout_of(batch)
         hidden_TD = self.embed(batch, layout, text_addition_ND)
         for number, layer in enumerate(self.layers, start=1):
@@ -179,7 +179,7 @@ class Unimo(nn.Module):
         return dropout(embedded_TD, layout.position_keys, probability=probability, site=EMBEDDING_SITE)
 
     def embed_images(self, batch: PackedBatch) -> torch.Tensor:
-        """[N_rows, D] image inputs: of regions as they are stored, or of what the image Transformer makes of patches."""
+        """[N_rows, D] image inputs: from stored regions, or from what the image Transformer makes of patches."""
         features, tags = batch.region_features, batch.region_tags
         if self.image_transformer is not None:
             features = self.image_transformer(
@@ -189,18 +189,18 @@ class Unimo(nn.Module):
                 longest=batch.longest_image,
                 activation_checkpointing=self.activation_checkpointing,
             )
-            tags = tags[:, :0]  # it has added their embeddings itself
+            tags = tags[:, :0]  # the image Transformer has added their embeddings
         images: torch.Tensor = self.region_embedding(features, batch.region_boxes, tags)
         return images
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """(module, parameter) where a module computes with a parameter that another module owns: ZeRO-3 must be told."""
+        """(module, parameter) where a module uses a parameter that another module owns, to be registered with ZeRO-3."""
         word_weight = self.text_embedding.get_parameter("word.weight")
         return [(self.language_head, word_weight)]
 
 
 def options_of(config: RunConfig) -> dict[str, Any]:
-    """What `Unimo` takes beside the sizes, of a run."""
+    """`Unimo`'s keyword arguments, from a run's settings."""
     return {
         "temperature": config.contrast.temperature,
         "min_temperature": config.contrast.min_temperature,
