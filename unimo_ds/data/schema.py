@@ -1,9 +1,9 @@
-"""What flows through the system, one dataclass a stage:
+"""What flows through the system, one dataclass per stage:
 
     Sample (as stored) --examples.py--> Example (corrupted, tokenised sequences) --packing.py--> PackedBatch (one stream)
 
 Letters: T stream positions, S sequences, N_* items of a kind, R regions, F region feature size, K stored classes per region,
-G tags, P pairs, Q scores of pairs with what is theirs alone: themselves, their rewrites, their related items.
+G tags, P pairs, Q private scores of the pairs: with themselves, their rewrites and their related items.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLS, PAD, SEP, UNK = 0, 1, 2, 3
 FIRST_POSITION = 2
 """Learned text positions start here, as in RoBERTa."""
 NO_TAG = -1
-"""Tag of a token or region that gets none of a tag's embeddings: [IMG], and what is written, as decoding has no tags."""
+"""Tag of a token or region without an embedding for it: [IMG], and generated tokens, since decoding has no tags."""
 
 
 class Kind(enum.IntEnum):
@@ -64,7 +64,7 @@ class Rewrite(NamedTuple):
 
 
 Spans = tuple[tuple[int, int], ...]
-"""Characters [start, end) of a text, in order and apart."""
+"""Character ranges [start, end) of a text, sorted and disjoint."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Caption:
     positives: tuple[Rewrite, ...] = ()
     negatives: tuple[Rewrite, ...] = ()
     phrases: Spans = ()
-    """Names and other phrases that are masked whole (paper section 2.3)."""
+    """Names and other phrases that are masked as a whole (paper section 2.3)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Regions:
     """Region inputs of one image, as an extractor makes them and shards store them."""
 
     boxes: NDArray[np.float32]
-    """[R, 4] x1, y1, x2, y2 as shares of width and height, within [0, 1]."""
+    """[R, 4] x1, y1, x2, y2 as fractions of width and height, within [0, 1]."""
     features: NDArray[np.float16]
     """[R, F]"""
     class_ids: NDArray[np.int32]
@@ -112,10 +112,10 @@ class Regions:
     class_probabilities: NDArray[np.float16]
     """[R, K] their probabilities; the rest of the distribution is not stored."""
     tags: NDArray[np.int32] | None = None
-    """[R, G] numbers, from 0, of further embeddings of each region: its frame in a clip, its camera, its object's word; `NO_TAG`
+    """[R, G] indices, from 0, of further embeddings of each region: its frame in a clip, its camera, its object's word; `NO_TAG`
     where it has none."""
     patches: PatchGrid | None = None
-    """The regions are these patches of the sample's JPEG, cut whenever it is read: a shard stores the JPEG alone."""
+    """The regions are these patches of the sample's JPEG, cut whenever it is read: a shard stores only the JPEG."""
 
 
 @dataclass(frozen=True)
@@ -177,18 +177,18 @@ class SequenceInput:
     region_features: NDArray[np.float16] | None = None
     """[1 + R, F], row 0 the global [IMG] input: the mean of the (unmasked) regions' features. Masked rows are zero."""
     region_boxes: NDArray[np.float32] | None = None
-    """[1 + R, 5] x1, y1, x2, y2, area as shares; row 0 is (0, 0, 1, 1, 1)."""
+    """[1 + R, 5] x1, y1, x2, y2, area as fractions; row 0 is (0, 0, 1, 1, 1)."""
     region_tags: NDArray[np.int32] | None = None
-    """[1 + R, G] numbers of further embeddings of each region, in data that has some; row 0 is `NO_TAG`. A masked region keeps
-    its tags as it keeps its box: they say which one is to be predicted."""
+    """[1 + R, G] indices of further embeddings of each region, in data that have some; row 0 is `NO_TAG`. A masked region keeps
+    its tags as it keeps its box: they say which region is to be predicted."""
     token_ids: NDArray[np.int32] | None = None
     """[n], [CLS] first."""
     token_positions: NDArray[np.int32] | None = None
     """[n] learned-position ids."""
     token_tags: NDArray[np.int32] | None = None
-    """[G, n] numbers of further embeddings of each token, for tasks that have some."""
+    """[G, n] indices of further embeddings of each token, for tasks that have some."""
     shares_prefix_at: int = 0
-    """Distance, in sequences, to the one whose prefix part this one sees before its own positions; 0: none."""
+    """Distance, in sequences, to the one whose prefix this one sees before its own positions; 0: none."""
     prefix_length: int = 0
     """Positions that see each other and nothing later; the whole length where attention is bidirectional."""
     language_objective: LanguageObjective = LanguageObjective.MASKED
@@ -199,7 +199,7 @@ class SequenceInput:
     masked_region_at: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """[r] offsets of masked regions."""
     masked_region_features: NDArray[np.float16] | None = None
-    """[r, F] what was there, or what is to be predicted of it (`MaskingConfig.normalised_pixels`)."""
+    """[r, F] the original features, or the targets made from them (`MaskingConfig.normalised_pixels`)."""
     masked_region_class_ids: NDArray[np.int32] | None = None
     """[r, K]"""
     masked_region_class_probabilities: NDArray[np.float16] | None = None
@@ -231,13 +231,13 @@ class Example:
     text_key: int = 0
     """Pairs: 63-bit hash of the drawn caption; equal captions are never each other's negatives."""
     image_key: int = 0
-    """Pairs: number of the sample, by which related images are known too."""
+    """Pairs: number of the sample; related images are identified in the same way."""
 
 
 @dataclass(frozen=True)
 class ContrastTable:
-    """Who is scored against whom, of the pairs of one micro-batch. Always on the host. Image and text vectors are rows of the
-    batch's pooled [IMG] and [CLS] outputs."""
+    """Which images and texts are scored against each other, for the pairs of one micro-batch. Always on the host. Image and text
+    vectors are rows of the batch's pooled [IMG] and [CLS] outputs."""
 
     pair_position: torch.Tensor
     """[P] int64, position of the pair in the global sample sequence (orders pairs across ranks and micro-batches)."""
@@ -277,7 +277,7 @@ class PackedBatch:
     sequence_seeds: torch.Tensor
     """[S] int64, key of every dropout mask."""
     prefix_of: torch.Tensor
-    """[S] int32, the sequence whose prefix part this one sees before its own positions, -1: none."""
+    """[S] int32, the sequence whose prefix this one sees before its own positions, -1: none."""
     position_sequence: torch.Tensor
     """[T] int32, the sequence of each stream position."""
     position_offset: torch.Tensor
@@ -291,11 +291,11 @@ class PackedBatch:
     token_positions: torch.Tensor
     """[N_text] int32, learned-position ids."""
     region_features: torch.Tensor
-    """[N_rows, F] float16, [IMG] rows included. An image that several sequences show is held, moved and projected once."""
+    """[N_rows, F] float16, [IMG] rows included. An image shown in several sequences is stored, transferred and projected once."""
     region_boxes: torch.Tensor
     """[N_rows, 5] float32"""
     region_row: torch.Tensor
-    """[N_regions] int64, the row that each image position of the stream shows."""
+    """[N_regions] int64, the row shown at each image position of the stream."""
     region_at: torch.Tensor
     """[N_regions] int64, stream positions."""
     language_at: torch.Tensor
@@ -318,15 +318,15 @@ class PackedBatch:
     """[N_pooled_texts] int64, stream positions of [CLS] whose pooled vector is wanted."""
     contrast: ContrastTable
     longest: int
-    """Length of the longest sequence (host number, so that no kernel launch waits for the device)."""
+    """Length of the longest sequence (known on the host, so that no kernel launch waits for the device)."""
     shares_prefixes: bool = False
     """Whether any of `prefix_of` names a sequence (known on the host for the same reason)."""
     keys: tuple[str, ...] = ()
     """Keys of the samples inside, for logs."""
     token_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    """[G, N_text] int64, numbers of further embeddings of each token; [0, 0] where there are none."""
+    """[G, N_text] int64, indices of further embeddings of each token; [0, 0] where there are none."""
     region_tags: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    """[N_rows, G] int64, numbers of further embeddings of each region; G is 0 where there are none."""
+    """[N_rows, G] int64, indices of further embeddings of each region; G is 0 where there are none."""
     image_starts: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
     """[N_images + 1] int32, offsets of the images among the rows."""
     longest_image: int = 0
@@ -363,8 +363,8 @@ class StepBatch:
 
     step: int
     micro_batches: tuple[PackedBatch, ...]
-    """As many on every rank; some may be empty."""
+    """The same number on every rank; some may be empty."""
     num_samples: int
-    """Samples of the global batch."""
+    """Samples in the global batch."""
     bad_samples: tuple[BadSample, ...] = ()
     bytes_read: int = 0
