@@ -1,22 +1,22 @@
 """Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
 
-Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: a joint encoding of
-image and text, or two encodings alone. `ContrastTable` says which rows are scored and why; `contrast_plan.py` turns it into lists
-of rows before anything is encoded. Private scores are a pair's own: itself, its rewrites and related items. Shared ones are
-its image against the other texts of its group, and its text against the other images. Three forms:
+Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: one joint encoding of
+image and text, or two single encodings. `ContrastTable` says which rows are scored and why; `contrast_plan.py` turns it into
+lists of rows before anything is encoded. A pair's private scores are with itself, its rewrites and its related items. Shared ones
+are its image against the other texts of its group, and its text against the other images. Three forms:
 
     one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
     two_logs                 -log( joint positives / (those + joint negatives) )
                              -log( (single + related positives) / (those + single negatives + in-batch) )
-    log_each                 the two above with a logarithm for each positive, averaged: it alone against the same negatives
+    log_each                 as two_logs, but one term per positive, averaged: that positive alone against the same negatives
 
-Where CLIP averages two InfoNCE losses, one denominator holds both directions here: in-batch are the other texts against the image
+CLIP averages two InfoNCE losses; here one denominator holds both directions: "in-batch" are the other texts against the image
 and the other images against its text.
 
-Joint scores can saturate the one logarithm and starve the single encodings that retrieval needs; two logarithms cannot. And
-with a sum of positives inside, one good positive is enough: the others stop learning.
+In one_log, joint scores can saturate the loss and starve the single encodings that retrieval needs; in two_logs they cannot. And
+with a sum of positives inside the logarithm one good positive is enough: the others stop learning.
 
-Letters: P local pairs, Q private scores, M those of negative rewrites among them, N vectors of a modality, D vector size,
+Letters: P local pairs, Q private scores, M of these for negative rewrites, N vectors of a modality, D vector size,
 A accuracies; P2: for each pair, image to text and text to image.
 """
 
@@ -49,9 +49,9 @@ class ContrastiveResult:
     loss_sum: torch.Tensor
     """fp32 scalar, sum over this rank's pairs."""
     right: torch.Tensor
-    """[A] fp64, of ACCURACIES, how often this rank was right, without gradient."""
+    """[A] fp64, correct comparisons on this rank, one entry per name in ACCURACIES; without gradient."""
     asked: torch.Tensor
-    """[A] fp64, how often it was asked."""
+    """[A] fp64, all comparisons."""
 
 
 def contrastive_loss(
@@ -66,9 +66,9 @@ def contrastive_loss(
     exchange: Literal["gather", "ring"] = "gather",
     path: str = "auto",
 ) -> ContrastiveResult:
-    """CMCL over this rank's pairs against the pairs of all ranks. Never waits for a GPU.
+    """CMCL over this rank's pairs against the pairs of all ranks. The host never waits for the GPU.
 
-    images_ND, texts_ND: pooled vectors, any float dtype; unit length is made here, in fp32 (fp64 stays fp64).
+    images_ND, texts_ND: pooled vectors, any float dtype; normalised here, in fp32 (fp64 stays fp64).
     plan: on their device. temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of
     one process that holds all pairs; `communicator` brings the other ranks' images and texts, differentiably: all of them at
     once (`gather`), or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
