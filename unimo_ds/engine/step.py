@@ -3,10 +3,10 @@
 Sums and counts. Counts come from packing and are summed over ranks before the first backward; each micro-batch then
 contributes weight * sum * world_size / global count (DeepSpeed averages gradients over ranks), so N ranks equal one rank.
 
-The contrastive group, whose pairs need every pooled vector of the step at once, is `contrast.py`'s.
+The contrastive group, whose pairs need every pooled vector of the step at once, is in `contrast.py`.
 
-The host never waits for a GPU between the first forward and the last backward: all that depends on the batch alone is counted
-and listed on the host before, all that was measured is read in one piece after (tests/engine/test_step.py).
+The host never waits for the GPU between the first forward and the last backward: what depends only on the batch is counted and
+listed on the host before, and what was measured is read in one piece after (tests/engine/test_step.py).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class StepMetrics:
     loss: float
     """Weighted total."""
     losses: dict[str, float]
-    """Mean of each loss; nan where the step had none of it."""
+    """Mean of each loss; nan if the step had no term of it."""
     counts: dict[str, int]
     accuracies: dict[str, float]
-    """Share right; nan where nothing was asked."""
+    """Fraction correct; nan if nothing was compared."""
     positions: int
     """Stream positions of the global batch."""
     bad_samples: int
@@ -46,7 +46,7 @@ class StepMetrics:
     temperature: float
     learning_rate: float
     applied: bool
-    """False where the update was skipped: unwanted, or for a loss or gradient that is not finite."""
+    """False if the update was skipped: unwanted, or the loss or gradient was not finite."""
 
     def scalars(self) -> dict[str, float]:
         """Under the names that TensorBoard and metrics.jsonl show."""
@@ -65,10 +65,10 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a step consists of, over all ranks, before anything of it is computed."""
+    """Totals of a step over all ranks, before anything is computed."""
 
     counts: Sequence[float]
-    """What each loss sums over, the pairs last."""
+    """Number of terms of each loss; pairs last."""
     positions: int
     bad_samples: int
     bytes_read: int
@@ -82,9 +82,9 @@ def train_step(
     learning_rate: float,
     is_wanted: Callable[[float], bool] = lambda loss: True,
 ) -> StepMetrics:
-    """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them.
+    """Forward, backward and update over this rank's micro-batches. Every rank has the same number of them.
 
-    is_wanted: given the total loss, whether to update; a pure function, since every rank asks for itself.
+    is_wanted: whether to update, given the total loss; a pure function, since every rank calls it.
     """
     known = _count(engine, task, batch)
     micro_batches = [micro_batch.to(engine.device) for micro_batch in batch.micro_batches]
@@ -100,7 +100,7 @@ def train_step(
         table = join_tables(batch.micro_batches)
         plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
-    # The forward of a single micro-batch gives the pooled vectors and carries the gradients; of several, each is encoded twice.
+    # With one micro-batch the same forward gives the pooled vectors and carries gradients; with several, each is encoded twice.
     only_output = engine.forward(micro_batches[0]) if last == 0 else None
     contrast = None
     if plan is not None:
@@ -125,7 +125,7 @@ def train_step(
 
 
 def _count(engine: StepEngine, task: PretrainingTask, batch: StepBatch) -> _Known:
-    """One collective, on tensors of the host where there is one rank."""
+    """One collective; with a single rank on host tensors."""
     positions = sum(micro_batch.num_positions for micro_batch in batch.micro_batches)
     mine = [*task.counts(batch.micro_batches), positions, len(batch.bad_samples), batch.bytes_read]
     communicator = engine.communicator
@@ -154,7 +154,7 @@ def _finish(
     }
     weights = [*task.weights, task.contrast_weight]
     loss = sum(weight * mean for weight, mean in zip(weights, means.values(), strict=True) if not math.isnan(mean))
-    right_and_asked = totals[num_losses + 1 :]  # nothing in a step without pairs
+    right_and_asked = totals[num_losses + 1 :]  # empty in a step without pairs
     middle = len(right_and_asked) // 2
     accuracies = {
         name: right / asked if asked else float("nan")
