@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.commands.common import add_command, add_json, emit
+from unimo_ds.serving.foil_files import FORMATS
 from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import is_alone
@@ -44,6 +45,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_evaluation(parser)
     classes = parser.add_argument_group("for classification (one folder of images for each class, named after it)")
     classes.add_argument("--prompt", nargs="+", metavar="TEXT", help="sentences, with {} in place of the class name")
+    foils = parser.add_argument_group("for foils (a folder of a benchmark's official files)")
+    foils.add_argument("--benchmark", choices=tuple(FORMATS), metavar="NAME", help=f"one of {', '.join(FORMATS)}")
+    foils.add_argument("--images", nargs="+", type=Path, metavar="DIR", help="folders that hold its images")
+    foils.add_argument("--skip-missing", action="store_true", help="leave out items whose images are not there")
     add_json(parser)
 
 
@@ -51,6 +56,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "zero-shot measures": {"num_pairs": 0, "rerank": 0, "pictures": None},
     "a fine-tuned checkpoint": {"split": "dev", "max_examples": 0, "set": [], "predictions": None},
     "classification": {"prompt": None},
+    "foils": {"benchmark": None, "images": None, "skip_missing": False},
 }
 """What each kind of measurement takes alone, and what it is where it is not given."""
 
@@ -78,6 +84,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.task == "classification":
         _refuse_others(arguments, "classification")
         return _classify(arguments)
+    if arguments.task == "foils":
+        _refuse_others(arguments, "foils")
+        return _tell_apart(arguments)
     if tuned.is_for_finetuned(arguments.task, arguments.checkpoint):
         _refuse_others(arguments, "a fine-tuned checkpoint")
         from unimo_ds.finetune import evaluate
@@ -117,6 +126,24 @@ def _classify(arguments: argparse.Namespace) -> None:
     prompts = arguments.prompt or classification.DEFAULT_PROMPTS
     result = classification.classify(model, Path(arguments.data), prompts=prompts)
     emit(result, classification.to_text(result), arguments.json)
+
+
+def _tell_apart(arguments: argparse.Namespace) -> None:
+    from unimo_ds.serving import foils
+    from unimo_ds.serving.model import ServedModel
+    from unimo_ds.utils.machine import device_of
+
+    if not (arguments.benchmark and arguments.images):
+        raise UserError(f"foils needs --benchmark ({', '.join(FORMATS)}) and --images, the folders of its images")
+    model = ServedModel.open(arguments.checkpoint, device=device_of(arguments.device))
+    result = foils.measure(
+        model,
+        arguments.benchmark,
+        Path(arguments.data),
+        images=arguments.images,
+        skip_missing=arguments.skip_missing,
+    )
+    emit(result, foils.to_text(result), arguments.json)
 
 
 _FINETUNE_EXAMPLE = "unimo finetune sst2 --data glue/SST-2 --checkpoint runs/base --seeds 3 --json sst2.json"

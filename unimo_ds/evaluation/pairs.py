@@ -119,6 +119,17 @@ def pair_set(corpus: Corpus, pairs: Integers) -> PairSet:
     )
 
 
+def joint_sequences(image: ImageInput, text: NDArray[np.int32], *, shares_images: bool) -> tuple[SequenceInput, ...]:
+    """An image with a text, as the model was trained to see them: in one sequence, or an image and a text that sees it.
+
+    shares_images: the latter, what `contrast.joint_encoding=shared_image` trains.
+    """
+    if shares_images:
+        alone = clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=image)
+        return alone, clean_sequence(role=SequenceRole.JOINT_PAIR, text=text, shares_prefix_at=-1)
+    return (clean_sequence(role=SequenceRole.JOINT_PAIR, image=image, text=text),)
+
+
 class PairReader:
     """Sequences of a `PairSet`, read when asked for. Neighbouring requests for one image read it once."""
 
@@ -168,12 +179,10 @@ class PairReader:
         return clean_sequence(role=SequenceRole.SINGLE_TEXT, text=self._text_input(texts, index))
 
     def joint_sequence(self, image: int, texts: PairTexts, index: int) -> tuple[SequenceInput, ...]:
-        """Any image with any text, as the model was trained to see them: in one sequence, or an image and a text that sees it."""
-        text = self._text_input(texts, index)
-        if self.shares_images:
-            seeing = clean_sequence(role=SequenceRole.JOINT_PAIR, text=text, shares_prefix_at=-1)
-            return self.image_sequence(image), seeing
-        return (clean_sequence(role=SequenceRole.JOINT_PAIR, image=self._image_input(image), text=text),)
+        """Any image with any text; see `joint_sequences`."""
+        return joint_sequences(
+            self._image_input(image), self._text_input(texts, index), shares_images=self.shares_images
+        )
 
     def _image_input(self, image: int) -> ImageInput:
         regions = self.sample(image).regions

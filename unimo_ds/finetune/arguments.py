@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"there is nothing at --{option} {path}; {cure}")
 
 
-ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification")
+ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification", "foils")
 """What `unimo evaluate` measures of a pre-trained checkpoint."""
 
 

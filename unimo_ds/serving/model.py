@@ -16,7 +16,8 @@ from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.data.vision import region_tags
 from unimo_ds.evaluation.checkpoint import LoadedModel
-from unimo_ds.evaluation.encode import encode
+from unimo_ds.evaluation.encode import Pooled, encode
+from unimo_ds.evaluation.pairs import joint_sequences
 from unimo_ds.export import source
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import tasks
@@ -97,13 +98,22 @@ class ServedModel:
         Raises:
             UserError: an empty text.
         """
-        sequences = []
-        for text in texts:
-            if not text.strip():
-                raise UserError("a text is empty; give at least one word")
-            tokens = text_input(self.source.tokenizer.encode(text), max_text_tokens=self.source.max_text_tokens)
-            sequences.append(clean_sequence(role=SequenceRole.SINGLE_TEXT, text=tokens))
-        return self._vectors(sequences)
+        inputs = [self._text_input(text) for text in texts]
+        return self._vectors([clean_sequence(role=SequenceRole.SINGLE_TEXT, text=text) for text in inputs])
+
+    def joint_scores(self, pairs: Sequence[tuple[ImageInput, str]]) -> Vectors:
+        """[n] cosines of the pooled [IMG] and [CLS] of images and texts that are encoded together.
+
+        Raises:
+            UserError: an empty text.
+        """
+        shares_images = self.source.config.contrast.joint_encoding == "shared_image"
+        sequences = [
+            joint_sequences(image, self._text_input(text), shares_images=shares_images) for image, text in pairs
+        ]
+        pooled = self._encode(sequences)
+        scores: Vectors = torch.nn.functional.cosine_similarity(pooled.images_nD, pooled.texts_nD, dim=-1).cpu().numpy()
+        return scores
 
     def write(
         self, images: Iterable[Image.Image | None], texts: Sequence[str | None], settings: GenerationSettings
@@ -137,18 +147,26 @@ class ServedModel:
             found = iter(self.regions(shown) if shown else ())
             yield from (None if image is None else next(found) for image in some)
 
+    def _text_input(self, text: str) -> NDArray[np.int32]:
+        if not text.strip():
+            raise UserError("a text is empty; give at least one word")
+        return text_input(self.source.tokenizer.encode(text), max_text_tokens=self.source.max_text_tokens)
+
     def _vectors(self, sequences: list[SequenceInput]) -> Vectors:
-        config = self.source.config
-        pooled = encode(
-            self._engine,
-            np.array([sequence.length for sequence in sequences], np.int64),
-            lambda index: sequences[index],
-            micro_batch_tokens=config.batch.micro_batch_tokens,
-            feature_size=config.model.region_feature_size,
-        )
+        pooled = self._encode([(sequence,) for sequence in sequences])
         rows = pooled.images_nD if len(pooled.images_nD) else pooled.texts_nD
         vectors: Vectors = torch.nn.functional.normalize(rows, dim=-1).cpu().numpy()
         return vectors.reshape(len(sequences), -1)
+
+    def _encode(self, items: list[tuple[SequenceInput, ...]]) -> Pooled:
+        config = self.source.config
+        return encode(
+            self._engine,
+            np.array([sum(sequence.length for sequence in sequences) for sequences in items], np.int64),
+            lambda index: items[index],
+            micro_batch_tokens=config.batch.micro_batch_tokens,
+            feature_size=config.model.region_feature_size,
+        )
 
 
 def own_settings(found: Source) -> GenerationSettings:

@@ -1,0 +1,174 @@
+"""Captions against foils: does the model score what is true of an image above almost the same words that are not?
+
+Hard negatives are what UNIMO rewrites captions for; these benchmarks ask for them in words that no rule of ours has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from unimo_ds.data.examples import ImageInput, image_input
+from unimo_ds.serving import foil_files
+from unimo_ds.serving.foil_files import Item
+from unimo_ds.serving.images import find_images, read_image
+from unimo_ds.serving.model import ServedModel
+from unimo_ds.utils.batched import batched
+from unimo_ds.utils.errors import UserError
+
+_AT_ONCE = 32
+"""Items; their images are held together."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Right:
+    """Whether an item was answered rightly; a tie is wrong."""
+
+    text: bool
+    """On each image, every text of it scores above every other text."""
+    image: bool
+    """For each text, its image scores above every other image. Of one image alone this says nothing."""
+
+    @property
+    def group(self) -> bool:
+        return self.text and self.image
+
+
+def judge(scores_IT: Scores, image_of_text: Sequence[int]) -> Right:
+    """By the scores of an item's images (rows) and texts, as Winoground does it (Thrush et al. 2022, section 3)."""
+    owner_T = np.asarray(image_of_text)
+    own_IT = owner_T == np.arange(len(scores_IT))[:, None]
+    lowest_own_I = np.where(own_IT, scores_IT, np.inf).min(1)
+    highest_other_I = np.where(own_IT, -np.inf, scores_IT).max(1)
+    described_T = own_IT.any(0)
+    own_T = np.where(own_IT, scores_IT, np.inf).min(0)
+    other_T = np.where(own_IT, -np.inf, scores_IT).max(0)
+    return Right(text=bool((lowest_own_I > highest_other_I).all()), image=bool((own_T > other_T)[described_T].all()))
+
+
+def metrics(items: Sequence[Item], right: Sequence[Right], prefix: str) -> dict[str, float]:
+    """Shares of items that are right, by category, and the mean over categories; `image` and `group` where items have several
+    images."""
+    asks = ("text", "image", "group") if any(len(item.images) > 1 for item in items) else ("text",)
+    categories = np.array([item.category for item in items])
+    found: dict[str, float] = {}
+    for asked in asks:
+        is_right = np.array([getattr(one, asked) for one in right])
+        means = {
+            category: float(is_right[categories == category].mean()) for category in np.unique(categories).tolist()
+        }
+        found |= {f"{prefix}/{asked}/{category}": mean for category, mean in means.items()}
+        found[f"{prefix}/{asked}/mean"] = float(np.mean(list(means.values())))
+    return found
+
+
+def measure(
+    model: ServedModel, benchmark: str, data: Path, *, images: Sequence[Path], skip_missing: bool = False
+) -> dict[str, Any]:
+    """The model on a benchmark of `foil_files.FORMATS`, by single encodings and, where it was trained with them, joint ones.
+
+    images: folders of its images. skip_missing: leave out items whose images are not there.
+
+    Raises:
+        UserError: damaged files, or images that are not there or cannot be read.
+    """
+    asked = foil_files.read(benchmark, data)
+    paths = locate({name for item in asked for name in item.images}, images)
+    items = [item for item in asked if all(name in paths for name in item.images)]
+    if not items or (len(items) < len(asked) and not skip_missing):
+        missing = next(name for item in asked for name in item.images if name not in paths)
+        cure = "" if not items else ", or leave such items out with --skip-missing"
+        raise UserError(
+            f"{len(asked) - len(items):,} of {len(asked):,} items show an image that is not in {', '.join(map(str, images))} "
+            f"(the first: {missing}); give the folders that hold them with --images{cure}"
+        )
+    items.sort(key=lambda item: item.images)  # those of an image together
+    ways = {"single": _single, "joint": _joint} if model.source.config.contrast.encodes_jointly else {"single": _single}
+    right: dict[str, list[Right]] = {way: [] for way in ways}
+    batches = list(batched(items, _AT_ONCE))
+    console = Console(stderr=True)
+    for some in track(batches, "encoding", console=console, transient=True, disable=not console.is_terminal):
+        inputs = _image_inputs(model, some, paths)
+        for way, score in ways.items():
+            scores = score(model, some, inputs)
+            right[way] += [judge(one, item.image_of_text) for item, one in zip(some, scores, strict=True)]
+    found: dict[str, float] = {}
+    for way, answers in right.items():
+        found |= metrics(items, answers, way)
+    counted = [item.category for item in items]
+    return {
+        "task": "foils",
+        "benchmark": benchmark,
+        "checkpoint": str(model.source.files.weights.parent),
+        "data": str(data),
+        "items": len(items),
+        "items_left_out": len(asked) - len(items),
+        "items_of_category": {category: counted.count(category) for category in dict.fromkeys(counted)},
+        "metrics": found,
+    }
+
+
+def locate(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
+    """The files of these names below the folders: by the path in a folder, else by the file name, else by that without suffix.
+    A spelling that several files share finds none.
+
+    Raises:
+        UserError: no image in the folders at all.
+    """
+    of_spelling: dict[str, Path | None] = {}
+    for path in find_images(folders):
+        relative = {path.relative_to(folder).as_posix() for folder in folders if path.is_relative_to(folder)}
+        for spelling in {*relative, path.name, path.stem}:
+            if of_spelling.setdefault(spelling, path) != path:
+                of_spelling[spelling] = None
+    found = {}
+    for name in names:
+        file = of_spelling.get(name) or of_spelling.get(Path(name).name)
+        if file is not None:
+            found[name] = file
+    return found
+
+
+def _image_inputs(model: ServedModel, items: Sequence[Item], paths: Mapping[str, Path]) -> dict[str, ImageInput]:
+    """By their names, each image once."""
+    names = list(dict.fromkeys(name for item in items for name in item.images))
+    max_regions = model.source.config.data.max_regions
+    regions = model.regions([read_image(paths[name], shrink_to=model.shrink_to) for name in names])
+    return {name: image_input(found, max_regions=max_regions) for name, found in zip(names, regions, strict=True)}
+
+
+def _single(model: ServedModel, items: Sequence[Item], inputs: Mapping[str, ImageInput]) -> list[Scores]:
+    """For each item, cosines of its images and texts encoded alone."""
+    texts = list(dict.fromkeys(text for item in items for text in item.texts))
+    image_row = {name: row for row, name in enumerate(inputs)}
+    text_row = {text: row for row, text in enumerate(texts)}
+    scores = model.region_vectors(list(inputs.values())) @ model.text_vectors(texts).T
+    return [
+        scores[np.ix_([image_row[name] for name in item.images], [text_row[text] for text in item.texts])]
+        for item in items
+    ]
+
+
+def _joint(model: ServedModel, items: Sequence[Item], inputs: Mapping[str, ImageInput]) -> list[Scores]:
+    """For each item, cosines of each of its images with each of its texts, encoded together."""
+    pairs = [(inputs[name], text) for item in items for name in item.images for text in item.texts]
+    ends = np.cumsum([len(item.images) * len(item.texts) for item in items])
+    parts = np.split(model.joint_scores(pairs), ends[:-1])
+    return [scores.reshape(len(item.images), -1) for item, scores in zip(items, parts, strict=True)]
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """A table for people."""
+    left_out = f", {result['items_left_out']:,} left out for missing images" if result["items_left_out"] else ""
+    lines = [f"{result['checkpoint']} on {result['benchmark']}: {result['items']:,} items{left_out}"]
+    lines += [f"  {name:<40} {100 * value:6.2f} %" for name, value in result["metrics"].items()]
+    return "\n".join(lines)
