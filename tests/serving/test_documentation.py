@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from tests.evaluation import small as pairs
 from tests.huggingface import small
 from tests.models.test_paddle import model_of, release
+from tests.serving.test_foils import SUGARCREPE
 from unimo_ds import cli
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
@@ -37,6 +39,9 @@ def folder(run: Path, photographs: Path, tmp_path: Path) -> Path:
     for number, path in enumerate(sorted(photographs.rglob("*.png"))):
         shutil.copy(path, tmp_path / "photos")
         shutil.copy(path, tmp_path / "classes" / ("red_ball", "boat")[number % 2])
+    shutil.copytree(tmp_path / "photos", tmp_path / "coco" / "val2017")
+    (tmp_path / "sugar-crepe" / "data").mkdir(parents=True)
+    (tmp_path / "sugar-crepe" / "data" / "swap_att.json").write_text(json.dumps(SUGARCREPE))
     (tmp_path / "articles.txt").write_text("a man rides a brown horse\n")
     released = model_of(1, vocabulary_size=small.make_tokenizer().vocabulary_size)
     (tmp_path / "unimo_base_en").mkdir()
