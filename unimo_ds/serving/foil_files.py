@@ -1,6 +1,6 @@
-"""Benchmarks of captions against foils (almost the same words, but not of the image), read from their official files.
+"""Benchmarks of true captions against foils (nearly the same words, but false), read from their official files.
 
-A new one is a function from its folder to items, and a line in `FORMATS`.
+To add one, write a function from its folder to items, and add a line to `FORMATS`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 FOIL = -1
-"""In place of an image's number: a text that describes none of them."""
+"""In `Item.image_of_text`, a text that describes none of the images."""
 _VALID_VOTES = 2
-"""Of VALSE's three annotators, who said that the caption alone is true: what its paper measures on."""
+"""Of VALSE's three annotators, how many must have chosen the caption over the foil; the paper's valid set."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Images and texts that are to be told apart."""
+    """Images and texts to be matched."""
 
     category: str
     images: tuple[str, ...]
@@ -45,9 +45,9 @@ def read(name: str, folder: Path) -> list[Item]:
 
 
 def _sugarcrepe(folder: Path) -> Iterator[Item]:
-    """SugarCrepe (Hsieh et al. 2023) and SugarCrepe++ (Dumpala et al. 2024): a file for each way of making foils.
+    """SugarCrepe (Hsieh et al. 2023) and SugarCrepe++ (Dumpala et al. 2024): one file per type of foil.
 
-    ++ has a second true caption, which must outrank the foil too.
+    SugarCrepe++ has a second true caption, which must outrank the foil too.
     """
     for path, where, entry in _entries(folder):
         captions = [entry.get("caption")] + ([entry["caption2"]] if "caption2" in entry else [])
@@ -55,7 +55,7 @@ def _sugarcrepe(folder: Path) -> Iterator[Item]:
 
 
 def _valse(folder: Path) -> Iterator[Item]:
-    """VALSE (Parcalabescu et al. 2022): a file for each instrument; foils that annotators found to be foils."""
+    """VALSE (Parcalabescu et al. 2022): one file per instrument; only foils confirmed by annotators."""
     for path, where, entry in _entries(folder):
         votes: dict[str, int] = strict_json.typed(dict[str, int], entry.get("mturk"), where=f"{where}: mturk")
         if votes.get("caption", 0) >= _VALID_VOTES:
@@ -63,7 +63,7 @@ def _valse(folder: Path) -> Iterator[Item]:
 
 
 def _winoground(folder: Path) -> Iterator[Item]:
-    """Winoground (Thrush et al. 2022): two images and two captions of the same words."""
+    """Winoground (Thrush et al. 2022): two images, and two captions made of the same words."""
     path = first_file(folder, ("examples.jsonl",))
     for line, entry in read_json_lines(path):
         where = f"{path}:{line}"
@@ -73,7 +73,7 @@ def _winoground(folder: Path) -> Iterator[Item]:
 
 
 def _lines(folder: Path) -> Iterator[Item]:
-    """JSON lines of one's own: image, captions, foils, and a category if there are several."""
+    """The user's own JSON lines: image, captions, foils, and optionally a category (default: the file's name)."""
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise none_of(folder, "*.jsonl")
@@ -93,13 +93,13 @@ FORMATS: Mapping[str, Callable[[Path], Iterator[Item]]] = {
 
 
 def _told_apart(category: str, where: str, image: Any, captions: Sequence[Any], foils: Sequence[Any]) -> Item:
-    """An item of one image."""
+    """An item with one image."""
     texts = tuple(text_of(text, where) for text in (*captions, *foils))
     return Item(category, (text_of(image, where),), texts, (0,) * len(captions) + (FOIL,) * len(foils))
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """(file, place, object) of every JSON file: objects by their key, or in a list."""
+    """(file, place, object) of every entry of every JSON file; a file is an object of objects or a list of them."""
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise none_of(folder, "*.json")
@@ -110,7 +110,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
 
 
 def _texts(entry: Mapping[str, Any], name: str, where: str) -> list[Any]:
-    """A text, or a list of some."""
+    """One text, or a list of texts."""
     found = entry.get(name)
     texts = found if isinstance(found, list) else [found]
     if not texts:

@@ -1,6 +1,6 @@
-"""Captions against foils: does the model score what is true of an image above almost the same words that are not?
+"""True captions against foils: does the model score a true caption above a nearly identical false one?
 
-Hard negatives are what UNIMO rewrites captions for; these benchmarks ask for them in words that no rule of ours has made.
+UNIMO rewrites captions to learn from such hard negatives; these benchmarks test it with foils that our rules did not write.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _AT_ONCE = 32
-"""Items; their images are held together."""
+"""Items encoded together; bounds the images in memory."""
 
 Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Right:
-    """Whether an item was answered rightly; a tie is wrong."""
+    """Whether an item was answered correctly; ties count as wrong."""
 
     text: bool
-    """On each image, every text of it scores above every other text."""
+    """On each image, all of its texts score above all other texts."""
     image: bool
-    """For each text, its image scores above every other image. Of one image alone this says nothing."""
+    """For each true text, its image scores above all other images; trivially true of a single image."""
 
     @property
     def group(self) -> bool:
@@ -44,7 +44,7 @@ class Right:
 
 
 def judge(scores_IT: Scores, image_of_text: Sequence[int]) -> Right:
-    """By the scores of an item's images (rows) and texts, as Winoground does it (Thrush et al. 2022, section 3)."""
+    """From the scores of an item's images (rows) and texts (columns), as in Winoground (Thrush et al. 2022, section 3)."""
     owner_T = np.asarray(image_of_text)
     own_IT = owner_T == np.arange(len(scores_IT))[:, None]
     lowest_own_I = np.where(own_IT, scores_IT, np.inf).min(1)
@@ -56,8 +56,8 @@ def judge(scores_IT: Scores, image_of_text: Sequence[int]) -> Right:
 
 
 def metrics(items: Sequence[Item], right: Sequence[Right], prefix: str) -> dict[str, float]:
-    """Shares of items that are right, by category, and the mean over categories; `image` and `group` where items have several
-    images."""
+    """Fraction of items answered correctly, per category, and the mean over categories; `image` and `group` only if some item has
+    several images."""
     asks = ("text", "image", "group") if any(len(item.images) > 1 for item in items) else ("text",)
     categories = np.array([item.category for item in items])
     found: dict[str, float] = {}
@@ -74,12 +74,12 @@ def metrics(items: Sequence[Item], right: Sequence[Right], prefix: str) -> dict[
 def measure(
     model: ServedModel, benchmark: str, data: Path, *, images: Sequence[Path], skip_missing: bool = False
 ) -> dict[str, Any]:
-    """The model on a benchmark of `foil_files.FORMATS`, by single encodings and, where it was trained with them, joint ones.
+    """Evaluate on a benchmark of `foil_files.FORMATS`, with single encodings and, if the model was trained with them, joint ones.
 
-    images: folders of its images. skip_missing: leave out items whose images are not there.
+    images: folders of its images. skip_missing: leave out items whose images are missing.
 
     Raises:
-        UserError: damaged files, or images that are not there or cannot be read.
+        UserError: damaged files, or images that are missing or cannot be read.
     """
     asked = foil_files.read(benchmark, data)
     paths = locate({name for item in asked for name in item.images}, images)
@@ -118,11 +118,11 @@ def measure(
 
 
 def locate(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
-    """The files of these names below the folders: by the path in a folder, else by the file name, else by that without suffix.
-    A spelling that several files share finds none.
+    """Files of these names in the folders: by the path relative to a folder, else by file name, else by file name without suffix.
+    A name shared by several files matches none.
 
     Raises:
-        UserError: no image in the folders at all.
+        UserError: no image in the folders.
     """
     of_spelling: dict[str, Path | None] = {}
     for path in find_images(folders):
@@ -139,7 +139,7 @@ def locate(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _image_inputs(model: ServedModel, items: Sequence[Item], paths: Mapping[str, Path]) -> dict[str, ImageInput]:
-    """By their names, each image once."""
+    """Model inputs by image name, each image once."""
     names = list(dict.fromkeys(name for item in items for name in item.images))
     max_regions = model.source.config.data.max_regions
     regions = model.regions([read_image(paths[name], shrink_to=model.shrink_to) for name in names])
