@@ -13,18 +13,17 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from unimo_ds.engine import records
+
 DIRECTIONS = {
     "R@10 text to image": "held_out/retrieval/text_to_image/r@10",
     "R@10 image to text": "held_out/retrieval/image_to_text/r@10",
 }
 
 
-def evaluations(run: Path) -> list[dict[str, float]]:
+def evaluations(run: Path) -> list[Mapping[str, float]]:
     """The held-out measurements of a run directory, in the order of their steps; none where it has not begun."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [record.values for record in records.read(run / records.METRICS_FILE)]
     return [row for row in rows if DIRECTIONS["R@10 text to image"] in row]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
+from unimo_ds.engine import records
 from unimo_ds.run_page import read_run, summary
 from unimo_ds.utils.launchers import free_port
 
@@ -38,9 +39,8 @@ def launcher(name: str) -> list[str]:
 
 def last_step(run_dir: Path) -> int:
     """The newest step on record, 0 before the first."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}") and '"event"' not in line), default=0)
+    found = records.read(run_dir / records.METRICS_FILE)
+    return max((record.step for record in found if not record.event), default=0)
 
 
 def kill_family(family: subprocess.Popen[bytes]) -> None:

@@ -55,7 +55,10 @@ def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (target / "state.json").write_text(json.dumps({"progress": {"step": 7, "best": None}, "world_size": 2}))
     (run / "checkpoints" / "latest").write_text("step-7\n")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
-    lines = [{"step": 6, "loss": 3.5}, {"step": 7, "loss": 3.25, "held_out/retrieval/mean_recall": 0.5}]
+    lines = [
+        {"step": 6, "time": 1.0, "loss": 3.5},
+        {"step": 7, "time": 2.0, "loss": 3.25, "held_out/retrieval/mean_recall": 0.5},
+    ]
     lines.append({"step": 7, "event": "saved", "stall_seconds": 0.25})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 8, "lo')
     return run

@@ -98,10 +98,21 @@ def test_not_a_run_and_a_damaged_one(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_page(tmp_path, tmp_path / "page.html")
     for content in (b"{\n", b"\xff\xfe\n", b"[]\n"):
-        (run_dir / "metrics.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
-            write_page(run_dir, tmp_path / "page.html")
-        assert inspection.inspect_path(run_dir)["metrics"] == {}
+        for name in ("starts.jsonl", "config.json"):
+            before = (run_dir / name).read_bytes()
+            (run_dir / name).write_bytes(content)
+            with pytest.raises(UserError, match=rf"{name} .*; restore it"):
+                write_page(run_dir, tmp_path / "page.html")
+            (run_dir / name).write_bytes(before)
+        steps = (run_dir / "metrics.jsonl").read_bytes()
+        (run_dir / "metrics.jsonl").write_bytes(content + steps)
+        assert write_page(run_dir, tmp_path / "page.html")["steps"] == 10
+        assert (
+            "<td>damaged</td><td>a line of metrics.jsonl that cannot be read</td>"
+            in (tmp_path / "page.html").read_text()
+        )
+        (run_dir / "metrics.jsonl").write_bytes(steps + content)
+        assert inspection.inspect_path(run_dir)["metrics"]["step"] == 10
     (run_dir / "metrics.jsonl").unlink()
     assert write_page(run_dir, tmp_path / "page.html")["steps"] == 0
     with pytest.raises(UserError, match="cannot write"):

@@ -14,7 +14,7 @@ from unimo_ds.data.storage.open_folder import load_manifest_at
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.data.storage.retrying import Retries
 from unimo_ds.data.storage.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
-from unimo_ds.engine import checkpoint_folder
+from unimo_ds.engine import checkpoint_folder, records
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
@@ -42,7 +42,7 @@ def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> d
         )
     if (path / "state.json").is_file():
         return inspect_checkpoint(path)
-    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+    if (path / "checkpoints").is_dir() or (path / records.METRICS_FILE).is_file():
         return inspect_run(path)
     if inside := sorted(
         str(found.parent) for name in ("checkpoints", "state.json") for found in path.glob(f"*/{name}")
@@ -134,7 +134,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "checkpoints": steps,
         "latest": checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST) or None,
         "best": None if state is None else _within(_object(state), "progress").get("best"),
-        "metrics": last_metrics(path / "metrics.jsonl"),
+        "metrics": _last_metrics(path / records.METRICS_FILE),
     }
 
 
@@ -145,21 +145,12 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     return {"what": "checkpoint", "path": str(path), **state, "files": sizes}
 
 
-def last_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric in a `metrics.jsonl`, events aside; a line cut or spoilt by a crash ends the reading."""
+def _last_metrics(path: Path) -> dict[str, float]:
+    """The last value of every metric."""
     values: dict[str, float] = {}
-    if not path.is_file():
-        return values
-    with path.open(errors="replace") as lines:
-        for line in lines:
-            try:
-                record = strict_json.parsed(line)
-            except ValueError:
-                break
-            if not isinstance(record, dict):
-                break
-            if "event" not in record:
-                values |= {name: value for name, value in record.items() if isinstance(value, int | float)}
+    for record in records.read(path):
+        if not record.event:
+            values |= {name: value for name, value in record.values.items() if isinstance(value, int | float)}
     return values
 
 

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.engine import records
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
@@ -42,7 +43,7 @@ _CHARTS = (
     ("Loss scale", r"(loss_scale)"),
 )
 """Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
-_TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped")
+_TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped", records.DAMAGED)
 """Events that have a line of their own."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
@@ -76,15 +77,15 @@ def read_run(run_dir: Path) -> RunFiles:
     """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
-    lines = _lines(run_dir / "metrics.jsonl", {"step": float, "time": float})
+    lines = list(records.read(run_dir / records.METRICS_FILE))
     samples = run_dir / "last_samples.json"
     return RunFiles(
         name=run_dir.name,
-        steps=[line for line in lines if "event" not in line],
-        events=[line for line in lines if "event" in line],
-        starts=_lines(run_dir / "starts.jsonl", {"time": str}),
-        config=_parsed((run_dir / "config.json").read_text(errors="replace"), run_dir / "config.json"),
-        last_samples=_parsed(samples.read_text(errors="replace"), samples) if samples.is_file() else {},
+        steps=[line.values for line in lines if not line.event],
+        events=[line.values for line in lines if line.event],
+        starts=_starts(run_dir / "starts.jsonl"),
+        config=strict_json.read(run_dir / "config.json", dict[str, Any]),
+        last_samples=strict_json.read(samples, dict[str, Any]) if samples.is_file() else {},
         pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
     )
 
@@ -287,23 +288,14 @@ def _seconds(start: Mapping[str, Any]) -> float:
     return datetime.datetime.fromisoformat(str(start["time"])).timestamp()
 
 
-def _lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
-    """JSON lines, with the needed keys where they tell of no event; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    found = [_parsed(line, path) for line in lines if line.endswith("\n")]
-    for line in (one for one in found if "event" not in one):
-        for name, kind in needed.items():
-            strict_json.typed(kind, line.get(name), where=f"{path} is damaged: {name}")
-    return found
-
-
-def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = strict_json.parsed(text)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (not an object); restore it")
-    return value
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """A last line that is still being written is left out."""
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    starts = []
+    for line in (one for one in lines if one.endswith("\n")):
+        try:
+            starts.append(strict_json.typed(dict[str, Any], strict_json.parsed(line), where="a line"))
+            _seconds(starts[-1])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}); restore it") from None
+    return starts

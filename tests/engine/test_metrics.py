@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimo_ds.config import RunConfig
-from unimo_ds.engine.metrics import MetricsWriter, cut_after, progress_line
+from unimo_ds.engine.metrics import MetricsWriter, progress_line
 
 
 class FewEmbeddings:
@@ -102,14 +102,6 @@ def test_no_curve_of_what_a_step_had_none_of(tmp_path: Path) -> None:
     board.Reload()
     assert set(board.Tags()["scalars"]) == {"loss/total", "count/contrastive"}
     assert read(tmp_path / "metrics.jsonl")[0]["accuracy/hard_negative_word"] is None
-
-
-def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    cut_after(path, 9, last_measured=9)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    cut_after(tmp_path / "absent.jsonl", 1, last_measured=1)
 
 
 def test_a_fresh_start_keeps_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from unimo_ds.config import RunConfig
 from unimo_ds.engine import run_directory
+from unimo_ds.engine.records import METRICS_FILE
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
@@ -34,7 +35,7 @@ def prepare(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
 def prepare_and_begin(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:
     """A start that came to its first numbers."""
     prepare(folder, config, data=data)
-    (folder / run_directory.METRICS_FILE).write_text('{"step": 0}\n')
+    (folder / METRICS_FILE).write_text('{"step": 0}\n')
 
 
 def test_first_start_writes_everything_and_the_second_adds_to_the_history(tmp_path: Path) -> None:
@@ -110,13 +111,13 @@ def test_length_logging_and_engine_may_differ(tmp_path: Path, change: str) -> No
     prepare(tmp_path, apply_overrides(config, [change]))
 
 
-@pytest.mark.parametrize("left", [run_directory.METRICS_FILE, "checkpoints/step-3/state.json"])
+@pytest.mark.parametrize("left", [METRICS_FILE, "checkpoints/step-3/state.json"])
 def test_other_settings_take_the_place_of_a_start_of_which_nothing_came(tmp_path: Path, left: str) -> None:
     """One that its optimizer refused, say; but neither of a run that has numbers or checkpoints, nor of what is no run."""
     config = RunConfig(recipe="test")
     changed = apply_overrides(config, ["optimizer.name=apex_adam"])
     prepare(tmp_path, changed, data="bbbb")
-    (tmp_path / run_directory.METRICS_FILE).touch()
+    (tmp_path / METRICS_FILE).touch()
     prepare(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["name"] == "adamw"
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)

@@ -58,8 +58,8 @@ def write_run(run: Path, model: Unimo | None = None, config: RunConfig | None = 
     (run / "checkpoints" / "latest").write_text("step-7\n")
     (run / "config.json").write_text(json.dumps(to_dict(config)))
     records = [
-        {"step": 6, "held_out/loss": 9.0},
-        {"step": 7, "held_out/retrieval/mean_recall": 0.125, "dev/accuracy": 0.5},
+        {"step": 6, "time": 1.0, "held_out/loss": 9.0},
+        {"step": 7, "time": 2.0, "held_out/retrieval/mean_recall": 0.125, "dev/accuracy": 0.5},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "he')
     versions = {"torch": "2.0", "apex": "absent"}

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
-from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
-from unimo_ds.engine.run_directory import METRICS_FILE, flatten
+from unimo_ds.engine.records import METRICS_FILE, cut_after
+from unimo_ds.engine.run_directory import flatten
 from unimo_ds.engine.trackers.patient import PatientTracker
-from unimo_ds.utils import strict_json
 from unimo_ds.utils.redact import redacted
 
 LAST_SAMPLES = "last_samples.json"
@@ -146,23 +145,6 @@ class MetricsWriter:
     def close(self) -> None:
         self._lines.close()
         self._board.close()
-
-
-def cut_after(path: Path, step: int, *, last_measured: int) -> None:
-    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and a last line that was cut short. Atomic."""
-    if not path.is_file():
-        return
-    lines, kept = path.read_text(errors="replace").splitlines(keepends=True), []
-    for line in lines:
-        try:
-            values = strict_json.parsed(line)
-            is_evaluation = "event" not in values and "loss/total" not in values
-            if values["step"] <= (last_measured if is_evaluation else step) and line.endswith("\n"):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    if kept != lines:
-        replace_file(path, "".join(kept))
 
 
 def _drop_embeddings(board: Path, step: int) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.engine.patient_files import say
+from unimo_ds.engine.records import METRICS_FILE
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
@@ -31,7 +32,6 @@ from unimo_ds.utils.redact import redacted
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
-METRICS_FILE = "metrics.jsonl"
 _FREE = (
     "recipe",
     "run_dir",

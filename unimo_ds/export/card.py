@@ -9,6 +9,7 @@ from typing import Any
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.storage import blend
+from unimo_ds.engine import records
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
@@ -73,9 +74,8 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
 def _run_of(found: Source) -> Path | None:
     """The run directory whose checkpoint it is."""
     folder = found.files.config.parent
-    return (
-        folder if found.files.config.name == checkpoint.CONFIG_FILE and (folder / "metrics.jsonl").is_file() else None
-    )
+    is_run = found.files.config.name == checkpoint.CONFIG_FILE and (folder / records.METRICS_FILE).is_file()
+    return folder if is_run else None
 
 
 def _is_ours(found: Source) -> bool:
@@ -140,17 +140,12 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
     if run is None or step is None:
         return {}
     rows: dict[str, str] = {}
-    for line in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
-        try:
-            record = strict_json.parsed(line)
-        except ValueError:  # the line that a killed run was writing
-            continue
-        if isinstance(record, dict) and record.get("step") == step:
-            found_here = {name: value for name, value in record.items() if name.startswith(("held_out/", "dev/"))}
+    for record in records.read(run / records.METRICS_FILE):
+        if record.step == step:
             rows |= {
                 name.removeprefix("held_out/"): f"{value:.4g}"
-                for name, value in found_here.items()
-                if isinstance(value, int | float)
+                for name, value in record.values.items()
+                if name.startswith(("held_out/", "dev/")) and isinstance(value, int | float)
             }
     return _gallery(found) | rows if rows else {}
 
