@@ -7,16 +7,16 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.engine import checkpoint, checkpoint_folder, rollback, trace, trackers
+from unimo_ds.engine import checkpoint, checkpoint_folder, rollback
 from unimo_ds.engine.judging import judge
-from unimo_ds.engine.metrics import MetricsWriter, Report, progress_line
-from unimo_ds.engine.patient_files import say
+from unimo_ds.engine.log import make_log
+from unimo_ds.engine.metrics import Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
 from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine, how_to_save_memory
@@ -25,7 +25,6 @@ from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.stragglers import SlowRanks
-from unimo_ds.engine.trace import Tracer
 from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
@@ -64,17 +63,13 @@ class Loop:
         self._make_batches, self._take_step, self._on_step = make_batches, take_step, on_step
         self._evaluate = evaluate if config.evaluation.every_steps else None
         self._best_metric, self._measured_on = best_metric, measured_on
-        self._is_first_rank = engine.communicator.rank == 0
+        self._log = make_log(config, rank=engine.communicator.rank)
         self._memory_cure = how_to_save_memory(config, engine.ds_config)
-        self._metrics: MetricsWriter | None = None
-        self._trackers: trackers.Trackers = ()
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
         self._quiet_until = 0.0
         self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
-        first, last = config.logging.trace_steps if self._is_first_rank else (0, 0)
-        self._tracer = Tracer(self.run_dir / trace.FOLDER, first, last)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
         self._stops = StopRequests(self.run_dir, engine.communicator)
@@ -92,10 +87,7 @@ class Loop:
             status = self._run()
         finally:
             self._watchdog.stop()
-            self._tracer.close()
-            if self._metrics is not None:
-                self._metrics.close()
-            trackers.finish(self._trackers, status)
+            self._log.finish(status)
         if self.config.logging.trackers:  # a launcher ends rank 0 where another goes before it with a status
             self.engine.communicator.all_gather_object(None)
         return status
@@ -112,21 +104,20 @@ class Loop:
             self._saved_step = -1  # saved once more, with what was measured
             self._save(must_succeed=not self._spans())
         if self.progress.step >= total_steps:
-            self._say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
+            self._log.say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
         self._speed.reset()
         while self._spans():
             stop = self._train(self._spans())
             if stop is not None:
                 text = f"stopped at step {self.progress.step} ({stop.reason})"
-                self._note("stopped", {"text": stop.reason, "exit_status": stop.exit_status})
-                self._say(f"{text}; the same command goes on from there")
+                self._log.note(self.progress.step, "stopped", text=stop.reason, exit_status=stop.exit_status)
+                self._log.say(f"{text}; the same command goes on from there")
                 return stop.exit_status
         if self.progress.step < total_steps:
             self._pass_over(total_steps)
             self._after_step(is_last=True, stop=None)
-        if self._metrics is not None:
-            self._metrics.write_settings(self.config)
+        self._log.write_settings()
         return 0
 
     def _spans(self) -> list[range]:
@@ -151,42 +142,31 @@ class Loop:
 
     def _resume(self) -> None:
         """Continue from the newest good checkpoint, past the batches of all rollbacks. A collective."""
-        problem: str = ""
+        communicator, problem = self.engine.communicator, ""
         rollbacks: tuple[rollback.Rollback, ...] = ()
-        if self._is_first_rank:
-            try:
-                rollback.finish(self.run_dir)
-                rollbacks = rollback.read(self.run_dir)
-            except (OSError, UserError) as error:
-                problem = f"cannot continue {self.run_dir}: {error}"
-        fail_together(self.engine.communicator, problem)
-        self._rollbacks = self.engine.communicator.broadcast_object(rollbacks)
-        loaded = checkpoint.load(self.engine, self.run_dir, self.config, say=self._say)
+        try:
+            rollbacks = rollback.finish(self.run_dir) if communicator.rank == 0 else ()
+        except (OSError, UserError) as error:
+            problem = f"cannot continue {self.run_dir}: {error}"
+        fail_together(communicator, problem)
+        self._rollbacks = communicator.broadcast_object(rollbacks)
+        loaded = checkpoint.load(self.engine, self.run_dir, self.config, say=self._log.say)
         self.progress = loaded.progress if loaded else Progress()
         if loaded:
-            self._say(f"resuming from {loaded.folder} at step {self.progress.step}")
+            self._log.say(f"resuming from {loaded.folder} at step {self.progress.step}")
         best = self.progress.best
         if best and self._measured_on and best.measured_on not in ("", self._measured_on):
-            self._say(f"the best value so far, of step {best.step}, was measured on other data: it counts no more")
+            self._log.say(f"the best value so far, of step {best.step}, was measured on other data: it counts no more")
             self.progress = dataclasses.replace(self.progress, best=None)
         self._saved_step = self.progress.step if loaded else -1
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
-        if self._is_first_rank:
-            try:
-                if self._metrics is not None:
-                    self._metrics.close()
-                self._trackers = self._trackers or trackers.make_trackers(self.config, self._say)
-                # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
-                self._metrics = MetricsWriter(
-                    self.run_dir,
-                    start_step=self._saved_step,
-                    measures_again=self.progress.evaluation_is_due,
-                    trackers=self._trackers,
-                )
-            except OSError as error:
-                problem = f"cannot continue the records of {self.run_dir}: {error}"
-        fail_together(self.engine.communicator, problem)
+        try:
+            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+            self._log.resume(self._saved_step, measures_again=self.progress.evaluation_is_due)
+        except OSError as error:
+            problem = f"cannot continue the records of {self.run_dir}: {error}"
+        fail_together(communicator, problem)
 
     def _roll_back(self) -> None:
         """Leave a spike that does not end: back to before it, and past its batches. A collective.
@@ -201,7 +181,7 @@ class Loop:
         problem = ""
         if len(self._rollbacks) >= limit:
             problem = f"{text}, after {limit} rollbacks (spikes.max_rollbacks); {cure}"
-        elif self._is_first_rank:
+        elif self.engine.communicator.rank == 0:
             try:
                 if checkpoint_folder.has_good(self.run_dir / checkpoint_folder.FOLDER, up_to=first):
                     rollback.begin(self.run_dir, rollback.Rollback(first, stop, text, tuple(self._spiked)))
@@ -210,9 +190,10 @@ class Loop:
             except (OSError, UserError) as error:
                 problem = f"{text}, and going back failed: {error}; {cure}"
         fail_together(self.engine.communicator, problem)
-        self._say(f"{text}: going back; batches {first} to {stop - 1} are passed over from now on")
+        self._log.say(f"{text}: going back; batches {first} to {stop - 1} are passed over from now on")
         self._resume()
-        self._note("rolled_back", {"text": f"{text}; batches {first} to {stop - 1} are passed over"})
+        told = f"{text}; batches {first} to {stop - 1} are passed over"
+        self._log.note(self.progress.step, "rolled_back", text=told)
         self.engine.module.train()
         self._speed.reset()
 
@@ -223,7 +204,7 @@ class Loop:
             self._pass_over(batch.step)
         rate = learning_rate(batch.step, peak=self.config.optimizer.peak_learning_rate, schedule=self.config.schedule)
         course = self.progress.loss_course
-        with self._tracer.around(batch.step + 1), self._memory_told(f"step {batch.step + 1}"):
+        with self._log.traced(batch.step + 1), self._memory_told(f"step {batch.step + 1}"):
             metrics = self._take_step(
                 self.engine,
                 self.task,
@@ -236,7 +217,7 @@ class Loop:
         self._speed.add(
             batch, positions=metrics.positions, bytes_read=metrics.bytes_read, bad_samples=metrics.bad_samples
         )
-        self._log(batch, metrics)
+        self._report(batch, metrics)
         if judged.is_broken:
             self._report_broken(batch, metrics)
         self._report_spike(batch, metrics, judged.spike)
@@ -245,10 +226,10 @@ class Loop:
             return_freed_memory()
 
     def _pass_over(self, step: int) -> None:
-        self._say(f"batches {self.progress.step} to {step - 1} are passed over ({rollback.FILE})")
+        self._log.say(f"batches {self.progress.step} to {step - 1} are passed over ({rollback.FILE})")
         self.progress = dataclasses.replace(self.progress, step=step)
 
-    def _log(self, batch: StepBatch, metrics: StepMetrics) -> None:
+    def _report(self, batch: StepBatch, metrics: StepMetrics) -> None:
         step, total_steps = self.progress.step, self.config.schedule.total_steps
         is_regular = step % self.config.logging.every_steps == 0 or step in (1, total_steps)
         if not is_regular and metrics.applied:
@@ -258,17 +239,18 @@ class Loop:
             values |= self._speed.read()
             slowest, warning = self._slow_ranks.compare(values)
             values |= slowest
-            self._say(progress_line(step, total_steps, values, seconds_per_step=values["speed/seconds_per_step"]))
+            self._log.say(progress_line(step, total_steps, values, seconds_per_step=values["speed/seconds_per_step"]))
             if warning:
-                self._say(f"step {step}: {warning}")
-                self._note("slow_rank", {"text": warning})
-        if self._metrics is not None:
-            self._metrics.write(step, values)
-            self._metrics.write_last_samples(step, [key for item in batch.micro_batches for key in item.keys])
+                self._log.say(f"step {step}: {warning}")
+                self._log.note(step, "slow_rank", text=warning)
+        self._log.write(step, values)
+        self._log.write_last_samples(step, [key for item in batch.micro_batches for key in item.keys])
 
     def _report_broken(self, batch: StepBatch, metrics: StepMetrics) -> None:
         self._note_samples(batch, "skipped", f"loss scale {metrics.loss_scale:g}")
-        self._say(f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl")
+        self._log.say(
+            f"step {self.progress.step}: loss or gradient is not finite, no update; samples are in metrics.jsonl"
+        )
         limit = self.config.engine.max_skipped_steps
         if self.progress.skipped_in_a_row >= limit:
             fail_together(
@@ -287,19 +269,15 @@ class Loop:
         keys = self._note_samples(batch, "spike", text)
         if self.config.spikes.most_in_a_row:  # only a rollback, which has a bound, asks for them
             self._spiked.append((batch.step, keys))
-        self._say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
+        self._log.say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
 
     def _note_samples(self, batch: StepBatch, kind: str, text: str) -> list[list[str]]:
         """Put the samples of this step, by rank, on record. A collective."""
         keys: list[list[str]] = self.engine.communicator.all_gather_object(
             [key for item in batch.micro_batches for key in item.keys]
         )
-        self._note(kind, {"text": text, "samples_by_rank": keys})
+        self._log.note(self.progress.step, kind, text=text, samples_by_rank=keys)
         return keys
-
-    def _note(self, kind: str, details: Mapping[str, Any]) -> None:
-        if self._metrics is not None:
-            self._metrics.write_note(self.progress.step, kind, details)
 
     def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
         step, evaluation = self.progress.step, self.config.evaluation
@@ -321,11 +299,10 @@ class Loop:
         self._watchdog.alive()
         with self._memory_told(f"the evaluation after step {self.progress.step}"):
             report = self._evaluate()
-        if self._metrics is not None:
-            self._metrics.write_report(self.progress.step, report)
+        self._log.write_report(self.progress.step, report)
         # Rank 0's figure decides for all: saving is a collective, and a last bit may differ between machines.
         value = self.engine.communicator.broadcast_object(report.metrics.get(self._best_metric, math.nan))
-        self._say(f"step {self.progress.step}: {self._best_metric} {value:.4f}")
+        self._log.say(f"step {self.progress.step}: {self._best_metric} {value:.4f}")
         best = self.progress.best
         is_best = math.isfinite(value) and (best is None or value > best.value)
         if is_best:
@@ -365,7 +342,7 @@ class Loop:
 
     def _forget_save(self, error: checkpoint.CheckpointError, step: int) -> None:
         """After a save of `step` that failed. The best checkpoint is one that exists."""
-        self._say(f"warning: {error}; training goes on and tries again at the next checkpoint")
+        self._log.say(f"warning: {error}; training goes on and tries again at the next checkpoint")
         self._best_in_flight = self._best_on_disk
         if self.progress.best is not None and self.progress.best.step == step:
             self.progress = dataclasses.replace(self.progress, best=self._best_on_disk)
@@ -374,16 +351,11 @@ class Loop:
         saved = self._saver.take_saved()
         if saved is not None:
             if time.monotonic() >= self._quiet_until or saved.step >= self.config.schedule.total_steps:
-                self._say(f"saved {saved.folder}")
+                self._log.say(f"saved {saved.folder}")
                 self._quiet_until = time.monotonic() + _QUIET_SECONDS
-            seconds = {"stall_seconds": round(saved.stall_seconds, 4), "write_seconds": round(saved.write_seconds, 4)}
-            if self._metrics is not None:
-                self._metrics.write_note(saved.step, "saved", seconds)
+            stall, write = round(saved.stall_seconds, 4), round(saved.write_seconds, 4)
+            self._log.note(saved.step, "saved", stall_seconds=stall, write_seconds=write)
 
     def _memory_told(self, doing: str) -> contextlib.AbstractContextManager[None]:
         engine = self.engine
         return out_of_memory_told(doing, self._memory_cure, device=engine.device, rank=engine.communicator.rank)
-
-    def _say(self, text: str) -> None:
-        if self._is_first_rank:
-            say(text)

@@ -58,13 +58,15 @@ def begin(run_dir: Path, rollback: Rollback) -> None:
     _write(run_dir, [*read(run_dir), rollback])
 
 
-def finish(run_dir: Path) -> None:
-    """Remove the checkpoints that rollbacks on record have undone, where that is still to be done. May raise OSError."""
+def finish(run_dir: Path) -> tuple[Rollback, ...]:
+    """What `read` finds, after the checkpoints that these have undone are removed. May raise OSError."""
     rollbacks = read(run_dir)
     open_ones = [rollback for rollback in rollbacks if not rollback.is_done]
     if open_ones:
         checkpoint_folder.remove_after(run_dir / checkpoint_folder.FOLDER, min(item.first for item in open_ones))
-        _write(run_dir, [dataclasses.replace(rollback, is_done=True) for rollback in rollbacks])
+        rollbacks = tuple(dataclasses.replace(rollback, is_done=True) for rollback in rollbacks)
+        _write(run_dir, rollbacks)
+    return rollbacks
 
 
 def spans(start: int, stop: int, rollbacks: Sequence[Rollback]) -> list[range]:

@@ -15,10 +15,10 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
-from tests.engine.test_metrics import SmallReport
+from tests.engine.test_log import SmallReport
 from unimo_ds.config import LoggingConfig, RunConfig, from_dict, to_dict
 from unimo_ds.engine import trackers
-from unimo_ds.engine.metrics import MetricsWriter
+from unimo_ds.engine.log import RunLog
 from unimo_ds.engine.run_directory import differing_keys
 from unimo_ds.engine.trackers import patient as patient_file
 from unimo_ds.engine.trackers.patient import PatientTracker
@@ -63,15 +63,14 @@ def patient(library: Library, said: list[str]) -> PatientTracker:
 
 def test_a_tracker_gets_what_tensorboard_gets_and_the_status(tmp_path: Path) -> None:
     library, said = Library(), []
-    told = (patient(library, said),)
-    writer = MetricsWriter(tmp_path, start_step=-1, trackers=told)
-    writer.write(1, {"loss/total": 2.0, "loss/contrastive": float("nan"), "count/contrastive": 0.0})
-    writer.write_report(1, SmallReport())
-    writer.close()
-    writer = MetricsWriter(tmp_path, start_step=0, trackers=told)  # after a rollback, in the same process
-    writer.write(1, {"loss/total": 3.0})
-    writer.close()
-    trackers.finish(told, 75)
+    log = RunLog(RunConfig(recipe="test", run_dir=str(tmp_path)))
+    log._trackers = (patient(library, said),)
+    log.resume(-1)
+    log.write(1, {"loss/total": 2.0, "loss/contrastive": float("nan"), "count/contrastive": 0.0})
+    log.write_report(1, SmallReport())
+    log.resume(0)  # after a rollback, in the same process
+    log.write(1, {"loss/total": 3.0})
+    log.finish(75)
     assert library.calls == [
         (1, {"loss/total": 2.0, "count/contrastive": 0.0}),
         (1, SmallReport.metrics),
