@@ -1,23 +1,54 @@
-"""A folder that another command made while this one was at work is not written over."""
+"""A folder appears whole or not at all, and what another command made meanwhile is not written over."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.new_folder import put_in_place
+from unimo_ds.utils.new_folder import new_folder
+
+
+def make(folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
+    with new_folder(folder, option="--to") as made:
+        (made / "who").write_text("mine")
+        meanwhile()
 
 
 def test_what_came_meanwhile_stays(tmp_path: Path) -> None:
-    made, there = tmp_path / "made", tmp_path / "there"
-    for folder in (made, there):
-        folder.mkdir()
-        (folder / "who").write_text(folder.name)
+    there = tmp_path / "below" / "there"
+
+    def another() -> None:
+        there.mkdir()
+        (there / "who").write_text("another's")
+
     with pytest.raises(UserError, match=r"there already holds something .* give a new folder to --to"):
-        put_in_place(made, there, option="--to")
-    assert (there / "who").read_text() == "there"
+        make(there, another)
+    assert (there / "who").read_text() == "another's"
+    with pytest.raises(UserError, match="already holds something"):
+        make(there, lambda: pytest.fail("something is made"))
     (there / "who").unlink()
-    put_in_place(made, there, option="--to")
-    assert (there / "who").read_text() == "made"
+    make(there)
+    assert (there / "who").read_text() == "mine"
+    assert [path.name for path in tmp_path.rglob("*")] == ["below", "there", "who"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (OSError(errno.ENOSPC, "full"), UserError, "cannot write .*there: No space left on device"),
+        (RuntimeError("I/O error: full (os error 28)"), UserError, "cannot write .*there: No space left on device"),
+        (RuntimeError("of the program"), RuntimeError, "of the program"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_what_fails_leaves_nothing(error: BaseException, kind: type[BaseException], told: str, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(kind, match=told):
+        make(tmp_path / "there", fail)
+    assert not list(tmp_path.iterdir())

@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,8 +42,8 @@ from unimo_ds.huggingface.configuration import UnimoConfig
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.huggingface.processing import UnimoProcessor, fast_tokenizer
 from unimo_ds.utils import strict_json
-from unimo_ds.utils.errors import UserError, errno_of
-from unimo_ds.utils.new_folder import put_in_place, refuse_occupied
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.new_folder import new_folder, refuse_occupied
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]] = {
@@ -94,28 +92,20 @@ def write(
     # What the weights were started from does not matter to their users, and may not be there.
     fresh = dataclasses.replace(config.model, initialize_from=None, initialize_images_from=None)
     config = dataclasses.replace(config, model=fresh)
-    aside = to.with_name(f".{to.name}.{os.getpid()}")
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        aside.mkdir(parents=True)
-        model.save_pretrained(aside, max_shard_size=max_shard_bytes)
-        processor.save_pretrained(aside)
-        (aside / RUN_CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        if found.assets:
-            (aside / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
-        (aside / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
-        _let_others_read(aside)
-        put_in_place(aside, to, option="--to")
-    except Exception as error:  # safetensors and tokenizers tell of the disk by exceptions of their own
-        number = errno_of(error)
-        if number is None:
-            raise
-        raise UserError(f"cannot write {to}: {os.strerror(number)}") from None
+        with new_folder(to, option="--to") as folder:
+            model.save_pretrained(folder, max_shard_size=max_shard_bytes)
+            processor.save_pretrained(folder)
+            (folder / RUN_CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+            if found.assets:
+                (folder / ASSETS_FILE).write_text(json.dumps(dict(found.assets)))
+            (folder / "README.md").write_text(card(type(model).__name__), encoding="utf-8")
+            _let_others_read(folder)
     finally:
         if had_bar:
             transformers_logging.enable_progress_bar()
-        shutil.rmtree(aside, ignore_errors=True)
     return sorted(to.iterdir())
 
 

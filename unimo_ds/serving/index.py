@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from torch import nn
 
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.new_folder import put_in_place, refuse_occupied
+from unimo_ds.utils.new_folder import new_folder
 
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
 SCHEMA = 1
@@ -140,15 +138,12 @@ def write(
     Raises:
         UserError: the folder holds something, nothing to index, or the disk refuses.
     """
-    refuse_occupied(folder, option="--output")
     vectors: Any = faiss.IndexFlatIP(size)
     if approximate:
         vectors = faiss.IndexHNSWFlat(size, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         vectors.hnsw.efConstruction = vectors.hnsw.efSearch = _WIDTH
     items: list[Item] = []
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(folder, option="--output") as aside:
         with (aside / ITEMS_FILE).open("w", encoding="utf-8") as file:
             for some, rows in batches:
                 vectors.add(np.ascontiguousarray(rows, np.float32))
@@ -162,11 +157,6 @@ def write(
         # FAISS's own files overlook a full disk, and take Unicode names alone.
         with (aside / VECTORS_FILE).open("wb") as stream:
             faiss.write_index(vectors, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
-        put_in_place(aside, folder, option="--output")
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Index(about, items, vectors, folder)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.errors import UserError, errno_of
 
 
 def refuse_occupied(folder: Path, *, option: str) -> None:
@@ -18,14 +21,27 @@ def refuse_occupied(folder: Path, *, option: str) -> None:
         raise UserError(f"{folder} already holds something or is the current folder; give a new folder to {option}")
 
 
-def put_in_place(made: Path, folder: Path, *, option: str) -> None:
-    """Give a whole folder, made beside it, its name.
+@contextlib.contextmanager
+def new_folder(folder: Path, *, option: str) -> Iterator[Path]:
+    """An empty folder beside `folder`, which gets its name where the block comes to its end, and else is gone.
 
     Raises:
-        UserError: something has come there meanwhile, from another command perhaps; it stays.
-        OSError: the disk refuses.
+        UserError: something is in `folder`, or has come there meanwhile, from another command perhaps: it stays. Or the disk
+            refuses anything inside.
     """
     refuse_occupied(folder, option=option)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(made, folder)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        refuse_occupied(folder, option=option)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(aside, folder)
+    except Exception as error:  # libraries tell of the disk by exceptions of their own
+        number = errno_of(error)
+        if number is None:
+            raise
+        raise UserError(f"cannot write {folder}: {os.strerror(number)}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
