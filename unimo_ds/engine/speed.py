@@ -11,17 +11,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.schema import PackedBatch, StepBatch
 from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.models.accounting import StreamShape, training_flops
-
-PEAK_TERAFLOPS = {
-    "V100-PCIE": 112.0,
-    "V100": 125.0,
-    "A100": 312.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "H200": 989.0,
-}
-"""Dense half-precision matrix peak by the first of these that is in a device's name, from the vendor's data sheets."""
+from unimo_ds.utils.machine import PEAK_TERAFLOPS
 
 
 class SpeedMeter:

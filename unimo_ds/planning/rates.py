@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.engine.speed import PEAK_TERAFLOPS
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import PEAK_TERAFLOPS
 
 DEVICES_PER_NODE, NODE_BYTES_PER_SECOND = 8, 12.5e9
 """Eight GPUs behind one port of 100 Gb/s; what travels inside a node is not counted."""

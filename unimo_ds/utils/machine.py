@@ -14,6 +14,16 @@ import torch
 
 from unimo_ds.utils.errors import UserError
 
+PEAK_TERAFLOPS = {
+    "V100-PCIE": 112.0,
+    "V100": 125.0,
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+}
+"""Dense half-precision matrix peak by the first of these that is in a device's name, from the vendor's data sheets."""
 _GIB = 2**30
 
 
