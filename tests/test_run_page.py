@@ -91,7 +91,8 @@ def test_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = run_dir / "pages" / "page.html"
     assert cli.main(["inspect", str(run_dir), "--html", str(target)]) == 0
     assert target.read_text().startswith("<!doctype html>")
-    assert "training_share: " in capsys.readouterr().out
+    assert "<td>time</td><td>70 s</td>" in target.read_text()
+    assert "time: 70 s\ntraining share: 0.114\n" in capsys.readouterr().out
 
 
 def test_not_a_run_and_a_damaged_one(run_dir: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from unimo_ds.engine import records
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.batched import batched
+from unimo_ds.utils.duration import duration
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
 
@@ -147,6 +148,16 @@ def summary(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `summary` and `write_page` return, for people."""
+    return [
+        ("time", duration(value / 24))
+        if name == "hours"
+        else (name.replace("_", " "), _number(value) if isinstance(value, float) else str(value))
+        for name, value in found.items()
+    ]
+
+
 def to_html(run: RunFiles) -> str:
     """The page. Needs nothing beside itself: no script, no picture, no address."""
     firsts, machines = start_steps(run), _machines(run)
@@ -173,11 +184,10 @@ def to_html(run: RunFiles) -> str:
         for number, (start, step) in enumerate(zip(run.starts, firsts, strict=True), start=1)
     ]
     notes = [(event["step"], event["event"], event.get("text", "")) for event in run.events if event["event"] in _TOLD]
-    facts = [(name.replace("_", " "), _shown(value)) for name, value in summary(run).items()]
     head = ("start", "time", "first step", "host", "Slurm job", "ranks", "revision", "versions")
     parts = [
         f"<h1>{escape(run.name)}</h1>",
-        _table((), facts),
+        _table((), facts(summary(run))),
         "<p>Dashed lines are restarts.</p>" if marks else "",
         f'<div class="charts">{"".join(charts)}</div>',
         f"<h2>Starts</h2>{_table(head, starts)}",
@@ -273,10 +283,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     top = "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>" if head else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{top}{body}</table>"
-
-
-def _shown(value: object) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,8 @@ from unimo_ds.engine import ds_config
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.cost import counted_cost
 from unimo_ds.planning.plan import plan
-from unimo_ds.planning.text import duration, to_text
+from unimo_ds.planning.text import to_text
+from unimo_ds.utils.duration import duration
 from unimo_ds.utils.errors import UserError
 
 
@@ -187,6 +188,7 @@ def test_communication_is_there_between_nodes_alone() -> None:
 @pytest.mark.parametrize(
     ("days", "said"),
     [
+        (0.0005, "43 s"),
         (0.0124, "18 min"),
         (0.06, "86 min"),
         (0.0625, "1.5 h"),

@@ -94,11 +94,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         from unimo_ds import run_page
 
         written = run_page.write_page(Path(arguments.path), arguments.html)
-        lines = [
-            f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
-            for name, value in written.items()
-        ]
-        emit(written, "\n".join(lines), arguments.json)
+        emit(written, "\n".join(f"{name}: {told}" for name, told in run_page.facts(written)), arguments.json)
         return None
     from unimo_ds import inspection
 

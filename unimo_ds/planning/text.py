@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from unimo_ds.planning import mix
 from unimo_ds.planning.plan import Plan
-
-
-def duration(days: float) -> str:
-    """In the unit that people would say it in."""
-    if days < 1 / 16:
-        return f"{days * 24 * 60:.2g} min"
-    return f"{days * 24:.2g} h" if days < 0.95 else f"{days:,.1f} days"
+from unimo_ds.utils.duration import duration
 
 
 def to_text(result: Plan) -> str:
