@@ -134,7 +134,12 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "checkpoints": steps,
         "latest": checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST) or None,
         "best": None if state is None else _within(_object(state), "progress").get("best"),
-        "metrics": _last_metrics(path / records.METRICS_FILE),
+        "metrics": {
+            name: value
+            for record in records.read(path / records.METRICS_FILE)
+            for name, value in record.values.items()
+            if not record.event and isinstance(value, int | float)
+        },
     }
 
 
@@ -143,15 +148,6 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     state = _object(path / "state.json")
     sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
     return {"what": "checkpoint", "path": str(path), **state, "files": sizes}
-
-
-def _last_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric."""
-    values: dict[str, float] = {}
-    for record in records.read(path):
-        if not record.event:
-            values |= {name: value for name, value in record.values.items() if isinstance(value, int | float)}
-    return values
 
 
 def to_text(found: dict[str, Any]) -> str:

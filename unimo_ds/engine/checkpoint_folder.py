@@ -248,10 +248,7 @@ def point(checkpoints: Path, pointer: str, name: str) -> None:
 def replace_file(path: Path, content: str) -> None:
     """Write a small file so that it holds the old content or the new, whatever happens. May raise OSError."""
     temporary = path.with_name(f".{path.name}")
-    with temporary.open("w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_synced(temporary, content.encode())
     temporary.rename(path)
     _sync_folder(path.parent)
 
@@ -283,11 +280,15 @@ def _tidy(checkpoints: Path) -> None:
 def _write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Write and synchronise; returns the manifest's entry."""
     content = json.dumps(values, indent=2).encode()
+    _write_synced(path, content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,9 +7,8 @@ spoilt by a crash of the machine; it is read as an event DAMAGED of the step bef
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.utils import strict_json
@@ -18,8 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 DAMAGED = "damaged"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One line."""
 
     line: str
@@ -30,22 +28,16 @@ class Record:
     values: Mapping[str, Any]
     """All that the line says. Of numbers: `time`, seconds since the epoch, and None for what was not finite."""
 
-    @property
-    def is_evaluation(self) -> bool:
-        return not self.event and "loss/total" not in self.values
-
 
 def read(path: Path) -> Iterator[Record]:
     """In the file's order; none where there is no file. May raise OSError."""
-    step = 0
-    for line in _whole_lines(path):
-        try:
-            record = _record(line)
-        except ValueError:
-            values = {"step": step, "event": DAMAGED, "text": f"a line of {path.name} that cannot be read"}
-            record = Record(line, step, DAMAGED, values)
-        step = record.step
-        yield record
+    if path.is_file():
+        step = 0
+        with path.open(errors="replace") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield (record := _record(line, step))
+                    step = record.step
 
 
 def cut_after(path: Path, step: int, *, last_measured: int) -> None:
@@ -53,27 +45,21 @@ def cut_after(path: Path, step: int, *, last_measured: int) -> None:
     kept = "".join(
         record.line
         for record in read(path)
-        if record.event != DAMAGED and record.step <= (last_measured if record.is_evaluation else step)
+        if record.event != DAMAGED
+        and record.step <= (step if record.event or "loss/total" in record.values else last_measured)
     )
     if path.is_file() and kept != path.read_text(errors="replace"):
         replace_file(path, kept)
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    if path.is_file():
-        with path.open(errors="replace") as lines:
-            yield from (line for line in lines if line.endswith("\n"))
-
-
-def _record(line: str) -> Record:
-    """
-    Raises:
-        ValueError: it is none.
-    """
-    values = strict_json.parsed(line)
-    if not isinstance(values, dict):
-        raise ValueError("no object")
-    if "event" not in values:
-        strict_json.typed(float, values.get("time"), where="time")
-    step = strict_json.typed(int, values.get("step"), where="step")
-    return Record(line, step, strict_json.typed(str, values.get("event", ""), where="event"), values)
+def _record(line: str, step_before: int) -> Record:
+    try:
+        values = strict_json.parsed(line)
+        step = strict_json.typed(int, values["step"], where="step")
+        event = strict_json.typed(str, values.get("event", ""), where="event")
+        if not event:
+            strict_json.typed(float, values["time"], where="time")
+    except (ValueError, KeyError, TypeError):
+        step, event = step_before, DAMAGED
+        values = {"step": step, "event": event, "text": f"a line of {METRICS_FILE} that cannot be read"}
+    return Record(line, step, event, values)
