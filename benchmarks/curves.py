@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from unimo_ds.engine import records
+from unimo_ds.utils import records
 
 DIRECTIONS = {
     "R@10 text to image": "held_out/retrieval/text_to_image/r@10",

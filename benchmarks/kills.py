@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
-from unimo_ds.engine import records
 from unimo_ds.run_page import read_run, summary
+from unimo_ds.utils import records
 from unimo_ds.utils.launchers import free_port
 
 _POLL = 0.1

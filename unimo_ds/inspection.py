@@ -14,8 +14,8 @@ from unimo_ds.data.storage.open_folder import load_manifest_at
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.data.storage.retrying import Retries
 from unimo_ds.data.storage.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
-from unimo_ds.engine import checkpoint_folder, records
-from unimo_ds.utils import strict_json
+from unimo_ds.engine import checkpoint_folder
+from unimo_ds.utils import records, strict_json
 from unimo_ds.utils.errors import UserError
 
 _LONGEST_TEXT = 110

@@ -15,8 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.engine import records
-from unimo_ds.utils import strict_json
+from unimo_ds.utils import records, strict_json
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.duration import duration
 from unimo_ds.utils.errors import UserError

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unimo_ds.engine.records import DAMAGED, METRICS_FILE, cut_after, read
+from unimo_ds.engine.log import cut_after
+from unimo_ds.utils.records import DAMAGED, METRICS_FILE, read
 
 STEP = '{"step": 3, "time": 1.5, "loss/total": 2.0}\n'
 EVALUATION = '{"step": 3, "time": 2.5, "held_out/loss/total": null}\n'

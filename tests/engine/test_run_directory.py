@@ -19,10 +19,10 @@ import pytest
 
 from unimo_ds.config import RunConfig
 from unimo_ds.engine import run_directory
-from unimo_ds.engine.records import METRICS_FILE
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.records import METRICS_FILE
 
 
 def prepare(folder: Path, config: RunConfig, *, data: str = "aaaa") -> None:

@@ -21,10 +21,12 @@ from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine import patient_files, trace, trackers
+from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
-from unimo_ds.engine.records import METRICS_FILE, cut_after
 from unimo_ds.engine.run_directory import flatten
+from unimo_ds.utils import records
+from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
 
 LAST_SAMPLES = "last_samples.json"
@@ -148,6 +150,18 @@ class _Silence:
 def make_log(config: RunConfig, *, rank: int) -> RunLog:
     """Of this rank."""
     return RunLog(config) if rank == 0 else cast(RunLog, _Silence())
+
+
+def cut_after(path: Path, step: int, *, last_measured: int) -> None:
+    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and all that are no records. Atomic."""
+    kept = "".join(
+        record.line
+        for record in records.read(path)
+        if record.event != records.DAMAGED
+        and record.step <= (step if record.event or "loss/total" in record.values else last_measured)
+    )
+    if path.is_file() and kept != path.read_text(errors="replace"):
+        replace_file(path, kept)
 
 
 def _drop_embeddings(board: Path, step: int) -> None:

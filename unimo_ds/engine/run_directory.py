@@ -22,12 +22,12 @@ from typing import IO, Any
 from unimo_ds.config import RunConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.engine.patient_files import say
-from unimo_ds.engine.records import METRICS_FILE
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import describe_machine
+from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
 
 CONFIG_FILE = "config.json"

@@ -9,12 +9,11 @@ from typing import Any
 import unimo_ds
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.storage import blend
-from unimo_ds.engine import records
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
-from unimo_ds.utils import strict_json
+from unimo_ds.utils import records, strict_json
 from unimo_ds.utils.errors import UserError
 
 

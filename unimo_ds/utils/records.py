@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.utils import strict_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -38,18 +37,6 @@ def read(path: Path) -> Iterator[Record]:
                 if line.endswith("\n"):
                     yield (record := _record(line, step))
                     step = record.step
-
-
-def cut_after(path: Path, step: int, *, last_measured: int) -> None:
-    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and all that are no records. Atomic."""
-    kept = "".join(
-        record.line
-        for record in read(path)
-        if record.event != DAMAGED
-        and record.step <= (step if record.event or "loss/total" in record.values else last_measured)
-    )
-    if path.is_file() and kept != path.read_text(errors="replace"):
-        replace_file(path, kept)
 
 
 def _record(line: str, step_before: int) -> Record:
