@@ -12,7 +12,7 @@ from unimo_ds.utils.intervals import Count, CountOrZero, Dropout, Interval, NonN
 class AdversarialConfig:
     """Adversarial training in the manner of VILLA: noise on text embeddings and region features, climbed for some steps."""
 
-    steps: CountOrZero = 0
+    steps: Annotated[int, Interval(0, 1000)] = 0
     """Ascents per optimizer step; 0: plain training."""
     initial_magnitude: NonNegative = 0.4
     """Of the first noise of a sequence, divided by the root of its number of elements."""
@@ -27,7 +27,7 @@ class AdversarialConfig:
 class GenerationConfig:
     """Decoding of the tasks that write."""
 
-    beams: Count = 5
+    beams: Annotated[int, Interval(1, 10_000)] = 5
     length_penalty: Annotated[float, Interval(-2, 10)] = 0.6
     """Exponent a of ((5 + t) / 6) ** a, by which the summed log-probability of t tokens is divided."""
     min_tokens: CountOrZero = 5
@@ -45,8 +45,8 @@ class RetrievalConfig:
     loss: Literal["plain", "circle"] = "plain"
     """Of joint encodings. plain: cross-entropy of the pair among its negatives, whose scores are logits as the contrastive loss's
     are, so that both add up; circle: the paper's."""
-    negative_images: CountOrZero = 10
-    negative_captions: CountOrZero = 10
+    negative_images: Annotated[int, Interval(0, 1000)] = 10
+    negative_captions: Annotated[int, Interval(0, 1000)] = 10
     """Drawn for each pair and visit, and encoded jointly with the pair's caption or image; none of both: single encodings alone
     are trained."""
     hard_share: Share = 1.0

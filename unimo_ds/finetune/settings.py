@@ -21,7 +21,7 @@ from unimo_ds.config import (
 from unimo_ds.config_check import check
 from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.finetune.task import Size, Task
-from unimo_ds.overrides import apply_overrides
+from unimo_ds.overrides import apply_overrides, key_of
 from unimo_ds.utils.errors import UserError
 
 
@@ -128,14 +128,15 @@ def check_finetuning(config: RunConfig) -> None:
 def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
     """Steps of the recipe's epochs, its warm-up, and a measurement at the end of each epoch; what was overridden is kept."""
     assert config.finetune is not None
-    changed = {override.partition("=")[0].strip() for override in overrides}
+    changed = set(map(key_of, overrides))
     steps_per_epoch = max(1, math.ceil(num_examples / config.batch.global_samples))
     schedule, every = config.schedule, config.evaluation.every_steps
     if "schedule.total_steps" not in changed:
         total = max(1, round(config.finetune.epochs * steps_per_epoch))
         schedule = dataclasses.replace(schedule, total_steps=total)
     if "schedule.warmup_steps" not in changed:
-        share = 0.0 if schedule.form == "drops" else config.finetune.warmup_share
+        has_none = schedule.form == "drops" and "finetune.warmup_share" not in changed
+        share = 0.0 if has_none else config.finetune.warmup_share
         schedule = dataclasses.replace(schedule, warmup_steps=round(share * schedule.total_steps))
     if "evaluation.every_steps" not in changed:
         every = steps_per_epoch
