@@ -224,9 +224,13 @@ class ScheduleConfig:
 
     total_steps: Count = 500_000
     warmup_steps: CountOrZero = 24_000
-    form: Literal["linear", "linear_from_start", "drops"] = "linear"
+    form: Literal["linear", "linear_from_start", "drops", "cosine", "stable"] = "linear"
     """linear: from the end of the warm-up to zero; linear_from_start: the line to zero begins at step 0, so the rate falls a
-    little where the warm-up ends (UNIMO's fine-tuning); drops: to a tenth at 0.6 and again at 0.8 of the steps."""
+    little where the warm-up ends (UNIMO's fine-tuning); drops: to a tenth at 0.6 and again at 0.8 of the steps;
+    cosine: half a wave from the end of the warm-up to zero (CLIP); stable: constant, then a line to zero over `decay_share`."""
+    decay_share: Share = 0.2
+    """Share of all steps, at the end, over which `stable` falls to zero: no more than the warm-up leaves; 0: it never does. The
+    other forms do not read it."""
 
 
 @dataclass(frozen=True)
