@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from unimo_ds.config import LossWeights
+from unimo_ds.utils.intervals import NonNegative
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 NAME = "image_text_matching"
@@ -28,6 +29,6 @@ def modules_of_page() -> dict[str, ModuleType]:
 
 def weights_of(value: float, **others: float) -> LossWeights:
     """With the line of `config.py` that the page asks for."""
-    made = dataclasses.make_dataclass("Weights", [(NAME, float, 0.0)], bases=(LossWeights,), frozen=True)
+    made = dataclasses.make_dataclass("Weights", [(NAME, NonNegative, 0.0)], bases=(LossWeights,), frozen=True)
     result: LossWeights = made(**{NAME: value}, **others)
     return result

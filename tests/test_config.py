@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from unimo_ds.config import RunConfig, fingerprint, from_dict, to_dict
 from unimo_ds.config_check import check
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.intervals import Interval
 
 CONFIG = RunConfig(recipe="test")
 
@@ -129,3 +133,44 @@ def test_round_trip_and_fingerprint():
     assert fingerprint(changed) == fingerprint(dataclasses.replace(changed))
     with pytest.raises(UserError, match="did you mean 'seed'"):
         from_dict(RunConfig, {"recipe": "x", "sed": 1})
+
+
+FREE_ON_PURPOSE = {
+    # Held against each other, against the data or one by one (config_check.py, data/mixture.py).
+    "model.region_tag_sizes",
+    "data.source_weights",
+    "data.folder_weights",
+    "masking.max_fragment_tokens",
+    "contrast.temperature",
+    "contrast.max_temperature",
+    "optimizer.betas",
+    "logging.trace_steps",
+    # Nobody sets it: the task and its data do.
+    "finetune.num_outputs",
+    # Of the circle loss, which is defined for every number.
+    "finetune.retrieval.margin",
+    "finetune.retrieval.scale",
+}
+
+
+def numbers(kind: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Key of each setting with a number in it, and whether that has an interval."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        parts = set(parts_of(hint))
+        for group in [part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)]:
+            yield from numbers(group, f"{prefix}{name}.")
+        if parts & {int, float}:
+            yield f"{prefix}{name}", any(isinstance(part, Interval) for part in parts)
+
+
+def parts_of(hint: Any) -> Iterator[Any]:
+    """The hint, and what stands in its brackets."""
+    yield hint
+    for part in typing.get_args(hint):
+        yield from parts_of(part)
+
+
+def test_every_number_has_an_interval_or_is_free_on_purpose():
+    found = dict(numbers(RunConfig))
+    assert len(found) > 100
+    assert {key for key, has_interval in found.items() if not has_interval} == FREE_ON_PURPOSE

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "utils": {"utils"},
     "config": {"finetune_config", "utils"},
     "overrides": {"config", "utils"},
-    "finetune_config": set(),
+    "finetune_config": {"utils"},
     "config_check": LEAVES,
     "recipes": LEAVES | {"recipes"},
     "data": LEAVES | {"data"},

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: frozen dataclasses, one home for every number.
+"""The whole configuration of a run: frozen dataclasses, one home for every number and its bounds.
 
 A recipe (`unimo_ds/recipes/`) is a function that returns a `RunConfig`; `overrides.py` changes fields of it. What belongs to
 DeepSpeed alone (ZeRO stage, offload, buckets, precision) lives in `ds_configs/*.json`, never here.
@@ -12,38 +12,41 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import strict_json
+from unimo_ds.utils.intervals import Count, CountOrZero, Dropout, Interval, NonNegative, Positive, Share
 
 T = TypeVar("T")
+Drawn = Annotated[int, Interval(0, 1000)]
+"""Of a pair's rewrites of one kind, or of its related items: no folder holds nearly as many, and a step is planned for all."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of the Transformer (reference: UNIMO's released unimo_base_en.json and unimo_large_en.json)."""
 
-    num_layers: int = 12
-    hidden_size: int = 768
-    num_heads: int = 12
-    feed_forward_size: int = 3072
-    vocabulary_size: int = 50265
-    max_positions: int = 514
+    num_layers: Count = 12
+    hidden_size: Count = 768
+    num_heads: Count = 12
+    feed_forward_size: Count = 3072
+    vocabulary_size: CountOrZero = 50265
+    max_positions: Annotated[int, Interval(3)] = 514
     """Rows of the learned position table; ids start at 2, so 512 are usable."""
-    region_feature_size: int = 2048
-    num_region_classes: int = 1601
-    num_image_layers: int = 0
+    region_feature_size: CountOrZero = 2048
+    num_region_classes: CountOrZero = 1601
+    num_image_layers: CountOrZero = 0
     """Layers of a Vision Transformer over the patches of an image (`prepare import --extractor patches`), trained with the rest,
     whose outputs take the place of region features; of the sizes of the others. 0: none."""
     region_tag_sizes: tuple[int, ...] = ()
     """Values of each tag that the extractor gives regions (`Regions.tags`): a table of embeddings each. Empty: none."""
-    patch_columns: int = 0
+    patch_columns: CountOrZero = 0
     """Patches in a row of an image, where image layers read patches, which are numbered row by row; 0: as many as in a column."""
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
+    hidden_dropout: Dropout = 0.1
+    attention_dropout: Dropout = 0.1
+    layer_norm_epsilon: Annotated[float, Interval(0, 1)] = 1e-5
+    initializer_range: Positive = 0.02
     initialize_from: str | None = None
     """Local Hugging Face folder of RoBERTa or UNIMO weights (safetensors; `unimo export`, `convert`); None: from scratch."""
     initialize_images_from: str | None = None
@@ -73,9 +76,9 @@ class ModelConfig:
 class KindWeights:
     """Ratio of the three kinds in the global stream (paper: 1 : 1 : 5). A kind of weight 0 is left out."""
 
-    image: float = 1.0
-    text: float = 1.0
-    pair: float = 5.0
+    image: NonNegative = 1.0
+    text: NonNegative = 1.0
+    pair: NonNegative = 5.0
 
 
 @dataclass(frozen=True)
@@ -93,29 +96,29 @@ class DataConfig:
     folder_weights: tuple[float, ...] = ()
     """Weight of each folder of `path`, in its order, within each kind, 0 to leave it out; sources then share within their
     folder. Empty: a source is one, in however many folders it lies."""
-    shuffle_window_shards: int = 8
+    shuffle_window_shards: Count = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
-    max_text_tokens: int = 512
+    max_text_tokens: Annotated[int, Interval(3)] = 512
     """Longest text, [CLS] and [SEP] included."""
-    max_regions: int = 100
-    smallest_crop: float = 1.0
+    max_regions: Annotated[int, Interval(1, 2**31 - 1)] = 100
+    smallest_crop: Annotated[float, Interval(0.01, 1)] = 1.0
     """Share of an image's area that a visit shows at least, at random, where regions are patches of it; 1: always all of it."""
-    num_workers: int = 1
+    num_workers: Annotated[int, Interval(0, 1024)] = 1
     """Loader processes per rank; 0 reads in the training process."""
-    prefetch_steps: int = 2
-    max_bad_share: float = 0.001
+    prefetch_steps: Annotated[int, Interval(1, 1000)] = 2
+    max_bad_share: Share = 0.001
     """Share of samples that may be unreadable before the run stops and names their shards."""
     cache_dir: str | None = None
     """Local cache for remote shards, and for the joined indices of a large corpus; None: a folder beside the run."""
-    cache_bytes: int = 50 * 2**30
+    cache_bytes: CountOrZero = 50 * 2**30
     """Of all remote folders together."""
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    global_samples: int = 1024
-    """Samples (images, texts and pairs together) in one optimizer step over all ranks."""
-    micro_batch_tokens: int = 16384
+    global_samples: Annotated[int, Interval(1, 1_000_000)] = 1024
+    """Samples (images, texts and pairs together) in one optimizer step over all ranks; each rank plans the step whole."""
+    micro_batch_tokens: Count = 16384
     """Stream positions one rank holds in one micro-step: the memory budget."""
 
 
@@ -123,22 +126,23 @@ class BatchConfig:
 class MaskingConfig:
     """Corruption of inputs (paper sections 2.2 and 2.3)."""
 
-    language_share: float = 0.15
-    span_probability: float = 0.2
+    language_share: Share = 0.15
+    span_probability: Annotated[float, Interval(0.001, 1)] = 0.2
     """p of the geometric span length, in whole words."""
-    max_span_words: int = 10
-    mask_token_share: float = 0.8
-    random_token_share: float = 0.1
+    max_span_words: Annotated[int, Interval(1, 100_000)] = 10
+    """The chance of each length stands in a table."""
+    mask_token_share: Share = 0.8
+    random_token_share: Share = 0.1
     phrases: bool = True
     """Whether names and other phrases that are stored with a text (`unimo prepare phrases`) are masked as if one word."""
-    sequence_to_sequence_share: float = 0.5
+    sequence_to_sequence_share: Share = 0.5
     """Chance that a text or caption takes the sequence-to-sequence objective instead of the masked one."""
-    fragment_share: float = 0.25
-    min_fragment_tokens: int = 4
+    fragment_share: Annotated[float, Interval(0.001, 1)] = 0.25
+    min_fragment_tokens: Count = 4
     max_fragment_tokens: int = 32
-    region_share: float = 0.15
+    region_share: Share = 0.15
     """Of anchors, but at least one an image (0: none); what overlaps them comes on top."""
-    region_overlap: float = 0.3
+    region_overlap: Share = 0.3
     """Regions whose intersection over union with a masked anchor exceeds this are masked too."""
     normalised_pixels: bool = False
     """Whether a masked patch is predicted as its pixels with mean 0 and deviation 1 (masked autoencoders), not as they are; where
@@ -151,11 +155,11 @@ class ContrastConfig:
 
     enabled: bool = True
     form: Literal["one_log", "two_logs", "log_each"] = "two_logs"
-    positives: int = 1
+    positives: Drawn = 1
     """Positive rewrites drawn per pair and step."""
-    sentence_negatives: int = 1
-    phrase_negatives: int = 1
-    word_negatives: int = 1
+    sentence_negatives: Drawn = 1
+    phrase_negatives: Drawn = 1
+    word_negatives: Drawn = 1
     """Negative rewrites of each level drawn per pair and step."""
     rewrites: Literal["joint", "single", "both"] = "joint"
     """How rewrites are encoded: joint, with the image (the paper's way, a pass over the image for each); single, alone, scored
@@ -163,17 +167,17 @@ class ContrastConfig:
     joint_encoding: Literal["exact", "shared_image"] = "exact"
     """exact: every text of a pair is encoded with the image, and both see each other. shared_image: the image is encoded once,
     alone, and each text sees it; the image sees no text, so its vector is the same in all scores (choice 6b)."""
-    related_images: int = 1
-    related_texts: int = 1
+    related_images: Drawn = 1
+    related_texts: Drawn = 1
     """Retrieved items drawn per pair and step, encoded alone."""
     in_batch: bool = True
     exchange: Literal["gather", "ring"] = "gather"
     """How ranks see each other's images and texts: all at once on every rank; or in a ring, texts of one rank at a time, which
     makes every score once instead of twice and never holds more than two ranks' texts."""
-    group_pairs: int = 0
+    group_pairs: CountOrZero = 0
     """Pairs that are each other's negatives: consecutive pairs of the global batch; 0: all pairs of the step."""
     temperature: float = 0.07
-    min_temperature: float = 0.001
+    min_temperature: Positive = 0.001
     max_temperature: float = 0.5
 
     @property
@@ -195,22 +199,22 @@ class LossWeights:
     """Weights of the named losses in the sum (the paper states none: 1 each). An objective with a head of its own is left out,
     head and all, where its weight is 0: make that its default, and runs from before it stay what they are."""
 
-    masked_language: float = 1.0
-    sequence_to_sequence: float = 1.0
-    region_regression: float = 1.0
-    region_classification: float = 1.0
-    contrastive: float = 1.0
+    masked_language: NonNegative = 1.0
+    sequence_to_sequence: NonNegative = 1.0
+    region_regression: NonNegative = 1.0
+    region_classification: NonNegative = 1.0
+    contrastive: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "deepspeed_adam", "apex_adam", "apex_lamb"] = "adamw"
     """adamw: torch's, fused; deepspeed_adam: DeepSpeed's fused or CPU Adam; apex_*: NVIDIA apex, where installed."""
-    peak_learning_rate: float = 5e-5
+    peak_learning_rate: NonNegative = 5e-5
     betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    epsilon: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.01
+    clip_norm: NonNegative = 1.0
     """Global gradient-norm limit; 0 switches clipping off."""
 
 
@@ -218,11 +222,15 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Linear warm-up to the peak rate, then a decay that is over at `total_steps`."""
 
-    total_steps: int = 500_000
-    warmup_steps: int = 24_000
-    form: Literal["linear", "linear_from_start", "drops"] = "linear"
+    total_steps: Count = 500_000
+    warmup_steps: CountOrZero = 24_000
+    form: Literal["linear", "linear_from_start", "drops", "cosine", "stable"] = "linear"
     """linear: from the end of the warm-up to zero; linear_from_start: the line to zero begins at step 0, so the rate falls a
-    little where the warm-up ends (UNIMO's fine-tuning); drops: to a tenth at 0.6 and again at 0.8 of the steps."""
+    little where the warm-up ends (UNIMO's fine-tuning); drops: to a tenth at 0.6 and again at 0.8 of the steps;
+    cosine: half a wave from the end of the warm-up to zero (CLIP); stable: constant, then a line to zero over `decay_share`."""
+    decay_share: Share = 0.2
+    """Share of all steps, at the end, over which `stable` falls to zero: no more than the warm-up leaves; 0: it never does. The
+    other forms do not read it."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +242,11 @@ class EngineConfig:
     """Path of the packed attention op: auto, reference, or the name of a native path."""
     contrastive: str = "auto"
     """Path of the contrastive loss: auto, tiled (plain PyTorch), or native (the CUDA kernels; unit vectors in fp16)."""
-    max_skipped_steps: int = 10
+    max_skipped_steps: Count = 10
     """Consecutive steps without a finite loss and gradient before the run stops."""
-    hang_minutes: float = 15.0
+    hang_minutes: Annotated[float, Interval(0, 525_600)] = 15.0
     """A step, evaluation or save that takes longer ends every rank, with its stack on stderr; 0: never."""
-    threads: int = 0
+    threads: Annotated[int, Interval(0, 4096)] = 0
     """torch threads per rank on CPU; 0: leave OMP_NUM_THREADS as it is."""
     check_memory: bool = True
     """Refuse to train on CPUs where `unimo plan`'s memory is more than the machine has, or gives this job or container."""
@@ -252,49 +260,49 @@ class SpikeConfig:
     """What counts as a spike of the loss or the gradient norm, and how far the run goes to get over it: it skips updates, then
     rolls back and passes over these batches, then stops with a reason."""
 
-    deviations: float = 6.0
+    deviations: Annotated[float, Interval(1)] = 6.0
     """Standard deviations above the running mean (but at least a fifth of it) that make a spike."""
-    ratio: float = 10.0
+    ratio: Annotated[float, Interval(1)] = 10.0
     """Times the running mean that make one, however noisy the course."""
-    warm_up_steps: int = 50
+    warm_up_steps: Annotated[int, Interval(2)] = 50
     """Steps whose values are taken as they come: a run begins steeply."""
     skip_update: bool = True
     """Drop the update of a step whose loss is a spike. A spike of the gradient norm alone is trained on: clipping bounds it."""
-    most_in_a_row: int = 10
+    most_in_a_row: CountOrZero = 10
     """Steps in a row with a spike before the run goes back to its newest good checkpoint from before the first of them, and
     passes over their batches; 0: it never does."""
-    max_rollbacks: int = 3
+    max_rollbacks: CountOrZero = 3
     """Of a whole run; the next one stops it."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int = 1000
+    every_steps: Count = 1000
     in_background: bool = True
     """Copy the state to host memory (12 bytes a parameter on the first machine) and write it while training goes on."""
-    keep_last: int = 3
-    keep_every: int = 0
+    keep_last: Count = 3
+    keep_every: CountOrZero = 0
     """Keep every checkpoint whose step is a multiple of this for good; 0: none."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    every_steps: int = 1000
+    every_steps: CountOrZero = 1000
     """0: never during training."""
     at_start: bool = True
     """Measure before the first step as well."""
-    num_pairs: int = 500
+    num_pairs: Count = 500
     """Held-out pairs used for retrieval, rewrite accuracy and held-out losses during training."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    every_steps: int = 10
+    every_steps: Count = 10
     trace_steps: tuple[int, int] = (0, 0)
     """First and last step that rank 0 records with torch's profiler, into RUN/traces; 0,0: none."""
-    num_pictures: int = 8
+    num_pictures: CountOrZero = 8
     """Held-out captions whose retrieved images go to TensorBoard."""
-    num_embeddings: int = 200
+    num_embeddings: CountOrZero = 200
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()
     """What else gets the numbers and pictures, each by a library of its own (engine/trackers)."""
     project: str = "unimo_ds"
@@ -306,7 +314,7 @@ class RunConfig:
     """Everything that decides a run. Its hash goes into every checkpoint."""
 
     recipe: str
-    seed: int = 0
+    seed: Annotated[int, Interval(0, 2**63 - 1)] = 0
     run_dir: str = "runs/run"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

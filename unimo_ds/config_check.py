@@ -1,95 +1,12 @@
-"""Which configurations can run: bounds of every number, and what must hold between them."""
+"""Which configurations can run: what must hold between their numbers, beside the interval of each (`utils/intervals.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
-from collections.abc import Mapping
-from typing import Any
 
-from unimo_ds.config import LossWeights, RunConfig
-from unimo_ds.utils import locations
+from unimo_ds.config import RunConfig
+from unimo_ds.utils import intervals, locations
 from unimo_ds.utils.errors import UserError
-
-_MOST_DRAWN = 1000
-"""Of a pair's rewrites of one kind, or of its related items: no folder holds nearly as many, and a step is planned for all."""
-_MOST_SAMPLES = 1_000_000
-"""Of a step, which every rank plans whole."""
-_MOST_SPAN_WORDS = 100_000
-"""The chance of each length stands in a table."""
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1),
-    "model.num_layers": (1, math.inf),
-    "model.num_image_layers": (0, math.inf),
-    "model.num_heads": (1, math.inf),
-    "model.hidden_size": (1, math.inf),
-    "model.feed_forward_size": (1, math.inf),
-    "model.vocabulary_size": (0, math.inf),
-    "model.region_feature_size": (0, math.inf),
-    "model.num_region_classes": (0, math.inf),
-    "model.patch_columns": (0, math.inf),
-    "model.max_positions": (3, math.inf),
-    "model.layer_norm_epsilon": (0, 1),
-    "model.initializer_range": (1e-6, math.inf),
-    "model.hidden_dropout": (0, 0.95),
-    "model.attention_dropout": (0, 0.95),
-    "data.kind_weights.image": (0, math.inf),
-    "data.kind_weights.text": (0, math.inf),
-    "data.kind_weights.pair": (0, math.inf),
-    "data.shuffle_window_shards": (1, math.inf),
-    "data.max_text_tokens": (3, math.inf),
-    "data.max_regions": (1, 2**31 - 1),
-    "data.smallest_crop": (0.01, 1),
-    "data.num_workers": (0, 1024),
-    "data.prefetch_steps": (1, 1000),
-    "data.max_bad_share": (0, 1),
-    "data.cache_bytes": (0, math.inf),
-    "batch.global_samples": (1, _MOST_SAMPLES),
-    "batch.micro_batch_tokens": (1, math.inf),
-    "masking.language_share": (0, 1),
-    "masking.span_probability": (0.001, 1),
-    "masking.max_span_words": (1, _MOST_SPAN_WORDS),
-    "masking.mask_token_share": (0, 1),
-    "masking.random_token_share": (0, 1),
-    "masking.sequence_to_sequence_share": (0, 1),
-    "masking.fragment_share": (0.001, 1),
-    "masking.min_fragment_tokens": (1, math.inf),
-    "masking.region_share": (0, 1),
-    "masking.region_overlap": (0, 1),
-    "contrast.positives": (0, _MOST_DRAWN),
-    "contrast.sentence_negatives": (0, _MOST_DRAWN),
-    "contrast.phrase_negatives": (0, _MOST_DRAWN),
-    "contrast.word_negatives": (0, _MOST_DRAWN),
-    "contrast.related_images": (0, _MOST_DRAWN),
-    "contrast.related_texts": (0, _MOST_DRAWN),
-    "contrast.group_pairs": (0, math.inf),
-    "contrast.min_temperature": (1e-6, math.inf),
-    **{f"losses.{field.name}": (0, math.inf) for field in dataclasses.fields(LossWeights)},
-    "optimizer.peak_learning_rate": (0, math.inf),
-    "optimizer.epsilon": (0, math.inf),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.clip_norm": (0, math.inf),
-    "schedule.total_steps": (1, math.inf),
-    "schedule.warmup_steps": (0, math.inf),
-    "engine.max_skipped_steps": (1, math.inf),
-    "engine.hang_minutes": (0, 525_600),
-    "engine.threads": (0, 4096),
-    "spikes.deviations": (1, math.inf),
-    "spikes.ratio": (1, math.inf),
-    "spikes.warm_up_steps": (2, math.inf),
-    "spikes.most_in_a_row": (0, math.inf),
-    "spikes.max_rollbacks": (0, math.inf),
-    "checkpoint.every_steps": (1, math.inf),
-    "checkpoint.keep_last": (1, math.inf),
-    "checkpoint.keep_every": (0, math.inf),
-    "evaluation.every_steps": (0, math.inf),
-    "evaluation.num_pairs": (1, math.inf),
-    "logging.every_steps": (1, math.inf),
-    "logging.num_pictures": (0, math.inf),
-    "logging.num_embeddings": (0, math.inf),
-}
-"""Lowest and highest value of each number that has bounds of its own."""
 
 
 def check(config: RunConfig) -> None:
@@ -148,7 +65,7 @@ def check_stored(config: RunConfig) -> None:
     Raises:
         UserError: naming the key and what it may be.
     """
-    check_bounds(config, _BOUNDS)
+    intervals.check(config)
     model, contrast = config.model, config.contrast
     if model.hidden_size % model.num_heads:
         raise UserError(f"model.hidden_size={model.hidden_size} is not a multiple of model.num_heads={model.num_heads}")
@@ -171,17 +88,3 @@ def check_stored(config: RunConfig) -> None:
             f"contrast.temperature={contrast.temperature} must lie between contrast.min_temperature="
             f"{contrast.min_temperature} and contrast.max_temperature={contrast.max_temperature}"
         )
-
-
-def check_bounds(settings: Any, bounds: Mapping[str, tuple[float, float]], *, prefix: str = "") -> None:
-    """
-    prefix: of the keys in messages.
-
-    Raises:
-        UserError: naming the key and what it may be.
-    """
-    for key, (low, high) in bounds.items():
-        value = operator.attrgetter(key)(settings)
-        if not low <= value <= high:
-            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise UserError(f"{prefix}{key}={value} must be {limit}")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from unimo_ds.utils.intervals import Count, CountOrZero, Dropout, Interval, NonNegative, Share
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
     """Adversarial training in the manner of VILLA: noise on text embeddings and region features, climbed for some steps."""
 
-    steps: int = 0
+    steps: Annotated[int, Interval(0, 1000)] = 0
     """Ascents per optimizer step; 0: plain training."""
-    initial_magnitude: float = 0.4
+    initial_magnitude: NonNegative = 0.4
     """Of the first noise of a sequence, divided by the root of its number of elements."""
-    step_size: float = 0.05
-    limit: float = 0.4
+    step_size: NonNegative = 0.05
+    limit: NonNegative = 0.4
     """Largest L2 norm of the noise of a sequence; 0: none."""
-    divergence_weight: float = 1.0
+    divergence_weight: NonNegative = 1.0
     """Of the symmetric Kullback-Leibler divergence between the noisy and the clean output."""
 
 
@@ -25,11 +27,11 @@ class AdversarialConfig:
 class GenerationConfig:
     """Decoding of the tasks that write."""
 
-    beams: int = 5
-    length_penalty: float = 0.6
+    beams: Annotated[int, Interval(1, 10_000)] = 5
+    length_penalty: Annotated[float, Interval(-2, 10)] = 0.6
     """Exponent a of ((5 + t) / 6) ** a, by which the summed log-probability of t tokens is divided."""
-    min_tokens: int = 5
-    max_tokens: int = 32
+    min_tokens: CountOrZero = 5
+    max_tokens: Count = 32
     block_trigrams: bool = False
 
 
@@ -37,23 +39,23 @@ class GenerationConfig:
 class RetrievalConfig:
     """Losses of image-text retrieval: of single encodings, contrasted over the step, and of joint ones."""
 
-    contrastive_weight: float = 1.0
+    contrastive_weight: NonNegative = 1.0
     """Of pre-training's contrastive loss between the single encodings of the step's pairs; 0: joint encodings alone, as in the
     paper (with the circle loss)."""
     loss: Literal["plain", "circle"] = "plain"
     """Of joint encodings. plain: cross-entropy of the pair among its negatives, whose scores are logits as the contrastive loss's
     are, so that both add up; circle: the paper's."""
-    negative_images: int = 10
-    negative_captions: int = 10
+    negative_images: Annotated[int, Interval(0, 1000)] = 10
+    negative_captions: Annotated[int, Interval(0, 1000)] = 10
     """Drawn for each pair and visit, and encoded jointly with the pair's caption or image; none of both: single encodings alone
     are trained."""
-    hard_share: float = 1.0
+    hard_share: Share = 1.0
     """Share of the negatives that is drawn from the nearest ones under the starting model's single encodings."""
-    hard_pool: int = 200
+    hard_pool: Count = 200
     """How many nearest ones of each image and caption the hard negatives are drawn from."""
     margin: float = 0.2
     scale: float = 1.0
-    rerank: int = 0
+    rerank: CountOrZero = 0
     """Evaluation: encode jointly only the best of each query under the model's own single encodings; 0: everything."""
 
     @property
@@ -68,9 +70,9 @@ class CaptioningConfig:
     object_names: str = ""
     """File with the detector's class names, a line each in the order of their numbers (Visual Genome's `objects_vocab.txt`).
     Empty: the model sees no names."""
-    min_confidence: float = 0.35
+    min_confidence: Share = 0.35
     """Objects that the detector is less sure of are not named."""
-    max_object_tokens: int = 100
+    max_object_tokens: Annotated[int, Interval(3)] = 100
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,19 @@ class FinetuneConfig:
     """Whose numbers of the paper the recipe takes."""
     start: str = ""
     """Where the starting weights came from; empty: fresh ones."""
-    epochs: float = 10.0
-    warmup_share: float = 0.06
-    head_dropout: float = 0.1
-    label_smoothing: float = 0.0
-    max_target_tokens: int = 0
+    epochs: NonNegative = 10.0
+    warmup_share: Share = 0.06
+    head_dropout: Dropout = 0.1
+    label_smoothing: Annotated[float, Interval(0, 0.99)] = 0.0
+    max_target_tokens: CountOrZero = 0
     """Longest text to write in training, its end token included; 0: the task writes nothing."""
     num_outputs: int = 0
     """Rows of the head, where the training data decide them (answers of VQA); a task with labels counts those."""
-    max_examples: int = 0
+    max_examples: CountOrZero = 0
     """Use so many training examples, evenly spread (for learning curves); of captions, their images with all captions; 0: all."""
-    max_evaluated: int = 0
+    max_evaluated: CountOrZero = 0
     """Measure on so many examples during training, chosen likewise; 0: all."""
-    answer_min_count: int = 9
+    answer_min_count: Count = 9
     """Answers of VQA that occur more rarely in the training set are outside of the vocabulary."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)

@@ -31,6 +31,11 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
+def key_of(override: str) -> str:
+    """`dotted.key` of `dotted.key=value`."""
+    return override.partition("=")[0].strip()
+
+
 def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:
     name, *rest = path
     hints = typing.get_type_hints(type(node))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch.utils.file_baton import FileBaton
 
 from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
 from unimo_ds.engine import ds_config, optim
-from unimo_ds.engine.schedule import learning_rate
+from unimo_ds.engine.schedule import DECAYS, learning_rate
 from unimo_ds.utils.errors import UserError
 
 CONFIG = RunConfig(recipe="test")
@@ -175,6 +177,50 @@ def test_rate_rises_to_the_peak_and_falls_to_zero() -> None:
     assert rates[109] > 0
     assert rates[110] == rates[111] == 0.0
     assert max(rates) == 2.0
+
+
+def rates_of(form: str, total_steps: int = 110, warmup_steps: int = 10, **more: float) -> list[float]:
+    schedule = ScheduleConfig(total_steps, warmup_steps, form, **more)
+    return [learning_rate(step, peak=2.0, schedule=schedule) for step in range(total_steps + 2)]
+
+
+def test_every_form_warms_up_alike_and_never_exceeds_the_peak() -> None:
+    forms = get_args(get_type_hints(ScheduleConfig)["form"])
+    assert set(forms) == set(DECAYS)
+    for form in forms:
+        for warmup_steps in (0, 1, 10, 110):
+            rates = rates_of(form, warmup_steps=warmup_steps)
+            warm = [2.0 * step / warmup_steps for step in range(1, warmup_steps + 1)]
+            assert rates[:warmup_steps] == pytest.approx(warm, rel=1e-15)
+            falling = rates[warmup_steps:]
+            assert all(2.0 >= now >= later >= 0 for now, later in itertools.pairwise(falling)), form
+            assert all(rates[:110]), form
+            if form != "drops":
+                assert rates[110] == rates[111] == 0.0
+
+
+def test_cosine_is_half_a_wave_and_mirrored_about_its_middle() -> None:
+    rates = rates_of("cosine")
+    assert rates[10] == 2.0
+    # cos of 60, 90 and 120 degrees
+    assert [rates[10 + step] for step in (25, 50, 75)] == pytest.approx([1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
+    for step in range(101):
+        assert rates[10 + step] + rates[110 - step] == pytest.approx(2.0)
+    # sum of 1 + cos(pi k / n) over k = 0 .. n - 1 is n + 1
+    assert sum(rates[10:110]) == pytest.approx(101)
+
+
+def test_stable_is_constant_and_then_falls_in_a_line() -> None:
+    rates = rates_of("stable")
+    assert rates[9:89] == [2.0] * 80
+    assert rates[88:111] == pytest.approx([2.0 * left / 22 for left in range(22, -1, -1)])
+    assert rates_of("stable", decay_share=0.5)[55:57] == pytest.approx([2.0, 2.0 * 54 / 55])
+
+
+def test_a_stable_rate_has_the_other_forms_at_its_ends() -> None:
+    assert rates_of("stable", decay_share=1.0) == pytest.approx(rates_of("linear"), rel=1e-15)
+    assert rates_of("stable", decay_share=0.0)[9:110] == [2.0] * 101
+    assert rates_of("stable", decay_share=1.0, warmup_steps=110)[109] == 2.0
 
 
 def test_rate_without_warmup_or_decay() -> None:

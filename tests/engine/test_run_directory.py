@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from unimo_ds.config import RunConfig
+from unimo_ds.config import RunConfig, ScheduleConfig
 from unimo_ds.engine import run_directory
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.communicator import SingleProcess
@@ -72,6 +72,13 @@ def test_a_run_goes_on_where_the_code_has_learned_what_is_off(tmp_path: Path) ->
         prepare(tmp_path, on)
     prepare(tmp_path, off)
     assert json.loads((tmp_path / "config.json").read_text())["losses"]["contrastive"] == 0
+
+
+def test_a_setting_that_was_not_known_is_the_same_where_it_is_off() -> None:
+    off, on = ({"schedule.decay_share": share} for share in (ScheduleConfig().decay_share, 0.3))
+    assert not run_directory.differs({}, off, "schedule.decay_share")
+    assert run_directory.differs({}, on, "schedule.decay_share")
+    assert run_directory.differs(off, on, "schedule.decay_share")
 
 
 @pytest.mark.parametrize(

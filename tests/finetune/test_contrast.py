@@ -72,6 +72,15 @@ def test_it_is_its_formula_in_any_micro_batches(folder, parts):
     assert gradients["temperature.raw"].abs() > 0
 
 
+def test_the_path_of_the_loss_can_be_chosen(folder):
+    examples, _, engine = opened(folder)
+    step = packed(examples, CAPTIONS).singles
+    found = [contrast.accumulate(engine, [step], scale=1.0, path=path).loss_sum for path in ("auto", "tiled")]
+    torch.testing.assert_close(*found)
+    with pytest.raises(UserError, match="no path 'tile'; did you mean 'tiled'"):
+        contrast.accumulate(engine, [step], scale=1.0, path="tile")
+
+
 def test_images_and_texts_alone_have_no_joint_score(folder):
     """Though there are equally many of them."""
     examples, _, engine = opened(folder)

@@ -33,7 +33,7 @@ def arguments(folder: Path, name: str, *more: str) -> list[str]:
     return ["finetune", "sst2", *paths, *changes, *more]
 
 
-def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
+def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder, capsys):
     launch(MAIN, arguments(folder, "straight", "--seeds", "2"), processes=1)
     result = json.loads((folder / "straight" / "results.json").read_text())
     assert [one["seed"] for one in result["seeds"]] == [0, 1]
@@ -81,6 +81,8 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder):
     assert cli.main([*command, "--json", str(target), "--predictions", str(written)]) == 0
     assert json.loads(target.read_text())["metrics"] == result["seeds"][0]["metrics"]
     assert len(written.read_text().splitlines()) == 10
+    assert cli.main([*command, "--set", "finetune.generation.beams=1"]) == 2
+    assert "sst2 does not read it, tasks that write do" in capsys.readouterr().err
 
 
 def test_all_seeds_begin_with_the_same_weights(folder: Path) -> None:

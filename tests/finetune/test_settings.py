@@ -70,6 +70,12 @@ def test_steps_follow_from_the_epochs_unless_they_are_given():
     assert given.schedule.total_steps == 7
 
 
+def test_drops_have_a_warm_up_where_one_is_asked_for():
+    for changes, steps in (((), 0), (("finetune.warmup_share=0.1",), 10)):
+        schedule = fit_schedule(recipe("retrieval", "base", "finetune.epochs=10", *changes), 640, changes).schedule
+        assert (schedule.form, schedule.total_steps, schedule.warmup_steps) == ("drops", 100, steps)
+
+
 def test_the_rate_falls_from_the_first_step_on_and_drops_twice_in_retrieval():
     schedule = fit_schedule(recipe("sst2", "base"), 3200).schedule
     assert (schedule.total_steps, schedule.warmup_steps) == (1000, 60)
@@ -93,8 +99,11 @@ def test_sources_are_cut_to_the_models_positions():
     ("change", "said"),
     [
         ("finetune.retrieval.hard_share=2", "finetune.retrieval.hard_share=2.0 must be between 0 and 1"),
-        ("finetune.generation.beams=0", "finetune.generation.beams=0 must be at least 1"),
+        ("finetune.generation.beams=0", "finetune.generation.beams=0 must be between 1 and 10000"),
         ("finetune.generation.length_penalty=5000", "finetune.generation.length_penalty=5000"),
+        ("finetune.generation.beams=1000000000", "finetune.generation.beams=1000000000 must be between 1 and 10000"),
+        ("finetune.adversarial.steps=100000", "finetune.adversarial.steps=100000 must be between 0 and 1000"),
+        ("finetune.retrieval.negative_images=1000000000", "must be between 0 and 1000"),
         ("finetune.adversarial.limit=-1", "finetune.adversarial.limit=-1"),
         ("finetune.retrieval.loss=round", "is not one of plain, circle"),
         ("finetune=3", "is a group of keys"),

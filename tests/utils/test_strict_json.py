@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ ANYTHING = st.recursive(
 @dataclass(frozen=True)
 class Inner:
     number: int
-    share: float = 0.5
+    share: Annotated[float, "a remark"] = 0.5
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from unimo_ds.config import RunConfig, fingerprint, to_dict
+from unimo_ds.config import RunConfig, ScheduleConfig, fingerprint, to_dict
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.engine.patient_files import say
 from unimo_ds.utils import strict_json
@@ -61,7 +61,7 @@ _FREE = (
     "batch.micro_batch_tokens",
 )
 """Keys (and groups, with a dot) in which a continued run may differ from its start."""
-_OFF = {"data.smallest_crop": 1.0}
+_OFF = {"data.smallest_crop": 1.0, "schedule.decay_share": ScheduleConfig.decay_share}
 _PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transformers", "webdataset")
 
 

@@ -89,7 +89,7 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
     rows = {
         "recipe": f"{config.recipe}, seed {config.seed}",
         "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.peak_learning_rate:g}, "
-        f"{config.schedule.warmup_steps:,} of {config.schedule.total_steps:,} steps of warm-up",
+        f"{config.schedule.warmup_steps:,} of {config.schedule.total_steps:,} steps of warm-up, then {config.schedule.form}",
         "samples a step": f"{config.batch.global_samples:,}",
     }
     if not found.task:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from unimo_ds.config import RunConfig
+from unimo_ds.finetune import reads
 from unimo_ds.finetune.tasks import NAMES, check_name
 from unimo_ds.finetune_config import FinetuneConfig
-from unimo_ds.overrides import apply_overrides
+from unimo_ds.overrides import apply_overrides, key_of
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
@@ -80,15 +81,16 @@ def check(arguments: argparse.Namespace) -> None:
     """What can be told by the command line alone, before anything heavy is imported.
 
     Raises:
-        UserError: an unknown task, no seed, a field that is not to be set, or a path that is not there.
+        UserError: an unknown task, no seed, a setting that does not exist or is not to be given, or a path that is not there.
     """
     check_name(arguments.task)
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds} must be at least 1")
-    for key in (override.partition("=")[0].strip() for override in arguments.set):
+    for key in map(key_of, arguments.set):
         if key in _DECIDED:
             raise UserError(f"--set {key}=... is not taken; {_DECIDED[key]}")
     apply_overrides(RunConfig("finetune", finetune=FinetuneConfig(arguments.task)), arguments.set)
+    reads.check(arguments.set)
     for option, cure in _CURES.items():
         path = getattr(arguments, option)
         if path is not None and not path.exists():

@@ -15,7 +15,7 @@ from typing import Any
 
 from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.engine.launch import start_processes
-from unimo_ds.finetune import results, tasks
+from unimo_ds.finetune import reads, results, tasks
 from unimo_ds.finetune.arguments import check
 from unimo_ds.finetune.run import Order, finetune
 from unimo_ds.finetune.start import read_start
@@ -62,6 +62,7 @@ def _read_order(arguments: argparse.Namespace) -> Order:
     """
     check(arguments)
     task = tasks.load(arguments.task)
+    reads.check_task(arguments.set, task.reads, task=task.name)
     return Order(
         task=task,
         size=arguments.recipe,

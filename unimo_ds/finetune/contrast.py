@@ -16,20 +16,20 @@ from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
-# A pair has one positive, itself, for which all forms are the same loss.
-_TASK = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights())
 
-
-def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float) -> Contrast:
+def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, path: str = "auto") -> Contrast:
     """Add the gradients of the loss summed over all pairs of the step, scaled by `scale`. A collective.
 
-    singles: this rank's micro-batches of single encodings, on the host; equally many on every rank.
+    singles: this rank's micro-batches of single encodings, on the host; equally many on every rank. path: of the loss, see
+    `engine.contrastive`.
     """
-    plan = make_plan(join_tables(singles), form=_TASK.contrast.form, communicator=engine.communicator)
+    # A pair has one positive, itself, for which all forms are the same loss.
+    task = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights(), contrastive_path=path)
+    plan = make_plan(join_tables(singles), form=task.contrast.form, communicator=engine.communicator)
     batches = [one.to(engine.device) for one in singles]
     only_output = engine.forward(batches[0]) if len(batches) == 1 else None
     outputs = [only_output] if only_output is not None else rehearse(engine, singles, batches)
-    contrast = contrast_of(engine, _TASK, plan.to(engine.device), outputs, scale=scale)
+    contrast = contrast_of(engine, task, plan.to(engine.device), outputs, scale=scale)
     for index, batch in enumerate(batches):
         output = only_output if only_output is not None else engine.forward(batch)
         engine.backward(carry(output, contrast, index) + anchor(output), is_boundary=False)

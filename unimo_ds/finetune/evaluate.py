@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from unimo_ds.finetune import answers
+from unimo_ds.finetune import answers, reads
 from unimo_ds.finetune.settings import check_finetuning
 from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
@@ -62,6 +62,7 @@ def evaluate(
                 raise UserError(
                     f"--set {override}: only {', '.join(_FREE)}... may differ from the fine-tuning's settings"
                 )
+        reads.check_task(overrides, loaded.task.reads, task=task)
         loaded = dataclasses.replace(loaded, config=apply_overrides(loaded.config, overrides))
         check_finetuning(loaded.config)
         examples = spread(

@@ -23,6 +23,7 @@ from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics.classification import accuracy
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.reads import HEAD
 from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
@@ -32,6 +33,7 @@ class ImageTextLabelTask(Task):
     """What they share."""
 
     best_metric = "accuracy"
+    reads = HEAD
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs."""
 

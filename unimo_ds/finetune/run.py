@@ -153,7 +153,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         task,
         config,
         make_batches=make_batches,
-        take_step=TaskStep(finetuning),
+        take_step=TaskStep(finetuning, contrastive_path=config.engine.contrastive),
         evaluate=evaluate,
         best_metric=DEV_PREFIX + task.best_metric,
     )

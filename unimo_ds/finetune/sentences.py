@@ -25,6 +25,7 @@ from unimo_ds.finetune.columns import Names, Ragged
 from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
 from unimo_ds.finetune.model import TaskOutput, TextHead
 from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.reads import HEAD
 from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.batched import batched
@@ -117,6 +118,7 @@ class SentenceTask(Task):
     """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
 
     official_form = ".tsv"
+    reads = HEAD
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 

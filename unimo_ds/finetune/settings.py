@@ -18,10 +18,10 @@ from unimo_ds.config import (
     RunConfig,
     ScheduleConfig,
 )
-from unimo_ds.config_check import check, check_bounds
+from unimo_ds.config_check import check
 from unimo_ds.data.schema import FIRST_POSITION
 from unimo_ds.finetune.task import Size, Task
-from unimo_ds.overrides import apply_overrides
+from unimo_ds.overrides import apply_overrides, key_of
 from unimo_ds.utils.errors import UserError
 
 
@@ -104,7 +104,6 @@ def check_finetuning(config: RunConfig) -> None:
     """
     check(config)
     assert config.finetune is not None
-    check_bounds(config.finetune, _BOUNDS, prefix="finetune.")
     retrieval = config.finetune.retrieval
     if not (retrieval.trains_jointly or retrieval.contrastive_weight):
         raise UserError(
@@ -129,14 +128,15 @@ def check_finetuning(config: RunConfig) -> None:
 def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
     """Steps of the recipe's epochs, its warm-up, and a measurement at the end of each epoch; what was overridden is kept."""
     assert config.finetune is not None
-    changed = {override.partition("=")[0].strip() for override in overrides}
+    changed = set(map(key_of, overrides))
     steps_per_epoch = max(1, math.ceil(num_examples / config.batch.global_samples))
     schedule, every = config.schedule, config.evaluation.every_steps
     if "schedule.total_steps" not in changed:
         total = max(1, round(config.finetune.epochs * steps_per_epoch))
         schedule = dataclasses.replace(schedule, total_steps=total)
     if "schedule.warmup_steps" not in changed:
-        share = 0.0 if schedule.form == "drops" else config.finetune.warmup_share
+        has_none = schedule.form == "drops" and "finetune.warmup_share" not in changed
+        share = 0.0 if has_none else config.finetune.warmup_share
         schedule = dataclasses.replace(schedule, warmup_steps=round(share * schedule.total_steps))
     if "evaluation.every_steps" not in changed:
         every = steps_per_epoch
@@ -145,32 +145,3 @@ def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] 
     )
     check(config)
     return config
-
-
-_BOUNDS = {
-    "epochs": (0, math.inf),
-    "warmup_share": (0, 1),
-    "head_dropout": (0, 0.95),
-    "label_smoothing": (0, 0.99),
-    "max_target_tokens": (0, math.inf),
-    "max_examples": (0, math.inf),
-    "max_evaluated": (0, math.inf),
-    "answer_min_count": (1, math.inf),
-    "adversarial.steps": (0, math.inf),
-    "adversarial.initial_magnitude": (0, math.inf),
-    "adversarial.step_size": (0, math.inf),
-    "adversarial.limit": (0, math.inf),
-    "adversarial.divergence_weight": (0, math.inf),
-    "retrieval.contrastive_weight": (0, math.inf),
-    "retrieval.negative_images": (0, math.inf),
-    "retrieval.negative_captions": (0, math.inf),
-    "retrieval.hard_share": (0, 1),
-    "retrieval.hard_pool": (1, math.inf),
-    "retrieval.rerank": (0, math.inf),
-    "captioning.min_confidence": (0, 1),
-    "captioning.max_object_tokens": (3, math.inf),
-    "generation.beams": (1, math.inf),
-    "generation.length_penalty": (-2, 10),
-    "generation.min_tokens": (0, math.inf),
-    "generation.max_tokens": (1, math.inf),
-}

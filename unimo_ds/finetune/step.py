@@ -22,8 +22,9 @@ from unimo_ds.models.unimo import anchor
 class TaskStep:
     """Takes steps of a task; `Loop` calls it as it calls pre-training's `train_step`."""
 
-    def __init__(self, settings: FinetuneConfig) -> None:
-        self._settings = settings
+    def __init__(self, settings: FinetuneConfig, *, contrastive_path: str = "auto") -> None:
+        """contrastive_path: see `engine.contrastive`."""
+        self._settings, self._contrastive_path = settings, contrastive_path
 
     def __call__(
         self,
@@ -51,7 +52,8 @@ class TaskStep:
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
         temperature = torch.zeros((), device=engine.device)
         if num_pairs:
-            sums[1] = contrast.accumulate(engine, singles, scale=weight * world_size / num_pairs).loss_sum
+            contrast_scale, path = weight * world_size / num_pairs, self._contrastive_path
+            sums[1] = contrast.accumulate(engine, singles, scale=contrast_scale, path=path).loss_sum
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             on_device = micro_batch.to(engine.device)

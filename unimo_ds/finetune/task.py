@@ -22,6 +22,7 @@ from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
 from unimo_ds.finetune.predict import Scorable, TaskEngine, Untrained
+from unimo_ds.finetune.reads import OF_SOME_TASKS
 from unimo_ds.finetune_config import FinetuneConfig
 
 Size = Literal["base", "large"]
@@ -74,6 +75,8 @@ class Task(ABC):
     """Ending of the file of answers that the task's own evaluation takes (`answers.py`); empty: it takes none."""
     tag_sizes: tuple[int, ...] = ()
     """Rows of each table of tags of text tokens."""
+    reads: tuple[str, ...] = tuple(OF_SOME_TASKS)
+    """Which settings it reads of those that not all tasks do; `--set` refuses the others."""
 
     @abstractmethod
     def recipe(self, size: Size) -> Recipe: ...

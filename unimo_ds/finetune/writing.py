@@ -24,6 +24,7 @@ from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.reads import WRITING
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
@@ -193,6 +194,7 @@ class TextToText:
 class WritingTask(Task):
     """What all tasks that write share; a task's file says how its lines are read and what is measured."""
 
+    reads: tuple[str, ...] = WRITING
     ends_with_mask = True
     """Texts end with [MASK] in the text tasks, with [SEP] in captioning."""
 

@@ -26,6 +26,7 @@ from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.pairs import Pairs
+from unimo_ds.finetune.reads import CAPTIONING, WRITING
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.writing import Source, WritingTask
 from unimo_ds.finetune_config import AdversarialConfig, CaptioningConfig, FinetuneConfig, GenerationConfig
@@ -105,6 +106,7 @@ class CaptionExamples:
 class Captioning(WritingTask):
     name, title, best_metric = "captioning", "COCO captions", "cider"
     official_form = ".json"
+    reads = (*WRITING, *CAPTIONING)
     ends_with_mask = False
 
     def recipe(self, size: Size) -> Recipe:

@@ -36,6 +36,7 @@ from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.reads import HEAD, RETRIEVAL
 from unimo_ds.finetune.right_answers import RightAnswers
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
 from unimo_ds.finetune_config import FinetuneConfig, RetrievalConfig
@@ -192,6 +193,7 @@ def _read_answers(pairs: Pairs, settings: RetrievalConfig, communicator: Communi
 
 class RetrievalTask(Task):
     name, title, best_metric = "retrieval", "Flickr30k retrieval", "combined/mean_recall"
+    reads = (*HEAD, *RETRIEVAL)
 
     def recipe(self, size: Size) -> Recipe:
         return Recipe(

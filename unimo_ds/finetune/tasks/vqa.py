@@ -36,6 +36,7 @@ from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
+from unimo_ds.finetune.reads import ANSWERS, HEAD
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils import strict_json
@@ -47,6 +48,7 @@ _PARTS = {"train": ("train2014",), "dev": ("val2014",), "test": ("test-dev2015",
 class Vqa(Task):
     name, title, best_metric = "vqa", "VQA v2", "accuracy"
     official_form = ".json"
+    reads = (*HEAD, *ANSWERS)
 
     def recipe(self, size: Size) -> Recipe:
         return Recipe(
