@@ -17,6 +17,8 @@ from unimo_ds.utils.running import run_command
 
 FACTORS = {"embedding": 0.0, "inner": 0.5, "inner.2": 0.1, "inner.2.bias": 0.0, "temperature": 2.0}
 """Frozen: a table that is used twice, once outside its module, and the bias of a module whose weight is trained."""
+TURNED = {"inner": 0.0}
+"""What was frozen is trained, and part of what was trained is frozen."""
 
 
 def save_and_resume(folder: Path, name: str) -> dict:
@@ -50,10 +52,11 @@ def save_and_resume(folder: Path, name: str) -> dict:
     }
 
 
-def load_elsewhere(folder: Path, source: str, target: str) -> dict:
-    """A checkpoint of `source` read into an engine of `target`, and two steps from there."""
-    engine = build(target, FACTORS)
-    assert checkpoint.load(engine, folder / source, configuration(rate_factors=FACTORS)) is not None
+def load_elsewhere(folder: Path, source: str, target: str, turned: str = "") -> dict:
+    """A checkpoint of `source` read into an engine of `target`, and two steps from there. turned: with `TURNED`."""
+    factors = TURNED if turned else FACTORS
+    engine = build(target, factors)
+    assert checkpoint.load(engine, folder / source, configuration(rate_factors=factors)) is not None
     restored = everything(engine)
     train(engine, 3, 5)
     result = {"restored": restored, "after": everything(engine)}

@@ -18,13 +18,15 @@ WORKER = Path(__file__).with_name("rate_factors_worker.py")
 FROZEN, RATE_FACTORS = ("embedding.weight", "inner.2.bias"), {"inner.2.weight": 0.1, "bias": 1.0, "temperature": 2.0}
 """What the worker's settings mean; all other parameters have a half."""
 MOVES = ["zero3_fp32:zero0_fp32", "zero0_fp32:zero3_fp32", "zero2_fp32:zero3_fp32", "zero1_bf16:zero3_bf16"]
+TURNED = [f"zero1_bf16:{target}:turned" for target in ("zero1_bf16", "zero3_fp32")]
+"""Frozen and trained change places, but for what neither names."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     """Saved and partly moved by two ranks; then read by one."""
     folder = tmp_path_factory.mktemp("runs")
-    for processes, names, moves in ((2, NAMES + OFFLOADED, MOVES[-1:]), (1, [], MOVES)):
+    for processes, names, moves in ((2, NAMES + OFFLOADED, MOVES[-1:] + TURNED), (1, [], MOVES)):
         output = folder / f"by{processes}.json"
         launch(WORKER, [str(folder), str(output), ",".join(names), ",".join(moves)], processes=processes)
     return {processes: json.loads((folder / f"by{processes}.json").read_text()) for processes in (1, 2)}
@@ -69,12 +71,17 @@ def test_frozen_weights_keep_every_bit_and_have_no_moments(runs: dict[int, dict]
     """In fp32, where the forward pass uses them rounded."""
     result, fresh = runs[2][name], dict(Toy().named_parameters())
     assert result["frozen"] == list(FROZEN)
-    sizes = [parameter.numel() for parameter in fresh.values()]
     for slot in ("weight", "exp_avg", "exp_avg_sq"):
-        after = dict(zip(fresh, torch.tensor(result["straight"][slot]).split(sizes), strict=True))
+        after = by_name(result["straight"][slot])
         for key, parameter in fresh.items():
             unmoved = parameter.flatten() if slot == "weight" else torch.zeros(parameter.numel())
             assert torch.equal(after[key], unmoved) == (key in FROZEN), (slot, key)
+
+
+def by_name(values: list[float]) -> dict[str, torch.Tensor]:
+    """Flat tensors of the parameters."""
+    sizes = {name: parameter.numel() for name, parameter in Toy().named_parameters()}
+    return dict(zip(sizes, torch.tensor(values).split(list(sizes.values())), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES + OFFLOADED)
@@ -91,3 +98,19 @@ def test_state_moves_between_world_sizes_and_stages(runs: dict[int, dict], proce
         assert moved["restored"][slot] == saved["saved"][slot]
     expected, after = torch.tensor(saved["straight"]["weight"]), torch.tensor(moved["after"]["weight"])
     torch.testing.assert_close(after, expected, rtol=0, atol=4e-3 if "bf16" in move else 1e-5)
+
+
+@pytest.mark.parametrize("move", TURNED)
+def test_a_copied_checkpoint_goes_on_with_other_factors(runs: dict[int, dict], move: str) -> None:
+    """Weights arrive bit for bit; what was frozen starts with moments of zeros and moves, what is frozen now stands still."""
+    saved, moved = runs[2]["zero1_bf16"]["saved"], runs[2][move]
+    assert moved["restored"]["weight"] == saved["weight"]
+    before, after = by_name(saved["weight"]), by_name(moved["after"]["weight"])
+    moments = {moment: by_name(moved["restored"][moment]) for moment in ("exp_avg", "exp_avg_sq")}
+    for name in before:
+        is_frozen = name.startswith("inner")
+        assert torch.equal(after[name], before[name]) == is_frozen, name
+        for moment, restored in moments.items():
+            kept = torch.zeros_like(restored[name]) if is_frozen else by_name(saved[moment])[name]
+            assert torch.equal(restored[name], kept), name
+    assert 0 < (after["embedding.weight"] - before["embedding.weight"]).abs().max() < 2 * sum(RATES[3:])
