@@ -113,11 +113,10 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
     check_host_memory(config, [cost], engine_settings, device=device, communicator=communicator)
     with failing_together(communicator):
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
-        freeze(
-            model, config.optimizer.rate_factors
-        )  # a key that is no part is told before hard negatives are looked for
         if not order.from_scratch:
             start.fill(model, order.start)
+        # The engine does so too; here a part that is not there is told before hard negatives are looked for.
+        freeze(model, config.optimizer.rate_factors)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     begins_with = None if order.from_scratch else order.start
     with failing_together(communicator):
