@@ -30,6 +30,7 @@ def test_overrides_reach_every_type():
             "data.held_out_path=some/folder",
             "data.source_weights.coco=2",
             "data.source_weights.cc3m-v1.1=3",
+            "optimizer.rate_factors.layers.0=0.5",
             "data.made_with.tokenizer=7b",
             "data.folder_weights=0.5, 2,1",
             "model.initialize_from=none",
@@ -40,6 +41,7 @@ def test_overrides_reach_every_type():
     assert changed.optimizer.betas == (0.9, 0.999)
     assert changed.data.held_out_path == "some/folder"
     assert changed.data.source_weights == {"coco": 2.0, "cc3m-v1.1": 3.0}
+    assert changed.optimizer.rate_factors == {"layers.0": 0.5}
     assert changed.data.made_with == {"tokenizer": "7b"}
     assert changed.data.folder_weights == (0.5, 2.0, 1.0)
     assert from_dict(RunConfig, to_dict(changed)) == changed
@@ -145,6 +147,8 @@ FREE_ON_PURPOSE = {
     "contrast.max_temperature",
     "optimizer.betas",
     "logging.trace_steps",
+    # Where its parts are known (engine/rate_factors.py).
+    "optimizer.rate_factors",
     # Nobody sets it: the task and its data do.
     "finetune.num_outputs",
     # Of the circle loss, which is defined for every number.

@@ -211,6 +211,9 @@ class OptimizerConfig:
     name: Literal["adamw", "deepspeed_adam", "apex_adam", "apex_lamb"] = "adamw"
     """adamw: torch's, fused; deepspeed_adam: DeepSpeed's fused or CPU Adam; apex_*: NVIDIA apex, where installed."""
     peak_learning_rate: NonNegative = 5e-5
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    """Factor on the scheduled rate by part of the model, as names of its parameters begin (`image_transformer`, `layers.0`); the
+    longest one counts. 0 freezes: no gradient, no moments. The words that the language head predicts are `text_embedding`'s."""
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: NonNegative = 1e-6
     weight_decay: NonNegative = 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +60,13 @@ TOKENS = (torch.arange(48) * 7 + 3) % 11
 TARGETS = (torch.arange(48) * 5 + 1) % 11
 
 
-def configuration(*, clip_norm: float = 0.5) -> RunConfig:
-    return RunConfig(recipe="test", optimizer=OptimizerConfig(peak_learning_rate=1e-2, clip_norm=clip_norm))
+def configuration(*, clip_norm: float = 0.5, rate_factors: Mapping[str, float] | None = None) -> RunConfig:
+    optimizer = OptimizerConfig(peak_learning_rate=1e-2, clip_norm=clip_norm, rate_factors=rate_factors or {})
+    return RunConfig(recipe="test", optimizer=optimizer)
 
 
-def build(name: str) -> Engine:
-    config = configuration()
+def build(name: str, rate_factors: Mapping[str, float] | None = None) -> Engine:
+    config = configuration(rate_factors=rate_factors)
     world_size = torch.distributed.get_world_size()
     return make_engine(Toy(), config, ds_config.load(name, config, world_size))
 

@@ -57,9 +57,8 @@ def step_batch(
 
 def run(case: dict) -> dict:
     contrast = ContrastConfig(form=case.get("form", "two_logs"), exchange=case.get("exchange", "gather"))
-    config = RunConfig(
-        recipe="test", contrast=contrast, optimizer=OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
-    )
+    optimizer = OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5, rate_factors=case.get("rate_factors", {}))
+    config = RunConfig(recipe="test", contrast=contrast, optimizer=optimizer)
     pretraining.OBJECTIVES, weights = BUILT_IN, LossWeights(region_regression=2.0, contrastive=0.5)
     if case.get("with_head"):
         pretraining.OBJECTIVES = (*BUILT_IN, modules_of_page()["matching"].MATCHING)

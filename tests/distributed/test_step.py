@@ -17,6 +17,11 @@ from unimo_ds.models.unimo import Unimo
 
 WORKER = Path(__file__).with_name("step_worker.py")
 PLAIN = {"deepspeed": "zero0_fp32", "micro_batches": 1}
+BOTTOM = ("image_transformer", "text_embedding", "region_embedding", "layers.0")
+FROZEN_BOTTOM = {"image_layers": 2, "rate_factors": dict.fromkeys(BOTTOM, 0) | {"text_pooler": 3.0, "layers.1": 0.25}}
+AMONG = ("image_transformer.layers.1", "layers.0.attention_norm", "layers.1.attention", "layers.1.feed_forward_in.bias")
+FROZEN_AMONG = {"image_layers": 2, "rate_factors": dict.fromkeys(AMONG, 0)}
+"""Layers with frozen and trained weights, above trained ones: they are computed again for gradients that pass through."""
 CASES = {
     1: [
         PLAIN,
@@ -26,6 +31,8 @@ CASES = {
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "with_head": True},
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "with_tags": True},
         {"deepspeed": "zero0_fp32", "micro_batches": 1, "image_layers": 2},
+        {"deepspeed": "zero0_fp32", "micro_batches": 1, **FROZEN_BOTTOM},
+        {"deepspeed": "zero0_fp32", "micro_batches": 1, **FROZEN_AMONG},
     ],
     2: [
         {"deepspeed": "zero0_fp32", "micro_batches": 1},
@@ -36,6 +43,11 @@ CASES = {
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "with_head": True},
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "with_tags": True},
         {"deepspeed": "zero3_fp32", "micro_batches": 2, "image_layers": 2, "activation_checkpointing": True},
+        {"deepspeed": "zero1_fp32", "micro_batches": 2, "activation_checkpointing": True, **FROZEN_BOTTOM},
+        {"deepspeed": "zero2_fp32", "micro_batches": 3, **FROZEN_BOTTOM},
+        {"deepspeed": "zero3_fp32", "micro_batches": 2, "activation_checkpointing": True, **FROZEN_BOTTOM},
+        {"deepspeed": "zero3_fp32", "micro_batches": 1, "activation_checkpointing": True, **FROZEN_AMONG},
+        {"deepspeed": "zero3_fp32", "micro_batches": 2, **FROZEN_AMONG},
     ],
     4: [
         {"deepspeed": "zero2_fp32", "micro_batches": 2, "image_layers": 2},
@@ -62,6 +74,8 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
 
 
 def matching_reference(case: dict, results: dict[int, list[dict]]) -> dict:
+    if "rate_factors" in case:
+        return results[1][7 if case["rate_factors"] == FROZEN_BOTTOM["rate_factors"] else 8]
     other_models = {"group_pairs": 3, "with_head": 4, "with_tags": 5, "image_layers": 6}
     return results[1][next((index for key, index in other_models.items() if case.get(key)), 0)]
 
@@ -111,6 +125,18 @@ def test_tables_of_tags_are_trained_under_zero_3(results):
         table = torch.tensor(weights[name]).view_as(fresh[name])
         assert ((table - fresh[name]).abs().amax(1) > 1e-4).tolist() == [*[True] * (len(table) - 1), False]
         assert not table[-1].any()
+
+
+@pytest.mark.parametrize(("reference", "parts"), [(7, BOTTOM), (8, AMONG)])
+def test_frozen_parts_keep_their_bits_and_do_not_count_in_the_norm(results, reference, parts):
+    """Losses of the first step are those of a run without them."""
+    frozen, free = results[1][reference], results[1][6]
+    sizes = support.model_config(num_image_layers=2, region_tag_sizes=support.REGION_TAG_SIZES)
+    for name, parameter in Unimo(sizes, seed=5).named_parameters():
+        is_still = frozen["weights"][name] == parameter.flatten().tolist()
+        assert is_still == any(name == part or name.startswith(f"{part}.") for part in parts), name
+    assert frozen["steps"][0]["losses"] == free["steps"][0]["losses"]
+    assert 0 < frozen["steps"][0]["gradient_norm"] < free["steps"][0]["gradient_norm"]
 
 
 def test_the_tolerance_can_fail(results):

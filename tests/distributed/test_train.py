@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
 from tests.runs import logged
@@ -240,6 +241,28 @@ def test_bad_input_of_all_ranks_is_told_once(
     assert family.returncode != 0
     assert output.count("error: ") == output.count(f"error: {sentence}\n") == 1, output[-4000:]
     assert not (tmp_path / "run").exists()
+
+
+def test_rates_of_parts_that_are_not_there_and_other_rates_on_the_way_are_refused(corpus: Path, tmp_path: Path) -> None:
+    """The first in the run's own directory, which the right name then takes."""
+
+    def flags(**factors: float) -> list[str]:
+        changes = {f"optimizer__rate_factors__{part}": factor for part, factor in factors.items()}
+        return arguments(corpus, tmp_path / "run", schedule__total_steps=2, **changes)
+
+    with started([*torchrun(2), str(TRAIN), *flags(text_embeding=0)]) as family:
+        output, _ = family.communicate(timeout=600)
+    sentence = "optimizer.rate_factors.text_embeding: the model has no such part; did you mean 'text_embedding'?"
+    assert family.returncode != 0
+    assert output.count("error: ") == output.count(f"error: {sentence}\n") == 1, output[-4000:]
+    launch(TRAIN, flags(text_embedding=0), processes=2)
+    moments = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "step-2" / "exp_avg.safetensors")
+    still = {name.partition(".")[0] for name, moment in moments.items() if not moment.any()}
+    assert still == {"text_embedding"}
+    with started([*torchrun(1)[:1], str(TRAIN), *flags(text_embedding=0, layers=0)]) as family:
+        output, _ = family.communicate(timeout=600)
+    assert family.returncode == 2
+    assert "holds a run that differs in optimizer.rate_factors.layers (None there, 0.0 now); give the same" in output
 
 
 def test_bad_input_is_one_sentence_and_status_2(corpus: Path, tmp_path: Path) -> None:

@@ -35,6 +35,41 @@ def test_only_matrices_are_decayed() -> None:
     assert len(optim.parameter_groups(model, weight_decay=0.1)[0]["params"]) == 1
 
 
+def test_each_factor_makes_groups_of_its_own_and_the_longest_part_counts() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 3) for _ in range(11)), "norm": nn.LayerNorm(3)})
+    factors = {"layers": 0.5, "layers.1": 2.0, "layers.1.bias": 0.0, "layers.0": 0.5}
+    optim.freeze(model, factors)
+    assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["layers.1.bias"]
+    groups = optim.parameter_groups(model, weight_decay=0.1, rate_factors=factors)
+    assert [(group[optim.RATE_FACTOR], group["weight_decay"], len(group["params"])) for group in groups] == [
+        (2.0, 0.1, 1),
+        (1.0, 0.0, 2),
+        (0.5, 0.1, 10),  # `layers.1` says nothing of `layers.10`
+        (0.5, 0.0, 10),
+    ]
+    assert groups[0]["params"][0] is model["layers"][1].weight
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        (
+            {"layers": 0.5, "layer.1": 0.5},
+            r"rate_factors\.layer\.1: the model has no such part; did you mean 'layers\.1'\?",
+        ),
+        ({"": 0.5}, "the model has no such part; known: layers, norm"),
+        ({"zzzzzz": 0.5}, "the model has no such part; known: layers, norm"),
+        ({"layers": -1.0}, r"rate_factors\.layers=-1\.0 must be at least 0"),
+        ({"layers": float("nan")}, r"rate_factors\.layers=nan must be at least 0"),
+        ({"layers": 0.0, "norm": 0.0}, "freezes the whole model"),
+    ],
+)
+def test_factors_that_fit_no_part_or_no_rate_are_refused(factors: dict[str, float], said: str) -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 3) for _ in range(3)), "norm": nn.LayerNorm(3)})
+    with pytest.raises(UserError, match=said):
+        optim.freeze(model, factors)
+
+
 @pytest.mark.parametrize("name", ["apex_adam", "apex_lamb"])
 def test_apex_is_refused_on_a_cpu(name: str) -> None:
     values = ds_config.load("zero0_fp32", CONFIG, 1)

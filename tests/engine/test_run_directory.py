@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from unimo_ds.config import RunConfig, ScheduleConfig
+from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
 from unimo_ds.engine import run_directory
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.communicator import SingleProcess
@@ -190,6 +190,28 @@ def test_a_key_that_one_side_lacks_counts_as_different() -> None:
     after = {key: value for key, value in before.items() if key != "seed"}
     assert run_directory.differing_keys(before, after) == ["seed"]
     assert run_directory.differing_keys(before, before) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "differing"),
+    [
+        ({}, {"image_transformer": 0.0}, ["image_transformer"]),
+        ({"layers.0": 0.5}, {"layers.0": 0.5, "layers.1": 0.0}, ["layers.1"]),
+        ({"layers.0": 0.0}, {}, ["layers.0"]),
+        ({"layers.0": 0.5}, {"layers.0": 0.25}, ["layers.0"]),
+        ({"layers.0": 0.5}, {"layers.0": 0.5}, []),
+    ],
+)
+def test_a_run_goes_on_with_its_own_rate_factors_alone(before, after, differing) -> None:
+    """A factor of 0 is not the same as none."""
+    one, other = (
+        dataclasses.asdict(RunConfig(recipe="test", optimizer=OptimizerConfig(rate_factors=factors)))
+        for factors in (before, after)
+    )
+    assert run_directory.differing_keys(one, other) == [f"optimizer.rate_factors.{part}" for part in differing]
+    if not before:
+        del one["optimizer"]["rate_factors"]  # as of a run from before
+        assert run_directory.differing_keys(one, other) == [f"optimizer.rate_factors.{part}" for part in differing]
 
 
 def test_a_file_system_without_locks_is_no_other_run(

@@ -43,6 +43,7 @@ def run(case: dict, folder: Path) -> dict:
         f"batch.micro_batch_tokens={case['micro_batch_tokens']}",
         f"engine.deepspeed_config={case['deepspeed']}",
         f"finetune.adversarial.steps={case.get('ascents', 0)}",
+        *(f"optimizer.rate_factors.{part}={factor}" for part, factor in case.get("rate_factors", {}).items()),
     )
     world_size = torch.distributed.get_world_size()
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)

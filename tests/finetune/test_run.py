@@ -67,6 +67,10 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder, capsys
     assert refused.returncode == 2
     assert "is trained and measured with optimizer.peak_learning_rate=0.001, not 0.002; give that" in refused.stderr
     assert (folder / "stopped" / "results.json").read_bytes() == written
+    frozen = arguments(folder, "stopped", "--set", "optimizer.rate_factors.layers=0")
+    refused = subprocess.run([sys.executable, str(MAIN), *frozen], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "is trained and measured with optimizer.rate_factors.layers=None, not 0.0; give that" in refused.stderr
 
     # With more steps it goes on, and is measured anew.
     launch(MAIN, arguments(folder, "stopped", "--set", "schedule.total_steps=11"), processes=1)
@@ -83,6 +87,26 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder, capsys
     assert len(written.read_text().splitlines()) == 10
     assert cli.main([*command, "--set", "finetune.generation.beams=1"]) == 2
     assert "sst2 does not read it, tasks that write do" in capsys.readouterr().err
+
+
+def test_a_frozen_body_keeps_its_bits_and_a_part_that_is_not_there_is_told(folder: Path) -> None:
+    frozen = ("--set", "optimizer.rate_factors.text_embedding=0", "--set", "optimizer.rate_factors.layers=0")
+    wrong = arguments(folder, "frozen", *frozen, "--set", "optimizer.rate_factors.layer.1=0.5")
+    refused = subprocess.run([sys.executable, str(MAIN), *wrong], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    sentence = "optimizer.rate_factors.layer.1: the model has no such part; did you mean 'layers.1'?"
+    assert refused.stderr.splitlines()[-1] == f"error: {sentence}"
+    launch(MAIN, arguments(folder, "frozen", *frozen, "--set", "engine.deepspeed_config=zero2_bf16"), processes=2)
+    before = safetensors.torch.load_file(folder / "start" / "model.safetensors")
+    checkpoint = folder / "frozen" / "seed-0" / "checkpoints" / "step-10"
+    after = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    moments = safetensors.torch.load_file(checkpoint / "exp_avg.safetensors")
+    assert after["head.scores.output.weight"].any()
+    assert not after["text_pooler.dense.weight"].equal(before["text_pooler.dense.weight"])
+    for name in before:
+        if name.startswith(("text_embedding.", "layers.")):
+            assert after[name].equal(before[name])
+            assert not moments[name].any()
 
 
 def test_all_seeds_begin_with_the_same_weights(folder: Path) -> None:

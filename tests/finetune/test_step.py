@@ -17,17 +17,28 @@ from unimo_ds.data.storage import index, shards
 from unimo_ds.data.storage.folder import finish_folder
 
 WORKER = Path(__file__).with_name("step_worker.py")
+FACTORS = {"text_embedding": 0, "layers": 0.5, "layers.0": 0, "text_pooler": 2}
 ALONE = [
     {"task": "sst2", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
     {"task": "retrieval", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000},
     {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2},
     {"task": "captioning", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "ascents": 2, "image_layers": 1},
+    {"task": "sst2", "deepspeed": "zero0_fp32", "micro_batch_tokens": 4000, "rate_factors": FACTORS},
+    {
+        "task": "captioning",
+        "deepspeed": "zero0_fp32",
+        "micro_batch_tokens": 4000,
+        "ascents": 2,
+        "rate_factors": FACTORS,
+    },
 ]
 SPLIT = [
     {"task": "sst2", "deepspeed": "zero1_fp32", "micro_batch_tokens": 60},
     {"task": "retrieval", "deepspeed": "zero3_fp32", "micro_batch_tokens": 500},
     {"task": "captioning", "deepspeed": "zero2_fp32", "micro_batch_tokens": 90, "ascents": 2},
     {"task": "captioning", "deepspeed": "zero1_fp32", "micro_batch_tokens": 90, "ascents": 2, "image_layers": 1},
+    {"task": "sst2", "deepspeed": "zero3_fp32", "micro_batch_tokens": 60, "rate_factors": FACTORS},
+    {"task": "captioning", "deepspeed": "zero2_fp32", "micro_batch_tokens": 90, "ascents": 2, "rate_factors": FACTORS},
 ]
 """The same tasks on two ranks, in several micro-batches each, some of them empty."""
 
@@ -62,9 +73,7 @@ def results(tmp_path_factory) -> tuple[list[dict], list[dict]]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize(
-    "number", range(len(ALONE)), ids=[f"{case['task']}{'_image_layers' * ('image_layers' in case)}" for case in ALONE]
-)
+@pytest.mark.parametrize("number", range(len(ALONE)), ids=["_".join([case["task"], *list(case)[3:]]) for case in ALONE])
 def test_two_ranks_take_the_steps_of_one(number, results):
     one, two = (found[number] for found in results)
     assert one["applied"]
@@ -91,3 +100,12 @@ def test_two_ranks_take_the_steps_of_one(number, results):
             atol=5e-5,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+def test_frozen_parts_stand_still(results):
+    for found in results:
+        for free, frozen in ((found[0], found[4]), (found[2], found[5])):
+            for name, weight in frozen["weights"].items():
+                if name.startswith(("text_embedding.", "layers.0.")) and name.endswith(("norm.weight", "bias")):
+                    assert set(weight) == {1.0 if name.endswith("weight") else 0.0}, "as they began"
+                    assert set(free["weights"][name]) != set(weight)

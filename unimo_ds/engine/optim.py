@@ -19,8 +19,12 @@ from torch import nn
 from unimo_ds.config import OptimizerConfig
 from unimo_ds.engine.checkpoint_folder import MOMENTS
 from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
+from unimo_ds.engine.rate_factors import factors_of
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import local_rank
+
+RATE_FACTOR = "rate_factor"
+"""Under which a parameter group has its factor on the scheduled rate."""
 
 
 class AdamW(torch.optim.AdamW):
@@ -34,17 +38,39 @@ class AdamW(torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, rate_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Matrices and embeddings are decayed; vectors and scalars (biases, layer norms, the temperature) are not.
 
-    Order within a group is that of `named_parameters`, which checkpoints and ZeRO's flat buffers rely on.
+    rate_factors: by part of the model (`factors_of`); each factor makes groups of its own, which tell it under `RATE_FACTOR`.
+    Order within a group is that of `named_parameters`, which ZeRO's flat buffers rely on.
+
+    Raises:
+        UserError: as `factors_of`.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
+    parameters = dict(model.named_parameters())
+    factor_of = factors_of(parameters, rate_factors or {})
+    trainable = [(factor_of[name], one) for name, one in parameters.items() if one.requires_grad and factor_of[name]]
+    groups = []
+    for factor in sorted({factor for factor, _ in trainable}, reverse=True):
+        mine = [parameter for its_factor, parameter in trainable if its_factor == factor]
+        matrices, vectors = [one for one in mine if one.ndim >= 2], [one for one in mine if one.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, RATE_FACTOR: factor})
+        groups.append({"params": vectors, "weight_decay": 0.0, RATE_FACTOR: factor})
     return [group for group in groups if group["params"]]
+
+
+def freeze(model: nn.Module, rate_factors: Mapping[str, float]) -> None:
+    """Take what has a factor of 0 out of training, in place.
+
+    Raises:
+        UserError: as `factors_of`.
+    """
+    parameters = dict(model.named_parameters())
+    for name, factor in factors_of(parameters, rate_factors).items():
+        if not factor:
+            parameters[name].requires_grad_(False)
 
 
 def make_optimizer(
@@ -53,10 +79,10 @@ def make_optimizer(
     """The optimizer over the model's parameters, to be wrapped by DeepSpeed.
 
     Raises:
-        UserError: NVIDIA apex is asked for and not installed, LAMB is asked for where tensors are flattened, or DeepSpeed's Adam
-            cannot be compiled.
+        UserError: NVIDIA apex is asked for and not installed, LAMB is asked for where tensors are flattened, DeepSpeed's Adam
+            cannot be compiled, or as `factors_of`.
     """
-    groups = parameter_groups(model, weight_decay=config.weight_decay)
+    groups = parameter_groups(model, weight_decay=config.weight_decay, rate_factors=config.rate_factors)
     common: dict[str, Any] = {"lr": config.peak_learning_rate, "betas": config.betas, "eps": config.epsilon}
     on_host = offloads_optimizer(ds_config) or device.type == "cpu"
     if config.name == "adamw":

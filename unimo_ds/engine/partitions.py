@@ -156,11 +156,7 @@ class PartitionedMasters(Masters):
         return whole
 
     def write(self, parameter: Any, slot: str, value: torch.Tensor) -> None:
-        size = parameter.ds_tensor.numel()
-        start = size * self.wrapper._get_param_partition_rank(parameter)
-        part = torch.zeros(size, dtype=torch.float32)
-        owned = value.reshape(-1)[start : start + size]
-        part[: owned.numel()] = owned
+        part = own_part(parameter, value)
         if slot == WEIGHT:
             safe_set_local_fp32_param(parameter, part)
         else:
@@ -182,6 +178,16 @@ class PartitionedMasters(Masters):
             self.wrapper.grad_partitions_flat_buffer[:1].fill_(float("nan"))
             for norms in filter(None, [getattr(self.wrapper, "norm_for_param_grads", None)]):
                 norms.update({key: torch.full_like(norm, float("nan")) for key, norm in norms.items()})
+
+
+def own_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of `value`, the whole parameter's, under ZeRO stage 3: fp32, one-dimensional, padded with zeros."""
+    size = parameter.ds_tensor.numel()
+    start = size * parameter.ds_zero_partition_rank
+    part = torch.zeros(size, dtype=torch.float32)
+    owned = value.reshape(-1)[start : start + size]
+    part[: owned.numel()] = owned
+    return part
 
 
 def make_masters(wrapper: Any) -> Masters:

@@ -50,7 +50,6 @@ _FREE = (
     # Where the data lies may change, what it is may not: its fingerprint is compared.
     "model.patch_columns",
     "data.path",
-    "data.made_with",
     "data.made_with.",
     "data.held_out_path",
     "data.num_workers",
@@ -62,6 +61,8 @@ _FREE = (
 )
 """Keys (and groups, with a dot) in which a continued run may differ from its start."""
 _OFF = {"data.smallest_crop": 1.0, "schedule.decay_share": ScheduleConfig.decay_share}
+_TABLES = ("data.source_weights.", "optimizer.rate_factors.")
+"""Whose entries a user names: one of 0 is not the same as none."""
 _PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transformers", "webdataset")
 
 
@@ -121,8 +122,9 @@ def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
     """Whether a setting has another value now; one that the code of then did not know has not where it is off (0, false, none,
-    empty, or what `_OFF` says)."""
-    return old.get(key) != new.get(key) and (key in old or (bool(new[key]) and new[key] != _OFF.get(key)))
+    empty, or what `_OFF` says), unless it is an entry of a table."""
+    is_off = key in new and (not new[key] or new[key] == _OFF.get(key)) and not key.startswith(_TABLES)
+    return old.get(key) != new.get(key) and (key in old or not is_off)
 
 
 _LOCK = ".lock"
@@ -269,10 +271,10 @@ def _revision() -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
+    """Nested settings as one level of dotted keys; of an empty table there is none."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -29,6 +29,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.engine import optim
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import precision, zero_stage
+from unimo_ds.engine.frozen import WithFrozen, frozen_weights
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
 from unimo_ds.engine.protocol import StepResult
@@ -51,14 +52,19 @@ class Engine:
         self.forward_time = Stopwatch(device)
         self._outputs = _Outputs(model)
         with failing_together(self.communicator):
+            optim.freeze(model, config.optimizer.rate_factors)
             optimizer = optim.make_optimizer(model.to(device), config.optimizer, ds_config, device=device)
-        initial = _host_copies(model) if precision(ds_config) != "fp32" else {}
+        is_low = precision(ds_config) != "fp32"
+        initial = _host_copies(model) if is_low else {}
+        frozen = frozen_weights(model, is_kept_elsewhere=is_low or zero_stage(ds_config) == 3)
         with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
             self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self._outputs.finish()
         self._optimizer = optimizer
         self.wrapper = self._deepspeed.optimizer
         self.masters = make_masters(self.wrapper)
+        if frozen:
+            self.masters = WithFrozen(self.masters, frozen)
         if initial:
             # DeepSpeed makes its masters from weights that it has already rounded; start from the exact ones.
             for name, parameter in model.named_parameters():
@@ -161,9 +167,9 @@ class Engine:
         return StepResult(applied=True, gradient_norm=norm, loss_scale=scale)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Rate of the next update, for all groups."""
+        """Rate of the next update, before each part's factor (`optimizer.rate_factors`)."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group[optim.RATE_FACTOR]
 
     def close(self) -> None:
         """Release DeepSpeed's buffers and hooks."""

@@ -21,6 +21,7 @@ from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
 from unimo_ds.engine.launch import start_processes, start_run
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.metrics import Report
+from unimo_ds.engine.optim import freeze
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.finetune import settings, start
@@ -114,6 +115,8 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
         if not order.from_scratch:
             start.fill(model, order.start)
+        # The engine does so too; here a part that is not there is told before hard negatives are looked for.
+        freeze(model, config.optimizer.rate_factors)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     begins_with = None if order.from_scratch else order.start
     with failing_together(communicator):
@@ -229,10 +232,11 @@ def _check_trained_so(run_dir: Path, config: RunConfig) -> None:
     if not path.is_file():
         return
     before, now = (run_directory.flatten(one) for one in (strict_json.read(path, dict[str, Any]), to_dict(config)))
-    for key in sorted(key for key in now if key.startswith(_OF_TRAINING) and run_directory.differs(before, now, key)):
+    of_training = sorted(key for key in before.keys() | now.keys() if key.startswith(_OF_TRAINING))
+    for key in (key for key in of_training if run_directory.differs(before, now, key)):
         raise UserError(
-            f"{run_dir} is trained and measured with {key}={before.get(key)}, not {now[key]}; give that to read its result, or "
-            "another --run-dir"
+            f"{run_dir} is trained and measured with {key}={before.get(key)}, not {now.get(key)}; give that to read its result, "
+            "or another --run-dir"
         )
 
 

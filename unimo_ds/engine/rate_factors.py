@@ -1,0 +1,44 @@
+"""Learning rates by part of the model: what `optimizer.rate_factors` means for each parameter."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+from unimo_ds.utils.errors import UserError, nearest_name
+
+
+def factors_of(names: Iterable[str], factors: Mapping[str, float]) -> dict[str, float]:
+    """The factor on the scheduled rate of each parameter, by name: that of the smallest part it lies in that has one, else 1.
+
+    factors: by parts of the model, as names begin, whole words alone: `layers.1` says nothing of `layers.10`.
+
+    The word table is `text_embedding`'s, and the language head predicts by it: a factor of that part is one of the head's output
+    matrix too, and freezing it leaves the head its own `language_head` (transform, norm, bias) to learn with.
+
+    Raises:
+        UserError: a key that is no part of the model, with the nearest right name; a factor below 0; nothing left to be trained.
+    """
+    parts_of = {name: _parts(name) for name in names}
+    known = {part for parts in parts_of.values() for part in parts}
+    for key, factor in factors.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1) or {part.partition(".")[0] for part in known}
+            raise UserError(f"optimizer.rate_factors.{key}: the model has no such part{nearest_name(key, near)}")
+        if not 0 <= factor < math.inf:
+            raise UserError(f"optimizer.rate_factors.{key}={factor} must be at least 0")
+    found = {
+        name: next((float(factors[part]) for part in parts if part in factors), 1.0) for name, parts in parts_of.items()
+    }
+    if found and not any(found.values()):
+        raise UserError(
+            "optimizer.rate_factors freezes the whole model; give a part that is to be trained a factor above 0"
+        )
+    return found
+
+
+def _parts(name: str) -> list[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(len(words), 0, -1)]
