@@ -60,12 +60,12 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def refusal(query_key_value_T3HD: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+def refusal(query_key_value_T3HD: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this input, None where they can."""
     head_size = query_key_value_T3HD.shape[-1]
     if head_size != HEAD_SIZE:
         return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
-    return library.refusal(query_key_value_T3HD, may_build=may_build)
+    return library.refusal(query_key_value_T3HD)
 
 
 def attention(

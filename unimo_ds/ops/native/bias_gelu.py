@@ -27,14 +27,14 @@ class BiasGeluArguments(ctypes.Structure):
     )
 
 
-def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this layer's input and bias, None where they can. may_build: compile a missing library."""
+def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this layer's input and bias, None where they can."""
     size = bias_F.shape[0]
     if size % 8:
         return f"the kernel is for a multiple of 8 columns, not {size}"
     if bias_F.dtype != x_TI.dtype:
         return f"the bias is {bias_F.dtype}, the layer's input {x_TI.dtype}"
-    return library.refusal(x_TI, may_build=may_build)
+    return library.refusal(x_TI)
 
 
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:

@@ -75,10 +75,10 @@ class BlockArguments(ctypes.Structure):
     )
 
 
-def refusal(vectors: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take these vectors, None where they can. may_build: compile a missing library."""
+def refusal(vectors: torch.Tensor) -> str | None:
+    """Why the kernels cannot take these vectors, None where they can."""
     narrow = vectors.new_empty(0, dtype=torch.float16) if vectors.dtype == torch.float32 else vectors
-    return library.refusal(narrow, may_build=may_build)
+    return library.refusal(narrow)
 
 
 def log_sum_exps(

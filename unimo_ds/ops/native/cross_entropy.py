@@ -56,13 +56,11 @@ class CrossEntropyArguments(ctypes.Structure):
     )
 
 
-def refusal(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, *, may_build: bool = False
-) -> str | None:
-    """Why the kernels cannot take this head, None where they can. may_build: compile a missing library."""
+def refusal(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this head, None where they can."""
     if not hidden_ND.dtype == weight_VD.dtype == bias_V.dtype:
         return f"the hidden states are {hidden_ND.dtype}, the table {weight_VD.dtype}, its bias {bias_V.dtype}"
-    return library.refusal(hidden_ND, may_build=may_build)
+    return library.refusal(hidden_ND)
 
 
 def tied_cross_entropy(
@@ -70,15 +68,15 @@ def tied_cross_entropy(
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor,
     targets_N: torch.Tensor,
-    *,
     smoothing: float,
     tells_correct: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `ops.cross_entropy.tied_cross_entropy`; a target that is no word has the loss NaN. Callers ask `refusal` first."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `ops.cross_entropy.tied_cross_entropy`, but is_correct is of no length where nobody asks; a target that is no word has
+    the loss NaN. Callers ask `refusal` first."""
     losses_N, is_correct_N, _, _ = torch.ops.unimo.cross_entropy_forward(
         hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
     )
-    return losses_N, is_correct_N if tells_correct else None
+    return losses_N, is_correct_N
 
 
 def _forward(

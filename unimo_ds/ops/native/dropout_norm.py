@@ -52,27 +52,27 @@ class DropoutNormArguments(ctypes.Structure):
     )
 
 
-def refusal_of_dropout(x_TD: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernel of dropout alone cannot take this input, None where it can. may_build: compile a missing library."""
+def refusal_of_dropout(x_TD: torch.Tensor) -> str | None:
+    """Why the kernel of dropout alone cannot take this input, None where it can."""
     if x_TD.shape[-1] % 8:
         return f"the kernel is for a multiple of 8 columns, not {x_TD.shape[-1]}"
-    return library.refusal(x_TD, may_build=may_build)
+    return library.refusal(x_TD)
 
 
-def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
+def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, probability: float, site: int) -> torch.Tensor:
     """As `ops.dropout.dropout`; no mask is kept. Callers ask `refusal_of_dropout` first."""
     result: torch.Tensor = torch.ops.unimo.dropout(x_TD, position_keys_T, probability, site)
     return result
 
 
-def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this input, None where they can."""
     size = x_TD.shape[-1]
     if size % 8 or size > LARGEST_SIZE:
         return f"the kernel is for a multiple of 8 columns up to {LARGEST_SIZE}, not {size}"
     if weight_D.dtype != x_TD.dtype:
         return f"the norm's weight is {weight_D.dtype}, its input {x_TD.dtype}"
-    return library.refusal(x_TD, may_build=may_build)
+    return library.refusal(x_TD)
 
 
 def dropout_add_layer_norm(
@@ -81,7 +81,6 @@ def dropout_add_layer_norm(
     weight_D: torch.Tensor,
     bias_D: torch.Tensor,
     position_keys_T: torch.Tensor,
-    *,
     probability: float,
     site: int,
     epsilon: float,

@@ -41,8 +41,8 @@ _FUNCTIONS = (
 """Each of (arguments, number of the format, stream); returns a status."""
 
 
-def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
-    """Why no library can take this tensor, None where one can. may_build: compile what is missing (a minute, once)."""
+def refusal(tensor: torch.Tensor) -> str | None:
+    """Why no library can take this tensor, None where one can. A library that is missing is compiled (a minute, once)."""
     if tensor.device.type == "cpu":
         host = os.environ.get(ON_HOST)
         if host is None:
@@ -62,11 +62,7 @@ def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
         return None
     if os.environ.get(SWITCH) == "off":
         return f"{SWITCH}=off"
-    if _built_for(number) is None:
-        if not may_build:
-            return f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`"
-        return _refusal_to_build(number)
-    return None
+    return None if _built_for(number) else _refusal_to_build(number)
 
 
 def refusal_of_untried(tensor: torch.Tensor) -> str | None:
