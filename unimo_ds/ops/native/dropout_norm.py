@@ -23,29 +23,13 @@ _BLOCKS_OF_ONE = (8, 5, 3, 2)
 (kernels/REPORT.md), so that an H100 or H200 takes all of them in one go. Each block makes a row of partial sums."""
 
 
-class DropoutNormArguments(ctypes.Structure):
+class DropoutNormArguments(launcher.Arguments):
     """`DropoutNormArguments` of kernels/dropout_norm/dropout_norm.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "x",
-                "residual",
-                "weight",
-                "bias",
-                "position_keys",
-                "sum",
-                "result",
-                "means",
-                "inverse_deviations",
-                "gradient",
-                "x_gradient",
-                "residual_gradient",
-                "partials",
-            )
-        ),
-        *((name, ctypes.c_int) for name in ("num_rows", "num_columns", "num_blocks", "dropout_threshold")),
+        *launcher.addresses("x residual weight bias position_keys sum result means inverse_deviations"),
+        *launcher.addresses("gradient x_gradient residual_gradient partials"),
+        *launcher.integers("num_rows num_columns num_blocks dropout_threshold"),
         ("site_key", ctypes.c_uint),
         ("keep_scale", ctypes.c_float),
         ("epsilon", ctypes.c_float),
@@ -96,7 +80,7 @@ def dropout_add_layer_norm(
 def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int) -> DropoutNormArguments:
     num_rows, num_columns = rows.shape
     return DropoutNormArguments(
-        position_keys=position_keys.data_ptr(),
+        position_keys=position_keys,
         num_rows=num_rows,
         num_columns=num_columns,
         dropout_threshold=seed.keep_threshold(probability),
@@ -109,7 +93,7 @@ def _dropout(x: torch.Tensor, position_keys: torch.Tensor, probability: float, s
     x, position_keys = launcher.aligned(x), position_keys.contiguous()
     result = torch.empty_like(x)
     arguments = _arguments(x, position_keys, probability, site)
-    arguments.x, arguments.result = x.data_ptr(), result.data_ptr()
+    arguments.set(x=x, result=result)
     launcher.bound("unimo_dropout", x)(arguments)
     return result
 
@@ -134,15 +118,12 @@ def _forward(
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x, residual, weight, bias = (launcher.aligned(tensor) for tensor in (x, residual, weight, bias))
-    found = _forward_shapes(x)
+    result, total, means, inverse_deviations = _forward_shapes(x)
     arguments = _arguments(x, position_keys, probability, site)
-    arguments.epsilon = epsilon
-    for name, tensor in zip(("x", "residual", "weight", "bias"), (x, residual, weight, bias), strict=True):
-        setattr(arguments, name, tensor.data_ptr())
-    for name, tensor in zip(("result", "sum", "means", "inverse_deviations"), found, strict=True):
-        setattr(arguments, name, tensor.data_ptr())
+    arguments.set(x=x, residual=residual, weight=weight, bias=bias, epsilon=epsilon)
+    arguments.set(result=result, sum=total, means=means, inverse_deviations=inverse_deviations)
     launcher.bound("unimo_dropout_norm_forward", x)(arguments)
-    return found
+    return result, total, means, inverse_deviations
 
 
 def _forward_shapes(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -167,11 +148,8 @@ def _backward(
     num_blocks = min(-(-len(gradient) // _WARPS), most_blocks)
     partials = gradient.new_empty((num_blocks, 2, gradient.shape[1]), dtype=torch.float32)
     arguments = _arguments(gradient, position_keys, probability, site)
-    arguments.num_blocks = num_blocks
-    arguments.gradient, arguments.sum, arguments.weight = gradient.data_ptr(), total.data_ptr(), weight.data_ptr()
-    arguments.means, arguments.inverse_deviations = means.data_ptr(), inverse_deviations.data_ptr()
-    arguments.x_gradient, arguments.residual_gradient = x_gradient.data_ptr(), residual_gradient.data_ptr()
-    arguments.partials = partials.data_ptr()
+    arguments.set(gradient=gradient, sum=total, means=means, inverse_deviations=inverse_deviations, weight=weight)
+    arguments.set(x_gradient=x_gradient, residual_gradient=residual_gradient, partials=partials, num_blocks=num_blocks)
     launcher.bound("unimo_dropout_norm_backward", gradient)(arguments)
     if not probability:
         x_gradient = residual_gradient.clone()  # an operator's results may not share memory
