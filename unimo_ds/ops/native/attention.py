@@ -73,7 +73,7 @@ def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | 
     if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
         return None
     if "native_attention_bulk" not in layout.tables:
-        rows = library.library_of(query_key_value.device).unimo_attention_bulk_rows()
+        rows = library.number_of("unimo_attention_bulk_rows", layout.device)
         layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows).tiles[0] if rows else None
     table: torch.Tensor | None = layout.tables["native_attention_bulk"]
     return table
@@ -83,7 +83,7 @@ def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
     """Which sequences of the layout go backward whole, one of the three numbers above."""
     if not WHOLE_BACKWARD or layout.prefix_of is not None:
         return _NOT_WHOLE
-    if layout.longest <= library.library_of(query_key_value.device).unimo_attention_whole_length():
+    if layout.longest <= library.number_of("unimo_attention_whole_length", layout.device):
         return _ALL_WHOLE
     return _SHORT_WHOLE
 
@@ -103,7 +103,7 @@ class Tables(NamedTuple):
 def tables_of(layout: Layout) -> Tables:
     """`make_tables` for the layout's library; made on the device, once per layout."""
     if "native_attention" not in layout.tables:
-        rows = library.library_of(layout.device).unimo_attention_block_rows()
+        rows = library.number_of("unimo_attention_block_rows", layout.device)
         layout.tables["native_attention"] = make_tables(layout, rows=rows)
     tables: Tables = layout.tables["native_attention"]
     return tables
