@@ -40,7 +40,7 @@ def call_all() -> None:
     results = [
         attention.attention(leaf(5, 3, 1, 64), make_layout([3, 2]), probability=0.1, site=2),
         bias_gelu.bias_gelu(leaf(5, 16), leaf(16)),
-        dropout_norm.dropout(leaf(5, 16), keys, 0.1, 3),
+        torch.ops.unimo.dropout(leaf(5, 16), keys, 0.1, 3),
         dropout_norm.dropout_add_layer_norm(leaf(5, 16), leaf(5, 16), leaf(16), leaf(16), keys, 0.1, 3, 1e-5),
         cross_entropy.tied_cross_entropy(leaf(5, 16), leaf(11, 16), leaf(11), torch.arange(5), 0.1, True)[0],
         contrastive.log_sum_exps(rows, columns, inverse, make_keys(case), both=True).rows,

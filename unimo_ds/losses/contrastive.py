@@ -87,7 +87,6 @@ def contrastive_loss(
         return multi_positive_loss(
             positives,
             negatives,
-            num_pairs=plan.num_pairs,
             shared=shared if with_shared else None,
             inverse_temperature=inverse_temperature,
             log_each=form == "log_each",

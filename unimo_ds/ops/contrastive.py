@@ -174,7 +174,6 @@ def multi_positive_loss(
     positives: PrivateScores,
     negatives: PrivateScores,
     *,
-    num_pairs: int,
     shared: InBatch | None,
     inverse_temperature: torch.Tensor,
     log_each: bool = False,
@@ -192,7 +191,7 @@ def multi_positive_loss(
     functions = functions_of(positives.scores, path)
     parts = [functions.segment_log_sum_exp(negatives.scores, negatives.pairs)]
     if shared is None:
-        best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
+        best_P2 = parts[0].new_full((len(parts[0]), 2), -torch.inf)
     else:
         log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, functions)
         parts += [log_texts_P, log_images_P]

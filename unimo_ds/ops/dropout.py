@@ -5,6 +5,7 @@ Letters: T stream positions, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,4 +58,7 @@ class _Dropout(torch.autograd.Function):
         return torch.mul(gradients[0], mask_TD).mul_(ctx.scale), None, None, None
 
 
-_PATHS = {"native": Path(native.dropout, native.refusal_of_dropout), "plain": Path(_Dropout.apply)}
+_PATHS: dict[str, Path[Callable[..., torch.Tensor]]] = {
+    "native": Path(torch.ops.unimo.dropout, native.refusal_of_dropout),
+    "plain": Path(_Dropout.apply),
+}

@@ -5,6 +5,7 @@ Letters: T stream positions, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         return x_grad, residual_grad, weight_grad, bias_grad, None, None, None, None
 
 
-_PATHS = {
+_PATHS: dict[str, Path[Callable[..., torch.Tensor]]] = {
     "native": Path(native.dropout_add_layer_norm, native.refusal),
     "fused": Path(_DropoutAddLayerNorm.apply),
     "reference": Path(_reference),

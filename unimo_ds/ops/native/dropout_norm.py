@@ -43,12 +43,6 @@ def refusal_of_dropout(x_TD: torch.Tensor) -> str | None:
     return library.refusal(x_TD)
 
 
-def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, probability: float, site: int) -> torch.Tensor:
-    """As `ops.dropout.dropout`; no mask is kept. Callers ask `refusal_of_dropout` first."""
-    result: torch.Tensor = torch.ops.unimo.dropout(x_TD, position_keys_T, probability, site)
-    return result
-
-
 def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
     """Why the kernels cannot take this input, None where they can."""
     size = x_TD.shape[-1]
@@ -59,21 +53,9 @@ def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
     return library.refusal(x_TD)
 
 
-def dropout_add_layer_norm(
-    x_TD: torch.Tensor,
-    residual_TD: torch.Tensor,
-    weight_D: torch.Tensor,
-    bias_D: torch.Tensor,
-    position_keys_T: torch.Tensor,
-    probability: float,
-    site: int,
-    epsilon: float,
-) -> torch.Tensor:
-    """As `ops.dropout_norm.dropout_add_layer_norm`. Callers ask `refusal` first."""
-    keys = position_keys_T if probability else position_keys_T[:0]
-    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(
-        x_TD, residual_TD, weight_D, bias_D, keys, probability, site, epsilon
-    )[0]
+def dropout_add_layer_norm(*arguments: Any) -> torch.Tensor:
+    """As `ops.dropout_norm.dropout_add_layer_norm`, whose arguments it takes in their order. Callers ask `refusal` first."""
+    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(*arguments)[0]
     return result
 
 
