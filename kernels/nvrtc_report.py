@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from unimo_ds.ops.native import build, toolchain
-from unimo_ds.utils.errors import UserError, run_command
+from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.running import run_command
 
 _HEADERS = (
     *("attention/forward.cuh", "attention/backward_queries.cuh", "attention/backward_keys.cuh"),

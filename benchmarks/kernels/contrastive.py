@@ -272,9 +272,7 @@ def profile(task: str, count: int, arguments: argparse.Namespace) -> str:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    refused = library.refusal(
-        torch.zeros(1, dtype=getattr(torch, arguments.dtype), device=arguments.device), may_build=True
-    )
+    refused = library.refusal(torch.zeros(1, dtype=getattr(torch, arguments.dtype), device=arguments.device))
     if refused is not None:
         raise UserError(f"ours cannot run: {refused}")
     where = torch.cuda.get_device_name()

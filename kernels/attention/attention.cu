@@ -110,58 +110,39 @@ int backward(const unimo::AttentionCall& call, Stream stream) {
 }
 #endif
 
-template <class Format, bool kDropout>
-int forward_of(const unimo::AttentionArguments& arguments, Stream stream) {
-    return arguments.sharing ? forward<Format, kDropout, true>(arguments, stream)
-                             : forward<Format, kDropout, false>(arguments, stream);
-}
-template <class Format, bool kDropout>
-int backward_of(const unimo::AttentionCall& call, Stream stream) {
-    return call.arguments.sharing ? backward<Format, kDropout, true>(call, stream)
-                                  : backward<Format, kDropout, false>(call, stream);
+// The instance of `function` for a format and whether anything is dropped.
+template <class Function>
+int with_kind(const unimo::AttentionArguments& arguments, int format, Function function) {
+    return unimo::with_format(format, [&](auto tag) {
+        return unimo::with_flag(arguments.dropout_threshold > -32768, [&](auto drops) { return function(tag, drops); });
+    });
 }
 
 }  // namespace
 
-// format: 0 fp16, 1 bf16 (not on sm_70). Returns 0, a cudaError_t, or a negative Status.
+// format: see with_format. Returns 0, a cudaError_t, or a negative Status.
 extern "C" int unimo_attention_forward(const unimo::AttentionCall* call, int format, Stream stream) {
-    const unimo::AttentionArguments* const arguments = &call->arguments;
-    const bool drops = arguments->dropout_threshold > -32768;
-    if (format == 0)
-        return drops ? forward_of<unimo::Half, true>(*arguments, stream) : forward_of<unimo::Half, false>(*arguments, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1)
-        return drops ? forward_of<unimo::BFloat16, true>(*arguments, stream)
-                     : forward_of<unimo::BFloat16, false>(*arguments, stream);
-#endif
-    return unimo::kNoSuchFormat;
+    const unimo::AttentionArguments& arguments = call->arguments;
+    return with_kind(arguments, format, [&](auto tag, auto drops) {
+        return unimo::with_flag(arguments.sharing != nullptr, [&](auto shares) {
+            return forward<decltype(tag), decltype(drops)::value, decltype(shares)::value>(arguments, stream);
+        });
+    });
 }
 
 // The same where nobody shares a prefix, by whole tiles: the table of blocks is for unimo_attention_bulk_rows() rows.
 extern "C" int unimo_attention_forward_bulk(const unimo::AttentionCall* call, int format, Stream stream) {
-    const unimo::AttentionArguments& arguments = call->arguments;
-    const bool drops = arguments.dropout_threshold > -32768;
-    if (format == 0)
-        return drops ? forward_bulk<unimo::Half, true>(arguments, stream) : forward_bulk<unimo::Half, false>(arguments, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1)
-        return drops ? forward_bulk<unimo::BFloat16, true>(arguments, stream)
-                     : forward_bulk<unimo::BFloat16, false>(arguments, stream);
-#endif
-    return unimo::kNoSuchFormat;
+    return with_kind(call->arguments, format, [&](auto tag, auto drops) {
+        return forward_bulk<decltype(tag), decltype(drops)::value>(call->arguments, stream);
+    });
 }
 
 extern "C" int unimo_attention_backward(const unimo::AttentionCall* call, int format, Stream stream) {
-    const bool drops = call->arguments.dropout_threshold > -32768;
-    if (format == 0)
-        return drops ? backward_of<unimo::Half, true>(*call, stream)
-                     : backward_of<unimo::Half, false>(*call, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1)
-        return drops ? backward_of<unimo::BFloat16, true>(*call, stream)
-                     : backward_of<unimo::BFloat16, false>(*call, stream);
-#endif
-    return unimo::kNoSuchFormat;
+    return with_kind(call->arguments, format, [&](auto tag, auto drops) {
+        return unimo::with_flag(call->arguments.sharing != nullptr, [&](auto shares) {
+            return backward<decltype(tag), decltype(drops)::value, decltype(shares)::value>(*call, stream);
+        });
+    });
 }
 
 // Rows of a sequence that one block takes: what the table of blocks is made for.

@@ -75,11 +75,9 @@ __global__ void __launch_bounds__(kThreads) attention_backward_keys(const Attent
     const int begin = tile.first < tile.prefix ? 0 : tile.first;  // the first query that sees one of the block's keys
 
     unsigned char* const staged = shared + kPairBytes;
-    begin_tile(staged, input_rows(arguments.query_key_value, tile.start, 1, head, num_heads), tile.first, tile.length);
-    begin_tile(staged + kTileBytes, input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first,
-               tile.length);
-    begin_tile(shared, query_rows, begin, queries.count);
-    begin_tile(shared + kTileBytes, gradient_rows, begin, queries.count);
+    begin_pair(staged, input_rows(arguments.query_key_value, tile.start, 1, head, num_heads),
+               input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first, tile.length);
+    begin_pair(shared, query_rows, gradient_rows, begin, queries.count);
     fill_statistics<kDropout>(statistics, arguments, queries, head, begin);
     wait_for_copies();
     block_barrier();
@@ -103,9 +101,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_keys(const Attent
         if (query > begin) wait_for_copies();
         block_barrier();
         if (query + kTileRows < queries.count) {
-            unsigned char* const next = shared + (stage ^ 1) * kPairBytes;
-            begin_tile(next, query_rows, query + kTileRows, queries.count);
-            begin_tile(next + kTileBytes, gradient_rows, query + kTileRows, queries.count);
+            begin_pair(shared + (stage ^ 1) * kPairBytes, query_rows, gradient_rows, query + kTileRows, queries.count);
             fill_statistics<kDropout>(statistics + (stage ^ 1), arguments, queries, head, query + kTileRows);
         }
         if (first >= tile.length) continue;

@@ -19,11 +19,9 @@ __global__ void __launch_bounds__(kThreads) attention_backward_queries(const Att
     const auto keys = seen_rows<kShares>(arguments, tile, 1, head), values = seen_rows<kShares>(arguments, tile, 2, head);
 
     unsigned char* const staged = shared + kPairBytes;
-    begin_tile(staged, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first, tile.length);
-    begin_tile(staged + kTileBytes, output_rows(arguments.output_gradient, tile.start, head, num_heads), tile.first,
-               tile.length);
-    begin_tile(shared, keys, 0, tile.num_keys());
-    begin_tile(shared + kTileBytes, values, 0, tile.num_keys());
+    begin_pair(staged, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads),
+               output_rows(arguments.output_gradient, tile.start, head, num_heads), tile.first, tile.length);
+    begin_pair(shared, keys, values, 0, tile.num_keys());
     wait_for_copies();
     block_barrier();
 
@@ -86,11 +84,8 @@ __global__ void __launch_bounds__(kThreads) attention_backward_queries(const Att
     for (int key = 0, stage = 0; key < block_keys; key += kTileRows, stage ^= 1) {
         if (key > 0) wait_for_copies();
         block_barrier();
-        if (key + kTileRows < block_keys) {
-            unsigned char* const next = shared + (stage ^ 1) * kPairBytes;
-            begin_tile(next, keys, key + kTileRows, tile.num_keys());
-            begin_tile(next + kTileBytes, values, key + kTileRows, tile.num_keys());
-        }
+        if (key + kTileRows < block_keys)
+            begin_pair(shared + (stage ^ 1) * kPairBytes, keys, values, key + kTileRows, tile.num_keys());
         unsigned char* const key_tile = shared + stage * kPairBytes;
 #pragma unroll 1
         for (int sub = 0; sub < 4; ++sub) {

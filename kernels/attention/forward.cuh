@@ -18,8 +18,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward(const AttentionArg
     // Queries pass through the second stage, which keys and values need only later.
     unsigned char* const staged = shared + kPairBytes;
     begin_tile(staged, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first, tile.length);
-    begin_tile(shared, keys, 0, tile.num_keys());
-    begin_tile(shared + kTileBytes, values, 0, tile.num_keys());
+    begin_pair(shared, keys, values, 0, tile.num_keys());
     wait_for_copies();
     block_barrier();
     Left queries[4];
@@ -48,11 +47,8 @@ __global__ void __launch_bounds__(kThreads) attention_forward(const AttentionArg
     for (int key = 0, stage = 0; key < block_keys; key += kTileRows, stage ^= 1) {
         if (key > 0) wait_for_copies();
         block_barrier();  // this stage has landed, and everybody is done with the other one
-        if (key + kTileRows < block_keys) {
-            unsigned char* const next = shared + (stage ^ 1) * kPairBytes;
-            begin_tile(next, keys, key + kTileRows, tile.num_keys());
-            begin_tile(next + kTileBytes, values, key + kTileRows, tile.num_keys());
-        }
+        if (key + kTileRows < block_keys)
+            begin_pair(shared + (stage ^ 1) * kPairBytes, keys, values, key + kTileRows, tile.num_keys());
         if (key >= warp_keys) continue;
         unsigned char* const key_tile = shared + stage * kPairBytes;
 

@@ -113,6 +113,13 @@ __device__ __forceinline__ void begin_tile(unsigned char* tile, const Source& ro
     }
 }
 
+// The same for a stage's two tiles.
+template <class Source, class Other>
+__device__ __forceinline__ void begin_pair(unsigned char* stage, const Source& rows, const Other& others, int first, int length) {
+    begin_tile(stage, rows, first, length);
+    begin_tile(stage + kTileBytes, others, first, length);
+}
+
 // Writes a warp's 16 x 64 accumulators, times `scales` per row, through 16 rows of shared memory that it alone uses.
 template <class Format>
 __device__ __forceinline__ void write_rows(Accumulator (&sums)[4], const float (&scales)[2], unsigned char* staging,

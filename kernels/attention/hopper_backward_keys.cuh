@@ -56,8 +56,7 @@ __device__ __forceinline__ void key_gradients_of_tile(const AttentionArguments& 
                                   tile.length);
     begin_rows<kHopperRows, true>(value_tile, input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first,
                                   tile.length);
-    begin_rows<kTileRows>(stages, query_rows, begin, queries.count);
-    begin_rows<kTileRows>(stages + kTileBytes, gradient_rows, begin, queries.count);
+    begin_stage(stages, query_rows, gradient_rows, begin, queries.count);
     wait_for_previous_kernel();  // that of the queries, which leaves the statistics
     begin_statistics<kDropout>(statistics, arguments, queries, head, begin);
     land_copies();
@@ -74,9 +73,7 @@ __device__ __forceinline__ void key_gradients_of_tile(const AttentionArguments& 
     for (int query = begin, stage = 0; query < queries.count; query += kTileRows, stage ^= 1) {
         if (query > begin) land_copies();
         if (query + kTileRows < queries.count) {
-            unsigned char* const next = stages + (stage ^ 1) * kPairBytes;
-            begin_rows<kTileRows>(next, query_rows, query + kTileRows, queries.count);
-            begin_rows<kTileRows>(next + kTileBytes, gradient_rows, query + kTileRows, queries.count);
+            begin_stage(stages + (stage ^ 1) * kPairBytes, query_rows, gradient_rows, query + kTileRows, queries.count);
             begin_statistics<kDropout>(statistics + (stage ^ 1), arguments, queries, head, query + kTileRows);
         }
         if (group_first >= tile.length) continue;

@@ -61,8 +61,7 @@ __device__ __forceinline__ void query_gradients_of_tile(const AttentionArguments
                             tile.length);
     begin_rows<kHopperRows>(gradient_tile, output_rows(arguments.output_gradient, tile.start, head, num_heads), tile.first,
                             tile.length);
-    begin_rows<kTileRows>(stages, keys, 0, tile.num_keys());
-    begin_rows<kTileRows>(stages + kTileBytes, values, 0, tile.num_keys());
+    begin_stage(stages, keys, values, 0, tile.num_keys());
 
     const int group = warp_index() / 4, group_first = tile.first + group * kGroupRows;
     const int group_last = smaller(group_first + kGroupRows, tile.length) - 1;
@@ -94,11 +93,8 @@ __device__ __forceinline__ void query_gradients_of_tile(const AttentionArguments
 
     for (int key = 0, stage = 0; key < block_keys; key += kTileRows, stage ^= 1) {
         if (key > 0) land_copies();
-        if (key + kTileRows < block_keys) {
-            unsigned char* const next = stages + (stage ^ 1) * kPairBytes;
-            begin_rows<kTileRows>(next, keys, key + kTileRows, tile.num_keys());
-            begin_rows<kTileRows>(next + kTileBytes, values, key + kTileRows, tile.num_keys());
-        }
+        if (key + kTileRows < block_keys)
+            begin_stage(stages + (stage ^ 1) * kPairBytes, keys, values, key + kTileRows, tile.num_keys());
         if (key >= group_keys) continue;
         unsigned char* const key_tile = stages + stage * kPairBytes;
         pin(scores);

@@ -18,8 +18,7 @@ __device__ __forceinline__ void forward_of_tile(const AttentionArguments& argume
     // 13.0 gives their registers to the weights of the first tile.
     begin_rows<kHopperRows>(shared, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first,
                             tile.length);
-    begin_rows<kTileRows>(stages, keys, 0, tile.num_keys());
-    begin_rows<kTileRows>(stages + kTileBytes, values, 0, tile.num_keys());
+    begin_stage(stages, keys, values, 0, tile.num_keys());
 
     const int group_first = tile.first + warp_index() / 4 * kGroupRows;
     const int group_last = smaller(group_first + kGroupRows, tile.length) - 1;
@@ -43,11 +42,8 @@ __device__ __forceinline__ void forward_of_tile(const AttentionArguments& argume
 
     for (int key = 0, stage = 0; key < block_keys; key += kTileRows, stage ^= 1) {
         land_copies();
-        if (key + kTileRows < block_keys) {
-            unsigned char* const next = stages + (stage ^ 1) * kPairBytes;
-            begin_rows<kTileRows>(next, keys, key + kTileRows, tile.num_keys());
-            begin_rows<kTileRows>(next + kTileBytes, values, key + kTileRows, tile.num_keys());
-        }
+        if (key + kTileRows < block_keys)
+            begin_stage(stages + (stage ^ 1) * kPairBytes, keys, values, key + kTileRows, tile.num_keys());
         if (key >= group_keys) continue;
         unsigned char* const key_tile = stages + stage * kPairBytes;
         pin(scores);

@@ -40,6 +40,13 @@ __device__ __forceinline__ void begin_rows(unsigned char* tile, const Source& ro
     }
 }
 
+// The same for a stage's two tiles.
+template <class Source, class Other>
+__device__ __forceinline__ void begin_stage(unsigned char* stage, const Source& rows, const Other& others, int first, int length) {
+    begin_rows<kTileRows>(stage, rows, first, length);
+    begin_rows<kTileRows>(stage + kTileBytes, others, first, length);
+}
+
 // All copies of this thread have landed and the matrix unit sees them; everybody else's after the barrier.
 __device__ __forceinline__ void land_copies() {
     wait_for_copies();

@@ -93,17 +93,12 @@ struct Tensor {
 };
 
 template <class Format>
-double widen(std::uint16_t bits) {
-    return unimo::unpack<Format>(bits).low;
-}
-
-template <class Format>
 Tensor random_tensor(std::size_t count, std::mt19937& random, float scale) {
     std::normal_distribution<float> normal(0, scale);
     Tensor tensor;
     for (std::size_t i = 0; i < count; ++i) {
-        tensor.bits.push_back(std::uint16_t(unimo::pack<Format>(normal(random), 0)));
-        tensor.values.push_back(widen<Format>(tensor.bits.back()));
+        tensor.bits.push_back(to_bits<Format>(normal(random)));
+        tensor.values.push_back(from_bits<Format>(tensor.bits.back()));
     }
     return tensor;
 }
@@ -171,7 +166,7 @@ bool agrees(const std::vector<std::uint16_t>& found, const std::vector<double>& 
     std::size_t count = 0;
     for (std::size_t i = 0; i < truth.size(); ++i) {
         if (i % modulus < from || i % modulus >= to) continue;
-        const double error = std::fabs(widen<Format>(found[i]) - truth[i]);
+        const double error = std::fabs(from_bits<Format>(found[i]) - truth[i]);
         worst = error > worst || std::isnan(error) ? error : worst;
         squares += error * error;
         truth_squares += truth[i] * truth[i];
@@ -207,7 +202,7 @@ std::vector<std::uint16_t> output_by_bulk(unimo::AttentionCall call, const Case&
     arguments.log_sums = arguments.deltas;
     arguments.tiles = tiles.data();
     arguments.num_tiles = int(tiles.size()) / 4;
-    emulator::require(unimo_attention_forward_bulk(&call, c.format, nullptr) == 0, "forward refused");
+    require(unimo_attention_forward_bulk(&call, c.format, nullptr) == 0, "forward refused");
     return output;
 }
 
@@ -234,8 +229,8 @@ bool run_case(const Case& c, unsigned number) {
     Tensor input = random_tensor<Format>(positions * 3 * row, random, 1);
     for (std::size_t i = 0; i < input.bits.size(); ++i)
         if (i / row % 3 == 0) {
-            input.bits[i] = std::uint16_t(unimo::pack<Format>(float(input.values[i]) * c.query_scale, 0));
-            input.values[i] = widen<Format>(input.bits[i]);
+            input.bits[i] = to_bits<Format>(float(input.values[i]) * c.query_scale);
+            input.values[i] = from_bits<Format>(input.bits[i]);
         }
     const Tensor upstream = random_tensor<Format>(positions * row, random, 1);
     std::vector<unsigned> position_keys(positions);
@@ -273,7 +268,7 @@ bool run_case(const Case& c, unsigned number) {
         const bool all_short = std::all_of(c.lengths.begin(), c.lengths.end(),
                                            [](int length) { return length <= unimo_attention_whole_length(); });
         arguments.whole = !c.whole ? unimo::kNotWhole : all_short ? unimo::kAllWhole : unimo::kShortWhole;
-        emulator::require(unimo_attention_forward(&call, c.format, nullptr) == 0, "forward refused");
+        require(unimo_attention_forward(&call, c.format, nullptr) == 0, "forward refused");
         if (has_bulk) {
             const std::vector<std::uint16_t> by_bulk = output_by_bulk(call, c);
             if (schedule == 0) first_by_bulk = by_bulk;
@@ -285,7 +280,7 @@ bool run_case(const Case& c, unsigned number) {
                 return false;
             }
         }
-        emulator::require(unimo_attention_backward(&call, c.format, nullptr) == 0, "backward refused");
+        require(unimo_attention_backward(&call, c.format, nullptr) == 0, "backward refused");
         if (schedule == 0) {
             first_output = output;
             first_gradient = gradient;

@@ -35,10 +35,9 @@ bool check(unsigned number) {
         arguments.x = x.get(), arguments.bias = bias.get(), arguments.result = result.get();
         arguments.gradient = gradient.get(), arguments.x_gradient = x_gradient.get(), arguments.partials = partials.get();
         arguments.num_rows = rows, arguments.num_columns = columns, arguments.num_blocks = blocks;
-        const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
         start_run(schedule);
-        require(unimo_bias_gelu_forward(&arguments, format, nullptr) == 0, "forward refused");
-        require(unimo_bias_gelu_backward(&arguments, format, nullptr) == 0, "backward refused");
+        require(unimo_bias_gelu_forward(&arguments, kFormatNumber<Format>, nullptr) == 0, "forward refused");
+        require(unimo_bias_gelu_backward(&arguments, kFormatNumber<Format>, nullptr) == 0, "backward refused");
         finish_run();
         std::vector<unsigned char> bytes;
         result.append_to(bytes), x_gradient.append_to(bytes), partials.append_to(bytes);

@@ -106,6 +106,9 @@ double from_bits(std::uint16_t bits) {
 }
 #endif
 
+template <class Format>
+constexpr int kFormatNumber = std::is_same_v<Format, unimo::Half> ? 0 : 1;  // as with_format takes it
+
 #if defined(UNIMO_HALF_ONLY)
 using OtherFormat = unimo::Half;
 #else

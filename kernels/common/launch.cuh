@@ -1,6 +1,8 @@
 // Starting a kernel of one argument structure on a grid, on a GPU or on the emulator, and what the C functions return.
 #pragma once
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace unimo {
@@ -13,6 +15,23 @@ struct Grid {
 };
 
 constexpr int kMaxGridY = 65535;
+
+inline int tiles(int count, int size) { return (count + size - 1) / size; }
+
+// The instance of `function` for a format by number: 0 fp16, 1 bf16 (not on sm_70).
+template <class Function>
+int with_format(int format, Function function) {
+    if (format == 0) return function(Half{});
+#if !defined(UNIMO_HALF_ONLY)
+    if (format == 1) return function(BFloat16{});
+#endif
+    return kNoSuchFormat;
+}
+// The instance of `function` for a flag of a kernel.
+template <class Function>
+int with_flag(bool flag, Function function) {
+    return flag ? function(std::true_type{}) : function(std::false_type{});
+}
 
 #if defined(UNIMO_HOST)
 using Stream = void*;

@@ -7,8 +7,6 @@
 
 namespace unimo {
 
-inline int tiles(int count, int size) { return (count + size - 1) / size; }
-
 // Of the filter of own items: 64 bits an item where that fits.
 inline int item_filter_words(int row_items_width) {
     int words = kMinItemFilterWords;
@@ -18,34 +16,9 @@ inline int item_filter_words(int row_items_width) {
 
 inline bool is_empty(const BlockArguments& a) { return a.num_rows == 0 || a.num_columns == 0; }
 
-template <bool kBoth>
-int run_statistics(const BlockArguments& a, Stream stream) {
-    const Grid grid{tiles(a.num_columns, kBandColumns), tiles(a.num_rows, kBandRows), kStatisticsThreads,
-                    kBoth ? kStatisticsSharedBytes : 0};
-    const int status = launch(contrastive_statistics<kBoth>, a, grid, stream);
-    if (status != kDone) return status;
-    const int threads = a.num_rows + (kBoth ? a.num_columns : 0);
-    return launch(contrastive_join<kBoth>, a, {tiles(threads, kJoinThreads), 1, kJoinThreads, 0}, stream);
-}
-
-template <class Format>
-int run_weights(const BlockArguments& a, Stream stream) {
-    const Grid grid{tiles(a.num_rows, kWeightBlockRows), 1, kWeightThreads, 0};
-    return a.column_logs != nullptr ? launch(contrastive_weights<Format, true>, a, grid, stream)
-                                    : launch(contrastive_weights<Format, false>, a, grid, stream);
-}
-
-template <class Format, bool kWide>
-int run_pair_gradients(const PairArguments& a, Stream stream) {
-    const bool few = a.num_scores < static_cast<long long>(kFewScores) * a.num_rows;
-    const Grid grid{tiles(a.num_rows, kPairWarps * (few ? kRowsOfFew : 1)), tiles(a.size, kSliceSize), kPairThreads, 0};
-    return few ? launch(contrastive_pair_gradients<Format, kWide, true>, a, grid, stream)
-               : launch(contrastive_pair_gradients<Format, kWide, false>, a, grid, stream);
-}
-
 }  // namespace unimo
 
-// All return 0, a cudaError_t, or a negative Status. format: 0 fp16, 1 bf16 (not on sm_70).
+// All return 0, a cudaError_t, or a negative Status. format: see with_format.
 
 extern "C" int unimo_contrastive_conflicts(const unimo::BlockArguments* arguments, int, unimo::Stream stream) {
     using namespace unimo;
@@ -61,19 +34,28 @@ extern "C" int unimo_contrastive_statistics(const unimo::BlockArguments* argumen
     using namespace unimo;
     if (is_empty(*arguments)) return kDone;
     if (arguments->pitch % 4) return kBadShape;
-    return arguments->column_maxima != nullptr ? run_statistics<true>(*arguments, stream)
-                                               : run_statistics<false>(*arguments, stream);
+    const BlockArguments& a = *arguments;
+    return with_flag(a.column_maxima != nullptr, [&](auto both) {
+        constexpr bool kBoth = decltype(both)::value;
+        const Grid grid{tiles(a.num_columns, kBandColumns), tiles(a.num_rows, kBandRows), kStatisticsThreads,
+                        kBoth ? kStatisticsSharedBytes : 0};
+        const int status = launch(contrastive_statistics<kBoth>, a, grid, stream);
+        if (status != kDone) return status;
+        const int threads = a.num_rows + (kBoth ? a.num_columns : 0);
+        return launch(contrastive_join<kBoth>, a, {tiles(threads, kJoinThreads), 1, kJoinThreads, 0}, stream);
+    });
 }
 
 extern "C" int unimo_contrastive_weights(const unimo::BlockArguments* arguments, int format, unimo::Stream stream) {
     using namespace unimo;
     if (is_empty(*arguments)) return kDone;
     if (arguments->pitch % 4) return kBadShape;
-    if (format == 0) return run_weights<Half>(*arguments, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1) return run_weights<BFloat16>(*arguments, stream);
-#endif
-    return kNoSuchFormat;
+    const Grid grid{tiles(arguments->num_rows, kWeightBlockRows), 1, kWeightThreads, 0};
+    return with_format(format, [&](auto tag) {
+        return with_flag(arguments->column_logs != nullptr, [&](auto both) {
+            return launch(contrastive_weights<decltype(tag), decltype(both)::value>, *arguments, grid, stream);
+        });
+    });
 }
 
 extern "C" int unimo_contrastive_pair_scores(const unimo::PairArguments* arguments, int format, unimo::Stream stream) {
@@ -81,25 +63,24 @@ extern "C" int unimo_contrastive_pair_scores(const unimo::PairArguments* argumen
     if (arguments->num_scores == 0) return kDone;
     if (arguments->size % kChunk) return kBadShape;
     const Grid grid{tiles(arguments->num_scores, kPairWarps), 1, kPairThreads, 0};
-    if (format == 0) return launch(contrastive_pair_scores<Half>, *arguments, grid, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1) return launch(contrastive_pair_scores<BFloat16>, *arguments, grid, stream);
-#endif
-    return kNoSuchFormat;
+    return with_format(format, [&](auto tag) { return launch(contrastive_pair_scores<decltype(tag)>, *arguments, grid, stream); });
 }
 
 // format + 2: the gradient is written in fp32.
 extern "C" int unimo_contrastive_pair_gradients(const unimo::PairArguments* arguments, int format, unimo::Stream stream) {
     using namespace unimo;
-    if (arguments->num_rows == 0) return kDone;
-    if (arguments->size % kChunk) return kBadShape;
-    if (format == 0) return run_pair_gradients<Half, false>(*arguments, stream);
-    if (format == 2) return run_pair_gradients<Half, true>(*arguments, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1) return run_pair_gradients<BFloat16, false>(*arguments, stream);
-    if (format == 3) return run_pair_gradients<BFloat16, true>(*arguments, stream);
-#endif
-    return kNoSuchFormat;
+    const PairArguments& a = *arguments;
+    if (a.num_rows == 0) return kDone;
+    if (a.size % kChunk) return kBadShape;
+    const bool is_few = a.num_scores < static_cast<long long>(kFewScores) * a.num_rows;
+    const Grid grid{tiles(a.num_rows, kPairWarps * (is_few ? kRowsOfFew : 1)), tiles(a.size, kSliceSize), kPairThreads, 0};
+    return with_format(format < 2 ? format : format - 2, [&](auto tag) {
+        return with_flag(format >= 2, [&](auto wide) {
+            return with_flag(is_few, [&](auto few) {
+                return launch(contrastive_pair_gradients<decltype(tag), decltype(wide)::value, decltype(few)::value>, a, grid, stream);
+            });
+        });
+    });
 }
 
 extern "C" int unimo_contrastive_segments(const unimo::SegmentArguments* arguments, int, unimo::Stream stream) {

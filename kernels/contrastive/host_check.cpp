@@ -122,7 +122,6 @@ bool check_blocks(unsigned number) {
     std::mt19937 random(number * 2654435761u + 7);
     const Sizes s = make_sizes(random);
     Inputs inputs(s, random);
-    const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
     const float scale_value = 1000.f;
     const Truth truth = inputs.exact(scale_value);
     const std::string name = "case " + std::to_string(number) + " ";
@@ -173,18 +172,18 @@ bool check_blocks(unsigned number) {
         };
         BlockArguments whole = at(0, 0);
         whole.num_rows = s.rows, whole.num_columns = s.columns;
-        require(unimo_contrastive_conflicts(&whole, format, nullptr) == 0, "conflicts refused");
+        require(unimo_contrastive_conflicts(&whole, kFormatNumber<Format>, nullptr) == 0, "conflicts refused");
         finish_run();
         for (int row = 0; row < s.rows; row += s.chunk_rows)
             for (int column = 0; column < s.columns; column += s.chunk_columns) {
                 const BlockArguments a = score(row, column);
-                require(unimo_contrastive_statistics(&a, format, nullptr) == 0, "statistics refused");
+                require(unimo_contrastive_statistics(&a, kFormatNumber<Format>, nullptr) == 0, "statistics refused");
                 finish_run();
             }
         for (int row = 0; row < s.rows; row += s.chunk_rows)
             for (int column = 0; column < s.columns; column += s.chunk_columns) {
                 const BlockArguments a = score(row, column);
-                require(unimo_contrastive_weights(&a, format, nullptr) == 0, "weights refused");
+                require(unimo_contrastive_weights(&a, kFormatNumber<Format>, nullptr) == 0, "weights refused");
                 finish_run();
                 for (int i = 0; i < a.num_rows; ++i)
                     std::memcpy(weights.get() + std::size_t(row + i) * s.columns + column,
@@ -241,7 +240,6 @@ bool check_pairs(unsigned number) {
     std::mt19937 random(number * 2246822519u + 3);
     const int size = sizes[draw(random, 0, int(std::size(sizes)) - 1)], lefts = draw(random, 1, 20),
               rights = draw(random, 1, 20), count = draw(random, 0, 3) ? draw(random, 0, 90) : 0;
-    const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
     const bool wide = draw(random, 0, 1);
     Memory<std::uint16_t> left(std::size_t(lefts) * size), right(std::size_t(rights) * size);
     Memory<long long> left_rows(count), right_rows(count), order(count), starts(lefts + 1);
@@ -284,8 +282,8 @@ bool check_pairs(unsigned number) {
                                          score_gradients.get(), lefts, count};
         unimo::SegmentArguments columns{scores.get(), nullptr, nullptr, nullptr, column_logs.get(), upstream.get(),
                                         column_gradients.get(), num_columns, count};
-        require(unimo_contrastive_pair_scores(&a, format, nullptr) == 0, "pair scores refused");
-        require(unimo_contrastive_pair_gradients(&a, format + (wide ? 2 : 0), nullptr) == 0, "pair gradients refused");
+        require(unimo_contrastive_pair_scores(&a, kFormatNumber<Format>, nullptr) == 0, "pair scores refused");
+        require(unimo_contrastive_pair_gradients(&a, kFormatNumber<Format> + (wide ? 2 : 0), nullptr) == 0, "pair gradients refused");
         for (const auto* each : {&segments, &columns}) {
             require(unimo_contrastive_segments(each, 0, nullptr) == 0, "segments refused");
             require(unimo_contrastive_segment_gradients(each, 0, nullptr) == 0, "segment gradients refused");

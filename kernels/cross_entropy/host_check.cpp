@@ -137,10 +137,9 @@ bool check(unsigned number) {
         a.gradients = p.gradients.get(), a.partials = found.partials.get();
         a.num_rows = p.rows, a.num_words = p.words, a.pitch = p.pitch;
         a.num_slabs = p.slabs, a.num_blocks = p.blocks, a.smoothing = p.smoothing;
-        const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
         start_run(schedule);
-        require(unimo_cross_entropy_losses(&a, format, nullptr) == 0, "forward refused");
-        require(unimo_cross_entropy_slopes(&a, format, nullptr) == 0, "backward refused");
+        require(unimo_cross_entropy_losses(&a, kFormatNumber<Format>, nullptr) == 0, "forward refused");
+        require(unimo_cross_entropy_slopes(&a, kFormatNumber<Format>, nullptr) == 0, "backward refused");
         finish_run();
         std::vector<unsigned char> bytes;
         found.slopes.append_to(bytes), found.facts.append_to(bytes), found.losses.append_to(bytes);

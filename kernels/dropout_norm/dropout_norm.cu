@@ -2,66 +2,45 @@
 #include "../common/launch.cuh"
 #include "dropout_norm.cuh"
 
-namespace {
+namespace unimo {
 
-template <class Format, int kChunks, bool kDropout>
-int norm_forward(const unimo::DropoutNormArguments& arguments, unimo::Stream stream) {
-    const int blocks = (arguments.num_rows + unimo::kNormWarps - 1) / unimo::kNormWarps;
-    return unimo::launch(unimo::dropout_norm_forward<Format, kChunks, kDropout>, arguments, {blocks, 1, unimo::kNormThreads, 0},
-                         stream);
-}
-template <class Format, int kChunks, bool kDropout>
-int norm_backward(const unimo::DropoutNormArguments& arguments, unimo::Stream stream) {
-    const int shared_bytes = 2 * unimo::kNormWarps * arguments.num_columns * int(sizeof(float));
-    return unimo::launch(unimo::dropout_norm_backward<Format, kChunks, kDropout>, arguments,
-                         {arguments.num_blocks, 1, unimo::kNormThreads, shared_bytes}, stream);
-}
-template <class Format, int kChunks>
-int norm(const unimo::DropoutNormArguments& arguments, bool is_backward, unimo::Stream stream) {
-    const bool drops = arguments.dropout_threshold > -32768;
-    if (is_backward)
-        return drops ? norm_backward<Format, kChunks, true>(arguments, stream)
-                     : norm_backward<Format, kChunks, false>(arguments, stream);
-    return drops ? norm_forward<Format, kChunks, true>(arguments, stream) : norm_forward<Format, kChunks, false>(arguments, stream);
-}
-template <class Format>
-int norm(const unimo::DropoutNormArguments& arguments, bool is_backward, unimo::Stream stream) {
-    const int chunks = (arguments.num_columns + unimo::kWarpColumns - 1) / unimo::kWarpColumns;
-    if (arguments.num_columns % unimo::kChunkColumns || chunks > unimo::kMaxNormChunks) return unimo::kBadShape;
-    if (chunks <= 1) return norm<Format, 1>(arguments, is_backward, stream);
-    if (chunks == 2) return norm<Format, 2>(arguments, is_backward, stream);
-    if (chunks == 3) return norm<Format, 3>(arguments, is_backward, stream);
-    return norm<Format, unimo::kMaxNormChunks>(arguments, is_backward, stream);
-}
-int norm_of_format(const unimo::DropoutNormArguments& arguments, int format, bool is_backward, unimo::Stream stream) {
-    if (format == 0) return norm<unimo::Half>(arguments, is_backward, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1) return norm<unimo::BFloat16>(arguments, is_backward, stream);
-#endif
-    return unimo::kNoSuchFormat;
+// The instance of `function` for a format, the accesses of a row, and whether anything is dropped.
+template <class Function>
+int with_norm(const DropoutNormArguments& a, int format, Function function) {
+    const int chunks = tiles(a.num_columns, kWarpColumns);
+    if (a.num_columns % kChunkColumns || chunks > kMaxNormChunks) return kBadShape;
+    return with_format(format, [&](auto tag) {
+        return with_flag(a.dropout_threshold > -32768, [&](auto drops) {
+            if (chunks <= 1) return function(tag, std::integral_constant<int, 1>{}, drops);
+            if (chunks == 2) return function(tag, std::integral_constant<int, 2>{}, drops);
+            if (chunks == 3) return function(tag, std::integral_constant<int, 3>{}, drops);
+            return function(tag, std::integral_constant<int, kMaxNormChunks>{}, drops);
+        });
+    });
 }
 
-template <class Format>
-int dropout(const unimo::DropoutNormArguments& arguments, unimo::Stream stream) {
-    if (arguments.num_columns % unimo::kChunkColumns) return unimo::kBadShape;
-    const int blocks = (arguments.num_rows + unimo::kNormWarps - 1) / unimo::kNormWarps;
-    return unimo::launch(unimo::keyed_dropout<Format>, arguments, {blocks, 1, unimo::kNormThreads, 0}, stream);
-}
+}  // namespace unimo
 
-}  // namespace
-
-// format: 0 fp16, 1 bf16 (not on sm_70). Returns 0, a cudaError_t, or a negative Status.
+// format: see with_format. Return 0, a cudaError_t, or a negative Status.
 extern "C" int unimo_dropout_norm_forward(const unimo::DropoutNormArguments* arguments, int format, unimo::Stream stream) {
-    return norm_of_format(*arguments, format, false, stream);
+    using namespace unimo;
+    const Grid grid{tiles(arguments->num_rows, kNormWarps), 1, kNormThreads, 0};
+    return with_norm(*arguments, format, [&](auto tag, auto chunks, auto drops) {
+        return launch(dropout_norm_forward<decltype(tag), decltype(chunks)::value, decltype(drops)::value>, *arguments, grid, stream);
+    });
 }
 extern "C" int unimo_dropout_norm_backward(const unimo::DropoutNormArguments* arguments, int format, unimo::Stream stream) {
-    return norm_of_format(*arguments, format, true, stream);
+    using namespace unimo;
+    const int shared_bytes = 2 * kNormWarps * arguments->num_columns * int(sizeof(float));
+    const Grid grid{arguments->num_blocks, 1, kNormThreads, shared_bytes};
+    return with_norm(*arguments, format, [&](auto tag, auto chunks, auto drops) {
+        return launch(dropout_norm_backward<decltype(tag), decltype(chunks)::value, decltype(drops)::value>, *arguments, grid, stream);
+    });
 }
 extern "C" int unimo_dropout(const unimo::DropoutNormArguments* arguments, int format, unimo::Stream stream) {
-    if (format == 0) return dropout<unimo::Half>(*arguments, stream);
-#if !defined(UNIMO_HALF_ONLY)
-    if (format == 1) return dropout<unimo::BFloat16>(*arguments, stream);
-#endif
-    return unimo::kNoSuchFormat;
+    using namespace unimo;
+    if (arguments->num_columns % kChunkColumns) return kBadShape;
+    const Grid grid{tiles(arguments->num_rows, kNormWarps), 1, kNormThreads, 0};
+    return with_format(format, [&](auto tag) { return launch(keyed_dropout<decltype(tag)>, *arguments, grid, stream); });
 }
 extern "C" int unimo_dropout_norm_argument_bytes() { return int(sizeof(unimo::DropoutNormArguments)); }

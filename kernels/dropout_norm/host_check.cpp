@@ -56,13 +56,12 @@ bool check(unsigned number) {
         a.num_rows = rows, a.num_columns = columns, a.num_blocks = blocks;
         a.dropout_threshold = threshold, a.site_key = site_key;
         a.keep_scale = float(keep_scale), a.epsilon = float(epsilon);
-        const int format = std::is_same_v<Format, unimo::Half> ? 0 : 1;
         unimo::DropoutNormArguments of_alone = a;
         of_alone.position_keys = keys.get(), of_alone.result = alone.get();
         start_run(schedule);
-        require(unimo_dropout(&of_alone, format, nullptr) == 0, "dropout refused");
-        require(unimo_dropout_norm_forward(&a, format, nullptr) == 0, "forward refused");
-        require(unimo_dropout_norm_backward(&a, format, nullptr) == 0, "backward refused");
+        require(unimo_dropout(&of_alone, kFormatNumber<Format>, nullptr) == 0, "dropout refused");
+        require(unimo_dropout_norm_forward(&a, kFormatNumber<Format>, nullptr) == 0, "forward refused");
+        require(unimo_dropout_norm_backward(&a, kFormatNumber<Format>, nullptr) == 0, "backward refused");
         finish_run();
         std::vector<unsigned char> bytes;
         alone.append_to(bytes), sum.append_to(bytes), result.append_to(bytes), residual_gradient.append_to(bytes), partials.append_to(bytes);

@@ -152,3 +152,11 @@ def test_a_build_that_fails_is_a_reason_not_an_end(monkeypatch, tmp_path):
     assert "could not be built" in reason
     assert "gone" in reason
     library._refusal_to_build.cache_clear()
+
+
+def test_the_report_by_nvrtc_says_what_it_lacks(tmp_path):
+    script = build.sources_folder() / "nvrtc_report.py"
+    command = [sys.executable, script, "--packages", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no nvidia/cuda_nvrtc/lib/libnvrtc.so" in done.stderr

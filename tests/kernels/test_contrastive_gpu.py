@@ -20,7 +20,7 @@ BIG = Case(num_rows=4700, num_columns=5100, size=768, groups=2, listed=3)
 
 @pytest.fixture(autouse=True)
 def _built():
-    assert library.refusal(torch.zeros(1, dtype=torch.float16, device="cuda"), may_build=True) is None
+    assert library.refusal(torch.zeros(1, dtype=torch.float16, device="cuda")) is None
 
 
 def formats() -> list[torch.dtype]:

@@ -227,7 +227,7 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
         shared = SharedCandidates(
             *queries, keys, own, own, *(Candidates(vectors, candidate_keys) for vectors in candidates)
         )
-        return loss(num_pairs=num_pairs, shared=shared, inverse_temperature=inverse, log_each=log_each)
+        return loss(shared=shared, inverse_temperature=inverse, log_each=log_each)
 
     def tiled(**arguments):
         sides = []
@@ -236,8 +236,9 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
             sides.append(PrivateScores(private[chosen] * inverse, groups, groups.starts.diff() > 0))
         return multi_positive_loss(*sides, **arguments)[0]
 
+    formula = functools.partial(reference, private, pair, positive, num_pairs=num_pairs)
     weights = torch.rand(num_pairs, dtype=torch.float64)
-    expected, actual = evaluate(functools.partial(reference, private, pair, positive)), evaluate(tiled)
+    expected, actual = evaluate(formula), evaluate(tiled)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     if num_pairs:
         for one, other in zip(

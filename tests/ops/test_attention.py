@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from tests.ops.comparing import DTYPES, STREAMS, assert_within_budget, stream
-from unimo_ds.ops import bucketed_attention
+from unimo_ds.ops import buckets
 from unimo_ds.ops.attention import attention_reference, packed_attention, sequence_mask
 from unimo_ds.ops.layout import make_layout
 from unimo_ds.utils.errors import UserError
@@ -39,9 +39,9 @@ def test_buckets_cut_by_the_score_limit_change_nothing(monkeypatch):
     layout = make_layout([16] * 9 + [5, 5])
     inputs = random_inputs(layout.num_positions)
     whole = packed_attention(inputs, layout, probability=0.2, site=3)
-    monkeypatch.setattr(bucketed_attention, "_MAX_SCORES", 2 * HEADS * 16 * 16)
+    monkeypatch.setattr(buckets, "MAX_SCORES", 2 * HEADS * 16 * 16)
     cut = make_layout([16] * 9 + [5, 5])
-    assert len(bucketed_attention.plan_of(cut, HEADS).buckets) == 6
+    assert len(buckets.plan_of(cut, HEADS).buckets) == 6
     torch.testing.assert_close(packed_attention(inputs, cut, probability=0.2, site=3), whole, rtol=0, atol=1e-14)
 
 
@@ -142,9 +142,9 @@ def test_unknown_path_is_refused_with_the_nearest_name():
 
 def test_bucket_lengths_waste_little():
     for length in range(1, 700):
-        padded = bucketed_attention.bucket_length(length)
+        padded = buckets.bucket_length(length)
         assert length <= padded <= max(length * 1.25 + 3, 4)
-        assert bucketed_attention.bucket_length(padded) == padded
+        assert buckets.bucket_length(padded) == padded
 
 
 def test_layouts_that_cannot_be_are_refused():

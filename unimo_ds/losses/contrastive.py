@@ -71,7 +71,7 @@ def contrastive_loss(
     images_ND, texts_ND: pooled vectors, any float dtype; normalised here, in fp32 (fp64 stays fp64).
     plan: on their device. temperature: scalar, differentiable. The sum over ranks of `loss_sum` and its gradient equal those of
     one process that holds all pairs; `communicator` brings the other ranks' images and texts, differentiably: all of them at
-    once (`gather`), or the texts of one rank at a time (`ring`). path: see `ops.contrastive.choose_path`.
+    once (`gather`), or the texts of one rank at a time (`ring`). path: see `ops.contrastive.functions_of`.
     """
     images_ND, texts_ND = _unit(images_ND), _unit(texts_ND)
     score_Q = pair_scores(images_ND, texts_ND, plan.score_images, plan.score_texts, path=path)
@@ -87,7 +87,6 @@ def contrastive_loss(
         return multi_positive_loss(
             positives,
             negatives,
-            num_pairs=plan.num_pairs,
             shared=shared if with_shared else None,
             inverse_temperature=inverse_temperature,
             log_each=form == "log_each",

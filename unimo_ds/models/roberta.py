@@ -72,24 +72,18 @@ def check_roberta(config: ModelConfig, folder: Path) -> None:
 def _renamed(source: Weights, num_layers: int) -> Iterator[tuple[str, torch.Tensor]]:
     """(name here, value) of everything that the folder provides."""
 
-    def pair(here: str, there: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """A layer's weight and bias, or the one tensor that `here` names in full."""
-        if here.endswith((".weight", ".bias")):
-            yield here, source[there]
-            return
-        for last in ("weight", "bias"):
-            yield f"{here}.{last}", source[f"{there}.{last}"]
-
     for here, there in _OUTSIDE_LAYERS.items():
         if there.startswith("lm_head.") and "lm_head.dense.weight" not in source:
             continue
-        yield from pair(here, there)
+        if here.endswith((".weight", ".bias")):
+            yield here, source[there]
+        else:
+            yield from source.layer(here, there)
     positions = source["embeddings.position_embeddings.weight"]
     yield "text_embedding.position.weight", positions + source["embeddings.token_type_embeddings.weight"][0]
     for number in range(num_layers):
         ours, theirs = f"layers.{number}", f"encoder.layer.{number}"
-        for last in ("weight", "bias"):
-            parts = [source[f"{theirs}.attention.self.{part}.{last}"] for part in ("query", "key", "value")]
-            yield f"{ours}.attention.query_key_value.{last}", torch.cat(parts)
+        parts = (f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
+        yield from source.layer(f"{ours}.attention.query_key_value", *parts)
         for here, there in _INSIDE_LAYERS.items():
-            yield from pair(f"{ours}.{here}", f"{theirs}.{there}")
+            yield from source.layer(f"{ours}.{here}", f"{theirs}.{there}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ class Weights:
         if name not in self.tensors:
             raise UserError(f"{self.folder}: tensor {name!r} is missing")
         return self.tensors[name]
+
+    def layer(self, here: str, *there: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name here, value) of a layer's weight and bias: those of the layers `there`, one below the other."""
+        for last in ("weight", "bias"):
+            yield f"{here}.{last}", torch.cat([self[f"{name}.{last}"] for name in there])
 
     @torch.no_grad()
     def fill(self, module: nn.Module, values: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

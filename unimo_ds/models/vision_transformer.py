@@ -87,13 +87,11 @@ def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig
     yield "tags.0.weight", table
     for number in range(config.num_image_layers):
         ours, theirs = f"layers.{number}", f"encoder.layer.{number}"
-        for last in ("weight", "bias"):
-            parts = [source[f"{theirs}.attention.attention.{part}.{last}"] for part in ("query", "key", "value")]
-            yield f"{ours}.attention.query_key_value.{last}", torch.cat(parts)
-            for here, there in _INSIDE_LAYERS.items():
-                yield f"{ours}.{here}.{last}", source[f"{theirs}.{there}.{last}"]
-    for last in ("weight", "bias"):
-        yield f"norm.{last}", source[f"layernorm.{last}"]
+        parts = (f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value"))
+        yield from source.layer(f"{ours}.attention.query_key_value", *parts)
+        for here, there in _INSIDE_LAYERS.items():
+            yield from source.layer(f"{ours}.{here}", f"{theirs}.{there}")
+    yield from source.layer("norm", "layernorm")
 
 
 def _projection(source: Weights, transformer: ImageTransformer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,9 +15,10 @@ import math
 
 import torch
 
-from unimo_ds.ops import bucketed_attention, paths
+from unimo_ds.ops.bucketed_attention import bucketed_attention
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.native import attention as native
+from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils import seed
 
 
@@ -38,13 +39,8 @@ def packed_attention(
     Raises:
         UserError: unknown path, or one that cannot run here.
     """
-    refused = native.refusal(query_key_value_T3HD, may_build=paths.may_take_kernels(path))
-    chosen = paths.choose("packed_attention", path, {"native": refused, "bucketed": None, "reference": None})
-    if chosen == "native":
-        return native.attention(query_key_value_T3HD, layout, probability=probability, site=site)
-    if chosen == "reference":
-        return attention_reference(query_key_value_T3HD, layout, probability=probability, site=site)
-    return bucketed_attention.bucketed_attention(query_key_value_T3HD, layout, probability=probability, site=site)
+    run = choose("packed_attention", path, _PATHS, query_key_value_T3HD)
+    return run(query_key_value_T3HD, layout, probability=probability, site=site)
 
 
 def sequence_mask(length: int, prefix: int, *, device: torch.device | None = None) -> torch.Tensor:
@@ -77,3 +73,10 @@ def attention_reference(
             weights = weights * keep.transpose(0, 1) * seed.keep_scale(probability)
         outputs.append((weights @ value).transpose(0, 1))
     return torch.cat(outputs)
+
+
+_PATHS = {
+    "native": Path(native.attention, native.refusal),
+    "bucketed": Path(bucketed_attention),
+    "reference": Path(attention_reference),
+}

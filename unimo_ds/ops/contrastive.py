@@ -19,16 +19,18 @@ Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vect
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from unimo_ds.ops import paths, score_blocks
+from unimo_ds.ops import score_blocks
 from unimo_ds.ops.grouping import Groups
 from unimo_ds.ops.native import contrastive as native
 from unimo_ds.ops.native import pairs
-from unimo_ds.ops.score_blocks import Keys, allowed_negatives
+from unimo_ds.ops.paths import Path, choose
+from unimo_ds.ops.score_blocks import Keys, Logs, allowed_negatives
 
 NO_ITEM = -1
 """Padding among a pair's own items: no key is negative."""
@@ -55,11 +57,28 @@ class PrivateScores(NamedTuple):
     """[P] bool, whether a pair has one."""
 
 
+class Functions(NamedTuple):
+    """What one path computes the loss with. All are differentiable but for `gradients`."""
+
+    pair_scores: Callable[[torch.Tensor, torch.Tensor, Groups, Groups], torch.Tensor]
+    """See the function of that name below."""
+    segment_log_sum_exp: Callable[[torch.Tensor, Groups], torch.Tensor]
+    """[Q] values -> [P] of the values of each of the P segments; -inf for an empty one."""
+    log_sum_exp: Callable[[torch.Tensor], torch.Tensor]
+    """[K, P] -> [P]; a value of -inf has the gradient 0."""
+    log_sum_exps: Callable[..., Logs]
+    """See `score_blocks.log_sum_exps`."""
+    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    """See `score_blocks.gradients`."""
+    travelling: Callable[[torch.Tensor], torch.Tensor]
+    """Vectors as one rank sends them to another."""
+
+
 class InBatch(Protocol):
     """Shared candidates, however they are brought together."""
 
     def log_sum_exps(
-        self, inverse_temperature: torch.Tensor, *, path: str
+        self, inverse_temperature: torch.Tensor, functions: Functions
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """([P] of each pair's image over texts, [P] of its text over images, [P, 2] the best cosine of either)."""
 
@@ -82,27 +101,27 @@ class SharedCandidates:
     texts: Candidates
 
     def log_sum_exps(
-        self, inverse_temperature: torch.Tensor, *, path: str
+        self, inverse_temperature: torch.Tensor, functions: Functions
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `InBatch`."""
-        found = [
-            _over_candidates(queries, candidates, inverse_temperature, self.query_keys, own_items, path)
-            for queries, candidates, own_items in (
-                (self.query_images, self.texts, self.own_texts),
-                (self.query_texts, self.images, self.own_images),
-            )
-        ]
-        return found[0][0], found[1][0], torch.stack((found[0][1], found[1][1]), 1)
+
+        def over(queries: torch.Tensor, candidates: Candidates, own_items: torch.Tensor) -> Logs:
+            keys = Keys(self.query_keys, candidates.keys, own_items, candidates.keys[:, :0])
+            return functions.log_sum_exps(queries, candidates.vectors, inverse_temperature, keys, both=False)
+
+        texts = over(self.query_images, self.texts, self.own_texts)
+        images = over(self.query_texts, self.images, self.own_images)
+        return texts.rows, images.rows, torch.stack((texts.best_rows, images.best_rows), 1)
 
 
-def choose_path(vectors: torch.Tensor, path: str) -> str:
-    """`native` (the CUDA kernels; fp32 vectors are rounded to fp16 there) or `tiled` (plain PyTorch); `auto`: the first that can.
+def functions_of(vectors: torch.Tensor, path: str) -> Functions:
+    """Those of `native` (the CUDA kernels; fp32 vectors are rounded to fp16 there) or `tiled` (plain PyTorch); `auto`: of the
+    first that can.
 
     Raises:
         UserError: unknown path, or one that cannot run on these vectors.
     """
-    refused = native.refusal(vectors, may_build=paths.may_take_kernels(path))
-    return paths.choose("contrastive_loss", path, {"native": refused, "tiled": None})
+    return choose("contrastive_loss", path, _PATHS, vectors)
 
 
 def pair_scores(
@@ -110,10 +129,8 @@ def pair_scores(
 ) -> torch.Tensor:
     """[Q] products of listed pairs of vectors, left[left.group_of] . right[right.group_of]; at least fp32.
 
-    left, right: the scores by the vector they take; vectors after the last group have none."""
-    if choose_path(left_ND, path) == "native":
-        return pairs.pair_scores(left_ND, right_MD, left, right)
-    return (left_ND[left.group_of] * right_MD[right.group_of]).sum(-1)
+    left, right: the scores by the vector they take; vectors after the last group have none. path: see `functions_of`."""
+    return functions_of(left_ND, path).pair_scores(left_ND, right_MD, left, right)
 
 
 def reference(
@@ -157,7 +174,6 @@ def multi_positive_loss(
     positives: PrivateScores,
     negatives: PrivateScores,
     *,
-    num_pairs: int,
     shared: InBatch | None,
     inverse_temperature: torch.Tensor,
     log_each: bool = False,
@@ -166,46 +182,37 @@ def multi_positive_loss(
     """The loss per pair; no [P, C] score matrix outlives a tile of it.
 
     shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: a logarithm for each
-    positive instead of one for their sum. path: see `choose_path`.
+    positive, averaged, instead of one for their sum. path: see `functions_of`.
 
     Returns:
         losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
         and of its text against images (-inf where there is none; no gradient), for accuracies.
     """
-    path = choose_path(positives.scores, path)
-    parts = [segment_log_sum_exp(negatives.scores, negatives.pairs, path=path)]
+    functions = functions_of(positives.scores, path)
+    parts = [functions.segment_log_sum_exp(negatives.scores, negatives.pairs)]
     if shared is None:
-        best_P2 = parts[0].new_full((num_pairs, 2), -torch.inf)
+        best_P2 = parts[0].new_full((len(parts[0]), 2), -torch.inf)
     else:
-        log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, path=path)
+        log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, functions)
         parts += [log_texts_P, log_images_P]
+    # In one logsumexp: its weight for a -inf is 0, where nested logaddexp of -inf would have a gradient of nan.
     if log_each:
-        losses_P = _mean_of_each(positives, parts, path)
+        scores_R, owner_R = positives.scores, positives.pairs.group_of
+        losses_R = functions.log_sum_exp(torch.stack([scores_R, *(part[owner_R] for part in parts)])) - scores_R
+        counts = positives.pairs.starts.diff().clamp(min=1)
+        # index_add would add in any order on a GPU.
+        losses_P = losses_R.new_zeros(len(counts)).index_put((owner_R,), losses_R, accumulate=True) / counts
     else:
-        log_positive_P = segment_log_sum_exp(positives.scores, positives.pairs, path=path)
-        losses_P = _log_sum_exp([log_positive_P, *parts], path) - log_positive_P
+        log_positive_P = functions.segment_log_sum_exp(positives.scores, positives.pairs)
+        losses_P = functions.log_sum_exp(torch.stack([log_positive_P, *parts])) - log_positive_P
     return torch.where(positives.has_any, losses_P, 0.0), best_P2
 
 
-def _mean_of_each(positives: PrivateScores, negatives: list[torch.Tensor], path: str) -> torch.Tensor:
-    """[P] mean over each pair's positives of -log(their share among themselves and the negatives)."""
-    scores_R, owner_R = positives.scores, positives.pairs.group_of
-    losses_R = _log_sum_exp([scores_R, *(part[owner_R] for part in negatives)], path) - scores_R
-    counts = positives.pairs.starts.diff().clamp(min=1)
-    # index_add would add in any order on a GPU.
-    return losses_R.new_zeros(len(counts)).index_put((owner_R,), losses_R, accumulate=True) / counts
+def _pair_scores(left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, right: Groups) -> torch.Tensor:
+    return (left_ND[left.group_of] * right_MD[right.group_of]).sum(-1)
 
 
-def _log_sum_exp(parts: list[torch.Tensor], path: str) -> torch.Tensor:
-    """Elementwise, in one logsumexp: its weight for a -inf is 0, where nested logaddexp of -inf would have a gradient of nan."""
-    stacked = torch.stack(parts)
-    return pairs.log_sum_exp(stacked) if path == "native" else torch.logsumexp(stacked, 0)
-
-
-def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups, *, path: str = "tiled") -> torch.Tensor:
-    """log sum exp of the values of each of the P segments; -inf for an empty one. Returns [P]."""
-    if path == "native":
-        return pairs.segment_log_sum_exp(values_Q, segments)
+def _segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups) -> torch.Tensor:
     highest = values_Q.new_full((segments.num_groups,), -torch.inf)
     highest = highest.scatter_reduce(0, segments.group_of, values_Q.detach(), "amax")
     highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
@@ -214,41 +221,28 @@ def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups, *, path: str =
     return torch.log(total) + highest
 
 
-def _over_candidates(
-    queries: torch.Tensor,
-    candidates: Candidates,
-    inverse_temperature: torch.Tensor,
-    query_keys: torch.Tensor,
-    own_items: torch.Tensor,
-    path: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[P] log-sum-exp over each query's allowed candidates, [P] its best cosine."""
-    if choose_path(queries, path) == "tiled":
-        keys = Keys(query_keys, candidates.keys, own_items, own_items[:0])
-        logs: tuple[torch.Tensor, torch.Tensor] = _Tiled.apply(queries, candidates.vectors, inverse_temperature, keys)  # type: ignore[no-untyped-call]
-        return logs
-    keys = Keys(query_keys, candidates.keys, own_items, candidates.keys[:, :0])
-    found = native.log_sum_exps(queries, candidates.vectors, inverse_temperature, keys, both=False)
-    return found.rows, found.best_rows
+def _log_sum_exp(values_KP: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(values_KP, 0)
 
 
-class _Tiled(torch.autograd.Function):
-    """Log-sum-exps of queries alone, in plain PyTorch; backward makes each tile's scores again."""
+def _as_they_are(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors
 
-    @staticmethod
-    def forward(
-        ctx: Any, queries: torch.Tensor, candidates: torch.Tensor, inverse_temperature: torch.Tensor, keys: Keys
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logs = score_blocks.log_sum_exps(queries, candidates, inverse_temperature, keys, both=False)
-        ctx.save_for_backward(queries, candidates, inverse_temperature, *keys, logs.rows)
-        ctx.mark_non_differentiable(logs.best_rows)
-        return logs.rows, logs.best_rows
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        queries, candidates, inverse, row_keys, column_keys, row_items, column_items, logs = ctx.saved_tensors
-        keys, nothing = Keys(row_keys, column_keys, row_items, column_items), logs[:0]
-        found = score_blocks.gradients(
-            upstream[0], nothing, queries, candidates, inverse, keys, logs, nothing, both=False
-        )
-        return *found, None
+_NATIVE = Functions(
+    pairs.pair_scores,
+    pairs.segment_log_sum_exp,
+    pairs.log_sum_exp,
+    native.log_sum_exps,
+    native.gradients,
+    native.narrow,
+)
+_TILED = Functions(
+    _pair_scores,
+    _segment_log_sum_exp,
+    _log_sum_exp,
+    score_blocks.log_sum_exps,
+    score_blocks.gradients,
+    _as_they_are,
+)
+_PATHS = {"native": Path(_NATIVE, native.refusal), "tiled": Path(_TILED)}

@@ -5,14 +5,15 @@ Letters: N rows (positions that predict a token), D hidden size, V vocabulary si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from unimo_ds.ops import paths
 from unimo_ds.ops.linear import linear, widens
 from unimo_ds.ops.native import cross_entropy as native
+from unimo_ds.ops.paths import Path, choose
 
 _CHUNK_LOGITS = 1 << 23
 """Logits of one chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's words. Four times as many are 1 to 20 % faster and hold four
@@ -40,18 +41,8 @@ def tied_cross_entropy(
     Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit; None unless
     `tells_correct`: to look for it takes a CPU as long as the softmax.
     """
-    refused = native.refusal(hidden_ND, weight_VD, bias_V, may_build=paths.may_take_kernels(path))
-    chosen = paths.choose("tied_cross_entropy", path, {"native": refused, "chunked": None, "reference": None})
-    if chosen == "native":
-        return native.tied_cross_entropy(
-            hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing, tells_correct=tells_correct
-        )
-    if chosen == "reference":
-        losses_N, is_correct_N = cross_entropy_reference(hidden_ND, weight_VD, bias_V, targets_N, smoothing=smoothing)
-        return losses_N, is_correct_N if tells_correct else None
-    losses_N, is_correct_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
-    )
+    run = choose("tied_cross_entropy", path, _PATHS, hidden_ND, weight_VD, bias_V)
+    losses_N, is_correct_N = run(hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct)
     return losses_N, is_correct_N if tells_correct else None
 
 
@@ -60,10 +51,10 @@ def cross_entropy_reference(
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor,
     targets_N: torch.Tensor,
-    *,
     smoothing: float = 0.0,
+    _: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, with all logits at once."""
+    """The definition, with all logits at once; it always tells what is correct."""
     logits_NV = linear(hidden_ND, weight_VD, bias_V)
     if logits_NV.dtype != torch.float64:
         logits_NV = logits_NV.float()
@@ -153,3 +144,10 @@ def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
     """Equal slices of rows whose logits stay under the bound."""
     limit = _CHUNK_LOGITS if hidden_ND.device.type == "cpu" else _CHUNK_LOGITS_GPU
     return native.equal_slices(len(hidden_ND), limit // len(weight_VD))
+
+
+_PATHS: dict[str, Path[Callable[..., Any]]] = {
+    "native": Path(native.tied_cross_entropy, native.refusal),
+    "chunked": Path(_ChunkedCrossEntropy.apply),
+    "reference": Path(cross_entropy_reference),
+}

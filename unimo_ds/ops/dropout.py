@@ -5,12 +5,13 @@ Letters: T stream positions, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from unimo_ds.ops import paths
 from unimo_ds.ops.native import dropout_norm as native
+from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils import seed
 
 
@@ -38,11 +39,7 @@ def dropout(
     """
     if probability == 0:
         return x_TD
-    refused = native.refusal_of_dropout(x_TD, may_build=paths.may_take_kernels(path))
-    if paths.choose("dropout", path, {"native": refused, "plain": None}) == "native":
-        return native.dropout(x_TD, position_keys_T, probability=probability, site=site)
-    result: torch.Tensor = _Dropout.apply(x_TD, position_keys_T, probability, site)  # type: ignore[no-untyped-call]
-    return result
+    return choose("dropout", path, _PATHS, x_TD)(x_TD, position_keys_T, probability, site)
 
 
 class _Dropout(torch.autograd.Function):
@@ -59,3 +56,9 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (mask_TD,) = ctx.saved_tensors
         return torch.mul(gradients[0], mask_TD).mul_(ctx.scale), None, None, None
+
+
+_PATHS: dict[str, Path[Callable[..., torch.Tensor]]] = {
+    "native": Path(torch.ops.unimo.dropout, native.refusal_of_dropout),
+    "plain": Path(_Dropout.apply),
+}

@@ -5,14 +5,15 @@ Letters: T stream positions, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from unimo_ds.ops import paths
 from unimo_ds.ops.dropout import dropout_reference, stream_mask
 from unimo_ds.ops.native import dropout_norm as native
+from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils import seed
 
 
@@ -37,20 +38,23 @@ def dropout_add_layer_norm(
     if path == "auto" and not probability and not torch.is_grad_enabled() and x_TD.device.type == "cpu":
         # Nothing to drop, to save or to choose: choosing and a node of autograd cost a small model a tenth of its decoding.
         return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
-    refused = native.refusal(x_TD, weight_D, may_build=paths.may_take_kernels(path))
-    chosen = paths.choose("dropout_add_layer_norm", path, {"native": refused, "fused": None, "reference": None})
-    if chosen == "native":
-        return native.dropout_add_layer_norm(
-            x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability=probability, site=site, epsilon=epsilon
-        )
-    if chosen == "reference":
-        if probability:
-            x_TD = dropout_reference(x_TD, position_keys_T, probability=probability, site=site)
-        return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
-    result: torch.Tensor = _DropoutAddLayerNorm.apply(  # type: ignore[no-untyped-call]
-        x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability, site, epsilon
-    )
-    return result
+    run = choose("dropout_add_layer_norm", path, _PATHS, x_TD, weight_D)
+    return run(x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability, site, epsilon)
+
+
+def _reference(
+    x_TD: torch.Tensor,
+    residual_TD: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    position_keys_T: torch.Tensor,
+    probability: float,
+    site: int,
+    epsilon: float,
+) -> torch.Tensor:
+    if probability:
+        x_TD = dropout_reference(x_TD, position_keys_T, probability=probability, site=site)
+    return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
 
 
 class _DropoutAddLayerNorm(torch.autograd.Function):
@@ -94,3 +98,10 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         )
         x_grad = residual_grad if mask_TD is None else torch.mul(residual_grad, mask_TD).mul_(ctx.scale)
         return x_grad, residual_grad, weight_grad, bias_grad, None, None, None, None
+
+
+_PATHS: dict[str, Path[Callable[..., torch.Tensor]]] = {
+    "native": Path(native.dropout_add_layer_norm, native.refusal),
+    "fused": Path(_DropoutAddLayerNorm.apply),
+    "reference": Path(_reference),
+}

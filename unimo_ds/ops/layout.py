@@ -6,8 +6,7 @@ Letters: T stream positions, S sequences.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ class Layout:
     """Length of the longest sequence, known on the host."""
     prefix_of: torch.Tensor | None = None
     """[S] int32, the sequence whose prefix part a sequence sees before its own positions, -1: none. None where nobody shares."""
+    tables: dict[str, Any] = field(default_factory=dict, init=False)
+    """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""
 
     @property
     def num_positions(self) -> int:
@@ -52,11 +53,6 @@ class Layout:
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
         return dataclasses.replace(self, **tensors)
-
-    @cached_property
-    def tables(self) -> dict[str, Any]:
-        """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""
-        return {}
 
 
 def make_layout(

@@ -5,13 +5,13 @@ Letters: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
+_HAS_BF16_INSTRUCTIONS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def widens(tensor: torch.Tensor) -> bool:
@@ -22,12 +22,7 @@ def widens(tensor: torch.Tensor) -> bool:
     """
     if tensor.device.type != "cpu" or tensor.dtype not in _LOW_PRECISION:
         return False
-    return tensor.dtype == torch.float16 or not _has_bf16_instructions()
-
-
-@functools.cache
-def _has_bf16_instructions() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return tensor.dtype == torch.float16 or not _HAS_BF16_INSTRUCTIONS
 
 
 def linear(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

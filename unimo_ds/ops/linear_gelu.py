@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from unimo_ds.ops import paths
 from unimo_ds.ops.linear import linear
 from unimo_ds.ops.native import bias_gelu as native
+from unimo_ds.ops.paths import Path, choose
 
 
 def linear_gelu(
@@ -23,8 +23,16 @@ def linear_gelu(
     """
     if path == "auto" and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
         # The kernels take 16 bits alone, and choosing costs a small model's decoding 9 us a layer.
-        return functional.gelu(linear(x_TI, weight_FI, bias_F))
-    refused = native.refusal(x_TI, bias_F, may_build=paths.may_take_kernels(path))
-    if paths.choose("linear_gelu", path, {"native": refused, "plain": None}) == "native":
-        return native.bias_gelu(linear(x_TI, weight_FI, None), bias_F)
+        return _plain(x_TI, weight_FI, bias_F)
+    return choose("linear_gelu", path, _PATHS, x_TI, bias_F)(x_TI, weight_FI, bias_F)
+
+
+def _native(x_TI: torch.Tensor, weight_FI: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:
+    return native.bias_gelu(linear(x_TI, weight_FI, None), bias_F)
+
+
+def _plain(x_TI: torch.Tensor, weight_FI: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:
     return functional.gelu(linear(x_TI, weight_FI, bias_F))
+
+
+_PATHS = {"native": Path(_native, native.refusal), "plain": Path(_plain)}

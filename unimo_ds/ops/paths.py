@@ -5,40 +5,50 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
 
 from unimo_ds.utils.errors import UserError, nearest_name
 
 logger = logging.getLogger(__name__)
 
+Run = TypeVar("Run")
 
-def choose(op: str, path: str, refusals: Mapping[str, str | None]) -> str:
-    """The path to run.
 
-    path: a name in `refusals`, or `auto`: the first that is not refused. refusals: per path in order of preference, why it
-    cannot run on these inputs, or None where it can.
+class Path(NamedTuple, Generic[Run]):
+    """One way to compute an op."""
+
+    run: Run
+    """A function, or what else computes it; of all paths of an op with the same arguments."""
+    refusal: Callable[..., str | None] = lambda *_: None
+    """(inputs that decide) -> why it cannot run on them, None where it can."""
+
+
+def choose(op: str, path: str, table: Mapping[str, Path[Run]], *inputs: torch.Tensor) -> Run:
+    """What is to run.
+
+    path: a name in `table`, or `auto`: the first that does not refuse. table: paths in order of preference. inputs: what refusals
+    look at.
 
     Raises:
         UserError: unknown path, or one that cannot run, with the reason.
     """
-    if path == "auto":
-        chosen = next(name for name, reason in refusals.items() if reason is None)
-        _log_once(op, chosen, tuple(refusals.items()))
-        return chosen
-    if path not in refusals:
-        raise UserError(f"{op} has no path {path!r}{nearest_name(path, ['auto', *refusals])}")
-    reason = refusals[path]
-    if reason is not None:
-        raise UserError(f"{op} cannot take path {path!r}: {reason}")
-    return path
-
-
-def may_take_kernels(path: str) -> bool:
-    """Whether a choice of path can end at the kernels, so that a missing library is worth compiling."""
-    return path in ("native", "auto")
+    if path != "auto" and path not in table:
+        raise UserError(f"{op} has no path {path!r}{nearest_name(path, ['auto', *table])}")
+    refusals: dict[str, str] = {}
+    for name in table if path == "auto" else (path,):
+        reason = table[name].refusal(*inputs)
+        if reason is None:
+            if path == "auto" and not torch.compiler.is_compiling():
+                _log_once(op, name, tuple(refusals.items()))
+            return table[name].run
+        refusals[name] = reason
+    raise UserError(f"{op} cannot take path {path!r}: {'; '.join(refusals.values())}")
 
 
 @functools.cache
-def _log_once(op: str, chosen: str, refusals: tuple[tuple[str, str | None], ...]) -> None:
-    passed_over = "; ".join(f"not {name}: {reason}" for name, reason in refusals if reason is not None)
+def _log_once(op: str, chosen: str, refusals: tuple[tuple[str, str], ...]) -> None:
+    passed_over = "; ".join(f"not {name}: {reason}" for name, reason in refusals)
     logger.info("%s: path %s%s", op, chosen, f" ({passed_over})" if passed_over else "")

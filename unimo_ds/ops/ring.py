@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from unimo_ds.ops import score_blocks
-from unimo_ds.ops.contrastive import NO_ITEM, Candidates, choose_path
-from unimo_ds.ops.native import contrastive as native
+from unimo_ds.ops.contrastive import NO_ITEM, Candidates, Functions
 from unimo_ds.ops.score_blocks import Keys, Logs
 from unimo_ds.utils.communicator import Communicator
 
@@ -48,7 +46,7 @@ class RingCandidates:
     communicator: Communicator
 
     def log_sum_exps(
-        self, inverse_temperature: torch.Tensor, *, path: str
+        self, inverse_temperature: torch.Tensor, functions: Functions
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `contrastive.InBatch`. Every rank calls it, and its backward, together."""
         num_pairs = len(self.own_images)
@@ -59,7 +57,6 @@ class RingCandidates:
             _filled(self.own_images, len(self.texts.keys)),
         )
         ring = _Ring(self.communicator, self.text_counts)
-        functions = _FUNCTIONS[choose_path(self.images.vectors, path)]
         vectors = (self.images.vectors, self.texts.vectors)
         logs = Logs(*_LogSumExps.apply(*vectors, inverse_temperature, keys, ring, functions))  # type: ignore[no-untyped-call]
         best = torch.stack((logs.best_rows[:num_pairs], logs.best_columns[:num_pairs]), 1)
@@ -69,21 +66,6 @@ class RingCandidates:
 def _filled(items: torch.Tensor, count: int) -> torch.Tensor:
     """[count, k] with NO_ITEM where there was nothing."""
     return functional.pad(items, (0, 0, 0, count - len(items)), value=NO_ITEM)
-
-
-@dataclass(frozen=True)
-class _Functions:
-    """One code path: what vectors travel as, and log-sum-exps of one matrix with their gradients."""
-
-    travelling: Callable[[torch.Tensor], torch.Tensor]
-    log_sum_exps: Callable[..., Logs]
-    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-
-
-_FUNCTIONS = {
-    "tiled": _Functions(lambda vectors: vectors, score_blocks.log_sum_exps, score_blocks.gradients),
-    "native": _Functions(native.narrow, native.log_sum_exps, native.gradients),
-}
 
 
 @dataclass(frozen=True)
@@ -113,7 +95,7 @@ class _LogSumExps(torch.autograd.Function):
         inverse: torch.Tensor,
         keys: Keys,
         ring: _Ring,
-        functions: _Functions,
+        functions: Functions,
     ) -> Logs:
         ctx.ring, ctx.functions, ctx.wide = ring, functions, images.dtype
         images, texts = functions.travelling(images), functions.travelling(texts)

@@ -8,7 +8,7 @@ Letters: A row vectors, B column vectors, D vector size, k items of their own th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,7 +56,31 @@ def allowed_negatives(query_keys: torch.Tensor, own_items: torch.Tensor, candida
 
 
 def log_sum_exps(rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, *, both: bool) -> Logs:
-    """No gradient is recorded; see `gradients`. rows: [A, D]; columns: [B, D]; inverse: of the temperature, scalar."""
+    """rows: [A, D]; columns: [B, D]; inverse: of the temperature, scalar. Differentiable in all three."""
+    return Logs(*_LogSumExps.apply(rows, columns, inverse, *keys, both))  # type: ignore[no-untyped-call]
+
+
+class _LogSumExps(torch.autograd.Function):
+    """Backward makes each tile's scores again."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, *rest: Any) -> Logs:
+        *keys, ctx.both = rest
+        logs = _log_sum_exps(rows, columns, inverse, Keys(*keys), both=ctx.both)
+        ctx.save_for_backward(rows, columns, inverse, *keys, logs.rows, logs.columns)
+        ctx.mark_non_differentiable(logs.best_rows, logs.best_columns)
+        return logs
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, columns, inverse, *keys, row_logs, column_logs = ctx.saved_tensors
+        found = gradients(
+            upstream[0], upstream[2], rows, columns, inverse, Keys(*keys), row_logs, column_logs, both=ctx.both
+        )
+        return *found, None, None, None, None, None
+
+
+def _log_sum_exps(rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, *, both: bool) -> Logs:
     nothing, num_columns = rows.new_zeros(0), len(columns) if both else 0
     of_rows, best_rows = [nothing], [nothing]
     of_columns, best_columns = (rows.new_full((num_columns,), -torch.inf) for _ in range(2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -72,12 +74,9 @@ class PretrainingTask:
 
     def counts(self, micro_batches: Sequence[PackedBatch]) -> list[int]:
         """What each loss sums over on this rank, the pairs last. From batches on the host, before any forward."""
-        rows = [
-            [objective.count(batch) for objective in self.objectives]
-            + [len(batch.contrast.pair_image) if self.contrast.enabled else 0]
-            for batch in micro_batches
-        ]
-        return [sum(column) for column in zip(*rows, strict=True)]
+        counts = [sum(map(objective.count, micro_batches)) for objective in self.objectives]
+        pairs = [len(batch.contrast.pair_image) for batch in micro_batches if self.contrast.enabled]
+        return [*counts, sum(pairs)]
 
     def contrastive(
         self,
@@ -105,29 +104,19 @@ class PretrainingTask:
 def join_tables(batches: Sequence[PackedBatch]) -> ContrastTable:
     """One table over several micro-batches whose pooled vectors are concatenated in the same order."""
     tables = [batch.contrast for batch in batches]
-    images = _starts([len(batch.pooled_image_at) for batch in batches])
-    texts = _starts([len(batch.pooled_text_at) for batch in batches])
-    pairs = _starts([len(table.pair_image) for table in tables])
+    images = [len(batch.pooled_image_at) for batch in batches]
+    texts = [len(batch.pooled_text_at) for batch in batches]
+    pairs = [len(table.pair_image) for table in tables]
+    counted = {
+        "pair_image": images,
+        "pair_text": texts,
+        "score_pair": pairs,
+        "score_image": images,
+        "score_text": texts,
+    }
 
-    def joined(name: str, starts: Sequence[int] | None = None) -> torch.Tensor:
-        columns = [getattr(table, name) for table in tables]
-        return torch.cat([column + start for column, start in zip(columns, starts or [0] * len(columns), strict=True)])
+    def joined(name: str) -> torch.Tensor:
+        starts = itertools.accumulate(counted.get(name, [0] * len(tables)), initial=0)
+        return torch.cat([getattr(table, name) + start for table, start in zip(tables, starts, strict=False)])
 
-    return ContrastTable(
-        pair_position=joined("pair_position"),
-        pair_group=joined("pair_group"),
-        pair_image=joined("pair_image", images),
-        pair_text=joined("pair_text", texts),
-        pair_image_key=joined("pair_image_key"),
-        pair_text_key=joined("pair_text_key"),
-        score_pair=joined("score_pair", pairs),
-        score_image=joined("score_image", images),
-        score_text=joined("score_text", texts),
-        score_role=joined("score_role"),
-        score_level=joined("score_level"),
-        score_key=joined("score_key"),
-    )
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:index]) for index in range(len(sizes))]
+    return ContrastTable(**{field.name: joined(field.name) for field in dataclasses.fields(ContrastTable)})

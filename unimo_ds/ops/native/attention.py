@@ -31,41 +31,29 @@ by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bu
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
-class _Arguments(ctypes.Structure):
+class _Arguments(launcher.Arguments):
     """`AttentionCall` of kernels/attention/attention.cu and `AttentionArguments` of its geometry.cuh, field by field."""
 
     _fields_ = (
-        ("query_key_value", ctypes.c_void_p),
-        ("output", ctypes.c_void_p),
-        ("log_sums", ctypes.c_void_p),
-        ("output_gradient", ctypes.c_void_p),
-        ("input_gradient", ctypes.c_void_p),
-        ("deltas", ctypes.c_void_p),
-        ("row_keys", ctypes.c_void_p),
-        ("tiles", ctypes.c_void_p),
-        ("position_keys", ctypes.c_void_p),
-        ("num_tiles", ctypes.c_int),
-        ("num_positions", ctypes.c_int),
-        ("num_heads", ctypes.c_int),
-        ("dropout_threshold", ctypes.c_int),
+        *launcher.addresses(
+            "query_key_value output log_sums output_gradient input_gradient deltas row_keys tiles position_keys"
+        ),
+        *launcher.integers("num_tiles num_positions num_heads dropout_threshold"),
         ("site_key", ctypes.c_uint),
         ("keep_scale", ctypes.c_float),
         ("scale", ctypes.c_float),
-        ("whole", ctypes.c_int),
-        ("whole_length", ctypes.c_int),
-        ("sharing", ctypes.c_void_p),
-        ("key_tiles", ctypes.c_void_p),
-        ("sequences", ctypes.c_void_p),
-        ("num_sequences", ctypes.c_int),
+        *launcher.integers("whole whole_length"),
+        *launcher.addresses("sharing key_tiles sequences"),
+        *launcher.integers("num_sequences"),
     )
 
 
-def refusal(query_key_value_T3HD: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+def refusal(query_key_value_T3HD: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this input, None where they can."""
     head_size = query_key_value_T3HD.shape[-1]
     if head_size != HEAD_SIZE:
         return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
-    return library.refusal(query_key_value_T3HD, may_build=may_build)
+    return library.refusal(query_key_value_T3HD)
 
 
 def attention(
@@ -85,7 +73,7 @@ def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | 
     if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
         return None
     if "native_attention_bulk" not in layout.tables:
-        rows = library.library_of(query_key_value.device).unimo_attention_bulk_rows()
+        rows = library.number_of("unimo_attention_bulk_rows", layout.device)
         layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows).tiles[0] if rows else None
     table: torch.Tensor | None = layout.tables["native_attention_bulk"]
     return table
@@ -95,7 +83,7 @@ def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
     """Which sequences of the layout go backward whole, one of the three numbers above."""
     if not WHOLE_BACKWARD or layout.prefix_of is not None:
         return _NOT_WHOLE
-    if layout.longest <= library.library_of(query_key_value.device).unimo_attention_whole_length():
+    if layout.longest <= library.number_of("unimo_attention_whole_length", layout.device):
         return _ALL_WHOLE
     return _SHORT_WHOLE
 
@@ -115,7 +103,7 @@ class Tables(NamedTuple):
 def tables_of(layout: Layout) -> Tables:
     """`make_tables` for the layout's library; made on the device, once per layout."""
     if "native_attention" not in layout.tables:
-        rows = library.library_of(layout.device).unimo_attention_block_rows()
+        rows = library.number_of("unimo_attention_block_rows", layout.device)
         layout.tables["native_attention"] = make_tables(layout, rows=rows)
     tables: Tables = layout.tables["native_attention"]
     return tables
@@ -175,54 +163,48 @@ def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor
     return [shared_start, shared, begins[:-1], begins.diff()], positions.to(torch.int32)
 
 
-def _arguments(
-    query_key_value: torch.Tensor,
-    tiles: torch.Tensor,
-    sequences: torch.Tensor,
-    sharing: torch.Tensor,
-    position_keys: torch.Tensor,
-    probability: float,
-    site: int,
-    whole: int,
-) -> _Arguments:
+class _Call(NamedTuple):
+    """What the operators take beside activations and their gradients."""
+
+    tiles: torch.Tensor
+    sequences: torch.Tensor
+    sharing: torch.Tensor
+    position_keys: torch.Tensor
+    probability: float
+    site: int
+    whole: int
+
+
+def _arguments(query_key_value: torch.Tensor, call: _Call) -> _Arguments:
     num_positions, _, num_heads, head_size = query_key_value.shape
     return _Arguments(
-        query_key_value=query_key_value.data_ptr(),
-        tiles=tiles.data_ptr(),
-        key_tiles=tiles[1].data_ptr(),
-        sequences=sequences.data_ptr(),
-        sharing=sharing.data_ptr() if sharing.numel() else None,
-        position_keys=position_keys.data_ptr(),
-        num_tiles=tiles.shape[1],
-        num_sequences=len(sequences) - 1,
+        query_key_value=query_key_value,
+        tiles=call.tiles,
+        key_tiles=call.tiles[1],
+        sequences=call.sequences,
+        sharing=call.sharing if call.sharing.numel() else None,
+        position_keys=call.position_keys,
+        num_tiles=call.tiles.shape[1],
+        num_sequences=len(call.sequences) - 1,
         num_positions=num_positions,
         num_heads=num_heads,
-        dropout_threshold=seed.keep_threshold(probability),
-        site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
-        keep_scale=seed.keep_scale(probability),
+        dropout_threshold=seed.keep_threshold(call.probability),
+        site_key=((call.site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
+        keep_scale=seed.keep_scale(call.probability),
         scale=1 / (math.sqrt(head_size) * math.log(2)),
-        whole=whole,
+        whole=call.whole,
     )
 
 
-def _forward(
-    query_key_value: torch.Tensor,
-    tiles: torch.Tensor,
-    sequences: torch.Tensor,
-    sharing: torch.Tensor,
-    position_keys: torch.Tensor,
-    probability: float,
-    site: int,
-    whole: int,
-    bulk_tiles: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(query_key_value: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *call, bulk_tiles = rest
     query_key_value = query_key_value.contiguous()
     output, log_sums = _forward_shapes(query_key_value)
-    arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
-    arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
+    arguments = _arguments(query_key_value, _Call(*call))
+    arguments.set(output=output, log_sums=log_sums)
     name = "unimo_attention_forward"
     if bulk_tiles is not None:
-        arguments.tiles, arguments.num_tiles = bulk_tiles.data_ptr(), bulk_tiles.shape[0]
+        arguments.set(tiles=bulk_tiles, num_tiles=len(bulk_tiles))
         name = "unimo_attention_forward_bulk"
     launcher.bound(name, query_key_value)(arguments)
     return output, log_sums
@@ -235,26 +217,15 @@ def _forward_shapes(query_key_value: torch.Tensor, *rest: Any) -> tuple[torch.Te
 
 
 def _backward(
-    gradient: torch.Tensor,
-    query_key_value: torch.Tensor,
-    output: torch.Tensor,
-    log_sums: torch.Tensor,
-    tiles: torch.Tensor,
-    sequences: torch.Tensor,
-    sharing: torch.Tensor,
-    position_keys: torch.Tensor,
-    probability: float,
-    site: int,
-    whole: int,
+    gradient: torch.Tensor, query_key_value: torch.Tensor, output: torch.Tensor, log_sums: torch.Tensor, *rest: Any
 ) -> torch.Tensor:
+    call = _Call(*rest)
     gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
     input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
-    arguments = _arguments(query_key_value, tiles, sequences, sharing, position_keys, probability, site, whole)
-    arguments.output, arguments.log_sums = output.data_ptr(), log_sums.data_ptr()
-    arguments.output_gradient, arguments.deltas = gradient.data_ptr(), deltas.data_ptr()
-    arguments.input_gradient = input_gradient.data_ptr()
-    row_keys = torch.empty_like(log_sums, dtype=torch.int32) if probability else position_keys
-    arguments.row_keys = row_keys.data_ptr()
+    row_keys = torch.empty_like(log_sums, dtype=torch.int32) if call.probability else None
+    arguments = _arguments(query_key_value, call)
+    arguments.set(output=output, log_sums=log_sums, output_gradient=gradient, input_gradient=input_gradient)
+    arguments.set(deltas=deltas, row_keys=row_keys)
     launcher.bound("unimo_attention_backward", query_key_value)(arguments)
     return input_gradient
 
@@ -264,7 +235,7 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, *_ = inputs
+    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, _ = inputs
     ctx.save_for_backward(query_key_value, *output, tiles, sequences, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
@@ -278,7 +249,7 @@ _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyp
 launcher.define(
     _OPERATORS,
     "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sequences, Tensor sharing, Tensor position_keys,"
-    " float probability, int site, int whole, Tensor? bulk_tiles=None) -> (Tensor, Tensor)",
+    " float probability, int site, int whole, Tensor? bulk_tiles) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )

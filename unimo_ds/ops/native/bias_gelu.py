@@ -5,7 +5,6 @@ Letters: T rows, F columns.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -18,23 +17,23 @@ _BLOCKS = 132 * 7
 """What an H100 or H200 holds at a time, by the registers of the backward kernel (kernels/REPORT.md)."""
 
 
-class BiasGeluArguments(ctypes.Structure):
+class BiasGeluArguments(launcher.Arguments):
     """`BiasGeluArguments` of kernels/bias_gelu/bias_gelu.cuh, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "bias", "result", "gradient", "x_gradient", "partials")),
-        *((name, ctypes.c_int) for name in ("num_rows", "num_columns", "num_blocks")),
+        *launcher.addresses("x bias result gradient x_gradient partials"),
+        *launcher.integers("num_rows num_columns num_blocks"),
     )
 
 
-def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this layer's input and bias, None where they can. may_build: compile a missing library."""
+def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this layer's input and bias, None where they can."""
     size = bias_F.shape[0]
     if size % 8:
         return f"the kernel is for a multiple of 8 columns, not {size}"
     if bias_F.dtype != x_TI.dtype:
         return f"the bias is {bias_F.dtype}, the layer's input {x_TI.dtype}"
-    return library.refusal(x_TI, may_build=may_build)
+    return library.refusal(x_TI)
 
 
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:
@@ -47,8 +46,8 @@ def _arguments(x: torch.Tensor, bias: torch.Tensor) -> BiasGeluArguments:
     num_rows, num_columns = x.shape
     slabs = -(-num_columns // _THREAD_COLUMNS)
     return BiasGeluArguments(
-        x=x.data_ptr(),
-        bias=bias.data_ptr(),
+        x=x,
+        bias=bias,
         num_rows=num_rows,
         num_columns=num_columns,
         num_blocks=min(-(-num_rows // _ROWS), -(-_BLOCKS // slabs)),
@@ -59,7 +58,7 @@ def _forward(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     x, bias = launcher.aligned(x), launcher.aligned(bias)
     result = torch.empty_like(x)
     arguments = _arguments(x, bias)
-    arguments.result = result.data_ptr()
+    arguments.set(result=result)
     launcher.bound("unimo_bias_gelu_forward", x)(arguments)
     return result
 
@@ -69,8 +68,7 @@ def _backward(gradient: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> tu
     x_gradient = torch.empty_like(x)
     arguments = _arguments(x, bias)
     partials = x.new_empty((arguments.num_blocks, x.shape[1]), dtype=torch.float32)
-    arguments.gradient, arguments.x_gradient = gradient.data_ptr(), x_gradient.data_ptr()
-    arguments.partials = partials.data_ptr()
+    arguments.set(gradient=gradient, x_gradient=x_gradient, partials=partials)
     launcher.bound("unimo_bias_gelu_backward", x)(arguments)
     return x_gradient, partials.sum(0).to(bias.dtype)
 

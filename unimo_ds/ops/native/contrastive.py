@@ -11,7 +11,6 @@ Letters as in `ops/score_blocks.py`.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -28,57 +27,28 @@ TILE_COLUMNS = 1024
 _LARGEST_WEIGHT = 4096.0
 
 
-class BlockArguments(ctypes.Structure):
+class BlockArguments(launcher.Arguments):
     """`BlockArguments` of kernels/contrastive/block.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "scores",
-                "row_keys",
-                "column_keys",
-                "row_items",
-                "column_items",
-                "conflicts",
-                "inverse_temperature",
-                "weight_scale",
-                "row_maxima",
-                "row_sums",
-                "column_maxima",
-                "column_sums",
-                "row_partials",
-                "column_partials",
-                "row_logs",
-                "row_gradients",
-                "column_logs",
-                "column_gradients",
-                "temperature_sums",
-                "row_results",
-                "column_results",
-            )
+        *launcher.addresses(
+            "scores row_keys column_keys row_items column_items conflicts inverse_temperature weight_scale"
         ),
-        *(
-            (name, ctypes.c_int)
-            for name in (
-                "num_rows",
-                "num_columns",
-                "pitch",
-                "conflict_stride",
-                "row_items_width",
-                "column_items_width",
-                "item_filter_words",
-                "begins_rows",
-                "begins_columns",
-            )
+        *launcher.addresses("row_maxima row_sums column_maxima column_sums row_partials column_partials"),
+        *launcher.addresses(
+            "row_logs row_gradients column_logs column_gradients temperature_sums row_results column_results"
         ),
+        *launcher.integers(
+            "num_rows num_columns pitch conflict_stride row_items_width column_items_width item_filter_words"
+        ),
+        *launcher.integers("begins_rows begins_columns"),
     )
 
 
-def refusal(vectors: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take these vectors, None where they can. may_build: compile a missing library."""
+def refusal(vectors: torch.Tensor) -> str | None:
+    """Why the kernels cannot take these vectors, None where they can."""
     narrow = vectors.new_empty(0, dtype=torch.float16) if vectors.dtype == torch.float32 else vectors
-    return library.refusal(narrow, may_build=may_build)
+    return library.refusal(narrow)
 
 
 def log_sum_exps(
@@ -151,19 +121,19 @@ class _Walk:
         self.by_row: dict[str, torch.Tensor] = {"row_keys": keys.rows, "row_items": keys.row_items}
         self.by_column: dict[str, torch.Tensor] = {"column_keys": keys.columns, "column_items": keys.column_items}
         self.arguments = BlockArguments(
-            scores=self.scores.data_ptr(),
-            conflicts=self.conflicts.data_ptr(),
-            inverse_temperature=inverse.data_ptr(),
-            column_maxima=column_logs.data_ptr() if len(column_logs) else None,
+            scores=self.scores,
+            conflicts=self.conflicts,
+            inverse_temperature=inverse,
+            column_maxima=column_logs if len(column_logs) else None,
             num_rows=len(rows),
             num_columns=len(columns),
             pitch=pitch,
             conflict_stride=self.conflicts.shape[1],
             row_items_width=keys.row_items.shape[1],
             column_items_width=keys.column_items.shape[1],
+            **self.by_row,
+            **self.by_column,
         )
-        for name, tensor in (self.by_row | self.by_column).items():
-            setattr(self.arguments, name, tensor.data_ptr())
         launcher.bound("unimo_contrastive_conflicts", rows)(self.arguments)
 
     def rectangles(self) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -208,22 +178,19 @@ def _forward(
     rows: torch.Tensor,
     columns: torch.Tensor,
     inverse_temperature: torch.Tensor,
-    row_keys: torch.Tensor,
-    column_keys: torch.Tensor,
-    row_items: torch.Tensor,
-    column_items: torch.Tensor,
-    both: bool,
+    *keys_and_both: Any,
 ) -> Logs:
+    *keys, both = keys_and_both
     rows, columns, inverse = narrow(rows), narrow(columns), inverse_temperature.float()
     logs = Logs(*_forward_shapes(rows, columns, inverse, both))
     if not len(rows) or not len(columns):
         return Logs(*(tensor.fill_(-torch.inf) for tensor in logs))
-    walk = _Walk(rows, columns, inverse, Keys(row_keys, column_keys, row_items, column_items), logs.best_columns)
+    walk = _Walk(rows, columns, inverse, Keys(*keys), logs.best_columns)
     row_sums, column_sums = torch.empty_like(logs.rows), torch.empty_like(logs.columns)
     walk.by_row |= {"row_maxima": logs.best_rows, "row_sums": row_sums, "row_results": logs.rows}
     height, pitch = walk.scores.shape
     row_partials = row_sums.new_empty((_tiles(pitch, TILE_COLUMNS), height, 2))
-    walk.arguments.row_partials = row_partials.data_ptr()
+    walk.arguments.set(row_partials=row_partials)
     if both:
         walk.by_column |= {
             "column_maxima": logs.best_columns,
@@ -231,7 +198,7 @@ def _forward(
             "column_results": logs.columns,
         }
         column_partials = row_sums.new_empty((_tiles(height, TILE_ROWS), pitch, 2))
-        walk.arguments.column_partials = column_partials.data_ptr()
+        walk.arguments.set(column_partials=column_partials)
     take_statistics = launcher.bound("unimo_contrastive_statistics", rows)
     for _ in walk.rectangles():
         take_statistics(walk.arguments)
@@ -252,15 +219,9 @@ def _backward(
     rows: torch.Tensor,
     columns: torch.Tensor,
     inverse_temperature: torch.Tensor,
-    row_keys: torch.Tensor,
-    column_keys: torch.Tensor,
-    row_items: torch.Tensor,
-    column_items: torch.Tensor,
-    row_logs: torch.Tensor,
-    column_logs: torch.Tensor,
-    both: bool,
-    wide: bool,
+    *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *keys, row_logs, column_logs, both, wide = rest
     if not len(rows) or not len(columns):
         shapes = _backward_shapes(row_gradients, column_gradients, rows, columns, inverse_temperature, wide)
         return shapes[0].zero_(), shapes[1].zero_(), shapes[2].zero_()
@@ -271,10 +232,9 @@ def _backward(
     inverse = inverse_temperature.float()
     back = inverse / scale
     narrow_rows, narrow_columns = narrow(rows), narrow(columns)
-    keys = Keys(row_keys, column_keys, row_items, column_items)
-    walk = _Walk(narrow_rows, narrow_columns, inverse, keys, column_logs)
+    walk = _Walk(narrow_rows, narrow_columns, inverse, Keys(*keys), column_logs)
     temperature_sums = torch.empty_like(row_logs)
-    walk.arguments.weight_scale = scale.data_ptr()
+    walk.arguments.set(weight_scale=scale)
     walk.by_row |= {"row_logs": row_logs, "row_gradients": of_rows, "temperature_sums": temperature_sums}
     if both:
         walk.by_column |= {"column_logs": column_logs, "column_gradients": of_columns}

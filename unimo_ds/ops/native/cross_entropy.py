@@ -33,36 +33,21 @@ _BLOCKS = 132 * 8
 _FACTS = 4
 
 
-class CrossEntropyArguments(ctypes.Structure):
+class CrossEntropyArguments(launcher.Arguments):
     """`CrossEntropyArguments` of kernels/cross_entropy/cross_entropy.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "logits",
-                "bias",
-                "targets",
-                "parts",
-                "facts",
-                "losses",
-                "is_correct",
-                "gradients",
-                "partials",
-            )
-        ),
-        *((name, ctypes.c_int) for name in ("num_rows", "num_words", "pitch", "num_slabs", "num_blocks")),
+        *launcher.addresses("logits bias targets parts facts losses is_correct gradients partials"),
+        *launcher.integers("num_rows num_words pitch num_slabs num_blocks"),
         ("smoothing", ctypes.c_float),
     )
 
 
-def refusal(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, *, may_build: bool = False
-) -> str | None:
-    """Why the kernels cannot take this head, None where they can. may_build: compile a missing library."""
+def refusal(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this head, None where they can."""
     if not hidden_ND.dtype == weight_VD.dtype == bias_V.dtype:
         return f"the hidden states are {hidden_ND.dtype}, the table {weight_VD.dtype}, its bias {bias_V.dtype}"
-    return library.refusal(hidden_ND, may_build=may_build)
+    return library.refusal(hidden_ND)
 
 
 def tied_cross_entropy(
@@ -70,15 +55,15 @@ def tied_cross_entropy(
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor,
     targets_N: torch.Tensor,
-    *,
     smoothing: float,
     tells_correct: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `ops.cross_entropy.tied_cross_entropy`; a target that is no word has the loss NaN. Callers ask `refusal` first."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `ops.cross_entropy.tied_cross_entropy`, but is_correct is of no length where nobody asks; a target that is no word has
+    the loss NaN. Callers ask `refusal` first."""
     losses_N, is_correct_N, _, _ = torch.ops.unimo.cross_entropy_forward(
         hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
     )
-    return losses_N, is_correct_N if tells_correct else None
+    return losses_N, is_correct_N
 
 
 def _forward(
@@ -101,9 +86,8 @@ def _forward(
         part = logits[: len(hidden[rows])]
         _multiply_into(part, hidden[rows], weight)
         arguments = _arguments(part, bias, facts[rows], smoothing)
-        arguments.num_slabs, arguments.parts = num_slabs, parts.data_ptr()
-        arguments.targets, arguments.losses = targets[rows].data_ptr(), losses[rows].data_ptr()
-        arguments.is_correct = is_correct[rows].data_ptr() if tells_correct else None
+        arguments.set(num_slabs=num_slabs, parts=parts, targets=targets[rows], losses=losses[rows])
+        arguments.set(is_correct=is_correct[rows] if tells_correct else None)
         run(arguments)
     return losses, is_correct, facts, kept
 
@@ -172,7 +156,7 @@ def _take_slopes(
     num_blocks = min(-(-len(logits) // _SLOPE_ROWS), max(1, _BLOCKS // slabs))
     partials = facts.new_empty((num_blocks, logits.shape[1]))
     arguments = _arguments(logits, bias, facts, smoothing)
-    arguments.num_blocks, arguments.partials, arguments.gradients = num_blocks, partials.data_ptr(), gradient.data_ptr()
+    arguments.set(num_blocks=num_blocks, partials=partials, gradients=gradient)
     launcher.bound("unimo_cross_entropy_slopes", logits)(arguments)
     return partials[:, : len(bias)].sum(0)
 
@@ -182,9 +166,9 @@ def _arguments(
 ) -> CrossEntropyArguments:
     """What both kernels need of a chunk."""
     return CrossEntropyArguments(
-        logits=logits.data_ptr(),
-        bias=bias.data_ptr(),
-        facts=facts.data_ptr(),
+        logits=logits,
+        bias=bias,
+        facts=facts,
         num_rows=len(logits),
         num_words=len(bias),
         pitch=logits.shape[1],

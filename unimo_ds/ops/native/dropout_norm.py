@@ -23,81 +23,46 @@ _BLOCKS_OF_ONE = (8, 5, 3, 2)
 (kernels/REPORT.md), so that an H100 or H200 takes all of them in one go. Each block makes a row of partial sums."""
 
 
-class DropoutNormArguments(ctypes.Structure):
+class DropoutNormArguments(launcher.Arguments):
     """`DropoutNormArguments` of kernels/dropout_norm/dropout_norm.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "x",
-                "residual",
-                "weight",
-                "bias",
-                "position_keys",
-                "sum",
-                "result",
-                "means",
-                "inverse_deviations",
-                "gradient",
-                "x_gradient",
-                "residual_gradient",
-                "partials",
-            )
-        ),
-        *((name, ctypes.c_int) for name in ("num_rows", "num_columns", "num_blocks", "dropout_threshold")),
+        *launcher.addresses("x residual weight bias position_keys sum result means inverse_deviations"),
+        *launcher.addresses("gradient x_gradient residual_gradient partials"),
+        *launcher.integers("num_rows num_columns num_blocks dropout_threshold"),
         ("site_key", ctypes.c_uint),
         ("keep_scale", ctypes.c_float),
         ("epsilon", ctypes.c_float),
     )
 
 
-def refusal_of_dropout(x_TD: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernel of dropout alone cannot take this input, None where it can. may_build: compile a missing library."""
+def refusal_of_dropout(x_TD: torch.Tensor) -> str | None:
+    """Why the kernel of dropout alone cannot take this input, None where it can."""
     if x_TD.shape[-1] % 8:
         return f"the kernel is for a multiple of 8 columns, not {x_TD.shape[-1]}"
-    return library.refusal(x_TD, may_build=may_build)
+    return library.refusal(x_TD)
 
 
-def dropout(x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int) -> torch.Tensor:
-    """As `ops.dropout.dropout`; no mask is kept. Callers ask `refusal_of_dropout` first."""
-    result: torch.Tensor = torch.ops.unimo.dropout(x_TD, position_keys_T, probability, site)
-    return result
-
-
-def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor, *, may_build: bool = False) -> str | None:
-    """Why the kernels cannot take this input, None where they can. may_build: compile a missing library."""
+def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
+    """Why the kernels cannot take this input, None where they can."""
     size = x_TD.shape[-1]
     if size % 8 or size > LARGEST_SIZE:
         return f"the kernel is for a multiple of 8 columns up to {LARGEST_SIZE}, not {size}"
     if weight_D.dtype != x_TD.dtype:
         return f"the norm's weight is {weight_D.dtype}, its input {x_TD.dtype}"
-    return library.refusal(x_TD, may_build=may_build)
+    return library.refusal(x_TD)
 
 
-def dropout_add_layer_norm(
-    x_TD: torch.Tensor,
-    residual_TD: torch.Tensor,
-    weight_D: torch.Tensor,
-    bias_D: torch.Tensor,
-    position_keys_T: torch.Tensor,
-    *,
-    probability: float,
-    site: int,
-    epsilon: float,
-) -> torch.Tensor:
-    """As `ops.dropout_norm.dropout_add_layer_norm`. Callers ask `refusal` first."""
-    keys = position_keys_T if probability else position_keys_T[:0]
-    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(
-        x_TD, residual_TD, weight_D, bias_D, keys, probability, site, epsilon
-    )[0]
+def dropout_add_layer_norm(*arguments: Any) -> torch.Tensor:
+    """As `ops.dropout_norm.dropout_add_layer_norm`, whose arguments it takes in their order. Callers ask `refusal` first."""
+    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(*arguments)[0]
     return result
 
 
 def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: float, site: int) -> DropoutNormArguments:
     num_rows, num_columns = rows.shape
     return DropoutNormArguments(
-        position_keys=position_keys.data_ptr(),
+        position_keys=position_keys,
         num_rows=num_rows,
         num_columns=num_columns,
         dropout_threshold=seed.keep_threshold(probability),
@@ -110,7 +75,7 @@ def _dropout(x: torch.Tensor, position_keys: torch.Tensor, probability: float, s
     x, position_keys = launcher.aligned(x), position_keys.contiguous()
     result = torch.empty_like(x)
     arguments = _arguments(x, position_keys, probability, site)
-    arguments.x, arguments.result = x.data_ptr(), result.data_ptr()
+    arguments.set(x=x, result=result)
     launcher.bound("unimo_dropout", x)(arguments)
     return result
 
@@ -135,15 +100,12 @@ def _forward(
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x, residual, weight, bias = (launcher.aligned(tensor) for tensor in (x, residual, weight, bias))
-    found = _forward_shapes(x)
+    result, total, means, inverse_deviations = _forward_shapes(x)
     arguments = _arguments(x, position_keys, probability, site)
-    arguments.epsilon = epsilon
-    for name, tensor in zip(("x", "residual", "weight", "bias"), (x, residual, weight, bias), strict=True):
-        setattr(arguments, name, tensor.data_ptr())
-    for name, tensor in zip(("result", "sum", "means", "inverse_deviations"), found, strict=True):
-        setattr(arguments, name, tensor.data_ptr())
+    arguments.set(x=x, residual=residual, weight=weight, bias=bias, epsilon=epsilon)
+    arguments.set(result=result, sum=total, means=means, inverse_deviations=inverse_deviations)
     launcher.bound("unimo_dropout_norm_forward", x)(arguments)
-    return found
+    return result, total, means, inverse_deviations
 
 
 def _forward_shapes(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -168,11 +130,8 @@ def _backward(
     num_blocks = min(-(-len(gradient) // _WARPS), most_blocks)
     partials = gradient.new_empty((num_blocks, 2, gradient.shape[1]), dtype=torch.float32)
     arguments = _arguments(gradient, position_keys, probability, site)
-    arguments.num_blocks = num_blocks
-    arguments.gradient, arguments.sum, arguments.weight = gradient.data_ptr(), total.data_ptr(), weight.data_ptr()
-    arguments.means, arguments.inverse_deviations = means.data_ptr(), inverse_deviations.data_ptr()
-    arguments.x_gradient, arguments.residual_gradient = x_gradient.data_ptr(), residual_gradient.data_ptr()
-    arguments.partials = partials.data_ptr()
+    arguments.set(gradient=gradient, sum=total, means=means, inverse_deviations=inverse_deviations, weight=weight)
+    arguments.set(x_gradient=x_gradient, residual_gradient=residual_gradient, partials=partials, num_blocks=num_blocks)
     launcher.bound("unimo_dropout_norm_backward", gradient)(arguments)
     if not probability:
         x_gradient = residual_gradient.clone()  # an operator's results may not share memory

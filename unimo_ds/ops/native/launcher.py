@@ -11,6 +11,29 @@ import torch
 from unimo_ds.ops.native import library
 
 
+class Arguments(ctypes.Structure):
+    """What a C function takes: numbers, and of tensors their addresses. It does not keep the tensors alive."""
+
+    def __init__(self, **values: torch.Tensor | float | None) -> None:
+        super().__init__()
+        self.set(**values)
+
+    def set(self, **values: torch.Tensor | float | None) -> None:
+        """Fill fields; None is a null pointer."""
+        for name, value in values.items():
+            setattr(self, name, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+
+
+def addresses(names: str) -> list[tuple[str, type]]:
+    """Fields of a structure: pointers of these names."""
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+def integers(names: str) -> list[tuple[str, type]]:
+    """Fields of a structure: C integers of these names."""
+    return [(name, ctypes.c_int) for name in names.split()]
+
+
 def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Callable[[ctypes.Structure], None]:
     """A C function on a tensor's device and torch's stream there, as a function of its argument structure. The device has to
     be the current one, as it is within operators made by `define`.

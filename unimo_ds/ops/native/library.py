@@ -6,7 +6,9 @@ import ctypes
 import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -39,34 +41,49 @@ _FUNCTIONS = (
     "unimo_contrastive_segment_gradients",
 )
 """Each of (arguments, number of the format, stream); returns a status."""
+Answer = TypeVar("Answer")
 
 
-def refusal(tensor: torch.Tensor, *, may_build: bool) -> str | None:
-    """Why no library can take this tensor, None where one can. may_build: compile what is missing (a minute, once)."""
-    if tensor.device.type == "cpu":
+def _constant(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Tells torch.compile to ask this function once, of no tensors: as `torch.compiler.assume_constant_result`, which imports the
+    compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def refusal(tensor: torch.Tensor) -> str | None:
+    """Why no library can take this tensor, None where one can. A library that is missing is compiled (a minute, once)."""
+    return _refusal(tensor.device, tensor.dtype)
+
+
+@_constant
+def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == "cpu":
         host = os.environ.get(ON_HOST)
         if host is None:
             return "it runs on NVIDIA GPUs"
         number = toolchain.architecture_number(host)
-    elif tensor.device.type == "cuda":
-        number = _capability(tensor.device)
+    elif device.type == "cuda":
+        number = _capability(device)
         if number < 70:
             return f"it needs compute capability 7.0, this GPU has {number // 10}.{number % 10}"
     else:
-        return f"it runs on NVIDIA GPUs, not on {tensor.device.type}"
-    if tensor.dtype not in FORMATS:
-        return f"it takes float16 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
-    if tensor.dtype == torch.bfloat16 and number < 80:
+        return f"it runs on NVIDIA GPUs, not on {device.type}"
+    if dtype not in FORMATS:
+        return f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if dtype == torch.bfloat16 and number < 80:
         return "bfloat16 needs compute capability 8.0; use float16 on a V100"
-    if tensor.device.type == "cpu":
+    if device.type == "cpu":
         return None
     if os.environ.get(SWITCH) == "off":
         return f"{SWITCH}=off"
-    if _built_for(number) is None:
-        if not may_build:
-            return f"no kernels are built for sm_{number}: run `unimo kernels build --arch sm_{number}`"
-        return _refusal_to_build(number)
-    return None
+    return None if _built_for(number) else _refusal_to_build(number)
+
+
+@_constant
+def number_of(name: str, device: torch.device) -> int:
+    """What a C function without arguments says, of the library that serves tensors of a device."""
+    return int(getattr(library_of(device), name)())
 
 
 def refusal_of_untried(tensor: torch.Tensor) -> str | None:

@@ -8,7 +8,6 @@ Letters: Q scores, N and M vectors of the two sides, D vector size, P segments, 
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -21,37 +20,21 @@ CHUNK = 8
 _WIDE = 2
 
 
-class PairArguments(ctypes.Structure):
+class PairArguments(launcher.Arguments):
     """`PairArguments` of kernels/contrastive/pairs.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "left",
-                "right",
-                "left_rows",
-                "right_rows",
-                "scores",
-                "order",
-                "starts",
-                "score_gradients",
-                "gradient",
-            )
-        ),
-        *((name, ctypes.c_int) for name in ("num_scores", "num_rows", "size", "num_listed")),
+        *launcher.addresses("left right left_rows right_rows scores order starts score_gradients gradient"),
+        *launcher.integers("num_scores num_rows size num_listed"),
     )
 
 
-class SegmentArguments(ctypes.Structure):
+class SegmentArguments(launcher.Arguments):
     """`SegmentArguments` of kernels/contrastive/pairs.cuh, field by field."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("values", "order", "starts", "index", "results", "gradients", "value_gradients")
-        ),
-        *((name, ctypes.c_int) for name in ("num_segments", "num_values")),
+        *launcher.addresses("values order starts index results gradients value_gradients"),
+        *launcher.integers("num_segments num_values"),
     )
 
 
@@ -99,11 +82,11 @@ def _scores(
     scores = left.new_empty((len(left_rows),), dtype=torch.float32)
     launcher.bound("unimo_contrastive_pair_scores", left)(
         PairArguments(
-            left=left.data_ptr(),
-            right=right.data_ptr(),
-            left_rows=left_rows.data_ptr(),
-            right_rows=right_rows.data_ptr(),
-            scores=scores.data_ptr(),
+            left=left,
+            right=right,
+            left_rows=left_rows,
+            right_rows=right_rows,
+            scores=scores,
             num_scores=len(scores),
             size=left.shape[1],
         )
@@ -131,12 +114,12 @@ def _gradient(
     format_number = library.FORMATS[narrow.dtype] + (_WIDE if wide else 0)
     launcher.bound("unimo_contrastive_pair_gradients", narrow, format_number)(
         PairArguments(
-            right=narrow.data_ptr(),
-            right_rows=right_rows.data_ptr(),
-            order=order.data_ptr(),
-            starts=starts.data_ptr(),
-            score_gradients=score_gradients.data_ptr(),
-            gradient=gradient.data_ptr(),
+            right=narrow,
+            right_rows=right_rows,
+            order=order,
+            starts=starts,
+            score_gradients=score_gradients,
+            gradient=gradient,
             num_scores=len(right_rows),
             num_rows=len(left),
             size=narrow.shape[1],
@@ -165,11 +148,9 @@ def _pair_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | N
 def _segment_arguments(
     values: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor, results: torch.Tensor
 ) -> SegmentArguments:
-    arguments = SegmentArguments(
-        values=values.data_ptr(), results=results.data_ptr(), num_segments=len(results), num_values=len(values)
-    )
+    arguments = SegmentArguments(values=values, results=results, num_segments=len(results), num_values=len(values))
     if len(starts):
-        arguments.index, arguments.order, arguments.starts = index.data_ptr(), order.data_ptr(), starts.data_ptr()
+        arguments.set(index=index, order=order, starts=starts)
     return arguments
 
 
@@ -200,7 +181,7 @@ def _segment_gradient(
     gradient, index, wide = gradient.float().contiguous(), index.contiguous(), values.float().contiguous()
     value_gradients = torch.empty_like(wide)
     arguments = _segment_arguments(wide, index, order, starts, logs)
-    arguments.gradients, arguments.value_gradients = gradient.data_ptr(), value_gradients.data_ptr()
+    arguments.set(gradients=gradient, value_gradients=value_gradients)
     launcher.bound("unimo_contrastive_segment_gradients", wide, 0)(arguments)
     return value_gradients.to(values.dtype)
 
