@@ -319,6 +319,16 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     records, report = read(settings)
     assert [record.text for record in records] == ["one", "two"]
     assert report.skipped == {"a row without a text": ["a.parquet, row group 0, row 1"]}
+    # Of a row that is not UTF-8, nothing else is lost.
+    mixed = pyarrow.array([b"one", b"caf\xe9", b"two"]).view(pyarrow.string())
+    for column in (mixed, mixed.cast(pyarrow.large_string(), safe=False), mixed.dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "d")
+        records, report = read(ImportSettings(None, tmp_path, format="parquet", input=(tmp_path / "d",)))
+        assert [(record.name, record.text) for record in records] == [
+            ("d, row group 0, row 0", "one"),
+            ("d, row group 0, row 2", "two"),
+        ]
+        assert report.skipped == {"a row that is not UTF-8": ["d, row group 0, row 1"]}
     # Damage costs a row group, not the rest of the file.
     parquet.write_table(
         pyarrow.table({"text": [f"text {i}" for i in range(4000)]}), tmp_path / "c", row_group_size=2000

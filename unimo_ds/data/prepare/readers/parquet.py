@@ -45,7 +45,12 @@ class ParquetTexts(Reader):
         rows = itertools.count()
         try:
             for batch in batches:
-                for value, row in zip(batch.column(0).to_pylist(), rows, strict=False):
+                for scalar, row in zip(batch.column(0), rows, strict=False):
+                    try:
+                        value = scalar.as_py()
+                    except UnicodeDecodeError:
+                        report.skip("a row that is not UTF-8", f"{name}{row}")
+                        continue
                     if not isinstance(value, str):
                         report.skip("a row without a text", f"{name}{row}")
                     elif value.strip():
