@@ -122,6 +122,29 @@ def test_one_folder_with_a_weight_is_read_as_one_without() -> None:
     assert weighed.samples_at(positions).tolist() == plain.samples_at(positions).tolist()
 
 
+@pytest.mark.parametrize("names", [("wiki", "rare"), ("rare", "wiki")])
+@pytest.mark.parametrize("weight", [3.14159e-6, 3.14159e-7, 3.14159e-8, 2.7e-11])
+def test_a_rare_source_is_seen_as_often_as_its_weight_says(names: tuple[str, str], weight: float) -> None:
+    order = Order(
+        *make_corpus([(Kind.TEXT, 0, 5), (Kind.TEXT, 1, 5)]),
+        KindWeights(0, 1, 0),
+        {"wiki": 1.0, "rare": weight},
+        source_names=names,
+    )
+    position = 10**14
+    (stream,), (count,) = order.streams_at(np.array([position]))
+    of_rare = count if names[stream] == "rare" else position - count
+    assert of_rare == pytest.approx(position * weight / (1 + weight), rel=1e-6, abs=1)
+
+
+def test_an_ordinary_share_is_rounded_as_it_always_was() -> None:
+    corpus = make_corpus([(Kind.TEXT, 0, 5), (Kind.TEXT, 1, 5)])
+    weights = {"wiki": 1.0, "news": 3.1415926535e-3}
+    order = Order(*corpus, KindWeights(0, 1, 0), weights, source_names=("wiki", "news"))
+    (stream,), (count,) = order.streams_at(np.array([10**15]))
+    assert (int(stream), int(count)) == (0, 10**15 * 167431 // 167957)
+
+
 def test_a_position_has_the_samples_of_its_stream() -> None:
     corpus = make_corpus([(Kind.TEXT, 0, 24), (Kind.TEXT, 1, 8), (Kind.TEXT, 0, 30)])
     folders = np.repeat([0, 1], [32, 30])

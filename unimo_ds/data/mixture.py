@@ -32,7 +32,9 @@ _SHARDS, _WINDOW = 1, 2
 """What a permutation is of; keeps their random keys apart."""
 
 _LARGEST_DENOMINATOR = 2**31
-"""Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million."""
+"""Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million, unless that is nothing
+or all."""
+_LARGEST_ROUNDED = 10**6
 
 _SOURCE_BITS, _KIND_BITS = 32, 2
 """Of a stream's number, which keys its permutations: source, kind, and folder above them."""
@@ -232,6 +234,8 @@ class _Split:
 
     def count_before(self, positions: Integers) -> Integers:
         """How many of the positions before each of these belong to the stream: floor(p * share), without overflow."""
+        if self.denominator >= _LARGEST_DENOMINATOR:
+            return np.array([p * self.numerator // self.denominator for p in positions.tolist()], np.int64)
         cycles, rest = np.divmod(positions, self.denominator)
         result: Integers = cycles * self.numerator + rest * self.numerator // self.denominator
         return result
@@ -241,8 +245,8 @@ def _splits(shares: list[Fraction]) -> list[_Split]:
     splits, left = [], sum(shares, Fraction(0))
     for share in shares:
         part = share / left
-        if part.denominator >= _LARGEST_DENOMINATOR:
-            part = part.limit_denominator(10**6) or Fraction(1, _LARGEST_DENOMINATOR - 1)
+        if part.denominator >= _LARGEST_DENOMINATOR and min(part, 1 - part) * _LARGEST_ROUNDED >= 1:
+            part = part.limit_denominator(_LARGEST_ROUNDED)
         splits.append(_Split(part.numerator, part.denominator))
         left -= share
     return splits
