@@ -15,7 +15,7 @@ from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.data.storage.retrying import Retries
 from unimo_ds.data.storage.shards import SHARD_SUFFIX, StoredSample, open_shard, read_samples
 from unimo_ds.engine import checkpoint_folder
-from unimo_ds.utils import records, strict_json
+from unimo_ds.utils import locations, records, strict_json
 from unimo_ds.utils.errors import UserError
 
 _LONGEST_TEXT = 110
@@ -31,7 +31,8 @@ def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> d
     Raises:
         UserError: nothing there, nothing that this program wrote, or damaged.
     """
-    place, path = os.fspath(location), Path(location)
+    place = locations.plain(os.fspath(location))
+    path = Path(place)
     if path.is_file() and path.suffix == SHARD_SUFFIX:
         return _inspect_shard(place, open_shard(path), num_samples)
     if not path.is_dir():

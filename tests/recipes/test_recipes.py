@@ -77,7 +77,7 @@ def test_positions_of_patches_come_from_the_data() -> None:
 
 
 def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
-    def found(path: Path) -> tuple[str, str | None]:
+    def found(path: Path | str) -> tuple[str, str | None]:
         data = recipes.with_data(recipes.load("demo"), str(path)).data
         return data.path, data.held_out_path
 
@@ -88,6 +88,7 @@ def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:
     (tmp_path / "held_out").mkdir()
     (tmp_path / "held_out" / "manifest.json").touch()
     assert found(tmp_path) == (str(tmp_path / "train"), str(tmp_path / "held_out"))
+    assert found(f"file://{tmp_path}") == found(tmp_path)
     three = f"{tmp_path}::{tmp_path / 'train'}::{tmp_path}"
     train, held_out = tmp_path / "train", tmp_path / "held_out"
     assert found(Path(three)) == (f"{train}::{train}::{train}", f"{held_out}::{held_out}"), (

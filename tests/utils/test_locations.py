@@ -28,7 +28,14 @@ def test_what_was_joined_is_split(first: str, second: str) -> None:
     assert locations.split(locations.join((first, second, first))) == (first, second, first)
 
 
-@pytest.mark.parametrize("text", ["", "::a", "a::", "a::::b"])
+def test_a_url_of_this_machine_is_its_path() -> None:
+    assert locations.split("file:///data/a::s3://bucket/a::file:///b c") == ("/data/a", "s3://bucket/a", "/b c")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", action=locations.Repeated)
+    assert parser.parse_args(["--data", "file:///data/a"]).data == "/data/a"
+
+
+@pytest.mark.parametrize("text", ["", "::a", "a::", "a::::b", "file://"])
 def test_an_empty_name_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="has an empty name in it; write data folders as A::B"):
         locations.split(text)

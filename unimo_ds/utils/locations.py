@@ -39,13 +39,18 @@ def check_local_options(arguments: argparse.Namespace) -> None:
                 check_local(one)
 
 
+def plain(place: str) -> str:
+    """A `file://` URL as the path that it stands for; all else as it is."""
+    return place.removeprefix("file://")
+
+
 def split(text: str) -> tuple[str, ...]:
-    """The folders or URLs of `text`, in its order; one without a separator is itself.
+    """The folders or URLs of `text`, each plain, in its order; one without a separator is itself.
 
     Raises:
         UserError: a name between separators is empty.
     """
-    found = tuple(_BETWEEN.split(text))
+    found = tuple(map(plain, _BETWEEN.split(text)))
     if not all(found):
         raise UserError(f"{text!r} has an empty name in it; write data folders as A{SEPARATOR}B")
     return found
@@ -67,4 +72,4 @@ class Repeated(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, values if before is None else join((before, values)))
+        setattr(namespace, self.dest, plain(values) if before is None else join((before, values)))

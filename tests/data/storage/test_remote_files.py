@@ -167,6 +167,11 @@ def test_verify_and_inspect_take_urls(url: str, folder: Path, capsys: pytest.Cap
         found[place] = json.loads(capsys.readouterr().out)
         assert found[place].pop("path") == place
     assert found[url] == found[str(folder)]
+    assert main(["prepare", "verify", f"file://{folder}", "--workers", "1"]) == 0
+    for place in (str(folder), f"{folder}/pairs-000000.tar"):
+        capsys.readouterr()
+        assert main(["inspect", f"file://{place}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {**found[place], "path": place}
     assert found[url]["first_samples"]
     assert found[f"{url}/pairs-000000.tar"] == found[f"{folder}/pairs-000000.tar"]
     with pytest.raises(UserError, match=r"cannot read memory://proven/other\.tar: there is no such file"):

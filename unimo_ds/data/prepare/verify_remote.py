@@ -29,6 +29,7 @@ from unimo_ds.data.storage.manifest import FileEntry, ShardEntry
 from unimo_ds.data.storage.open_folder import load_manifest_at
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.data.storage.retrying import Retries
+from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
 _UNLISTED = ("http", "https")
@@ -42,7 +43,7 @@ def verify_at(location: str | os.PathLike[str], workers: Workers | None = None) 
     Raises:
         UserError: there is no data folder, or the local disk is full.
     """
-    url = os.fspath(location)
+    url = locations.plain(os.fspath(location))
     if scheme_of(url) is None or Path(url).is_dir():
         return verify(url, workers)
     files, retry = RemoteFiles(url), Retries()

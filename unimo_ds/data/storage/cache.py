@@ -59,10 +59,9 @@ def open_storage(location: str, *, cache_dir: str | None, cache_bytes: int) -> S
     Raises:
         UserError: a URL of a kind that is not read.
     """
-    text = location.removeprefix("file://")
-    if scheme_of(text) is None or Path(text).is_dir():
-        return LocalStorage(Path(text))
-    return RemoteStorage(RemoteFiles(text), cache_folder(cache_dir), cache_bytes)
+    if scheme_of(location) is None or Path(location).is_dir():
+        return LocalStorage(Path(location))
+    return RemoteStorage(RemoteFiles(location), cache_folder(cache_dir), cache_bytes)
 
 
 def cache_folder(cache_dir: str | None) -> Path:
