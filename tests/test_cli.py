@@ -325,6 +325,10 @@ def test_commands_read_several_folders_as_the_trainer_does(
     assert cli.main(["inspect", "order", *data, *words]) == 0
     (step,) = json.loads(capsys.readouterr().out)["steps"]
     assert {Path(key).parent for key in step["global_batch"]} == {folder, other}
+    unread = ["--data", "not-there", *data, "--set", "data.folder_weights=0,1,0"]
+    assert cli.main(["inspect", "order", *unread, *words]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)["steps"]
+    assert {Path(key).parent for key in alone["global_batch"]} == {Path()}, "keys of an only folder are short"
     page = tmp_path / "sample.html"
     key = next(key for key in step["global_batch"] if key.startswith(str(other)))
     assert cli.main(["inspect", "sample", *data, "--sample", key, "--html", str(page)]) == 0

@@ -94,8 +94,8 @@ class DataConfig:
     source_weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each corpus within its kind, 0 to leave it out; where a kind has none, sources count by their samples."""
     folder_weights: tuple[float, ...] = ()
-    """Weight of each folder of `path`, in its order, within each kind, 0 to leave it out; sources then share within their
-    folder. Empty: a source is one, in however many folders it lies."""
+    """Weight of each folder of `path`, in its order, within each kind, 0 as if it were not named; sources then share within
+    their folder. Empty: a source is one, in however many folders it lies."""
     shuffle_window_shards: Count = 8
     """Shards whose samples are shuffled together; bounds the cache, keeps reading mostly sequential."""
     max_text_tokens: Annotated[int, Interval(3)] = 512

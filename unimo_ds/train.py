@@ -152,7 +152,7 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     check_installed(config.logging.trackers)
     if not config.data.path:
         raise UserError(f"recipe {config.recipe!r} names no data; give --data PATH (see `unimo prepare import --help`)")
-    return config
+    return recipes.without_unread(config)
 
 
 def draw_demo(config: RunConfig, communicator: Communicator) -> None:

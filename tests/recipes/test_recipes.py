@@ -10,6 +10,7 @@ import pytest
 
 from unimo_ds import config, config_check, recipes
 from unimo_ds.overrides import apply_overrides
+from unimo_ds.train import read_configuration
 from unimo_ds.utils.errors import UserError
 
 
@@ -74,6 +75,26 @@ def test_positions_of_patches_come_from_the_data() -> None:
     no_patches = SimpleNamespace(**{**sizes, "region_tag_sizes": ()}, patch_columns=0)
     with pytest.raises(UserError, match="needs images as numbered patches"):
         config_check.check(recipes.fit_to_data(recipes.load("base_pixels_32xv100"), no_patches))
+
+
+def test_a_folder_of_weight_0_is_as_if_it_were_not_named(tmp_path: Path) -> None:
+    """What is not there is not missed either."""
+
+    def found(*weights: float, path: str = "a::b::c") -> tuple[str, tuple[float, ...]]:
+        options = [
+            "--set",
+            f"data.folder_weights={','.join(map(str, weights)) or 'none'}",
+            "--set",
+            f"data.path={path}",
+        ]
+        data = read_configuration(options).data
+        return data.path, data.folder_weights
+
+    assert found(0, 2, 1) == ("b::c", (2, 1))
+    assert found(0, 2, 0) == ("b", (2,))
+    for untouched in ((), (3, 2, 1), (0, 0, 0), (1, 0)):
+        assert found(*untouched) == ("a::b::c", untouched)
+    assert found(-1, 0, 2) == ("a::c", (-1, 2)), "refused by its order"
 
 
 def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:

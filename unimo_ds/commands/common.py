@@ -87,6 +87,6 @@ def config_of(arguments: argparse.Namespace, data: str | None) -> RunConfig:
 
     config = apply_overrides(recipes.load(arguments.recipe), arguments.set)
     if data is not None:
-        config = recipes.with_data(config, data)
+        config = recipes.without_unread(recipes.with_data(config, data))
     check(config)
     return config

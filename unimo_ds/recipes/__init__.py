@@ -71,6 +71,22 @@ def with_data(config: RunConfig, path: str) -> RunConfig:
     return dataclasses.replace(config, data=data)
 
 
+def without_unread(config: RunConfig) -> RunConfig:
+    """`config` as if the folders whose weight in `data.folder_weights` is 0 had not been named. Where nothing would be left, or
+    weights and folders are not equally many, it stays as it is, and is refused with the data.
+    """
+    weights, places = config.data.folder_weights, locations.split(config.data.path) if config.data.path else ()
+    read = [number for number, weight in enumerate(weights) if weight]
+    if not read or len(weights) != len(places):
+        return config
+    data = dataclasses.replace(
+        config.data,
+        path=locations.join([places[number] for number in read]),
+        folder_weights=tuple(weights[number] for number in read),
+    )
+    return dataclasses.replace(config, data=data)
+
+
 def _folder_in(place: str, name: str) -> str:
     """The data folder of that name in another folder; empty where there is none."""
     folder = Path(place) / name
