@@ -78,6 +78,13 @@ def test_storage_knows_nothing_of_preparation(path: Path):
     assert not [name for name in imported_modules(path) if name.startswith("unimo_ds.data.prepare")]
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data/vision").rglob("*.py")), ids=lambda path: path.name)
+def test_vision_knows_nothing_of_shards(path: Path):
+    assert not [
+        name for name in imported_modules(path) if name.startswith(("unimo_ds.data.storage", "unimo_ds.data.prepare"))
+    ]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_dangerous_is_called(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):

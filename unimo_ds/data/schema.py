@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unimo_ds.data.limits import MAX_FEATURE_SIZE, MAX_REGIONS
 from unimo_ds.utils.moving import moved, replaced
 
 SCHEMA_VERSION = 1
@@ -97,6 +98,16 @@ class PatchGrid:
     def working_side(self) -> int:
         """Pixels of an image's shorter side beyond which a larger image adds nothing."""
         return max(self.rows, self.columns) * self.side
+
+    @property
+    def problem(self) -> str:
+        """Why no sample may be cut so; empty where it may."""
+        if min(self.rows, self.columns, self.side) < 1:
+            return f"patches {[self.rows, self.columns, self.side]} are not [rows, columns, pixels on a side]"
+        if self.num_patches > MAX_REGIONS or self.feature_size > MAX_FEATURE_SIZE:
+            sizes = f"{self.rows} x {self.columns} patches of {self.feature_size} numbers"
+            return f"{sizes} are beyond ({MAX_REGIONS}, {MAX_FEATURE_SIZE})"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unimo_ds.data.schema import CLS, PAD, SEP, UNK
-from unimo_ds.data.storage.whole_file import make_folder, write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
+from unimo_ds.utils.whole_file import make_folder, write_whole
 
 TOKENIZER_FILE = "tokenizer.json"
 FIRST_SPECIALS = {"<s>": CLS, "<pad>": PAD, "</s>": SEP, "<unk>": UNK}

@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.finetune import reads, results, tasks
 from unimo_ds.finetune.arguments import check
 from unimo_ds.finetune.run import Order, finetune
 from unimo_ds.finetune.start import read_start
 from unimo_ds.utils.communicator import make_communicator
+from unimo_ds.utils.whole_file import write_whole
 
 RESULTS_FILE = "results.json"
 

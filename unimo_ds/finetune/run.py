@@ -14,7 +14,6 @@ import torch
 
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data.schema import StepBatch
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision import resolution
 from unimo_ds.engine import ds_config, run_directory
 from unimo_ds.engine.checkpoint_folder import BEST, FOLDER, named
@@ -39,6 +38,7 @@ from unimo_ds.utils.agreement import fail_together, failing_together
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
+from unimo_ds.utils.whole_file import write_whole
 
 DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"

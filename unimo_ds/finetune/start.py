@@ -24,7 +24,6 @@ from unimo_ds.config_check import check_stored
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.storage import blend
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
@@ -37,6 +36,7 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils import locations, strict_json
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_whole
 
 START_FILE = "start.json"
 """Which weights the seeds of a fine-tuning begin with."""

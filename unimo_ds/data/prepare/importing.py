@@ -34,13 +34,13 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest, shards
-from unimo_ds.data.storage.whole_file import make_folder, write_whole
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import make_folder, write_whole
 
 
 def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:

@@ -19,9 +19,9 @@ from typing import Any
 from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.storage.begun_imports import BEGUN, IMPORT, JOURNALS, begun_imports
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_whole
 
 _ATTEMPTS = 100
 """At a folder that others may make and remove at any moment. One that is still not there then lies behind a link to nowhere."""

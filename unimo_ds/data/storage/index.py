@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
 from unimo_ds.data.storage import manifest, members, shards, tars
-from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision import region_tags
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_whole
 
 NUM_MEMBERS = len(members.EXTENSIONS)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from unimo_ds.data.schema import SCHEMA_VERSION
 from unimo_ds.data.storage.begun_imports import begun_imports
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_whole
 
 MANIFEST_FILE = "manifest.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from unimo_ds.data.limits import MAX_JSON_BYTES
 from unimo_ds.data.schema import Caption, Kind, Level, PatchGrid, Rewrite, Sample, Spans
-from unimo_ds.data.storage.limits import MAX_FEATURE_SIZE, MAX_JSON_BYTES, MAX_REGIONS
 
 Buffer = bytes | memoryview
 
@@ -84,30 +84,23 @@ def read(content: Buffer) -> Record:
         captions=_parse_captions(record) if is_pair else (),
         related_texts=tuple(_text(text, "a related text") for text in related_texts),
         related_images=tuple(_parse_reference(reference) for reference in related_images),
-        patches=patch_grid(record[_PATCHES]) if _PATCHES in record else None,
+        patches=_parse_patches(record[_PATCHES]) if _PATCHES in record else None,
     )
-
-
-def patch_grid(numbers: object) -> PatchGrid:
-    """The grid that the JSON of a sample names.
-
-    Raises:
-        BadRecord: not [rows, columns, side] of a grid that a sample may have.
-    """
-    if not (isinstance(numbers, list) and len(numbers) == 3 and all(type(one) is int and one >= 1 for one in numbers)):
-        raise BadRecord(f"patches {numbers!r} are not [rows, columns, pixels on a side]")
-    grid = PatchGrid(*numbers)
-    if grid.num_patches > MAX_REGIONS or grid.feature_size > MAX_FEATURE_SIZE:
-        raise BadRecord(
-            f"{grid.rows} x {grid.columns} patches of {grid.feature_size} numbers are beyond ({MAX_REGIONS}, {MAX_FEATURE_SIZE})"
-        )
-    return grid
 
 
 def details_of(content: Buffer) -> dict[str, Any]:
     """The `details` that were stored in the JSON of a sample that can be read."""
     details: dict[str, Any] = _parse_json(content).get("details", {})
     return details
+
+
+def _parse_patches(numbers: object) -> PatchGrid:
+    if not (isinstance(numbers, list) and len(numbers) == 3 and all(type(one) is int for one in numbers)):
+        raise BadRecord(f"patches {numbers!r} are not [rows, columns, pixels on a side]")
+    grid = PatchGrid(*numbers)
+    if grid.problem:
+        raise BadRecord(grid.problem)
+    return grid
 
 
 def _parse_json(content: Buffer) -> dict[str, Any]:

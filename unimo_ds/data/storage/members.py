@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unimo_ds.data.limits import MAX_CLASSES_PER_REGION, MAX_FEATURE_SIZE, MAX_REGIONS
 from unimo_ds.data.schema import NO_TAG, Kind, Level, PatchGrid, Regions, Sample, Spans, TextRole
 from unimo_ds.data.storage import member_json
-from unimo_ds.data.storage.limits import MAX_CLASSES_PER_REGION, MAX_FEATURE_SIZE, MAX_REGIONS
 from unimo_ds.data.storage.member_json import Buffer
 from unimo_ds.data.vision import images, patches
 from unimo_ds.data.vision.crops import Crop

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.storage import member_json, members, tars
-from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
-from unimo_ds.data.storage.whole_file import make_folder
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import make_folder
 
 SHARD_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.npz"

@@ -10,7 +10,6 @@ from PIL import Image
 
 from unimo_ds.config import from_dict
 from unimo_ds.data.schema import PatchGrid, Regions
-from unimo_ds.data.storage import member_json
 from unimo_ds.data.vision import extractor_file, patches
 from unimo_ds.data.vision.extractor_file import StoredExtractor
 from unimo_ds.utils.errors import UserError
@@ -83,7 +82,6 @@ def grid_in(file: Path) -> PatchGrid | None:
 
 
 def _checked(grid: PatchGrid, where: str) -> PatchExtractor:
-    try:
-        return PatchExtractor(member_json.patch_grid([grid.rows, grid.columns, grid.side]))
-    except member_json.BadRecord as error:
-        raise UserError(f"{where}: {error}") from None
+    if grid.problem:
+        raise UserError(f"{where}: {grid.problem}")
+    return PatchExtractor(grid)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unimo_ds.data.limits import MAX_REGIONS
 from unimo_ds.data.prepare.readers.protocol import HeldRegions
 from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.storage.limits import MAX_REGIONS
 
 MIN_CONFIDENCE, FEWEST_REGIONS, MOST_REGIONS = 0.2, 10, 100
 """Boxes kept, as in the paper, where a file holds more and says how sure the detector was."""

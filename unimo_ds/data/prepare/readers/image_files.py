@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.readers.protocol import Item, Pictures, Record
 from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.storage.limits import MAX_MEMBER_BYTES
 from unimo_ds.utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

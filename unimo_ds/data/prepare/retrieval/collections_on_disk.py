@@ -28,7 +28,7 @@ from unimo_ds.data.prepare.retrieval.similarity import (
 )
 from unimo_ds.data.schema import Kind, Regions
 from unimo_ds.data.storage import shards
-from unimo_ds.data.storage.whole_file import write_made
+from unimo_ds.utils.whole_file import write_made
 
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 4, 60
 """In words: fragments relate to everything, and long texts cost a full sequence each."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from unimo_ds.data.prepare.rewriting.compatibility import Compatibility, Together
 from unimo_ds.data.prepare.rewriting.replacements import Replacements, make_group
-from unimo_ds.data.storage.whole_file import write_made
+from unimo_ds.utils.whole_file import write_made
 
 
 def save(learned: Replacements, path: Path) -> None:

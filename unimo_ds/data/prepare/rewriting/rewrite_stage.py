@@ -31,8 +31,8 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest
-from unimo_ds.data.storage.whole_file import write_made
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_made
 
 POOL_CAPTIONS = 40_000
 """Captions that are balanced together, and among which similar ones are searched (whole shards): time and memory stay linear in

@@ -23,9 +23,9 @@ from safetensors.numpy import save
 
 from unimo_ds.data.prepare.scenes.model import COLOURS, GROUNDS, SHAPES
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.storage.whole_file import write_whole
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.utils.seed import generator
+from unimo_ds.utils.whole_file import write_whole
 
 FEATURE_SIZE = 128
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES) + GROUNDS

@@ -1,4 +1,4 @@
-"""Files of a data folder that appear whole or not at all, and the folder itself."""
+"""Files that appear whole or not at all, and a folder for them."""
 
 from __future__ import annotations
 
