@@ -14,7 +14,7 @@ from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
-from unimo_ds.data.prepare import region_extraction
+from unimo_ds.data.prepare import phrases, region_extraction
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers, one_thread
@@ -150,13 +150,54 @@ def test_nothing_else_is_done_to_a_folder_with_regions_of_two_extractors(
             main(regions)
     before = shard_bytes(output)
     more = ["--kind", "images", "--images", str(raw / "more1.tar"), "--source", "again", "--output", str(output)]
-    for command in (["phrases", str(output)], ["import", *more, "--workers", "1"]):
+    for command in (["phrases", str(output)], ["import", *more, "--workers", "1"], ["pack", str(output)]):
         capsys.readouterr()
         assert main(command) == 2
         assert "`unimo prepare regions` was begun there and not finished" in capsys.readouterr().err
     assert shard_bytes(output) == before
     assert main(regions) == 0
     assert main(["phrases", str(output), "--workers", "1"]) == 0
+    assert verify(output) == []
+
+
+def test_a_stage_that_changed_nothing_is_not_taken_for_the_one_that_did(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`regions` is stopped before its first shard is written, then `phrases` after that."""
+    output = tmp_path / "twice"
+    shutil.copytree(folder, output)
+    regions, phrase = (["regions", str(output), "--workers", "1"], ["phrases", str(output), "--workers", "1"])
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    for command, place, at in ((regions, region_extraction.index, "rewrite"), (phrase, phrases, "write_json")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, at, stop)
+            with pytest.raises(KeyboardInterrupt):
+                main(command)
+    assert main(regions) == 2
+    assert "`unimo prepare phrases` was begun there and not finished" in capsys.readouterr().err
+    assert main(phrase) == main(regions) == 0
+    assert verify(output) == []
+
+
+def test_a_stage_is_not_done_where_it_was_begun_with_other_options(
+    raw: Path, folder: Path, detected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "back"
+    shutil.copytree(detected, output)
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(region_extraction, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(["regions", str(output), "--extractor", str(raw / "grid"), "--workers", "1"])
+    assert shard_bytes(output) != shard_bytes(detected)
+    assert main(["regions", str(output), "--extractor", str(raw / "detector"), "--workers", "1"]) == 0
+    assert shard_bytes(output) == shard_bytes(detected)
     assert verify(output) == []
 
 

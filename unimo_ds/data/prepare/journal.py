@@ -100,6 +100,12 @@ def _shards_of(folder: Path, source: str) -> set[str]:
     return {path.name for path in shards.files_of(folder, source)}
 
 
+def begun_stages(folder: Path) -> list[str]:
+    """Names of those over the folder's own shards that were begun and not finished."""
+    names = (mark.parent.name for mark in (folder / JOURNALS).glob(f"*/{BEGUN}"))
+    return sorted(name for name in names if not name.startswith(IMPORT) and name != "all")
+
+
 def check_whole(folder: Path) -> None:
     """Refuse a folder of which some shards are newer than its manifest, which a stage that was killed leaves: to complete it by
     something else would pass regions of two extractors, or captions with and without rewrites, for those of one.
@@ -107,18 +113,26 @@ def check_whole(folder: Path) -> None:
     Raises:
         UserError: naming a shard, and the stage.
     """
-    known = manifest.manifest_in(folder)
-    for entry in known.shards if known else ():
-        path = folder / entry.file
-        if not path.is_file() or _is_file(shards.index_path(path), entry.index_sha256) or _is_file(path, entry.sha256):
-            continue  # what is lost is told by whoever looks for it, and an index alone can be made again
-        marks = sorted((folder / JOURNALS).glob(f"*/{BEGUN}"))
-        begun = [name for mark in marks if not (name := mark.parent.name).startswith(IMPORT) and name != "all"]
+    if path := changed_shard(folder):
+        begun = begun_stages(folder)
         raise UserError(
             f"`unimo prepare {begun[0]}` was begun there and not finished ({path} is new already); give that command again first"
             if begun
             else f"{path} was changed since its manifest was written; restore it, or accept it with `unimo prepare pack {folder}`"
         )
+
+
+def changed_shard(folder: Path) -> Path | None:
+    """The first shard that is not what the manifest says, nor is its index."""
+    known = manifest.manifest_in(folder)
+    for entry in known.shards if known else ():
+        path = folder / entry.file
+        # What is lost is told by whoever looks for it, and an index alone can be made again.
+        if path.is_file() and not (
+            _is_file(shards.index_path(path), entry.index_sha256) or _is_file(path, entry.sha256)
+        ):
+            return path
+    return None
 
 
 def _is_file(path: Path, sha256: str) -> bool:

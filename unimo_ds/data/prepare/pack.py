@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unimo_ds.data import tokenizer as tokenizers
+from unimo_ds.data.prepare.journal import begun_stages, check_whole
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest
 from unimo_ds.data.storage.manifest import Manifest
@@ -14,13 +15,15 @@ from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 
 
 def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest:
-    """Build every index and the manifest anew, accepting shards as they are.
+    """Build every index and the manifest anew, accepting shards as they are, unless a stage that was killed left them so.
 
     tokenizer_path: a tokenizer that takes the place of the folder's own; None: the folder's own.
 
     Raises:
-        UserError: no shards, no tokenizer, a shard that cannot be read.
+        UserError: no shards, no tokenizer, a shard that cannot be read, a stage that was begun and has made some.
     """
+    if begun_stages(folder):
+        check_whole(folder)
     before = manifest.manifest_in(folder)
     if tokenizer_path is not None:
         tokenizer = tokenizers.load(tokenizer_path)

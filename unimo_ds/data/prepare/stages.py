@@ -15,6 +15,8 @@ from typing import Any
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import (
     Journal,
+    begun_stages,
+    changed_shard,
     check_whole,
     read_json_object,
     report_of,
@@ -55,11 +57,17 @@ class Stage:
             UserError: another stage was begun there and not finished.
         """
         sweep(self.folder)
-        if is_done(self.folder, self.name, self.options):
+        begun = begun_stages(self.folder)
+        is_under_way = (
+            self.name in begun
+        )  # perhaps with other options: the shards it has made, the manifest does not know
+        if is_done(self.folder, self.name, self.options) and not (is_under_way and changed_shard(self.folder)):
             self.journal.forget()
             return False
-        if self.journal.begun is None:  # else it is this stage that changed them, and all that it changes it makes anew
+        if not is_under_way:  # else it is this stage that changed them, and all that it changes it makes anew
             check_whole(self.folder)
+            for other in begun:  # it has changed nothing; whoever finds two begun could not tell whose work is there
+                Journal(self.folder, other).forget()
         self.journal.begin(self.fingerprint)
         return True
 
