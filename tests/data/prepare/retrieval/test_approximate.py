@@ -13,8 +13,7 @@ from tests.data.prepare.raw import captions, small_extractor, write_photographs
 from tests.data.prepare.test_scale import run_and_kill, shard_bytes
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import approximate
-from unimo_ds.data.prepare.retrieval.similarity import Nearest, tf_idf, unit_rows
-from unimo_ds.data.prepare.retrieval.similarity import make_vocabulary as vocabulary_of
+from unimo_ds.data.prepare.retrieval.similarity import Nearest, Vocabulary, tf_idf, unit_rows, weigh_words
 from unimo_ds.data.prepare.verify import verify
 
 WORDS = 400
@@ -31,7 +30,8 @@ def collection() -> tuple[csr_matrix, list[csr_matrix]]:
         " ".join(f"w{i}" for i in random.choice(WORDS, 9, p=shares / shares.sum())) for _ in range(40 + sum(BLOCKS))
     ]
     frequencies = {f"w{i}": sum(f"w{i}" in text.split() for text in texts) for i in range(WORDS)}
-    rows = tf_idf(texts, vocabulary_of({word: n for word, n in frequencies.items() if n}, len(texts)))
+    words, weights = weigh_words({word: n for word, n in frequencies.items() if n}, len(texts))
+    rows = tf_idf(texts, Vocabulary({word: n for n, word in enumerate(words)}.get, weights))
     ends = np.cumsum([40, *BLOCKS])
     return rows[:40], [rows[start:end] for start, end in itertools.pairwise(ends)]
 

@@ -1,5 +1,10 @@
 """Block-wise search gives what brute force over the whole collection gives, ties included."""
 
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from unimo_ds.data.prepare.retrieval import similarity
-from unimo_ds.data.prepare.retrieval.similarity import Nearest, content_words, make_vocabulary, tf_idf, unit_rows
+from unimo_ds.data.prepare.retrieval import collections_on_disk, similarity, word_table
+from unimo_ds.data.prepare.retrieval.similarity import Nearest, content_words, tf_idf, unit_rows, weigh_words
+from unimo_ds.data.prepare.retrieval.word_table import WordTable
 
 
 def brute_force(queries: np.ndarray, documents: np.ndarray, number: int) -> list[list[int]]:
@@ -44,21 +50,44 @@ def test_inner_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.tolist() for one in parts.rows] == [one.tolist() for one in whole.rows]
 
 
-def test_weights_are_scikit_learns() -> None:
+def test_weights_are_scikit_learns(tmp_path: Path) -> None:
     texts = ["a red dog runs", "the dog sleeps, the DOG snores", "a boy's red cat", "and then there was"]
     frequencies = {
         word: sum(word in content_words(text) for text in texts) for text in texts for word in content_words(text)
     }
-    found = tf_idf(texts, make_vocabulary(frequencies, len(texts))).toarray()
+    collections_on_disk.write_vocabulary(tmp_path, Counter(frequencies), len(texts))
+    found = tf_idf(texts, collections_on_disk.read_vocabulary(tmp_path, "")).toarray()
     expected = TfidfVectorizer(analyzer=content_words, sublinear_tf=True).fit_transform(texts).toarray()
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not found[3].any()
 
 
 def test_common_words_of_large_collections_are_left_out() -> None:
-    made = make_vocabulary({"dog": 101, "cat": 100, "elk": 1}, 2000)
-    assert set(made.numbers) == {"cat", "elk"}
-    assert set(make_vocabulary({"dog": 101}, 1999).numbers) == {"dog"}
+    assert weigh_words({"dog": 101, "elk": 1, "cat": 100}, 2000)[0] == ["cat", "elk"]
+    assert weigh_words({"dog": 101}, 1999)[0] == ["dog"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=30), st.text(max_size=2))
+def test_a_table_numbers_words_as_a_dictionary_does(words: set[str], other: str) -> None:
+    """Of any alphabet, the empty word too."""
+    numbers = {word: number for number, word in enumerate(sorted(words))}
+    with TemporaryDirectory() as folder:
+        word_table.write(Path(folder), list(numbers))
+        table = WordTable(Path(folder))
+        for word in (*words, *(word[:-1] for word in words), *(f"{word}a" for word in words), other):
+            assert table.number_of(word) == numbers.get(word)
+
+
+def test_a_process_that_maps_a_table_holds_next_to_nothing_of_it(tmp_path: Path) -> None:
+    words = [f"word{number:07d}" for number in range(200_000)]
+    word_table.write(tmp_path, words)
+    tracemalloc.start()
+    table = WordTable(tmp_path)
+    assert [table.number_of(word) for word in words[:: len(words) // 100]] == list(range(0, 200_000, 2000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000
 
 
 def test_the_first_distinct_texts_are_those_of_all() -> None:

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
 from unimo_ds.data.prepare.journal import read_json_object, write_json
+from unimo_ds.data.prepare.retrieval import word_table
 from unimo_ds.data.prepare.retrieval.similarity import (
     Vocabulary,
     content_words,
-    make_vocabulary,
     tf_idf,
     unit_rows,
+    weigh_words,
     words_of,
 )
+from unimo_ds.data.prepare.retrieval.word_table import WordTable
 from unimo_ds.data.schema import Kind, Regions
 from unimo_ds.data.storage import shards
 from unimo_ds.utils.whole_file import write_made
@@ -33,7 +35,7 @@ from unimo_ds.utils.whole_file import write_made
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 4, 60
 """In words: fragments relate to everything, and long texts cost a full sequence each."""
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
-VOCABULARY = "vocabulary.json"
+_WEIGHTS = "word-weights.npy"
 
 Floats = NDArray[np.float32]
 
@@ -87,15 +89,14 @@ def count_words(folder: Path, number: int) -> Counter[str]:
 
 
 def write_vocabulary(folder: Path, frequencies: Counter[str], num_sentences: int) -> None:
-    made = make_vocabulary(frequencies, num_sentences)
-    write_json(folder / VOCABULARY, {"words": list(made.numbers), "weights": made.weights.tolist()})
+    words, weights = weigh_words(frequencies, num_sentences)
+    word_table.write(folder, words)
+    _write_array(folder / _WEIGHTS, weights)
 
 
 @functools.lru_cache(maxsize=1)
 def read_vocabulary(folder: Path, fingerprint: str) -> Vocabulary:
-    content = _json(folder / VOCABULARY)
-    numbers = {word: number for number, word in enumerate(content["words"])}
-    return Vocabulary(numbers, np.array(content["weights"], np.float32))
+    return Vocabulary(WordTable(folder).number_of, np.load(folder / _WEIGHTS, mmap_mode="r"))
 
 
 def vectorise(folder: Path, number: int, fingerprint: str) -> int:

@@ -138,7 +138,7 @@ def holds_related(listed: Manifest) -> bool:
 def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
     """The text samples' sentences, vectorised; done once for a journal."""
     names = stage.shards("text")
-    sizes = stage.journal.read("texts.json")
+    sizes = stage.journal.read("sentences.json")
     if sizes is None and names:
         numbers = list(range(len(names)))
         work = stage.journal.path
@@ -154,7 +154,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
         vectorising = [(work, number, stage.fingerprint) for number in numbers]
         found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
         sizes = [found[number] for number in numbers]
-        stage.journal.write("texts.json", sizes)
+        stage.journal.write("sentences.json", sizes)
     return _blocks(names, sizes or [])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,19 +45,21 @@ def content_words(text: str) -> list[str]:
 class Vocabulary:
     """Words that are compared, with their weights."""
 
-    numbers: Mapping[str, int]
+    number_of: Callable[[str], int | None]
+    """Of a word, from 0; None where it is not among them."""
     weights: Floats
-    """[V] smoothed inverse document frequency."""
+    """[V]"""
 
 
-def make_vocabulary(frequencies: Mapping[str, int], num_texts: int) -> Vocabulary:
-    """
+def weigh_words(frequencies: Mapping[str, int], num_texts: int) -> tuple[list[str], Floats]:
+    """The words that are compared, sorted, and their smoothed inverse document frequencies.
+
     frequencies: word -> number of texts that have it.
     """
     most = _COMMON_SHARE * num_texts if num_texts >= _FEW else num_texts
     words = sorted(word for word, number in frequencies.items() if number <= most)
     weights = [math.log((1 + num_texts) / (1 + frequencies[word])) + 1 for word in words]
-    return Vocabulary({word: number for number, word in enumerate(words)}, np.array(weights, np.float32))
+    return words, np.array(weights, np.float32)
 
 
 def tf_idf(texts: Iterable[str], vocabulary: Vocabulary) -> csr_matrix:
@@ -66,7 +68,7 @@ def tf_idf(texts: Iterable[str], vocabulary: Vocabulary) -> csr_matrix:
     counts: list[int] = []
     starts = [0]
     for text in texts:
-        found = Counter(vocabulary.numbers[word] for word in content_words(text) if word in vocabulary.numbers)
+        found = Counter(n for n in map(vocabulary.number_of, content_words(text)) if n is not None)
         for column in sorted(found):
             columns.append(column)
             counts.append(found[column])
