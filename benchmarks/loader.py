@@ -27,7 +27,7 @@ from benchmarks.loader_contenders import CONTENDERS
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.utils.host_memory import keep_freed_buffers
 from unimo_ds.utils.running import run_command
 
@@ -42,10 +42,8 @@ def make_folder(folder: Path, kind: str) -> None:
     for left in folder.glob(f"{kind}-*"):  # by a run that was killed
         left.unlink()
     random = np.random.default_rng(0)
-    with ShardWriter(folder, kind, max_samples=PER_SHARD[kind]) as writer:
-        for number in range(COUNTS[kind]):
-            sample, jpeg = _sample(random, kind, number)
-            writer.write(sample, jpeg=jpeg)
+    samples = (StoredSample(*_sample(random, kind, number)) for number in range(COUNTS[kind]))
+    write_shards(folder, kind, samples, max_samples=PER_SHARD[kind])
     words = [f"word{number} and other{number % 97} things" for number in range(400)]
     tokenizer = tokenizers.train(words, vocabulary_size=400, output=folder)
     finish_folder(folder, tokenizer=tokenizer, num_region_classes=1601 if kind == "regions" else 16)

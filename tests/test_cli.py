@@ -23,7 +23,7 @@ from unimo_ds.commands.common import emit
 from unimo_ds.config import to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.errors import UserError
 
@@ -313,9 +313,7 @@ def test_commands_read_several_folders_as_the_trainer_does(
     folder: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    with ShardWriter(other, "pairs") as writer:
-        for number in range(12, 17):
-            writer.write(small.pair(number))
+    write_shards(other, "pairs", (StoredSample(small.pair(number)) for number in range(12, 17)))
     shutil.copy(folder / "tokenizer.json", other)
     finish_folder(other, tokenizer=tokenizers.load(folder), num_region_classes=small.CLASSES, command="test")
     data = ["--data", str(folder), "--data", str(other)]

@@ -10,11 +10,11 @@ from tests.data.prepare.raw import picture
 from unimo_ds.config import RunConfig
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.schema import PatchGrid, Sample
+from unimo_ds.data.schema import Kind, PatchGrid, Sample
 from unimo_ds.data.storage import index
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
-from unimo_ds.data.storage.shards import ShardWriter, StoredSample, rewrite_shard
+from unimo_ds.data.storage.shards import StoredSample, rewrite_shard, write_shards
 from unimo_ds.data.vision import patches
 from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.data.vision.patch_extractor import PatchExtractor
@@ -33,17 +33,13 @@ def write_folder(folder: Path, *, images: int = 12, texts: int = 12, pairs: int 
     samples = make_samples(images=images, texts=texts, pairs=pairs)
     words = [text.text for sample in samples for text in texts_of(sample)]
     tokenizer = tokenizers.train(words, vocabulary_size=300, output=folder)
-    writers: dict[str, ShardWriter] = {}
-    for number, sample in enumerate(samples):
-        prefix = sample.kind.name.lower()
-        if prefix not in writers:
-            writers[prefix] = ShardWriter(folder, prefix, max_samples=10)
-        if sample.regions is None:
-            writers[prefix].write(sample)
-        else:
-            writers[prefix].write(_patched(sample), jpeg=jpeg_of(number))
-    for writer in writers.values():
-        writer.close()
+    for kind in Kind:
+        stored = (
+            StoredSample(sample) if sample.regions is None else StoredSample(_patched(sample), jpeg_of(number))
+            for number, sample in enumerate(samples)
+            if sample.kind is kind
+        )
+        write_shards(folder, kind.name.lower(), stored, max_samples=10)
     extractor = PatchExtractor(GRID)
     extractor.save(folder)
     finish_folder(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.manifest import Manifest
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 
 FEATURE_SIZE, CLASSES_PER_REGION, NUM_CLASSES = 8, 2, 16
 
@@ -77,15 +77,10 @@ def fake_jpeg(number: int) -> bytes:
 
 def write_samples(folder: Path, *, num_pairs: int = 5, num_images: int = 4, num_texts: int = 3) -> None:
     """Shards of at most three samples; pairs keep their (pretended) JPEGs and notes."""
-    with ShardWriter(folder, "pairs", max_samples=3) as writer:
-        for number in range(num_pairs):
-            writer.write(make_pair(number), jpeg=fake_jpeg(number), details={"file": f"{number}.jpg"})
-    with ShardWriter(folder, "images") as writer:
-        for number in range(num_images):
-            writer.write(make_image(number))
-    with ShardWriter(folder, "texts") as writer:
-        for number in range(num_texts):
-            writer.write(make_text(number))
+    pairs = (StoredSample(make_pair(n), fake_jpeg(n), {"file": f"{n}.jpg"}) for n in range(num_pairs))
+    write_shards(folder, "pairs", pairs, max_samples=3)
+    write_shards(folder, "images", (StoredSample(make_image(number)) for number in range(num_images)))
+    write_shards(folder, "texts", (StoredSample(make_text(number)) for number in range(num_texts)))
 
 
 def finish(folder: Path, *, tokenizer: WordTokenizer | None = None, reindex: bool = False) -> Manifest:

@@ -35,7 +35,7 @@ from unimo_ds.data.storage import cache, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.open_folder import OpenFolder
-from unimo_ds.data.storage.shards import ShardWriter, index_path, read_shard, rewrite_shard
+from unimo_ds.data.storage.shards import StoredSample, index_path, read_shard, rewrite_shard, write_shards
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
@@ -119,8 +119,7 @@ def test_equal_samples_give_equal_folders(folder: Path, tmp_path: Path) -> None:
 def test_several_imports_share_a_folder(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     before = Corpus.open(folder)
-    with ShardWriter(folder, "more-pairs") as writer:
-        writer.write(make_pair(9))
+    write_shards(folder, "more-pairs", [StoredSample(make_pair(9))])
     made = finish_folder(folder, tokenizer=WordTokenizer(), command="a second import")
     assert [shard.file for shard in made.shards] == sorted(shard.file for shard in made.shards)
     assert made.commands == ("make test data", "a second import")
@@ -392,8 +391,7 @@ def test_finishing_does_not_bless_what_changed(tmp_path: Path) -> None:
 
 def test_shards_must_agree(tmp_path: Path) -> None:
     write_samples(tmp_path)
-    with ShardWriter(tmp_path, "wide") as writer:
-        writer.write(make_pair(0, feature_size=9))
+    write_shards(tmp_path, "wide", [StoredSample(make_pair(0, feature_size=9))])
     with pytest.raises(
         UserError, match=r"wide-000000\.tar has regions of 9 features .* where images-000000\.tar has 8"
     ):
@@ -407,8 +405,7 @@ def test_references_must_lead_somewhere(tmp_path: Path) -> None:
     write_samples(tmp_path, num_images=0)
     with pytest.raises(UserError, match=r"related images in images-000000\.tar, which is not there.*prepare retrieve"):
         finish(tmp_path)
-    with ShardWriter(tmp_path, "images") as writer:
-        writer.write(make_image(0))
+    write_shards(tmp_path, "images", [StoredSample(make_image(0))])
     with pytest.raises(UserError, match="not there or has no regions"):
         finish(tmp_path)
 

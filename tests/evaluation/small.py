@@ -17,7 +17,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.seed import generator
@@ -75,10 +75,9 @@ def write_corpus(folder: Path, *, num_pairs: int, with_jpegs: bool = True, with_
             for sample in pairs
         ]
     tokenizer = tokenizers.train(texts, vocabulary_size=300, output=folder)
-    with ShardWriter(folder, "pairs", max_samples=5) as writer:
-        writer.write(Sample(key="", kind=Kind.TEXT, source="words", text="a lonely text"))
-        for number, sample in enumerate(pairs):
-            writer.write(sample, jpeg=jpeg(number) if with_jpegs else None)
+    text = StoredSample(Sample(key="", kind=Kind.TEXT, source="words", text="a lonely text"))
+    stored = [StoredSample(sample, jpeg(number) if with_jpegs else None) for number, sample in enumerate(pairs)]
+    write_shards(folder, "pairs", [text, *stored], max_samples=5)
     finish_folder(folder, tokenizer=tokenizer, num_region_classes=CLASSES, command="test")
     return folder
 

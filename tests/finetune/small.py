@@ -13,7 +13,7 @@ from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import Kind, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import TaskModel
@@ -64,10 +64,11 @@ def write_sst2(folder: Path, *, train: int = 40, dev: int = 10) -> Path:
 
 def write_images(folder: Path, names: list[str], tokenizer: Tokenizer) -> Path:
     """A data folder of images alone, each under its file's name."""
-    with ShardWriter(folder, "images", max_samples=5) as writer:
-        for number, name in enumerate(names):
-            sample = Sample(key="", kind=Kind.IMAGE, source="photographs", regions=pictures.regions(number))
-            writer.write(sample, details={"file": name})
+    samples = (
+        StoredSample(Sample("", Kind.IMAGE, "photographs", pictures.regions(number)), details={"file": name})
+        for number, name in enumerate(names)
+    )
+    write_shards(folder, "images", samples, max_samples=5)
     tokenizer.save(folder)
     finish_folder(folder, tokenizer=tokenizer, num_region_classes=CLASSES, command="test")
     return folder
@@ -77,9 +78,8 @@ def write_pairs(folder: Path, *, train: int = 12, dev: int = 6) -> Tokenizer:
     """Data folders `train` and `dev` of pairs, with one tokenizer."""
     pictures.write_corpus(folder / "train", num_pairs=train)
     tokenizer = tokenizers.load(folder / "train")
-    with ShardWriter(folder / "dev", "pairs", max_samples=5) as writer:
-        for number in range(train, train + dev):
-            writer.write(pictures.pair(number))
+    pairs = (StoredSample(pictures.pair(number)) for number in range(train, train + dev))
+    write_shards(folder / "dev", "pairs", pairs, max_samples=5)
     tokenizer.save(folder / "dev")
     finish_folder(folder / "dev", tokenizer=tokenizer, num_region_classes=CLASSES, command="test")
     return tokenizer

@@ -19,7 +19,7 @@ from tests.serving.conftest import refusal
 from unimo_ds import cli
 from unimo_ds.data.schema import SEP, Kind, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.object_words import ObjectWords
@@ -133,9 +133,8 @@ def test_a_tuned_model_looks_by_the_extractor_of_its_tasks_data(tmp_path: Path):
     data = tmp_path / "task"
     (data / "train").mkdir(parents=True)
     small.make_extractor().save(data / "train")
-    with ShardWriter(data / "train", "images", max_samples=5) as writer:
-        (regions,) = small.make_extractor().extract([picture(0)])
-        writer.write(Sample(key="", kind=Kind.IMAGE, source="photographs", regions=regions))
+    (regions,) = small.make_extractor().extract([picture(0)])
+    write_shards(data / "train", "images", [StoredSample(Sample("", Kind.IMAGE, "photographs", regions))])
     tokenizer = small.make_tokenizer()
     tokenizer.save(data / "train")
     named = {"extractor_fingerprint": small.make_extractor().fingerprint, "extractor_file": "extractor.safetensors"}

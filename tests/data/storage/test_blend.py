@@ -22,11 +22,10 @@ from unimo_ds.data.corpus_check import check_corpus, check_made_alike
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.schema import BadSample, Kind, Sample, StepBatch
 from unimo_ds.data.step_plan import order_of
-from unimo_ds.data.storage import cache, manifest
+from unimo_ds.data.storage import cache, manifest, shards
 from unimo_ds.data.storage.blend import still_there
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
-from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.data.viewing.inspect_order import inspect_order
 from unimo_ds.data.viewing.sample_page import sample_number, sample_page
 from unimo_ds.utils.errors import UserError
@@ -40,14 +39,14 @@ OF_ALL = ("source_names", "feature_size", "classes_per_region", "num_region_clas
 
 def write_shards(folder: Path, samples: list[Sample], *, prefix: str = "") -> None:
     """Shards of ten, of one kind each; equal names in equal folders unless they have a prefix."""
-    writers = {kind: ShardWriter(folder, f"{prefix}{kind.name.lower()}", max_samples=10) for kind in Kind}
+    stored = []
     for number, sample in enumerate(samples):
         related = tuple((f"{prefix}image-{int(shard[6:-4]):06}.tar", index) for shard, index in sample.related_images)
-        writers[sample.kind].write(
-            dataclasses.replace(sample, related_images=related), details={"file": f"{prefix}{number}.jpg"}
-        )
-    for writer in writers.values():
-        writer.close()
+        renamed = dataclasses.replace(sample, related_images=related)
+        stored.append(shards.StoredSample(renamed, details={"file": f"{prefix}{number}.jpg"}))
+    for kind in Kind:
+        own = (one for one in stored if one.sample.kind is kind)
+        shards.write_shards(folder, f"{prefix}{kind.name.lower()}", own, max_samples=10)
 
 
 def finish(folder: Path, tokenizer: tokenizers.Tokenizer, *, extractor: str = "random", classes: int = 9) -> Path:

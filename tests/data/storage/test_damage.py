@@ -35,7 +35,6 @@ from unimo_ds.data.prepare.verify import Problem, verify
 from unimo_ds.data.schema import Kind, Regions, Sample
 from unimo_ds.data.storage import index, manifest, members, shards
 from unimo_ds.data.storage.index import build_index
-from unimo_ds.data.storage.shards import ShardWriter
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
@@ -279,18 +278,16 @@ def test_a_cut_anywhere_is_found_and_never_read(good: Path, data: st.DataObject)
 
 def test_a_sample_that_readers_would_refuse_is_not_written(tmp_path: Path) -> None:
     good_regions = make_regions(0)
+    huge = Regions(good_regions.boxes, np.full((3, 8), 1e6), good_regions.class_ids, good_regions.class_probabilities)
     bad = [
         (Sample(key="x", kind=Kind.PAIR, source="s", regions=good_regions), "no captions"),
         (Sample(key="x", kind=Kind.IMAGE, source="s"), "boxes.npy"),
         (Sample(key="x", kind=Kind.TEXT, source="s", text=""), "text is missing"),
         (Sample(key="x", kind=Kind.TEXT, source="s", text="a\ud800"), "not valid Unicode"),
         (Sample(key="x", kind=Kind.TEXT, source="", text="a"), "source is missing"),
+        (Sample(key="x", kind=Kind.IMAGE, source="s", regions=huge), "not finite"),
     ]
-    with ShardWriter(tmp_path, "bad") as writer:
-        for sample, message in bad:
-            with pytest.raises(UserError, match=f"cannot store sample x: .*{message}"):
-                writer.write(sample)
-    huge = Regions(good_regions.boxes, np.full((3, 8), 1e6), good_regions.class_ids, good_regions.class_probabilities)
-    with ShardWriter(tmp_path, "huge") as writer, pytest.raises(UserError, match="not finite"):
-        writer.write(Sample(key="", kind=Kind.IMAGE, source="s", regions=huge))
+    for sample, message in bad:
+        with pytest.raises(UserError, match=f"cannot store x: .*{message}"):
+            shards.write_shards(tmp_path, "bad", [shards.StoredSample(sample)])
     assert list(tmp_path.glob("*.tar")) == []

@@ -16,10 +16,10 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import StepLoader
-from unimo_ds.data.schema import Sample, StepBatch
+from unimo_ds.data.schema import Kind, Sample, StepBatch
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.data.viewing.inspect_order import inspect_order
 from unimo_ds.utils.errors import UserError
 
@@ -29,14 +29,9 @@ def write_folder(folder: Path) -> Path:
     tokenizer = tokenizers.train(
         [text.text for sample in samples for text in texts_of(sample)], vocabulary_size=300, output=folder
     )
-    writers: dict[str, ShardWriter] = {}
-    for sample in samples:
-        prefix = sample.kind.name.lower()
-        if prefix not in writers:
-            writers[prefix] = ShardWriter(folder, prefix, max_samples=10)
-        writers[prefix].write(with_real_shard_names(sample))
-    for writer in writers.values():
-        writer.close()
+    for kind in Kind:
+        own = (StoredSample(with_real_shard_names(sample)) for sample in samples if sample.kind is kind)
+        write_shards(folder, kind.name.lower(), own, max_samples=10)
     finish_folder(
         folder, tokenizer=tokenizer, extractor_fingerprint="random", num_region_classes=9, command="make test data"
     )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from tests.data.shard_folders import fake_jpeg, make_folder, make_image, make_pair, make_text
 from tests.engine.disks import files_of_at_most
-from unimo_ds.data.storage.shards import ShardWriter, read_shard, rewrite_shard
+from unimo_ds.data.storage.shards import StoredSample, read_shard, rewrite_shard, write_shards
 from unimo_ds.utils.errors import UserError
 
 _STOCK_PIPELINE = """
@@ -92,69 +93,39 @@ def test_members_carry_nothing_of_the_machine(tmp_path: Path) -> None:
             assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "root", "root")
 
 
-def test_shards_are_bounded_by_samples_and_by_bytes(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "few", max_samples=2) as writer:
-        keys = [writer.write(make_text(n)) for n in range(5)]
-    assert [path.name for path in writer.files] == [f"few-00000{n}.tar" for n in range(3)]
-    assert keys[2] == "few-000001.tar:few-000001-000000"
-    with ShardWriter(tmp_path, "small", max_bytes=1000) as writer:
-        for number in range(5):
-            writer.write(make_image(number))
-    assert [len(list(read_shard(path))) for path in writer.files] == [2, 2, 1]
+def test_shards_are_bounded_by_samples(tmp_path: Path) -> None:
+    write_shards(tmp_path, "few", (StoredSample(make_text(n)) for n in range(5)), max_samples=2)
+    found = [[one.sample.key for one in read_shard(tmp_path / f"few-00000{n}.tar")] for n in range(3)]
+    assert [len(keys) for keys in found] == [2, 2, 1]
+    assert found[1][0] == "few-000001.tar:few-000001-000000"
 
 
 def test_no_samples_make_no_shard(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "new", "none") as writer:
-        pass
-    assert writer.files == []
+    write_shards(tmp_path / "new", "none", [])
     assert os.listdir(tmp_path / "new") == []
 
 
-def test_an_interrupted_import_leaves_only_whole_shards(tmp_path: Path) -> None:
-    def interrupted_import() -> None:
-        with ShardWriter(tmp_path, "part", max_samples=2) as writer:
-            for number in range(3):
-                writer.write(make_text(number))
-            raise KeyboardInterrupt
+def test_an_interrupted_writer_leaves_only_whole_shards(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[StoredSample]:
+        for number in range(3):
+            yield StoredSample(make_text(number))
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted_import()
+        write_shards(tmp_path, "part", interrupted(), max_samples=2)
     assert os.listdir(tmp_path) == ["part-000000.tar"]
-
-
-def test_an_import_is_not_overwritten_by_accident(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path)
-    with pytest.raises(UserError, match=r"already holds shards named pairs-\*\.tar; choose another name"):
-        ShardWriter(folder, "pairs")
-
-
-@pytest.mark.parametrize("prefix", ["", "a.b", "../up", "a/b", "x" * 65, "pipe:ls"])
-def test_prefixes_that_are_refused(tmp_path: Path, prefix: str) -> None:
-    with pytest.raises(UserError, match="shard prefix"):
-        ShardWriter(tmp_path, prefix)
-
-
-def test_a_source_must_be_a_key(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    with ShardWriter(tmp_path, "x") as writer, pytest.raises(UserError, match=r"source 'cc\.3m' must be"):
-        writer.write(replace(make_text(0), source="cc.3m"))
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):
-        ShardWriter(tmp_path / "file", "x")
+        write_shards(tmp_path / "file", "x", [])
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_no_shard(tmp_path: Path) -> None:
-    def write_too_much() -> None:
-        with ShardWriter(tmp_path, "x") as writer:
-            for number in range(100):
-                writer.write(make_image(number), jpeg=bytes(1000))
-
+    samples = [StoredSample(make_image(number), bytes(1000)) for number in range(100)]
     with files_of_at_most(50_000), pytest.raises(UserError, match=r"cannot write .*x-000000\.tar: File too large"):
-        write_too_much()
+        write_shards(tmp_path, "x", samples)
     assert os.listdir(tmp_path) == []
 
 

@@ -15,7 +15,7 @@ from unimo_ds.cli import main
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Caption, Level, Rewrite, Sample
 from unimo_ds.data.storage import manifest
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.data.viewing.sample_page import sample_number, sample_page
 from unimo_ds.data.vision.images import encode_jpeg
 
@@ -28,14 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = make_pair(2)
     evil = Caption(EVIL, (), (Rewrite(EVIL, Level.WORD, EVIL),))
     pair = Sample(**{**vars(pair), "captions": (*pair.captions, evil), "related_texts": (EVIL, "dogs are animals")})
-    with ShardWriter(folder, "pairs") as writer:
-        writer.write(pair, jpeg=encode_jpeg(Image.new("RGB", (900, 600), "red")), details={"file": EVIL})
-        writer.write(make_pair(3), jpeg=b"\xff\xd8 no picture", details={"size": [40, 20]})
-    with ShardWriter(folder, "images") as writer:
-        for number in range(4):
-            writer.write(make_image(number), jpeg=encode_jpeg(Image.new("RGB", (300, 300), "blue")))
-    with ShardWriter(folder, "texts") as writer:
-        writer.write(make_text(2))
+    pairs = [
+        StoredSample(pair, encode_jpeg(Image.new("RGB", (900, 600), "red")), {"file": EVIL}),
+        StoredSample(make_pair(3), b"\xff\xd8 no picture", {"size": [40, 20]}),
+    ]
+    blue = encode_jpeg(Image.new("RGB", (300, 300), "blue"))
+    write_shards(folder, "pairs", pairs)
+    write_shards(folder, "images", [StoredSample(make_image(number), blue) for number in range(4)])
+    write_shards(folder, "texts", [StoredSample(make_text(2))])
     finish(folder)
     return folder
 
@@ -104,9 +104,8 @@ def test_a_damaged_sample_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_notes_of_any_form_are_shown(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "images") as writer:
-        for size in ([10**400, 1], [1, 10**400], [True, 2.5], [40, 20], "wide", {"w": [1]}, None):
-            writer.write(make_image(3), details={"size": size})
+    sizes = ([10**400, 1], [1, 10**400], [True, 2.5], [40, 20], "wide", {"w": [1]}, None)
+    write_shards(tmp_path, "images", [StoredSample(make_image(3), details={"size": size}) for size in sizes])
     finish(tmp_path)
     corpus = Corpus.open(tmp_path)
     heights = [re.findall(r'class="blank" style="width:640px;height:(\d+)px', sample_page(corpus, i)) for i in range(7)]

@@ -29,7 +29,7 @@ from unimo_ds.data.packing import pack
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import NO_TAG, Sample, SequenceRole
 from unimo_ds.data.storage import blend, index, manifest, members
-from unimo_ds.data.storage.shards import ShardWriter, index_path
+from unimo_ds.data.storage.shards import StoredSample, index_path, write_shards
 from unimo_ds.data.vision import region_tags
 from unimo_ds.evaluation.held_out import check_fits
 from unimo_ds.finetune.images import check_images
@@ -54,9 +54,7 @@ def write_tagged(folder: Path, *, sizes: tuple[int, ...] = SIZES, prefix: str = 
     samples = [with_tags(make_image(number), number=number, sizes=sizes) for number in range(4)]
     pairs = [with_tags(make_pair(number), number=number, sizes=sizes) for number in range(5)]
     for name, several in (("images", samples), (prefix, pairs), ("texts", [make_text(sum(sizes))])):
-        with ShardWriter(folder, name, max_samples=3 if name == prefix else 100) as writer:
-            for one in several:
-                writer.write(one)
+        write_shards(folder, name, map(StoredSample, several), max_samples=3 if name == prefix else 100)
     finish(folder)
     return [*samples, *pairs]
 
@@ -107,14 +105,11 @@ def test_what_is_no_tag_is_not_stored(tags: np.ndarray, message: str) -> None:
 
 
 def test_all_regions_of_a_folder_have_the_same_tags(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "within", "images") as writer:
-        writer.write(make_image(0))
-        writer.write(with_tags(make_image(1)))
+    write_shards(tmp_path / "within", "images", map(StoredSample, [make_image(0), with_tags(make_image(1))]))
     with pytest.raises(UserError, match=r"its regions have 2 tags where the shard's first have 0"):
         finish(tmp_path / "within")
     for name, sizes in (("one", (5,)), ("two", (5, 7))):
-        with ShardWriter(tmp_path / "between", name) as writer:
-            writer.write(with_tags(make_image(1), sizes=sizes))
+        write_shards(tmp_path / "between", name, [StoredSample(with_tags(make_image(1), sizes=sizes))])
     with pytest.raises(UserError, match=r"two-000000\.tar has .* 2 tags where one-000000\.tar has .* 1 tags"):
         finish(tmp_path / "between")
 
@@ -125,9 +120,7 @@ def test_folders_of_one_run_have_the_same_tags_and_the_larger_sizes(tmp_path: Pa
     write_tagged(tmp_path / "c", sizes=(6,), prefix="fewer")
     with pytest.raises(UserError, match="tags of a region 2 and 1"):
         Corpus.open(f"{tmp_path / 'a'}::{tmp_path / 'c'}")
-    (tmp_path / "texts").mkdir()
-    with ShardWriter(tmp_path / "texts", "more") as writer:
-        writer.write(make_text(5))
+    write_shards(tmp_path / "texts", "more", [StoredSample(make_text(5))])
     finish(tmp_path / "texts")
     places = [tmp_path / name for name in ("texts", "b", "a")]
     folders = blend.open_folders("::".join(map(str, places)), cache_dir=None, cache_bytes=0)

@@ -73,13 +73,12 @@ def texts_of(sample: Sample) -> list[StoredText]:
 
 
 def encode_sample(
-    sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None, pixels: bool = True
+    sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
     """Extension -> bytes of a sample's members. Equal samples give equal bytes.
 
-    jpeg: the image; must be there where regions are patches of it.
+    jpeg: the image; must be there where regions are patches of it. Whoever cut them has decoded it: it is not decoded again.
     details: anything of the caller's that JSON can hold (the original file's name, the image's size); kept, never read.
-    pixels: whether such a JPEG is decoded, to see that it can be; False where that was seen before.
 
     Raises:
         DecodeError: the sample is not one that the decoder would accept.
@@ -101,7 +100,7 @@ def encode_sample(
     if jpeg is not None:
         members[EXTENSIONS[JPEG]] = bytes(jpeg)
     columns = {EXTENSIONS.index(name): content for name, content in members.items()}
-    decoded = decode_sample(sample.key, columns, pixels=pixels)
+    decoded = decode_sample(sample.key, columns, pixels=False)
     if decoded.regions is not None:
         check_values(decoded.regions)
     return members

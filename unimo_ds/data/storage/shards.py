@@ -21,13 +21,12 @@ from typing import Any, BinaryIO
 from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.storage import member_json, members, tars
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import make_folder
 
 SHARD_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.npz"
-_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SOURCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGITS = 6
 
 
@@ -58,84 +57,6 @@ def files_of(folder: str | os.PathLike[str], prefix: str) -> list[Path]:
     return [path for path in shard_files(folder) if own.fullmatch(path.name)]
 
 
-class ShardWriter:
-    """Writes samples into `PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of a folder, as a context manager.
-
-    The last shard is completed by `close`; leaving the context by an exception drops the unfinished shard. No empty shard is
-    ever written. `files` lists the finished shards.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        prefix: str,
-        *,
-        max_samples: int = 2000,
-        max_bytes: int = 2**30,
-    ) -> None:
-        """
-        max_samples, max_bytes: a new shard begins when the current one holds this much.
-
-        Raises:
-            UserError: a prefix other than letters, digits, '-' and '_'; a folder that cannot be made or written; shards of this
-                prefix already there.
-        """
-        if not _PREFIX.fullmatch(prefix):
-            raise UserError(f"shard prefix {prefix!r} must be 1 to 64 letters, digits, '-' or '_'")
-        if max_samples < 1 or max_bytes < 1:
-            raise UserError(
-                f"a shard must hold at least one sample, not max_samples={max_samples}, max_bytes={max_bytes}"
-            )
-        self.folder = Path(folder)
-        self.prefix = prefix
-        self.max_samples, self.max_bytes = max_samples, max_bytes
-        self.files: list[Path] = []
-        self._open: _OpenShard | None = None
-        make_folder(self.folder)
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise UserError(f"cannot write into the folder {self.folder}; choose another or change its permissions")
-        if files_of(self.folder, prefix):
-            raise UserError(
-                f"{self.folder} already holds shards named {prefix}-*{SHARD_SUFFIX}; "
-                "choose another name for this import, or remove them first"
-            )
-
-    def write(self, sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None) -> str:
-        """Store one sample; its own key is ignored. Returns the key it has from now on.
-
-        Raises:
-            UserError: a sample that readers would refuse (naming what is wrong), or a full or failing disk.
-        """
-        shard = self._open = self._open or _OpenShard(self.folder / shard_name(self.prefix, len(self.files)))
-        key = shard.write(sample, jpeg=jpeg, details=details)
-        if shard.num_samples >= self.max_samples or shard.num_bytes >= self.max_bytes:
-            self._finish(shard)
-        return key
-
-    def close(self) -> None:
-        """Complete the last shard."""
-        if self._open is not None and self._open.num_samples:
-            self._finish(self._open)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.close()
-        finally:
-            if self._open is not None:
-                self._open.abandon()
-
-    def _finish(self, shard: _OpenShard) -> None:
-        shard.finish()
-        self.files.append(shard.path)
-        self._open = None
-
-
 class _OpenShard:
     """One shard while it is written, beside its final place."""
 
@@ -149,31 +70,16 @@ class _OpenShard:
         self.stem = path.name.removesuffix(SHARD_SUFFIX)
         self.aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self.num_samples = 0
-        self.num_bytes = 0
         with _disk_errors(self.path):
             # Buffered: a raw file may write less than it was given without a word.
             self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
-    def write(
-        self, sample: Sample, *, jpeg: bytes | None, details: Mapping[str, Any] | None, pixels: bool = True
-    ) -> str:
-        # A source is a key in `--set data.source_weights.SOURCE=...`.
-        if sample.source and not _SOURCE.fullmatch(sample.source):
-            raise UserError(f"source {sample.source!r} must be 1 to 64 letters, digits, '-' or '_'")
-        try:
-            content = members.encode_sample(sample, jpeg=jpeg, details=details, pixels=pixels)
-        except members.DecodeError as error:
-            raise UserError(f"cannot store sample {sample.key or self.num_samples}: {error}") from None
-        return self.write_members(content)
-
-    def write_members(self, content: Mapping[str, bytes]) -> str:
+    def write(self, content: Mapping[str, bytes]) -> None:
         base = f"{self.stem}-{self.num_samples:0{_DIGITS}d}"
         with _disk_errors(self.path):
             self.writer.write({"__key__": base, **content})
         self.num_samples += 1
-        self.num_bytes += sum(len(member) for member in content.values())
-        return f"{self.path.name}:{base}"
 
     def finish(self) -> None:
         with _disk_errors(self.path):
@@ -259,8 +165,7 @@ def write_shard(
 ) -> int:
     """Write one shard, whole or not at all; what was there takes its place only then. Returns the number of samples.
 
-    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard. Whoever cut an
-    image into patches has decoded it: it is not decoded again.
+    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard.
 
     Raises:
         UserError: a full or failing disk.
@@ -270,11 +175,11 @@ def write_shard(
     try:
         for stored in samples:
             try:
-                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details, pixels=False)
+                content = members.encode_sample(stored.sample, jpeg=stored.jpeg, details=stored.details)
             except members.DecodeError as error:
                 refused(stored, str(error))
                 continue
-            shard.write_members(content)
+            shard.write(content)
         if shard.num_samples:
             shard.finish()
         else:
@@ -283,6 +188,19 @@ def write_shard(
     finally:
         shard.abandon()
     return shard.num_samples
+
+
+def write_shards(
+    folder: str | os.PathLike[str], prefix: str, samples: Iterable[StoredSample], *, max_samples: int = 2000
+) -> None:
+    """`PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of a folder, each of `max_samples` but the last.
+
+    Raises:
+        UserError: a sample that readers would refuse, or a full or failing disk; shards before it are there.
+    """
+    make_folder(Path(folder))
+    for number, some in enumerate(batched(samples, max_samples)):
+        write_shard(Path(folder) / shard_name(prefix, number), some, refused=_never)
 
 
 def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, StoredSample], StoredSample]) -> None:
@@ -294,15 +212,12 @@ def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, Stored
     Raises:
         UserError: the shard cannot be read or written, is damaged (it stays as it is), or a new sample is not valid.
     """
-    path = Path(path)
-    shard = _OpenShard(path)
-    try:
-        for number, stored in enumerate(read_shard(path, pixels=False)):
-            changed = transform(number, stored)
-            shard.write(changed.sample, jpeg=changed.jpeg, details=changed.details, pixels=False)
-        shard.finish()
-    finally:
-        shard.abandon()
+    changed = (transform(number, stored) for number, stored in enumerate(read_shard(path, pixels=False)))
+    write_shard(path, changed, refused=_never)
+
+
+def _never(stored: StoredSample, reason: str) -> None:
+    raise UserError(f"cannot store {stored.sample.key or 'a sample'}: {reason}")
 
 
 def open_shard(path: Path) -> BinaryIO:

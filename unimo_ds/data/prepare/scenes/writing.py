@@ -30,7 +30,7 @@ from unimo_ds.data.prepare.workers import one_thread
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.manifest import load_manifest
-from unimo_ds.data.storage.shards import ShardWriter
+from unimo_ds.data.storage.shards import StoredSample, shard_name, write_shards
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
@@ -156,19 +156,18 @@ def _training_texts(captions: Sequence[tuple[Caption, ...]], texts: Sequence[str
 
 def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtractor) -> list[Place]:
     """Store image samples; returns where each lies."""
-    places: list[Place] = []
-    with ShardWriter(folder, "images", max_samples=SAMPLES_PER_SHARD) as writer:
-        for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True):
-            sample = Sample("", Kind.IMAGE, "scene-images", regions=regions)
-            key = writer.write(sample, jpeg=jpeg, details=_details(scene))
-            places.append((key.partition(":")[0], len(places) % SAMPLES_PER_SHARD))
-    return places
+    samples = (
+        StoredSample(Sample("", Kind.IMAGE, "scene-images", regions=regions), jpeg, _details(scene))
+        for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True)
+    )
+    write_shards(folder, "images", samples, max_samples=SAMPLES_PER_SHARD)
+    numbers = (divmod(number, SAMPLES_PER_SHARD) for number in range(len(scenes)))
+    return [(shard_name("images", shard), index) for shard, index in numbers]
 
 
 def _write_texts(folder: Path, texts: Sequence[str]) -> None:
-    with ShardWriter(folder, "texts", max_samples=SAMPLES_PER_SHARD) as writer:
-        for text in texts:
-            writer.write(Sample("", Kind.TEXT, "scene-texts", text=text))
+    samples = (StoredSample(Sample("", Kind.TEXT, "scene-texts", text=text)) for text in texts)
+    write_shards(folder, "texts", samples, max_samples=SAMPLES_PER_SHARD)
 
 
 def _write_pairs(
@@ -180,8 +179,8 @@ def _write_pairs(
     *,
     label: str,
 ) -> None:
-    drawn = _drawn([pair.scene for pair in pairs], extractor, label)
-    with ShardWriter(folder, "pairs", max_samples=SAMPLES_PER_SHARD) as writer:
+    def samples() -> Iterator[StoredSample]:
+        drawn = _drawn([pair.scene for pair in pairs], extractor, label)
         for pair, group, (texts, images), (jpeg, regions) in zip(pairs, captions, related, drawn, strict=True):
             sample = Sample(
                 "",
@@ -192,7 +191,9 @@ def _write_pairs(
                 related_texts=texts,
                 related_images=images,
             )
-            writer.write(sample, jpeg=jpeg, details=_details(pair.scene))
+            yield StoredSample(sample, jpeg, _details(pair.scene))
+
+    write_shards(folder, "pairs", samples(), max_samples=SAMPLES_PER_SHARD)
 
 
 def _drawn(scenes: Sequence[Scene], extractor: FittedExtractor, label: str) -> Iterator[tuple[bytes, Regions]]:
