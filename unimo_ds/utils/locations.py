@@ -25,10 +25,12 @@ def check_local(path: str | Path) -> None:
         UserError: naming it.
     """
     if found := _URL.match(str(path)):
-        url = f"{found[1]}:{'///' if found[1] == 'file' else '//'}{str(path)[found.end() :]}"
-        raise UserError(
-            f"{url} is a URL where a path on this machine belongs; copy what lies there to this machine, and what is made back"
-        )
+        rest = str(path)[found.end() :]
+        cure = "copy what lies there to this machine, and what is made back"
+        url = f"{found[1]}://{rest}"
+        if found[1] == "file":
+            url, cure = f"file:///{rest}", f"give /{rest}"
+        raise UserError(f"{url} is a URL where a path on this machine belongs; {cure}")
 
 
 def check_local_options(arguments: argparse.Namespace) -> None:
