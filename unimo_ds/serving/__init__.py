@@ -1,1 +1,1 @@
-"""A trained model put to use: captions and texts, search in a collection, a page for the browser."""
+"""Using a trained model: captions and texts, search in a collection, a page for the browser."""

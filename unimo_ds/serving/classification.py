@@ -1,6 +1,6 @@
-"""Zero-shot classification of images: each class is a sentence or several, each image takes the class that is nearest.
+"""Zero-shot classification of images: one or more sentences describe each class, and each image gets the nearest class.
 
-The form of CLIP (Radford et al. 2021, section 3.1): a class's vector is the mean of its sentences' vectors.
+As in CLIP (Radford et al. 2021, section 3.1), a class's vector is the mean of its sentences' vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A folder of folders, one a class."""
+    """A folder with one folder per class."""
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -33,7 +33,7 @@ class LabelledImages:
 
 
 def open_classes(folder: Path) -> LabelledImages:
-    """Images in one folder per class; `_` in a folder's name reads as a space.
+    """Images in one folder per class; `_` in a folder's name stands for a space.
 
     Raises:
         UserError: no such folder, fewer than two classes, or a class without an image.
@@ -56,7 +56,7 @@ def class_vectors(model: ServedModel, classes: Sequence[str], prompts: Sequence[
     """[C, D] of length 1.
 
     Raises:
-        UserError: a prompt without a place for the class.
+        UserError: a prompt without `{}`.
     """
     for prompt in prompts:
         if PLACE not in prompt:
@@ -83,7 +83,7 @@ def measure(scores_NC: NDArray[np.float32], labels: Sequence[int]) -> dict[str, 
 
 
 def classify(model: ServedModel, data: Path, *, prompts: Sequence[str] = DEFAULT_PROMPTS) -> dict[str, Any]:
-    """Measure the model on a folder of folders. Returns counts, `metrics`, and the accuracy of each class.
+    """Measure the model on `open_classes(data)`. Returns counts, `metrics`, and the accuracy of each class.
 
     Raises:
         UserError: as `open_classes` and `class_vectors`, or an image that cannot be read.
@@ -112,7 +112,7 @@ def classify(model: ServedModel, data: Path, *, prompts: Sequence[str] = DEFAULT
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """A table for people."""
+    """A readable table."""
     lines = [f"{result['checkpoint']} on {result['data']}: {result['images']:,} images of {result['classes']} classes"]
     lines += [f"  {name:<26} {100 * value:6.2f} %" for name, value in result["metrics"].items()]
     return "\n".join(lines)

@@ -27,10 +27,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write for every input. Returns `{"checkpoint", "results": [{"image", "source", "texts": [{"text", "score", ...}]}]}`.
+    """Generate for every input. Returns `{"checkpoint", "results": [{"image", "source", "texts": [{"text", "score", ...}]}]}`.
 
     Raises:
-        UserError: nothing to write from, unequal numbers, files that are missing or no images, and as `ServedModel.write`.
+        UserError: no input, unequal numbers, a file that is missing or not an image, and as `ServedModel.write`.
     """
     from unimo_ds.serving.images import find_images, read_image
     from unimo_ds.utils.errors import UserError
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """The texts alone where there is one input, else each behind its input."""
+    """Only the texts if there is one input, otherwise each after its input."""
     several = len(result["results"]) > 1
     lines = []
     for one in result["results"]:

@@ -1,4 +1,4 @@
-"""Image files of a user: read, checked, named in messages."""
+"""Reading and finding a user's image files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read_image(path: Path, *, shrink_to: int | None = None) -> Image.Image:
-    """The upright RGB image of a file. shrink_to: shorter side that is enough.
+    """The file as an upright RGB image. shrink_to: shorter side in pixels that suffices.
 
     Raises:
-        UserError: no such file, or no JPEG, PNG or WebP.
+        UserError: no such file, or not a JPEG, PNG or WebP.
     """
     try:
         return images.decode(path.read_bytes(), shrink_to=shrink_to)
@@ -29,10 +29,10 @@ def read_image(path: Path, *, shrink_to: int | None = None) -> Image.Image:
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """The image files among `places`, folders searched to any depth, in the order of their names.
+    """The image files among `places`; folders are searched to any depth, in order of names.
 
     Raises:
-        UserError: a place that is not there, or no image at all.
+        UserError: a place that does not exist, or no image at all.
     """
     found: list[Path] = []
     for place in places:

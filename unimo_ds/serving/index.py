@@ -1,8 +1,8 @@
-"""A searchable collection: vectors of images and texts in a FAISS index, with what each of them is.
+"""A searchable collection: vectors of images and texts in a FAISS index, and the item behind each vector.
 
-index.json     which model made the vectors, how many, of what size
-items.jsonl    one line a vector: {"image": path}, {"image": FOLDER/SHARD.tar:BASE, "sample": number} or {"text": text}
-vectors.faiss  inner products of vectors of length 1, that is, cosines
+index.json     the model that made the vectors, their number and size
+items.jsonl    one line per vector: {"image": path}, {"image": FOLDER/SHARD.tar:BASE, "sample": number} or {"text": text}
+vectors.faiss  vectors of length 1, compared by inner product, i.e. cosine
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from unimo_ds.utils.new_folder import new_folder
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "index.json", "items.jsonl", "vectors.faiss"
 SCHEMA = 1
 _NEIGHBOURS = 32
-"""Links of a vector in the graph of an approximate index."""
+"""Links of each vector in the graph of an approximate index."""
 _WIDTH = 128
-"""Candidates it looks at, in building and in searching."""
+"""Candidates examined in building and searching the graph."""
 
 Vectors = NDArray[np.float32]
 
@@ -38,10 +38,10 @@ class Item:
     """An image or a text."""
 
     image: str | None = None
-    """Its file, or `FOLDER/SHARD.tar:BASE` of a sample."""
+    """Its file, or `FOLDER/SHARD.tar:BASE` for a sample."""
     text: str | None = None
     sample: int | None = None
-    """Number in its data folder, of an image that is a sample."""
+    """Number in its data folder, if the image is a sample."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Found:
 
 @dataclass(frozen=True)
 class About:
-    """What `index.json` holds."""
+    """Contents of `index.json`."""
 
     schema: int
     items: int
     size: int
-    """Of a vector."""
+    """D of a vector."""
     model: str
     """Fingerprint."""
     checkpoint: str
@@ -79,7 +79,7 @@ class Index:
     def open(cls, folder: Path) -> Index:
         """
         Raises:
-            UserError: nothing there, damaged, or of another version.
+            UserError: missing, damaged, or of another version.
         """
         if not (folder / ABOUT_FILE).is_file():
             raise UserError(f"no index at {folder}; make one with `unimo search build --output {folder}`")
@@ -110,7 +110,7 @@ class Index:
             )
 
     def search(self, query: Vectors, count: int) -> list[Found]:
-        """The `count` items nearest to a query [D] of length 1, best first; fewer where there are no more."""
+        """The `count` items nearest to a query [D] of length 1, best first; fewer if the index has fewer."""
         scores, numbers = self._vectors.search(query[None], min(count, len(self)))
         pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
         return [Found(number, self.items[number], score) for number, score in pairs if number >= 0]
@@ -130,13 +130,13 @@ def write(
     checkpoint: str,
     approximate: bool = False,
 ) -> Index:
-    """Make an index in the new folder, which appears whole or not at all.
+    """Make an index in a new folder, which appears complete or not at all.
 
-    batches: items and their vectors [n, size] of length 1. model: `fingerprint_of` what made them. approximate: a graph that
-    finds nearly all neighbours in time that hardly grows (for more than about a million items); else every vector is compared.
+    batches: items and their vectors [n, size] of length 1. model: `fingerprint_of` the model that made them. approximate: use a
+    graph that finds nearly all neighbours in almost constant time (for over about a million items), else compare every vector.
 
     Raises:
-        UserError: the folder holds something, nothing to index, or the disk refuses.
+        UserError: the folder is not empty, there is nothing to index, or it cannot be written.
     """
     vectors: Any = faiss.IndexFlatIP(size)
     if approximate:
@@ -154,14 +154,14 @@ def write(
             raise UserError("there is nothing to index; give --images, --data or --texts")
         about = About(SCHEMA, len(items), size, model, checkpoint, approximate)
         (aside / ABOUT_FILE).write_text(json.dumps(vars(about), indent=2) + "\n")
-        # FAISS's own files overlook a full disk, and take Unicode names alone.
+        # FAISS's own file writer ignores a full disk and accepts only Unicode names.
         with (aside / VECTORS_FILE).open("wb") as stream:
             faiss.write_index(vectors, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
     return Index(about, items, vectors, folder)
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """16 hexadecimal digits of the weights: the same for a run and its export, and wherever they lie."""
+    """16 hexadecimal digits, hashed from the weights: equal for a run and its export, wherever they are."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""A checkpoint as its users see it: images and texts in, vectors and texts out."""
+"""A checkpoint in use: images and texts in, vectors and texts out."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from unimo_ds.utils.errors import UserError
 
 Vectors = NDArray[np.float32]
 _AT_ONCE = 32
-"""Images whose regions are made together."""
+"""Images whose regions are extracted together."""
 
 
 class ServedModel:
-    """Encodes images and texts alone into one space, and writes."""
+    """Encodes single images and texts into one space, and generates texts."""
 
     def __init__(self, found: Source) -> None:
         self.source = found
@@ -54,19 +54,19 @@ class ServedModel:
 
     @property
     def size(self) -> int:
-        """D of a vector."""
+        """D, the size of a vector."""
         return self.source.config.model.hidden_size
 
     @property
     def shrink_to(self) -> int | None:
-        """Pixels of the shorter side beyond which a larger image adds nothing."""
+        """Shorter side, in pixels, beyond which a larger image adds nothing."""
         return None if self.source.extractor is None else self.source.extractor.working_side
 
     def regions(self, images: Sequence[Image.Image]) -> Sequence[Regions]:
         """Regions of RGB images.
 
         Raises:
-            UserError: the model was trained on regions that no extractor here makes, or that have other tags.
+            UserError: the model has no region extractor, or the extractor's regions have tags that do not fit it.
         """
         if self.source.extractor is None:
             raise UserError(
@@ -80,7 +80,7 @@ class ServedModel:
         return found
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Vectors:
-        """[n, D] of length 1, of RGB images encoded alone.
+        """[n, D] of length 1, from RGB images encoded alone.
 
         Raises:
             UserError: as `regions`.
@@ -89,11 +89,11 @@ class ServedModel:
         return self.region_vectors([image_input(one, max_regions=max_regions) for one in self.regions(images)])
 
     def region_vectors(self, inputs: Sequence[ImageInput]) -> Vectors:
-        """[n, D] of length 1, of images encoded alone."""
+        """[n, D] of length 1, from images encoded alone."""
         return self._vectors([clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=image) for image in inputs])
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
-        """[n, D] of length 1, of texts encoded alone.
+        """[n, D] of length 1, from texts encoded alone.
 
         Raises:
             UserError: an empty text.
@@ -118,13 +118,13 @@ class ServedModel:
     def write(
         self, images: Iterable[Image.Image | None], texts: Sequence[str | None], settings: GenerationSettings
     ) -> list[list[tuple[str, Generated]]]:
-        """For each (image, source text), either of which may be None: `settings.num_texts` texts, best first.
+        """`settings.num_texts` texts, best first, for each (image, source text); either may be None, not both.
 
-        images: taken some at a time and let go, so that a folder of photographs needs the memory of a few. A model that was
-        taught with the names of detected objects sees them where there is no source text.
+        images: read in batches and released, so that a folder of photographs needs the memory of a few. A model trained with
+        the names of detected objects gets them if there is no source text.
 
         Raises:
-            UserError: an empty source, nothing to write from, or settings that make no sense.
+            UserError: an empty source, an image and text that are both None, or invalid settings.
         """
         config, encode_text = self.source.config, self.source.tokenizer.encode
         objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
@@ -170,10 +170,10 @@ class ServedModel:
 
 
 def own_settings(found: Source) -> GenerationSettings:
-    """How the task that a model was fine-tuned on searches for its texts; the defaults for a pre-trained one.
+    """Generation settings of the task that the model was fine-tuned on; the defaults for a pre-trained model.
 
     Raises:
-        UserError: a model fine-tuned on a task that does not write.
+        UserError: the model is fine-tuned on a task that does not generate text.
     """
     if found.config.finetune is None:
         return GenerationSettings()

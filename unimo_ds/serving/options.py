@@ -1,4 +1,4 @@
-"""Options that the commands around a served model share. Only argparse is imported, so that `--help` stays quick."""
+"""Options shared by the commands that serve a model. Heavy modules are imported late, so that `--help` stays quick."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKPOINT_HELP = "run (its newest checkpoint is used), RUN/checkpoints/best, an
 
 
 def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
-    """default: where the model is when `--checkpoint` is not given; empty where it has to be."""
+    """default: describes the model used without `--checkpoint`; if empty, the option is required."""
     text = f"the model (default: {default})" if default else CHECKPOINT_HELP
     parser.add_argument("--checkpoint", type=Path, required=not default, metavar="RUN_OR_DIR", help=text)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
@@ -27,7 +27,7 @@ def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Without their ends; what else breaks lines (a form feed, U+2028) is part of a text.
+    """Lines without their newline; other line separators (a form feed, U+2028) are part of a text.
 
     Raises:
         UserError: unreadable.
@@ -78,10 +78,10 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def generation_settings(arguments: argparse.Namespace, model: ServedModel) -> GenerationSettings:
-    """What the options say, the model's own settings for what they leave open.
+    """Settings from the options; the model's own for options not given.
 
     Raises:
-        UserError: an option of sampling, and nothing is to be sampled.
+        UserError: a sampling option without `--sample`.
     """
     from unimo_ds.serving.model import own_settings
 

@@ -1,7 +1,7 @@
-"""A small page on this machine: photographs found by words or by a photograph, and captions written for them.
+"""A small local page: find photographs by words or by a photograph, with generated captions.
 
-Everything is rendered here; the browser runs no script and loads nothing from elsewhere. Only items of the index are ever sent,
-by their number, never by a path that a request names.
+Everything is rendered on the server; the browser runs no script and loads nothing from elsewhere. Only items of the index are
+sent, chosen by number, never by a path in a request.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _COUNT = 24
 _SIMILAR = 12
 _LARGEST_UPLOAD = 32 * 2**20
 _LARGEST_SIDE = 1024
-"""Pixels of a photograph as it is sent."""
+"""Largest width and height, in pixels, of a photograph sent to the browser."""
 
 
 def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
-    """The page's WSGI application. writer: the model that writes captions."""
+    """The page's WSGI application. writer: the model that generates captions."""
     app = Flask(__name__, template_folder="templates", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _LARGEST_UPLOAD
     lock = threading.Lock()  # one model, several requests
 
     @app.before_request
     def refuse_strangers() -> None:
-        # A page elsewhere may point a name of its own at this machine; only the names that a user types are answered.
+        # Against DNS rebinding: another site may point its own host name at this machine; answer only local names.
         if request.host.rpartition(":")[0] not in (HOST, "localhost") and request.host not in (HOST, "localhost"):
             abort(403)
 
@@ -73,7 +73,7 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
         if upload is None or not upload.filename:
             return _render("search.html", index=index, problem="Choose a photograph first."), 400
         content = upload.read()
-        try:  # each model sees it as it saw its data
+        try:  # each model gets the image at the size of its training data
             seen = {side: images.decode(content, shrink_to=side) for side in {model.shrink_to, writer.shrink_to}}
         except BadImage as error:
             problem = f"{upload.filename} cannot be read: {error}. JPEG, PNG and WebP can."
@@ -90,7 +90,7 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
         with lock:
             try:
                 captions = write_captions(writer, read_picture(item, shrink_to=writer.shrink_to))
-            except UserError as error:  # what is alike is known without the picture
+            except UserError as error:  # similar items need only the stored vector
                 problem = str(error)
             similar = index.search(index.vector(number), _SIMILAR + 1)
         others = [one for one in similar if one.number != number]
@@ -129,7 +129,7 @@ def _render(template: str, **values: Any) -> str:
 
 
 def write_captions(writer: ServedModel, image: Image.Image) -> list[str]:
-    """What the model writes for a photograph, best first, equal ones once."""
+    """Generated captions of a photograph, best first, without duplicates."""
     (written,) = writer.write([image], [None], _caption_settings(writer))
     return list(dict.fromkeys(text for text, _ in written if text))
 
@@ -141,7 +141,7 @@ def _caption_settings(writer: ServedModel) -> GenerationSettings:
 
 
 def make_local_server(app: Flask, *, port: int) -> BaseWSGIServer:
-    """Listening on this machine alone; port 0: any free one.
+    """A server that only this machine can reach; port 0: any free one.
 
     Raises:
         UserError: the port is taken.
@@ -156,13 +156,13 @@ def make_local_server(app: Flask, *, port: int) -> BaseWSGIServer:
 
 
 def serve(index: Index, model: ServedModel, writer: ServedModel, *, port: int) -> None:
-    """Answer until interrupted.
+    """Serve until interrupted.
 
     Raises:
-        UserError: the port is taken, or a writer that does not write.
+        UserError: the port is taken, or `writer` cannot generate text.
     """
     own_settings(writer.source)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every picture
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line per picture
     server = make_local_server(make_app(index, model, writer), port=port)
     print(f"http://{HOST}:{server.server_port}/   ({len(index):,} items; end with Ctrl-C)", flush=True)
     server.serve_forever()

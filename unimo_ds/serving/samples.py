@@ -1,4 +1,4 @@
-"""Samples of data folders as items of a collection: images by the regions that their shards hold, and texts."""
+"""Samples of data folders as items of a collection: images, encoded from their stored regions, and texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _open = functools.lru_cache(maxsize=4)(Corpus.open)
 def open_folder(folder: Path, model: ServedModel) -> Corpus:
     """
     Raises:
-        UserError: no data folder, or one whose regions another extractor made.
+        UserError: not a data folder, or its regions come from another extractor than the model's.
     """
     corpus = check_images(Corpus.open(folder), model.source.config, tokenizer=None)
     own, theirs = model.source.extractor, corpus.manifest.extractor
@@ -40,10 +40,10 @@ def open_folder(folder: Path, model: ServedModel) -> Corpus:
 def encode(
     corpus: Corpus, numbers: Iterable[int], model: ServedModel, *, skip_bad: bool
 ) -> Iterator[tuple[list[Item], Vectors]]:
-    """Items and vectors of some samples, each encoded alone: the images of images and pairs, then the texts of texts.
+    """Items and vectors of some samples, each encoded alone: first images (also those of pairs), then text samples.
 
     Raises:
-        UserError: a damaged sample, unless `skip_bad` (then it is named on stderr).
+        UserError: a damaged sample, unless `skip_bad` (then stderr names it).
     """
     samples = [(number, one) for number in numbers if (one := _read(corpus, number, skip_bad)) is not None]
     shown = [(number, one.key, one.regions) for number, one in samples if one.regions is not None]
@@ -68,10 +68,10 @@ def _read(corpus: Corpus, number: int, skip_bad: bool) -> Sample | None:
 
 
 def read_picture(item: Item, *, shrink_to: int | None = None) -> Image.Image:
-    """The upright RGB image of an item, from its file or its shard. shrink_to: shorter side that is enough.
+    """An item as an upright RGB image, from its file or shard. shrink_to: shorter side in pixels that suffices.
 
     Raises:
-        UserError: gone, damaged, or a sample that was imported without its JPEG.
+        UserError: missing, damaged, or a sample imported without its JPEG.
     """
     assert item.image is not None
     path = Path(item.image)

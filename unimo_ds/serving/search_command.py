@@ -1,4 +1,4 @@
-"""`unimo search TEXT|IMAGE`, `search build` and `search page`: a collection of images and texts by what they show and say."""
+"""`unimo search TEXT|IMAGE`, `search build` and `search page`: find images and texts in a collection by their content."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tuple[list[Item], Vectors]]:
-    """Items with their vectors; a bar on stderr where a person watches."""
+    """Items with their vectors; a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
@@ -192,7 +192,7 @@ def _batches(arguments: argparse.Namespace, model: ServedModel) -> Iterator[tupl
 
 
 def _readable(path: Path, model: ServedModel, arguments: argparse.Namespace) -> Any:
-    """The image, or None where it is bad and may be left out."""
+    """The image, or None if it is bad and may be skipped."""
     import sys
 
     from unimo_ds.serving.images import read_image
