@@ -1,1 +1,1 @@
-"""Texts from a trained model: given an image, a text, or both. `generate.py` is what others call."""
+"""Texts from a trained model, given an image, a text, or both. The entry point is `generate.py`."""

@@ -1,10 +1,10 @@
-"""The prefix is encoded once, packed; then every step computes its new positions alone (paper section 2.3, in reverse).
+"""Cached decoding: the prefix is encoded once, packed; then each step computes only its new positions.
 
-Training lays out `prefix, [CLS] t1 ... tn [SEP]`: the prefix (image regions and source text) sees itself whole, each target
-position sees the prefix and what stands before it, and the hidden state of a token predicts the next one. So a target's keys and
-values never change once computed, and the prefix's are the same for every beam.
+Training (paper section 2.3) lays out `prefix, [CLS] t1 ... tn [SEP]`: attention is bidirectional within the prefix (regions and
+source text), each target position sees the prefix and earlier targets, and a token's hidden state predicts the next token. So
+a target's keys and values never change once computed, and the prefix's are the same for every beam.
 
-Letters: B prompts, K rows of a prompt (beams or samples), R = B * K rows, H heads, D head size, P positions of the longest
+Letters: B prompts, K rows per prompt (beams or samples), R = B * K rows, H heads, D head size, P positions of the longest
 prefix, n new positions, t target positions so far, T stream positions, E hidden size.
 """
 
@@ -22,20 +22,20 @@ from unimo_ds.models.unimo import Unimo, layout_of
 
 @dataclass(frozen=True)
 class LayerPrefix:
-    """What one layer keeps of the prefixes, padded on the right to the longest."""
+    """Keys and values of the prefixes in one layer, padded on the right to the longest."""
 
     keys_BHPD: torch.Tensor
     values_BHPD: torch.Tensor
 
 
 class PrefixCache(DynamicCache):
-    """Keys and values of decoding: the targets' by transformers' own cache, a row each, and the prefixes', a prompt each.
+    """Keys and values: those of targets per row, in transformers' own cache, and those of prefixes per prompt.
 
-    Beams of a prompt share its prefix, so reordering beams moves the targets alone.
+    Beams of a prompt share its prefix, so reordering beams moves only the targets.
     """
 
     def __init__(self, layers: list[LayerPrefix], bias_B1P: torch.Tensor | None) -> None:
-        """bias_B1P: [B, 1, P] fp32, 0 where a prefix is and -inf where it is padded; None: all are of one length."""
+        """bias_B1P: [B, 1, P] fp32, 0 on a prefix and -inf on its padding; None: all have the same length."""
         super().__init__()
         self.prefixes = layers
         self.bias_B1P = bias_B1P
@@ -45,17 +45,17 @@ class PrefixCache(DynamicCache):
         return len(self.prefixes[0].keys_BHPD)
 
     def forget_targets(self) -> None:
-        """Back to the prefixes alone."""
+        """Keep only the prefixes."""
         self.layers.clear()
 
 
 def encode_prefixes(model: Unimo, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> PrefixCache:
-    """Run the prefixes, one sequence of the stream each, through the layers and keep their keys and values.
+    """Run the prefixes (one sequence of the stream each) through the layers and keep their keys and values.
 
-    The last layer computes nothing else: no head reads a prefix. text_addition_ND: as in `Unimo.forward`.
+    The last layer computes only these, since no head reads a prefix. text_addition_ND: as in `Unimo.forward`.
 
     Raises:
-        ValueError: a sequence that is not bidirectional over its whole length, or no sequence at all.
+        ValueError: no sequence, or one that is not bidirectional over its whole length.
     """
     lengths = batch.sequence_starts[1:] - batch.sequence_starts[:-1]
     if not len(lengths) or not torch.equal(lengths, batch.prefix_lengths):
@@ -92,9 +92,9 @@ def _padding_bias(lengths_B: torch.Tensor, longest: int) -> torch.Tensor | None:
 
 
 def decode(model: Unimo, token_ids_Rn: torch.Tensor, cache: PrefixCache) -> torch.Tensor:
-    """Hidden states [R, n, E] of n new target tokens of each row; their keys and values join the cache.
+    """Hidden states [R, n, E] of n new target tokens per row; their keys and values are added to the cache.
 
-    token_ids_Rn: int64; the first call's begin with [CLS]. Rows of one prompt are neighbours.
+    token_ids_Rn: int64; those of the first call start with [CLS]. Rows of one prompt are adjacent.
 
     Raises:
         ValueError: more target positions than the model's position table has.
@@ -125,7 +125,7 @@ def prefix_attention(
     prefix: LayerPrefix,
     bias_B1P: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of new target positions to their prompt's prefix and to the targets up to themselves: [R, H, n, D].
+    """Attention of new target positions to their prompt's prefix and the targets up to themselves: [R, H, n, D].
 
     One softmax runs over both parts. The prefix's keys are read once for all rows of a prompt.
     """
@@ -139,7 +139,7 @@ def prefix_attention(
         return split.reshape(num_prompts * num_heads, per_prompt * num_new, -1)
 
     def by_row(tensor: torch.Tensor) -> torch.Tensor:
-        """The way back."""
+        """Inverse of `by_prompt`."""
         split = tensor.view(num_prompts, num_heads, per_prompt, num_new, -1).transpose(1, 2)
         return split.reshape(num_rows, num_heads, num_new, -1)
 

@@ -1,4 +1,4 @@
-"""Generation for this project's own commands and tasks: prompts in, texts out, in batches of prompts of similar length."""
+"""Generation for this project's commands and tasks: prompts in, texts out, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _MOST = 10_000
-"""Beams, or texts of a prompt."""
+"""Limit on beams, and on texts per prompt."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a text is searched for. The defaults are the released UNIMO's for captions, except that it says 5 tokens at least."""
+    """How texts are generated. The defaults are the released UNIMO's for captions, except that it sets `min_tokens` to 5."""
 
     num_beams: int = 5
     """1: greedy, or plain sampling."""
     length_penalty: float = 0.6
-    """a in `log P / ((5 + t) / 6) ** a`, t the tokens of a hypothesis, its end included; 0: none."""
+    """a in `log P / ((5 + t) / 6) ** a`, where t is the number of tokens, end token included; 0: no penalty."""
     min_tokens: int = 0
-    """Fewest tokens before the end of a text."""
+    """Fewest tokens before the end token."""
     max_tokens: int = 50
-    """Most tokens of a text, its end included. A text that reaches them is cut there."""
+    """Limit on tokens of a text, end token included; longer texts are cut."""
     no_repeat_words: int = 0
-    """No sequence of so many words comes twice in a text (3: trigram blocking); 0: anything may repeat."""
+    """No sequence of this many words occurs twice in a text (3: trigram blocking); 0: anything may repeat."""
     sample: bool = False
-    """Draw tokens instead of taking the best."""
+    """Sample tokens instead of taking the best."""
     temperature: float = 1.0
     top_k: int = 0
-    """Draw among the k likeliest; 0: all."""
+    """Sample among the k likeliest; 0: all."""
     top_p: float = 1.0
-    """Draw among the likeliest that together have this probability."""
+    """Sample among the likeliest whose probabilities add up to this."""
     seed: int = 0
     num_texts: int = 1
-    """Texts of each prompt, best first; fewer where the other settings allow no more."""
+    """Texts per prompt, best first; fewer if the other settings allow no more."""
     early_stopping: Literal["full", "likely", "never"] = "likely"
-    """When a beam search ends: as soon as it has `num_beams` whole texts; when a better one is unlikely; when none can come."""
+    """When beam search ends: as soon as it has `num_beams` finished texts; if a better one is unlikely; if none is possible."""
     end_id: int = SEP
-    """Token that ends a text. Fine-tuning may have taught another one ([MASK] in the released text tasks)."""
+    """Token that ends a text. A fine-tuned model may use another one ([MASK] in the released text tasks)."""
     batch_prompts: int = 16
 
     def check(self, *, max_positions: int) -> None:
         """
         Raises:
-            UserError: naming a number that makes no sense, or that the model's position table does not allow.
+            UserError: a number that is out of range, or exceeds the model's position table; the message names it.
         """
         claims = (
             ("num_beams", 1 <= self.num_beams <= _MOST, f"from 1 to {_MOST}"),
-            # Larger powers of a length leave the range of numbers in which beam search marks what is no text.
+            # Larger powers of a length leave the range of floats in which beam search marks missing texts.
             ("length_penalty", -2 <= self.length_penalty <= 10, "from -2 to 10"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
             ("max_tokens", 1 <= self.max_tokens <= max_positions - FIRST_POSITION, f"from 1 to {max_positions - 2}"),
@@ -88,22 +88,22 @@ class Generated:
     """One text."""
 
     tokens: tuple[int, ...]
-    """Without [CLS] and without the end."""
+    """Without [CLS] and end token."""
     is_finished: bool
-    """It ended by itself, not by `max_tokens`."""
+    """Whether it ended with the end token, not at `max_tokens`."""
     score: float | None
-    """Penalised log probability; beam search alone has one."""
+    """Penalised log probability; only from beam search."""
 
 
 def make_prompt(
     *, image: ImageInput | None = None, source: Tokens | None = None, max_source_tokens: int = 512
 ) -> SequenceInput:
-    """What a text is to be generated from: an image (`image_input`), a source text's tokens without specials, or both.
+    """What to generate from: an image (`image_input`), the tokens of a source text without specials, or both.
 
-    A source of more than `max_source_tokens`, its two specials included, loses its end.
+    A source longer than `max_source_tokens`, its two specials included, is cut at the end.
 
     Raises:
-        UserError: neither, or a source without a token.
+        UserError: neither, or a source without tokens.
     """
     if source is not None and not len(source):
         raise UserError("the source text is empty; give at least one word, or an image alone")
@@ -117,7 +117,7 @@ def make_prompt(
 
 
 class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc]
-    """The least that transformers' generation asks for, around a model that is held, not copied."""
+    """The least that transformers' generation needs, around a model that is referenced, not copied."""
 
     config_class = PretrainedConfig
     base_model_prefix = "unimo"
@@ -136,14 +136,14 @@ class Generator(PreTrainedModel, PrefixGenerationMixin):  # type: ignore[misc]
 def generate(
     model: Unimo, prompts: Sequence[SequenceInput], vocabulary: Vocabulary, settings: GenerationSettings | None = None
 ) -> list[list[Generated]]:
-    """`settings.num_texts` texts for each prompt, in the prompts' order; the model's mode is put back afterwards.
+    """`settings.num_texts` texts for each prompt, in the prompts' order; the model's mode is restored afterwards.
 
-    prompts: from `make_prompt`, or any sequences that see themselves whole. vocabulary: of the model's tokenizer; its specials
-    are never generated, except for the end. Greedy and beam results do not depend on what else is generated with a prompt, up to
-    rounding; drawn ones depend on the seed and on the batch.
+    prompts: from `make_prompt`, or any bidirectional sequences. vocabulary: of the model's tokenizer; of its specials only the
+    end token is generated. Greedy and beam results do not depend on the other prompts of a batch, up to rounding; sampled ones
+    depend on the seed and the batch.
 
     Raises:
-        UserError: settings that make no sense for this model.
+        UserError: settings that are invalid for this model.
     """
     settings = settings or GenerationSettings()
     settings.check(max_positions=model.config.max_positions)
@@ -173,7 +173,7 @@ def generate(
 
 
 def _arguments(vocabulary: Vocabulary, settings: GenerationSettings) -> dict[str, Any]:
-    """`settings` in transformers' words."""
+    """`settings` as arguments of transformers."""
     forbidden = [int(token) for token in np.flatnonzero(vocabulary.special) if token != settings.end_id]
     processors = LogitsProcessorList([Forbidden(forbidden, end_id=settings.end_id, min_tokens=settings.min_tokens)])
     if settings.no_repeat_words:
@@ -205,7 +205,7 @@ def _generated(tokens: list[int], score: float | None, settings: GenerationSetti
 
 
 def _is_found(text: Generated, settings: GenerationSettings) -> bool:
-    """False where fewer texts than beams are possible: beam search marks what it lacks by log probabilities near -1e9."""
+    """False for a placeholder: if fewer texts than beams exist, beam search fills up with log probabilities near -1e9."""
     if text.score is None:
         return True
     length: float = gnmt_length(len(text.tokens) + text.is_finished) ** settings.length_penalty

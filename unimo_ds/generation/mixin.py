@@ -1,7 +1,7 @@
 """transformers' generation (greedy, sampling, beam search and their processors) on top of cached prefix decoding.
 
-A class that has a `unimo` and this mixin generates. transformers sees a decoder whose input is the target so far, [CLS] first;
-the prefix is in the cache that it hands around. Reordering, scores, stopping and sampling are transformers' own.
+A class with this mixin and a `unimo` can generate. transformers sees a decoder whose input is the target so far, starting with
+[CLS]; the prefix is in the cache that it passes along. Reordering, scores, stopping and sampling are transformers' own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from unimo_ds.generation.decoding import PrefixCache, decode
 from unimo_ds.models.unimo import Unimo
 
 _CACHE = "cache"
-"""What transformers calls the cache that it hands around; before 5.24 it had another name."""
+"""Name of the argument in which transformers passes the cache; before 5.24 it was another."""
 if _CACHE not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
     _CACHE = "past_key_values"
 
 
 def gnmt_length(num_tokens: float) -> float:
-    """(5 + t) / 6: the length whose power divides a hypothesis' log probability in the released UNIMO."""
+    """(5 + t) / 6: the released UNIMO divides a hypothesis' log probability by a power of this length."""
     return (5 + num_tokens) / 6
 
 
@@ -34,15 +34,15 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
 
     unimo: Unimo
     penalised_length: Callable[[float], float] | None = None
-    """Length, as beam search takes it to the power of `length_penalty`, of a hypothesis of so many tokens; None: their number."""
+    """From tokens of a hypothesis to the length that beam search raises to `length_penalty`; None: the number of tokens."""
 
     def generate_from(self, cache: PrefixCache, **arguments: Any) -> Any:
-        """`GenerationMixin.generate` for the prompts of `cache`; rows are [CLS] and what was generated.
+        """`GenerationMixin.generate` for the prompts of `cache`; rows are [CLS] and the generated tokens.
 
-        With `use_cache=False` every step computes all target positions anew (the prefix stays).
+        With `use_cache=False` every step recomputes all target positions (the prefix stays cached).
 
         Raises:
-            ValueError: a model that is to assist, which would take the target so far for its source.
+            ValueError: assisted generation is requested; the assistant would mistake the target so far for its source.
         """
         for name in ("assistant_model", "assistant_early_exit"):
             if arguments.get(name) is not None:
@@ -58,7 +58,7 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
         cache: PrefixCache | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """What `forward` gets: the target tokens that are not in the cache yet, and the cache under its older name."""
+        """Arguments of `forward`: the target tokens not cached yet, and the cache under its older name."""
         prefixes = past_key_values if cache is None else cache
         assert prefixes is not None
         if not arguments.get("use_cache", True):
@@ -66,19 +66,19 @@ class PrefixGenerationMixin(GenerationMixin):  # type: ignore[misc]
         return {
             "decoder_input_ids": input_ids[:, prefixes.get_seq_length() :],
             "past_key_values": prefixes,
-            "logits_to_keep": 1,  # where candidates are judged, transformers asks for more
+            "logits_to_keep": 1,  # transformers asks for more to verify candidates
         }
 
     def next_token_logits(
         self, decoder_input_ids: torch.Tensor, cache: PrefixCache, logits_to_keep: int
     ) -> CausalLMOutputWithPast:
-        """One step: logits [R, n, V] of what follows each of the last `logits_to_keep` tokens. The cache grows in place."""
+        """One step: logits [R, n, V] for what follows each of the last `logits_to_keep` tokens. The cache grows in place."""
         hidden_RnE = decode(self.unimo, decoder_input_ids, cache)
         logits, _ = self.unimo.language_head(hidden_RnE[:, -logits_to_keep:])
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    # Both methods below use the lengths for nothing but `log probability / length ** length_penalty`, so another length is
-    # another penalty. They are internals of transformers: its version is pinned, and a test compares with brute force.
+    # Both methods below use lengths only in `log probability / length ** length_penalty`, so another length is another penalty.
+    # They are internals of transformers: its version is pinned, and a test compares with brute force.
 
     def _update_finished_beams(  # type: ignore[override]
         self, *, cur_len: int, decoder_prompt_len: int, **arguments: Any

@@ -1,7 +1,7 @@
-"""What may not be generated: specials, an end that comes too early, and word n-grams that were there already.
+"""Tokens that may not be generated: specials, an end token too early, and those that would repeat a word n-gram.
 
-UNIMO's summaries block n-grams of whole words, whatever pieces they are cut into; transformers' `no_repeat_ngram_size` counts
-pieces, so it also forbids a name of three pieces to appear twice.
+UNIMO's summaries block n-grams of whole words, however they are split into pieces; transformers' `no_repeat_ngram_size` counts
+pieces, so it also forbids a second occurrence of a name of three pieces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 
 def split_words(tokens: Sequence[int], starts_word: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """The pieces of each word. The first token begins a word, whatever it is."""
+    """The pieces of each word. The first token always starts a word."""
     words: list[list[int]] = []
     for token in tokens:
         if not words or starts_word[token]:
@@ -25,16 +25,16 @@ def split_words(tokens: Sequence[int], starts_word: NDArray[np.bool_]) -> list[t
 
 
 def repeating_tokens(tokens: Sequence[int], starts_word: NDArray[np.bool_], *, size: int) -> set[int]:
-    """Tokens that, put behind `tokens`, would make a word n-gram of `size` that is there already.
+    """Tokens that, appended to `tokens`, would repeat a word n-gram of `size`.
 
-    A token is only forbidden where it makes the last word equal to a whole earlier word; a longer word that begins so can
-    still be spelled where its pieces differ before the last one.
+    A token is forbidden only if it makes the last word equal to a complete earlier word; a longer word that starts with that
+    word can still be generated if its pieces differ before the last one.
     """
     words = split_words(tokens, starts_word)
     forbidden: set[int] = set()
     for first in range(len(words) - size + 1):
         *before, last = words[first : first + size]
-        # The last word of `tokens` may be whole (the next token begins a word) or be continued by the next token.
+        # The last word of `tokens` may be complete (the next token starts a word) or continue with the next token.
         is_begun = len(last) == 1 and bool(starts_word[last[0]])
         if is_begun and words[len(words) - size + 1 :] == before:
             forbidden.add(last[0])
@@ -45,9 +45,9 @@ def repeating_tokens(tokens: Sequence[int], starts_word: NDArray[np.bool_], *, s
 
 
 class Forbidden(LogitsProcessor):  # type: ignore[misc]
-    """Some tokens never, and the end not before `min_tokens` tokens, [CLS] not counted.
+    """Forbids some tokens always, and the end token before `min_tokens` tokens, [CLS] not counted.
 
-    transformers' own processors for this compare every score of every row with the list, a sixth of the time of a small model.
+    transformers' own processors for this compare every score of every row with the list: a sixth of a small model's time.
     """
 
     def __init__(self, tokens: Sequence[int], *, end_id: int, min_tokens: int) -> None:
@@ -56,13 +56,13 @@ class Forbidden(LogitsProcessor):  # type: ignore[misc]
         self.min_tokens = min_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """input_ids: [R, t]. scores: [R, V], changed in place: generation hands over a copy."""
+        """input_ids: [R, t]. scores: [R, V], changed in place: generation passes a copy."""
         numbers = self.early if input_ids.shape[1] - 1 < self.min_tokens else self.always
         return scores.index_fill_(1, numbers.to(scores.device), -torch.inf)
 
 
 class NoRepeatedWords(LogitsProcessor):  # type: ignore[misc]
-    """Forbids `repeating_tokens` of every row. The first id of a row is [CLS] and no word."""
+    """Forbids `repeating_tokens` in every row. The first id of a row is [CLS], not a word."""
 
     def __init__(self, size: int, starts_word: NDArray[np.bool_]) -> None:
         """
