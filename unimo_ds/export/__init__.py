@@ -1,4 +1,4 @@
-"""A trained model in the forms that others take."""
+"""A trained model in formats that other software reads."""
 
 SHARD_BYTES = 5 * 10**9
-"""Weights of more than that are split over several files."""
+"""Larger weights are split over several files."""

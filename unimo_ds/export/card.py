@@ -1,4 +1,4 @@
-"""The model card, README.md of an export: what the run's own records say, and nothing else."""
+"""The model card (README.md) of an export, made only from the run's own records."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unimo_ds.utils.errors import UserError
 
 
 def write_card(found: Source, family: str) -> str:
-    """Markdown with the front matter that model hubs read. What the run's records do not say is left out.
+    """Markdown with the front matter that model hubs read. Whatever the run's records lack is left out.
 
-    family: name of the class of transformers' family that the folder holds.
+    family: class name of the exported model (of `huggingface/`).
     """
     config, run = found.config, _run_of(found)
     made = "trained" if _is_ours(found) else "written"
@@ -71,14 +71,14 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
 
 
 def _run_of(found: Source) -> Path | None:
-    """The run directory whose checkpoint it is."""
+    """Run directory of the checkpoint; None if it has none."""
     folder = found.files.config.parent
     is_run = found.files.config.name == checkpoint.CONFIG_FILE and (folder / records.METRICS_FILE).is_file()
     return folder if is_run else None
 
 
 def _is_ours(found: Source) -> bool:
-    """Whether a run of this project trained it."""
+    """Whether this project trained it."""
     return found.config.recipe not in ("transformers", "released")
 
 
@@ -116,7 +116,7 @@ def _training(found: Source, run: Path | None) -> dict[str, str]:
 def _data(found: Source) -> str:
     try:
         location = run_paths.from_here(found.config.data.path, found.files.config)
-        # The manifests are enough: indices of a large corpus are joined on disk.
+        # The manifests suffice; joining the indices of a large corpus would write to disk.
         manifest = blend.joint_manifest(blend.open_folders(location, cache_dir=None, cache_bytes=0))
     except UserError:
         return ""
@@ -134,7 +134,7 @@ def _step(found: Source) -> int | None:
 
 
 def _measured(found: Source, run: Path | None) -> dict[str, str]:
-    """The evaluation of this very step, from the run's log."""
+    """The evaluation of exactly this step, from the run's log."""
     step = _step(found)
     if run is None or step is None:
         return {}
@@ -150,7 +150,7 @@ def _measured(found: Source, run: Path | None) -> dict[str, str]:
 
 
 def _gallery(found: Source) -> dict[str, str]:
-    """Among how many images retrieval searched, without which its recall says nothing."""
+    """Number of images that retrieval searched; recall means nothing without it."""
     if found.config.data.held_out_path is None:
         return {}
     try:

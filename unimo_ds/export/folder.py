@@ -1,10 +1,10 @@
-"""`unimo export`: one folder that transformers reads after `import unimo_ds`, and that every command here takes as well.
+"""`unimo export`: one folder that transformers reads after `import unimo_ds`, and that every command here accepts too.
 
-config.json, model.safetensors (or several and their index)     the model as transformers has it
+config.json, model.safetensors (or several and their index)     the model in transformers' format
 tokenizer.json, tokenizer_config.json                           the tokenizer
 processor_config.json, preprocessor_config.json, extractor.safetensors   images and texts to inputs
-run_config.json, task.json                                      what the run said, and what its task learned
-generation_config.json                                          how a model that is fine-tuned to write does
+run_config.json, task.json                                      settings of the run; assets of its task (answers, names)
+generation_config.json                                          decoding settings, if fine-tuned to generate text
 README.md                                                       model card, from the run's records
 """
 
@@ -53,7 +53,7 @@ _CLASSES: dict[tuple[type[nn.Module], bool], type[modeling.UnimoPreTrainedModel]
     (task_models.ProductHead, False): heads.UnimoForImageTextRetrieval,
     (task_models.ProductHead, True): heads.UnimoForVisualQuestionAnswering,
 }
-"""Head of a fine-tuning, and whether it has an answer vocabulary -> class with the same weights under the same names."""
+"""(fine-tuning head, whether it has an answer vocabulary) -> class with the same weights under the same names."""
 
 
 def export(
@@ -67,11 +67,11 @@ def export(
 ) -> list[Path]:
     """Write the model at `checkpoint` (a run, a checkpoint or an export) into the new folder `to`. Returns the files written.
 
-    tokenizer, extractor: file or folder; None: those of the run's data. dtype: fp32, fp16 or bf16, of the stored weights.
-    max_shard_bytes: larger weights are split over several files. The folder appears whole or not at all.
+    tokenizer, extractor: file or folder; None: those of the run's data. dtype: of the stored weights, fp32, fp16 or bf16.
+    max_shard_bytes: larger weights are split over several files. The folder appears complete or not at all.
 
     Raises:
-        UserError: `to` holds something, no tokenizer is found, or it is not the model's; and as `source.load`.
+        UserError: `to` is not empty, or no tokenizer is found, or it is not the model's; and as `source.load`.
     """
     refuse_occupied(to, option="--to")
     found = sources.load(checkpoint, tokenizer=tokenizer, extractor=extractor, device=torch.device("cpu"))
@@ -81,7 +81,7 @@ def export(
 def write(
     found: Source, to: Path, *, dtype: str, max_shard_bytes: int = SHARD_BYTES, card: Callable[[str], str]
 ) -> list[Path]:
-    """The folder of a model. card: given the name of its class of transformers' family, the text of README.md."""
+    """Write a model's folder. card: text of README.md, given the class name of the exported model."""
     config = found.config
     model = to_transformers(found, dtype=DTYPES[dtype])
     processor = UnimoProcessor(
@@ -89,7 +89,7 @@ def write(
         fast_tokenizer(found.tokenizer, max_tokens=found.max_text_tokens),
         **_object_names(found),
     )
-    # What the weights were started from does not matter to their users, and may not be there.
+    # The initial weights do not matter to users of the export, and their files may not exist there.
     fresh = dataclasses.replace(config.model, initialize_from=None, initialize_images_from=None)
     config = dataclasses.replace(config, model=fresh)
     had_bar = transformers_logging.is_progress_bar_enabled()
@@ -110,17 +110,17 @@ def write(
 
 
 def _let_others_read(folder: Path) -> None:
-    """safetensors makes files for their owner alone; the weights get what the umask gives all other files."""
+    """safetensors makes files that only their owner can read; give them the mode of the other files (the umask's)."""
     mode = (folder / "README.md").stat().st_mode
     for path in folder.iterdir():
         path.chmod(mode)
 
 
 def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTrainedModel:
-    """The class of transformers' family that has exactly this model's weights; they are copied.
+    """The model as the class of `huggingface/` with exactly its weights, which are copied.
 
     Raises:
-        UserError: a fine-tuned model whose parts no class has.
+        UserError: a fine-tuned model with a head that no class has.
     """
     config = _config_of(found.config)
     task = None if found.task is None else tasks.load(found.task)
@@ -139,7 +139,7 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
         if family is heads.UnimoForSequenceClassification and not getattr(task, "labels", ()):
-            config.problem_type = "regression"  # else a pipeline would put the value through a sigmoid
+            config.problem_type = "regression"  # otherwise a pipeline applies a sigmoid
         if isinstance(head, task_models.SumHead):
             config.classifier_hidden_size = head.middle.out_features
         if isinstance(task, WritingTask):
@@ -156,7 +156,7 @@ def to_transformers(found: Source, *, dtype: torch.dtype) -> modeling.UnimoPreTr
 
 
 def _object_names(found: Source) -> dict[str, Any]:
-    """What the processor needs of a model that was taught with the names of detected objects."""
+    """Processor settings of a model trained with the names of detected objects."""
     objects = ObjectWords.of(found.config, found.assets, found.tokenizer)
     if objects is None:
         return {}
@@ -168,7 +168,7 @@ def _object_names(found: Source) -> dict[str, Any]:
 
 
 def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
-    """How a fine-tuned model writes, in transformers' words; blocked word trigrams have none there."""
+    """A fine-tuned model's decoding settings for transformers, which has none for blocking word trigrams."""
     settings = task.generation_settings(found.config, found.tokenizer)
     special = np.flatnonzero(Vocabulary.of(found.tokenizer).special).tolist()
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
@@ -185,7 +185,7 @@ def _generation_of(found: Source, task: WritingTask) -> GenerationConfig:
 
 
 def _labels_of(found: Source, task: Task | None, *, number: int) -> list[str]:
-    """What the outputs of a fine-tuned model's head mean, so many: answers, the task's labels, or numbers."""
+    """Names of the `number` outputs of a fine-tuned model's head: answers, the task's labels, or numbers."""
     names = [*getattr(task, "labels", ())]
     if "answers" in found.assets:
         names = strict_json.typed(list[str], found.assets["answers"], where=f"{ASSETS_FILE}: answers")

@@ -1,4 +1,4 @@
-"""`unimo convert`: the officially released parameters as a folder that this project and transformers read."""
+"""`unimo convert`: the officially released parameters as a folder for this project and transformers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from unimo_ds.utils.new_folder import refuse_occupied
 def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> tuple[Report, list[Path]]:
     """Write the parameters in `folder`, one file each, into the new folder `to`. Returns what matched, and the files written.
 
-    tokenizer: of RoBERTa (the release has no file of it that libraries read). Region heads and temperature are not released:
-    they are fresh, and the release's missing names are in the report.
+    tokenizer: RoBERTa's (the release has none in a form that libraries read). Region heads and temperature are not released:
+    they are newly initialised, and the report lists the missing names.
 
     Raises:
-        UserError: `to` holds something, a damaged or missing file, or a tokenizer of another size.
+        UserError: `to` is not empty, a damaged or missing file, or a tokenizer of another size.
     """
     refuse_occupied(to, option="--to")
     sizes = paddle.read_sizes(folder)

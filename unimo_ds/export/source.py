@@ -1,4 +1,4 @@
-"""A checkpoint of any kind with what its users need beside the weights: its tokenizer, its region extractor, its task."""
+"""A checkpoint of any kind with all that its use needs: model, tokenizer, region extractor, assets of its task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
 _WITHIN_A_TASK = (("train",), ("images",), ("images", "train"))
-"""Where the folder of a task's official files has data folders."""
+"""Paths of data folders within the folder of a task's official files."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Source:
     """A model on one device, in float32 and evaluation mode."""
 
     module: Unimo
-    """A `TaskModel` where it is fine-tuned."""
+    """A `TaskModel` if fine-tuned."""
     config: RunConfig
     files: CheckpointFiles
     tokenizer: Tokenizer
     extractor: RegionExtractor | None
-    """None where the model was trained on regions that were given, or its data is gone."""
+    """None if the model was trained on given regions, or if its data is gone."""
     device: torch.device
     assets: Mapping[str, Any] = field(default_factory=dict)
-    """Of its task."""
+    """Of its task: answer vocabulary, object names."""
 
     @property
     def task(self) -> str | None:
-        """What it is fine-tuned on; None: it is pre-trained."""
+        """Task of the fine-tuning; None: pre-trained."""
         return None if self.config.finetune is None else self.config.finetune.task
 
     @property
     def max_text_tokens(self) -> int:
-        """Of a text, its specials included."""
+        """Limit on tokens of a text, specials included."""
         return min(self.config.data.max_text_tokens, self.config.model.max_positions - FIRST_POSITION)
 
 
@@ -61,12 +61,12 @@ def load(
     extractor: Path | None = None,
     device: torch.device | None = None,
 ) -> Source:
-    """The model at `path`: a run, a checkpoint, an export, or what transformers saved; pre-trained or fine-tuned.
+    """The model at `path`: a run, a checkpoint, an export, or a folder saved by transformers; pre-trained or fine-tuned.
 
-    tokenizer, extractor: file or folder; None: what lies beside the model, or in the data of its run.
+    tokenizer, extractor: file or folder; None: those beside the model or in its run's data.
 
     Raises:
-        UserError: nothing there, damaged, a model of another kind, or no tokenizer that fits.
+        UserError: missing, damaged, a model of another kind, no matching tokenizer, or another region extractor.
     """
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
@@ -94,10 +94,10 @@ def load(
 
 
 def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor | None:
-    """That of its own patches; else beside the weights or the configuration, in the run's data, or where a fine-tuning started
-    from."""
+    """The one for the model's patches; otherwise the one beside the weights or configuration, in the run's data, or of the
+    model that a fine-tuning started from."""
     grid = resolution.grid_of(config)
-    if grid is not None and "extractor" in config.data.made_with:  # it is the one: the fingerprints agree
+    if grid is not None and "extractor" in config.data.made_with:  # the same extractor: the fingerprints agree
         return PatchExtractor(grid)
     for folder in (files.weights.parent, files.config.parent):
         if (folder / EXTRACTOR_FILE).is_file():
