@@ -1,4 +1,4 @@
-"""What the commands share: a parser of one form, the recipe's options, results as text or JSON."""
+"""Shared by the commands: parsers, the recipe's options, results as text or JSON."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def emit(result: dict[str, Any], text: str, target: str | None) -> None:
-    """Print the text, or the result as JSON where asked; a JSON file comes beside the printed text."""
+    """Print the text, or with `--json` the result as JSON; with a file name, print the text and write the JSON file."""
     if target == _TO_STDOUT:
         print(json.dumps(_plain(result), indent=2))
         return
-    # Commands are kept as they were given, whatever bytes that were. What took hours is told before a file may be refused.
+    # The text may quote a command with bytes that are not Unicode. Print first: hours of work must not be lost to a bad file.
     print(printable(text), flush=True)
     if target is not None:
         path = Path(target)
@@ -64,7 +64,7 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Without nan and infinities, which JSON lacks: they become null."""
+    """With null for nan and infinities, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

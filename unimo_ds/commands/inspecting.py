@@ -1,4 +1,4 @@
-"""`unimo inspect`: what lies in a folder, what a step reads, what the model gets of it."""
+"""`unimo inspect`: contents of a folder, the samples that a step reads, and what the model sees of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TAKES = {
     "batch": (*_STEPS, "step", "rank", "samples", "html"),
     "order": (*_STEPS, "step", "steps", "workers"),
 }
-"""Beside `--json`. Paths take `--samples` or `--html`."""
+"""Options besides `--json`. A path takes `--samples` or `--html`."""
 _DEFAULTS = {
     "sample": "0",
     "recipe": "demo",
@@ -74,7 +74,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--rank", type=int, metavar="R", help="batch: which rank's part (default 0)")
     steps.add_argument("--steps", metavar="A:B", help="order: steps A to B - 1, instead of --step")
     steps.add_argument("--workers", type=int, metavar="N", help="order: worker processes; the result is the same")
-    parser.set_defaults(**dict.fromkeys(_DEFAULTS))  # so that it can be told what was given
+    parser.set_defaults(**dict.fromkeys(_DEFAULTS))  # so that options given can be told from defaults
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -104,7 +104,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_ignored(arguments: argparse.Namespace) -> None:
-    """Raises UserError: options that what is to be shown has no use for."""
+    """Raises UserError: options without effect on what is to be shown."""
     known = {name for taken in _TAKES.values() for name in taken}
     given = [name for name, value in vars(arguments).items() if name in known and value not in (None, [])]
     takes = _TAKES.get(arguments.path, ("samples",) if arguments.html is None else ("html",))
@@ -130,9 +130,9 @@ def _inspect_sample(arguments: argparse.Namespace) -> None:
 
 
 def _write_page(path: Path, page: str) -> str:
-    """Returns a sentence about it."""
+    """Returns a sentence that names the file."""
     try:
-        path.write_text(printable(page), encoding="utf-8")  # a folder may have a name that is no Unicode
+        path.write_text(printable(page), encoding="utf-8")  # a folder's name may not be Unicode
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     return f"wrote {path} ({len(page):,} characters)"
@@ -158,7 +158,7 @@ def _inspect_batch(arguments: argparse.Namespace) -> None:
 
 
 def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus]:
-    """Settings and data of a run, or as the command line says."""
+    """Settings and data of a run, or those of the command line."""
     from unimo_ds.config_check import check
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus
@@ -174,7 +174,7 @@ def _config_and_corpus(arguments: argparse.Namespace) -> tuple[RunConfig, Corpus
             raise UserError(
                 f"{arguments.run_dir} is a fine-tuning; give the pre-training run whose steps are to be shown"
             )
-        cache = config.data.cache_dir or str(arguments.run_dir / "cache")  # where the run's training has one
+        cache = config.data.cache_dir or str(arguments.run_dir / "cache")  # the training run's own
         return config, Corpus.open(from_here(config.data.path, arguments.run_dir / CONFIG_FILE), cache_dir=cache)
     if arguments.data is None:
         raise UserError(f"unimo inspect {arguments.path} needs --data DIR, or --run-dir RUN")

@@ -58,13 +58,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "classification": {"prompt": None},
     "foils": {"benchmark": None, "images": None, "skip_missing": False},
 }
-"""What each kind of measurement takes alone, and what it is where it is not given."""
+"""Options that only one kind of measurement takes, with their defaults."""
 
 
 def _refuse_others(arguments: argparse.Namespace, kind: str) -> None:
     """
     Raises:
-        UserError: an option that this kind of measurement would not look at.
+        UserError: an option that this kind of measurement would ignore.
     """
     for other, options in _OPTIONS.items():
         for name, default in options.items():
@@ -159,7 +159,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
 def _finetune(arguments: argparse.Namespace) -> int:
     from unimo_ds.finetune.arguments import check
 
-    if is_alone(os.environ):  # several processes agree first, so that one of them tells it
+    if is_alone(os.environ):  # several processes agree first, so that only one reports
         check(arguments)
 
     from unimo_ds.finetune import command

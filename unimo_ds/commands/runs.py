@@ -63,7 +63,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     )
     emit(dataclasses.asdict(result), text.to_text(result), arguments.json)
     if corpus is not None:
-        # What training would refuse, before a queue has been waited through.
+        # Find what training would refuse before waiting in a queue.
         check(config)
         check_initial_weights(config.model)
         check_corpus(corpus, config)

@@ -1,4 +1,4 @@
-"""Taking a model along: `unimo export`, `convert`, `generate`."""
+"""Using a model elsewhere: `unimo export`, `convert`, `generate`."""
 
 from __future__ import annotations
 
