@@ -1,4 +1,4 @@
-"""Named runs: one function a file, each returning the whole configuration. `load(name)` finds one."""
+"""Named runs: one function per file, each returning a complete configuration. `load(name)` finds one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RUNS_ON = {
     "large_64xv100": (64, "v100"),
     "base_pixels_32xv100": (32, "v100"),
 }
-"""What each is meant for: processes, and hardware as `unimo plan` names it. A new recipe is a file here and a line of this."""
+"""What each is meant for: (processes, hardware as in `unimo plan`). A new recipe is a file here and a line above."""
 NAMES = tuple(RUNS_ON)
 
 
 class DataSizes(Protocol):
-    """What a recipe may take from the data (an opened corpus has all of it)."""
+    """Sizes that a recipe may take from the data (a `Corpus` has all of them)."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -43,10 +43,10 @@ class DataSizes(Protocol):
 
 
 def load(name: str) -> RunConfig:
-    """The recipe of that name.
+    """The recipe of this name.
 
     Raises:
-        UserError: no such recipe; the message names the nearest one.
+        UserError: no such recipe; the message names the nearest.
     """
     if name not in NAMES:
         raise UserError(f"unknown recipe {name!r}{nearest_name(name, NAMES)}")
@@ -72,8 +72,8 @@ def with_data(config: RunConfig, path: str) -> RunConfig:
 
 
 def without_unread(config: RunConfig) -> RunConfig:
-    """`config` as if the folders whose weight in `data.folder_weights` is 0 had not been named. Where nothing would be left, or
-    weights and folders are not equally many, it stays as it is, and is refused with the data.
+    """`config` without the folders whose weight in `data.folder_weights` is 0. If no folder would be left, or the numbers of
+    weights and folders differ, `config` is unchanged, and is refused later with the data.
     """
     weights, places = config.data.folder_weights, locations.split(config.data.path) if config.data.path else ()
     read = [number for number, weight in enumerate(weights) if weight]
@@ -88,23 +88,23 @@ def without_unread(config: RunConfig) -> RunConfig:
 
 
 def _folder_in(place: str, name: str) -> str:
-    """The data folder of that name in another folder; empty where there is none."""
+    """The data folder of that name in `place`; empty if there is none."""
     folder = Path(place) / name
     return str(folder) if (folder / "manifest.json").is_file() else ""
 
 
 def fit_to_data(config: RunConfig, corpus: DataSizes) -> RunConfig:
-    """`config` with the sizes that the recipe leaves at 0 taken from the data.
+    """`config` with sizes from the data where the recipe leaves them at 0.
 
     `model.vocabulary_size`, `model.region_feature_size` and `model.num_region_classes` belong to the tokenizer and the region
-    extractor, so recipes that start from scratch leave them at 0. Image layers need a position for each patch, and every patch.
-    Sizes that a recipe states are kept: whether they agree with the data is the loader's check, not this function's.
+    extractor, so recipes that start from scratch leave them at 0. Image layers need all patches, and a position for each.
+    Sizes that a recipe states are kept; `check_corpus`, not this function, compares them with the data.
     """
     model, data = config.model, config.data
     if model.num_image_layers and not model.region_tag_sizes:
         model = dataclasses.replace(model, region_tag_sizes=corpus.region_tag_sizes, patch_columns=corpus.patch_columns)
         data = dataclasses.replace(data, max_regions=max(data.max_regions, model.num_patches))
-    # A corpus of texts alone has no regions; a table of one unused row keeps the model's modules the same.
+    # A corpus with only texts has no regions; a table of one unused row keeps the model's modules the same.
     fitted = dataclasses.replace(
         model,
         vocabulary_size=model.vocabulary_size or corpus.vocabulary_size,

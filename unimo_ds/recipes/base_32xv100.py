@@ -1,7 +1,7 @@
 """sbatch slurm/base.sh        (or: deepspeed --hostfile HOSTS unimo_ds/train.py --recipe base_32xv100 --data DIR)
 
-The paper's base run: 32 V100 of 32 GB, fp16, RoBERTa-base start, 500,000 steps. `unimo plan --recipe base_32xv100` says what it
-costs. The paper does not publish its batch or its contrastive counts; those below are this project's choice.
+The paper's base run: 32 V100 of 32 GB, fp16, initialised from RoBERTa-base, 500,000 steps. `unimo plan --recipe base_32xv100`
+estimates its cost. The paper does not publish batch size and contrastive counts; those below are this project's choice.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from unimo_ds.config import (
 )
 
 SOURCE_WEIGHTS = {
-    # Pairs, by millions of training captions (the unit of UNIMO's and UNITER's statistics): a sample is an image with all its
-    # captions, so weighing by samples would starve Visual Genome's 48 captions per image.
+    # Pairs, in millions of training captions (the unit of UNIMO's and UNITER's statistics): a sample is an image with all its
+    # captions, so weighting by samples would underuse Visual Genome's 48 captions per image.
     "coco": 0.533,
     "vg": 5.06,
     "cc": 3.0,
     "sbu": 0.99,
-    # Texts, by gigabytes: BookCorpus with Wikipedia, and OpenWebText.
+    # Texts, in gigabytes: BookCorpus with Wikipedia, and OpenWebText.
     "books": 16.0,
     "web": 38.0,
-    # Images alone.
+    # Images without captions.
     "openimages": 1.0,
 }
 

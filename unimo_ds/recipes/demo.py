@@ -1,6 +1,6 @@
 """deepspeed --num_accelerators 2 unimo_ds/train.py        (about five minutes on two CPU cores)
 
-The whole path on generated scenes: a three-layer model learns, from nothing, to tell which caption belongs to which drawing.
+The whole path on generated scenes: a three-layer model learns, from scratch, which caption belongs to which drawing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def demo() -> RunConfig:
             max_positions=130,
             region_feature_size=0,
             num_region_classes=0,
-            # So few parameters see so few steps that dropout would only slow both learning and the machine down.
+            # With so few parameters and steps, dropout would only slow down learning and the machine.
             hidden_dropout=0.0,
             attention_dropout=0.0,
         ),
@@ -49,9 +49,9 @@ def demo() -> RunConfig:
         contrast=ContrastConfig(positives=1, sentence_negatives=1, phrase_negatives=1, word_negatives=1),
         optimizer=OptimizerConfig(peak_learning_rate=2e-3),
         schedule=ScheduleConfig(total_steps=400, warmup_steps=40),
-        # Nothing to shard in a model this small: stage 1 takes a fifth more time (docs/performance.md).
+        # Sharding does not pay in a model this small: ZeRO stage 1 takes a fifth more time (docs/performance.md).
         engine=EngineConfig(deepspeed_config="zero0_fp32", threads=1),
-        # A save holds the ranks up for a hundredth of a step.
+        # A save delays the ranks by a hundredth of a step.
         checkpoint=CheckpointConfig(every_steps=5, keep_last=2),
         evaluation=EvaluationConfig(every_steps=100, num_pairs=500),
         logging=LoggingConfig(every_steps=10, num_pictures=6, num_embeddings=200),

@@ -1,6 +1,6 @@
 """deepspeed --num_accelerators 1 unimo_ds/train.py --recipe single_gpu --data DIR --set model.initialize_from=roberta-base
 
-The base model on one GPU that has bfloat16 (compute capability 8 or more) and about 40 GB or more.
+The base model on one GPU with bfloat16 (compute capability 8 or higher) and at least about 40 GB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unimo_ds.config import (
 
 
 def single_gpu() -> RunConfig:
-    """12 layers of 768 in bfloat16 on one GPU; sizes of vocabulary and regions come from the data."""
+    """12 layers of 768 in bfloat16 on one GPU; the sizes of vocabulary and regions come from the data."""
     return RunConfig(
         recipe="single_gpu",
         run_dir="runs/single_gpu",

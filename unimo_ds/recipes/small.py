@@ -28,7 +28,7 @@ def small() -> RunConfig:
         recipe="small",
         run_dir="runs/small",
         model=ModelConfig(
-            # Twice the layers are more than twice the time, and half an hour buys more from visits (docs/experiments.md).
+            # Twice the layers take over twice the time; half an hour is better spent on more samples (docs/experiments.md).
             num_layers=2,
             hidden_size=256,
             num_heads=4,
@@ -41,16 +41,16 @@ def small() -> RunConfig:
             attention_dropout=0.0,
         ),
         data=DataConfig(
-            # Many small collections are pairs alone. Where there are texts or images too, give them a weight:
+            # Many small collections have only pairs. If there are texts or images too, give them a weight:
             # --set data.kind_weights.text=1 --set data.kind_weights.image=1
             kind_weights=KindWeights(image=0.0, text=0.0, pair=1.0),
             max_text_tokens=128,
             num_workers=1,
         ),
-        # From scratch, updates are dearer than negatives: half the batch and twice the steps found twice as much.
+        # From scratch, updates matter more than negatives: half the batch and twice the steps doubled recall.
         batch=BatchConfig(global_samples=64, micro_batch_tokens=16384),
         contrast=ContrastConfig(
-            # Encoded alone a rewrite costs its words, jointly a pass over the image as well.
+            # Encoded alone, a rewrite costs only its words; jointly, a pass over the image as well.
             rewrites="single",
             form="log_each",
             positives=2,
@@ -62,7 +62,7 @@ def small() -> RunConfig:
         ),
         optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, weight_decay=0.05),
         schedule=ScheduleConfig(total_steps=3000, warmup_steps=100),
-        # Nothing to shard in a model this small: stage 1 takes a fifth more time (docs/performance.md).
+        # Sharding does not pay in a model this small: ZeRO stage 1 takes a fifth more time (docs/performance.md).
         engine=EngineConfig(deepspeed_config="zero0_fp32", threads=1),
         checkpoint=CheckpointConfig(every_steps=250, keep_last=2),
         evaluation=EvaluationConfig(every_steps=250, num_pairs=500),
