@@ -1,5 +1,5 @@
-"""`unimo report`: the results that fine-tunings and evaluations left in folders, put into the paper's tables. Nothing is guessed:
-a cell is filled where one of its numbers was measured, and says from which file.
+"""`unimo report`: results of fine-tunings and evaluations, collected from folders, in the paper's tables. Nothing is guessed: a
+cell is filled only if one of its numbers was measured, and its files are named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 NOT_MEASURED = "–"
-"""A number of a cell whose other numbers were measured."""
+"""Stands for a number in a cell whose other numbers were measured."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Measured:
     """One number."""
 
     mean: float
-    """A share."""
+    """A fraction."""
     confidence_95: float | None
     seeds: int
     file: str
@@ -34,7 +34,7 @@ Results = Mapping[tuple[str, str, str], Measured]
 
 @dataclass(frozen=True)
 class Row:
-    """This project's figures of one model."""
+    """This project's figures for one model."""
 
     label: str
     results: Results = field(default_factory=dict)
@@ -44,7 +44,7 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
     """Every result below `folder`: `results.json` of `unimo finetune`, and what `unimo evaluate ... --json` wrote.
 
     Raises:
-        UserError: no folder, one without results, the same number from two files, or a measurement of a part of a split.
+        UserError: no folder, no results in it, the same number from two files, or a measurement of part of a split.
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give the one that holds the runs of `unimo finetune`")
@@ -75,7 +75,7 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
 
 @dataclass(frozen=True)
 class _Spread:
-    """A metric of several seeds."""
+    """A metric over several seeds."""
 
     mean: float
     confidence_95: float | None
@@ -83,7 +83,7 @@ class _Spread:
 
 @dataclass(frozen=True)
 class _Result:
-    """What the tables take of a result."""
+    """Fields of a result that the tables use."""
 
     task: str
     split: str
@@ -93,10 +93,10 @@ class _Result:
 
 
 def _result(path: Path) -> _Result | None:
-    """The content of a result's file; None for other JSON files, which runs have many of.
+    """Content of a result file; None for other JSON files, of which runs have many.
 
     Raises:
-        UserError: damaged, also where that hides what it was.
+        UserError: damaged, even if it may not be a result file.
     """
     cure = "restore it or move it out of the folder"
     values = strict_json.read(path, Any, cure=cure)
@@ -116,7 +116,7 @@ _RESULT_FIELDS = frozenset(_Result.__dataclass_fields__)
 
 
 def _of_spread(value: Any) -> Any:
-    """Without the median and its like."""
+    """Without the median and similar fields."""
     return (
         {name: value[name] for name in _Spread.__dataclass_fields__ if name in value}
         if isinstance(value, dict)
@@ -131,7 +131,7 @@ def _measured(value: _Spread | float, seeds: int, file: str) -> Measured:
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """Every table with its published rows and this project's; cells of ours as numbers with their files."""
+    """Every table with its published rows and this project's; this project's cells as numbers with their files."""
     return {
         "tables": [
             {
@@ -182,7 +182,7 @@ def _titles(table: Table) -> list[str]:
 
 
 def _parts(column: Column, results: Results) -> tuple[tuple[str, str], ...]:
-    """(split, metric) as the paper reports them; where none of them was measured, of the development split."""
+    """(split, metric) as the paper reports them; if none was measured, those of the development split."""
     if any((column.task, split, metric) in results for split, metric in column.parts):
         return column.parts
     return tuple(("dev", metric) for _, metric in column.parts)
@@ -218,7 +218,7 @@ def _number(one: Measured | None) -> str:
 
 
 def parse_row(text: str) -> Row:
-    """`LABEL=FOLDER` of the command line.
+    """Row from `LABEL=FOLDER` on the command line.
 
     Raises:
         UserError: no `=`, or as `read_results`.

@@ -1,6 +1,6 @@
-"""Layout of the paper's Tables 1 to 4 and what is published in them (the tables of the official release).
+"""Layout and published figures of the paper's Tables 1 to 4 (those of the official release).
 
-Published cells are written as there. A column says which measurement of a fine-tuning (`finetune/tasks/`) fills it.
+Published cells are copied verbatim. A column names the measurement of a fine-tuning (`finetune/tasks/`) that fills it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class Column:
     title: str
     task: str
     parts: tuple[tuple[str, str], ...]
-    """(split, metric) of each number of the cell, which slashes separate."""
+    """(split, metric) of each number in a cell; slashes separate them."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Table:
     title: str
     columns: tuple[Column, ...]
     published: tuple[tuple[str, tuple[str, ...]], ...]
-    """(model, cells); an empty cell is one that the paper leaves empty."""
+    """(model, cells); empty cells are empty in the paper too."""
 
 
 def _published(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
