@@ -1,1 +1,1 @@
-"""One file per format that a corpus may come in; `formats.py`, one folder up, knows them by name."""
+"""One file per corpus format; `formats.py`, one folder up, lists them by name."""

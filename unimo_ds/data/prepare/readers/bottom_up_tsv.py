@@ -1,4 +1,4 @@
-"""Region features in the TSV of bottom-up attention and its descendants: a line an image, arrays in base64 (float32, int64)."""
+"""Region features in the TSV of bottom-up attention and its successors: a line per image, arrays (float32, int64) in base64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 _KNOWN = {
     6: _PLAIN,
     7: (*_PLAIN, "cls_prob"),
-    # LXMERT's, with the detected class and attribute of every box.
+    # LXMERT's, with the detected class and attribute of each box.
     10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", *_PLAIN[3:]),
 }
 _NEEDED = frozenset(_PLAIN)
@@ -31,8 +31,8 @@ _ALL = _NEEDED | {"objects_id", "objects_conf", "attrs_id", "attrs_conf", "cls_p
 
 @dataclass(frozen=True)
 class BottomUpTsv(FeatureFiles):
-    """Files of lines `image_id, image_w, image_h, num_boxes, boxes, features` (bottom-up attention), of LXMERT's ten columns,
-    or of the columns that are named. A place is (number of the file, offset, size)."""
+    """Files with columns `image_id, image_w, image_h, num_boxes, boxes, features` (bottom-up attention), LXMERT's ten columns,
+    or those of `--feature-columns`. A place is (number of the file, offset, size)."""
 
     def items(self, report: Report) -> Iterator[Item]:
         if self.settings.feature_columns:
@@ -59,7 +59,7 @@ class BottomUpTsv(FeatureFiles):
 def parse_line(line: bytes, settings: ImportSettings) -> Detections:
     """
     Raises:
-        BadDetections: another number of columns, or a field that is not what it should be.
+        BadDetections: a wrong number of columns, or an invalid field.
     """
     fields = line.rstrip(b"\r\n").split(b"\t")
     columns = _named_columns(settings.feature_columns) if settings.feature_columns else _KNOWN.get(len(fields))
@@ -85,7 +85,7 @@ def parse_line(line: bytes, settings: ImportSettings) -> Detections:
 
 
 def _integers(field: bytes, number: int) -> NDArray[Any]:
-    """int64, or int32 where there are half as many bytes."""
+    """int64, or int32 if there are half as many bytes."""
     halves = from_base64(field, "<i4", number)
     return from_base64(field, "<i8", number)[:, 0] if halves.shape[1] == 2 else halves[:, 0].astype(np.int64)
 

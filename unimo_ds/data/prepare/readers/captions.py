@@ -1,4 +1,4 @@
-"""Captions as annotation files give them: what is none is left out and named in the report."""
+"""Captions of annotation files; invalid ones are left out and named in the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from unimo_ds.utils.printable import is_unicode
 
 
 def caption_of(value: object, name: str, report: Report) -> str | None:
-    """A caption without the white space around it; None, and named in the report, where there is none."""
+    """A caption without surrounding white space; None if it is invalid, which the report then names."""
     if value is not None and not isinstance(value, str):
         report.skip("a caption that is not a text", name)
     elif value is None or not value.strip():

@@ -1,4 +1,4 @@
-"""COCO captions (captions_train2017.json and its like): images and annotations that name them by id."""
+"""COCO captions (captions_train2017.json and similar): images, and annotations that refer to them by id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHAT = "a COCO captions file"
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
-        UserError: a file of another form.
+        UserError: a file in another format.
     """
     for path in settings.captions:
         captions: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Lists of millions of small values, of which Python's objects would take ten times the memory of their text."""
+"""Lists of millions of small values, which as Python objects would take ten times the memory of their text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, overload
 
 
 class CompactList(Sequence[Any]):
-    """Values that JSON can hold, as their text in one piece of memory; made anew (tuples as lists) when they are asked for."""
+    """JSON values, stored as text in one piece of memory and parsed at each access (tuples become lists)."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self._text, self._ends = bytearray(), array("q", [0])
@@ -17,7 +17,7 @@ class CompactList(Sequence[Any]):
             self.append(value)
 
     def append(self, value: Any) -> None:
-        # Names of files need not be Unicode.
+        # File names need not be Unicode.
         self._text += json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
         self._ends.append(len(self._text))
 

@@ -1,6 +1,6 @@
-"""What a detector left behind, as region features of this project: checked, boxes as shares, the likeliest classes.
+"""A detector's output as region features of this project: checked, boxes as fractions, the likeliest classes.
 
-Features are bound to the detector that made them: two of them in one folder are refused, unless they are given one name.
+Features are tied to their detector: two detectors in one folder are refused, unless they are given the same name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.data.schema import Regions
 
 MIN_CONFIDENCE, FEWEST_REGIONS, MOST_REGIONS = 0.2, 10, 100
-"""Boxes kept, as in the paper, where a file holds more and says how sure the detector was."""
+"""Boxes kept, as in the paper, if a file holds more and has confidences."""
 _OVERSHOOT = 0.02
-"""Boxes may leave the image by this share, as detectors' boxes do, and are cut to it."""
+"""Boxes may exceed the image by this fraction, as detectors' boxes do; they are clipped."""
 LARGEST_SHARE = 2.0
-"""Boxes of an image that lie within it are no pixels: some writers keep the size beside boxes that are shares already."""
+"""Boxes with no larger coordinate are not in pixels: some writers store the size beside boxes that are already fractions."""
 _LARGEST_HALF = 65504.0
 
 Floats = NDArray[np.floating[Any]]
@@ -40,12 +40,12 @@ class BadDetections(ValueError):
 
 @dataclass(frozen=True)
 class Detections:
-    """One image's regions as their file has them; any number of boxes."""
+    """One image's regions as stored in their file; any number of boxes."""
 
     features: Floats
     """[R, F]"""
     boxes: Floats
-    """[R, 4] x1, y1, x2, y2, in pixels where `size` is given (unless they are within `LARGEST_SHARE`), else as shares."""
+    """[R, 4] x1, y1, x2, y2, in pixels if `size` is given (unless none exceeds `LARGEST_SHARE`), otherwise as fractions."""
     size: tuple[float, float] | None = None
     """Width and height of the image."""
     class_ids: NDArray[Any] | None = None
@@ -53,18 +53,18 @@ class Detections:
     confidences: Floats | None = None
     """[R] its confidence."""
     probabilities: Floats | None = None
-    """[R, C] the detector's whole distribution, where it was stored."""
+    """[R, C] the detector's whole distribution, if stored."""
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """`Pictures` whose region features were made elsewhere."""
+    """`Pictures` with region features made elsewhere."""
 
     settings: ImportSettings
 
     @property
     def held_regions(self) -> HeldRegions:
-        """What the manifest says of them."""
+        """Their entry in the manifest."""
         settings = self.settings
         name = settings.feature_name or settings.features_format
         about = f"held:{name}:{settings.feature_size}:{settings.num_classes}:{settings.max_classes}"
@@ -74,10 +74,10 @@ class FeatureFiles:
 def to_regions(found: Detections, settings: ImportSettings) -> Regions:
     """The regions of one image: float16 features, boxes within [0, 1], `max_classes` classes with their probabilities.
 
-    A class that is not known has probability 0, and so no part in any loss; none is ever invented.
+    An unknown class has probability 0, and so no part in any loss.
 
     Raises:
-        BadDetections: saying what is wrong, by kind.
+        BadDetections: with the kind of problem as its reason.
     """
     features, boxes = np.asarray(found.features), np.asarray(found.boxes, np.float64)
     num_regions = len(features) if features.ndim == 2 else 0
@@ -118,7 +118,7 @@ def to_regions(found: Detections, settings: ImportSettings) -> Regions:
 
 
 def _chosen(confidences: Floats | None, num_regions: int) -> NDArray[np.int64]:
-    """Regions kept, in their order: all that are sure enough, at least ten, at most a hundred."""
+    """Indices of the regions kept, in order: all above the confidence limit, at least ten, at most a hundred."""
     if confidences is None or num_regions <= FEWEST_REGIONS:
         if num_regions > MAX_REGIONS:
             raise BadDetections("more regions than a shard may hold", f"{num_regions}")
@@ -164,10 +164,10 @@ def _check_shares(probabilities: Floats) -> None:
 
 
 def from_base64(text: bytes | str, dtype: str, rows: int) -> NDArray[Any]:
-    """[rows, as many as there are] numbers in base64.
+    """[rows, numbers per row], decoded from base64.
 
     Raises:
-        BadDetections: not base64, or not the same number for every row.
+        BadDetections: not base64, or rows of unequal length.
     """
     try:
         content = base64.b64decode(text, validate=True)

@@ -1,7 +1,7 @@
 """Region features in HDF5, in the two layouts in use.
 
-A group an image (volta, VL-T5): /ID/features, /ID/boxes, /ID/img_w, /ID/img_h, and perhaps obj_id, obj_conf, cls_prob.
-A column a field: /image_id, /features [n, R, F], /boxes [n, R, 4], and perhaps num_boxes, image_w, image_h, objects_id,
+One group per image (volta, VL-T5): /ID/features, /ID/boxes, /ID/img_w, /ID/img_h, optionally obj_id, obj_conf, cls_prob.
+One array per field: /image_id, /features [n, R, F], /boxes [n, R, 4], optionally num_boxes, image_w, image_h, objects_id,
 objects_conf, cls_prob.
 """
 
@@ -39,12 +39,12 @@ _SPELLINGS = {
 
 
 _DAMAGE = (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)
-"""What h5py raises on arrays that are damaged, missing, too short or no arrays."""
+"""Raised by h5py for arrays that are damaged, missing, too short or not arrays."""
 
 
 @dataclass(frozen=True)
 class Hdf5(FeatureFiles):
-    """One or several files. A place is (number of the file, row), the row -1 where images are groups."""
+    """One or several files. A place is (number of the file, row); the row is -1 if images are groups."""
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.settings.features):
@@ -90,7 +90,7 @@ def _text(name: object) -> str:
 def _detections(group: Mapping[str, Any], row: int) -> Detections:
     """
     Raises:
-        BadDetections: features or boxes are missing, or not numbers.
+        BadDetections: features or boxes are missing or not numbers.
     """
     arrays: dict[str, Any] = {}
     for field in ("features", "boxes", "num_boxes", "width", "height", "class_ids", "confidences", "probabilities"):
@@ -102,7 +102,7 @@ def _detections(group: Mapping[str, Any], row: int) -> Detections:
             arrays[field] = array
     if "features" not in arrays or "boxes" not in arrays:
         raise BadDetections("an image without features and boxes", f"it has {', '.join(sorted(arrays)) or 'nothing'}")
-    # Columns are padded to the most regions of any image.
+    # Arrays over all images are padded to the largest number of regions.
     present = int(arrays["num_boxes"]) if "num_boxes" in arrays and arrays["num_boxes"].ndim == 0 else None
     if present is not None and not 0 <= present <= len(arrays["features"]):
         raise BadDetections("another number of boxes than of rows", f"{present}, {len(arrays['features'])} rows")
@@ -130,7 +130,7 @@ def _member(group: Mapping[str, Any], field: str) -> Any:
 def _open(path: Path) -> Any:
     """
     Raises:
-        UserError: this is not HDF5.
+        UserError: not HDF5.
     """
     import h5py
 

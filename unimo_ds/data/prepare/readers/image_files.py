@@ -1,4 +1,4 @@
-"""Encoded images in folders and tars, read where they lie: one positioned read an image, nothing is extracted."""
+"""Encoded images in folders and tars, read in place: one positioned read per image, nothing is extracted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 
 @dataclass(frozen=True)
 class ImageFiles(Pictures):
-    """The images of folders (with their subfolders) and of tars.
+    """Images in folders (with subfolders) and tars.
 
-    A place is (number of the path, offset, size) for a tar and (number of the path,) for a folder.
+    A place is (number of the path, offset, size) for a tar, (number of the path,) for a folder.
     """
 
     paths: tuple[Path, ...]
     without_suffix: bool = False
-    """Also take files without any suffix, as some downloaders name images."""
+    """Also accept files without a suffix, since some downloaders name images so."""
 
     def items(self, report: Report) -> Iterator[Item]:
         for number, path in enumerate(self.paths):
@@ -87,7 +87,7 @@ class ImageFiles(Pictures):
 
 
 def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """(relative name, entry) of everything in a folder and its subfolders but these, in the order of the paths' parts.
+    """(relative name, entry) of all files in a folder and its subfolders, ordered by the parts of their paths.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -105,10 +105,10 @@ def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, os.DirEn
 
 
 def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
-    """Headers of all members but folders, in their order; contents are passed over.
+    """Headers of all members but folders, in order; contents are skipped.
 
     Raises:
-        UserError: not a plain tar, or a damaged or cut one.
+        UserError: not a plain tar, or damaged or truncated.
     """
     with open_file(path) as stream:
         start = stream.read(6)
@@ -125,7 +125,7 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
                     archive.members = []  # type: ignore[attr-defined]
                     if not member.isdir():
                         yield member
-                # A damaged or cut header ends `tarfile`'s walk as quietly as the end mark does.
+                # `tarfile` stops at a damaged or truncated header as silently as at the end marker.
                 stream.seek(archive.offset)
                 if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"no header at byte {archive.offset}")
@@ -134,7 +134,7 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
 
 
 def refusal(member: tarfile.TarInfo) -> str | None:
-    """Why a tar member is not taken; None: it is."""
+    """Why a tar member is refused; None: accepted."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "a tar member that points outside"
@@ -159,7 +159,7 @@ def open_file(path: Path) -> BinaryIO:
 def read_extent(stream: BinaryIO, path: Path, offset: int, size: int) -> bytes:
     """
     Raises:
-        UserError: the file ends before.
+        UserError: the file ends earlier.
     """
     stream.seek(offset)
     content = stream.read(size)

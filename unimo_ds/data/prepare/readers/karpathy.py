@@ -1,4 +1,4 @@
-"""Karpathy's splits (dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json): sentences and split of every image."""
+"""Karpathy's splits (dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json): sentences and split of each image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.json_entries import objects_under
 
 TRAINING_SPLITS = ("train", "restval")
-"""Taken where no split is asked for; the others are test images of downstream tasks."""
+"""The default; the other splits are test images of downstream tasks."""
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
-        UserError: a file of another form, or a split that no image has.
+        UserError: a file in another format, or a split without images.
     """
     wanted = settings.splits or TRAINING_SPLITS
     present: Counter[str] = Counter()

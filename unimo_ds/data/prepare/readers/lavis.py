@@ -1,4 +1,4 @@
-"""The annotation files of LAVIS, ALBEF and BLIP: a JSON list of objects with `image` and `caption`, which may be a list."""
+"""Annotation files of LAVIS, ALBEF and BLIP: a JSON list of objects with `image` and `caption` (a text or a list)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHAT = "an annotation file of LAVIS"
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """
     Raises:
-        UserError: a file of another form.
+        UserError: a file in another format.
     """
     for path in settings.captions:
         captions: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Names of images: `train2014/COCO_train2014_000000000009.jpg` here, `9` there. Joining and excluding compare them."""
+"""Matching different names of one image, such as `train2014/COCO_train2014_000000000009.jpg` and `9`, to join and exclude."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stem(name: str) -> str:
 
 
 def number_of(name: str) -> int | None:
-    """The number that a name ends in: `COCO_train2014_000000000009.jpg` -> 9."""
+    """The number at the end of a name: `COCO_train2014_000000000009.jpg` -> 9."""
     match = _TRAILING_NUMBER.search(stem(name))
     return int(match[1]) if match else None
 
@@ -39,10 +39,10 @@ def number_of(name: str) -> int | None:
 class Annotations:
     """Captions, found by any name of their image.
 
-    Names are tried from the most exact to the least: the relative name, the file name, the file name without suffix, and, where
-    the annotation has a number in which its own file name ends, the number that a file name ends in: an id that is counted apart
-    from names says nothing of a hash that ends in it. A spelling that two annotations share finds neither, so that no image gets
-    the captions of another.
+    Names are tried from most to least exact: relative name, file name, file name without suffix, number at the end of the file
+    name. The last only if the annotation's own file name ends in its number: otherwise that number has nothing to do with file
+    names, and a hash may end in it by chance. A spelling shared by two annotations matches neither, so that no image gets
+    another's captions.
     """
 
     def __init__(self, annotations: Iterable[Annotation]) -> None:
@@ -52,7 +52,7 @@ class Annotations:
         for one in annotations:
             first = known.get(clean(one.names[0]), -1)
             if first >= 0:
-                # An image may come in several lines or files: its captions belong together.
+                # Captions of one image may be spread over several lines or files.
                 self._further.setdefault(first, []).extend(one.captions)
                 continue
             for name in one.names:
@@ -68,10 +68,10 @@ class Annotations:
         return Annotation(tuple(names), tuple(captions), number, tuple(known_as))
 
     def find(self, names: Sequence[str]) -> tuple[array[int], bytearray]:
-        """For images of these names: the positions of their annotations, -1 where there is none, and how far the spelling had to
-        be stretched.
+        """For images with these names: positions of their annotations (-1: none), and ranks of the spelling that matched, from
+        exact (0) to least exact (3).
 
-        Of millions, the table of one spelling is held at a time.
+        To save memory with millions of names, only one spelling's table exists at a time.
         """
         positions, ranks = array("q", [-1]) * len(names), bytearray(len(names))
         left: Sequence[int] = range(len(names))
@@ -95,10 +95,10 @@ def _enter(table: dict[Any, int], key: Any, position: int) -> None:
 
 
 class Exclusion:
-    """Images that must not enter, by any of their names.
+    """Images to be excluded, by any of their names.
 
-    A line that is a number excludes every image that has it as an id or at the end of its name: leaving out one image too many
-    costs nothing, training on one test image spoils a result.
+    A number excludes every image with this id, or this number at the end of its name: excluding an image too many costs
+    nothing, training on a test image spoils a result.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -114,7 +114,7 @@ class Exclusion:
         return len(self._spellings) + len(self._numbers)
 
     def holds_name(self, name: str) -> bool:
-        """Whether a line names it; numbers are not compared."""
+        """Whether it is excluded by name; numbers are not compared."""
         return clean(name) in self._spellings or stem(name) in self._spellings
 
     def holds(self, name: str, annotation: Annotation | None = None) -> bool:
@@ -128,10 +128,10 @@ class Exclusion:
 def read_exclusion(paths: Iterable[Path]) -> Exclusion:
     """The images named in lists (first column of each line) and JSON files.
 
-    Of a JSON with Karpathy's splits, the images of val and test count; any other JSON must be a list of names or ids.
+    JSON with Karpathy's splits excludes its val and test images; any other JSON must be a list of names or ids.
 
     Raises:
-        UserError: a file that cannot be read or is not UTF-8, or names nothing.
+        UserError: a file that cannot be read, is not UTF-8, or names no image.
     """
     names: list[str] = []
     for path in paths:
@@ -164,7 +164,7 @@ def _names_in_json(path: Path) -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Content of a JSON file.
 
     Raises:
         UserError: it cannot be read or parsed.

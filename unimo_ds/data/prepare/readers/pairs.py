@@ -1,4 +1,4 @@
-"""Images or region features joined with the captions of an annotation file: pairs; or alone, without one: images."""
+"""Pairs: images or region features joined with the captions of an annotation file. Without such a file: images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _OfPictures:
 
 @dataclass(frozen=True)
 class AnnotatedPictures(_OfPictures):
-    """Pictures with their captions. Those without a caption are left out and named, captions without a picture too."""
+    """Pictures with their captions. Pictures without captions, and captions without a picture, are left out and reported."""
 
     read_annotations: AnnotationFile
 
@@ -50,7 +50,7 @@ class AnnotatedPictures(_OfPictures):
             names.append(item.name)
             places.append(item.place)
         positions, ranks = annotations.find(names)
-        # Of several pictures that may be meant, the one whose name fits best; of equals the first.
+        # If several pictures match an annotation, take the one whose name fits best; among equals the first.
         best = array("q", [-1]) * len(annotations)
         for i, position in enumerate(positions):
             if position >= 0 and (best[position] < 0 or ranks[i] < ranks[best[position]]):

@@ -1,4 +1,4 @@
-"""Texts in Parquet files, such as the data sets of Hugging Face: one column of strings, a row group at a time."""
+"""Texts in Parquet files, such as Hugging Face datasets: one column of strings, read by row group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unimo_ds.utils.errors import UserError
 DEFAULT_COLUMN = "text"
 _ROWS = 1024
 _DAMAGE = (OSError, ValueError, NotImplementedError)
-"""One of which every error of pyarrow is."""
+"""Base classes of all pyarrow errors."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What all importers have in common: a corpus is planned as parts, and a part gives plain records.
+"""Common to all importers: a corpus is planned as parts, and each part yields plain records.
 
-A part is a value that JSON can hold, and everything that its records need is in it and in the reader, so that any process can
-read any part, at any time, with the same result. Planning reads names, captions and offsets; it never reads an image.
+A part is a JSON value. Part and reader together hold all that reading the records needs, so that any process can read any part
+at any time with the same result. Planning reads names, captions and offsets, never an image.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.schema import Regions
 
 PART_ITEMS = 1000
-"""Images of a part, and so of a shard."""
+"""Images per part, and so per shard."""
 
 Part = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image with or without captions, or one text, as its corpus has it."""
+    """One image with or without captions, or one text, as stored in its corpus."""
 
     name: str
-    """Its id in the corpus, for the report and for people; relative file name, key or number."""
+    """Its id in the corpus, for the report: relative file name, key or number."""
     text: str | None = None
     captions: tuple[str, ...] = ()
     image: bytes | None = None
-    """Encoded, not yet looked at."""
+    """Encoded, not yet checked."""
     regions: Regions | None = None
-    """Where the corpus holds region features."""
+    """If the corpus holds region features."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class HeldRegions:
-    """The detector behind region features that a corpus brings along."""
+    """The detector that made a corpus's own region features."""
 
     fingerprint: str
     """16 hexadecimal digits."""
@@ -44,31 +44,31 @@ class HeldRegions:
 
 
 class Reader(Protocol):
-    """A corpus in one format. Readers are small values: they are sent to other processes."""
+    """A corpus in one format. Readers are small, since they are sent to other processes."""
 
     @property
     def held_regions(self) -> HeldRegions | None:
-        """Of what kind the region features are that records come with; None: an extractor makes them of the images."""
+        """The detector of the records' region features; None: they have none, and an extractor makes them from the images."""
         return None
 
     def parts(self, report: Report) -> Iterator[Part]:
-        """The corpus in parts, in a fixed order; a part of images has a list of them under `items`.
+        """The corpus in parts, in a fixed order; a part with images lists them under `items`.
 
         Raises:
-            UserError: inputs that are not of the format.
+            UserError: inputs in another format.
         """
         ...
 
     def records(self, part: Part, report: Report) -> Iterator[Record]:
-        """The records of a part; whatever cannot be given is named in the report.
+        """The records of a part; the report names those that cannot be read.
 
         Raises:
-            UserError: an input that changed or vanished since it was planned.
+            UserError: an input that changed or vanished since planning.
         """
         ...
 
     def texts(self, part: Part) -> Iterator[str]:
-        """Captions or texts of a part, to learn a tokenizer from, without reading images."""
+        """Captions or texts of a part, for training a tokenizer, without reading images."""
         for record in self.records(part, Report()):
             if record.text is not None:
                 yield record.text
@@ -76,15 +76,15 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Annotation:
-    """The captions of one image, as an annotation file has them."""
+    """The captions of one image in an annotation file."""
 
     names: tuple[str, ...]
-    """What the image may be called: file name first."""
+    """Possible names of the image, file name first."""
     captions: tuple[str, ...]
     number: int | None = None
-    """Its id, where ids are numbers."""
+    """Its id, if ids are numbers."""
     known_as: tuple[str, ...] = ()
-    """Its ids in other collections: for exclusion alone."""
+    """Its ids in other collections, only for exclusion."""
 
 
 Place = Sequence[Any]
@@ -95,7 +95,7 @@ class Item(NamedTuple):
 
     name: str
     place: Place
-    """Where it lies; a value that JSON can hold."""
+    """Where to read it: a JSON value."""
 
 
 class Pictures(Protocol):
@@ -114,5 +114,5 @@ class Pictures(Protocol):
         ...
 
     def read(self, items: Sequence[Item], report: Report) -> Iterator[tuple[int, Record]]:
-        """(number within `items`, record) of those that can be read; the others are named in the report."""
+        """(index into `items`, record) of each one that can be read; the report names the others."""
         ...

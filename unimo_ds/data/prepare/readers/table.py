@@ -1,4 +1,4 @@
-"""Captions in a plain table: lines `file<TAB>caption` or rows `file,caption`, a file as often as it has captions."""
+"""Captions in a plain table of lines `file<TAB>caption` or rows `file,caption`, one per caption."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
 
 _Rows = Callable[[Path, Report], Iterator[tuple[int, list[str]]]]
-"""Number of a line and its columns."""
+"""Line numbers with the columns of each line."""
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """Lines `file<TAB>caption`.
 
     Raises:
-        UserError: unreadable, or no line of this form.
+        UserError: unreadable, or no such line.
     """
     return _annotations(settings, report, _lines, "line", "file<TAB>caption")
 
 
 def read_csv(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """Rows `file,caption` of CSV, captions with commas in quotes.
+    """CSV rows `file,caption`; captions with commas are quoted.
 
     Raises:
-        UserError: unreadable, no row of this form, or quotes that never end.
+        UserError: unreadable, no such row, or unclosed quotes.
     """
     return _annotations(settings, report, _csv_rows, "row", "file,caption")
 
@@ -44,7 +44,7 @@ def _annotations(settings: ImportSettings, report: Report, rows: _Rows, noun: st
 
 
 def _captions(path: Path, rows: _Rows, report: Report, problem: str) -> dict[str, list[str]]:
-    """File name -> its captions, in the file's order. They keep every character between their first and last visible one."""
+    """File name -> its captions, in the table's order, without surrounding white space but otherwise unchanged."""
     captions: dict[str, list[str]] = {}
     for number, columns in rows(path, report):
         where = f"{path.name}:{number}"

@@ -1,6 +1,6 @@
-"""Text files in parts of some megabytes: lines, columns of a TSV, paragraphs, JSON lines, and articles under headings.
+"""Text files in parts of some megabytes: lines, a column of a TSV, paragraphs, JSON lines, or articles under headings.
 
-A part is a run of bytes that begins and ends between two texts, so that a file of any size is read by many processes.
+A part is a byte range that starts and ends between two texts, so that many processes can read a file of any size.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import is_unicode
 
 PART_BYTES = 4 * 2**20
-"""Of text: about as many bytes as a shard of images has samples' texts, and some seconds of work."""
+"""Bytes of text per part: some seconds of work."""
 _HEADING = re.compile(r"\s*((?:=\s?)+)(?=[^=\s])(.*[^=\s])\s*((?:\s?=)+)\s*")
 _Lines = Iterator[tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class TextFiles(Reader):
-    """Texts of files in one of the forms below."""
+    """Texts from files in one of the forms below."""
 
     settings: ImportSettings
     form: str
@@ -81,10 +81,10 @@ def _is_heading(line: bytes) -> bool:
 
 
 def _boundary(stream: BinaryIO, wanted: int, size: int, starts_text: Callable[[bytes], bool] | None) -> int:
-    """Where a part may end, at or behind `wanted`: between two lines, and before one that begins a text."""
+    """Where a part may end, at or after `wanted`: between two lines, and before one that starts a text."""
     if wanted >= size:
         return size
-    # From the byte before, so that a line which begins at `wanted` itself is seen to begin.
+    # From the byte before, so that a line starting exactly at `wanted` is found.
     stream.seek(wanted - 1)
     stream.readline()
     end = stream.tell()
@@ -97,7 +97,7 @@ def _boundary(stream: BinaryIO, wanted: int, size: int, starts_text: Callable[[b
 
 
 def _lines(path: Path, start: int, end: int, report: Report) -> _Lines:
-    """(offset, line without its end) of the lines of a part; what is not UTF-8 is named."""
+    """(offset, line without its end) of each line of a part; the report names lines that are not UTF-8."""
     with open_file(path) as stream:
         stream.seek(start)
         offset = start
@@ -113,7 +113,7 @@ def _lines(path: Path, start: int, end: int, report: Report) -> _Lines:
 
 
 def _paragraphs(lines: _Lines) -> _Lines:
-    """Lines up to an empty one, joined by spaces."""
+    """Lines up to an empty line, joined by spaces."""
     waiting: list[str] = []
     first = 0
     for offset, line in lines:
@@ -128,7 +128,7 @@ def _paragraphs(lines: _Lines) -> _Lines:
 
 
 def _sections(lines: _Lines, report: Report) -> _Lines:
-    """What stands between two headings, paragraphs joined by spaces; headings themselves are no sentences and are left out."""
+    """Text between two headings, its paragraphs joined by spaces. Headings are left out, since they are not sentences."""
     waiting: list[str] = []
     first = 0
     for offset, line in lines:

@@ -1,4 +1,4 @@
-"""Huge tables whose lines are found by their places: one field of a line may be half a megabyte of base64."""
+"""Locating the lines of huge tables, in which a single field may be half a megabyte of base64."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _LONGEST_ID = 4096
 class Line(NamedTuple):
     offset: int
     size: int
-    """Bytes, line end included."""
+    """In bytes, line end included."""
     name: str
     """The first field."""
 
 
 def find_lines(path: Path, report: Report, *, header: frozenset[str] = frozenset()) -> Iterator[Line]:
-    """Places of all lines: from `FILE.lineidx` beside the table (the offset of each line), where there is one, or by reading
-    it through.
+    """Places of all lines, from `FILE.lineidx` beside the table (the offset of each line) if it exists, otherwise by reading
+    the table.
 
-    header: first fields that make a line a header, to be passed over.
+    header: values of the first field that mark a header line, which is skipped.
 
     Raises:
-        UserError: unreadable, or an index that does not belong to the table.
+        UserError: unreadable, or an index that does not match the table.
     """
     index = path.with_suffix(".lineidx")
     for line in _indexed(path, index) if index.is_file() else _scanned(path):

@@ -1,7 +1,7 @@
 """Region features in UNITER's LMDB: key `coco_train2014_000000000009.npz`, value an .npz or a msgpack map of arrays.
 
-Only arrays of numbers are taken. A database of pickles (as volta's and ViLBERT's tools write) runs code when it is read; it is
-refused by name.
+Only arrays of numbers are accepted. A database of pickles (as from the tools of volta and ViLBERT) runs code when read; it is
+refused with an explanation.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class UniterLmdb(FeatureFiles):
 def parse_value(value: bytes) -> Detections:
     """
     Raises:
-        BadDetections: neither .npz nor msgpack, arrays that are missing, or anything but numbers in them.
+        BadDetections: neither .npz nor msgpack, missing arrays, or arrays of anything but numbers.
     """
     arrays = _from_npz(value) if value[:2] == b"PK" else _from_msgpack(value)
     missing = [name for name in ("features", "norm_bb") if name not in arrays]
     if missing:
         raise BadDetections("a value without features and norm_bb", f"it has {', '.join(sorted(arrays)) or 'nothing'}")
     boxes = arrays["norm_bb"]
-    # norm_bb is x1, y1, x2, y2 and then width, height.
+    # norm_bb is x1, y1, x2, y2, width, height.
     return Detections(
         features=arrays["features"],
         boxes=boxes[:, :4] if boxes.ndim == 2 else boxes,
@@ -107,7 +107,7 @@ def _from_npz(value: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _from_msgpack(value: bytes) -> dict[str, NDArray[Any]]:
-    """Arrays as msgpack-numpy writes them: maps of nd, type, shape and data. No extension type is decoded, no object made."""
+    """Arrays as written by msgpack-numpy: maps of nd, type, shape and data. No extension types are decoded, no objects made."""
     import msgpack
 
     try:
@@ -147,10 +147,10 @@ def _refuse_pickles(path: Path, value: bytes) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """A transaction.
+    """A read transaction.
 
     Raises:
-        UserError: this is no database, or one that is cut or damaged.
+        UserError: not a database, or truncated or damaged.
     """
     import lmdb
 
@@ -167,7 +167,7 @@ def _reading(path: Path) -> Iterator[Any]:
 
 
 def _refuse_cut(path: Path, needed: int) -> None:
-    """Pages that are not there end the process by a signal when they are read."""
+    """Refuse a truncated database: reading a missing page would kill the process by a signal."""
     file = path / "data.mdb" if path.is_dir() else path
     size = file.stat().st_size
     if size < needed:

@@ -1,8 +1,8 @@
-"""Captions with the URLs of their images: Conceptual Captions (caption<TAB>url), and SBU as a table, a JSON or two lists.
+"""Captions with the URLs of their images: Conceptual Captions (caption<TAB>url), and SBU as a table, JSON or two lists.
 
-Such a corpus is a list of links; everybody's downloader names the files in its own way. `--image-name` says how, as a pattern:
+Such a corpus is a list of links, and each downloader names the files differently. `--image-name` gives the pattern:
 
-    {url_file}   last part of the URL's path (the default): SBU's photographs have unique ones
+    {url_file}   last part of the URL's path (the default); unique for SBU's photographs
     {line}       number of the line, from 0; {line:09d} pads it
     {crc32}      CRC-32 of the URL in decimal, as in Google's example downloader: "{line}_{crc32}"
     {md5}        MD5 of the URL in hexadecimal
@@ -28,10 +28,10 @@ DEFAULT_NAME = "{url_file}"
 
 
 def conceptual_captions(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """Lines `caption<TAB>url`; several files count their lines on.
+    """Lines `caption<TAB>url`, numbered through over several files.
 
     Raises:
-        UserError: unreadable, or a wrong name pattern.
+        UserError: unreadable, or an invalid name pattern.
     """
     return _annotations(settings, report, _table_rows(settings.captions, report))
 
@@ -41,7 +41,7 @@ def sbu(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     table of caption<TAB>url.
 
     Raises:
-        UserError: unreadable, lists of different length, or a wrong name pattern.
+        UserError: unreadable, lists of different lengths, or an invalid name pattern.
     """
     paths = settings.captions
     if all(path.suffix == ".json" for path in paths):
@@ -55,7 +55,7 @@ def sbu(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
 
 class _Row(NamedTuple):
     line: int
-    """From 0, over all files."""
+    """From 0, numbered through over all files."""
     where: str
     url: str
     caption: object
@@ -63,7 +63,7 @@ class _Row(NamedTuple):
 
 def _annotations(settings: ImportSettings, report: Report, rows: Iterator[_Row]) -> Iterator[Annotation]:
     pattern = settings.image_name or DEFAULT_NAME
-    image_name("http://example.org/a.jpg", 0, pattern)  # a wrong pattern is refused before anything is read
+    image_name("http://example.org/a.jpg", 0, pattern)  # refuse an invalid pattern before reading anything
     for row in rows:
         caption = caption_of(row.caption, row.where, report)
         if not row.url:
@@ -73,10 +73,10 @@ def _annotations(settings: ImportSettings, report: Report, rows: Iterator[_Row])
 
 
 def image_name(url: str, line: int, pattern: str) -> str:
-    """The file name that a pattern gives to the image of a line.
+    """The file name of a line's image according to a pattern; the URL if that is empty.
 
     Raises:
-        UserError: a pattern with other fields, or no name.
+        UserError: an invalid pattern, or one with unknown fields.
     """
     values = {
         "url_file": _file_of(url),
@@ -96,7 +96,7 @@ def image_name(url: str, line: int, pattern: str) -> str:
 def _file_of(url: str) -> str:
     try:
         return unquote(urlsplit(url).path).rpartition("/")[2]
-    except ValueError:  # "http://[": whatever it is, it names no file
+    except ValueError:  # such as "http://["
         return ""
 
 
@@ -111,7 +111,7 @@ def _table_rows(paths: tuple[Path, ...], report: Report) -> Iterator[_Row]:
 
 
 def _list_rows(urls: Path, captions: Path, report: Report) -> Iterator[_Row]:
-    # By their numbers: a line that is not UTF-8 must not give all that follow the captions of their neighbours.
+    # Joined by line number: a skipped line that is not UTF-8 must not shift the captions of all later ones.
     url_lines, caption_lines = dict(read_lines(urls, report)), dict(read_lines(captions, report))
     ends = [max(lines, default=0) for lines in (url_lines, caption_lines)]
     if ends[0] != ends[1]:
@@ -129,7 +129,7 @@ def _json_rows(paths: tuple[Path, ...]) -> Iterator[_Row]:
         if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
             raise UserError(f"{path} is not SBU's JSON: it needs image_urls and captions, lists of one length")
         for number, (url, caption) in enumerate(zip(urls, captions, strict=True)):
-            # What is not valid Unicode is no URL.
+            # Invalid Unicode cannot be a URL.
             is_url = isinstance(url, str) and url.isprintable()
             yield _Row(before + number, f"{path.name}, entry {number}", url if is_url else "", caption)
         before += len(urls)

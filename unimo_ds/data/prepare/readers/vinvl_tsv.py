@@ -1,7 +1,7 @@
-"""Region features of VinVL: features.tsv with features.lineidx, and perhaps predictions.tsv with the class of every box.
+"""Region features of VinVL: features.tsv with features.lineidx, optionally predictions.tsv with the class of each box.
 
 A line is `id, number of boxes, base64` or `id, JSON of num_boxes and features`; a row of features has 2048 numbers and six of
-geometry: x1, y1, x2, y2, width, height as shares. Classes are names in predictions.tsv; `--feature-classes` numbers them.
+geometry: x1, y1, x2, y2, width, height as fractions. predictions.tsv has class names; `--feature-classes` numbers them.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def parse_line(line: bytes) -> Detections:
 
 
 def with_predictions(found: Detections, line: bytes, numbers: dict[str, int]) -> Detections:
-    """The detections with class and confidence of every box, from its line of predictions.tsv.
+    """The detections with class and confidence of each box, from the image's line of predictions.tsv.
 
     Raises:
-        BadDetections: another number of boxes, or a class without a number.
+        BadDetections: predictions that cannot be parsed, another number of boxes, or a class without a number.
     """
     content: Any = _parse(line.rstrip(b"\r\n").partition(b"\t")[2])
     boxes = content.get("objects") if isinstance(content, dict) else content
@@ -112,7 +112,7 @@ def with_predictions(found: Detections, line: bytes, numbers: dict[str, int]) ->
 
 
 def class_numbers(path: Path) -> dict[str, int]:
-    """Name of a class -> its number: a JSON of that form (or holding it as label_to_idx), or names in lines, from 0.
+    """Class name -> number, from a JSON object of that form (or with one as label_to_idx), or one name per line, from 0.
 
     Raises:
         UserError: neither, or not UTF-8.

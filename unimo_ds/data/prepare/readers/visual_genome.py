@@ -1,7 +1,7 @@
-"""Visual Genome's region_descriptions.json: some fifty phrases an image. Its images carry numbers for names (2345.jpg).
+"""Visual Genome's region_descriptions.json: some fifty phrases per image. Images are named by numbers (2345.jpg).
 
-Half of its images are COCO's, also under test there: image_data.json (`--image-data`) tells which, so that `--exclude` with
-COCO ids leaves them out.
+Half of them are also in COCO, some in its test sets: image_data.json (`--image-data`) maps their ids, so that `--exclude` with
+COCO ids excludes them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _WHAT = "Visual Genome's region_descriptions.json"
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """One annotation an image: its distinct phrases in their order.
+    """One annotation per image: its distinct phrases in order.
 
     Raises:
-        UserError: a file of another form.
+        UserError: a file in another format.
     """
     elsewhere = _other_ids(settings.image_data) if settings.image_data else {}
     for path in settings.captions:
@@ -37,7 +37,7 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
                 if not isinstance(region, dict):
                     report.skip("a region that is not an object", f"{path.name}, image {number}")
                     continue
-                # Some releases have the image's number in its regions alone.
+                # Some releases have the image's number only in its regions.
                 number = region.get("image_id", number) if number is None else number
                 name = f"{path.name}, image {number}, region {region.get('region_id')}"
                 phrase = caption_of(region.get("phrase"), name, report)
@@ -50,7 +50,7 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
 
 
 def _other_ids(path: Path) -> dict[int, tuple[str, ...]]:
-    """Number of an image -> its COCO and Flickr numbers."""
+    """Image number -> its COCO and Flickr ids."""
     found: dict[int, tuple[str, ...]] = {}
     for image in array_items(path, what="Visual Genome's image_data.json"):
         if isinstance(image, dict) and isinstance(image.get("image_id"), int):

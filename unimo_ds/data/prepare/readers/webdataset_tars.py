@@ -1,4 +1,4 @@
-"""Tars in which neighbouring members of one base name are a sample: what img2dataset and other WebDataset writers make.
+"""WebDataset tars, as img2dataset and others write them: consecutive members with the same base name are a sample.
 
 A sample has an image (.jpg, .jpeg, .png or .webp) and a caption (.txt, or `caption` in its .json). Members are found by
 their headers and read in place.
@@ -43,7 +43,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class WebDatasetTars(Reader):
-    """Tars given one by one, or folders of tars. A part is up to 1000 samples of one tar."""
+    """Single tars, or folders of tars. A part is up to 1000 samples of one tar."""
 
     settings: ImportSettings
     with_captions: bool = True
@@ -55,7 +55,7 @@ class WebDatasetTars(Reader):
                 yield {"tar": str(path), "items": [[group.base, group.members] for group in run]}
 
     def _groups(self, path: Path, exclusion: Exclusion, report: Report) -> Iterator[_Group]:
-        # Keys are compared within a tar alone: every download numbers its tars and their samples from 0.
+        # Duplicate keys are only sought within a tar: each download numbers its tars and samples from 0.
         seen: set[str] = set()
         for group in _group(members_of_tar(path, option="--input"), report):
             name = f"{path.name}/{group.base}"
@@ -63,7 +63,7 @@ class WebDatasetTars(Reader):
                 report.skip("a sample without an image", name)
             elif self.with_captions and not {"txt", "json"} & set(group.members):
                 report.skip("an image without a caption", name)
-            elif exclusion.holds_name(group.base):  # a key is a counter: its number is no image's id
+            elif exclusion.holds_name(group.base):  # a key is a counter, not an image id
                 report.count("images excluded")
             elif group.base in seen:
                 report.skip("an image that comes twice", name)
@@ -81,7 +81,7 @@ class WebDatasetTars(Reader):
                 if about is None:
                     report.skip("a sample whose .json cannot be parsed", name)
                     continue
-                # The name that a web page gave the image is known only here.
+                # Only the .json has the image's original name, in its URL.
                 url = str(about.get("url") or "")
                 if url and exclusion.holds(url.rpartition("/")[2]):
                     report.count("images excluded")
@@ -108,7 +108,7 @@ class WebDatasetTars(Reader):
 
 
 def tars_of(paths: tuple[Path, ...]) -> list[Path]:
-    """The tars named, and those in the folders named, each once.
+    """The given tars and those in the given folders, each once.
 
     Raises:
         UserError: a folder without tars.
@@ -148,7 +148,7 @@ def _image_of(group: _Group) -> _Extent | None:
 
 
 def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, Any] | None:
-    """The sample's .json, {} where it has none, None where it cannot be parsed."""
+    """The sample's .json, {} if it has none, None if it cannot be parsed."""
     if "json" not in members or members["json"][1] > MAX_JSON_BYTES:
         return {} if "json" not in members else None
     try:
@@ -161,7 +161,7 @@ def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, A
 def _caption(
     stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any], name: str, report: Report
 ) -> str | None:
-    """None, and named in the report, where there is none."""
+    """The caption; None if there is no valid one, which the report then names."""
     caption = about.get("caption")
     if "txt" in members and members["txt"][1] <= MAX_JSON_BYTES:
         try:
