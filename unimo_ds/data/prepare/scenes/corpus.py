@@ -1,6 +1,6 @@
-"""The demo corpus before it is written: scenes of each part, captions with true rewrites, and what is related to what.
+"""The demo corpus before it is written: scenes of each part, captions with rewrites, and related items.
 
-Everything is a pure function of the seed: each scene draws from its own generator, keyed by (seed, part, number).
+Everything is a pure function of the seed: each scene has its own random generator, keyed by (seed, part, number).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import mix
 
 NEAR_DUPLICATE_SHARE = 0.2
-"""Share of scenes that are near-duplicates of the scene before them; twice as many have one."""
+"""Fraction of scenes that are near-duplicates of the previous scene; twice as many scenes have one."""
 RELATIVE_SHARE = 0.5
-"""Share of single-modal scenes that are made from a drawn pair's scene, so that related items exist."""
+"""Fraction of single-modal scenes derived from the scene of a random pair, so that related items exist."""
 NUM_RELATED = 4
 SMALLEST_OVERLAP = 2
-"""Things that a related scene must share, colour and shape, with the pair's."""
+"""Number of things, by colour and shape, that a related scene must share with the pair's."""
 
 _NUM_SIMILAR = 10
 _ATTEMPTS = 400
@@ -40,7 +40,7 @@ _ROWS_AT_ONCE = 1024
 
 
 class Part(enum.IntEnum):
-    """Keys of the generators; the values are part of the corpus' definition."""
+    """Keys of the random generators; changing a value changes the corpus."""
 
     PAIRS = 1
     IMAGES = 2
@@ -55,12 +55,12 @@ class ScenePair:
 
 
 def randomness_of(seed: int, part: Part, number: int, purpose: int = 0) -> random.Random:
-    """The generator of one item of one part."""
+    """The random generator of one item of a part."""
     return random.Random(mix(seed, part, number, purpose))
 
 
 def sample_scenes(count: int, *, seed: int, part: Part, avoid: Collection[tuple[object, ...]]) -> list[Scene]:
-    """`count` different scenes, some near-duplicates of the one before.
+    """`count` different scenes, some of them near-duplicates of the previous one.
 
     avoid: signatures of scenes that must not appear.
     """
@@ -73,7 +73,7 @@ def sample_scenes(count: int, *, seed: int, part: Part, avoid: Collection[tuple[
             scene = near_duplicate(scenes[-1], randomness) if is_near else sample_scene(randomness)
             if scene.signature not in seen:
                 break
-            is_near = False  # a scene's near-duplicates may run out; a free one never does
+            is_near = False  # near-duplicates of a scene may run out, independent scenes do not
         seen.add(scene.signature)
         scenes.append(scene)
     return scenes
@@ -82,7 +82,7 @@ def sample_scenes(count: int, *, seed: int, part: Part, avoid: Collection[tuple[
 def sample_relatives(
     count: int, *, of: Sequence[Scene], seed: int, part: Part, avoid: Collection[tuple[object, ...]]
 ) -> list[Scene]:
-    """`count` scenes for a single-modal part: free ones, and ones that share all but one thing with a scene of `of`."""
+    """`count` scenes for a single-modal part: independent ones, and ones that share all but one thing with a scene of `of`."""
     scenes: list[Scene] = []
     seen = set(avoid)
     for number in range(count):
@@ -98,7 +98,7 @@ def sample_relatives(
 
 
 def caption_pairs(scenes: Sequence[Scene], *, captions_per_pair: int, seed: int, part: Part) -> list[ScenePair]:
-    """Captions for each scene, false of its neighbours in the list: a near-duplicate's caption names the difference."""
+    """Captions for each scene, false of its neighbours in the list: so captions name what distinguishes near-duplicates."""
     pairs = []
     for number, scene in enumerate(scenes):
         randomness = randomness_of(seed, part, number, 1)
@@ -116,13 +116,13 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
     """The same pairs with captions replaced until each is false of every other scene, so that retrieval has one right answer.
 
     Raises:
-        UserError: a scene that no caption tells from another.
+        UserError: no caption distinguishes a scene from all others.
     """
     labels = label_table([pair.scene for pair in pairs])
     overlap = labels @ labels.T
     result = []
     for number, pair in enumerate(pairs):
-        # A caption names at least two things, most by colour and shape: only scenes that share some can be meant as well.
+        # A caption names at least two things, mostly by colour and shape: try scenes that share many things first.
         order = np.argsort(-overlap[number], kind="stable")
         others = [pairs[at].scene for at in order if at != number]
         randomness = randomness_of(seed, part, number, 2)
@@ -140,7 +140,7 @@ def identify_pairs(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> list
 
 
 def rewrite_captions(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> Iterator[tuple[Caption, ...]]:
-    """For each pair, its captions with positive rewrites and negatives at three levels."""
+    """Captions of each pair with positive rewrites, and negatives at three levels."""
     scenes = [pair.scene for pair in pairs]
     similar = most_similar(scenes, scenes, count=_NUM_SIMILAR + 1)
     for number, pair in enumerate(pairs):
@@ -166,7 +166,7 @@ def rewrite_captions(pairs: Sequence[ScenePair], *, seed: int, part: Part) -> It
 
 
 def related_to(scenes: Sequence[Scene], pool: Sequence[Scene]) -> list[list[int]]:
-    """For each scene, the at most NUM_RELATED most similar scenes of the pool that share at least SMALLEST_OVERLAP things."""
+    """For each scene, up to NUM_RELATED of the most similar scenes in the pool that share at least SMALLEST_OVERLAP things."""
     if not pool:
         return [[] for _ in scenes]
     nearest = most_similar(scenes, pool, count=NUM_RELATED)
@@ -178,7 +178,7 @@ def related_to(scenes: Sequence[Scene], pool: Sequence[Scene]) -> list[list[int]
 
 
 def label_table(scenes: Sequence[Scene]) -> NDArray[np.float32]:
-    """[scenes, colours x shapes] 1 where the scene has such a thing."""
+    """[scenes, colours x shapes] 1 if the scene has such a thing."""
     table = np.zeros((len(scenes), len(COLOURS) * len(SHAPES)), np.float32)
     for row, scene in enumerate(scenes):
         for colour, shape in scene.labels:
@@ -187,10 +187,10 @@ def label_table(scenes: Sequence[Scene]) -> NDArray[np.float32]:
 
 
 def most_similar(scenes: Sequence[Scene], pool: Sequence[Scene], *, count: int) -> NDArray[np.int64]:
-    """The scenes of `pool` most like each scene: [scenes, min(count, pool)] indices, most similar first.
+    """The scenes of `pool` most similar to each scene: [scenes, min(count, pool)] indices, most similar first.
 
-    Ten points for a thing in common, three for a colour and three for a shape, less one for each thing more or fewer. Of equals
-    the next in line counts first, so that no scene is everybody's neighbour.
+    Ten points for a common thing, three for a common colour or shape, minus the difference in number of things. Ties go to the
+    next scene in cyclic order, so that no scene is everybody's neighbour.
     """
     count = min(count, len(pool))
     labels, pool_labels = label_table(scenes), label_table(pool)
@@ -200,9 +200,9 @@ def most_similar(scenes: Sequence[Scene], pool: Sequence[Scene], *, count: int) 
     by_shape = labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=1)
     pool_by_shape = pool_labels.reshape(-1, len(COLOURS), len(SHAPES)).max(axis=1)
     best = []
-    for start in range(0, len(scenes), _ROWS_AT_ONCE):  # rows at once bound the memory
+    for start in range(0, len(scenes), _ROWS_AT_ONCE):  # in blocks of rows, to bound memory
         rows = slice(start, start + _ROWS_AT_ONCE)
-        # Small whole numbers: exact in any order of addition.
+        # Small integers: exact in any order of summation.
         points = 10 * (labels[rows] @ pool_labels.T)
         points += 3 * (by_colour[rows] @ pool_by_colour.T) + 3 * (by_shape[rows] @ pool_by_shape.T)
         points -= np.abs(sizes[rows, None] - pool_sizes)
@@ -215,7 +215,7 @@ def most_similar(scenes: Sequence[Scene], pool: Sequence[Scene], *, count: int) 
 
 
 def _telling_caption(scene: Scene, others: Sequence[Scene], randomness: random.Random) -> SceneCaption:
-    """A caption of the scene that is false of all others, or, where none was found in many attempts, any."""
+    """A caption of the scene that is false of all others; any caption if many attempts found none."""
     for attempt in range(_ATTEMPTS):
         caption = sample_caption(scene, randomness, all_things=attempt > _ATTEMPTS // 8)
         if _is_false_everywhere(caption, others):

@@ -1,4 +1,4 @@
-"""Scenes as pictures: textured ground, outlined shapes, slight changes of shade and rotation that no caption mentions."""
+"""Scenes as pictures: textured ground, outlined shapes, slight variations in shade and rotation that no caption mentions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PICTURE_SIZE = 128
 """Width and height of a picture in pixels."""
 JPEG_QUALITY = 90
 _OVERSAMPLING = 2
-"""Pictures are drawn larger and reduced, since Pillow draws polygons without smoothing."""
+"""Pictures are drawn larger and reduced, since Pillow draws polygons without antialiasing."""
 _LARGEST_ROTATION = 8.0
 """Degrees."""
 _LARGEST_SHADE = 14
-"""Largest change of a colour channel, of 255."""
+"""Largest change of a colour channel, out of 255."""
 
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
@@ -46,7 +46,7 @@ _LINE_WIDTHS = {"small": 2, "large": 3}
 """Of outlines, in pixels of the oversampled drawing."""
 _OUTLINE: Colour = (64, 58, 62)
 _RING_THICKNESS = 0.5
-"""As a share of the ring's radius."""
+"""As a fraction of the ring's radius."""
 
 
 def draw(scene: Scene) -> Image.Image:
@@ -76,7 +76,7 @@ def draw_jpeg(scene: Scene) -> bytes:
 
 
 def boxes_of(scene: Scene) -> NDArray[np.float32]:
-    """One box around each thing, rotation left out: [things, 4] x1, y1, x2, y2 as shares of the picture."""
+    """One box around each thing, ignoring rotation: [things, 4] x1, y1, x2, y2 as fractions of the picture."""
     boxes = []
     for thing in scene.things:
         points = np.asarray(outline(thing, rotation=0.0))
@@ -85,7 +85,7 @@ def boxes_of(scene: Scene) -> NDArray[np.float32]:
 
 
 def outline(thing: Thing, *, rotation: float) -> Points:
-    """Corners of the thing's outline as shares of the picture.
+    """Corners of the thing's outline as fractions of the picture.
 
     rotation: in radians.
     """
@@ -125,7 +125,7 @@ def _unit_outline(shape: str) -> tuple[tuple[float, float], ...]:
         corner = ((-width, -arm), (width, -arm), (width, -width), (arm, -width), (arm, width), (width, width))
         return (*corner, *((-x, -y) for x, y in corner))
     if shape == "crescent":
-        # The outer arc of a circle and the arc of a second circle, moved to the right, that bites into it.
+        # The outer arc of a circle, and the arc of a second circle, shifted right, that cuts into it.
         start, stop = math.radians(50), math.radians(310)
         outer = [(math.cos(angle), math.sin(angle)) for angle in np.linspace(start, stop, 32).tolist()]
         tip_x, tip_y = outer[0]
@@ -141,7 +141,7 @@ def _unit_outline(shape: str) -> tuple[tuple[float, float], ...]:
 
 
 def _draw_ring(pen: ImageDraw.ImageDraw, thing: Thing, colour: Colour, size: int, line: int) -> None:
-    """A ring shows the ground through its hole, so it is a thick circle, not a polygon."""
+    """The ground shows through a ring's hole, so it is a thick circle, not a polygon."""
     x, y, radius = thing.x * size, thing.y * size, RADII[thing.size] * size
     thickness = round(_RING_THICKNESS * radius)
 
@@ -166,7 +166,7 @@ _TEXTURES_PER_GROUND = 16
 
 @cache
 def _texture(name: str, number: int) -> Image.Image:
-    """One of the ground's textures at the drawing size: grains, flakes, blades or cracks on its colour."""
+    """One of the ground's textures at drawing size: grains, flakes, blades or cracks on its colour."""
     size = PICTURE_SIZE * _OVERSAMPLING
     randomness = random.Random(f"{name} {number}")
     base = _shaded(GROUND_VALUES[name], randomness)

@@ -1,4 +1,4 @@
-"""The two ways to give scenes regions, behind one face: exact boxes from the geometry, or the grid that photographs get."""
+"""Regions of scenes, in two ways with one interface: exact boxes from the geometry, or the grid used for photographs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import regions as grid_regions
 
 NUM_FITTED_SCENES = 1000
-"""Scenes of the training part that an extractor is fitted on; about fifty things of each colour and shape."""
+"""Training scenes on which an extractor is fitted; about fifty things of each colour and shape."""
 
 
 class _Extractor(Protocol):
@@ -37,7 +37,7 @@ class _Extractor(Protocol):
 
 @dataclass(frozen=True)
 class FittedExtractor:
-    """What the corpus writer needs of an extractor."""
+    """The interface that the corpus writer uses."""
 
     inner: _Extractor
     regions: Callable[[Sequence[Scene], Sequence[bytes]], list[Regions]]
@@ -45,10 +45,10 @@ class FittedExtractor:
 
 
 def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, seed: int) -> FittedExtractor:
-    """An extractor fitted on the first scenes of the training part.
+    """An extractor fitted on the first training scenes.
 
-    exact: one region per thing, its box known, then the four quarters of the picture. grid: what photographs get, cells that know
-    nothing of the things.
+    exact: one region per thing, with its true box, then the four quarters of the picture. grid: as for photographs, cells that
+    are independent of the things.
     """
     fitted = scenes[:NUM_FITTED_SCENES]
     jpegs = [draw_jpeg(scene) for scene in fitted]
@@ -65,7 +65,7 @@ def _exact_regions(
     extractor: scene_regions.SceneExtractor, scenes: Sequence[Scene], jpegs: Sequence[bytes]
 ) -> list[Regions]:
     boxes, crops = _crop(scenes, jpegs)
-    # Together, since for one drawing NumPy's calls cost more than its sums.
+    # All at once, since for a single drawing NumPy's call overhead exceeds the arithmetic.
     joined = extractor.regions(np.concatenate(boxes), np.concatenate(crops))
     stops = np.cumsum([len(part) for part in boxes])
     return [
@@ -82,13 +82,13 @@ def _exact_regions(
 def _crop(
     scenes: Sequence[Scene], jpegs: Sequence[bytes]
 ) -> tuple[list[scene_regions.Floats], list[NDArray[np.uint8]]]:
-    """Boxes and crops of each drawing: of its things, then of the quarters."""
+    """Boxes and crops of each drawing: those of its things, then of the quarters."""
     boxes = [np.concatenate([boxes_of(scene), scene_regions.QUARTERS]) for scene in scenes]
     return boxes, [scene_regions.crop_regions(_decode(jpeg), part) for part, jpeg in zip(boxes, jpegs, strict=True)]
 
 
 def _decode(jpeg: bytes) -> Image.Image:
-    # The stored JPEG, not the drawing, is what features come from, so that they can be computed again from a shard.
+    # Features come from the stored JPEG, not from the drawing, so that they can be recomputed from a shard.
     with Image.open(io.BytesIO(jpeg)) as image:
         return image.convert("RGB")
 

@@ -1,7 +1,7 @@
-"""Scenes in words: what is said of a scene (`describe`) and how it is worded (`render`).
+"""Scenes in words: what is said about a scene (`describe`) and how it is worded (`render`).
 
-Meaning and wording are separate. `render` is a pure function of both, and each choice of words has its own slot in the wording: a
-description changed in one attribute and rendered under the same wording differs in one word. Rewrites rest on that.
+Meaning and wording are separate. `render` is a pure function of both, and each choice of words has its own slot in the wording:
+if one attribute of a description changes and the wording stays, one word of the text changes. Rewrites depend on this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unimo_ds.data.prepare.scenes.truth import (
     related,
 )
 
-# Synonyms. Opposite relations have their synonyms in the same order, so that one word tells them apart.
+# Synonyms. Opposite relations list theirs in the same order, so that their texts differ in one word.
 WORDS = {
     "small": ("small", "little", "tiny"),
     "large": ("large", "big", "huge"),
@@ -59,7 +59,7 @@ LIST_FORMS = (" with {things}", ", together with {things}", " and also {things}"
 COUNT_FORMS = ("{count} shapes: ", "a picture of {count} things: ", "{count} things, ", "here are {count} shapes: ")
 GROUND_FORMS = ("on {ground} {text}", "on the {ground}, {text}", "{text}, on {ground}", "{text}, all on the {ground}")
 
-# Slots of a wording: three for each mention (size, colour, shape), then as named.
+# First slots in a wording: three slots for each mention (size, colour, shape), then these.
 _RELATION_SLOT, _FORM_SLOT, _PLACE_SLOT, _JOINT_SLOT = 12, 16, 20, 24
 _LIST_SLOT, _COUNT_SLOT, _GROUND_SLOT = 28, 29, 30
 NUM_SLOTS = 31
@@ -69,7 +69,7 @@ Wording = tuple[float, ...]
 
 COLOUR_SHARE, SIZE_SHARE, GROUND_SHARE, COUNT_SHARE = 0.95, 0.4, 0.45, 0.2
 ALL_THINGS_SHARE = 0.8
-"""Share of captions that mention every thing of the scene; the others leave one out."""
+"""Fraction of captions that mention every thing in the scene; the others omit one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def sample_caption(
 
 
 def describe(scene: Scene, randomness: random.Random, *, all_things: bool = False) -> Description:
-    """Something true of the scene: which things, which of their attributes, relations, places, the ground, how many."""
+    """A true description of the scene: some of its things, their attributes, relations and places, the ground, their number."""
     count = len(scene.things)
     said = count if count == 2 or all_things or randomness.random() < ALL_THINGS_SHARE else count - 1
     things = randomness.sample(scene.things, said)
@@ -111,7 +111,7 @@ def describe(scene: Scene, randomness: random.Random, *, all_things: bool = Fals
     mentions = tuple(
         Mention(
             thing.shape,
-            # A colour may go unsaid only where the shape alone tells the things apart.
+            # A colour may be omitted only if the shape is unique.
             thing.colour if shapes.count(thing.shape) > 1 or randomness.random() < COLOUR_SHARE else None,
             thing.size if randomness.random() < SIZE_SHARE else None,
         )
@@ -143,7 +143,7 @@ def describe(scene: Scene, randomness: random.Random, *, all_things: bool = Fals
 
 
 def inverse(relation: Relation) -> Relation:
-    """The same fact seen from the other side."""
+    """The same fact with subject and object exchanged."""
     return Relation(relation.object, INVERSE[relation.name], relation.subject)
 
 
@@ -158,10 +158,10 @@ def render(description: Description, wording: Wording) -> str:
         return _indefinite(description, at, wording) if first_time else _definite(description, at, wording)
 
     for number, relation in enumerate(description.relations):
-        # Only the first clause has free forms: those without a verb do not join well.
+        # Only the first clause varies in form: forms without a verb are hard to join.
         form = _pick(RELATION_FORMS, wording[_FORM_SLOT]) if not clauses else RELATION_FORMS[0]
         words = {"relation": _word(relation.name, wording[_RELATION_SLOT + number])}
-        # Things are introduced in the order in which the form names them.
+        # Name things in the order of the form, since the first mention takes "a", later ones "the".
         order = sorted(("subject", "object"), key=form.index)
         words |= {role: name(getattr(relation, role)) for role in order}
         clauses.append(form.format(**words))
@@ -206,7 +206,7 @@ def _indefinite(description: Description, at: int, wording: Wording) -> str:
 
 
 def _definite(description: Description, at: int, wording: Wording) -> str:
-    """The shortest name that tells this mention from the others: `the star`, else `the red star`, else all that is known."""
+    """The shortest name that distinguishes this mention: `the star`, or `the red star`, or with size too."""
     mention = description.mentions[at]
     others = [other for number, other in enumerate(description.mentions) if number != at]
     colour = any(other.shape == mention.shape for other in others)
@@ -215,7 +215,7 @@ def _definite(description: Description, at: int, wording: Wording) -> str:
 
 
 def sample_text(scene: Scene, randomness: random.Random) -> str:
-    """One or two sentences about a scene for the text-only part: longer than captions, with facts that follow from others."""
+    """One or two sentences about a scene, for the text-only part: longer than captions, some with an inferred fact."""
     caption = sample_caption(scene, randomness, all_things=True)
     chance = randomness.random()
     if chance < 0.5:

@@ -1,7 +1,7 @@
 """Scenes of the demo corpus: two to four coloured shapes on one ground, and near-duplicates of a scene.
 
 A scene is meaning, not pixels: `drawing` draws it, `grammar` describes it, `truth` decides what is true of it.
-Things stand in different cells of a 3 x 3 grid with a little jitter, so that every relation is either clear or clearly absent.
+Things are in different cells of a 3 x 3 grid, with a little jitter, so that every relation is either clear or clearly absent.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ SIZES = ("small", "large")
 GROUNDS = ("sand", "snow", "grass", "slate")
 
 RADII = {"small": 0.08, "large": 0.135}
-"""Half the width of a thing as a share of the picture's width."""
+"""Half the width of a thing as a fraction of the picture's width."""
 CELL_CENTRES = (1 / 6, 1 / 2, 5 / 6)
 JITTER = 0.025
-"""Largest offset from a cell's centre. With it large things in neighbouring cells do not touch."""
+"""Largest offset from a cell's centre; small enough that large things in neighbouring cells do not touch."""
 
 NUM_THINGS_WEIGHTS = {2: 0.3, 3: 0.4, 4: 0.3}
 SHARED_ATTRIBUTE_SHARE = 0.35
-"""Share of scenes in which two things have the same colour or shape: there, knowing which words occur is not enough."""
+"""Fraction of scenes in which two things share a colour or shape: for these a bag of words is not enough."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Thing:
     colour: str
     size: str
     x: float
-    """Centre, as a share of the picture's width from the left."""
+    """Centre, from the left, as a fraction of the picture's width."""
     y: float
-    """Centre, as a share of the picture's height from the top."""
+    """Centre, from the top, as a fraction of the picture's height."""
 
     @property
     def label(self) -> tuple[str, str]:
@@ -41,17 +41,17 @@ class Thing:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Column and row of the 3 x 3 grid."""
+        """Column and row in the 3 x 3 grid."""
         return min(int(self.x * 3), 2), min(int(self.y * 3), 2)
 
 
 @dataclass(frozen=True)
 class Scene:
     things: tuple[Thing, ...]
-    """No two have both colour and shape in common, no two stand in one cell."""
+    """No two have the same colour and shape, no two are in the same cell."""
     ground: str
     drawing_seed: int
-    """Decides shades, small rotations and the ground's texture: what no caption mentions."""
+    """Determines what no caption mentions: shades, small rotations and the ground's texture."""
 
     @property
     def labels(self) -> frozenset[tuple[str, str]]:
@@ -59,12 +59,12 @@ class Scene:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal exactly where two scenes look the same up to jitter and shade."""
+        """Equal exactly if two scenes look the same up to jitter and shade."""
         return self.ground, frozenset((thing.shape, thing.colour, thing.size, thing.cell) for thing in self.things)
 
 
 def sample_scene(randomness: random.Random) -> Scene:
-    """A scene drawn from the demo's distribution."""
+    """A scene sampled from the demo's distribution."""
     (count,) = randomness.choices(tuple(NUM_THINGS_WEIGHTS), tuple(NUM_THINGS_WEIGHTS.values()))
     labels: list[tuple[str, str]] = []
     while len(labels) < count:
@@ -85,7 +85,7 @@ def sample_scene(randomness: random.Random) -> Scene:
 
 
 def near_duplicate(scene: Scene, randomness: random.Random) -> Scene:
-    """Another scene that differs from `scene` in one word's worth: a colour, a shape, a size, the ground, or who stands where."""
+    """A scene that differs from `scene` in one colour, shape or size, in the ground, or by two things swapping places."""
     while True:
         change = randomness.choice(("colour", "shape", "size", "swap", "swap", "ground"))
         things = list(scene.things)
@@ -111,7 +111,7 @@ def near_duplicate(scene: Scene, randomness: random.Random) -> Scene:
 
 
 def relative(scene: Scene, randomness: random.Random) -> Scene:
-    """A scene that shares all but one thing with `scene`, arranged anew: what retrieval should find as related."""
+    """A scene that shares all but one thing with `scene`, rearranged: retrieval should find it as related."""
     count = len(scene.things)
     kept = randomness.sample(scene.things, max(2, count - 1))
     cells = randomness.sample(range(9), len(kept) + 1)
@@ -126,7 +126,7 @@ def relative(scene: Scene, randomness: random.Random) -> Scene:
 
 
 def another(choices: tuple[str, ...], current: str | None, randomness: random.Random) -> str:
-    """One of `choices` that is not `current`."""
+    """One of `choices` other than `current`."""
     return randomness.choice([choice for choice in choices if choice != current])
 
 

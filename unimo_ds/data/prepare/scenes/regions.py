@@ -1,9 +1,9 @@
-"""Regions of drawn scenes: exact boxes, with features pooled from the pixels and mixed by a fixed random map.
+"""Regions of drawn scenes: exact boxes, with features pooled from the pixels and mixed by a fixed random projection.
 
-One region per thing, its box known from the geometry, and the four quarters of the picture. The features hold colour, shape and
-size without naming them: pooled pixels, pooled difference from the border, colour moments and extent, standardised and projected.
-The class distribution is that of a nearest-centroid classifier in feature space, its centroids the means of the true classes,
-so it is soft where things look alike, like a detector's. Source: UNIMO's region inputs and soft labels (paper section 2.2).
+One region per thing, its box known from the geometry, and the four quarters of the picture. Features encode colour, shape and
+size only implicitly: pooled pixels, pooled difference from the border, colour moments and extent, standardised and projected.
+The class distribution comes from a nearest-centroid classifier in feature space (centroids are the means of the true classes),
+so like a detector's it is soft for things that look alike. Source: UNIMO's region inputs and soft labels (paper section 2.2).
 
 Letters: R regions, S statistics, F feature size, C classes, K stored classes per region.
 """
@@ -36,7 +36,7 @@ QUARTERS = np.array(
 )
 
 _POOLED = 8
-"""Rows and columns to which a region's pixels are pooled."""
+"""Side of the grid to which a region's pixels are pooled."""
 _SMALLEST_SCALE = 1e-3
 
 Floats = NDArray[np.float32]
@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 def crop_regions(image: Image.Image, boxes: Floats) -> NDArray[np.uint8]:
     """Each region's pixels averaged to 8 x 8.
 
-    boxes: [R, 4] x1, y1, x2, y2 as shares. Returns [R, 8, 8, 3] uint8.
+    boxes: [R, 4] x1, y1, x2, y2 as fractions. Returns [R, 8, 8, 3] uint8.
     """
     width, height = image.size
     corners = (boxes * np.array([width, height, width, height], np.float32)).tolist()
@@ -54,7 +54,7 @@ def crop_regions(image: Image.Image, boxes: Floats) -> NDArray[np.uint8]:
 
 
 def pool_statistics(crops: NDArray[np.uint8], boxes: Floats) -> Floats:
-    """Statistics of regions, of one image or of many: [R, 8, 8, 3] crops and [R, 4] boxes give [R, S] float32."""
+    """Statistics of regions of one or more images: [R, S] float32 from [R, 8, 8, 3] crops and [R, 4] boxes."""
     pixels = crops.astype(np.float32) / 255.0  # [R, 8, 8, 3]
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], axis=1)
     ground = np.median(border, axis=1)  # [R, 3]
@@ -76,13 +76,13 @@ def pool_statistics(crops: NDArray[np.uint8], boxes: Floats) -> Floats:
 
 _GROUP_SIZES = (3 * _POOLED**2, _POOLED**2, 12, 9, 3)
 _GROUP_WEIGHTS = (1.0, 2.0, 2.0, 1.0, 1.0)
-"""Share of each group's energy in the features, whatever its number of statistics."""
+"""Relative energy of each group in the features, regardless of its number of statistics."""
 NUM_STATISTICS = sum(_GROUP_SIZES)
 
 
 @dataclass(frozen=True)
 class SceneExtractor:
-    """What turns pooled statistics into region features and classes. Fitted on the training part, stored beside the shards."""
+    """Turns pooled statistics into region features and classes. Fitted on the training part, stored beside the shards."""
 
     mean: Floats
     """[S]"""
@@ -93,7 +93,7 @@ class SceneExtractor:
     centroids: Floats
     """[C, F] mean feature of each class."""
     spread: Floats
-    """[1] mean squared distance of a feature from its own class's centroid: the width of the soft labels."""
+    """[1] mean squared distance of features from their class's centroid: the width of the soft labels."""
 
     @property
     def num_classes(self) -> int:
@@ -111,14 +111,14 @@ class SceneExtractor:
     def features(self, statistics: Floats) -> NDArray[np.float16]:
         """[R, S] -> [R, F] float16, of about unit variance."""
         standardised = np.clip((statistics - self.mean) / self.scale, -5.0, 5.0)
-        # In double precision the order in which a BLAS adds up is lost in rounding: every number of threads gives one corpus.
+        # In double precision, rounding to float16 hides the BLAS's summation order: the corpus does not depend on threads.
         features: NDArray[np.float16] = (standardised.astype(np.float64) @ self.projection).astype(np.float16)
         return features
 
     def classify(self, features: NDArray[np.float16]) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         """Most likely classes of each region and their probabilities, largest first.
 
-        features: [R, F]. Returns ids [R, K] and probabilities [R, K]; what is not stored of the distribution is left out.
+        features: [R, F]. Returns ids [R, K] and probabilities [R, K]; the rest of the distribution is dropped.
         """
         wide, centroids = features.astype(np.float64), self.centroids.astype(np.float64)
         squares = (wide**2).sum(axis=1, keepdims=True) - 2 * wide @ centroids.T + (centroids**2).sum(axis=1)
@@ -130,7 +130,7 @@ class SceneExtractor:
         return ids, np.take_along_axis(probabilities, ids, axis=1).astype(np.float16)
 
     def regions(self, boxes: Floats, crops: NDArray[np.uint8]) -> Regions:
-        """Regions, of one image or of many, from their boxes [R, 4] and crops [R, 8, 8, 3]."""
+        """Regions of one or more images from their boxes [R, 4] and crops [R, 8, 8, 3]."""
         features = self.features(pool_statistics(crops, boxes))
         class_ids, class_probabilities = self.classify(features)
         return Regions(boxes.astype(np.float32), features, class_ids, class_probabilities)
@@ -146,11 +146,11 @@ class SceneExtractor:
 
 
 _SOFTNESS = 1 / 4
-"""Share of a class's own spread that softens the labels: in 128 dimensions distances concentrate, so all of it blurs too much."""
+"""Factor on the spread in the soft labels: since distances concentrate in 128 dimensions, the full spread blurs too much."""
 
 
 def fit(statistics: Floats, class_ids: NDArray[np.int32], *, seed: int) -> SceneExtractor:
-    """Standardisation, a random projection that is a function of the seed alone, and the classes' centroids.
+    """Fit standardisation and class centroids; the random projection depends only on the seed.
 
     statistics: [R, S] of many regions. class_ids: [R] their true classes, indices into CLASSES.
     """
@@ -172,7 +172,7 @@ def fit(statistics: Floats, class_ids: NDArray[np.int32], *, seed: int) -> Scene
     centroids = np.zeros((len(CLASSES), FEATURE_SIZE))
     np.add.at(centroids, class_ids, features)
     centroids /= np.maximum(counts, 1)[:, None]
-    # A class that never occurs lies far away, so that nothing is taken for it.
+    # A class that never occurs gets a distant centroid, so that nothing is assigned to it.
     centroids[counts == 0] = 100.0
     spread = ((features - centroids[class_ids]) ** 2).sum(axis=1).mean(keepdims=True)
     return dataclasses.replace(extractor, centroids=centroids.astype(np.float32), spread=spread.astype(np.float32))

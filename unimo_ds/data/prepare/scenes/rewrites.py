@@ -1,8 +1,8 @@
-"""Rewrites of scene captions whose truth is known: positives still true, negatives at three levels surely false.
+"""Rewrites of scene captions with known truth: positives are true, negatives at three levels are certainly false.
 
-The levels are the paper's (UNIMO, section 2.1): sentence negatives are captions of similar scenes, phrase negatives exchange noun
-phrases or their attributes, word negatives change one word. A rewrite changes the caption's meaning and keeps its wording, so
-that nothing but the picture tells it from a true caption. Every candidate is checked against the scene.
+The levels are the paper's (UNIMO, section 2.1): sentence negatives are captions of similar scenes, phrase negatives exchange
+noun phrases or their attributes, word negatives change one word. Phrase and word negatives keep the caption's wording, so that
+only the picture distinguishes them from a true caption. Every negative is checked against the scene.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ NUM_PHRASE_NEGATIVES = 3
 NUM_WORD_NEGATIVES = 4
 
 _ATTEMPTS_PER_REWRITE = 6
-"""Candidates tried for each rewrite wanted; a caption that has too few is content with fewer."""
+"""Candidates tried per wanted rewrite; if too few succeed, the caption has fewer rewrites."""
 
 Item = TypeVar("Item")
 Change = tuple[Description, str]
-"""A changed description and the change in words, `old>new`."""
+"""A changed description, and the change as text, `old>new`."""
 
 
 def positive_rewrites(caption: SceneCaption, randomness: random.Random) -> tuple[Rewrite, ...]:
-    """Paraphrases with the caption's meaning: other words, other order, relations seen from the other side."""
+    """Paraphrases of the caption: synonyms, another order, relations inverted."""
     texts = [caption.text]
     for _ in range(NUM_POSITIVES * _ATTEMPTS_PER_REWRITE):
         text = render(_reorder(caption.description, randomness), sample_wording(randomness))
@@ -43,13 +43,13 @@ def positive_rewrites(caption: SceneCaption, randomness: random.Random) -> tuple
 
 
 def word_negatives(caption: SceneCaption, scene: Scene, randomness: random.Random) -> tuple[Rewrite, ...]:
-    """False captions that differ from the caption in exactly one word (and its article)."""
+    """False captions that differ from the caption in exactly one word (articles aside)."""
     changes = _word_changes(caption.description, randomness)
     return _false_rewrites(caption, scene, Level.WORD, changes, count=NUM_WORD_NEGATIVES)
 
 
 def phrase_negatives(caption: SceneCaption, scene: Scene, randomness: random.Random) -> tuple[Rewrite, ...]:
-    """False captions in which a noun phrase is another one, or two of them have changed places or attributes."""
+    """False captions in which one noun phrase is replaced, or two exchange places or attributes."""
     changes = _phrase_changes(caption.description, randomness)
     return _false_rewrites(caption, scene, Level.PHRASE, changes, count=NUM_PHRASE_NEGATIVES)
 
@@ -59,7 +59,7 @@ def sentence_negatives(
 ) -> tuple[Rewrite, ...]:
     """Captions of other scenes that are false of this one.
 
-    candidates: captions with the name of what they belong to, most similar first.
+    candidates: (caption, name of its scene), most similar first.
     """
     found: dict[str, Rewrite] = {}
     for candidate, owner in candidates:
@@ -71,7 +71,7 @@ def sentence_negatives(
 
 
 def differing_words(first: str, second: str) -> int | None:
-    """In how many words two captions differ, articles aside; None where their numbers of words differ."""
+    """Number of words in which two captions differ, articles aside; None if their numbers of words differ."""
     first_words, second_words = (
         ["a" if word == "an" else word for word in text.replace(",", "").replace(":", "").split()]
         for text in (first, second)
@@ -97,9 +97,9 @@ def _false_rewrites(
 
 
 def _is_sensible(description: Description) -> bool:
-    """Whether a true caption could say this of some scene: two things alike in colour and shape exist in none.
+    """Whether this could be a true caption of some scene: no scene has two things of the same colour and shape.
 
-    Without this rule the text alone would betray a negative.
+    Without this rule, the text alone could reveal a negative.
     """
     mentions = description.mentions
     for at, mention in enumerate(mentions):
@@ -112,7 +112,7 @@ def _is_sensible(description: Description) -> bool:
 
 
 def _word_changes(description: Description, randomness: random.Random) -> Iterator[Change]:
-    """Endless changes of one attribute, relation, place, ground or number; each kind that is said is equally likely."""
+    """Endless changes of one attribute, relation, place, ground or number; each kind in the description is equally likely."""
     mentions = description.mentions
     indices: dict[str, list[int]] = {
         "shape": list(range(len(mentions))),
@@ -154,14 +154,14 @@ def _change_word(description: Description, kind: str, at: int, randomness: rando
 
 
 def _phrase_changes(description: Description, randomness: random.Random) -> Iterator[Change]:
-    """Endless changes of one noun phrase, or exchanges between two."""
+    """Endless replacements of one noun phrase, and exchanges between two."""
     mentions = description.mentions
     while True:
         kind = randomness.choice(("replace", "exchange", "exchange colours", "exchange shapes"))
         at, other = randomness.sample(range(len(mentions)), 2)
         first, second = mentions[at], mentions[other]
         if kind == "replace":
-            # At least colour and shape change; what was not said stays unsaid, so that the form is kept.
+            # At least the shape and any stated colour change; unstated attributes stay so, to keep the form.
             changed = replace(
                 first,
                 shape=another(SHAPES, first.shape, randomness),
@@ -181,7 +181,7 @@ def _phrase_changes(description: Description, randomness: random.Random) -> Iter
 
 
 def _reorder(description: Description, randomness: random.Random) -> Description:
-    """The same meaning with clauses in another order and some relations turned around."""
+    """The same meaning with relations in another order and some of them inverted."""
     relations: list[Relation] = [
         inverse(relation) if randomness.random() < 0.5 else relation for relation in description.relations
     ]

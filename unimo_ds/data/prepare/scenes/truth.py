@@ -1,8 +1,8 @@
 """What descriptions mean, and whether one is true or false of a scene.
 
-A description is read existentially: it is true where its mentions can be matched with different things of the scene so that
-every stated attribute, relation and place holds. Truth is three-valued: what is neither clearly true nor clearly false
-(two things almost at one height) may be neither said nor denied. `is_true` and `is_false` are the two clear cases.
+A description is read existentially: it is true if its mentions can be matched with different things in the scene so that every
+stated attribute, relation and place holds. Truth is three-valued: what is neither clearly true nor clearly false (such as two
+things almost at the same height) may be neither stated nor denied. `is_true` and `is_false` test the two clear cases.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 PLACES = ("left", "right", "top", "bottom", "middle")
 
 CLEARLY_TRUE = 0.15
-"""Distance along an axis (share of the picture) from which a relation may be stated."""
+"""Distance along an axis (fraction of the picture) from which a relation may be stated."""
 CLEARLY_FALSE = 0.0
-"""Distance along an axis below which a relation may be denied: not so even by a pixel. In between is neither."""
+"""Distance along an axis below which a relation may be denied. In between it may be neither."""
 PLACE_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One thing as a description names it; None: not said."""
+    """One thing as described; None: not stated."""
 
     shape: str
     colour: str | None = None
@@ -55,21 +55,21 @@ class Description:
     placements: tuple[Placement, ...] = ()
     ground: str | None = None
     count: int | None = None
-    """How many things the scene has in all."""
+    """Number of things in the whole scene."""
 
 
 def is_true(description: Description, scene: Scene) -> bool:
-    """Whether a careful speaker could say this of the scene."""
+    """Whether this may be stated of the scene: it holds by a clear distance."""
     return _holds(description, scene, distance=CLEARLY_TRUE, margin=PLACE_MARGIN)
 
 
 def is_false(description: Description, scene: Scene) -> bool:
-    """Whether a careful speaker could deny this of the scene: not true even where nearness is granted."""
+    """Whether this may be denied of the scene: it does not hold even with lenient distances."""
     return not _holds(description, scene, distance=CLEARLY_FALSE, margin=-PLACE_MARGIN)
 
 
 def related(first: Thing, name: str, second: Thing, *, distance: float) -> bool:
-    """Whether `first` is `name` `second` by at least `distance` (a share of the picture)."""
+    """Whether `first` is `name` `second` by at least `distance` (a fraction of the picture)."""
     distances = {
         "left of": second.x - first.x,
         "right of": first.x - second.x,
@@ -80,7 +80,7 @@ def related(first: Thing, name: str, second: Thing, *, distance: float) -> bool:
 
 
 def placed(thing: Thing, place: str, *, margin: float) -> bool:
-    """Whether the thing stands in the named third of the picture, `margin` inside its border."""
+    """Whether the thing is in the named third of the picture, `margin` inside its border."""
     low, high = 1 / 3 - margin, 2 / 3 + margin
     stands = {
         "left": thing.x <= low,
@@ -103,7 +103,7 @@ def _holds(description: Description, scene: Scene, *, distance: float, margin: f
         return False
     mentions = description.mentions
     if any(not any(_matches(mention, thing) for thing in scene.things) for mention in mentions):
-        return False  # the common case of a false description, before any matching is tried
+        return False  # quickly settles most false descriptions, without matching
     return any(
         all(_matches(mention, thing) for mention, thing in zip(mentions, things, strict=True))
         and all(

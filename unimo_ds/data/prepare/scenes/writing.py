@@ -1,10 +1,10 @@
 """unimo prepare demo --output demo_data        (5,000 drawings and their captions, half a minute)
 
-Writes the demo corpus: `OUTPUT/train` with pairs, images and texts, and `OUTPUT/held_out` with pairs of scenes that `train` never
-shows, prepared with the tokenizer and the extractor of `train`. No network, no weights: scenes are drawn and described here, so
-every rewrite is known to be true or false, and retrieval on `held_out` has one right answer for each caption.
+Writes the demo corpus: `OUTPUT/train` with pairs, images and texts, and `OUTPUT/held_out` with pairs of scenes that are not in
+`train`, prepared with its tokenizer and extractor. It needs no network and no weights: scenes are drawn and described here, so
+every rewrite is known to be true or false, and retrieval on `held_out` has one right answer per caption.
 
-The steps are in sibling files, to be read in this order: model, drawing, truth, grammar, rewrites, corpus, regions, extraction.
+The steps are in sibling files; read them in this order: model, drawing, truth, grammar, rewrites, corpus, regions, extraction.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 GENERATOR_VERSION = 1
-"""Changes whenever the same parameters give another corpus."""
+"""To be changed whenever the same parameters give another corpus."""
 VOCABULARY_SIZE = 512
 CAPTIONS_PER_PAIR = 2
-"""In `train`; a held-out pair has one, so that chance at retrieval is one in the number of pairs."""
+"""In `train`; a held-out pair has one, so that chance in retrieval is 1 / number of pairs."""
 SAMPLES_PER_SHARD = 500
 DRAWINGS_AT_ONCE = 64
 
@@ -48,9 +48,9 @@ _STARTED = "demo.unfinished.json"
 _FOLDERS = ("train", "held_out")
 
 Place = tuple[str, int]
-"""Shard file name, and index within the shard."""
+"""(shard file name, index within the shard)."""
 Related = tuple[tuple[str, ...], tuple[Place, ...]]
-"""Texts and images that share things with a pair."""
+"""Related texts and images of a pair."""
 
 
 def write_demo_corpus(
@@ -65,14 +65,14 @@ def write_demo_corpus(
 ) -> None:
     """Write `output/train` and `output/held_out`, complete with tokenizer, extractor, indices and manifests.
 
-    A finished folder with the same parameters is left as it is; an interrupted one is built anew. One process at a time: of many
-    ranks, one calls this and the others wait; others are refused.
+    A finished folder with the same parameters is left unchanged; an interrupted one is rebuilt. Only one process may write: of
+    several ranks, one calls this and the others wait; a second process is refused.
 
-    regions: exact: one region per thing, with its true box, and the four quarters; grid: what is used on photographs.
+    regions: exact: one region per thing, with its true box, and the four quarters; grid: as for photographs.
 
     Raises:
-        UserError: numbers out of range, a folder that holds something else, a demo corpus of other parameters or another
-            process that draws one, a full disk.
+        UserError: numbers out of range, a folder with other content or a demo corpus with other parameters, another process
+            writing there, or a full disk.
     """
     output = Path(output)
     parameters: dict[str, Any] = {
@@ -91,7 +91,7 @@ def write_demo_corpus(
         f"--{key.removeprefix('num_').replace('_', '-')} {value}" for key, value in parameters.items()
     )
     with alone_in(output, make=True):
-        if _is_finished(output, record):  # by now
+        if _is_finished(output, record):  # finished meanwhile
             return
         _start(output, record)
         one_thread(_build, output, parameters, command)
@@ -107,7 +107,7 @@ def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
     image_scenes = scene_corpus.sample_relatives(
         parameters["num_images"], of=scenes, seed=seed, part=Part.IMAGES, avoid=drawn
     )
-    # The texts tell of scenes that are drawn nowhere.
+    # Texts describe scenes that are never drawn.
     drawn |= {scene.signature for scene in image_scenes}
     text_scenes = scene_corpus.sample_relatives(
         parameters["num_texts"], of=scenes, seed=seed, part=Part.TEXTS, avoid=drawn
@@ -131,7 +131,7 @@ def _build(output: Path, parameters: dict[str, Any], command: str) -> None:
     tokenizer = tokenizers.train(_training_texts(captions, texts), vocabulary_size=VOCABULARY_SIZE)
     extractor = fit_extractor(parameters["regions"], scenes, seed=seed)
 
-    # Images come first: pairs refer to where they were stored.
+    # Images first, since pairs refer to their places.
     places = _write_images(train_folder, image_scenes, extractor)
     related_images = scene_corpus.related_to(scenes, image_scenes)
     related_texts = scene_corpus.related_to(scenes, text_scenes)
@@ -155,7 +155,7 @@ def _training_texts(captions: Sequence[tuple[Caption, ...]], texts: Sequence[str
 
 
 def _write_images(folder: Path, scenes: Sequence[Scene], extractor: FittedExtractor) -> list[Place]:
-    """Store image samples; returns where each lies."""
+    """Store image samples; returns the place of each."""
     samples = (
         StoredSample(Sample("", Kind.IMAGE, "scene-images", regions=regions), jpeg, _details(scene))
         for scene, (jpeg, regions) in zip(scenes, _drawn(scenes, extractor, "images"), strict=True)
@@ -205,7 +205,7 @@ def _drawn(scenes: Sequence[Scene], extractor: FittedExtractor, label: str) -> I
 
 
 def _details(scene: Scene) -> dict[str, Any]:
-    """What was drawn, for those who look into a shard."""
+    """The drawn things, for readers of a shard."""
     return {
         "size": [PICTURE_SIZE, PICTURE_SIZE],
         "ground": scene.ground,
@@ -238,10 +238,10 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def _is_finished(output: Path, record: dict[str, Any]) -> bool:
-    """Whether the corpus of these parameters is there.
+    """Whether the corpus with these parameters is complete.
 
     Raises:
-        UserError: one of other parameters is, or a damaged one.
+        UserError: it is damaged, or has other parameters.
     """
     try:
         present = strict_json.parsed((output / _FINISHED).read_bytes())
@@ -265,10 +265,10 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
 
 
 def _start(output: Path, record: dict[str, Any]) -> None:
-    """Make the folder this program's own: empty but for the note that it is unfinished.
+    """Claim the folder: empty except for the file that marks it as unfinished.
 
     Raises:
-        UserError: it holds something that no interrupted run of this program left, or cannot be written.
+        UserError: it holds anything but an interrupted demo corpus, or cannot be written.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
