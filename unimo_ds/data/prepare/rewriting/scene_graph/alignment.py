@@ -1,4 +1,4 @@
-"""Where the words of a parser that only says words ("dog , sit next to , bench") stand in the caption."""
+"""Locates a parser's words in the caption, for parsers that give only words ("dog , sit next to , bench")."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
 
 _GAP = 2
-"""Words of the caption that may stand between two of the parser's ("on their backs" for "on backs")."""
+"""Caption words allowed between two of the parser's ("on their backs" for "on backs")."""
 
 
 def find(
     tokens: Sequence[Token], words: Sequence[str], is_free: Callable[[int, int], bool], *, near: int = 0
 ) -> tuple[int, int] | None:
-    """Tokens [start, end) that say the words, in any form of them: the first free ones behind token `near`, rather side by side.
+    """Tokens [start, end) that match the words in any inflection: the first free ones after `near`, preferably contiguous.
 
-    None where the caption does not say them.
+    None if the caption does not contain them.
     """
     if not words:
         return None
@@ -42,7 +42,7 @@ def _match(tokens: Sequence[Token], start: int, words: Sequence[str], gap: int) 
 
 
 def is_form(said: str, word: str) -> bool:
-    """Whether both are forms of one word."""
+    """Whether both are forms of the same word."""
     if said == word:
         return True
     lexicon = wordnet.load()

@@ -1,8 +1,8 @@
-"""Scene graphs by a sequence-to-sequence model of the FACTUAL kind (Li et al., Findings of ACL 2023), from a local folder.
+"""Scene graphs by a sequence-to-sequence model like FACTUAL's (Li et al., Findings of ACL 2023), from a local folder.
 
-Such a flan-T5 answers a caption with facts: `( dog , is , black ) , ( dog , v:sit next to , dog:1 )`. Relations are lemmas, nodes
-of one name may have numbers, v: and pv: mark verbs. The facts' words are looked for in the caption; what it does not say is left
-out.
+Such a flan-T5 answers a caption with facts: `( dog , is , black ) , ( dog , v:sit next to , dog:1 )`. Relations are lemmas,
+nodes with the same name may be numbered, v: and pv: mark verbs. The facts' words are located in the caption; those not found
+are dropped.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from unimo_ds.utils.errors import UserError
 
 _PROMPT = "Generate Scene Graph: "
 _LONGEST = 200
-"""Tokens of a caption and of its facts."""
+"""Limit on tokens of a caption, and of its facts."""
 _BATCH = 32
 _FACT = re.compile(r"\(([^()]*)\)")
 _NUMBER = re.compile(r"\d+|two|three|four|five|six|seven|eight|nine|ten")
 
 
 class FactualParser:
-    """One model, greedy."""
+    """One model, decoded greedily."""
 
     name = "factual"
 
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            UserError: the folder holds no T5 model with its tokenizer.
+            UserError: the folder has no T5 model with its tokenizer.
         """
         from transformers import AutoTokenizer, T5ForConditionalGeneration
 
@@ -54,7 +54,7 @@ class FactualParser:
         self._model = self._model.to(self._device).eval()
 
     def parse(self, captions: Sequence[str]) -> list[SceneGraph]:
-        # Of about one length in a batch, so that little is padded; equal captions are read once.
+        # Batches of similar length need little padding; equal captions are parsed once.
         texts = sorted(set(captions), key=lambda text: (-len(text), text))
         said: dict[str, str] = {}
         for batch in batched(texts, _BATCH):
@@ -82,7 +82,7 @@ class FactualParser:
 
 
 def graph_of(caption: str, said: str) -> SceneGraph:
-    """The graph of a caption and the facts that a model says of it. Facts that are cut off or no facts are passed over."""
+    """The graph of a caption from a model's facts. Truncated or malformed facts are skipped."""
     reading = _Reading(caption)
     for fact in _FACT.findall(said):
         reading.read([part.strip() for part in fact.split(",")])
@@ -152,7 +152,7 @@ class _Reading:
             return
         first, last = self.tokens[place[0]], self.tokens[place[1] - 1]
         if first.tag == "VBG" and owner is not None and first.start > self.objects[owner].start:
-            # "( dog , is , running )": what it does.
+            # "( dog , is , running )" is an action, not an attribute.
             self.relations.append(
                 Relation(first.start, last.end, (first.start, first.end), None, first.tag, owner, None)
             )
@@ -186,7 +186,7 @@ class _Reading:
         return self.taken.isdisjoint(range(start, end))
 
     def _token_of(self, number: int | None) -> int:
-        """Number of the object's first token; 0 without one."""
+        """Index of the object's first token; 0 if there is no object."""
         if number is None:
             return 0
         start = self.objects[number].start

@@ -1,4 +1,4 @@
-"""Textual scene graphs: what a caption speaks of, with the characters that say it, and the protocol of their parsers."""
+"""Textual scene graphs: what a caption mentions, with character ranges, and the protocol of their parsers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class AttributeKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Object:
-    """A thing or being. Its words are its name alone: "dirt bike", without article and attributes."""
+    """A thing or being. Its range covers only the name: "dirt bike", without article and attributes."""
 
     start: int
     end: int
     """Characters [start, end) of the caption."""
     head: int
-    """Where its last word begins."""
+    """Start of its last word."""
     tag: str
-    """Penn Treebank tag of its last word: NN, or NNS in the plural."""
+    """Penn Treebank tag of its last word: NN, or NNS for a plural."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Relation:
-    """A verb, a preposition, or a verb with its preposition ("sitting on"), between objects or of one alone ("running")."""
+    """A verb, a preposition, or both ("sitting on"), between two objects or of a single one ("running")."""
 
     start: int
     end: int
     verb: tuple[int, int] | None
     """Characters of the verb, without particles."""
     preposition: tuple[int, int] | None
-    """Characters of the preposition, however many words ("in front of")."""
+    """Characters of the preposition, which may have several words ("in front of")."""
     tag: str
     """Tag of the verb (VBG, VBZ, ...), or IN."""
     subject: int | None
@@ -55,7 +55,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """Nodes in the order of their words. Indices (`owner`, `subject`, `target`) point into `objects`."""
+    """Nodes in text order. `owner`, `subject` and `target` are indices into `objects`."""
 
     text: str
     objects: tuple[Object, ...] = ()
@@ -69,13 +69,13 @@ class SceneGraph:
 
 
 class SceneGraphParser(Protocol):
-    """Makes scene graphs. Deterministic: equal captions give equal graphs, in any order and grouping."""
+    """Makes scene graphs. Deterministic: equal captions give equal graphs, however they are ordered and grouped."""
 
     @property
     def name(self) -> str:
-        """What made the graphs, for the record."""
+        """Name of the parser, for records."""
         ...
 
     def parse(self, captions: Sequence[str]) -> list[SceneGraph]:
-        """One graph a caption; an empty one where nothing was understood."""
+        """One graph per caption, empty if nothing was understood."""
         ...

@@ -1,4 +1,4 @@
-"""Names of people, places and works, told by their capitals."""
+"""Names of people, places and works, recognised by their capitals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SENTENCE_END = re.compile(r"[.!?:;\"“”()\n]\s*$")
 
 
 def names_in(text: str) -> tuple[tuple[int, int], ...]:
-    """Characters [start, end) of each name: capitalised words side by side, small words between them included.
+    """Characters [start, end) of each name: adjacent capitalised words, including small words between them.
 
-    The first word of a sentence is a name's only where another capitalised word follows at once and it is no function word. A
-    text with capitals everywhere tells nothing.
+    The first word of a sentence belongs to a name only if a capitalised word follows directly and it is not a function word. In
+    a text with capitals everywhere no names are found.
     """
     words = list(_WORD.finditer(text))
     capital = [match.group()[0].isupper() for match in words]
@@ -44,7 +44,7 @@ def names_in(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def is_by_place(text: str, start: int) -> bool:
-    """Whether a capital at `start` says nothing of its word: it opens a sentence, or capitals are everywhere."""
+    """Whether a capital at `start` is due to its place: it starts a sentence, or capitals are everywhere."""
     return _opens_sentence(text, start) or _is_everywhere([word[0].isupper() for word in _WORD.findall(text)])
 
 
@@ -53,7 +53,7 @@ def _is_everywhere(capital: list[bool]) -> bool:
 
 
 def _side_by_side(text: str, words: list[re.Match[str]], j: int) -> bool:
-    """Whether word j follows the one before it at once, or the initial "J."."""
+    """Whether word j directly follows the previous word, or an initial such as "J."."""
     between = text[words[j - 1].end() : words[j].start()]
     return between == " " or (between == ". " and len(words[j - 1].group()) == 1)
 

@@ -13,7 +13,7 @@ from unimo_ds.utils.errors import UserError
 def check(name: str, path: Path | None) -> None:
     """
     Raises:
-        UserError: a parser that needs a path has none, or the other way round; a path that is not there.
+        UserError: a parser lacks the path it needs, or has one it does not need; the path does not exist.
     """
     if name == "rules" and path is not None:
         raise UserError("--parser-path is for --parser factual or spacy; the rules need no weights")
@@ -25,7 +25,7 @@ def check(name: str, path: Path | None) -> None:
 
 @functools.lru_cache(maxsize=1)
 def load(name: str, path: Path | None) -> SceneGraphParser:
-    """The parser, loaded once a process.
+    """The parser, loaded once per process.
 
     Raises:
         UserError: its weights or its package are missing.

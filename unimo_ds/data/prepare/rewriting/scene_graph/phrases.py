@@ -1,4 +1,4 @@
-"""Captions in pieces: noun phrases, verbs, prepositions and what stands between clauses."""
+"""Splits captions into pieces: noun phrases, verbs, prepositions and separators of clauses."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Piece:
     start: int
     end: int
     head: int = -1
-    """NOUN: the first token of the object's name."""
+    """NOUN: first token of the object's name."""
     number: tuple[int, int] | None = None
-    """NOUN: tokens that say how many."""
+    """NOUN: tokens of the quantity."""
     qualities: tuple[tuple[int, int], ...] = ()
     """NOUN: tokens of each attribute."""
 
@@ -53,7 +53,7 @@ _IN_PHRASE = frozenset(("JJ", "JJR", "JJS", "VBN", "VBG", "NN", "NNS", "CD"))
 
 
 def cut(tokens: Sequence[Token]) -> list[Piece]:
-    """The caption's pieces, from left to right; together they cover every token."""
+    """The caption's pieces, from left to right; they cover all tokens."""
     pieces = []
     i = 0
     while i < len(tokens):
@@ -95,7 +95,7 @@ def _piece(tokens: Sequence[Token], i: int) -> Piece:
 
 
 def _compound(tokens: Sequence[Token], i: int) -> int:
-    """How many tokens a preposition of several words has here."""
+    """Number of tokens of a multi-word preposition that starts here; 0: none."""
     for phrase in _COMPOUND_PREPOSITIONS:
         if tokens[i].word == phrase[0] and tuple(one.word for one in tokens[i : i + len(phrase)]) == phrase:
             return len(phrase)
@@ -144,7 +144,7 @@ def _noun_phrase(tokens: Sequence[Token], start: int) -> Piece | None:
         i += 1
     if not names:
         return None
-    # Pieces between names are none: names are the last run.
+    # `names` is a contiguous run of nouns at the end; leading ones may be attributes.
     head = names[0]
     while head < names[-1] and (
         tokens[head].word in _MATERIALS
@@ -154,7 +154,7 @@ def _noun_phrase(tokens: Sequence[Token], start: int) -> Piece | None:
     ):
         qualities.append(head)
         head += 1
-    # "a swimming pool", "a frying pan" are names of their own.
+    # "swimming pool" and "frying pan" are names as a whole.
     if (
         qualities
         and tokens[qualities[-1]].tag == "VBG"
@@ -166,7 +166,7 @@ def _noun_phrase(tokens: Sequence[Token], start: int) -> Piece | None:
 
 
 def _names_thing(tokens: Sequence[Token], first: int, last: int) -> bool:
-    """Whether an -ing word and its noun are one name: an -ing word that is a noun by itself, before a thing."""
+    """Whether an -ing word and its noun form one name: the -ing word is also a noun, and the noun is a thing."""
     return (
         bool(wordnet.load().bases(tokens[first].word, "n"))
         and tokens[last].tag in ("NN", "NNS")
@@ -178,7 +178,7 @@ def _names_thing(tokens: Sequence[Token], first: int, last: int) -> bool:
 
 
 def _join(tokens: Sequence[Token], qualities: list[int], first: int) -> tuple[tuple[int, int], ...]:
-    """ "light brown", "long haired" and "tan colored" are one attribute each."""
+    """Spans of attributes: "light brown", "long haired" and "tan colored" are one each."""
     spans: list[tuple[int, int]] = []
     for i in sorted(qualities):
         before = tokens[i - 1].word if i > first else ""
@@ -199,7 +199,7 @@ def _join(tokens: Sequence[Token], qualities: list[int], first: int) -> tuple[tu
 
 
 def _quantity(tokens: Sequence[Token], i: int) -> int:
-    """Behind "group of", "large crowd of" the number of the token that follows; 0: no such words."""
+    """Index of the token after "group of", "large crowd of" and the like; 0: no such words."""
     j = i
     while j < len(tokens) and tokens[j].tag == "JJ":
         j += 1
@@ -209,7 +209,7 @@ def _quantity(tokens: Sequence[Token], i: int) -> int:
 
 
 def _noun_follows(tokens: Sequence[Token], i: int) -> bool:
-    """Whether a noun comes behind adjectives, participles and a comma or "and" between them."""
+    """Whether a noun follows, after any adjectives and participles, joined by commas or "and"."""
     while i < len(tokens) and (
         tokens[i].tag in ("JJ", "JJR", "JJS", "VBN", "VBG")
         or (tokens[i].tag in ("CC", ",") and _colour_pair(tokens, i))
@@ -219,7 +219,7 @@ def _noun_follows(tokens: Sequence[Token], i: int) -> bool:
 
 
 def _colour_pair(tokens: Sequence[Token], i: int) -> bool:
-    """Whether at i stands "and", "or" or a comma with an adjective behind it and then a noun: "black and white dog"."""
+    """Whether token i is "and", "or" or a comma, followed by an adjective and then a noun: "black and white dog"."""
     if i >= len(tokens) or tokens[i].tag not in ("CC", ","):
         return False
     j = i + 1

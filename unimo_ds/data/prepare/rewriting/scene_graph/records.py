@@ -1,4 +1,4 @@
-"""Scene graphs as JSON, for what one task has parsed and others use."""
+"""Scene graphs as JSON: one task parses them, others read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, Attribu
 
 
 def to_record(graph: SceneGraph) -> list[Any]:
-    """The graph as lists that JSON can hold."""
+    """The graph as JSON lists."""
     return [
         graph.text,
         [[one.start, one.end, one.head, one.tag] for one in graph.objects],
@@ -19,7 +19,7 @@ def to_record(graph: SceneGraph) -> list[Any]:
 
 
 def from_record(record: list[Any]) -> SceneGraph:
-    """The graph of `to_record`."""
+    """Inverse of `to_record`."""
     text, objects, attributes, relations, names = record
     return SceneGraph(
         text,

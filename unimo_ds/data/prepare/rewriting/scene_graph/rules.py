@@ -1,6 +1,6 @@
-"""The parser that needs no weights: a tagger with a lexicon, noun phrases, and rules for what belongs to what.
+"""The parser without weights: a tagger with a lexicon, noun phrases, and rules that attach verbs, prepositions and attributes.
 
-Captions are short and say who does what where, so a few rules go far; how far, is measured in docs/experiments.md.
+Captions are short and say who does what where, so a few rules suffice; docs/experiments.md has their measured accuracy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
 
 _PARTICLES = words("up down out off over around along back away by in on together nearby through")
 _OF_LAST = frozenset(("of", "for", "to"))
-"""Prepositions that belong to the noun just before them, not to who acts."""
+"""Prepositions that attach to the noun directly before them, not to the subject."""
 _LINKING = words("appears appear seems seem begins starts")
 
 
@@ -37,7 +37,7 @@ def parse_caption(text: str) -> SceneGraph:
 
 
 class _Reading:
-    """One pass from left to right. Indices are of `objects`; -1: none."""
+    """One pass from left to right. Indices refer to `objects`; -1: none."""
 
     def __init__(self, text: str, tokens: Sequence[Token]) -> None:
         self.text = text
@@ -46,15 +46,15 @@ class _Reading:
         self.attributes: list[Attribute] = []
         self.relations: list[Relation] = []
         self.subject = -1
-        """Who the clause is about."""
+        """Subject of the clause."""
         self.last = -1
-        """The noun just read."""
+        """The last noun read."""
         self.acted = False
         """Whether the clause has a verb."""
         self.finite = False
-        """Whether it has one that is no participle."""
+        """Whether it has a finite verb."""
         self.verb: tuple[int, int] | None = None
-        """Tokens of a verb that waits for its object."""
+        """Tokens of a verb whose object is still awaited."""
         self.preposition: tuple[int, int] | None = None
         self.verb_subject = -1
 
@@ -106,7 +106,7 @@ class _Reading:
         elif before is PieceKind.CLAUSE or (
             before is PieceKind.AND and self.finite and following in (PieceKind.VERB, PieceKind.BE)
         ):
-            # "... jumps over a log and a man watches"; but in "with a collar and a ball is running" the ball is of a list.
+            # "... jumps over a log and a man watches"; but in "with a collar and a ball is running" the ball is in a list.
             self.subject = this
             self.acted = self.finite = False
         if self.subject < 0:
@@ -114,7 +114,7 @@ class _Reading:
         self.last = this
 
     def _possess(self, owner: int, owned: int) -> None:
-        """ "a man's hand": what was said of the man is said of the hand."""
+        """In "a man's hand", what was attached to the man moves to the hand."""
         if self.subject == owner:
             self.subject = owned
         if self.relations and self.relations[-1].target == owner:
@@ -140,7 +140,7 @@ class _Reading:
         self.verb = self.preposition = None
 
     def _actor(self, verb: Token) -> int:
-        """Whose verb it is: the clause's subject, or for a participle behind a second being, that one."""
+        """The verb's subject: that of the clause, or the last noun for a participle after it (-ing: if that is a being)."""
         if self.last < 0 or self.last == self.subject or verb.tag in ("VBZ", "VBP"):
             return self.subject
         if verb.tag == "VBN":
@@ -156,7 +156,7 @@ class _Reading:
             return
         if following is not PieceKind.NOUN:
             if self.verb and words <= _PARTICLES:
-                # A particle: "sits down on".
+                # A particle, as in "sits down on".
                 self.verb = (self.verb[0], piece.end)
                 return
             if following is PieceKind.PREPOSITION and self.preposition is None:
@@ -189,13 +189,13 @@ class _Reading:
         self.verb = self.preposition = None
 
     def _of_last(self, start: int, target: int) -> bool:
-        """ "in the background", "in its mouth", "on a city street" behind a thing: said of that thing."""
+        """Whether it attaches to the last noun: "in the background", "in its mouth"."""
         word = self.text[self.objects[target].head : self.objects[target].end].lower()
         owned = self.tokens[start + 1].tag == "PRP$" and wordnet.load().topic(word) == "body"
         return word in ("background", "foreground", "distance") or owned
 
     def _finish(self) -> None:
-        """A verb that found no object stands alone."""
+        """Close a pending verb, which found no object."""
         if self.verb:
             self._relation(*self.verb, self.verb_subject, -1)
         self.verb = self.preposition = None

@@ -55,10 +55,10 @@ class Score:
 def read_marks(marks: Path, captions: Path) -> Iterator[Marked]:
     """The marked captions.
 
-    captions: file<TAB>caption; the captions of a file are counted from 0 in their order.
+    captions: file<TAB>caption; the captions of a file are numbered from 0, in order.
 
     Raises:
-        UserError: a line that is no mark, or a caption that is missing or shorter than its marks.
+        UserError: an invalid line of marks, or a caption that is missing or shorter than its marks.
     """
     texts: dict[str, list[str]] = {}
     for line in captions.read_text(encoding="utf-8").splitlines():
@@ -76,10 +76,10 @@ def read_marks(marks: Path, captions: Path) -> Iterator[Marked]:
 
 
 def score(marked: Sequence[SceneGraph], found: Sequence[SceneGraph]) -> dict[str, Score]:
-    """Scores by kind.
+    """Scores by kind, with what must match.
 
-    object: the last word of its name. attribute, number: its words, and whose they are. relation: a word of it in common, and
-    the object it leads to. relation, subject too: besides, whose it is.
+    object: the last word of its name. attribute, number: a word and the owner. relation: a word and the target object.
+    relation, subject too: its subject as well.
     """
     counts: dict[str, list[int]] = {}
     for truth, guess in zip(marked, found, strict=True):
@@ -94,7 +94,7 @@ def score(marked: Sequence[SceneGraph], found: Sequence[SceneGraph]) -> dict[str
 
 
 def _items(graph: SceneGraph) -> dict[str, list[tuple[object, ...]]]:
-    """What is compared: (everything that must be equal, ..., places of which one must be shared)."""
+    """Items to compare: (values that must be equal, ..., places of which one must be shared)."""
     heads = [one.head for one in graph.objects]
 
     def head(index: int | None) -> int:
@@ -118,7 +118,7 @@ def _items(graph: SceneGraph) -> dict[str, list[tuple[object, ...]]]:
 
 
 def _matches(items: list[tuple[object, ...]], guesses: list[tuple[object, ...]]) -> int:
-    """How many items have a guess of their own."""
+    """Number of items with a matching guess, each guess used once."""
     left = list(guesses)
     matched = 0
     for item in items:

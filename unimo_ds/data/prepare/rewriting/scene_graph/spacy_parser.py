@@ -1,6 +1,6 @@
 """Scene graphs from the dependency parse of a spaCy pipeline in a local folder (such as an unpacked en_core_web_sm).
 
-After Wang et al. (2018): nouns are objects, their modifiers attributes; verbs and prepositions relate what depends on them.
+After Wang et al. (2018): nouns are objects, their modifiers attributes; verbs and prepositions relate their dependents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NUMBERS = ("CD",)
 
 
 class SpacyParser:
-    """One pipeline. It needs a tagger and a dependency parser with the labels of spaCy's English ones (Penn tags, ClearNLP)."""
+    """One pipeline. It needs a tagger and a dependency parser with spaCy's English labels (Penn tags, ClearNLP)."""
 
     name = "spacy"
 
@@ -122,7 +122,7 @@ def _of_preposition(place: Any, subject: Any, number_of: dict[int, int]) -> Iter
 
 
 def _reach(place: Any) -> tuple[int, int, Any]:
-    """Characters of a preposition and what it leads to; "out of" and "next to" are prepositions under one another."""
+    """Characters of a preposition, and its object; in "out of" and "next to" one preposition depends on the other."""
     start, last = place.idx, place
     while True:
         below = [child for child in last.children if child.dep_ in ("prep", "pcomp") and child.i == last.i + 1]
@@ -134,7 +134,7 @@ def _reach(place: Any) -> tuple[int, int, Any]:
 
 
 def _subject(verb: Any) -> Any:
-    """Who acts: its own subject, the noun it describes, or that of the verb it goes with."""
+    """The verb's subject: its own, the noun it modifies, or that of the verb it depends on."""
     for child in verb.children:
         if child.dep_ in _SUBJECTS:
             return child

@@ -1,7 +1,7 @@
-"""Words of a caption with their part of speech (Penn Treebank tags): TextBlob's tagger, then rules for the style of captions.
+"""Part-of-speech tags (Penn Treebank) of a caption's words: TextBlob's tagger, then corrections for the style of captions.
 
-The tagger's lexicon is inside its package, nothing is fetched. It reads newspapers: in captions it takes verbs for plurals ("a
-dog leaps over") and nouns for verbs ("a vegetable stand"). The rules here put right what it gets wrong in captions.
+The tagger's lexicon is in its package; nothing is downloaded. Made for newspapers, it takes verbs for plurals ("a dog leaps
+over") and nouns for verbs ("a vegetable stand") in captions. The rules here correct such mistakes.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class Token:
     start: int
     end: int
     word: str
-    """Lower-case."""
+    """In lower case."""
     tag: str
 
 
 def tokenize(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, lower-case word or sign) of every token."""
+    """(start, end, lower-case word or punctuation mark) of each token."""
     return [(match.start(), match.end(), match.group().lower()) for match in _TOKEN.finditer(text)]
 
 
 def tag(text: str) -> list[Token]:
-    """The caption's tokens. Besides Penn tags: BE (forms of "be"), WH (words that open a clause), and "." or "," for signs."""
+    """The caption's tokens. Besides Penn tags: BE (forms of "be"), WH (words that start a clause), "." or "," (punctuation)."""
     spans = tokenize(text)
     words = [word for _, _, word in spans]
     tags = [found for _, found in _tagger()(words)]
@@ -77,7 +77,7 @@ def tag(text: str) -> list[Token]:
 
 @functools.cache
 def _tagger() -> Callable[[list[str]], list[list[str]]]:
-    # Imported late: it takes a second or two.
+    # Imported late, since it takes a second or two.
     from textblob.en import parser
 
     def find(words: list[str]) -> list[list[str]]:
@@ -95,7 +95,7 @@ def _correct(words: list[str], tags: list[str]) -> None:
         if found in ("DT", "CD", "PRP$") or word in QUANTIFIERS:
             plural = (found == "CD" and word != "one") or word in _PLURAL_DETERMINERS or word in QUANTIFIERS
         verb = bool(lexicon.bases(word, "v"))
-        # "a bicyclist in blue goes": the colour is no adjective of what follows.
+        # In "a bicyclist in blue goes" the colour does not modify the next word.
         dressed = i > 1 and words[i - 1] in COLOURS and words[i - 2] == "in"
         noun = bool(lexicon.bases(word, "n"))
         if word in ("other", "another") and i and words[i - 1] in ("each", "one"):
@@ -144,7 +144,7 @@ def _correct(words: list[str], tags: list[str]) -> None:
 def _singular_subject(
     words: list[str], tags: list[str], i: int, lexicon: wordnet.WordNet, *, noun_follows: bool
 ) -> bool:
-    """Whether the noun in front of a word that ends in s is a singular subject, not the first part of a compound plural."""
+    """Whether the noun before a word in -s is a singular subject, not the first part of a compound plural."""
     alive = lexicon.topic(words[i - 1]) in ("person", "animal")
     if noun_follows:
         return alive

@@ -1,7 +1,7 @@
-"""What words mean, from the extract of WordNet 3.0 shipped with the package: same things, kinds of things, topics.
+"""Word meanings from the extract of WordNet 3.0 shipped with the package: synonyms, hypernyms, topics.
 
 `wordnet.tsv.gz` is made by `wordnet_extract.py` and is under WordNet's own licence (`WORDNET_LICENSE`). Lines, tab-separated:
-    n  @   TOPIC      PARENT PARENT ...    the next synset of the part of speech (n, v, a): its topic and what it is a kind of
+    n  @   TOPIC      PARENT PARENT ...    the next synset of the part of speech (n, v, a): its topic and hypernyms
     n  !   INFLECTED  BASE                 an irregular form
     n  WORD  SYNSET SYNSET ...             a word and its synsets, most frequent first
 """
@@ -29,7 +29,7 @@ _ENDINGS = {
     "v": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
 }
-"""WordNet's own rules of detachment (its page morphy(7))."""
+"""WordNet's rules of detachment (see morphy(7))."""
 _PERSON, _ANIMAL, _BODY, _PLACE = 18, 5, 8, 15
 _GROUP = 14
 _TOPICS = {_PERSON: "person", _ANIMAL: "animal", _BODY: "body", _PLACE: "place", _GROUP: "group"}
@@ -37,7 +37,7 @@ _PEOPLE = words("people men women children kids person someone crowd couple fami
 
 
 class WordNet:
-    """Immutable. Words are lower-case; inflected ones are found by their base forms."""
+    """Immutable. Words are in lower case; inflected forms are looked up by their base forms."""
 
     def __init__(self, lines: list[str]) -> None:
         self._senses: dict[str, dict[str, tuple[int, ...]]] = {"n": {}, "v": {}, "a": {}}
@@ -54,9 +54,9 @@ class WordNet:
             else:
                 self._senses[part][word] = tuple(map(int, first.split()))
 
-    @functools.cache  # noqa: B019  (one instance a process)
+    @functools.cache  # noqa: B019  (one instance per process)
     def bases(self, word: str, part: str) -> tuple[str, ...]:
-        """Base forms of a word as noun (n), verb (v) or adjective (a); none if it is no such word."""
+        """Base forms of a word as noun (n), verb (v) or adjective (a); empty if it is not one."""
         known = self._senses[part]
         found = [word] if word in known else []
         found += [base for base in self._irregular[part].get(word, ()) if base in known]
@@ -70,9 +70,9 @@ class WordNet:
 
     @functools.cache  # noqa: B019
     def senses(self, word: str, part: str) -> tuple[frozenset[int], frozenset[int]]:
-        """The word's synsets; and those together with everything they are kinds of.
+        """The word's synsets; and these with all their hypernyms.
 
-        Of several words ("tennis ball") the last counts for nouns.
+        For nouns of several words ("tennis ball") the last word counts.
         """
         if part == "n":
             word = word.rsplit(" ", 1)[-1]
@@ -80,7 +80,7 @@ class WordNet:
         return found, self._with_kinds(found, part)
 
     def _with_kinds(self, senses: Iterable[int], part: str) -> frozenset[int]:
-        """The synsets and everything they are kinds of."""
+        """The synsets and all their hypernyms."""
         above, waiting = set(senses), list(senses)
         while waiting:
             for parent in self._parents[part][waiting.pop()]:
@@ -91,7 +91,7 @@ class WordNet:
 
     @functools.cache  # noqa: B019
     def says_as_much(self, word: str, other: str, part: str) -> bool:
-        """Whether the other word can stand for the word, both in their most frequent sense: a synonym, or more general."""
+        """Whether `other` is a synonym or hypernym of `word`, both in their most frequent sense."""
         firsts = [
             {self._senses[part][base][0] for base in self.bases(one.rsplit(" ", 1)[-1], part)} for one in (word, other)
         ]
@@ -99,7 +99,7 @@ class WordNet:
 
     @functools.cache  # noqa: B019
     def topic(self, noun: str) -> str:
-        """person, animal, body, place, group or thing, by the noun's most frequent sense."""
+        """person, animal, body, place, group or thing, from the noun's most frequent sense."""
         noun = noun.rsplit(" ", 1)[-1]
         if noun in _PEOPLE:
             return "person"
@@ -111,6 +111,6 @@ class WordNet:
 
 @functools.cache
 def load() -> WordNet:
-    """The shipped extract (about a second, once a process)."""
+    """The shipped extract (about a second, once per process)."""
     content = resources.files(__package__).joinpath("wordnet.tsv.gz").read_bytes()
     return WordNet(gzip.decompress(content).decode().splitlines())

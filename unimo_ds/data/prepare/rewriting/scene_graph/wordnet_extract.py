@@ -20,22 +20,22 @@ from unimo_ds.utils.running import run_command
 
 PARTS = {"n": "noun", "v": "verb", "a": "adj"}
 MOST_SENSES = {"n": 3, "v": 4, "a": 3}
-"""Rarer senses ("dog": a fellow) would forbid replacements that no reader would call true."""
+"""Rarer senses ("dog": a fellow) would rule out replacements that no reader would consider true."""
 _UPWARD = {"n": ("@", "@i"), "v": ("@",), "a": ("&",)}
-"""Pointers followed: hypernyms; of adjectives the head of their cluster."""
+"""Pointers followed: hypernyms; for adjectives the head of their cluster."""
 
 
 @dataclass(frozen=True)
 class _Synset:
     topic: int
-    """WordNet's lexicographer file: 18 is persons, 5 animals, ..."""
+    """Number of WordNet's lexicographer file: 18 for persons, 5 for animals, ..."""
     parents: tuple[str, ...]
 
 
 def extract(folder: Path, output: Path, *, known: frozenset[str]) -> int:
-    """Write the extract. Returns how many words it has.
+    """Write the extract. Returns its number of words.
 
-    known: lower-case words to keep besides those of WordNet's own corpus.
+    known: lower-case words to keep besides those in WordNet's own corpus.
 
     Raises:
         UserError: `folder` lacks a database file.
@@ -83,7 +83,7 @@ def _read_synsets(path: Path, part: str) -> Iterator[tuple[str, _Synset]]:
         fields = line.split(" | ")[0].split()
         at = 4 + 2 * int(fields[3], 16)
         pointers = [fields[i : i + 4] for i in range(at + 1, at + 1 + 4 * int(fields[at]), 4)]
-        # A cluster's head points back at its members; only members point up, or the relation would be a circle.
+        # A cluster's head also points to its members; follow only pointers from members, to avoid cycles.
         upward = _UPWARD[part] if part != "a" or fields[2] == "s" else ()
         yield fields[0], _Synset(int(fields[1]), tuple(sorted({one[1] for one in pointers if one[0] in upward})))
 
