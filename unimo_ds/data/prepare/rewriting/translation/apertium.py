@@ -1,7 +1,7 @@
-"""Apertium, a translator of rules and dictionaries, as a separate program: the one that runs without weights.
+"""Apertium, a rule-based translator with dictionaries, run as a separate program: the only one without weights.
 
-It translates word by word, more or less, and is wrong often enough that nothing it says is taken unchecked
-(`positives.is_same_meaning`). Debian: apt-get install apertium apertium-eng-spa apertium-eng-cat apertium-en-gl apertium-eo-en
+It translates nearly word by word and is often wrong, so that each translation is checked (`positives.is_same_meaning`).
+Debian: apt-get install apertium apertium-eng-spa apertium-eng-cat apertium-en-gl apertium-eo-en
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ MODES = {
     "glg": ("en-gl", "gl-en"),
     "epo": ("en-eo", "eo-en"),
 }
-"""Pivot language -> modes there and back."""
+"""Pivot language -> Apertium modes there and back."""
 _LINES = 10_000
-"""Given to one run of the program."""
+"""Lines per run of the program."""
 _MARKS = re.compile(r"[*#@]")
-"""How it marks words that it does not know, cannot inflect or has no translation for."""
+"""Marks on words that Apertium does not know, cannot inflect or cannot translate."""
 _END = re.compile(r"\s*[.!?]+$")
 
 
 class Apertium:
-    """One direction."""
+    """One direction of translation."""
 
     def __init__(self, mode: str, *, program: str = "apertium") -> None:
         self.mode, self._program = mode, program
 
     def translate(self, texts: Sequence[str], *, number: int = 1) -> list[list[str]]:
-        """At most one translation a text: none where a word is unknown to it, or where the text holds one of its marks.
+        """At most one translation per text: none if Apertium marks a word, or if the text itself contains a mark.
 
         Raises:
-            UserError: the program or the pair of languages is not installed, or it failed.
+            UserError: the program or the language pair is not installed, or the program failed.
         """
         lines = [one_line(text) for text in texts]
         given = [i for i, line in enumerate(lines) if line and not _MARKS.search(line)]
@@ -52,7 +52,7 @@ class Apertium:
         return found
 
     def _run(self, lines: list[str]) -> list[str]:
-        # The format "line" keeps one line one line; without -u unknown words are marked.
+        # The format "line" preserves lines; without -u unknown words are marked.
         command = [self._program, "-f", "line", self.mode]
         content = ("\n".join(lines) + "\n").encode()
         try:
@@ -71,13 +71,13 @@ class Apertium:
 
 
 def _with_end_of(source: str, said: str) -> str:
-    """The full stop put back, which the program drops at the end of a line."""
+    """Restore the final punctuation, which the program drops at the end of a line."""
     end = _END.search(source)
     return said if end is None or _END.search(said) else said + end.group()
 
 
 def installed(program: str = "apertium") -> tuple[str, ...]:
-    """Pivot languages of `MODES` that this machine has both ways.
+    """Pivot languages of `MODES` installed in both directions.
 
     Raises:
         UserError: the program is not installed.
@@ -92,6 +92,6 @@ def installed(program: str = "apertium") -> tuple[str, ...]:
 
 
 def pivot(language: str) -> Pivot:
-    """There and back by one language of `MODES`."""
+    """The pivot for one language of `MODES`."""
     there, back = MODES[language]
     return Pivot(f"apertium {language}", Apertium(there), Apertium(back), is_trusted=False)

@@ -1,4 +1,4 @@
-"""Marian models run by CTranslate2, several times as fast on a CPU. A folder is made once from a Marian folder:
+"""Marian models run by CTranslate2, several times as fast on a CPU. Convert a Marian folder once:
 
     ct2-transformers-converter --model opus-mt-en-de --output_dir en-de --quantization int8 \
       --copy_files source.spm target.spm vocab.json tokenizer_config.json
@@ -19,13 +19,13 @@ _LONGEST = 256
 
 
 class CTranslate2Translator:
-    """One direction. Needs `pip install ctranslate2`; threads as PyTorch has them (a worker: one)."""
+    """One direction of translation. Needs `pip install ctranslate2`; uses as many threads as PyTorch (in a worker: one)."""
 
     def __init__(
         self, folder: Path, *, batch_size: int = 32, beams: int = 4, device: torch.device | None = None
     ) -> None:
         """
-        device: None: the GPU where there is one that CTranslate2 can use.
+        device: None: a GPU if CTranslate2 can use one.
 
         Raises:
             UserError: the package or the model is missing.

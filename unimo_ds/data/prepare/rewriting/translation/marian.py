@@ -1,4 +1,4 @@
-"""Marian models (OPUS-MT and the like) in PyTorch, from a folder that `transformers` can load: weights, spm files, vocabulary."""
+"""Marian models (such as OPUS-MT) in PyTorch, from a folder that `transformers` can load: weights, spm files, vocabulary."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _LONGEST = 256
-"""Tokens of a text that are translated, and of its translation, where the model has positions for as many."""
+"""Limit on tokens of a text, and of its translation; lower if the model has fewer positions."""
 
 
 class MarianTranslator:
-    """One direction. Beam search, so that the same weights always say the same."""
+    """One direction of translation. Beam search, so that results are deterministic."""
 
     def __init__(
         self, folder: Path, *, batch_size: int = 32, beams: int = 4, device: torch.device | None = None
     ) -> None:
         """
-        device: None: the GPU where there is one (half precision there).
+        device: None: a GPU if there is one. On GPUs in half precision.
 
         Raises:
             UserError: no such folder, not a Marian model, or `sentencepiece` is missing.
@@ -47,7 +47,7 @@ class MarianTranslator:
             **inputs.to(self._device),
             num_beams=max(self._beams, number),
             num_return_sequences=number,
-            # Twice the length and a little: nothing that is longer means the same.
+            # A translation more than twice as long does not mean the same.
             max_new_tokens=min(2 * width + 10, self._longest - 1),
             do_sample=False,
         )
@@ -59,7 +59,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's Marian tokenizer.
 
     Raises:
-        UserError: it cannot be loaded, saying what is missing.
+        UserError: it cannot be loaded; the message says what is missing.
     """
     from transformers import MarianTokenizer
 
@@ -87,7 +87,7 @@ def _load_model(folder: Path) -> Any:
         if isinstance(error, UserError):
             raise
         raise UserError(f"no Marian model in {folder}: {_first_line(error)}") from None
-    # The length is said at each call; both would be a warning a batch.
+    # Each call gives the length; setting both would warn at every batch.
     model.generation_config.max_length = None
     return model
 

@@ -1,7 +1,6 @@
-"""How much of a sentence's meaning another one keeps: by words, and closely, by scene graphs. English, by WordNet.
+"""How much of a sentence's meaning another one preserves: roughly by words, closely by scene graphs. English, with WordNet.
 
-A word is kept by itself in another form, by a synonym, or by a word for something more general (a boy is a child; a child need
-not be a boy).
+A word is preserved by another form of itself, a synonym, or a hypernym (a boy is a child; a child need not be a boy).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph.lists import rows, words
 
 _PARTS = ("n", "v", "a")
 _MIN_PAIRS = 0.6
-"""Share of the relations that must stand between the same objects; the parser, too, is at times wrong about these."""
+"""Fraction of the relations that must connect the same objects; not all, since the parser makes mistakes too."""
 _SAME_PLACES = rows("""
 near, next to, by, beside, close to, alongside
 on, on top of, upon, atop
@@ -32,19 +31,19 @@ toward, towards
 around, round
 along, alongside
 """)
-"""Prepositions of one row say the same."""
+"""Prepositions in one row mean the same."""
 _SMALL_WORDS = words("a the is are was were his her hers its their theirs him them himself herself itself themselves")
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 
 
 def closeness(text: str, other: str) -> float:
-    """Share of both sentences' content words that the other one keeps, in [0, 1]; 1 where neither has any."""
+    """Fraction of both sentences' content words that the other one preserves, in [0, 1]; 1 if neither has any."""
     own, others = Counter(_content(text)), Counter(_content(other))
     total = own.total() + others.total()
     if not total:
         return 1.0
-    # The same words first: what is left over may be other words for the same.
+    # Identical words first; the remaining ones may be synonyms.
     shared = own & others
     rest, other_rest = [*(own - shared).elements()], [*(others - shared).elements()]
     matched = _num_matched(rest, other_rest, lambda one, two: _is_kept(one, two) or _is_kept(two, one))
@@ -56,7 +55,7 @@ def _content(text: str) -> list[str]:
 
 
 def _is_kept(word: str, other: str) -> bool:
-    """In any sense of the words."""
+    """Whether `other` preserves `word` in any of their senses."""
     if word == other:
         return True
     lexicon = wordnet.load()
@@ -64,7 +63,7 @@ def _is_kept(word: str, other: str) -> bool:
 
 
 def _is_surely_kept(word: str, other: str, part: str) -> bool:
-    """In the most frequent sense of both: bad translations are synonyms in some rare sense."""
+    """As `_is_kept`, but in the most frequent senses: bad translations are often synonyms in some rare sense."""
     return word == other or wordnet.load().says_as_much(word, other, part)
 
 
@@ -73,16 +72,16 @@ class _Thing:
     head: str
     tag: str
     qualities: tuple[str, ...]
-    """The other words of its name, and its attributes."""
+    """Its attributes, and the other words of its name."""
     numbers: tuple[str, ...]
 
 
 def is_same_meaning(graph: SceneGraph, other: SceneGraph) -> bool:
-    """Whether the second sentence says what the first says, as far as their scene graphs tell.
+    """Whether the second sentence means the same as the first, according to their scene graphs.
 
-    Every object has a counterpart of the same number, attributes and amount, and there are no others; articles, owners and forms
-    of "be" are the same; every relation has one with a verb and a preposition of the same meaning, and at least 60 % of them
-    stand between the same objects.
+    Objects correspond one to one, with the same grammatical number, attributes and quantity; articles, pronouns and forms of
+    "be" are the same; relations correspond one to one, with a verb and preposition of the same meaning, and at least 60 % of
+    them connect the same objects.
     """
     things, others = _things(graph), _things(other)
     if len(things) != len(others) or len(graph.relations) != len(other.relations):
@@ -102,7 +101,7 @@ def is_same_meaning(graph: SceneGraph, other: SceneGraph) -> bool:
 
 
 def _small_words(text: str) -> list[str]:
-    """Articles, whose something is (his is not its), and whether one or many are."""
+    """Sorted articles, pronouns (his is not its) and forms of "be" (is or are)."""
     said = ("a" if word == "an" else word for word in word_classes.words_of(text))
     return sorted(word for word in said if word in _SMALL_WORDS)
 
@@ -170,7 +169,7 @@ def _num_matched(ones: Sequence[_T], others: Sequence[_S], match: Callable[[_T, 
 
 
 def _matched(ones: Sequence[_T], others: Sequence[_S], match: Callable[[_T, _S], bool]) -> dict[int, int]:
-    """A partner of each, as far as the first that fits goes."""
+    """Greedy matching: index of each one's partner, the first that fits and is free."""
     partner: dict[int, int] = {}
     free = list(range(len(others)))
     for i, one in enumerate(ones):

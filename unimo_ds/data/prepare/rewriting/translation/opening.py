@@ -1,4 +1,4 @@
-"""From settings to pivots that are ready to translate."""
+"""Opens the translators that the settings name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unimo_ds.utils.errors import UserError, nearest_name
 def check(settings: RewriteSettings) -> None:
     """
     Raises:
-        UserError: options of the translator that contradict each other, or folders that are not there.
+        UserError: contradictory options of the translator, or folders that do not exist.
     """
     if settings.translator is None:
         for name in ("to_pivot", "from_pivot", "pivots"):
@@ -42,10 +42,10 @@ def check(settings: RewriteSettings) -> None:
 
 
 def languages(settings: RewriteSettings) -> tuple[str, ...]:
-    """Apertium's languages that will be used: those asked for, or all that are installed.
+    """Apertium's pivot languages to use: those in the settings, or all installed ones.
 
     Raises:
-        UserError: one is not installed, or none is.
+        UserError: one of them is not installed, or none is.
     """
     found = apertium.installed()
     for language in settings.pivots:
@@ -61,7 +61,7 @@ def languages(settings: RewriteSettings) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def pivots(settings: RewriteSettings) -> tuple[Pivot, ...]:
-    """The settings' pivots, loaded once a process.
+    """The settings' pivots, loaded once per process.
 
     Raises:
         UserError: a model or program that cannot be used.
@@ -75,7 +75,7 @@ def pivots(settings: RewriteSettings) -> tuple[Pivot, ...]:
 
 
 def _model(settings: RewriteSettings, folder: Path) -> Translator:
-    # Without a GPU of torch's: what the tool itself finds.
+    # If PyTorch sees no GPU, the tool chooses its device.
     device = worker_device() if num_gpus() else None
     options: dict[str, Any] = {"batch_size": settings.translation_batch, "beams": settings.beams, "device": device}
     if settings.translator == "ctranslate2":

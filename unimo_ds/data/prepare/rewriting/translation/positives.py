@@ -1,4 +1,4 @@
-"""Which of the versions of a caption that came back from other languages are kept as positives, and why the others are not."""
+"""Chooses which back-translations of a caption become positives, and counts why others do not."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unimo_ds.data.prepare.rewriting.translation.wording import UsualPairs
 from unimo_ds.data.schema import Level, Rewrite
 
 MIN_CLOSENESS = 0.5
-"""Content words that must be kept (`meaning.closeness`)."""
+"""Fraction of content words that must be preserved (`meaning.closeness`)."""
 _MIN_WORDS = 3
 _MIN_LENGTH = 0.5
-"""Share of the caption's words."""
+"""As a fraction of the caption's number of words."""
 
 
 def back_translate(
@@ -29,10 +29,10 @@ def back_translate(
     parser: SceneGraphParser,
     usual: UsualPairs,
 ) -> tuple[list[tuple[Rewrite, ...]], Counter[str]]:
-    """Up to `number` positives of each caption, and how many versions were kept or left out, by reason.
+    """Up to `number` positives for each caption, and numbers of versions kept or rejected, by reason.
 
-    taken: of each caption, normalised texts that are none (the captions of its image). Versions are looked at in turn over the
-    pivots, the best ones first.
+    taken: normalised texts that are not allowed for each caption (the captions of its image). Versions are tried in turn over
+    the pivots, best first.
     """
     found = [pivot.around(captions, number=number if pivot.is_trusted else 1) for pivot in pivots]
     counts: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def back_translate(
 def _fault(
     caption: str, text: str, known: set[str], pivot: Pivot, parser: SceneGraphParser, usual: UsualPairs
 ) -> str | None:
-    """Why a version is no positive; None: it is one."""
+    """Why a version is not a positive; None: it is."""
     num_words, own_words = len(word_classes.words_of(text)), len(word_classes.words_of(caption))
     if word_classes.normal(text) in known:
         return "identical"

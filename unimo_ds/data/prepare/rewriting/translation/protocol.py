@@ -1,4 +1,4 @@
-"""Translators, and two of them as a way there and back: a caption comes back in other words (UNIMO, section 2.1)."""
+"""Translators, and pairs of them for back-translation: a caption comes back in other words (UNIMO, section 2.1)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from unimo_ds.utils.batched import batched
 
 
 class Translator(Protocol):
-    """Translates one way. Deterministic: equal lists of texts give equal translations."""
+    """Translates in one direction. Deterministic: equal lists of texts give equal translations."""
 
     def translate(self, texts: Sequence[str], *, number: int = 1) -> list[list[str]]:
-        """Of each text up to `number` translations, the best first; none where it could not be translated.
+        """Up to `number` translations per text, best first; none if it could not be translated.
 
-        A text is one line; what comes back has no line breaks either.
+        Texts and translations are single lines.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """Another language, there and back."""
+    """Translation into another language and back."""
 
     name: str
-    """Tool and language or models, kept with every positive ("marian opus-mt-en-de")."""
+    """Tool and language or models, stored with every positive ("marian opus-mt-en-de")."""
     there: Translator
     back: Translator
     is_trusted: bool
-    """Whether its translations mean what the text means as a rule; of others only what is checked closely is taken."""
+    """Whether its translations usually preserve the meaning; others undergo closer checks."""
 
     def around(self, texts: Sequence[str], *, number: int = 1) -> list[list[str]]:
-        """Of each text up to `number` versions that have been there (the best translation) and back."""
+        """Up to `number` back-translations per text, all from its best translation there."""
         there = self.there.translate(texts)
         met = [i for i, found in enumerate(there) if found]
         returned = self.back.translate([there[i][0] for i in met], number=number) if met else []
@@ -43,15 +43,15 @@ class Pivot:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and doubled spaces."""
+    """The text without line breaks and repeated spaces."""
     return " ".join(text.split())
 
 
 def in_batches(texts: Sequence[str], size: int, function: Callable[[list[str]], list[list[str]]]) -> list[list[str]]:
-    """`function` of every text, in the order of the texts.
+    """Results of `function` for all texts, in their order.
 
-    It is given `size` at a time, of about one length, so that little is padded, the longest first: what does not fit into memory
-    fails at once.
+    It gets `size` texts at a time, of similar length to need little padding, and the longest first: if memory does not suffice,
+    it fails at once.
     """
     lines = [one_line(text) for text in texts]
     order = sorted((i for i, line in enumerate(lines) if line), key=lambda i: (-len(lines[i]), i))

@@ -1,4 +1,4 @@
-"""Which words stand side by side in a corpus: what no caption ever says is bad language, whatever its meaning."""
+"""Adjacent words in a corpus: word pairs that no caption contains are bad language, whatever they mean."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from unimo_ds.data.prepare.rewriting import word_classes
 
 _BEGINNING, _END = "<", ">"
 _AT_ONCE = 2_000_000
-"""Pairs of words that are held before they are counted."""
+"""Word pairs buffered before they are counted."""
 _MOST = 5_000_000
-"""Pairs that are kept: 80 MB. Beyond, those seen least go."""
+"""Pairs kept (80 MB); beyond that the rarest are dropped."""
 
 Hashes = NDArray[np.uint64]
 
 
 class UsualPairs:
-    """Pairs of neighbouring words that come at least twice in a corpus, by hash."""
+    """Pairs of adjacent words that occur at least twice in a corpus, by hash."""
 
     def __init__(self, hashes: Hashes) -> None:
         """hashes: [n], sorted."""
         self.hashes = hashes
 
     def allow(self, source: str, text: str) -> bool:
-        """Whether every pair of the text is a usual one or one of its source."""
+        """Whether each pair in the text is usual or occurs in its source."""
         new = np.array(sorted(_pairs(text) - _pairs(source)), np.uint64)
         if not len(self.hashes):
             return not len(new)
@@ -37,7 +37,7 @@ class UsualPairs:
 
 
 def learn(texts: Iterable[str]) -> UsualPairs:
-    """The usual pairs of these texts. Memory is bounded."""
+    """The usual pairs of the texts. Memory is bounded."""
     known, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     waiting: list[int] = []
     for text in texts:
