@@ -1,11 +1,11 @@
-"""A choice among replacements that no reader can tell from originals by the words it makes stand together.
+"""Chooses replacements so that rewrites cannot be told from originals by the frequencies of their words and word sequences.
 
-The corpus suggests how often each replacement should be taken; that alone gives rewrites away, for a common word is often
-replaced and seldom put in, as nothing replaces itself. So every word, run of two or three words around the change, and pair of a
-word with what it is tied to has a potential h: a replacement is taken with the suggested weight times exp(sum of h of all it
-brings in - sum of h of all it takes out), and h is fitted until everything is brought in as often as it is taken out, over all
-captions that are given together. (Iterative scaling of a maximum-entropy model; each round moves h by a share of the logarithm of
-taken out over brought in.)
+Corpus frequencies suggest a weight for each replacement, but these weights alone give rewrites away: a common word is often
+replaced and rarely inserted, as nothing replaces itself. So each feature (a word, a sequence of two or three words around the
+change, a pair of a word and one it depends on) has a potential h: a replacement is chosen with the suggested weight times
+exp(sum of h of the features it inserts - sum of h of those it removes), and h is fitted until, over all given captions, every
+feature is inserted as often as it is removed. (Iterative scaling of a maximum-entropy model; each round adds a fraction of
+log(removed / inserted) to h.)
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from unimo_ds.utils.batched import batched
 _ROUNDS = 30
 _STEP = 0.15
 _SMOOTHING = 1.0
-"""Times that everything is taken to have been brought in and taken out besides."""
+"""Pseudo-count added to each feature's insertions and removals."""
 _BLOCK = 4000
-"""Captions whose potentials are looked up at a time."""
+"""Captions processed at a time."""
 _MOST_OF_ALL = 0.95
-"""Of a caption's replacements, where more are asked for than there are."""
+"""Largest fraction of a caption's replacements to choose, if more are wanted than exist."""
 _FIRST_ROUNDS = 5
 _LAST_ROUNDS = 20
 _SLOTH = 1.3
-"""Powers with which a caption's patience is bettered: the chances grow less than it does."""
+"""Exponent (over-relaxation) in updates of a caption's patience, since chances grow more slowly than patience."""
 
 Floats = NDArray[np.float64]
 
@@ -46,32 +46,32 @@ class Replacement:
 
 @dataclass(frozen=True)
 class _Block:
-    """Replacements of some captions, caption after caption and slot after slot."""
+    """Replacements of some captions, ordered by caption and slot."""
 
     weights: Floats
-    """[n] logarithms of what the corpus suggests."""
+    """[n] logarithms of the suggested weights."""
     slot_starts: NDArray[np.int64]
-    """[s] of each slot, its first replacement."""
+    """[s] first replacement of each slot."""
     caption_starts: NDArray[np.int64]
-    """[c] of each caption that has any, its first replacement."""
+    """[c] first replacement of each caption that has any."""
     puts_in: NDArray[np.int32]
-    """Places of all that the replacements bring in, one after another."""
+    """Places of the features that replacements insert, concatenated."""
     puts_in_starts: NDArray[np.int64]
-    """[n]"""
+    """[n] offsets in `puts_in`."""
     takes_out: NDArray[np.int32]
-    """Likewise of what the slots' own texts are part of."""
+    """Places of the features of the slots' original texts, concatenated."""
     takes_out_starts: NDArray[np.int64]
-    """[s]"""
+    """[s] offsets in `takes_out`."""
 
     def scores(self, potentials: Floats) -> Floats:
-        """[n] logarithms of the weights that replacements are drawn with."""
+        """[n] logarithms of the sampling weights."""
         gained = np.add.reduceat(potentials[self.puts_in], self.puts_in_starts)
         lost = np.add.reduceat(potentials[self.takes_out], self.takes_out_starts)
         balanced: Floats = self.weights + gained - np.repeat(lost, self._sizes(self.slot_starts))
         return balanced
 
     def counts(self, chances: Floats, num_places: int) -> tuple[Floats, Floats]:
-        """[num_places] how often each is taken out and brought in."""
+        """[num_places] expected removals and insertions of each feature."""
         sizes = np.diff(self.puts_in_starts, append=len(self.puts_in))
         brought_in = np.bincount(self.puts_in, np.repeat(chances, sizes), minlength=num_places)
         of_slots = np.add.reduceat(chances, self.slot_starts)
@@ -80,10 +80,10 @@ class _Block:
         return taken_out.astype(np.float64), brought_in.astype(np.float64)
 
     def chances(self, scores: Floats, patience: Floats, wanted: Floats, rounds: int) -> Floats:
-        """[n] chance of each replacement to be taken, so that those of a caption add up to the number wanted.
+        """[n] chance of each replacement to be chosen, so that those of a caption add up to the wanted number.
 
-        A replacement of weight p has the chance 1 - exp(-p t): it is in proportion where small, and never above one. patience:
-        [c] t of each caption, bettered in place.
+        A replacement with weight p has the chance 1 - exp(-p t): proportional to p if small, and never above one. patience:
+        [c] t of each caption, improved in place.
         """
         sizes = self._sizes(self.caption_starts)
         weights = np.exp(scores - np.repeat(np.maximum.reduceat(scores, self.caption_starts), sizes))
@@ -101,9 +101,9 @@ class _Block:
 def choose(
     fillings: Sequence[Sequence[Filling]], *, number: int, randomness: np.random.Generator
 ) -> list[list[Replacement]]:
-    """Of each caption the replacements that are taken, in any order, then as many spare ones and a few more.
+    """For each caption, the chosen replacements in random order, followed by spares (2 * number + 2 in all).
 
-    fillings: of each caption, what may stand in its slots. number: how many of each will be used, which is what is balanced.
+    fillings: possible texts for each caption's slots. number: replacements to be used per caption; these are balanced.
     """
     blocks = [_block(some) for some in batched(fillings, _BLOCK)]
     blocks, num_places = _renumbered(blocks)
@@ -119,7 +119,7 @@ def choose(
 
 
 def _drawn(chances: Floats, randomness: np.random.Generator) -> NDArray[np.int64]:
-    """All numbers, first those drawn: each by its chance, as many as the chances add up to (systematic sampling)."""
+    """All indices, sampled ones first: each with its chance, as many as the chances add up to (systematic sampling)."""
     order = randomness.permutation(len(chances))
     steps = np.floor(np.cumsum(chances[order]) + randomness.random())
     is_taken = np.diff(steps, prepend=0) > 0
@@ -127,7 +127,7 @@ def _drawn(chances: Floats, randomness: np.random.Generator) -> NDArray[np.int64
 
 
 def _renumbered(blocks: Sequence[_Block]) -> tuple[list[_Block], int]:
-    """The blocks with the places that they use numbered from 0, `NO_PLACE` the first, and how many there are."""
+    """The blocks with the places in use renumbered from 0 (`NO_PLACE` first), and the number of these."""
     is_used = np.zeros(NUM_PLACES, bool)
     is_used[NO_PLACE] = True
     for block in blocks:
@@ -140,7 +140,7 @@ def _renumbered(blocks: Sequence[_Block]) -> tuple[list[_Block], int]:
 
 
 def _fit(blocks: Sequence[_Block], number: int, num_places: int) -> Floats:
-    """The chances of all replacements with fitted potentials."""
+    """The chances of all replacements under the fitted potentials."""
     potentials = np.zeros(num_places)
     sizes = [block._sizes(block.caption_starts) for block in blocks]
     wanted = [np.minimum(number, _MOST_OF_ALL * one) for one in sizes]

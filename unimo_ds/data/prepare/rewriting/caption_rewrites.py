@@ -1,4 +1,4 @@
-"""The rewrites of one caption, from what was found for it: no negative may equal a caption or a positive of its image."""
+"""Selects the rewrites of one caption from candidates: no negative may equal a caption or positive of the same image."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SAME_IMAGE = "same image"
 
 @dataclass(frozen=True)
 class ImageCaptions:
-    """What is known of one pair while replacements are looked for."""
+    """A pair during the search for replacements."""
 
     graphs: tuple[SceneGraph, ...]
-    """Of its captions, in their order."""
+    """One per caption, in order."""
     facts: Facts
 
 
@@ -45,8 +45,8 @@ def rewritten(
 ) -> Caption:
     """The image's caption `number` with its rewrites.
 
-    back_translated: of each caption, its back-translations; those of the others are as true of the image. positives: most of the
-    image's other captions that are taken, besides those back-translated. negatives: most of each level.
+    back_translated: back-translations of every caption; those of other captions, also true of the image, cannot be negatives.
+    positives: maximum of the image's other captions, in addition to back-translations. negatives: maximum per level.
     """
     caption = captions[number]
     normal = word_classes.normal(caption.text)
@@ -71,7 +71,7 @@ def rewritten(
 
 
 def substitute(text: str, start: int, end: int, new: str) -> str:
-    """The text with `new` in place of [start, end), a/an before it and a capital that opens a sentence made to fit."""
+    """The text with `new` instead of [start, end), and a preceding a/an or a sentence-initial capital adjusted."""
     before = text[:start]
     article = re.search(r"\b([Aa])(n?)(\s+)$", before)
     if article:

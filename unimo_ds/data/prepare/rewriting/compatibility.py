@@ -1,7 +1,7 @@
-"""Which words may both be true of one picture, so that the one is no false replacement of the other.
+"""Which words may both be true of one picture: then replacing one by the other need not make a caption false.
 
-Three witnesses: WordNet (synonyms, kinds of each other), short tables for what WordNet cannot know, and the corpus: words that
-come together in the captions of one image more often than chance say the same thing, or go together.
+Three sources: WordNet (synonyms, hypernyms, hyponyms), short tables for what WordNet lacks, and the corpus: words that occur in
+captions of the same image more often than chance mean the same or go together.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ under, underneath, beneath, below, in, through, at, near, by, next to, inside
 from, off, out of, away from, off of, outside of, down, near
 in the middle of, in, on, at, among, between, near, through
 """)
-"""Prepositions of one row may be true of one place."""
+"""Prepositions in one row may be true of the same place."""
 _PERSONS = tuple(
     words(line)
     for line in """
@@ -47,7 +47,7 @@ girl girls
 baby babies infant toddler toddlers
 """.strip().splitlines()
 )
-"""Nobody is of two of these rows; of any other word for a person they may be true: a man may be a player, a girl a child."""
+"""Two of these rows exclude each other; both are compatible with other words for persons: a man may be a player."""
 _GENERAL_PERSONS = words("""
 people person someone child children kid kids adult adults teenager teenagers couple family crowd group team friend friends youth
 """)
@@ -56,7 +56,7 @@ _MAX_SHARE = 0.15
 
 
 class Together:
-    """How often words come in the captions of one image."""
+    """How often words occur together in the captions of one image."""
 
     def __init__(
         self,
@@ -64,24 +64,24 @@ class Together:
         with_word: Counter[str] | None = None,
         with_both: Counter[tuple[str, str]] | None = None,
     ) -> None:
-        """Of another one's `state`, or none yet."""
+        """From another one's `state`, or empty."""
         self._images = images
         self._with_word: Counter[str] = with_word or Counter()
         self._with_both: Counter[tuple[str, str]] = with_both or Counter()
 
     @property
     def state(self) -> tuple[int, Counter[str], Counter[tuple[str, str]]]:
-        """Images, how many of them have each word, and both of two words (in alphabetical order)."""
+        """Number of images, of images with each word, and of images with each pair of words (in alphabetical order)."""
         return self._images, self._with_word, self._with_both
 
     def add(self, said: Iterable[str]) -> None:
-        """Count one image, by the different words of its captions."""
+        """Count one image, given the words of its captions."""
         ordered = sorted(set(said))
         self._images += 1
         self._with_word.update(ordered)
         self._with_both.update((one, other) for i, one in enumerate(ordered) for other in ordered[i + 1 :])
         if self._images % 20_000 == 0:
-            # Rare pairs carry no evidence; dropping them bounds the memory (lossy counting).
+            # Rare pairs are no evidence; dropping them bounds memory (lossy counting).
             self._with_both = Counter({pair: count for pair, count in self._with_both.items() if count > 1})
 
     def go_together(self, one: str, other: str) -> bool:
@@ -93,10 +93,10 @@ class Together:
 
 
 class Compatibility:
-    """For a fixed vocabulary, what each word does not exclude."""
+    """For a fixed vocabulary, the words compatible with each word."""
 
     def __init__(self, vocabulary: Mapping[str, Iterable[str]]) -> None:
-        """vocabulary: part (n, v, a as in WordNet; p prepositions, # numbers) -> words that may replace others."""
+        """vocabulary: part of speech (n, v, a as in WordNet; p: prepositions, #: numbers) -> words that may replace others."""
         self._known: dict[tuple[str, str], frozenset[str]] = {}
         self.vocabulary = {part: sorted(set(of_part)) for part, of_part in vocabulary.items()}
         self._with_sense: dict[str, dict[int, list[str]]] = {}
@@ -113,7 +113,7 @@ class Compatibility:
             self._with_sense[part], self._under[part] = dict(with_sense), dict(under)
 
     def compatible(self, word: str, part: str) -> frozenset[str]:
-        """The words of the vocabulary that may be true where `word` is, itself included."""
+        """The words of the vocabulary that may be true where `word` is true, including itself."""
         key = (word, part)
         if key not in self._known:
             self._known[key] = frozenset(self._find(word, part)) | {word}

@@ -28,10 +28,10 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
 _STRENGTHS = (0.1, 1.0, 10.0)
-"""Inverse regularisation tried; the best one counts, so that the test is not easier than it could be."""
+"""Inverse regularisation strengths; the best one counts, so that the test is not too easy to pass."""
 _FOLDS = 10
 _MOST = 20_000
-"""Captions taken."""
+"""Maximum of captions."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Giveaway:
     num_pairs: int
     """Captions with a rewrite of this level."""
     accuracy: float
-    """Balanced accuracy on held-out images, the best over the features and strengths tried."""
+    """Balanced accuracy on held-out images, the best over features and strengths."""
     by_features: dict[str, float]
 
 
 def measure(captions_of_images: Iterable[Sequence[Caption]], level: Level, *, folds: int = 2) -> Giveaway:
-    """Train and judge on the first rewrite of each caption; images are never on both sides.
+    """Train and evaluate on the first rewrite of each caption; no image is on both sides.
 
-    folds: of ten, how many are judged.
+    folds: number of the ten folds to evaluate.
 
     Raises:
-        UserError: fewer than 100 captions have such a rewrite.
+        UserError: fewer than 100 captions have a rewrite of this level.
     """
     texts: list[str] = []
     labels: list[int] = []

@@ -1,4 +1,4 @@
-"""What the captions of a corpus taught (`replacements.learn`), on disk: one process learns, all tasks read. NumPy, no pickle."""
+"""The result of `replacements.learn` on disk: one process learns, all tasks read. NumPy arrays, no pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unimo_ds.utils.whole_file import write_made
 
 
 def save(learned: Replacements, path: Path) -> None:
-    """Write the file, whole or not at all; equal knowledge gives equal bytes."""
+    """Write the file atomically; equal contents give equal bytes."""
     words: dict[str, int] = {}
     groups, shares, contexts, numbers, counts = [], [], [], [], []
     for number, (key, group) in enumerate(sorted(learned.groups.items())):
@@ -46,7 +46,7 @@ def save(learned: Replacements, path: Path) -> None:
 
 @functools.lru_cache(maxsize=1)
 def load(path: Path, fingerprint: str) -> Replacements:
-    """What `save` wrote, kept for the next task. fingerprint: of the work that the file belongs to."""
+    """Read the output of `save`, cached for the next task. fingerprint: of the stage that the file belongs to."""
     with np.load(path, allow_pickle=False) as arrays:
         about = json.loads(arrays["about"].tobytes())
         shares, contexts, numbers, counts = (arrays[name] for name in ("shares", "contexts", "numbers", "counts"))

@@ -1,7 +1,7 @@
-"""What may stand in a slot instead: vocabularies by kind of node, learned from captions.
+"""Possible replacements for a slot: vocabularies by kind of node, learned from captions.
 
-A replacement is suggested as the corpus itself would fill the slot: by its frequency in the slot's group and by how well it fits
-the words around it. What may be true of the image is left out. `balancing` chooses among the suggestions.
+Replacements are suggested as the corpus would fill the slot: by frequency in the slot's group and by fit with the surrounding
+words. Those that may be true of the image are left out. `balancing` chooses among the suggestions.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ from unimo_ds.data.schema import Level
 _MIN_COUNT = 3
 _MIN_PHRASE_COUNT = 2
 _MAX_WORDS = 3000
-"""Of one group; the most frequent are kept."""
+"""Per group; the most frequent are kept."""
 _CONSIDERED = 40
-"""Replacements of one slot that are looked at, best first."""
+"""Replacements considered per slot, best first."""
 _SMOOTHING = 4.0
-"""Times that every context is taken to have been seen with words by their frequency alone."""
+"""Pseudo-count of each context, distributed by word frequency."""
 _SHARPNESS = 0.75
-"""Exponent of each neighbour's word: its neighbours are not independent witnesses."""
+"""Exponent of each neighbour's fit, below 1 because neighbours are not independent evidence."""
 
 
 @dataclass
 class Group:
-    """Words of one form, by falling frequency."""
+    """Words of one form, by decreasing frequency."""
 
     texts: list[str]
     heads: list[str]
     share: NDArray[np.float64]
     index: dict[str, int]
     words: NDArray[np.uint64]
-    """[n, most words of a text] hashes of the words of each text."""
+    """[n, words of the longest text] hashes of each text's words."""
     lengths: NDArray[np.int64]
-    """[n] how many there are."""
+    """[n] numbers of words."""
     contexts: tuple[dict[str, tuple[NDArray[np.int64], NDArray[np.float64], float]], ...]
-    """For each neighbour of the slot: word -> (numbers, counts and sum of counts of what was seen with it)."""
+    """For each neighbour of the slot: its word -> (indices, counts and sum of counts of the texts seen with it)."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the captions of one image say, against which replacements are checked."""
+    """Words that the captions of one image state, to check replacements against."""
 
     nouns: frozenset[str]
     verbs: frozenset[str]
     qualities: frozenset[tuple[str, str]]
     """(noun, quality)."""
     places: frozenset[tuple[str, str]]
-    """(noun, preposition that leads to it)."""
+    """(noun, preposition before it)."""
     numbers: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Filling:
-    """What may stand in one slot of one caption."""
+    """Possible replacements for one slot of one caption."""
 
     slot: Slot
     texts: tuple[str, ...]
     """Best first."""
     own: int
-    """Number of the slot's own text in its group."""
+    """Index of the slot's original text in its group."""
     numbers: NDArray[np.int64]
-    """[n] likewise of the texts."""
+    """[n] indices of the texts."""
     group: Group
     weights: NDArray[np.float64]
-    """[n] shares of the slot's fillings that the corpus suggests."""
+    """[n] suggested probabilities."""
 
 
 class Replacements:
@@ -89,16 +89,16 @@ class Replacements:
         compatibility: Compatibility,
         spellings: dict[str, str],
     ) -> None:
-        """spellings: text -> how it is mostly written within sentences, where that is not in small letters."""
+        """spellings: text -> its usual spelling within sentences, if that is not lower case."""
         self.groups, self.together, self.compatibility, self.spellings = groups, together, compatibility, spellings
         self._last_facts: Facts | None = None
         self._ruled_out: dict[tuple[str, str], frozenset[str]] = {}
 
     def fillings(self, graph: SceneGraph, facts: Facts, level: Level) -> list[Filling]:
-        """Everything that may be put into the caption's slots of a level."""
+        """Possible replacements for the caption's slots of a level."""
         found = []
         for slot in slots.find(graph):
-            # A word too rare to be put in is not taken out either: where rare words are missing is a rewrite.
+            # A word too rare to be inserted is not removed either: missing rare words would give rewrites away.
             if slot.level is level and slot.group in self.groups and slot.text in self.groups[slot.group].index:
                 found.append(self._fill(slot, facts))
         return [one for one in found if one.texts]
@@ -117,7 +117,7 @@ class Replacements:
             order = np.argpartition(-weights, _CONSIDERED)[:_CONSIDERED]
         else:
             order = np.arange(len(weights))
-        # Rounded, so that the order of near-ties does not hang on the last bit.
+        # Rounded, so that the order of near-ties does not depend on the last bit.
         order = order[np.lexsort((order, -np.round(weights[order], 9)))]
         blocked = self._blocked(slot, facts)
         kept = [
@@ -130,11 +130,11 @@ class Replacements:
         return Filling(slot, texts, group.index[slot.text], numbers, group, weights[numbers])
 
     def _blocked(self, slot: Slot, facts: Facts) -> frozenset[str]:
-        """Heads that may be true where the slot is, or are said of the image."""
+        """Heads that may be true in place of the slot's own, or are stated by the image's captions."""
         if self._last_facts is not facts:
-            # The slots of one image come together and share most of what is ruled out.
+            # Slots of one image are consecutive and share most of the excluded words.
             self._last_facts, self._ruled_out = facts, {}
-        # Of qualities and places only those of the slot's own noun count.
+        # For qualities and places, only those of the slot's own noun matter.
         noun = slot.context[2] if slot.part in ("a", "p") else ""
         key = (slot.part, noun)
         if key not in self._ruled_out:
@@ -156,7 +156,7 @@ def hash_of(word: str) -> np.uint64:
 
 
 def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = _MIN_COUNT) -> Replacements:
-    """Vocabularies from the scene graphs of each image's captions. Deterministic; memory is bounded by the vocabulary."""
+    """Learn vocabularies from the scene graphs of each image's captions. Deterministic; the vocabulary bounds memory."""
     counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     heads: dict[str, tuple[str, str]] = {}
     contexts: Counter[tuple[tuple[str, ...], int, str, str]] = Counter()
@@ -203,7 +203,7 @@ def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = 
 
 
 def make_group(texts: list[str], heads: list[str], counts: NDArray[np.float64]) -> Group:
-    """A group without contexts. counts: [n] by which the texts are frequent."""
+    """A group without contexts. counts: [n] frequencies of the texts."""
     words = [text.split() for text in texts]
     hashes = np.zeros((len(texts), max(map(len, words))), np.uint64)
     for i, of_text in enumerate(words):
@@ -214,7 +214,7 @@ def make_group(texts: list[str], heads: list[str], counts: NDArray[np.float64]) 
 
 
 def facts_of(graphs: Sequence[SceneGraph]) -> Facts:
-    """What the captions of one image say."""
+    """Words stated in the captions of one image."""
     nouns, verbs, numbers = set(), set(), set()
     qualities, places = set(), set()
     for graph in graphs:

@@ -1,12 +1,11 @@
 """`unimo prepare rewrite`: positive and negative rewrites of every caption, stored with the pair (paper section 2.1).
 
-Positives are the other captions of the image and, where a translator is named, the caption translated there and back. Negatives,
-by level:
-- sentence: captions of other images, the most similar by TF-IDF (`similar_sentences`);
-- phrase: several words of the caption's scene graph replaced at once: an object with its attributes, a verb with its preposition;
-- word: one node replaced: an object, an attribute, a number, a verb, a preposition.
-What may replace what is in `replacements`, what is chosen in `balancing`. No rewrite is trusted to be true or false beyond that;
-each says in `from` how it was made.
+Positives are other captions of the image and, if a translator is given, back-translations of the caption. Negatives by level:
+- sentence: similar captions of other images, by TF-IDF (`similar_sentences`);
+- phrase: several words of the caption's scene graph replaced at once (object with attributes, verb with preposition);
+- word: one node replaced (object, attribute, number, verb or preposition).
+`replacements` finds candidates, `balancing` chooses among them. Nothing further ensures that a rewrite is true or false; its
+`from` says how it was made.
 """
 
 from __future__ import annotations
@@ -35,24 +34,23 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import write_made
 
 POOL_CAPTIONS = 40_000
-"""Captions that are balanced together, and among which similar ones are searched (whole shards): time and memory stay linear in
-the corpus."""
+"""Captions balanced together, and searched for similar ones (in whole shards): keeps time and memory linear in the corpus."""
 _TEACHING_PAIRS = 200_000
-"""Pairs that teach, at most (every n-th shard): more of them take more time and memory and teach little that is new."""
+"""Limit on pairs to learn from (every n-th shard): more would cost time and memory and add little."""
 _MOST = 10_000
-"""Rewrites of a caption, beams, sentences at a time."""
+"""Limit on rewrites per caption, beams, and sentences at a time."""
 
 
 def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
-    """Give every caption of every pair its rewrites; earlier ones are replaced.
+    """Store rewrites for every caption of every pair, replacing earlier ones.
 
     Raises:
-        UserError: not a data folder, a damaged one, or a parser or translator that cannot be used.
+        UserError: not a data folder, or damaged; or an unusable parser or translator.
     """
     settings, workers = settings or RewriteSettings(), workers or Workers()
     check(settings)
     if settings.translator == "apertium":
-        # All tasks use what is installed now.
+        # All tasks use the languages installed now.
         settings = dataclasses.replace(settings, pivots=opening.languages(settings))
     taught_by = manifest.load_manifest(settings.learn_from) if settings.learn_from else None
     stage = Stage(folder, "rewrite", [identity_of(settings), taught_by.fingerprint if taught_by else None])
@@ -72,7 +70,7 @@ def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, worker
 def check(settings: RewriteSettings) -> None:
     """
     Raises:
-        UserError: numbers out of range, a parser or translator without what it needs, no data folder to learn from.
+        UserError: numbers out of range, an unusable parser or translator, or no data folder to learn from.
     """
     least = {"positives": 0, "negatives": 0, "back_translations": 0, "translation_batch": 1, "beams": 1}
     for name, smallest in least.items():
@@ -94,7 +92,7 @@ def _parse(work: Rewriting, folder: Path, names: Sequence[str], kind: str, worke
 
 
 def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers: Workers) -> None:
-    """What may replace what, and which words stand side by side, from the captions of a folder."""
+    """Learn replacements and usual word pairs from the captions of a folder."""
     path = work.work / LEARNED
     if path.exists():
         return
@@ -139,7 +137,7 @@ def _run(
 
 
 def _pools(work: Rewriting, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Runs of shards with about `POOL_CAPTIONS` captions."""
+    """Groups of consecutive shards with about `POOL_CAPTIONS` captions."""
     pool: list[str] = []
     size = 0
     for name in names:

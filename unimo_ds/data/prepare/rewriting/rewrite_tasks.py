@@ -1,8 +1,8 @@
-"""Tasks of `unimo prepare rewrite`. Each writes its entries into the journal's folder, or the shard itself, whole or not at all.
+"""Tasks of `unimo prepare rewrite`. Each writes its entries into the journal's folder, or the shard itself, atomically.
 
-graphs-SHARD.json       scene graphs of the captions, an image a list      back-SHARD.json    back-translated positives
-LEVEL-SHARD.json        candidates of a level
-learned.npz, usual.npy  what the captions taught
+graphs-SHARD.json       scene graphs of the captions, one list per image      back-SHARD.json    back-translated positives
+LEVEL-SHARD.json        candidate negatives of a level
+learned.npz, usual.npy  learned from the captions
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEARNED, USUAL = "learned.npz", "usual.npy"
 
 @dataclass(frozen=True)
 class Rewriting:
-    """What all tasks share."""
+    """Arguments shared by all tasks."""
 
     folder: Path
     work: Path
@@ -51,7 +51,7 @@ class Rewriting:
 
 
 def parse_shard(rewriting: Rewriting, folder: Path, name: str, entry: Path) -> None:
-    """Parse the captions of all pairs of a shard."""
+    """Parse the captions of all pairs in a shard."""
     captions = list(captions_of(folder / name))
     parser = parsers.load(rewriting.settings.parser, rewriting.settings.parser_path)
     graphs = iter(parser.parse([caption for of_image in captions for caption in of_image]))
@@ -59,12 +59,12 @@ def parse_shard(rewriting: Rewriting, folder: Path, name: str, entry: Path) -> N
 
 
 def read_graphs(entry: Path) -> list[list[SceneGraph]]:
-    """What `parse_shard` wrote: of each image, the graphs of its captions."""
+    """Read the output of `parse_shard`: for each image, the graphs of its captions."""
     return [[records.from_record(one) for one in of_image] for of_image in read_json_object(entry)]
 
 
 def translate_shard(rewriting: Rewriting, name: str) -> None:
-    """Find the positives that the translator gives."""
+    """Find positives by back-translation."""
     captions = list(captions_of(rewriting.folder / name))
     flat = [caption for of_image in captions for caption in of_image]
     taken = [frozenset(word_classes.normal(other) for other in of_image) for of_image in captions for _ in of_image]
@@ -87,7 +87,7 @@ def translate_shard(rewriting: Rewriting, name: str) -> None:
 
 
 def find_negatives(rewriting: Rewriting, names: Sequence[str], level: Level) -> None:
-    """Find the candidates of a level for a pool of shards, whose captions are balanced together."""
+    """Find candidate negatives of a level for a pool of shards, whose captions are balanced together."""
     graphs = [read_graphs(rewriting.entry("graphs", name)) for name in names]
     images = [of_image for of_shard in graphs for of_image in of_shard]
     finder = _similar if level is Level.SENTENCE else _replaced
@@ -127,7 +127,7 @@ def _replaced(
 
 
 def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
-    """Write the rewrites into the shard, index it, and write the entry that says so."""
+    """Write the rewrites into the shard, index it, and write the entry that marks it as done."""
     settings, path, report = rewriting.settings, rewriting.folder / name, Report()
     candidates = {level: _read(rewriting, level.name.lower(), name, level) for level in NEGATIVE_LEVELS}
     back: list[list[list[Rewrite]]] | None = None
@@ -165,7 +165,7 @@ def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
 
 
 def captions_of(shard: Path) -> Iterator[list[str]]:
-    """The captions of each pair of a shard."""
+    """The captions of each pair in a shard."""
     for stored in shards.read_shard(shard, pixels=False):
         if stored.sample.kind is Kind.PAIR:
             yield [caption.text for caption in stored.sample.captions]

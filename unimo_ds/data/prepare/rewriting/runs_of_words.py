@@ -1,6 +1,6 @@
-"""What a text brings into a slot of a caption, as places in a table: its words, the runs they make there, what it is tied to.
+"""Features of a text in a slot, as places in a table: its words, the word sequences it forms there, its dependencies.
 
-Hashed, so that memory does not grow with the runs; two that meet in one place are taken for one.
+Features are hashed, so that memory is constant; two features with the same place count as one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Places = NDArray[np.int32]
 
 
 def places_of(fillings: Sequence[Filling]) -> tuple[Places, NDArray[np.int64], Places, NDArray[np.int64]]:
-    """Of all texts of all fillings, one after another: their places, and where those of each begin; then likewise of the slots'
-    own texts."""
+    """Places of all texts of all fillings, concatenated, with the start of each text; then the same for the slots' original
+    texts."""
     sizes = np.array([len(one.texts) for one in fillings], np.int64)
     widths = np.array([_width(one.group) for one in fillings], np.int64)
     starts = starts_of(np.repeat(widths, sizes))
@@ -48,13 +48,13 @@ def places_of(fillings: Sequence[Filling]) -> tuple[Places, NDArray[np.int64], P
 
 
 def _width(group: Group) -> int:
-    """Places of a text of the group: of m words, m words, m + 1 pairs, m + 2 runs of three, and two ties."""
+    """Places of the group's longest text: of m words, m words, m + 1 pairs, m + 2 triples and two dependencies."""
     most: int = group.words.shape[1]
     return 3 * most + 5
 
 
 def starts_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each run begins, of runs of these sizes one after another."""
+    """Start of each of several consecutive ranges, given their sizes."""
     return np.cumsum(sizes) - sizes
 
 
@@ -63,14 +63,14 @@ def _put(target: Places, starts: NDArray[np.int64], places: Places) -> None:
 
 
 def _surroundings(slots: Sequence[Slot]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """[s, 4] hashes of the words around each slot, and [s, 2] of what it is tied to."""
+    """[s, 4] hashes of the words around each slot, and [s, 2] of the words it depends on."""
     around = [[hash_of("a" if word == "an" else word) for word in slot.around] for slot in slots]
     tied = [[hash_of(f"{i} {word}") for i, word in enumerate(slot.context[2:])] for slot in slots]
     return np.array(around, np.uint64), np.array(tied, np.uint64)
 
 
 def _places(group: Group, rows: NDArray[np.int64], around: NDArray[np.uint64], tied: NDArray[np.uint64]) -> Places:
-    """[n, width] places of texts of a group, each between its own surroundings; `NO_PLACE` where a text has fewer words."""
+    """[n, width] places of a group's texts, each in its own surroundings; padded with `NO_PLACE` for texts with fewer words."""
     places = np.full((len(rows), _width(group)), NO_PLACE, np.int32)
     lengths = group.lengths[rows]
     for length in np.unique(lengths).tolist():

@@ -1,7 +1,7 @@
-"""Sentences like a given one, by TF-IDF; and captions of other images as hard negatives, none of them used more than others.
+"""Similar captions of other images, by TF-IDF, as hard negatives; each caption is used about equally often.
 
-The most similar captions alone would give themselves away: short captions of common words are near to everything and would be
-rewrites far more often than originals. Each caption therefore has a potential, fitted until all are used about equally often.
+Taking the most similar captions would give rewrites away: short captions of common words are similar to everything, and would
+appear as rewrites far more often than as originals. So each caption has a potential, fitted until use is about equal.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from unimo_ds.data.prepare.rewriting import word_classes
 from unimo_ds.data.prepare.rewriting.word_classes import WORD
 
 _MAX_SIMILARITY = 0.9
-"""More similar captions of other images are taken for the same sentence."""
+"""More similar captions of other images count as the same sentence."""
 _SEARCHED = 100
 _BLOCK = 500
 _TEMPERATURE = 0.1
-"""Of the choice among the similar: smaller is nearer to the most similar ones, and further from equal use."""
+"""Sampling temperature among similar captions: lower prefers the most similar ones, at the cost of less equal use."""
 _ROUNDS = 40
 
 
 def choose(
     captions_of_images: Sequence[Sequence[str]], *, number: int, randomness: np.random.Generator
 ) -> list[list[list[str]]]:
-    """For each caption of each image, captions of other images that are similar to it, the chosen first, then some spare ones.
+    """For each caption of each image, similar captions of other images: chosen ones first, then some spares.
 
-    Left out: near-duplicates, captions that another caption of the image equals, and sentences made of the image's own words
-    alone, which may well be true of it. number: how many will be used of each list, which is what use is balanced for.
-    Memory: one block of rows at a time against all captions given, and `_SEARCHED` numbers a caption.
+    Left out: near-duplicates, and captions without a content word that the image's own captions lack, since they may be true of
+    it. number: captions to be used from each list; use is balanced for these.
+    Memory: one block of rows at a time against all given captions, and `_SEARCHED` numbers per caption.
     """
     texts = [caption for captions in captions_of_images for caption in captions]
     image_of = np.repeat(np.arange(len(captions_of_images)), [len(captions) for captions in captions_of_images])
@@ -57,9 +57,9 @@ def balanced_order(
     number: int,
     randomness: np.random.Generator,
 ) -> list[NDArray[np.int64]]:
-    """An order of each list of candidates, so that the first `number` of all lists use each candidate about equally often.
+    """Order each list of candidates so that the first `number` of all lists use each candidate about equally often.
 
-    found: per list, numbers of candidates; candidates are the lists' own sentences, [0, len(found)). similarities: of each.
+    found: candidates of each list, as indices in [0, len(found)) of the lists' own sentences. similarities: of each candidate.
     """
     sizes = np.array([len(columns) for columns in found])
     columns = np.concatenate([*found, np.zeros(0, np.int64)]).astype(np.int64)
@@ -71,10 +71,10 @@ def balanced_order(
     for _ in range(_ROUNDS if columns.size else 0):
         weights = np.exp(scores + potential[columns])
         shares = wanted * weights / np.bincount(rows, weights, minlength=len(found))[rows]
-        # A list uses a candidate once at most.
+        # A list uses a candidate at most once.
         used = np.bincount(columns, np.minimum(shares, 1), minlength=len(found))
         potential -= np.log((used + 0.5) / (mean + 0.5))
-    # Gumbel noise makes the first of an order a draw by weight without replacement.
+    # With Gumbel noise, the first of an order are a weighted sample without replacement.
     keys = scores + potential[columns] + randomness.gumbel(size=columns.size)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     return [np.argsort(-keys[starts[i] : starts[i + 1]], kind="stable") for i in range(len(found))]
@@ -83,18 +83,17 @@ def balanced_order(
 def _scored_rows(
     texts: Sequence[str], group: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each text up to `_SEARCHED` of other groups by falling TF-IDF similarity, above 0 and no near-duplicates; and these.
-
-    group: [n]
+    """For each text, indices and similarities of up to `_SEARCHED` texts of other groups, by decreasing TF-IDF similarity,
+    above 0 and without near-duplicates. group: [n]
     """
-    # Words in more than a twentieth of a large collection tell nothing apart and cost the most.
+    # Words in more than a twentieth of a large collection do not discriminate and cost the most.
     max_df = 0.05 if len(texts) >= 2000 else 1.0
     vectorizer = TfidfVectorizer(
         token_pattern=WORD.pattern, stop_words=sorted(word_classes.FUNCTION_WORDS), max_df=max_df, sublinear_tf=True
     )
     try:
         table = vectorizer.fit_transform(texts).T.tocsr()
-    except ValueError:  # there is no text, or every word is a function word: nothing is similar to anything
+    except ValueError:  # no text, or only function words: nothing is similar
         yield from ((np.zeros(0, np.int64), np.zeros(0)) for _ in texts)
         return
     for start in range(0, len(texts), _BLOCK):

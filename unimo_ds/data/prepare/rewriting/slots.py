@@ -1,7 +1,7 @@
-"""Places of a caption where another word or phrase of the same form may stand.
+"""Places in a caption where a word or phrase may be replaced by another of the same form.
 
-A slot's group is what a replacement must share for the grammar to stay right: for nouns number, article and whether it lives, for
-verbs the form and what follows ("holding a", "sitting on", "running ."), and verbs and prepositions never mix.
+Replacements must share the slot's group, so that the grammar stays correct: for nouns number, article and animacy, for verbs
+form and what follows ("holding a", "sitting on", "running ."); verbs and prepositions never mix.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Slot:
     """WORD or PHRASE."""
     group: tuple[str, ...]
     text: str
-    """Lower-case words that stand there."""
+    """Its words, in lower case."""
     start: int
     end: int
-    """Characters of the caption."""
+    """Characters [start, end) of the caption."""
     part: str
-    """n, v, a as in WordNet; p for a preposition, # for a number."""
+    """n, v, a as in WordNet; p: preposition, #: number."""
     head: str
-    """The word that decides what may replace it: the noun, the verb."""
+    """The word that determines what may replace it: the noun, the verb."""
     context: tuple[str, str, str, str]
-    """The word before it, the word behind it, and what it is tied to: for a noun the relation that leads to it and the verb it is
-    the subject of, for an attribute its noun, for a relation target and subject. Empty where there is none."""
+    """The words before and after it, and two that it depends on: for a noun the relation to it and the verb it is the subject
+    of, for an attribute its noun, for a relation target and subject. Empty if there is none."""
     around: tuple[str, str, str, str]
-    """The two words before it and the two behind it."""
+    """The two words before and the two after it."""
 
 
 def find(graph: SceneGraph) -> list[Slot]:
@@ -126,7 +126,7 @@ class _Finder:
             if word not in _EXACT_NUMBERS:
                 return []
             return [self._slot(Level.WORD, ("number",), node.start, node.end, "#", word, on)]
-        # Behind its noun ("a red hat" against "the hat is red") an adjective has few of its kind, and adverbs look like one.
+        # Only "a red hat": adjectives after their noun ("the hat is red") are rare, and adverbs look like them.
         if " " in word or owner is None or owner.start < node.end:
             return []
         kind = "colour" if word in tagging.COLOURS else node.tag

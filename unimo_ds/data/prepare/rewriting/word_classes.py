@@ -1,4 +1,4 @@
-"""Words of captions and sentences, and which of them carry no meaning of their own."""
+"""Words of captions and sentences, and the function words among them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NO_VOWEL_SOUND = re.compile(r"uni(?!n|m)|use|usu|uten|euro|ewe|one\b|once|u-|u\
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words in their order."""
+    """Lower-case words, in order."""
     return WORD.findall(text.lower())
 
 
 def normal(text: str) -> str:
-    """The text's words alone: equal for texts that differ in capitals, signs and spaces."""
+    """Only the text's words: equal for texts that differ in case, punctuation and spaces."""
     return " ".join(words_of(text))
 
 
@@ -34,6 +34,6 @@ def content_words(texts: Iterable[str]) -> set[str]:
 
 
 def sounds_like_vowel(text: str) -> bool:
-    """Whether "an" stands before this text."""
+    """Whether this text takes "an"."""
     low = text.lower()
     return bool(_VOWEL_SOUND.match(low)) and not _NO_VOWEL_SOUND.match(low)
