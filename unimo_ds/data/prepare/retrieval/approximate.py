@@ -1,13 +1,13 @@
-"""Approximate retrieval with FAISS, behind the exact one's interface: an index proposes rows, their scores are exact.
+"""Approximate retrieval with FAISS, with the interface of exact retrieval: an index proposes rows, their scores are exact.
 
-For images by the million, whose class vectors share most of their classes, so that going through every posting costs too much.
-(Sentences share few words: their exact search is faster and loses nothing, see docs/experiments.md.) Rows are projected to a few
-hundred dimensions by a random matrix with few entries (Achlioptas 2003; Kane and Nelson 2014): unlike principal components, which
-keep what is frequent, it keeps the rare words that make sentences near. An inverted file of quantised vectors (`IVF, SQ8`) then
-proposes ten times the wanted number. What is lost is measured in docs/experiments.md.
+For millions of images, whose class vectors share most of their classes, so that scanning all postings costs too much.
+(Sentences share few words: exact search is faster for them and loses nothing, see docs/experiments.md.) Rows are projected to a
+few hundred dimensions by a sparse random matrix (Achlioptas 2003; Kane and Nelson 2014): unlike principal components, which
+keep what is frequent, it keeps the rare words that make sentences similar. An inverted file of quantised vectors (`IVF, SQ8`)
+then proposes ten times the wanted number. docs/experiments.md measures the loss.
 
-One index holds about a million rows (whole blocks), so that a task's memory does not grow with the collection. Indices are made
-on one thread each and do not depend on the number of workers.
+One index holds about a million rows (whole blocks), so that a task's memory does not grow with the collection. Each index is
+built on one thread and does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from unimo_ds.utils.errors import UserError
 
 DIMENSIONS = 384
 PROPOSED = 10
-"""Times the wanted number of rows that the index proposes."""
+"""Rows that the index proposes, as a multiple of the wanted number."""
 PROBED = 64
-"""Lists looked into for a query, of at most `_MOST_LISTS`."""
+"""Lists searched per query, of at most `_MOST_LISTS`."""
 INDEX_ROWS = 1_000_000
 _MOST_LISTS, _ROWS_PER_LIST = 1024, 40
 _TRAINING_ROWS_PER_LIST = 64
 _ENTRIES = 16
-"""Of the projection, for each word or class."""
+"""Nonzero entries of the projection per word or class."""
 _ROWS_AT_ONCE = 50_000
 _SCORED_AT_ONCE = 200_000
 
@@ -44,7 +44,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring blocks under one index."""
+    """Consecutive blocks in one index."""
 
     number: int
     blocks: tuple[int, ...]
@@ -71,7 +71,7 @@ def require_faiss() -> Any:
 
 
 def groups_of(sizes: Sequence[int]) -> tuple[Group, ...]:
-    """Blocks of these sizes, in their order, about `INDEX_ROWS` rows together."""
+    """Consecutive blocks of these sizes, grouped to about `INDEX_ROWS` rows."""
     groups: list[Group] = []
     start, first = 0, 0
     for end in range(1, len(sizes) + 1):
@@ -86,7 +86,7 @@ def groups_of(sizes: Sequence[int]) -> tuple[Group, ...]:
 
 @functools.lru_cache(maxsize=2)
 def projection(num_columns: int) -> csr_matrix:
-    """[columns, DIMENSIONS] random signs, a few a row: a function of the sizes alone."""
+    """[columns, DIMENSIONS] random signs, a few per row; depends only on the sizes."""
     random = np.random.default_rng(num_columns)
     places = random.integers(0, DIMENSIONS, (num_columns, _ENTRIES)).ravel()
     signs = random.integers(0, 2, num_columns * _ENTRIES).astype(np.float32) * 2 - 1
@@ -102,7 +102,7 @@ def project(rows: csr_matrix) -> Floats:
 
 
 def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> None:
-    """Write the index of a group, whole or not at all.
+    """Write the index of a group atomically.
 
     vectors: block number -> its rows.
     """
@@ -124,7 +124,7 @@ def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> Non
 def search(
     nearest: Nearest, group: Group, vectors: Callable[[int], csr_matrix], path: Path, *, probed: int = PROBED
 ) -> None:
-    """Offer `nearest` the rows that the group's index proposes for each query, with their exact scores."""
+    """Offer `nearest` the rows that the group's index proposes for each query, with exact scores."""
     faiss = require_faiss()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     index.nprobe = probed
@@ -144,7 +144,7 @@ def search(
 
 
 def _scores(queries: csr_matrix, which: NDArray[np.int64], rows: csr_matrix, others: NDArray[np.int64]) -> Floats:
-    """The dot product of each named query with its named row."""
+    """[n] dot products of queries `which` with rows `others`."""
     parts = [
         np.asarray(queries[which[part]].multiply(rows[others[part]]).sum(1), np.float32).ravel()
         for start in range(0, len(which), _SCORED_AT_ONCE)

@@ -1,6 +1,6 @@
-"""The single-modal samples of a folder as blocks on disk, a block a shard, made by tasks: what retrieval searches.
+"""The collections that retrieval searches: a folder's single-modal samples as blocks on disk, one per shard, made by tasks.
 
-texts-N.json       distinct sentences of a fit length      texts-N.npz       their TF-IDF vectors
+texts-N.json       distinct sentences of fitting length    texts-N.npz       their TF-IDF vectors
 images-N.npz       class vectors of the images             features-N.npy    their mean features, float16
 """
 
@@ -33,7 +33,7 @@ from unimo_ds.data.storage import shards
 from unimo_ds.utils.whole_file import write_made
 
 SHORTEST_SENTENCE, LONGEST_SENTENCE = 4, 60
-"""In words: fragments relate to everything, and long texts cost a full sequence each."""
+"""In words: fragments are similar to everything, and each long text costs a full sequence."""
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
 _WEIGHTS = "word-weights.npy"
 
@@ -41,7 +41,7 @@ Floats = NDArray[np.float32]
 
 
 def collect_sentences(shard: Path, folder: Path, number: int) -> None:
-    """Write the shard's distinct sentences, and what tells them apart."""
+    """Write the shard's distinct sentences and their hashes."""
     sentences: dict[str, None] = {}
     for stored in shards.read_shard(shard, pixels=False):
         if stored.sample.kind is Kind.TEXT:
@@ -62,9 +62,9 @@ def _write_rows(path: Path, rows: csr_matrix) -> None:
 
 
 def keep_first(folder: Path, numbers: list[int]) -> int:
-    """Decide which sentences of all blocks are the first of their text. Returns how many there are.
+    """Mark the first occurrence of each sentence over all blocks. Returns the number of distinct sentences.
 
-    Memory: 26 bytes a sentence.
+    Memory: 26 bytes per sentence.
     """
     hashes = [np.load(folder / f"hashes-{number:06d}.npy") for number in numbers]
     ends = np.cumsum([len(one) for one in hashes])
@@ -80,7 +80,7 @@ def keep_first(folder: Path, numbers: list[int]) -> int:
 
 
 def count_words(folder: Path, number: int) -> Counter[str]:
-    """Leave only the kept sentences in the block. Returns word -> number of them that have it."""
+    """Write the block's kept sentences. Returns word -> number of these that contain it."""
     file = folder / f"sentences-{number:06d}.json"
     kept = np.load(folder / f"kept-{number:06d}.npy")
     sentences = [one for one, stays in zip(_json(folder / f"texts-{number:06d}.json"), kept, strict=True) if stays]
@@ -150,7 +150,7 @@ def summarise(regions: Regions, *, num_classes: int) -> tuple[Floats, Floats]:
 
 @functools.lru_cache(maxsize=256)
 def features(folder: Path, number: int, fingerprint: str) -> NDArray[Any]:
-    """[n, F] mean features of a block, read from disk where they are touched."""
+    """[n, F] mean features of a block, memory-mapped."""
     found: NDArray[Any] = np.load(folder / f"features-{number:06d}.npy", mmap_mode="r")
     return found
 

@@ -1,12 +1,12 @@
-"""`unimo prepare retrieve`: related texts and images of every pair, from the single-modal samples of the same folder.
+"""`unimo prepare retrieve`: related texts and images for every pair, from the single-modal samples of the same folder.
 
-Texts: sentences of the text samples by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
-classes overlap most with the pair's, ordered by the similarity of their features (paper section 2.1). Patches of pixels have no
-classes: there, images that were found by other regions stay.
+Texts: sentences of the text samples, by TF-IDF similarity to all captions of the pair. Images: image samples whose detected
+classes overlap most with the pair's, ordered by feature similarity (paper section 2.1). Patches of pixels have no classes; for
+them, related images found earlier from other regions are kept.
 
-The search is exact (or among what an index proposes, see `approximate`) and runs block by block: a task holds the pairs of one
-shard and one block of the collection, whatever the size of either, and writes its shard anew. Tasks that are done stay done when
-the stage is killed and started again.
+The search is exact (or among the proposals of an index, see `approximate`) and goes block by block: a task holds the pairs of
+one shard and one block of the collection, whatever the collection's size, and rewrites its shard. Finished tasks are not
+repeated if the stage is killed and restarted.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.utils.errors import UserError
 
 _CONSIDERED = 5
-"""Times the wanted number of images that class overlap passes on to feature similarity."""
+"""Images chosen by class overlap and ranked by features, as a multiple of the wanted number."""
 _SPARE = 3
-"""Times the wanted number of sentences that are looked at, for many say the same."""
+"""Sentences considered, as a multiple of the wanted number, since many say the same."""
 _QUERIES = 64
-"""Queries whose candidates' features are held at a time."""
+"""Queries whose candidates' features are in memory at a time."""
 _DIGITS = 5
 KINDS = get_args(CollectionName)
 
@@ -58,13 +58,13 @@ class _Block:
     number: int
     shard: str
     first: int
-    """Number of its first row in the whole collection."""
+    """Index of its first row in the whole collection."""
     size: int
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What all tasks share."""
+    """Arguments shared by all tasks."""
 
     folder: Path
     work: Path
@@ -75,13 +75,13 @@ class _Search:
     images: tuple[_Block, ...]
     tokenizer: Path
     approximate: tuple[str, ...]
-    """Kinds (`texts`, `images`) that are searched through an index."""
+    """Kinds (`texts`, `images`) that are searched with an index."""
 
 
 def check(settings: RetrieveSettings) -> None:
     """
     Raises:
-        UserError: a number below one, or no FAISS where it is wanted.
+        UserError: a number below one, or FAISS is needed and missing.
     """
     if settings.number < 1:
         raise UserError(f"--number {settings.number} must be at least 1")
@@ -90,10 +90,10 @@ def check(settings: RetrieveSettings) -> None:
 
 
 def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, workers: Workers | None = None) -> Report:
-    """Store related texts and images with every pair; earlier ones are replaced.
+    """Store related texts and images with every pair, replacing earlier ones.
 
     Raises:
-        UserError: what `check` says, not a data folder, a damaged one, or one without pairs or without single-modal samples.
+        UserError: as `check`; not a data folder, or damaged, or without pairs, or without single-modal samples.
     """
     settings, workers = settings or RetrieveSettings(), workers or Workers()
     check(settings)
@@ -131,12 +131,12 @@ def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, work
 
 
 def holds_related(listed: Manifest) -> bool:
-    """Whether a folder holds anything that pairs can be related to."""
+    """Whether a folder holds anything to retrieve for pairs."""
     return bool(listed.totals.get("text") or (listed.totals.get("image") and listed.num_region_classes > 1))
 
 
 def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
-    """The text samples' sentences, vectorised; done once for a journal."""
+    """The text samples' sentences, vectorised; done once per journal."""
     names = stage.shards("text")
     sizes = stage.journal.read("sentences.json")
     if sizes is None and names:
@@ -176,7 +176,7 @@ def _blocks(names: Sequence[str], sizes: Sequence[int]) -> tuple[_Block, ...]:
 
 
 def _index(search: _Search, workers: Workers) -> None:
-    """The indices of texts and images that are not there yet."""
+    """Build the missing indices of texts and images."""
     tasks = [
         (search, kind, group)
         for kind, blocks in zip(KINDS, (search.texts, search.images), strict=True)
@@ -202,7 +202,7 @@ def _size(blocks: Sequence[_Block]) -> int:
 
 
 def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
-    """Find and store the related items of one shard's pairs, index it, and write the entry that says so."""
+    """Find and store related items of one shard's pairs, index it, and write the entry that marks it as done."""
     path = search.folder / name
     captions: list[str] = []
     summaries: list[tuple[Floats, Floats]] = []
@@ -234,7 +234,7 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
 
 
 def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
-    """For each query the nearest sentences, none of which says what a nearer one says."""
+    """For each query the nearest sentences, without ones that repeat a nearer one (see `distinct`)."""
     if not search.texts:
         return [[] for _ in captions]
     queries = tf_idf(captions, collections.read_vocabulary(search.work, search.fingerprint))
@@ -253,7 +253,7 @@ def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
 def related_images(
     search: _Search, classes: Sequence[Floats], features: Sequence[Floats]
 ) -> list[list[tuple[str, int]]]:
-    """For each query up to `number` images: those whose classes overlap most, ordered by the similarity of features."""
+    """For each query up to `number` images: those whose classes overlap most, ordered by feature similarity."""
     if not search.images:
         return [[] for _ in classes]
     queries = collections.class_rows(list(classes), search.num_classes)

@@ -1,8 +1,8 @@
-"""Exact nearest neighbours under sparse vectors, block by block: memory does not grow with the collection.
+"""Exact nearest neighbours among sparse vectors, block by block: memory does not grow with the collection.
 
-A collection is a sequence of blocks of rows of unit length; the score of a query and a row is their dot product. Scores are
-rounded, and equal ones go to the earlier row, so that the result hangs neither on the last bit of a sum nor on how rows are
-divided into blocks.
+A collection is a sequence of blocks with rows of unit length; the score of a query and a row is their dot product. Scores are
+rounded, and ties go to the earlier row, so that the result depends neither on the last bit of a sum nor on the division into
+blocks.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ _QUERY_ROWS, _DOCUMENT_ROWS = 256, 50_000
 """Rows multiplied at a time: at most 13 million scores, 160 MB."""
 _DIGITS = 6
 _RANKED_TOGETHER = 4
-"""Times the wanted number of rows that may wait to be ranked."""
+"""Rows that may wait to be ranked, as a multiple of the wanted number."""
 _COMMON_SHARE, _FEW = 0.05, 2000
-"""Words of more than this share of a collection of at least so many texts tell nothing apart, and cost the most."""
+"""Words in more than this fraction of at least so many texts are ignored: they do not discriminate and cost the most."""
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case."""
+    """The words of a text, in lower case."""
     return [match.group() for match in _WORD.finditer(text.lower())]
 
 
 def content_words(text: str) -> list[str]:
-    """Its words but those that every English text has."""
+    """The words of a text without English stop words."""
     return [word for word in words_of(text) if word not in ENGLISH_STOP_WORDS]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words that are compared, with their weights."""
+    """The words to compare, with their weights."""
 
     number_of: Callable[[str], int | None]
-    """Of a word, from 0; None where it is not among them."""
+    """Number of a word, from 0; None if it is not one of them."""
     weights: Floats
     """[V]"""
 
 
 def weigh_words(frequencies: Mapping[str, int], num_texts: int) -> tuple[list[str], Floats]:
-    """The words that are compared, sorted, and their smoothed inverse document frequencies.
+    """The words to compare, sorted, and their smoothed inverse document frequencies.
 
-    frequencies: word -> number of texts that have it.
+    frequencies: word -> number of texts that contain it.
     """
     most = _COMMON_SHARE * num_texts if num_texts >= _FEW else num_texts
     words = sorted(word for word, number in frequencies.items() if number <= most)
@@ -63,7 +63,7 @@ def weigh_words(frequencies: Mapping[str, int], num_texts: int) -> tuple[list[st
 
 
 def tf_idf(texts: Iterable[str], vocabulary: Vocabulary) -> csr_matrix:
-    """[n, V] float32: (1 + log count) x weight of every word, each row of unit length (or empty)."""
+    """[n, V] float32: (1 + log count) x weight of each word, rows of unit length (or empty)."""
     columns: list[int] = []
     counts: list[int] = []
     starts = [0]
@@ -87,7 +87,7 @@ def unit_rows(rows: csr_matrix) -> csr_matrix:
 
 
 class Nearest:
-    """The best rows for each query so far. Rows are offered in their order, each once."""
+    """The best rows for each query so far. Each row is offered once, in order."""
 
     def __init__(self, queries: csr_matrix, *, number: int) -> None:
         self.queries, self.number = queries, number
@@ -95,9 +95,9 @@ class Nearest:
         self._rows: list[Integers] = [np.zeros(0, np.int64)] * count
         self._scores: list[Floats] = [np.zeros(0, np.float32)] * count
         self._edges = np.zeros(count, np.float32)
-        """[count] scores up to which nothing gets in any more."""
+        """[count] scores that a row must exceed to be among the best."""
         self._waiting: list[list[tuple[Integers, Floats]]] = [[] for _ in range(count)]
-        """Offered and not yet ranked: ranking costs more than sifting, so that it is worth doing for many at once."""
+        """Offered but not ranked yet: ranking costs more than filtering, so it is done for many rows at once."""
         self._num_waiting = np.zeros(count, np.int64)
 
     @property
@@ -113,14 +113,14 @@ class Nearest:
         return self._scores
 
     def search(self, block: csr_matrix, *, first: int) -> None:
-        """Take in a block whose first row has number `first`; blocks come in the order of their rows."""
+        """Search a block whose first row has index `first`; call this in the order of the blocks."""
         for start in range(0, block.shape[0], _DOCUMENT_ROWS):
             documents = block[start : start + _DOCUMENT_ROWS].T.tocsr()
             for at in range(0, self.queries.shape[0], _QUERY_ROWS):
                 self._sift(at, (self.queries[at : at + _QUERY_ROWS] @ documents).tocsr(), first + start)
 
     def _sift(self, at: int, scores: csr_matrix, first: int) -> None:
-        """Offer the few scores of queries `at` and following that may still get in."""
+        """Offer the few scores, for queries from `at` on, that may be among the best."""
         edges = np.repeat(self._edges[at : at + scores.shape[0]], np.diff(scores.indptr))
         near = np.flatnonzero(scores.data > edges - 10.0**-_DIGITS)
         rows, values = scores.indices[near].astype(np.int64) + first, scores.data[near]
@@ -130,7 +130,7 @@ class Nearest:
             self.offer(at + i, rows[part], values[part])
 
     def offer(self, query: int, rows: Integers, scores: Floats) -> None:
-        """Take in some rows for one query, with their scores."""
+        """Add rows for one query, with their scores."""
         self._waiting[query].append((rows, scores))
         self._num_waiting[query] += len(rows)
         if self._num_waiting[query] > _RANKED_TOGETHER * self.number:
@@ -145,7 +145,7 @@ class Nearest:
         late = np.round(np.concatenate([one for _, one in self._waiting[query]]), _DIGITS)
         scores = np.concatenate([self._scores[query], late])
         kept = scores > self._edges[query]
-        # What is ranked already stays: of equal scores the earlier rows win.
+        # Keep rows ranked already: among equal scores the earlier rows win.
         kept[: len(self._rows[query])] = True
         rows, scores = rows[kept], scores[kept]
         if len(scores) > self.number:
@@ -159,7 +159,7 @@ class Nearest:
 
 
 def distinct(texts: Sequence[str], *, most: int | None = None) -> tuple[str, ...]:
-    """The first `most` texts (None: all), without those whose words all occur in one kept before, or the other way round."""
+    """The first `most` texts (None: all), without those whose words are a subset or superset of a text's already kept."""
     kept: dict[str, set[str]] = {}
     for text in texts:
         if len(kept) == most:

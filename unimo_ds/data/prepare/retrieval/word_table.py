@@ -1,5 +1,5 @@
-"""Words by the million in two files, each known by its place in their order: processes map them where a dictionary of each would
-take 0.2 GB a million.
+"""Millions of words in two files, each numbered by its place in sorted order: processes map the files, since a dictionary in
+each process would take 0.2 GB per million words.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from unimo_ds.utils.whole_file import write_made
 
 _WORDS, _ENDS = "words.npy", "word-ends.npy"
 _FREQUENT = 2**16
-"""Words whose numbers are kept at hand: most of any text."""
+"""Words whose numbers are cached: most words of any text."""
 
 
 def write(folder: Path, words: Sequence[str]) -> None:
-    """words: different ones, sorted."""
+    """words: distinct, sorted."""
     encoded = [word.encode() for word in words]
     text = np.frombuffer(b"".join(encoded), np.uint8)
     ends = np.fromiter(itertools.accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
@@ -29,13 +29,13 @@ def write(folder: Path, words: Sequence[str]) -> None:
 
 
 class WordTable:
-    """What `write` wrote. UTF-8 sorts as Unicode does."""
+    """Reads the output of `write`. UTF-8 sorts like Unicode."""
 
     def __init__(self, folder: Path) -> None:
         self._text, self._ends = (memoryview(np.load(folder / name, mmap_mode="r")) for name in (_WORDS, _ENDS))
         self._numbers = range(len(self._ends) - 1)
         self.number_of = functools.lru_cache(_FREQUENT)(self._number_of)
-        """A word's number; None where it is not among them."""
+        """A word's number; None if it is not in the table."""
 
     def _number_of(self, word: str) -> int | None:
         wanted = word.encode()
