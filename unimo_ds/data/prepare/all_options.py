@@ -50,7 +50,7 @@ def add(stage: argparse.ArgumentParser) -> None:
 def plan(arguments: argparse.Namespace) -> Plan:
     """
     Raises:
-        UserError: a wrong file, or neither a file nor the inputs of a simple corpus.
+        UserError: an invalid file, or neither a file nor the inputs of a simple corpus.
     """
     given = [name for name in ("images", "captions", "output") if getattr(arguments, name) is not None]
     if arguments.config is not None:

@@ -32,7 +32,7 @@ _EXAMPLE = """example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `unimo prepare`. Returns the exit status: 0, 1 where `verify` finds problems, 2 on bad input."""
+    """Run `unimo prepare`. Returns the exit status: 0, 1 if `verify` finds problems, 2 on bad input."""
     parser = ArgumentParser(
         prog="unimo prepare",
         description=__doc__,
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "unimo prepare demo --output demo_data",
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for train/ and held_out/")
-    unchanged = argparse.SUPPRESS  # what is not given is as in `make demo`
+    unchanged = argparse.SUPPRESS  # defaults are those of `make demo`
     for name in ("pairs", "images", "texts", "held-out"):
         dest = f"num_{name.replace('-', '_')}"
         demo.add_argument(
@@ -151,7 +151,7 @@ def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out parsed arguments. Returns the exit status.
+    """Execute parsed arguments. Returns the exit status.
 
     Raises:
         UserError: bad input.
@@ -254,7 +254,7 @@ def _run_regions(arguments: argparse.Namespace) -> int:
 
 
 def _run_stage(arguments: argparse.Namespace, stage: Callable[[Workers], Report]) -> int:
-    """Carry out a stage over the folder that is there, and print its report."""
+    """Run a stage on an existing folder and print its report."""
     return worker_options.with_workers(arguments, arguments.folder, lambda workers: _show(arguments, stage(workers)))
 
 

@@ -1,10 +1,10 @@
-"""A whole corpus as one value: what is imported, rewritten and retrieved. `unimo prepare all --config FILE` reads it from TOML:
+"""A whole corpus as one value: what to import, rewrite and retrieve. `unimo prepare all --config FILE` reads it from TOML:
 
     output = "data/train"
     vocabulary_size = 16384                 # or: tokenizer = "roberta-base"
     keep_images = true
 
-    [[import]]                              # as often as there are corpora; keys as the options of `unimo prepare import`
+    [[import]]                              # one for each corpus; keys are the options of `unimo prepare import`
     format = "coco"
     captions = "captions_train2017.json"
     images = "train2017"
@@ -14,7 +14,7 @@
     kind = "texts"
     input = ["books.txt", "wiki.txt"]
 
-    [phrases]                               # options of that stage; `phrases = false` leaves it out; so with the others
+    [phrases]                               # options of that stage; `phrases = false` skips it; the same for other stages
     parser = "spacy"
     parser_path = "en_core_web_sm"
 
@@ -56,12 +56,12 @@ _SHARED = (
     *("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "image_side", "patch_side"),
     *("keep_images", "seed", "replace"),
 )
-"""Said once for the whole corpus, not per import (`like` and `replace` have no place here)."""
+"""Set once for the whole corpus, not per import (`like` and `replace` are not allowed at all)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare_all` does."""
+    """Settings of `prepare_all`."""
 
     output: Path
     imports: tuple[ImportSettings, ...]
@@ -74,7 +74,7 @@ class Plan:
     keep_images: bool = False
     seed: int = 0
     phrases: PhraseSettings | None = field(default_factory=PhraseSettings)
-    """None: leave the stage out; so with the others."""
+    """None: skip the stage; the same below."""
     rewrite: RewriteSettings | None = field(default_factory=RewriteSettings)
     retrieve: RetrieveSettings | None = field(default_factory=RetrieveSettings)
 
@@ -82,7 +82,7 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """
     Raises:
-        UserError: no such file, not TOML, an unknown key or an ill-typed value, naming it.
+        UserError: no such file, not TOML, an unknown key or an ill-typed value; the message names it.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def named(settings: list[ImportSettings]) -> tuple[ImportSettings, ...]:
-    """The imports, each with a name of its own: numbers keep files of one name in different folders apart."""
+    """The imports, each with its own name: numbers distinguish files of the same name in different folders."""
     found: list[ImportSettings] = []
     for number, one in enumerate(settings):
         found.append(one if one.source else dataclasses.replace(one, source=f"{number}_{source_name(one)}"))
@@ -133,7 +133,7 @@ def named(settings: list[ImportSettings]) -> tuple[ImportSettings, ...]:
 
 
 def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
-    """The values as their types ask, paths relative to a folder, one path where several may stand as a list of one."""
+    """The values converted to their types: paths relative to `folder`, single values wrapped where a list is expected."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = {"split": "splits"}.get(name, name)

@@ -1,4 +1,4 @@
-"""`unimo prepare all`: the stages in their order, from raw files to a verified data folder; what is done is passed over."""
+"""`unimo prepare all`: all stages in order, from raw files to a verified data folder; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from unimo_ds.utils.errors import UserError
 
 
 def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]:
-    """Import everything, rewrite, retrieve where there is something to retrieve, verify. Stage -> report.
+    """Import everything, rewrite, retrieve if there is something to retrieve, verify. Returns stage -> report.
 
-    Killed and begun again, it goes on; finished, it says so and does nothing.
+    If killed and restarted, it continues; if finished, it says so and does nothing.
 
     Raises:
-        UserError: bad input, a folder made of another plan, or one that does not verify.
+        UserError: bad input, a folder made from another plan, or one that fails verification.
     """
     workers = workers or Workers()
     output = plan.output
@@ -63,7 +63,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     try:
         reports = _stages(plan, journal, workers)
     except UserError:
-        if not shards.shard_files(output):  # else it is to go on
+        if not shards.shard_files(output):  # otherwise keep it to continue
             journal.forget()
         raise
     stages.mark_done(output, "all", options)
@@ -72,7 +72,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
 
 
 def _stages(plan: Plan, journal: Journal, workers: Workers) -> dict[str, Report]:
-    """Every one that the plan asks for, the last of which verifies."""
+    """Run all stages of the plan, then verify."""
     output = plan.output
     reports: dict[str, Report] = {}
     tokenizer = plan.tokenizer or _trained(plan, journal)
@@ -119,21 +119,21 @@ def _options(plan: Plan) -> str:
 
 
 def _phrases(output: Path, settings: PhraseSettings, workers: Workers) -> Report:
-    # Later stages keep the phrases, and leave marks of their own.
+    # Later stages keep the phrases and leave their own marks.
     if stages.was_done(output, "rewrite") or stages.was_done(output, "retrieve"):
         return Report({"phrases are stored already": 1})
     return phrases.phrase_folder(output, settings, workers)
 
 
 def _rewrite(output: Path, settings: RewriteSettings, workers: Workers) -> Report:
-    # After retrieval the folder is no longer as rewriting left it, but no less rewritten.
+    # Retrieval invalidates the mark of rewriting but keeps the rewrites.
     if stages.was_done(output, "retrieve"):
         return Report({"already rewritten": 1})
     return rewrite_stage.rewrite_folder(output, settings, workers)
 
 
 def _trained(plan: Plan, journal: Journal) -> Path:
-    """A tokenizer learned from the captions and texts of all imports; kept in the journal."""
+    """A tokenizer trained on the captions and texts of all imports; kept in the journal."""
     path = journal.path / TOKENIZER_FILE
     if not path.exists():
         tokenizers.train(_texts(plan.imports), vocabulary_size=plan.vocabulary_size, output=journal.path)
@@ -148,10 +148,10 @@ def _texts(imports: Sequence[ImportSettings]) -> Iterator[str]:
 
 
 def train_tokenizer(files: Sequence[Path], *, vocabulary_size: int, output: Path) -> tuple[Tokenizer, Report]:
-    """A tokenizer of text files and captions (of a .tsv, all columns but the first), saved in `output`.
+    """Train a tokenizer on text files and captions (of a .tsv, all columns but the first), and save it in `output`.
 
     Raises:
-        UserError: a file that is not there or cannot be read, or too small a vocabulary.
+        UserError: a file that does not exist or cannot be read, or too small a vocabulary.
     """
     for path in files:
         if not path.is_file():

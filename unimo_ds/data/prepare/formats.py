@@ -1,4 +1,4 @@
-"""The formats that `unimo prepare import` knows, by name: which inputs each needs, and who reads it."""
+"""The formats of `unimo prepare import`, by name: the inputs and the reader of each."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from unimo_ds.utils.errors import UserError, nearest_name
 class Format:
     purpose: str
     kinds: tuple[KindName, ...]
-    """What it can give; the first where none is asked for."""
+    """Kinds it can give; the first is the default."""
     needs: tuple[str, ...]
-    """Inputs it cannot do without."""
+    """Required inputs."""
     takes: tuple[str, ...]
-    """Inputs it may have besides."""
+    """Optional inputs."""
     reader: Callable[[ImportSettings], Reader]
-    """Of checked inputs."""
+    """Given checked inputs."""
 
 
 _PICTURES = ("images", "features")
@@ -101,10 +101,10 @@ _CHECKED = ("images", "captions", "input", "features", "exclude", "splits", "ima
 
 
 def format_of(settings: ImportSettings) -> str:
-    """The name of the settings' format: the one given, or the plain one of the kind.
+    """The name of the settings' format: the one given, or the plain format of the kind.
 
     Raises:
-        UserError: no such format, or one that does not give the kind asked for.
+        UserError: no such format, or it does not give the requested kind.
     """
     name = settings.format
     if name is None:
@@ -127,7 +127,7 @@ def kind_of(settings: ImportSettings) -> KindName:
 def check(settings: ImportSettings) -> None:
     """
     Raises:
-        UserError: an input that the format needs is missing or is not there, or one that it has no use for.
+        UserError: a required input is not given or does not exist, or the format has no use for an input.
     """
     name = format_of(settings)
     one = FORMATS[name]
@@ -163,11 +163,11 @@ def _flag(option: str) -> str:
 
 
 def reader(settings: ImportSettings) -> Reader:
-    """The reader of the settings' format, over checked inputs."""
+    """The reader for the settings' format; check the inputs first."""
     return FORMATS[format_of(settings)].reader(settings)
 
 
 def described() -> str:
-    """The formats, a line each, for `unimo prepare import --help`."""
+    """One line per format, for `unimo prepare import --help`."""
     width = max(map(len, FORMATS))
     return "\n".join(f"  {name:<{width}}  {one.purpose}" for name, one in FORMATS.items())

@@ -117,7 +117,7 @@ def add(stage: argparse.ArgumentParser) -> None:
 
 
 def add_extractor(stage: argparse.ArgumentParser) -> None:
-    """Which extractor makes regions of images."""
+    """Options that choose the region extractor."""
     stage.add_argument("--extractor", type=Path, help=EXTRACTOR_HELP)
     stage.add_argument(
         "--weights",

@@ -1,8 +1,8 @@
-"""`unimo prepare import`: a raw corpus in, a complete data folder out (or a folder that has one source more).
+"""`unimo prepare import`: makes a complete data folder from a raw corpus, or adds a source to a folder.
 
-The corpus is planned as parts (names, captions and places, no images), tokenizer and extractor are chosen or learned, and every
-part becomes a shard, by as many workers as there are. All of it is kept in a journal until the folder is finished, so that the
-same command goes on after a kill, and does nothing once it is done.
+The corpus is planned as parts (names, captions and places, no images), tokenizer and extractor are chosen or learned, and
+workers make a shard from every part. A journal keeps all of it until the folder is finished, so that the same command continues
+after a kill, and does nothing once it is done.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from unimo_ds.utils.whole_file import make_folder, write_whole
 def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:
     """Import one corpus, finish the folder, and write `report-SOURCE.json` beside the shards.
 
-    Done already: gives the report of then. Begun and killed: goes on, or begins anew where the folder has got another tokenizer
-    or extractor meanwhile.
+    If already done, it returns the earlier report. If it was killed, it continues, or starts anew if the folder has got another
+    tokenizer or extractor meanwhile.
 
     Raises:
-        UserError: missing or unfit inputs, a folder that has another tokenizer or extractor or an unfinished stage, nothing to
-            import.
+        UserError: missing or unfit inputs, a folder with another tokenizer or extractor or with an unfinished stage, or nothing
+            to import.
     """
     formats.check(settings)
     name, identity = source_name(settings), fingerprint(settings)
@@ -80,7 +80,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         elif settings.kind != "texts" and num_parts:
             extractor = _extractor(settings, journal, reader, num_parts)
     except UserError:
-        if not shards.files_of(settings.output, name):  # else an interrupted import has made some, and is to go on
+        if not shards.files_of(settings.output, name):  # otherwise an interrupted import made some; keep it
             journal.forget()
         raise
     making = Making(
@@ -112,14 +112,14 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
 
 
 def write_report(folder: Path, name: str, report: Report, *, made_of: str) -> None:
-    """`report-NAME.json`: counts, every name that was skipped, and the fingerprint of what was asked for."""
+    """Write `report-NAME.json`: counts, all skipped names, and the fingerprint of the settings."""
     content = {**dataclasses.asdict(report), "made_of": made_of}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     write_whole(folder / f"report-{name}.json", f"{text}\n".encode(errors="backslashreplace"))
 
 
 def finished_report(folder: Path, name: str, identity: str) -> Report | None:
-    """The report of an import of this source with these settings, if the folder holds all of it."""
+    """The report of a finished import of this source with these settings, if the folder still holds all of it."""
     content = read_json_object(folder / f"report-{name}.json")
     listed = manifest.manifest_in(folder)
     if listed is None or not isinstance(content, dict) or content.get("made_of") != identity:
@@ -133,10 +133,10 @@ def finished_report(folder: Path, name: str, identity: str) -> Report | None:
 
 
 def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
-    """Make room for the shards of a source: remove the scraps of an import that was killed, and what is to be replaced.
+    """Remove the shards of a source that a killed import left or that are to be replaced.
 
     Raises:
-        UserError: finished shards of this name that are not to be replaced; or the folder cannot be made.
+        UserError: finished shards of this name that are not to be replaced, or the folder cannot be made.
     """
     make_folder(settings.output)
     listed = manifest.manifest_in(settings.output)
@@ -148,7 +148,7 @@ def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
                 f"{settings.output} already holds shards named {name}-*, made of other inputs or options; "
                 "choose another name for this import with --source, or add --replace"
             )
-        journal.clear()  # from here on what is left of them is no import
+        journal.clear()  # from here on the remaining shards are not an import
         manifest.forget_shards(settings.output, {path.name for path in own})
     for path in own:
         shards.index_path(path).unlink(missing_ok=True)
@@ -156,7 +156,7 @@ def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
 
 
 def _is_overtaken(journal: Journal, folder: Path) -> bool:
-    """Whether the folder has got another tokenizer or extractor since this import was begun and killed."""
+    """Whether the folder has got another tokenizer or extractor since this import was killed."""
     own = manifest.manifest_in(folder)
     if own is None:
         return False
@@ -172,7 +172,7 @@ def _is_overtaken(journal: Journal, folder: Path) -> bool:
 
 
 def _plan(reader: Reader, journal: Journal) -> tuple[Report, int]:
-    """(what planning found, number of parts); the parts are in the journal."""
+    """(report of the planning, number of parts); the parts are in the journal."""
     planned = journal.read("plan.json")
     if planned is not None:
         return report_of(planned), planned["parts"]
@@ -202,7 +202,7 @@ def _all_texts(reader: Reader, journal: Journal, num_parts: int) -> Iterator[str
 def _make_shards(
     settings: ImportSettings, making: Making, journal: Journal, num_parts: int, report: Report, workers: Workers
 ) -> int:
-    """Make all shards that are not there yet, and collect their reports in the order of the parts."""
+    """Make all missing shards, and collect the reports in the order of the parts."""
     entries = [journal.path / f"done-{number:06d}.json" for number in range(num_parts)]
     paths = [settings.output / shards.shard_name(making.source, number) for number in range(num_parts)]
     tasks = [
@@ -228,7 +228,7 @@ def _is_done(entry: Path, shard: Path) -> bool:
 
 
 def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The named tokenizer, that of `--like`, the folder's own, or one trained on what is imported; kept in the journal."""
+    """The given tokenizer, that of `--like`, the folder's own, or one trained on this import; kept in the journal."""
     if (journal.path / TOKENIZER_FILE).exists():
         return tokenizers.load(journal.path)
     own = manifest.manifest_in(settings.output)
@@ -251,7 +251,7 @@ def _tokenizer(settings: ImportSettings, journal: Journal, training_texts: Calla
 
 
 def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_parts: int) -> RegionExtractor:
-    """The named extractor, that of `--like`, the folder's own, or one learned from the images of this import; kept likewise."""
+    """The given extractor, that of `--like`, the folder's own, or one learned from this import; kept in the journal."""
     if (journal.path / EXTRACTOR_FILE).exists():
         return extractors.load(journal.path)
     own = manifest.manifest_in(settings.output)
@@ -281,7 +281,7 @@ def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_p
 def _learned_before(
     settings: ImportSettings, learner: RegionLearner, entry: manifest.ExtractorEntry
 ) -> RegionExtractor:
-    """The folder's own extractor, if the learner became it in an earlier import: a folder has one."""
+    """The folder's own extractor, if this learner made it in an earlier import; a folder has only one."""
     place = settings.output / (entry.file or EXTRACTOR_FILE)
     if extractors.makes_regions(place):
         own = extractors.load(place)
@@ -305,10 +305,10 @@ def _check_extractor(settings: ImportSettings, chosen: str) -> None:
 def learn_extractor(
     learner: RegionLearner, reader: Reader, parts: Callable[[], Iterable[Part]], seed: int
 ) -> RegionExtractor:
-    """What the learner becomes by a seeded choice of the images of the parts that can be decoded.
+    """The extractor learned from a seeded choice of the parts' images, skipping those that cannot be decoded.
 
     Raises:
-        UserError: none can.
+        UserError: none can be decoded.
     """
     total = sum(len(part["items"]) for part in parts())
     chosen = chosen_images(total, learner, seed)
@@ -321,12 +321,12 @@ def learn_extractor(
             try:
                 picture = images.decode(record.image or b"", shrink_to=learner.working_side)
             except images.BadImage:
-                continue  # counted and named when it is imported
+                continue  # its import reports it
             yield picture
 
     return learner.learn(pictures(), seed=seed)
 
 
 def chosen_images(total: int, learner: RegionLearner, seed: int) -> set[int]:
-    """Numbers of the images that the learner sees, of `total`."""
+    """Indices, below `total`, of the images to learn from."""
     return set(seeds.generator(seed, 0xF17).permutation(total)[: learner.num_images].tolist())

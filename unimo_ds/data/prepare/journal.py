@@ -1,8 +1,8 @@
-"""What a stage has done so far, on disk: a run that was killed at any moment goes on where it stopped.
+"""The progress of a stage on disk: a run that was killed at any moment continues where it stopped.
 
-A journal is a hidden folder beside the shards. A task's entry is written, whole or not at all, after the files it stands for;
-so an entry says that they are there, and a task without one is done again, with the same result. A finished stage has no
-journal: what it was is then in its report.
+A journal is a hidden folder beside the shards. A task's entry is written atomically after the files it stands for; so an entry
+proves that they exist, and a task without one is repeated, with the same result. A finished stage has no journal, only its
+report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import write_whole
 
 _ATTEMPTS = 100
-"""At a folder that others may make and remove at any moment. One that is still not there then lies behind a link to nowhere."""
+"""Attempts to open a folder that others may make and remove at any moment. If all fail, it is a dangling link."""
 
 
 class Journal:
@@ -35,13 +35,13 @@ class Journal:
 
     @property
     def begun(self) -> str | None:
-        """Fingerprint of the work that was begun; None: none."""
+        """Fingerprint of the unfinished work; None: none."""
         content = read_json_object(self.path / BEGUN)
         found: str | None = content.get("fingerprint") if isinstance(content, dict) else None
         return found
 
     def begin(self, fingerprint: str) -> bool:
-        """Go on with this work, or forget what is there and begin it. Returns whether there is something to go on with."""
+        """Continue this work, or clear the journal and start it. Returns whether it continues."""
         if self.begun == fingerprint:
             return True
         self.clear()
@@ -49,7 +49,7 @@ class Journal:
         return False
 
     def clear(self) -> None:
-        """Forget what was done, but not that the folder may hold some of it."""
+        """Remove all entries, but not the mark that the folder may hold unfinished work."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write(BEGUN, {"fingerprint": None})
         for entry in self.path.iterdir():
@@ -62,13 +62,13 @@ class Journal:
         write_json(self.path / name, content)
 
     def read(self, name: str) -> Any:
-        """The content of an entry; None where there is none."""
+        """Content of an entry; None if there is none."""
         return read_json_object(self.path / name)
 
     def forget(self) -> None:
-        """Leave no trace."""
+        """Remove the journal."""
         if self.path.exists():
-            # The mark goes first: half a journal must not be taken for a whole one.
+            # The mark first, so that half a journal is not mistaken for a complete one.
             (self.path / BEGUN).unlink(missing_ok=True)
             shutil.rmtree(self.path)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
@@ -80,9 +80,9 @@ def import_journal(folder: Path, source: str) -> Journal:
 
 
 def unfinished_imports(folder: Path) -> list[str]:
-    """Sources of which the folder may hold a part alone: their import was killed and not continued.
+    """Sources of which the folder may hold only a part: their import was killed and not continued.
 
-    Not those whose shards the manifest lists, or whose journal has lost its mark: a kill came when all was done.
+    Not those whose shards are in the manifest, or whose journal has lost its mark: they were killed after all was done.
     """
     sources = begun_imports(folder)
     known = manifest.manifest_in(folder) if sources else None
@@ -91,7 +91,7 @@ def unfinished_imports(folder: Path) -> list[str]:
 
 
 def unfinished_shards(folder: Path, *, but: str = "") -> set[str]:
-    """File names of such sources' shards. but: the source whose import is just being finished."""
+    """File names of the shards of `unfinished_imports`. but: the source whose import is about to finish."""
     sources = (source for source in unfinished_imports(folder) if source != but)
     return {name for source in sources for name in _shards_of(folder, source)}
 
@@ -101,17 +101,17 @@ def _shards_of(folder: Path, source: str) -> set[str]:
 
 
 def begun_stages(folder: Path) -> list[str]:
-    """Names of those over the folder's own shards that were begun and not finished."""
+    """Names of unfinished stages over the folder's own shards."""
     names = (mark.parent.name for mark in (folder / JOURNALS).glob(f"*/{BEGUN}"))
     return sorted(name for name in names if not name.startswith(IMPORT) and name != "all")
 
 
 def check_whole(folder: Path) -> None:
-    """Refuse a folder of which some shards are newer than its manifest, which a stage that was killed leaves: to complete it by
-    something else would pass regions of two extractors, or captions with and without rewrites, for those of one.
+    """Refuse a folder with shards newer than its manifest, as a killed stage leaves it: completing it by another stage would
+    mix regions of two extractors, or captions with and without rewrites.
 
     Raises:
-        UserError: naming a shard, and the stage.
+        UserError: some shards are newer; the message names one, and the stage.
     """
     if path := changed_shard(folder):
         begun = begun_stages(folder)
@@ -123,11 +123,11 @@ def check_whole(folder: Path) -> None:
 
 
 def changed_shard(folder: Path) -> Path | None:
-    """The first shard that is not what the manifest says, nor is its index."""
+    """The first shard that differs from the manifest, as does its index; None if there is none."""
     known = manifest.manifest_in(folder)
     for entry in known.shards if known else ():
         path = folder / entry.file
-        # What is lost is told by whoever looks for it, and an index alone can be made again.
+        # A missing shard is reported where it is needed, and an index can be rebuilt.
         if path.is_file() and not (
             _is_file(shards.index_path(path), entry.index_sha256) or _is_file(path, entry.sha256)
         ):
@@ -141,11 +141,11 @@ def _is_file(path: Path, sha256: str) -> bool:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
-    """Keep other stages out of a data folder meanwhile: two would sweep each other's files away, and choose two tokenizers.
+    """Lock a data folder against other stages: two would remove each other's files and choose different tokenizers.
 
-    The lock is the system's, so that nothing is left of it however this process ends; file systems without locks have none.
+    The operating system holds the lock, so that it ends with this process in any case; some file systems have no locks.
 
-    make: a folder that is not there yet; it goes again if nothing was put into it.
+    make: create the folder if needed; it is removed again if it stays empty.
 
     Raises:
         UserError: another stage is at work there.
@@ -162,7 +162,7 @@ def alone_in(folder: Path, *, make: bool = False) -> Iterator[None]:
 
 
 def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
-    """(open and locked, made here); None where it cannot be opened, of which the stage itself speaks."""
+    """(open and locked handle, whether the folder was made here); None if it cannot be opened, which the stage will report."""
     for _ in range(_ATTEMPTS):
         try:
             is_new = make and _is_made(folder)
@@ -174,7 +174,7 @@ def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, handle)
             _lock(handle, folder)
-            with contextlib.suppress(FileNotFoundError):  # it may have gone before it was locked
+            with contextlib.suppress(FileNotFoundError):  # it may have been removed before the lock
                 if os.path.samestat(os.fstat(handle), folder.stat()):
                     stack.pop_all()
                     return handle, is_new
@@ -182,7 +182,7 @@ def _held(folder: Path, *, make: bool) -> tuple[int | None, bool]:
 
 
 def _is_made(folder: Path) -> bool:
-    """Whether it was not there yet. Raises OSError."""
+    """Make the folder. Returns False if it exists. Raises OSError."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -200,14 +200,14 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left half written in a data folder; nobody else may be at work there."""
+    """Remove half-written files of killed writers from a data folder; nothing else may be at work there."""
     for pattern in (".*.partial", f"{JOURNALS}/.*.partial"):
         for scrap in folder.glob(pattern):
             scrap.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file, whole or not at all.
+    """Write a JSON file atomically.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -216,7 +216,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json_object(path: Path) -> Any:
-    """The content of a JSON file; None where there is no such file or it was not written by `write_json`."""
+    """Content of a JSON file; None if it does not exist or is not valid JSON."""
     try:
         return strict_json.parsed(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -224,5 +224,5 @@ def read_json_object(path: Path) -> Any:
 
 
 def report_of(content: dict[str, Any]) -> Report:
-    """A report that was stored."""
+    """A stored report."""
     return Report(dict(content["counts"]), {reason: list(names) for reason, names in content["skipped"].items()})

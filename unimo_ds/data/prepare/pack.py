@@ -1,4 +1,4 @@
-"""`unimo prepare pack`: a folder's indices and manifest anew."""
+"""`unimo prepare pack`: rebuilds a folder's indices and manifest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 
 
 def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest:
-    """Build every index and the manifest anew, accepting shards as they are, unless a stage that was killed left them so.
+    """Rebuild all indices and the manifest, accepting shards as they are, unless a killed stage left them so.
 
-    tokenizer_path: a tokenizer that takes the place of the folder's own; None: the folder's own.
+    tokenizer_path: a tokenizer to replace the folder's own; None: keep it.
 
     Raises:
-        UserError: no shards, no tokenizer, a shard that cannot be read, a stage that was begun and has made some.
+        UserError: no shards, no tokenizer, a shard that cannot be read, or an unfinished stage that has rewritten some.
     """
     if begun_stages(folder):
         check_whole(folder)
@@ -30,7 +30,7 @@ def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest
         tokenizer.save(folder)
     else:
         tokenizer = tokenizers.load(folder / (before.tokenizer.file if before else TOKENIZER_FILE))
-    # A folder whose import was cut short has the extractor's file but no manifest that speaks of it.
+    # A folder whose import was killed has the extractor's file but no manifest with an entry for it.
     extractor = None
     if before is None and (folder / EXTRACTOR_FILE).exists():
         extractor = extractors.load(folder)

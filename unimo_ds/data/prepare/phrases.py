@@ -1,7 +1,7 @@
-"""`unimo prepare phrases`: the names and phrases of every caption and text, stored with it, so that masking takes them whole.
+"""`unimo prepare phrases`: stores names and phrases with every caption and text, to be masked as a whole.
 
-The paper detects "semantically complete phrases, such as name entities" by parsing and masks each as if it were one word (section
-2.3). Here: names; objects with the attributes before them ("black and white dog"); prepositions of several words ("in front of").
+The paper detects "semantically complete phrases, such as name entities" by parsing and masks each like one word (section 2.3).
+Here: names; objects with their preceding attributes ("black and white dog"); multi-word prepositions ("in front of").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unimo_ds.data.storage import index, shards
 from unimo_ds.data.storage.shards import StoredSample
 
 _MOST_WORDS = 6
-"""Of a phrase: longer ones are hidden with nothing to guess them from."""
+"""Longest phrase, in words: a longer one, if masked, could not be guessed from the rest."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class _Work:
 
 
 def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers: Workers | None = None) -> Report:
-    """Store the phrases of all captions and texts of a folder; earlier ones are replaced.
+    """Store the phrases of all captions and texts of a folder, replacing earlier ones.
 
     Raises:
-        UserError: not a data folder, a damaged one, or a parser that cannot be used.
+        UserError: not a data folder, or damaged; or an unusable parser.
     """
     settings, workers = settings or PhraseSettings(), workers or Workers()
     parsers.check(settings.parser, settings.parser_path)
@@ -52,7 +52,7 @@ def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers:
 
 
 def phrase_shard(work: _Work, name: str, entry: Path) -> None:
-    """Find and store the phrases of one shard, index it, and write the entry that says so."""
+    """Find and store the phrases of one shard, index it, and write the entry that marks it as done."""
     path = work.folder / name
     texts = [text for stored in shards.read_shard(path, pixels=False) for text in _texts(stored.sample)]
     graphs = parsers.load(work.settings.parser, work.settings.parser_path).parse(texts)
@@ -78,7 +78,7 @@ def _texts(sample: Sample) -> list[str]:
 
 
 def phrases_of(graph: SceneGraph) -> Spans:
-    """The phrases of several words of a text. Where two overlap, a name wins, else the one that begins first."""
+    """The multi-word phrases of a text. Of overlapping ones, names win, then objects, then prepositions, then earlier ones."""
     chosen: list[tuple[int, int]] = []
     for span in _candidates(graph):
         words = graph.text[slice(*span)].split()
@@ -97,7 +97,7 @@ def _candidates(graph: SceneGraph) -> Iterator[tuple[int, int]]:
 
 
 def _first_word(graph: SceneGraph, number: int, start: int) -> int:
-    """Where an object's name begins, its attributes in front of it included."""
+    """Start of an object's name, including the attributes before it."""
     before = [one for one in graph.attributes if one.owner == number and one.end <= start]
     starts = [one.start for one in before if one.kind is AttributeKind.QUALITY]
     between = max([one.end for one in graph.objects[:number] if one.end <= start], default=0)

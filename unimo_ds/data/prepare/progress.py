@@ -1,4 +1,4 @@
-"""A bar where a person is watching, nothing elsewhere."""
+"""A progress bar if stderr is a terminal, otherwise nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
-    """The items. total: how many, where they do not tell themselves."""
+    """The items. total: their number, if they have no length."""
     if not sys.stderr.isatty():
         yield from items
         return

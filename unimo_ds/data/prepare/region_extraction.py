@@ -1,7 +1,7 @@
-"""`unimo prepare regions`: the regions of every image of a folder anew, from the stored JPEGs.
+"""`unimo prepare regions`: recomputes the regions of every image in a folder from the stored JPEGs.
 
-A task is a shard, done whole or not at all; images go through the extractor in batches that do not depend on the number of
-workers. The extractor lies in the stage's journal, so that a stage that was killed goes on with the same one.
+Each task rewrites one shard atomically; the extractor gets images in batches that do not depend on the number of workers. The
+stage's journal keeps the extractor, so that a killed stage continues with the same one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _BATCH = 64
-"""Images handed to the extractor together."""
+"""Images per call of the extractor."""
 
 
 def extract_again(
@@ -43,13 +43,13 @@ def extract_again(
     seed: int = 0,
     workers: Workers | None = None,
 ) -> Report:
-    """Replace the regions of every image of the folder, computed from the stored JPEGs.
+    """Replace the regions of every image in the folder, computed from the stored JPEGs.
 
-    refit: learn a new grid from those JPEGs; extractor_path: a kind (which learns anew too, if it learns) or an extractor's file;
-    weights: of the network of that kind; image_side, patch_side: of patches; none of these: the folder's own extractor.
+    refit: learn a new grid from these JPEGs; extractor_path: a kind (which also learns anew, if it learns) or an extractor's
+    file; weights: of that kind's network; image_side, patch_side: of patches; none of these: the folder's own extractor.
 
     Raises:
-        UserError: a sample without a JPEG (import with --keep-images), or no extractor to use.
+        UserError: a sample without a JPEG (import with --keep-images), or no extractor.
     """
     given = extractors.chosen(extractor_path, weights, image_side=image_side, patch_side=patch_side)
     if refit and given is not None and not isinstance(given, GridLearner):
@@ -87,13 +87,13 @@ def extract_again(
 class _Work:
     folder: Path
     extractor: Path
-    """Folder of its file."""
+    """Folder that holds its file."""
     fingerprint: str
     tokenizer: Path
 
 
 def _extract_shard(work: _Work, name: str, entry: Path) -> None:
-    """Make the regions of one shard anew, index it, and write the entry that says so."""
+    """Recompute the regions of one shard, index it, and write the entry that marks it as done."""
     path = work.folder / name
     found = _regions_of(path, extractors.loaded(work.extractor, work.fingerprint))
     report = Report()
@@ -109,7 +109,7 @@ def _extract_shard(work: _Work, name: str, entry: Path) -> None:
 
 
 def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:
-    """New regions of a shard's images in their order, a batch at a time."""
+    """New regions of a shard's images in order, computed in batches."""
     with_images = (stored for stored in shards.read_shard(path, pixels=False) if stored.sample.regions is not None)
     for some in batched(with_images, _BATCH):
         yield from extractor.extract([_picture(stored, extractor.working_side) for stored in some])
@@ -125,7 +125,7 @@ def _own(folder: Path, listed: Manifest) -> RegionExtractor:
 
 
 def _learned(learner: RegionLearner, folder: Path, names: list[str], listed: Manifest, seed: int) -> RegionExtractor:
-    """What the learner becomes by a seeded choice of the folder's images."""
+    """The extractor learned from a seeded choice of the folder's images."""
     total = listed.totals.get("pair", 0) + listed.totals.get("image", 0)
     chosen = chosen_images(total, learner, seed)
     stored_images = (

@@ -1,4 +1,4 @@
-"""What one import is asked to do, as one value: the command line makes it, readers take their inputs from it."""
+"""Settings of imports, rewriting, phrases and retrieval: made by the command line, used by readers and stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImportSettings:
     """What to import, and into which folder."""
 
     kind: KindName | None
-    """None: what the format gives."""
+    """None: the format's default."""
     output: Path
     format: str | None = None
     """A name of `formats.FORMATS`; None: the plain format of the kind."""
@@ -32,43 +32,43 @@ class ImportSettings:
     captions: tuple[Path, ...] = ()
     """Annotation files of the format."""
     input: tuple[Path, ...] = ()
-    """Text files, or tars that hold images and captions together."""
+    """Text files, or tars with both images and captions."""
     features: tuple[Path, ...] = ()
     """Files of region features, instead of images."""
     features_format: str | None = None
     feature_size: int = 2048
     num_classes: int = 1601
-    """Classes that the detector tells apart, background included: Visual Genome's 1600 and one."""
+    """Number of the detector's classes, background included: Visual Genome's 1600 and one."""
     feature_name: str | None = None
     """Name of the detector: features of one name may share a folder. None: the format's name."""
     feature_columns: str | None = None
-    """Columns of a bottom-up TSV, where they are not one of the known sets."""
+    """Columns of a bottom-up TSV, if they are not one of the known sets."""
     feature_classes: Path | None = None
-    """Names of the region classes, a line each, or a JSON of name -> number: where a format stores names."""
+    """Names of the region classes, one per line, or JSON of name -> number, for formats that store names."""
     feature_labels: Path | None = None
     """A second file with the classes of the regions (VinVL's predictions.tsv)."""
     max_classes: int = 4
-    """Most likely classes that are kept of a stored distribution."""
+    """Number of likeliest classes kept from a stored distribution."""
     exclude: tuple[Path, ...] = ()
-    """Lists of images that must not enter: names or ids, a line each, or a Karpathy JSON (its val and test images)."""
+    """Lists of images to exclude: names or ids, one per line, or a Karpathy JSON (its val and test images)."""
     splits: tuple[str, ...] = ()
-    """Of formats that have splits: take these alone."""
+    """For formats with splits: import only these."""
     image_name: str | None = None
-    """Of formats that know images by URL: how the file of a line is named."""
+    """For formats with URLs of images: pattern of the file names."""
     image_data: Path | None = None
-    """Visual Genome's image_data.json, which tells which of its images are COCO's."""
+    """Visual Genome's image_data.json, which says which of its images are in COCO."""
     source: str | None = None
     """Name of the corpus in the folder; None: the name of its file."""
     tokenizer: Path | None = None
     extractor: Path | None = None
     """An extractor's file or folder, or the name of a kind (`extractors.KINDS`)."""
     weights: Path | None = None
-    """Of the network of that kind: a file or a folder."""
+    """Of that kind's network: a file or folder."""
     image_side: int | None = None
     patch_side: int | None = None
-    """Pixels, where the extractor is `patches`; None: its own."""
+    """In pixels, if the extractor is `patches`; None: its default."""
     like: Path | None = None
-    """A data folder whose tokenizer and extractor are used."""
+    """A data folder whose tokenizer and extractor to use."""
     vocabulary_size: int = DEFAULT_VOCABULARY
     keep_images: bool = False
     paragraphs: bool = False
@@ -79,36 +79,36 @@ class ImportSettings:
 
 @dataclass(frozen=True)
 class RewriteSettings:
-    """How captions are rewritten. Field names are those of the options and of the corpus file."""
+    """How to rewrite captions. Field names are those of the options and of the corpus file."""
 
     positives: int = 4
-    """Other captions of the image that are stored with each."""
+    """Other captions of the image stored with each caption."""
     negatives: int = 4
-    """Of each level."""
+    """Per level."""
     back_translations: int = 3
-    """Positives that the translator may add."""
+    """Maximum of positives by translation."""
     translator: TranslatorName | None = None
     """None: no back-translation."""
     to_pivot: tuple[Path, ...] = ()
-    """Folders of models (marian, ctranslate2), a pivot language each."""
+    """Folders of models (marian, ctranslate2), one per pivot language."""
     from_pivot: tuple[Path, ...] = ()
-    """Of the way back, in the same order."""
+    """Folders of the models back, in the same order."""
     pivots: tuple[str, ...] = ()
-    """Languages of apertium; none: all that are installed."""
+    """Pivot languages for apertium; empty: all installed ones."""
     translation_batch: int = 32
-    """Sentences that a model translates at a time."""
+    """Sentences translated at a time."""
     beams: int = 4
     parser: ParserName = "rules"
     parser_path: Path | None = None
-    """Weights or pipeline of the parser, where it has any."""
+    """Weights or pipeline of the parser, if it has any."""
     learn_from: Path | None = None
-    """A data folder whose captions teach what may replace what (a small folder has too few); None: the folder itself."""
+    """Data folder from whose captions to learn replacements (a small folder has too few); None: the folder itself."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class PhraseSettings:
-    """How the phrases that are masked whole are found."""
+    """How to find the phrases that are masked as a whole."""
 
     parser: ParserName = "rules"
     parser_path: Path | None = None
@@ -116,31 +116,31 @@ class PhraseSettings:
 
 @dataclass(frozen=True)
 class RetrieveSettings:
-    """How related items are found."""
+    """How to find related items."""
 
     number: int = 10
-    """Texts, and images, that are stored with each pair."""
+    """Number of texts, and of images, stored with each pair."""
     approximate: tuple[CollectionName, ...] = ()
-    """Of these only what an index of FAISS proposes is looked at: for images by the million."""
+    """Collections to search through a FAISS index, for millions of images."""
 
 
 NEWER = ("image_side", "patch_side")
-"""Fields that say nothing where they are None: imports of before were finished without them."""
+"""Newer fields, left out of fingerprints if None, so that imports finished before they existed keep their fingerprints."""
 _NO_INPUT = ("output", "replace", "source")
-"""Fields that say where things go, not what is made."""
+"""Fields that determine where the result goes, not its content."""
 
 
 def source_name(settings: ImportSettings) -> str:
-    """The given name, or that of the imported file, in the characters a shard's name may have."""
+    """The given name, or that of the imported file, reduced to characters allowed in a shard's name."""
     paths = (*settings.features, *settings.images, *settings.input, *settings.captions)
     raw = settings.source or (paths[0].stem if paths else "corpus")
     return re.sub(r"[^A-Za-z0-9_-]+", "_", raw)[:48] or "corpus"
 
 
 def fingerprint(settings: ImportSettings) -> str:
-    """16 hexadecimal digits over all that decides the shards: every option, and size and time of every input file.
+    """16 hexadecimal digits over everything that determines the shards: all options, sizes and times of all input files.
 
-    Folders of images are known by their names alone: listing a million files would take longer than many an import.
+    Folders of images count only by name: listing a million files would take longer than many imports.
     """
     values = {name: _plain(value) for name, value in vars(settings).items() if name not in _NO_INPUT}
     values = {name: value for name, value in values.items() if value is not None or name not in NEWER}
@@ -150,14 +150,14 @@ def fingerprint(settings: ImportSettings) -> str:
 
 
 def identity_of(settings: RewriteSettings) -> list[Any]:
-    """All that decides the rewrites, models by their files' sizes and times; where results go plays no part."""
+    """Everything that determines the rewrites but `learn_from`; models by the sizes and times of their files."""
     values = {name: _plain(value) for name, value in vars(settings).items() if name != "learn_from"}
     folders = (*settings.to_pivot, *settings.from_pivot, settings.parser_path)
     return [values, [files_in(path) for path in folders]]
 
 
 def files_in(folder: Path | None) -> list[Any]:
-    """Names, sizes and times of a model folder's files: whether it is still the same."""
+    """Names, sizes and times of a model folder's files, to detect changes."""
     return [] if folder is None else [_plain(file) for file in sorted(folder.glob("*"))]
 
 
@@ -173,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 
 def input_paths(settings: ImportSettings) -> list[Path]:
-    """Every path that the settings name as an input."""
+    """All input paths in the settings."""
     paths: list[Path] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

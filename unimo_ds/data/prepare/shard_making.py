@@ -1,4 +1,4 @@
-"""The task of an import: one part of a corpus becomes one shard with its index. Any process may do it, any number of times."""
+"""The task of an import: makes one shard and its index from one part of a corpus. Any process may run it, and repeat it."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from unimo_ds.utils.printable import printable
 _BATCH = 64
 """Images decoded and extracted together."""
 _MOST_PIXELS = 2**28
-"""Of images extracted together: 0.8 GB."""
+"""Limit on pixels of images extracted together: 0.8 GB."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """What all shards of an import have in common."""
+    """Arguments shared by all shards of an import."""
 
     reader: Reader
     source: str
     tokenizer: tuple[Path, str]
     """File and fingerprint."""
     extractor: tuple[Path, str] | None
-    """File and fingerprint. None: texts, or records that come with regions."""
+    """File and fingerprint. None: for texts, or records with regions."""
     keep_images: bool
 
 
 def make_shard(making: Making, part_file: Path, shard: Path, entry: Path) -> None:
-    """Read a part, write its shard and index, then the entry that says so.
+    """Read a part, write its shard and index, then the entry that marks it as done.
 
     Raises:
         UserError: an input that vanished or changed, or a failing disk.
@@ -101,11 +101,11 @@ def _extracted(
             found = extractor.extract([picture for _, picture in decoded])
             for (record, picture), one in zip(decoded, found, strict=True):
                 yield _stored(making, record, one, {"size": list(picture.size)}, report)
-            decoded.clear()  # before the next are decoded
+            decoded.clear()  # free memory before decoding more
 
 
 def _within_memory(decoded: Iterator[tuple[Record, Image.Image]]) -> Iterator[list[tuple[Record, Image.Image]]]:
-    """All of them together, unless they are enormous: what is no JPEG is decoded at its full size."""
+    """Batches of at most about `_MOST_PIXELS`: only JPEGs can be decoded at a reduced size, other images may be enormous."""
     run: list[tuple[Record, Image.Image]] = []
     for one in decoded:
         run.append(one)
@@ -140,7 +140,7 @@ def _stored_jpeg(data: bytes) -> bytes:
     return data if images.is_jpeg(data) else images.encode_jpeg(images.decode(data))
 
 
-# A worker makes many shards of one import. The fingerprint is part of the key, for a file may be written anew.
+# A worker makes many shards of one import. The fingerprint is part of the key, since the file may be rewritten.
 @functools.lru_cache(maxsize=2)
 def _tokenizer(path: Path, fingerprint: str) -> Tokenizer:
     return tokenizers.load(path)

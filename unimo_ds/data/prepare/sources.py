@@ -1,4 +1,4 @@
-"""What readers of raw corpora share: lines of text files, and the report of what was taken and what was left."""
+"""Shared by readers of raw corpora: lines of text files, and the report of imported and skipped items."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from unimo_ds.utils.errors import UserError
 
 @dataclass
 class Report:
-    """What an import took and what it left, by reason."""
+    """Counts of an import, and what it skipped, by reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> names of what was left out."""
+    """Reason -> names of skipped items."""
 
     def count(self, what: str, number: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
@@ -24,14 +24,14 @@ class Report:
         self.skipped.setdefault(reason, []).append(name)
 
     def add(self, other: Report) -> None:
-        """Take in what another report holds."""
+        """Add the contents of another report."""
         for what, number in other.counts.items():
             self.count(what, number)
         for reason, names in other.skipped.items():
             self.skipped.setdefault(reason, []).extend(names)
 
     def lines(self, *, num_names: int = 5) -> list[str]:
-        """For a person: every count, and the first names of each reason."""
+        """Readable lines: all counts, and the first names for each reason."""
         lines = [f"{what}: {number}" for what, number in self.counts.items()]
         for reason, names in self.skipped.items():
             more = f" and {len(names) - num_names} more" if len(names) > num_names else ""
@@ -42,10 +42,10 @@ class Report:
 def read_lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line of a UTF-8 file.
 
-    report: names other lines, which are skipped; None: none may be missed.
+    report: lists lines that are not UTF-8, which are skipped; None: they are errors.
 
     Raises:
-        UserError: the file cannot be read, or such a line.
+        UserError: the file cannot be read, or, without a report, a line is not UTF-8.
     """
     try:
         with path.open("rb") as stream:

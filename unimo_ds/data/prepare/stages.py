@@ -1,7 +1,7 @@
-"""A stage over a data folder: shard after shard written anew, killed at any moment and continued, and not done twice.
+"""A stage over a data folder: rewrites its shards one by one, can be killed at any moment and continued, and is not repeated.
 
-What a finished stage leaves is a mark in a hidden file beside the shards: the stage with its options, and the fingerprint that
-the folder had then. Whatever changes a shard afterwards makes the mark void.
+A finished stage leaves a mark in a hidden file beside the shards: the stage, its options, and the folder's fingerprint at that
+time. Any later change to a shard invalidates the mark.
 """
 
 from __future__ import annotations
@@ -38,41 +38,39 @@ class Stage:
 
     def __init__(self, folder: Path, name: str, options: Any) -> None:
         """
-        options: all that decides what the stage makes of the folder; a value that JSON can hold.
+        options: everything that determines the stage's result, as a JSON value.
 
         Raises:
-            UserError: not a data folder, or a damaged one.
+            UserError: not a data folder, or damaged.
         """
         self.folder, self.name, self.options = folder, name, options
         self.listed = manifest.load_manifest(folder)
         self.journal = Journal(folder, name)
         self.fingerprint = identity([options, self.listed.fingerprint])
-        """Of the work: options and what the folder was before."""
+        """Of the work: the options, and the folder's fingerprint before it."""
         self.tokenizer = folder / self.listed.tokenizer.file
 
     def begin(self) -> bool:
-        """Begin, or go on with what was begun. False: there is nothing to do, the folder is as this stage left it.
+        """Start or continue the stage. False: nothing to do, the folder is unchanged since this stage finished.
 
         Raises:
-            UserError: another stage was begun there and not finished.
+            UserError: another stage in this folder is unfinished.
         """
         sweep(self.folder)
         begun = begun_stages(self.folder)
-        is_under_way = (
-            self.name in begun
-        )  # perhaps with other options: the shards it has made, the manifest does not know
+        is_under_way = self.name in begun  # perhaps with other options; the manifest lacks the shards it has rewritten
         if is_done(self.folder, self.name, self.options) and not (is_under_way and changed_shard(self.folder)):
             self.journal.forget()
             return False
-        if not is_under_way:  # else it is this stage that changed them, and all that it changes it makes anew
+        if not is_under_way:  # otherwise this stage changed shards, and will rewrite them all
             check_whole(self.folder)
-            for other in begun:  # it has changed nothing; whoever finds two begun could not tell whose work is there
+            for other in begun:  # it changed no shard; with two unfinished, it would be unclear whose shards are new
                 Journal(self.folder, other).forget()
         self.journal.begin(self.fingerprint)
         return True
 
     def shards(self, *kinds: str) -> list[str]:
-        """Names of the shards that hold samples of any of these kinds."""
+        """Names of the shards with samples of any of these kinds."""
         return [entry.file for entry in self.listed.shards if any(entry.kinds.get(kind) for kind in kinds)]
 
     def each_shard(
@@ -84,9 +82,9 @@ class Stage:
         *,
         label: str,
     ) -> Report:
-        """`function(work, name of the shard, entry)` for every shard that has no entry yet. Returns what all entries report.
+        """Run `function(work, name of the shard, entry)` for every shard without an entry. Returns the reports of all entries.
 
-        The function writes the shard anew, indexes it, and then writes its report as the entry.
+        The function rewrites the shard, indexes it, and then writes its report as the entry.
         """
         entries = [self.journal.path / f"done-{name}.json" for name in names]
         tasks = [
@@ -100,7 +98,7 @@ class Stage:
         return report
 
     def finish(self, **changes: Any) -> None:
-        """Write the manifest anew (changes: see `finish_folder`) and leave the mark."""
+        """Rewrite the manifest (changes: see `finish_folder`) and leave the mark."""
         tokenizer = tokenizers.load(self.tokenizer)
         unfinished = unfinished_shards(self.folder)
         folders.finish_folder(
@@ -111,24 +109,24 @@ class Stage:
 
 
 def identity(options: Any) -> str:
-    """16 hexadecimal digits over options that JSON can hold."""
+    """16 hexadecimal digits over options, a JSON value."""
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def is_done(folder: Path, stage: str, options: Any) -> bool:
-    """Whether the folder is as this stage, with these options, left it."""
+    """Whether the folder is unchanged since this stage finished with these options."""
     mark = _marks(folder).get(stage)
     return mark is not None and mark == [identity(options), manifest.load_manifest(folder).fingerprint]
 
 
 def was_done(folder: Path, stage: str) -> bool:
-    """Whether the folder is as this stage left it, whatever its options were."""
+    """Whether the folder is unchanged since this stage finished, with any options."""
     mark = _marks(folder).get(stage)
     return mark is not None and mark[1] == manifest.load_manifest(folder).fingerprint
 
 
 def mark_done(folder: Path, stage: str, options: Any) -> None:
-    """Record that the stage has just been finished."""
+    """Record that the stage has just finished."""
     (folder / JOURNALS).mkdir(exist_ok=True)
     mark = [identity(options), manifest.load_manifest(folder).fingerprint]
     write_json(folder / JOURNALS / _MARKS, {**_marks(folder), stage: mark})

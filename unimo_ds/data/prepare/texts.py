@@ -1,4 +1,4 @@
-"""Long documents in pieces that fit the model, without losing a character."""
+"""Splits long documents into pieces that fit the model, without losing text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_TEXT_TOKENS = 510
 """512 positions less [CLS] and [SEP]."""
 _BATCH = 1024
 _SURELY_LONG = 2**20
-"""Characters that are more than any text of so many tokens has."""
+"""Characters; a longer text surely has more than `max_tokens` tokens."""
 _SENTENCE_END = re.compile(r"[.!?;:]['\")\]]*\s")
 
 
 def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int = MAX_TEXT_TOKENS) -> Iterator[str]:
-    """Each text whole where it has at most `max_tokens` tokens, else in pieces cut at sentences or words.
+    """Each text as a whole if it has at most `max_tokens` tokens, otherwise in pieces, cut at sentences or words.
 
     Only white space at the cuts is dropped.
     """
@@ -30,7 +30,7 @@ def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int = MAX_
 
 
 def _pieces_of_batch(batch: list[str], tokenizer: Tokenizer, max_tokens: int) -> Iterator[str]:
-    # A book on one line is never encoded as a whole.
+    # Never encode a book on one line as a whole.
     encoded = tokenizer.encode_batch([text if len(text) <= _SURELY_LONG else "" for text in batch])
     for text, ids in zip(batch, encoded, strict=True):
         if len(text) <= _SURELY_LONG and len(ids) <= max_tokens:
@@ -41,7 +41,7 @@ def _pieces_of_batch(batch: list[str], tokenizer: Tokenizer, max_tokens: int) ->
 
 def cut(text: str, tokenizer: Tokenizer, *, max_tokens: int) -> Iterator[str]:
     """Pieces of at most `max_tokens` tokens."""
-    # A token is at most a few dozen characters in any text worth keeping; encoding a bounded window keeps long documents linear.
+    # A token has at most a few dozen characters in any text worth keeping; encoding a bounded window keeps time linear.
     size = 16 * max_tokens
     text = text.strip()
     start = 0
@@ -55,7 +55,7 @@ def cut(text: str, tokenizer: Tokenizer, *, max_tokens: int) -> Iterator[str]:
         while True:
             end = _end_of_piece(window, offsets, max_tokens=allowed)
             piece = window[:end].rstrip()
-            # A piece alone may split into a token or two more than it had within the text.
+            # Encoded alone, a piece may have one or two tokens more than within the text.
             if allowed == 1 or len(tokenizer.encode(piece)) <= max_tokens:
                 break
             allowed -= 1
@@ -67,10 +67,10 @@ def cut(text: str, tokenizer: Tokenizer, *, max_tokens: int) -> Iterator[str]:
 
 
 def _end_of_piece(text: str, offsets: Sequence[tuple[int, int]], *, max_tokens: int) -> int:
-    """Where to end the first piece of a text of more than `max_tokens` tokens, as a character offset.
+    """End of the first piece, as a character offset, of a text with more than `max_tokens` tokens.
 
-    offsets: [n] first and last character of each token. The piece ends behind a sentence where the later half of the window
-    has one, else between words, else between characters.
+    offsets: [n] character range of each token. The piece ends after a sentence if one ends in the second half of the window,
+    otherwise between words, otherwise between characters.
     """
     window = max(offsets[max_tokens][0], 1)
     ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, window)]

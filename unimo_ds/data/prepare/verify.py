@@ -1,7 +1,7 @@
-"""Proving a data folder good, or naming everything that is wrong with it.
+"""Proves that a data folder is good, or lists everything that is wrong with it.
 
-Every byte of every file that the manifest lists is hashed, every shard is walked and every sample decoded. Where a shard is
-not what it was, its index still knows each member's place and checksum, so that the damaged samples are named one by one.
+Every byte of every file in the manifest is hashed, every shard is walked and every sample decoded. If a shard has changed, its
+index still has each member's place and checksum, so that damaged samples can be named individually.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from unimo_ds.data.storage.manifest import FileEntry, ShardEntry
 from unimo_ds.utils.errors import UserError
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".joblib", ".dill")
-"""Files that some reader would unpickle, and so execute; a data folder holds none."""
+"""Files that some readers would unpickle, and so execute; a data folder must not have any."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One problem."""
 
     file: str
-    """Its name inside the folder."""
+    """Its name within the folder."""
     reason: str
     sample: str | None = None
-    """The sample's base name, where one sample is at fault."""
+    """The sample's base name, if a single sample is at fault."""
 
     def __str__(self) -> str:
         return f"{self.file}{f', sample {self.sample}' if self.sample else ''}: {self.reason}"
 
 
 def verify(folder: str | os.PathLike[str], workers: Workers | None = None) -> list[Problem]:
-    """Everything wrong with a data folder, in the order of its files; an empty list proves it good.
+    """All problems of a data folder, in the order of its files; an empty list proves it good.
 
-    Found are: a changed, missing or unlisted file; a flipped byte anywhere, named with its sample where it lies in one; a cut
-    shard; counts, kinds or sizes that differ between manifest, index and shard; samples that are incomplete, interleaved or
-    there twice, in one shard or in two; member names that lead out of the folder, links and devices; pickles; an import that was
+    It finds: changed, missing or unlisted files; a flipped byte anywhere, with its sample if it is in one; truncated shards;
+    counts, kinds or sizes that differ between manifest, index and shard; samples that are incomplete, interleaved or duplicate,
+    within a shard or across shards; member names that lead out of the folder, links and devices; pickles; imports that were
     killed and not continued.
 
-    workers: check shards side by side; None: this process alone.
+    workers: check shards in parallel; None: only in this process.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: no such folder.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -62,7 +62,7 @@ def verify(folder: str | os.PathLike[str], workers: Workers | None = None) -> li
     try:
         listed = manifest.load_manifest(path)
     except UserError as error:
-        # Without a manifest nothing else can be proven good.
+        # Without a manifest nothing else can be checked.
         return [Problem(manifest.MANIFEST_FILE, str(error)), *problems]
     problems += [problem for entry in listed.files for problem in check_file(path, entry)]
     problems += [*check_names(names, listed), *_check_unfinished(path)]
@@ -75,7 +75,7 @@ def verify(folder: str | os.PathLike[str], workers: Workers | None = None) -> li
 
 
 def check_shard(folder: Path, entry: ShardEntry) -> list[Problem]:
-    """What is wrong with one shard and its index; tokens are not counted again."""
+    """Problems of one shard and its index; tokens are not recounted."""
     path = folder / entry.file
     index_file = shards.index_path(path)
     known, problems = _check_index(index_file, entry)
@@ -103,7 +103,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> list[Problem]:
 
 
 class _NoTokens:
-    """Stands in for a tokenizer."""
+    """Placeholder for a tokenizer."""
 
     vocabulary_size = 0
     fingerprint = ""
@@ -124,7 +124,7 @@ def _same(found: index.ShardIndex, known: index.ShardIndex) -> bool:
 
 
 def _check_listing(folder: Path) -> Iterator[Problem]:
-    """Things that have no place in a data folder."""
+    """Links and special files, which do not belong in a data folder."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             yield Problem(path.name, "is a link; a data folder holds its files itself")
@@ -138,7 +138,7 @@ def check_pickles(names: Iterable[str]) -> list[Problem]:
 
 
 def check_file(folder: Path, entry: FileEntry) -> list[Problem]:
-    """What is wrong with a file beside the shards."""
+    """Problems of a file beside the shards."""
     try:
         found = manifest.file_entry(folder / entry.file)
     except UserError as error:
@@ -149,7 +149,7 @@ def check_file(folder: Path, entry: FileEntry) -> list[Problem]:
 
 
 def check_names(names: Iterable[str], listed: manifest.Manifest) -> Iterator[Problem]:
-    """Files that the manifest needs but does not list, and shards and indices that are there unlisted. names: of all files."""
+    """Files that the manifest needs but does not list, and unlisted shards and indices. names: of all files."""
     named = {entry.file for entry in listed.files}
     for needed in (listed.tokenizer.file, listed.extractor.file if listed.extractor else None):
         if needed is not None and needed not in named:
@@ -166,7 +166,7 @@ def check_names(names: Iterable[str], listed: manifest.Manifest) -> Iterator[Pro
 
 
 def _check_unfinished(folder: Path) -> Iterator[Problem]:
-    """Imports of which the folder holds a part alone."""
+    """Imports of which the folder holds only a part."""
     for source in unfinished_imports(folder):
         journal = import_journal(folder, source).path.relative_to(folder)
         yield Problem(
@@ -175,7 +175,7 @@ def _check_unfinished(folder: Path) -> Iterator[Problem]:
 
 
 def _check_index(file: Path, entry: ShardEntry) -> tuple[index.ShardIndex | None, list[Problem]]:
-    """(the index, or None where it cannot be read; what is wrong with it)."""
+    """(the index, or None if it cannot be read; its problems)."""
     try:
         found = manifest.file_entry(file)
         known = index.from_bytes(file.read_bytes(), where=file.name)
@@ -189,14 +189,14 @@ def _check_index(file: Path, entry: ShardEntry) -> tuple[index.ShardIndex | None
 
 
 def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> list[Problem]:
-    """The samples of a shard whose members are not what the index knows, and the shard itself."""
+    """A problem for the shard, and for each sample whose members differ from the index."""
     problems = [Problem(path.name, reason)]
     if known is None:
         return problems
     with (
         contextlib.suppress(UserError),
         shards.open_shard(path) as stream,
-    ):  # that it cannot be opened is the reason already
+    ):  # if it cannot be opened, `reason` says so
         for base, record in zip(known.bases, known.samples, strict=True):
             for column in np.flatnonzero(record["size"]):
                 name = members.EXTENSIONS[column]
@@ -215,7 +215,7 @@ def _name_damage(path: Path, known: index.ShardIndex | None, reason: str) -> lis
 
 
 def check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
-    """What only all shards together can show: keys that come twice, references, sizes that differ."""
+    """Problems across shards: duplicate keys, bad references, different sizes."""
     problems, outlines, hashes = [], [], []
     for entry in listed.shards:
         path = folder / entry.file
@@ -245,7 +245,7 @@ def check_together(folder: Path, listed: manifest.Manifest) -> list[Problem]:
 
 
 def _name_doubles(paths: Iterable[Path]) -> Iterator[Problem]:
-    """Samples of which another shard has one of the same name."""
+    """Samples whose name also occurs in another shard."""
     seen: dict[str, str] = {}
     for path in paths:
         for base in index.of_shard(path).bases:

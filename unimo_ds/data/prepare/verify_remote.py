@@ -1,7 +1,7 @@
-"""Proving a data folder at a URL good: every shard is fetched, checked as a local one is, and dropped again.
+"""Verifies a data folder at a URL: every shard is fetched, checked like a local one, and deleted.
 
-Copies lie in a temporary folder, one shard for each worker at a time. What is not as it should be is fetched a second time, for
-it may have been damaged on its way, before it is told.
+Copies are in a temporary folder, one shard per worker at a time. A bad file is fetched again before it is reported, since it
+may have been damaged in transfer.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError
 
 _UNLISTED = ("http", "https")
-"""Web servers that do not tell what they have."""
+"""Web servers, which cannot list their files."""
 
 
 def verify_at(location: str | os.PathLike[str], workers: Workers | None = None) -> list[Problem]:
-    """`verify.verify` of a local folder or a URL. Of a URL unlisted files are seen only where the store lets its files be
-    listed, and an import that was not finished by its shards, which are such files.
+    """`verify.verify` for a local folder or a URL. At a URL, unlisted files are found only if the store allows listing; these
+    include the shards of an unfinished import.
 
     Raises:
-        UserError: there is no data folder, or the local disk is full.
+        UserError: no data folder, or the local disk is full.
     """
     url = locations.plain(os.fspath(location))
     if scheme_of(url) is None or Path(url).is_dir():
@@ -50,7 +50,7 @@ def verify_at(location: str | os.PathLike[str], workers: Workers | None = None) 
     listed = load_manifest_at(files, retry)
     names: list[str] = []
     if scheme_of(url) not in _UNLISTED:
-        with contextlib.suppress(OSError):  # whoever may read need not have the right to list
+        with contextlib.suppress(OSError):  # permission to read need not include listing
             names = files.names()
     problems = [*check_pickles(names), *check_names(names, listed)]
     with tempfile.TemporaryDirectory(prefix="unimo-verify-") as folder:
@@ -92,7 +92,7 @@ def _twice(check: Callable[[], list[Problem]]) -> list[Problem]:
 
 
 def _bring(files: RemoteFiles, name: str, size: int, folder: Path, retry: Retries) -> list[Problem]:
-    """Fetch a file, or as much of it as shows that it is longer than it should be. Returns why it could not be had."""
+    """Fetch a file, or enough of it to show that it is too long. Returns why it could not be fetched."""
 
     def fetch() -> None:
         with open(folder / name, "wb") as target:

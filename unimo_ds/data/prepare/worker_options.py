@@ -1,4 +1,4 @@
-"""Options that say who does the work of a stage."""
+"""Options for the workers of a stage."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def add(stage: argparse.ArgumentParser) -> None:
 def with_workers(
     arguments: argparse.Namespace, folder: Path | None, body: Callable[[Workers], None], *, make: bool = False
 ) -> int:
-    """Carry out the body with the workers asked for. Returns the exit status.
+    """Run the body with the requested workers. Returns the exit status.
 
-    folder, make: see `journal.alone_in`; None: nothing is written.
+    folder, make: see `journal.alone_in`; folder None: nothing is written.
 
     Raises:
-        UserError: a number of workers below one, MPI that cannot be used, or another stage at work in the folder.
+        UserError: fewer than one worker, unusable MPI, or another stage at work in the folder.
     """
     if arguments.executor == "mpi":
         if arguments.workers is not None:

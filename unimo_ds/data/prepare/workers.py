@@ -1,8 +1,8 @@
-"""Running the tasks of a stage: in this process, in processes of this machine, or over the ranks of an MPI job.
+"""Runs the tasks of a stage: in this process, in several local processes, or on the ranks of an MPI job.
 
-A task is a call of a module-level function with small arguments. It writes what it makes to files of its own, whole or not at
-all, and gives back next to nothing; so tasks may be done in any order, by anyone, twice or after a kill, and the files are the
-same. Every task computes on one thread, for sums of floats depend on how many threads share them.
+A task is a call of a module-level function with small arguments. It writes its results atomically to its own files and returns
+next to nothing; so tasks may run in any order, anywhere, twice or after a kill, with the same files. Each task computes on one
+thread, since sums of floats depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any, TypeVar, cast
 from unimo_ds.utils.errors import UserError
 
 _WAITING_PER_WORKER = 2
-"""Tasks handed out beyond those being worked on: enough to keep workers busy, few enough to keep memory flat."""
+"""Tasks submitted at a time, per worker: enough to keep workers busy, few enough to bound memory."""
 _T = TypeVar("_T")
 
 
 class Workers:
-    """Who does the work, over all stages of a command: processes take seconds to start, so they are kept until `close`."""
+    """Workers for all stages of a command: processes take seconds to start, so they are kept until `close`."""
 
     def __init__(self, number: int | None = 1, executor: Executor | None = None) -> None:
         """
-        number: 1: this process alone. None: one per core.
-        executor: use this one, whatever the number (the ranks of an MPI job).
+        number: 1: only this process. None: one per core.
+        executor: use this one regardless of the number (the ranks of an MPI job).
         """
         self.number = len(os.sched_getaffinity(0)) if number is None else number
         self.executor = executor
@@ -47,12 +47,12 @@ class Workers:
         label: str,
         unit: str = "",
     ) -> Iterator[tuple[int, _T]]:
-        """(number of the task, its result) as they come.
+        """(number of the task, its result), in the order of completion.
 
-        unit: what a task is, several of it, for the rate shown to a person.
+        unit: plural noun for tasks, for the displayed rate.
 
         Raises:
-            UserError: that of a task; the others are not begun. Or a worker died.
+            UserError: raised by a task, and further tasks are not started; or a worker died.
         """
         number = min(self.number, len(tasks))
         with _Display(label, len(tasks), unit) as display:
@@ -67,7 +67,7 @@ class Workers:
 
     @contextmanager
     def for_extractor(self, *, is_network: bool) -> Iterator[Workers]:
-        """These, or for a network, which each worker holds, one per GPU or one alone, unless a number was given."""
+        """These; for a network, which each worker loads, one worker per GPU or a single one, unless a number was given."""
         if not (is_network and self._is_by_default):
             yield self
             return
@@ -87,7 +87,7 @@ class Workers:
         if self.executor is not None:
             return self.executor
         if self._processes is None:
-            # Forking a process that has run torch or a thread pool may hang; a spawned one starts clean.
+            # A fork of a process that has run torch or a thread pool may hang; spawn starts clean.
             context = multiprocessing.get_context("spawn")
             self._processes = ProcessPoolExecutor(
                 self.number, mp_context=context, initializer=_begin, initargs=(context.Value("i", 0),)
@@ -95,7 +95,7 @@ class Workers:
         return self._processes
 
     def close(self) -> None:
-        """End the processes, if there are any; tasks that have not begun are dropped."""
+        """End the processes, if any; tasks not started are dropped."""
         if self._processes is not None:
             self._processes.shutdown(wait=True, cancel_futures=True)
             self._processes = None
@@ -121,10 +121,10 @@ def one_thread(function: Callable[..., _T], *arguments: Any) -> _T:
 
 @contextmanager
 def mpi_workers() -> Iterator[Workers | None]:
-    """Workers that are the other ranks of this MPI job; None on those ranks, which work until the first rank is done.
+    """The other ranks of this MPI job as workers; None on those ranks, which work until the first rank is done.
 
     Raises:
-        UserError: MPI cannot be used, or the job has one rank alone.
+        UserError: MPI cannot be used, or the job has only one rank.
     """
     try:
         from mpi4py import MPI
@@ -137,14 +137,14 @@ def mpi_workers() -> Iterator[Workers | None]:
             "--executor mpi needs at least two ranks; start it with `mpirun -n 4 unimo prepare ...` or srun"
         )
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-        # An Executor in all but its stubs' name.
+        # It is an Executor, though its type stubs do not say so.
         yield None if executor is None else Workers(ranks - 1, cast(Executor, executor))
 
 
 def _in_flight(
     pool: Executor, function: Callable[..., _T], tasks: Sequence[tuple[Any, ...]], most: int
 ) -> Iterator[tuple[int, _T]]:
-    """Results as they come, with at most `most` tasks handed out at a time."""
+    """Results in the order of completion, with at most `most` tasks submitted at a time."""
     waiting: dict[Future[_T], int] = {}
     rest = iter(enumerate(tasks))
     try:
@@ -168,7 +168,7 @@ def _in_flight(
 
 
 def _begin(num_begun: Any) -> None:
-    """A new worker: it knows its number, by which workers share the machine's GPUs (`detectors/device.py`)."""
+    """Initialise a worker: its number decides which of the machine's GPUs it uses (`detectors/device.py`)."""
     with num_begun.get_lock():
         os.environ["UNIMO_WORKER"] = str(num_begun.value)
         num_begun.value += 1
@@ -176,7 +176,7 @@ def _begin(num_begun: Any) -> None:
 
 
 def _follow_parent() -> None:
-    """A worker whose parent was killed ends too, instead of waiting for work for ever."""
+    """End this worker if its parent is killed, instead of waiting for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -189,7 +189,7 @@ def _follow_parent() -> None:
 
 
 class _Display:
-    """Done, total and rate: a bar where a person is watching, nothing elsewhere."""
+    """Done, total and rate: a progress bar if stderr is a terminal, otherwise nothing."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
