@@ -1,1 +1,1 @@
-"""Leaves that anyone may import: errors, counter-based randomness, communication, input and output."""
+"""Modules that any other may import: errors, counter-based randomness, communication, files."""

@@ -1,4 +1,4 @@
-"""Do something once another package's module has been imported, without importing it."""
+"""Run a function once another package's module has been imported, without importing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def after_import(module: str, action: Callable[[], None]) -> None:
-    """Call `action` right after `module` is first executed, or now where it has been imported."""
+    """Call `action` right after `module` is first executed, or now if it has been imported."""
     if module in sys.modules:
         action()
     else:
@@ -19,7 +19,7 @@ def after_import(module: str, action: Callable[[], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module the ordinary way, and wraps its loader."""
+    """Finds one module in the ordinary way and wraps its loader."""
 
     def __init__(self, module: str, action: Callable[[], None]) -> None:
         self.module, self.action = module, action
@@ -29,7 +29,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != self.module:
             return None
-        sys.meta_path.remove(self)  # done, and not asked again by the search below
+        sys.meta_path.remove(self)  # or the search below would call it again
         spec = importlib.util.find_spec(fullname)
         if spec is not None and isinstance(spec.loader, importlib.abc.Loader):
             spec.loader = _Loader(spec.loader, self.action)
@@ -45,6 +45,6 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.inner  # nobody else needs to know
+        module.__spec__.loader = module.__loader__ = self.inner  # leaves no trace of the wrapper
         self.inner.exec_module(module)
         self.action()

@@ -1,4 +1,4 @@
-"""Ranks that fail together, with one sentence for all of them."""
+"""Makes all ranks fail together, with one message."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from unimo_ds.utils.errors import ToldError, UserError, sentence_of, tell
 
 T = TypeVar("T")
 _PAUSE_SECONDS = 10.0
-"""Between two meetings of ranks of which one is at work."""
+"""Between two collectives of the ranks while one of them is working."""
 _SIGN_OF_LIFE_SECONDS = 1.0
-"""That a rank at work has computed; its idle threads take some hundredths in a quarter of an hour."""
+"""CPU time that shows a rank is working; its idle threads use a few hundredths in a quarter of an hour."""
 
 
 def fail_together(communicator: Communicator, problem: str) -> None:
-    """Go on where no rank has a problem. A collective.
+    """Return if no rank has a problem. A collective.
 
-    problem: what is wrong as this rank sees it; empty where nothing is.
+    problem: what is wrong on this rank; empty if nothing is.
 
     Raises:
-        UserError: on all ranks, what is wrong on any. Rank 0 has told it by then: a launcher ends the others as soon as it sees
-            one go, so nobody goes before.
+        UserError: on all ranks, with every rank's problem. Rank 0 has printed it by then: a launcher ends all ranks as soon as
+            one exits, so none exits earlier.
     """
     found = communicator.all_gather_object((problem, socket.gethostname()))
     first_rank = {text: rank for rank, (text, _) in reversed(list(enumerate(found))) if text}
@@ -47,7 +47,7 @@ def fail_together(communicator: Communicator, problem: str) -> None:
 
 @contextlib.contextmanager
 def failing_together(communicator: Communicator) -> Iterator[None]:
-    """Bad input that any rank finds inside is told once and ends all of them. A collective; there is none inside.
+    """Bad input that any rank finds inside is reported once and ends all ranks. A collective; none may be inside.
 
     Raises:
         UserError: as `fail_together`.
@@ -55,7 +55,7 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
     problem = ""
     try:
         yield
-    except Exception as error:  # the system's and libraries' own are told too; all others go on as they are
+    except Exception as error:  # errors of the system and libraries are reported too; all others propagate
         found = sentence_of(error)
         if found is None:
             raise
@@ -64,11 +64,11 @@ def failing_together(communicator: Communicator) -> Iterator[None]:
 
 
 def rank_0_first(communicator: Communicator, make: Callable[[], T]) -> T:
-    """What `make` gives, made on rank 0 before the others begin: where it leaves files on a disk that all see, they find them.
+    """The result of `make`, called on rank 0 first and then on the others, which find files that rank 0 left on a shared disk.
     A collective.
 
-    However long it takes: meanwhile the ranks meet again and again, so that the patience of a collective counts from the last
-    time. It ends all of them where one is gone, or has stopped computing (a disk that does not answer).
+    `make` may take any time: meanwhile the ranks repeat a short collective, whose timeout counts from the last one. It ends all
+    ranks if one is gone or has stopped computing (a disk that does not answer).
 
     Raises:
         UserError: as `fail_together`.
@@ -85,7 +85,7 @@ def rank_0_first(communicator: Communicator, make: Callable[[], T]) -> T:
 
 
 def _begun(make: Callable[[], T]) -> Future[T]:
-    """In a thread that nobody waits for where this process is to end."""
+    """In a daemon thread, which does not keep the process from exiting."""
     work: Future[T] = Future()
 
     def run() -> None:
@@ -99,7 +99,7 @@ def _begun(make: Callable[[], T]) -> Future[T]:
 
 
 def _is_done(work: Future[T]) -> bool:
-    """Says so at once, or after a while that it is not; as long as this process computes nothing, it says nothing."""
+    """True as soon as the work is done, False after a pause; does not return while this process uses no CPU time."""
     computed = time.process_time()
     while not work.done():
         wait([work], timeout=_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Items, so many at a time."""
+"""Items in batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """`itertools.batched` of Python 3.12, in lists."""
+    """`itertools.batched` of Python 3.12, yielding lists."""
     left = iter(items)
     while some := list(itertools.islice(left, size)):
         yield some

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes are told like all others: one sentence with the nearest right name, and status 2."""
+"""Command lines whose mistakes are reported like all others: one sentence with the nearest valid name, and status 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unimo_ds.utils.errors import UserError, nearest_name
 
 
 def seed(text: str) -> int:
-    """The type of an option for a seed."""
+    """The argparse type of a seed."""
     found = int(text)
     if abs(found) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text} is no number of 64 bits")
@@ -19,17 +19,17 @@ def seed(text: str) -> int:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse prints the usage before a mistake, a page of it for `unimo prepare import`, and proposes nothing.
+    """Plain argparse prints the usage before a mistake, a page of it for `unimo prepare import`, and suggests no name.
 
     Its subcommands are of this class too.
 
     Raises:
-        UserError: from `parse_args`, where the words are no command line of this parser.
+        UserError: from `parse_args`, if the command line is invalid.
     """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """As argparse has it, but nothing may be left over."""
-        if self._subparsers is None:  # their options are checked by themselves
+        """As in argparse, but nothing may be left over."""
+        if self._subparsers is None:  # subcommands check their own options
             self._check_options(sys.argv[1:] if args is None else args)
         found, left = super().parse_known_args(args, namespace)
         if left:
@@ -37,11 +37,11 @@ class ArgumentParser(argparse.ArgumentParser):
         return found, left
 
     def error(self, message: str) -> NoReturn:
-        """One sentence, in place of usage and exit."""
+        """One sentence instead of usage and exit."""
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
     def _check_options(self, words: Sequence[str]) -> None:
-        # Before argparse does: it would tell first of a required option that is missing because it is misspelt.
+        # Before argparse does: it would report first that a required option is missing, which was only misspelt.
         known = [option for option in self._option_string_actions if option.startswith("--")]
         for word in words:
             if word == "--":

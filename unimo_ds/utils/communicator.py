@@ -1,4 +1,4 @@
-"""What ranks say to each other: one object for many processes, with a single-process twin, so no `if distributed`."""
+"""Communication between ranks: one class for many processes, with a single-process twin, so no `if distributed`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 _MAX_TENSORS = 16
-"""That `pass_on` moves at once; tags of its channels are so far apart."""
+"""Most tensors in one `pass_on`; the tags of its channels are this far apart."""
 
 
 class SingleProcess:
@@ -46,7 +46,7 @@ class SingleProcess:
 class ProcessGroup:
     """Collectives over a torch.distributed group (gloo on CPU, NCCL on GPUs). Every rank must call them in the same order.
 
-    device: of the tensors that travel.
+    device: of the tensors exchanged.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, device: torch.device | None = None) -> None:
@@ -68,14 +68,14 @@ class ProcessGroup:
         return result
 
     def row_counts(self, num_rows: int) -> list[int]:
-        """How many rows each rank holds."""
+        """Number of rows on each rank."""
         mine = torch.tensor([num_rows], dtype=torch.int64, device=self.device)
         counts = [torch.zeros_like(mine) for _ in range(self.world_size)]
         dist.all_gather(counts, mine, group=self.group)
         return [int(count) for count in torch.cat(counts).tolist()]
 
     def all_gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """Rows of all ranks, in rank order, differentiable: the gradient of a row is the sum of what all ranks made of it.
+        """Rows of all ranks, in rank order, differentiable: the gradient of a row is the sum of its gradients on all ranks.
 
         rows: [n, ...], n may differ between ranks and may be 0. counts: n of every rank, from `row_counts`.
         Returns [sum n, ...].
@@ -86,10 +86,10 @@ class ProcessGroup:
     def pass_on(
         self, tensors: Sequence[torch.Tensor], num_coming: int, *, channel: int
     ) -> Callable[[], list[torch.Tensor]]:
-        """Begin to send tensors to the next rank of a ring and to receive the previous one's, which may have other lengths.
+        """Start to send tensors to the next rank of a ring and to receive the previous rank's, whose lengths may differ.
 
-        tensors: [n, ...] each, left alone until the result is called. num_coming: n of the previous rank's. channel: a number
-        for calls that are under way at one time. Returns a function that waits and gives what came. No gradient.
+        tensors: [n, ...] each, not to be changed until the result is called. num_coming: n of the previous rank. channel: tells
+        concurrent calls apart. Returns a function that waits and returns what was received. No gradient.
         """
         peers = [(self.rank + step) % self.world_size for step in (1, -1)]
         after, before = peers if self.group is None else [dist.get_global_rank(self.group, peer) for peer in peers]
@@ -104,19 +104,19 @@ class ProcessGroup:
         def wait() -> list[torch.Tensor]:
             for work in works:
                 work.wait()
-            moves.clear()  # what was sent had to live until now
+            moves.clear()  # sent tensors must live until now
             return coming
 
         return wait
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value on every rank. Plain objects made by this program alone."""
+        """Rank 0's value on every rank. Only plain objects made by this program."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.group, device=self.device)
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order. Plain objects made by this program alone."""
+        """Every rank's value, in rank order. Only plain objects made by this program."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
@@ -148,7 +148,7 @@ Communicator: TypeAlias = SingleProcess | ProcessGroup
 
 
 def make_communicator(device: torch.device | None = None) -> Communicator:
-    """The process group's communicator where one is initialised, the single-process twin otherwise."""
+    """The process group's communicator if one is initialised, the single-process twin otherwise."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup(device=device)
     return SingleProcess()

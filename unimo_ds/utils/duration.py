@@ -1,10 +1,10 @@
-"""Times that a person reads."""
+"""Durations for people."""
 
 from __future__ import annotations
 
 
 def duration(days: float) -> str:
-    """In the unit that people would say it in."""
+    """In the unit that people would use."""
     if days < 1 / 960:
         return f"{days * 24 * 3600:.2g} s"
     if days < 1 / 16:

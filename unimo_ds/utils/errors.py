@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a sentence."""
+"""The exception that reaches a user as one sentence, and exit statuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_WAY = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
 )
-"""What a user gave or may mend. Of a disk that fails (EIO, ESTALE) a traceback tells more, and a Slurm job tries again."""
+"""Errors in what a user gave or can fix. For a failing disk (EIO, ESTALE) a traceback says more, and a Slurm job retries."""
 _BY_RUST = re.compile(r"\(os error (\d+)\)")
 
 
@@ -34,13 +34,13 @@ class UserError(ValueError):
 
 
 class MemoryRanOutError(UserError):
-    """Not surely bad input: memory that a new start finds whole may be enough, so that a Slurm job tries again."""
+    """Not necessarily bad input: with all memory free again a new start may succeed, so a Slurm job retries."""
 
     status = EXIT_FAILED
 
 
 class ToldError(UserError):
-    """Bad input that one rank has told on behalf of all: see `utils.agreement`."""
+    """Bad input that one rank has reported for all: see `utils.agreement`."""
 
 
 def tell(problem: str) -> None:
@@ -49,7 +49,7 @@ def tell(problem: str) -> None:
 
 
 def sentence_of(error: Exception) -> str | None:
-    """What is told of bad input, and of what the system refuses where nobody nearer to it has said more; None: of all else."""
+    """The sentence for bad input, and for a system error that no code closer to it has explained; None for all other errors."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -67,8 +67,8 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def errno_of(error: Exception) -> int | None:
-    """The system's number of an error, which libraries in Rust (safetensors, tokenizers) tell by exceptions of their own; None:
-    it is not the system's."""
+    """errno of an error, which libraries in Rust (safetensors, tokenizers) report in exceptions of their own; None: it is not a
+    system error."""
     if isinstance(error, OSError):
         return error.errno
     found = _BY_RUST.search(str(error))
@@ -76,7 +76,7 @@ def errno_of(error: Exception) -> int | None:
 
 
 def nearest_name(name: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them where none is close."""
+    """`"; did you mean 'x'?"` for the closest of `choices`, or the list of them if none is close."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""JSON files of hundreds of megabytes: one entry at a time, and naming what is wrong in them."""
+"""Reads JSON files of hundreds of megabytes one entry at a time, and names what is wrong in them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from unimo_ds.utils.errors import UserError
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
 _LONGEST_WORD = 16
-"""Characters, at least, of what cannot be told before its end: true, -Infinity, an escape of two \\u0000."""
+"""Upper bound, in characters, of what must be read whole: true, -Infinity, an escape of two \\u0000."""
 _ENDS = (*_SPACE, ",", "]", "}")
 
 
 def objects_under(path: Path, key: str, *, what: str, finite: bool = False) -> Iterator[dict[str, Any]]:
     """The list of objects at `key` of a JSON object.
 
-    what: the format, for the message. finite: refuse NaN and infinities, which JSON does not have and many a program writes.
+    what: the format, for the message. finite: refuse NaN and infinities, which JSON lacks and many programs write.
 
     Raises:
-        UserError: unreadable, or of another form.
+        UserError: unreadable, or not of this form.
     """
     refusal = UserError(f"{path} is not {what}: it has no list of objects named {key!r}")
     with _opened(path) as stream:
         text = _Text(stream, path, what, finite=finite)
         if text.peek() != "{":
-            text.value()  # what is no JSON at all is told so
+            text.value()  # raises if it is no JSON at all
             raise refusal
         is_there = False
         for name in text.elements("{}"):
@@ -52,7 +52,7 @@ def array_items(path: Path, *, what: str) -> Iterator[Any]:
     """Elements of a file that is one JSON array.
 
     Raises:
-        UserError: unreadable, not an array, or cut.
+        UserError: unreadable, not an array, or truncated.
     """
     with _opened(path) as stream:
         text = _Text(stream, path, what)
@@ -70,9 +70,9 @@ def _opened(path: Path) -> BinaryIO:
 
 
 class _Text:
-    """A JSON file from its beginning on, of which only what is being read is held.
+    """A JSON file read from its beginning; only the part being parsed is held.
 
-    Every method may raise UserError: not JSON in UTF-8, cut, or nested too deeply.
+    Every method may raise UserError: not JSON in UTF-8, truncated, or nested too deeply.
     """
 
     def __init__(self, stream: BinaryIO, path: Path, what: str, *, finite: bool = False) -> None:
@@ -82,7 +82,7 @@ class _Text:
         self._buffer, self._at = "", 0
 
     def peek(self) -> str:
-        """The next character that is no white space."""
+        """The next character that is not white space."""
         while True:
             while self._at < len(self._buffer):
                 if self._buffer[self._at] not in _SPACE:
@@ -91,17 +91,17 @@ class _Text:
             self._read_on()
 
     def value(self) -> Any:
-        """The value that begins here, whole."""
+        """The value that starts here."""
         self.peek()
         while True:
             try:
                 found, end = self._decoder.raw_decode(self._buffer, self._at)
-                # A number may go on in the next chunk, and "1." or "1e" is read as 1.
+                # A number may continue in the next chunk, and "1." or "1e" would be parsed as 1.
                 if self._buffer[end - 1] in '"]}' or self._buffer[end : end + 1] in _ENDS:
                     self._at = end
                     return found
             except json.JSONDecodeError as error:
-                # Cut, if it is at the end of what was read; a string that is cut is told by its beginning.
+                # Truncated if the error is at the end of what was read; for an unterminated string it is at the start.
                 is_cut = error.pos >= len(self._buffer) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
                 if not is_cut:
                     self._at = error.pos
@@ -115,8 +115,8 @@ class _Text:
             self._read_on()
 
     def elements(self, brackets: str) -> Iterator[Any]:
-        """Stands before each value of the array (`[]`) or object (`{}`) that begins here, which is then to be read; None, or
-        its key.
+        """Yields None before each value of the array (`[]`), or the key before each of the object (`{}`), that starts here; the
+        caller then reads the value.
         """
         first, last = brackets[0], brackets[1]
         self._take(first)
@@ -148,7 +148,7 @@ class _Text:
         raise UserError(f"{self._path} is not valid JSON: {constant} is no number")
 
     def _read_on(self) -> None:
-        """More of the file, as much as is held of it or a chunk."""
+        """Reads as much again as is held, at least a chunk."""
         content = self._stream.read(max(_CHUNK, len(self._buffer) - self._at))
         if not content:
             raise UserError(f"{self._path} is cut or not valid JSON; fetch it again")

@@ -1,4 +1,4 @@
-"""What launchers tell a process about its place: torchrun, `deepspeed`, mpirun and srun say it differently."""
+"""A process's rank and peers, which torchrun, `deepspeed`, mpirun and srun each pass in a different way."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def local_rank(environment: Mapping[str, str]) -> int:
-    """This process's number on its machine. MPI has its own names for it; DeepSpeed copies them too late, after the device
-    was chosen. Where a launcher shows each process one GPU alone, the caller takes it modulo the number of GPUs.
+    """This process's number on its machine. MPI has its own names for it; DeepSpeed copies them only after the device was
+    chosen. Some launchers show each process only one GPU, so the caller takes it modulo the number of GPUs.
     """
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"):
         if name in environment:
@@ -24,21 +24,21 @@ def local_rank(environment: Mapping[str, str]) -> int:
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What must be added to `environment` for `torch.distributed` to find its peers.
+    """Variables to add to `environment` so that `torch.distributed` finds the other ranks.
 
-    Empty where a launcher set it (torchrun, deepspeed) or where DeepSpeed asks MPI (mpirun over several machines); mpirun's own
-    numbers on one machine; Slurm's under srun; a group of one on a free port otherwise.
+    Empty if a launcher has set them (torchrun, deepspeed) or if DeepSpeed gets them from MPI (mpirun over several machines);
+    mpirun's own numbers on one machine; Slurm's under srun; a group of one on a free port otherwise.
     """
     if all(name in environment for name in _NAMES):
         return {}
     slurm_tasks = environment.get("SLURM_STEP_NUM_TASKS") if "SLURM_PROCID" in environment else None
     num_here = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-    # Under Slurm, MPI's launchers start one helper per node with srun, whose numbers are not ours; srun itself may offer PMI.
+    # Under Slurm, MPI's launchers start one helper per node with srun; its numbers are not ours. srun itself may set PMI's.
     is_mpi = any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
     is_mpi = is_mpi or environment.get("PMI_SIZE", slurm_tasks) != slurm_tasks
     place: Sequence[str]
     if num_here is not None and num_here == environment.get("OMPI_COMM_WORLD_SIZE") and "PMIX_NAMESPACE" in environment:
-        # MPI itself need not start, a second in which every rank waits.
+        # Without starting MPI, which would make every rank wait for a second.
         rank, local = environment["OMPI_COMM_WORLD_RANK"], environment["OMPI_COMM_WORLD_LOCAL_RANK"]
         port = _port(zlib.crc32(environment["PMIX_NAMESPACE"].encode()))
         place = (rank, num_here, local, "127.0.0.1", str(port))
@@ -54,15 +54,15 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_alone(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher, or none, says that there is one process: nobody to agree with."""
+    """Whether this is the only process of the run, started by a launcher or by none."""
     return {**environment, **rank_environment(environment)}.get("WORLD_SIZE") == "1"
 
 
 def slurm_port(environment: Mapping[str, str]) -> int:
-    """A port that all tasks of a Slurm step arrive at by themselves.
+    """A port that all tasks of a Slurm step compute without communication.
 
-    Jobs that share a node must not share it, nor may a step take that of the one before, or a requeued job that of a process
-    which a lost node still runs.
+    It must differ between jobs on one node, between successive steps, and between starts of a requeued job, since a lost node
+    may still run a process of an earlier one.
     """
     job, step, restarts = (
         int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -71,7 +71,7 @@ def slurm_port(environment: Mapping[str, str]) -> int:
 
 
 def _port(number: int) -> int:
-    """One of those that systems do not give to outgoing connections."""
+    """A port outside the range that systems use for outgoing connections."""
     return 20000 + number % 12000
 
 
@@ -96,7 +96,7 @@ def _numbers(ranges: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on just now."""
+    """A TCP port that is unused at this moment."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
@@ -110,9 +110,9 @@ _LAUNCHERS = {
 
 @functools.cache
 def launcher_processes() -> tuple[int, ...]:
-    """Process ids from this process's parent up to the launcher that somebody started; empty where there is none.
+    """Process ids from this process's parent up to the outermost launcher; empty without one.
 
-    As they are at the first call: later on some of them may have ended.
+    As found at the first call: some may end later.
     """
     found: list[int] = []
     process = os.getppid()
@@ -123,13 +123,13 @@ def launcher_processes() -> tuple[int, ...]:
 
 
 def has_lost_launcher(launchers: Sequence[int]) -> bool:
-    """Whether any of what `launcher_processes` found has ended: its child then has another parent."""
+    """Whether any process that `launcher_processes` found has ended: its child then has another parent."""
     parents = [os.getppid(), *map(parent_of, launchers[:-1])]
     return any(parent != launcher for parent, launcher in zip(parents, launchers, strict=False))
 
 
 def parent_of(process: int) -> int:
-    """Process id of the parent; 0 where there is no such process."""
+    """Process id of the parent; 0 if there is no such process."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

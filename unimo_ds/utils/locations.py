@@ -1,4 +1,4 @@
-"""Several data folders in one text, `A::B`, which fits an option, a field of the configuration and a variable of a job script."""
+"""Several data folders in one string, `A::B`, for an option, a configuration field or a variable of a job script."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from unimo_ds.utils.errors import UserError
 SEPARATOR = "::"
 HELP = "data folder, or one that holds train/ and held_out/; several are blended: --data A --data B, or A::B"
 _BETWEEN = re.compile(r"::(?![^\[\]/]*\])")
-"""Not within an address in brackets, `http://[::1]:8000`."""
+"""Not inside an address in brackets, `http://[::1]:8000`."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 def check_local(path: str | Path) -> None:
-    """Refuse a URL where files are opened: as a path, s3://a/b is b in a in a folder called `s3:`, which would be made.
+    """Refuse a URL where a path is needed: as a path, s3://a/b is in a folder called `s3:`, which would be made.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the URL.
     """
     if found := _URL.match(str(path)):
         rest = str(path)[found.end() :]
@@ -34,7 +34,7 @@ def check_local(path: str | Path) -> None:
 
 
 def check_local_options(arguments: argparse.Namespace) -> None:
-    """`check_local` of every option that is a path, or a list of them."""
+    """`check_local` for every option that is a path or a list of paths."""
     for value in vars(arguments).values():
         for one in value if isinstance(value, list) else (value,):
             if isinstance(one, Path):
@@ -42,12 +42,12 @@ def check_local_options(arguments: argparse.Namespace) -> None:
 
 
 def plain(place: str) -> str:
-    """A `file://` URL as the path that it stands for; all else as it is."""
+    """A `file://` URL as its path; anything else unchanged."""
     return place.removeprefix("file://")
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The folders or URLs of `text`, each plain, in its order; one without a separator is itself.
+    """The folders or URLs in `text`, each through `plain`, in order; without a separator, a single one.
 
     Raises:
         UserError: a name between separators is empty.
@@ -59,12 +59,12 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def join(places: Sequence[str]) -> str:
-    """What `split` takes apart."""
+    """The inverse of `split`."""
     return SEPARATOR.join(places)
 
 
 class Repeated(argparse.Action):
-    """An option that may be given several times: its values as one text."""
+    """An option that may be given several times; stores its values as one string."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""What a machine is made of, in the words that a run keeps, and a device of it by name."""
+"""Description of the machine that a run records, and its devices by name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PEAK_TERAFLOPS = {
     "H100": 989.0,
     "H200": 989.0,
 }
-"""Dense half-precision matrix peak by the first of these that is in a device's name, from the vendor's data sheets."""
+"""Peak of dense half-precision matrix products, by the first key found in a device's name, from the vendor's data sheets."""
 _GIB = 2**30
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host name, processor, cores and GiB of memory that this process may use, and the GPUs that it sees."""
+    """Host name, processor, number of cores and GiB of memory that this process may use, and its visible GPUs."""
     gpus = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -46,15 +46,15 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_gib() -> float:
-    """Of this machine, or what a Slurm job or a container may use of it, whoever uses it."""
+    """Of this machine, or the limit of this Slurm job or container, including what is in use."""
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()) / _GIB
 
 
 def memory_limit(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that the control groups of this process allow, version 1 or 2; infinite where none says anything.
+    """Bytes that the control groups of this process allow, version 1 or 2; infinite if none sets a limit.
 
-    groups: which groups it is in. mounts: where they are shown. A group may use no more than those it lies in; a container
-    without a view of its own names a group that it is not shown, and sees its limit at the top.
+    groups: file that lists its groups. mounts: where groups are mounted. Limits of enclosing groups apply too. In a container
+    without a cgroup namespace the listed group is not mounted, and its limit is at the top.
     """
     limit = math.inf
     try:
@@ -86,16 +86,16 @@ def processor_name() -> str:
 
 
 def device_of(name: str | None) -> torch.device | None:
-    """The device of that name; None where none is named.
+    """The device of that name; None for None.
 
     Raises:
-        UserError: it is not there.
+        UserError: this machine has no such device.
     """
     if name is None:
         return None
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device without memory, such as `meta`, has none
+        torch.zeros(1, device=device).item()  # fails on a device without memory, such as `meta`
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
     return device

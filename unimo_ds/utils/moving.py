@@ -1,4 +1,4 @@
-"""Tensors from the host to a GPU by few copies: each copy costs the host some ten microseconds, whatever its size."""
+"""Tensors from the host to a GPU in few copies: each copy costs the host about ten microseconds, whatever its size."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 _ALIGNMENT = 64
 _SMALL = 1 << 16
-"""Bytes of a tensor that is worth a copy on the host to be spared one to the GPU."""
+"""Bytes up to which an extra copy on the host costs less than a separate one to the GPU."""
 
 Value = TypeVar("Value")
 
 
 def moved(value: Value, device: torch.device) -> Value:
-    """A dataclass or tuple with every tensor in it, however deep, on `device`; the copies do not wait for work there.
+    """A dataclass or tuple with every tensor in it, at any depth, on `device`; the copies do not wait for work there.
 
-    Tensors of one storage (a step's batch as its loader sends it) are copied as they lie, by one copy. Of others, the small ones
-    are first put into one block of page-locked memory.
+    Tensors that share one storage (a step's batch as its loader sends it) are moved by one copy. Otherwise, small ones are
+    first put into one block of page-locked memory.
     """
     tensors: list[torch.Tensor] = []
 
@@ -34,7 +34,7 @@ def moved(value: Value, device: torch.device) -> Value:
 
 
 def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> Value:
-    """A dataclass or tuple with every tensor in it, however deep, replaced by `function` of it."""
+    """A dataclass or tuple with every tensor in it, at any depth, replaced by `function` of it."""
     if isinstance(value, torch.Tensor):
         return function(value)  # type: ignore[return-value]
     if isinstance(value, tuple):
@@ -49,7 +49,7 @@ def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def in_one_block(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """[bytes] uint8 that holds the tensors, and where each begins: a part of the storage they all have, or a new block."""
+    """[bytes] uint8 that holds the tensors, and the offset of each: part of the storage they share, or a new block."""
     if _are_one_block(tensors):
         places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
         begin = min(places) // _ALIGNMENT * _ALIGNMENT
@@ -67,7 +67,7 @@ def in_one_block(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[in
 
 
 def views(block: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors that `in_one_block` put there, of the types and shapes of `like`."""
+    """The tensors that `in_one_block` put there, with the dtypes and shapes of `like`."""
     return [
         block[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for offset, tensor in zip(offsets, like, strict=True)
@@ -75,7 +75,7 @@ def views(block: torch.Tensor, offsets: Sequence[int], like: Sequence[torch.Tens
 
 
 def _are_one_block(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all lie in one storage, each in one piece."""
+    """Whether all share one storage and each is contiguous."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     return len(storages) == 1 and all(tensor.is_contiguous() for tensor in tensors)
 

@@ -1,4 +1,4 @@
-"""Folders that a command makes whole under a name that the user gives."""
+"""Folders that a command makes where the user says, complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def refuse_occupied(folder: Path, *, option: str) -> None:
     """option: that named it.
 
     Raises:
-        UserError: something is there.
+        UserError: it holds something already.
     """
     if folder.exists() and (not folder.name or not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already holds something or is the current folder; give a new folder to {option}")
@@ -23,11 +23,11 @@ def refuse_occupied(folder: Path, *, option: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, option: str) -> Iterator[Path]:
-    """An empty folder beside `folder`, which gets its name where the block comes to its end, and else is gone.
+    """An empty folder beside `folder`; renamed to it at the end of the block, or removed if the block fails.
 
     Raises:
-        UserError: something is in `folder`, or has come there meanwhile, from another command perhaps: it stays. Or the disk
-            refuses anything inside.
+        UserError: `folder` holds something, or does by the end, perhaps from another command: it stays. Or the disk refuses
+            anything inside.
     """
     refuse_occupied(folder, option=option)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -38,7 +38,7 @@ def new_folder(folder: Path, *, option: str) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         os.replace(aside, folder)
-    except Exception as error:  # libraries tell of the disk by exceptions of their own
+    except Exception as error:  # libraries report disk errors by exceptions of their own
         number = errno_of(error)
         if number is None:
             raise

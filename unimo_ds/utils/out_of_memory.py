@@ -1,4 +1,4 @@
-"""Memory that ran out: told in a sentence, with how it was shared and what to change."""
+"""Out of memory, reported in one sentence: how memory was used, and what to change."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from unimo_ds.utils.errors import MemoryRanOutError
 from unimo_ds.utils.machine import memory_gib
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In the texts of torch's allocators, of CUDA and of cuBLAS."""
+"""In the messages of torch's allocators, CUDA and cuBLAS."""
 _GIB = 2**30
 _SMALL = 0.05
-"""Share of a GPU that is not worth a word."""
+"""Fraction of a GPU's memory that is too little to mention."""
 
 
 @contextlib.contextmanager
 def out_of_memory_told(doing: str, cure: str, *, device: torch.device, rank: int = 0) -> Iterator[None]:
-    """Work that may want more memory than `device` has.
+    """Work that may need more memory than `device` has.
 
     doing: what runs inside, e.g. "step 12". cure: what to change, e.g. "lower batch.micro_batch_tokens".
 
     Raises:
-        MemoryRanOutError: on this rank alone, memory ran out inside.
+        MemoryRanOutError: only on this rank, memory ran out inside.
     """
     try:
         yield
@@ -37,12 +37,12 @@ def out_of_memory_told(doing: str, cure: str, *, device: torch.device, rank: int
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, CUDA or Python says so: a full GPU comes as more than one class of error."""
+    """Whether torch, CUDA or Python reports it: a full GPU raises more than one class of error."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def use_of(device: torch.device | None = None) -> str:
-    """How the memory of a device is shared out at this moment; None: of the GPU that this process works on, else the CPU."""
+    """How the memory of a device is used at this moment; None: of this process's GPU, or else the CPU."""
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")  # type: ignore[no-untyped-call]
     if device.type != "cuda":

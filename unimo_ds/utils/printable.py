@@ -1,13 +1,13 @@
-"""Texts that are no Unicode, as names of files and escapes of JSON may be: what is shown, tokenised or stored must be."""
+"""Names of files and escapes in JSON need not be valid Unicode; what is shown, tokenised or stored must be."""
 
 from __future__ import annotations
 
 
 def is_unicode(text: str) -> bool:
-    """False where it holds half of a surrogate pair, which can be spelt in JSON, but neither tokenised nor stored."""
+    """False if it holds half of a surrogate pair, which JSON can escape, but which can neither be tokenised nor stored."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def printable(text: str) -> str:
-    """The text, with bytes that are no Unicode spelt out."""
+    """The text, with what is not Unicode as backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""Secrets never reach a log, a run directory or a terminal: what looks like one in an address or an argument is blotted out.
+"""Secrets never reach a log, a run directory or a terminal: what looks like one in a URL or an argument is replaced by `BLOT`.
 
 Credentials belong in the environment or in fsspec's own configuration, neither of which is ever written down. This is for those
-that came along in an address all the same.
+that are in a URL all the same.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _NAMED = re.compile(
     r"(=|: ?)([^\s&'\",;]+)"
 )
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
-"""Tokens of Hugging Face, GitHub, AWS and others, which announce themselves."""
+"""Tokens of Hugging Face, GitHub, AWS and others with a known prefix."""
 _PLAIN = re.compile(r"(?i)true|false|none|null|\d{1,9}(\.\d*)?")
-"""Values that are no secrets: `mask_token_share=0.8`, `batch.micro_batch_tokens=16384`."""
+"""Values that are not secrets: `mask_token_share=0.8`, `batch.micro_batch_tokens=16384`."""
 
 
 def redact(text: str) -> str:
-    """`text` without user information in addresses, values of parameters named like secrets, and known kinds of tokens."""
+    """`text` without user information in URLs, values of parameters named like secrets, and known kinds of tokens."""
     text = _USER_INFO.sub(BLOT, text)
     text = _NAMED.sub(lambda found: found[0] if _PLAIN.fullmatch(found[3]) else f"{found[1]}{found[2]}{BLOT}", text)
     return _KNOWN.sub(BLOT, text)

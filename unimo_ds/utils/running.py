@@ -9,18 +9,18 @@ from collections.abc import Callable
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_FAILED, ToldError, UserError, sentence_of, tell
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
-"""In what gloo and NCCL say where another rank has gone."""
+"""In the messages of gloo and NCCL if another rank has gone."""
 _statuses: list[int] = []
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Run a command line's body. Returns its exit status; what has a `sentence_of` becomes one line on stderr and status 2."""
+    """Run a command's body. Returns its exit status; an error with a `sentence_of` becomes one line on stderr and status 2."""
     _statuses.append(_status_of(command))
     return _statuses[-1]
 
 
 def exit_status() -> int | None:
-    """Of the last command that came to its end in this process; None: there was none."""
+    """Of the last command that finished in this process; None: none has."""
     return _statuses[-1] if _statuses else None
 
 
@@ -29,7 +29,7 @@ def _status_of(command: Callable[[], int | None]) -> int:
         status = command() or 0
         print(end="", flush=True)
         return status
-    except Exception as error:  # what has no sentence goes on as it is
+    except Exception as error:  # one without a sentence propagates
         if (sentence := sentence_of(error)) is not None:
             if not isinstance(error, ToldError):
                 tell(sentence)
@@ -48,13 +48,13 @@ def _status_of(command: Callable[[], int | None]) -> int:
 
 
 def _ended_by(error: Exception, status: int) -> int:
-    sys.last_value = error  # as the interpreter has it after a traceback, for those who end this process
+    sys.last_value = error  # as the interpreter does after a traceback; read by the code that ends this process
     drop_output()
     return status
 
 
 def drop_output() -> None:
-    """What stdout does not take (a full disk, a reader that has gone) is lost: Python must not complain again when it ends."""
+    """Discard output that stdout refuses (full disk, closed pipe), so that Python does not complain again when it exits."""
     try:
         print(end="", flush=True)
     except OSError:

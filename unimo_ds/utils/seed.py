@@ -1,8 +1,8 @@
-"""Randomness as a pure function of a key, never of a worker's or a rank's own state.
+"""Randomness as a pure function of a key, never of the state of a worker or rank.
 
-Two forms: `mix` and `generator` for host decisions (order, masking, sampling of rewrites), and `keep_mask` for dropout,
-whose bits depend only on (sequence seed, site, offset within the sequence, column). The second is written with 32-bit
-integer operations alone, so that a CUDA kernel can reproduce it bit for bit.
+Two forms: `mix` and `generator` for decisions on the host (order, masking, sampling of rewrites), and `keep_mask` for dropout,
+whose bits depend only on (sequence seed, site, offset within the sequence, column). The second uses only 32-bit integer
+operations, so that a CUDA kernel can reproduce it bit for bit.
 
 The dropout bits, exactly (all arithmetic on 32-bit integers modulo 2^32; `>>` logical):
 
@@ -10,21 +10,21 @@ The dropout bits, exactly (all arithmetic on 32-bit integers modulo 2^32; `>>` l
     sequence key    = fmix(fmix(seed[0:32] + 0x7F4A7C15) ^ seed[32:64])
     position key    = fmix(sequence key + offset * 0x9E3779B1)                   offset: of the position in its sequence
     row key         = fmix(position key + (site + 1) * 0x9E3779B9)               site: which dropout of the model
-    head's row key  = fmix(row key + (head + 1) * 0x85EBCA77)                    attention dropout alone
+    head's row key  = fmix(row key + (head + 1) * 0x85EBCA77)                    only in attention dropout
     word j          = fmix(row key + j * 0x27D4EB2F)
-    column c        = low 16 bits of word c / 2 where c is even, high 16 bits where it is odd, as a signed number
+    column c        = low 16 bits of word c / 2 if c is even, high 16 bits if it is odd, as a signed number
     kept            = column c >= round(probability * 65536) - 32768
 
-Two columns a word halve the hashing, which is the whole cost of a mask (1 ms for 4,000 x 256 on one AVX2 core, a third of
-what one finalizer and one boolean comparison per element cost); 16 bits keep the rate within 1e-5 of what was asked.
+Two columns per word halve the hashing, which is the whole cost of a mask (1 ms for 4,000 x 256 on one AVX2 core, a third of
+the cost of one finalizer and one boolean comparison per element); 16 bits keep the rate within 1e-5 of the one requested.
 """
 
 from __future__ import annotations
 
 import torch
 
-# By name, for numpy imports this module when it is first asked for: that must not be in a loader's worker, which waits for ever
-# where another thread of the trainer (a tracker's) was importing it at the fork.
+# By name, or numpy would import `numpy.random` at its first use: in a loader's worker that hangs if another thread of the
+# trainer (a tracker's) was importing it at the fork.
 from numpy.random import Generator, Philox
 
 _MASK_64 = (1 << 64) - 1
@@ -43,7 +43,7 @@ def mix(*parts: int) -> int:
 
 
 def generator(*parts: int) -> Generator:
-    """A NumPy generator whose whole stream is a function of `parts`."""
+    """A NumPy generator whose stream depends only on `parts`."""
     return Generator(Philox(key=mix(*parts)))
 
 
@@ -66,9 +66,9 @@ def finalize_32(bits: torch.Tensor) -> torch.Tensor:
 
 
 def position_keys(sequence_seeds: torch.Tensor, sequence: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """One 32-bit key per stream position, the part of it that every dropout site shares.
+    """One 32-bit key per stream position, common to all dropout sites.
 
-    sequence_seeds: [S] int64. sequence: [T] integer, the sequence of each position. offset: [T] integer, its offset there.
+    sequence_seeds: [S] int64. sequence: [T] integer, the sequence of each position. offset: [T] integer, its offset in it.
     Returns [T] int32.
     """
     halves = sequence_seeds.contiguous().view(torch.int32).view(-1, 2)  # little-endian: low half first
@@ -85,7 +85,7 @@ def row_keys(position_keys: torch.Tensor, site: int) -> torch.Tensor:
 
 
 def head_keys(row_keys: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Keys of the rows of attention probabilities: one per query position and head.
+    """Keys of the rows of attention probabilities, one per query position and head.
 
     row_keys: [T] int32 from `row_keys`. Returns [T, num_heads] int32.
     """
@@ -96,10 +96,10 @@ def head_keys(row_keys: torch.Tensor, num_heads: int) -> torch.Tensor:
 def keep_mask(
     keys: torch.Tensor, num_columns: int, probability: float, *, dtype: torch.dtype = torch.bool
 ) -> torch.Tensor:
-    """Dropout mask: element (row, column) is kept with chance 1 - probability.
+    """Dropout mask: element (row, column) is kept with probability 1 - `probability`.
 
     keys: [...] int32 from `row_keys` or `head_keys`. Returns [..., num_columns] of `dtype`, 1 where kept, 0 where dropped.
-    A floating `dtype` is cheaper on CPU than bool: torch's comparison into bool is scalar code there.
+    On CPU a floating `dtype` is cheaper than bool: torch's comparison into bool is scalar code there.
     """
     num_words = (num_columns + 1) // 2
     columns = torch.arange(num_words, dtype=torch.int32, device=keys.device) * _to_int32(0x27D4EB2F)
@@ -119,12 +119,12 @@ def uniform(keys: torch.Tensor, num_columns: int) -> torch.Tensor:
 
 
 def keep_scale(probability: float) -> float:
-    """What kept elements are multiplied by, so that the mean stays: one over the exact share that `keep_mask` keeps."""
+    """Factor of kept elements that preserves the mean: one over the exact fraction that `keep_mask` keeps."""
     return 65536 / (65536 - _threshold(probability))
 
 
 def keep_threshold(probability: float) -> int:
-    """The least signed 16-bit column value that is kept, for kernels that make the mask themselves."""
+    """The smallest signed 16-bit column value that is kept, for kernels that make the mask themselves."""
     return _threshold(probability) - 32768
 
 

@@ -1,7 +1,7 @@
-"""Until a rank's first step there is nothing to save: one that is to stop, or loses its launcher, just ends.
+"""Until its first step a rank has nothing to save: if it is told to stop, or loses its launcher, it just exits.
 
-A rendezvous, or the reading of weights, is C++ that lets no handler of Python run for minutes. So a thread ends the process; the
-interpreter's wakeup descriptor tells it of signals at once, wherever the main thread is.
+A rendezvous and the reading of weights are C++ code, in which no Python signal handler runs for minutes. So a thread ends the
+process; the interpreter's wakeup descriptor passes signals to it at once, whatever the main thread is doing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _writer: int | None = None
 
 
 def watch_start() -> None:
-    """End this process, with the status of what can be started again, once SIGTERM or SIGUSR1 comes or the launcher ends.
+    """Until `start_is_over`, exit with EXIT_REQUEUE on SIGTERM, SIGUSR1, or when the launcher ends.
 
-    Until `start_is_over`. In the main thread, before anything slow is imported: a launcher that has gone by then is not known.
+    Call it in the main thread, before slow imports: the loss of a launcher that ended earlier is not noticed.
     """
     global _writer
     if _writer is not None:

@@ -1,4 +1,4 @@
-"""JSON files that this program writes and people may edit: read as what a type says, or refused in one sentence."""
+"""JSON files that this program writes and people may edit: read as a given type, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LARGEST = 2**63 - 1
 
 
 def read(path: Path, hint: Any, *, cure: str = "restore it") -> Any:
-    """The file's content as the annotated type: dataclasses, numbers, texts, and tuples, lists and dictionaries of them.
+    """The file's content as the annotated type: dataclasses, numbers, strings, and tuples, lists and dictionaries of them.
 
-    cure: what to do about a file that is not as it was written.
+    cure: what to do about a file that was changed or damaged.
 
     Raises:
-        UserError: unreadable, not JSON in UTF-8, or what `typed` refuses; names the file, the place in it and the cure.
+        UserError: unreadable, not JSON in UTF-8, or refused by `typed`; names the file, the place in it and the cure.
     """
     try:
         content = path.read_bytes()
@@ -39,7 +39,7 @@ def read(path: Path, hint: Any, *, cure: str = "restore it") -> Any:
 
 
 def parsed(content: bytes | str) -> Any:
-    """JSON as Python has it. May raise ValueError, also of brackets without end."""
+    """`json.loads`. May raise ValueError, also for nesting that is too deep."""
     try:
         return json.loads(content if isinstance(content, str) else content.decode("utf-8"))
     except RecursionError:
@@ -49,7 +49,7 @@ def parsed(content: bytes | str) -> Any:
 def typed(hint: Any, value: Any, *, where: str) -> Any:
     """`value` (from JSON) as the annotated type, strictly: a missing key takes its field's default, an unknown one is an error.
 
-    Numbers are finite and fit into 64 bits; a whole number may stand for a fraction, nothing else for anything else.
+    Numbers are finite and fit into 64 bits; an integer may stand for a float, otherwise types must match.
 
     Raises:
         UserError: naming the place.
@@ -64,7 +64,7 @@ def typed(hint: Any, value: Any, *, where: str) -> Any:
         if value is None and types.NoneType in arguments:
             return None
         *others, last = (part for part in arguments if part is not types.NoneType)
-        for part in others:  # of numbers, the narrower one stands first
+        for part in others:  # annotations name int before float
             with contextlib.suppress(UserError):
                 return typed(part, value, where=where)
         return typed(last, value, where=where)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and a folder for them."""
+"""Writes files atomically, and makes a folder for them."""
 
 from __future__ import annotations
 
