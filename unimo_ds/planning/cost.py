@@ -1,4 +1,4 @@
-"""What a sample costs: counted from the index of a run's data, or assumed from its recipe."""
+"""Cost of a sample: counted from the index of a run's data, or assumed from its recipe."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from unimo_ds.models.accounting import StreamShape
 
 _COUNTED_SAMPLES = 2048
 _READ_SAMPLES = 48
-# Assumed where no data is given.
+# Assumed if no data is given.
 _CAPTION_TOKENS, _TEXT_SHARE, _REWRITES_BYTES, _JPEG_BYTES = 14, 0.75, 8_000, 60_000
 _OVERLAP_GROWTH = 2.0
-"""Masked regions for each anchor, itself included: neighbours that overlap it are masked too."""
+"""Masked regions per anchor, itself included: neighbours that overlap it are masked too."""
 
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What one sample of the global stream brings on average, pairs, images and texts in the recipe's ratio."""
+    """Averages per sample of the global stream, with pairs, images and texts in the recipe's ratio."""
 
     positions: float
     squared_lengths: float
     clean_positions: float = 0.0
     clean_squared_lengths: float = 0.0
-    """Of the two above, what a rehearsal encodes (`engine/rehearsal.py`)."""
+    """Of the two above, the part that a rehearsal encodes (`engine/rehearsal.py`)."""
     regions: float = 0.0
     squared_images: float = 0.0
     language: float = 0.0
@@ -41,7 +41,7 @@ class SampleCost:
     """Read from storage."""
 
     def shape(self, num_samples: int) -> StreamShape:
-        """The stream of so many samples."""
+        """The stream of `num_samples` samples."""
         return StreamShape(
             num_positions=round(self.positions * num_samples),
             sum_squared_lengths=round(self.squared_lengths * num_samples),
@@ -64,7 +64,7 @@ class SampleCost:
 
 
 def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[str]]:
-    """The mean over the first samples of the run's own order, from the index; bytes by reading a few."""
+    """Mean over the first samples of the run's own order, from the index; bytes by reading a few of them."""
     positions = np.arange(_COUNTED_SAMPLES)
     samples = order_of(corpus, config).samples_at(positions)
     chosen = select_step(corpus, samples, positions, config)
@@ -77,7 +77,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
     squares = lengths * (lengths + chosen.shared_lengths)
     before = corpus.bytes_read
     for row in range(_READ_SAMPLES):
-        # A pair's own image comes with the pair; a related one is another sample to be read.
+        # A pair's own image is stored with it; a related image is another sample to be read.
         for sample in {int(samples[row]), *(one.image for one in chosen[row].sequences if one.image >= 0)}:
             corpus.read(sample)
     cost = SampleCost(
@@ -97,7 +97,7 @@ def counted_cost(config: RunConfig, corpus: Corpus) -> tuple[SampleCost, list[st
 
 
 def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
-    """Full images, short captions and nearly full texts."""
+    """From images of full size, short captions and texts near the limit."""
     weights, contrast, masking = config.data.kind_weights, config.contrast, config.masking
     total = weights.image + weights.text + weights.pair
     pair, image_only, text_only = weights.pair / total, weights.image / total, weights.text / total
@@ -110,7 +110,7 @@ def assumed_cost(config: RunConfig) -> tuple[SampleCost, list[str]]:
     num_texts = 1 + contrast.related_texts if contrast.enabled else 0
     if contrast.enabled and contrast.encodes_rewrites_alone:
         num_texts += contrast.positives + negatives
-    # Number, length, and how many positions each of them attends to.
+    # Number, length, and positions that each position attends to.
     is_shared = contrast.joint_encoding == "shared_image"
     clean = (
         (pair * num_joint, caption if is_shared else image + caption, image + caption),

@@ -1,4 +1,4 @@
-"""Whether ranks on CPUs will find the memory that a plan of their run names, before anything is allocated."""
+"""Whether CPU ranks have the memory that their run is planned to need, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.machine import memory_gib
 
 _FEWEST_TOKENS = 512
-"""Of a micro-batch that is proposed."""
+"""In a micro-batch size that is proposed."""
 
 
 def check_host_memory(
@@ -32,12 +32,12 @@ def check_host_memory(
     device: torch.device,
     communicator: Communicator,
 ) -> None:
-    """Refuse what the kernel would end for its memory, where `device`, which this rank trains on, is a CPU. A collective.
+    """Refuse a run that the kernel would kill for its memory, if `device`, where this rank trains, is a CPU. A collective.
 
     costs: of a sample; see `shortage`.
 
     Raises:
-        UserError: on all ranks, naming the machine and the ways out.
+        UserError: on all ranks, naming the machine and the cures.
     """
     if device.type != "cpu":
         return
@@ -50,10 +50,10 @@ def check_host_memory(
 def shortage(
     config: RunConfig, costs: Iterable[SampleCost], machines: Sequence[tuple[str, float]], *, stage: int
 ) -> str:
-    """What is wrong, if anything.
+    """The message if memory is too small for all `costs`, else empty.
 
-    costs: of a sample, from the cheapest to know to the best known; the next one is asked for where the run would not fit.
-    machines: of every rank, the name of its machine and the GiB of memory that the ranks there may use.
+    costs: estimates for a sample, from the cheapest to the most exact; the next one is made only if the run would not fit.
+    machines: for every rank, the name of its machine and the GiB of memory that the ranks there may use.
     """
     num_ranks = Counter(machines)
     (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
@@ -84,16 +84,16 @@ def shortage(
 
 
 def pretraining_costs(config: RunConfig, corpus: Corpus) -> Iterator[SampleCost]:
-    """What is assumed, which is high, then what is counted in the data."""
+    """First the assumed cost, which is high, then the cost counted in the data."""
     yield assumed_cost(config)[0]
     yield counted_cost(config, corpus)[0]
 
 
 def example_cost(lengths: Sequence[Sequence[int]], image_lengths: Sequence[Sequence[int]] = ()) -> SampleCost:
-    """Of a fine-tuning, as far as memory asks.
+    """Cost of a fine-tuning example, only as needed for its memory.
 
-    lengths: of each of some examples, the positions of its sequences. image_lengths: of each of some, those of the images that
-    image layers encode.
+    lengths: for each of some examples, the lengths of its sequences in positions. image_lengths: for each of some, the lengths
+    of the images that image layers encode.
     """
     positions, squared_lengths = _totals(lengths)
     regions, squared_images = _totals(image_lengths)
@@ -101,7 +101,7 @@ def example_cost(lengths: Sequence[Sequence[int]], image_lengths: Sequence[Seque
 
 
 def _totals(lengths: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Sum of lengths, and of their squares, of one example on average."""
+    """Sum of lengths, and of their squares, averaged over examples."""
     everything = [length for one in lengths for length in one]
     number = max(1, len(lengths))
     return sum(everything) / number, sum(length * length for length in everything) / number

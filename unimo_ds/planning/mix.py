@@ -1,4 +1,4 @@
-"""What a run reads how often: its streams, with their shares and epochs."""
+"""How often a run reads what: its streams, with their shares and epochs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from unimo_ds.utils.redact import redact
 
 @dataclass(frozen=True)
 class Stream:
-    """One source of one kind, in one folder where folders have weights."""
+    """One source of one kind, in one folder if folders have weights."""
 
     kind: str
     source: str
     folder: str
-    """Empty where folders have no weights."""
+    """Empty if folders have no weights."""
     samples: int
     share: float
-    """Of all samples that the run reads."""
+    """Fraction of all samples that the run reads."""
     epochs: float
-    """How often each sample is seen in the recipe's own batch and steps."""
+    """How often each sample is read, at the recipe's own batch and steps."""
 
 
 def mix_of(config: RunConfig, corpus: Corpus) -> tuple[Stream, ...]:
@@ -45,7 +45,7 @@ def mix_of(config: RunConfig, corpus: Corpus) -> tuple[Stream, ...]:
 
 
 def to_lines(mix: tuple[Stream, ...]) -> list[str]:
-    """A table for people; nothing where no data is given."""
+    """A table for people; empty if no data is given."""
     if not mix:
         return []
     width = max(len("source"), *(len(one.source) for one in mix))

@@ -1,8 +1,8 @@
-"""`unimo plan`: what a run will need, before any GPU is booked, from its recipe and, where given, the index of its data.
+"""`unimo plan`: what a run will need, before any GPU is booked, from its recipe and, if given, the index of its data.
 
-Estimates, each stated with what it assumes: parameters are exact, and so are operations for the sequences counted, but that
-predicted tokens and masked regions are taken by their shares; memory is what weights, gradients, moments and kept activations
-add up to; time is operations over peak times a stated utilisation.
+Each estimate states its assumptions. Parameters are exact, and so are operations for the sequences counted, except that
+predicted tokens and masked regions follow from their shares; memory is the sum of weights, gradients, moments and kept
+activations; time is operations / (peak * a stated utilisation).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from unimo_ds.planning.rates import (
 from unimo_ds.utils.errors import UserError, nearest_name
 
 GLOBAL_BATCHES = (1024, 6144)
-"""Besides the recipe's own: the paper does not publish its batch; these bracket what is believed."""
+"""Besides the recipe's own: the paper does not publish its batch; these bracket the likely range."""
 UTILISATION = 0.55
 _STAGES = (0, 1, 2, 3)
 _GIB = 2**30
 _PAPER = ModelConfig()
-# Assumed where no data is given.
+# Assumed if no data is given.
 _PATCH_SIZE, _NUM_PATCHES = 3 * 16**2, 14**2
 _COMMUNICATION_GIB = 0.5
-# Of a rank on a CPU, fitted to the peaks of whole processes (docs/experiments.md, 2026-11-27): Python and its libraries; what
-# freed buffers leave in the heap; attention probabilities with their dropout masks, padded to buckets.
+# Of a rank on a CPU, fitted to the peak memory of whole processes (docs/experiments.md, 2026-11-27): Python and its libraries;
+# heap fragmentation, a factor; attention probabilities with their dropout masks, padded to buckets, a factor.
 _PROCESS_GIB, _HEAP, _HOST_PROBABILITIES = 0.5, 1.2, 2.4
 _BUCKET_PARAMETERS = 50_000_000
-"""Whose gradients are reduced at once (ds_configs)."""
+"""Parameters whose gradients are reduced together (ds_configs)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class BatchPlan:
     read_bytes_per_second: float
     """All ranks together."""
     communication_seconds: float
-    """Of a step, on top of `seconds_per_step` where none of it is hidden behind computing."""
+    """Per step, to be added to `seconds_per_step` if none of it overlaps with computation."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Plan:
     memory: tuple[StageMemory, ...]
     batches: tuple[BatchPlan, ...]
     mix: tuple[Stream, ...]
-    """Empty where no data is given."""
+    """Empty if no data is given."""
     assumptions: tuple[str, ...]
 
 
@@ -104,8 +104,8 @@ def plan(
 ) -> Plan:
     """What a run of `config` needs.
 
-    corpus: counts sequences as the run will draw them; None: lengths are assumed and stated.
-    devices, hardware: None: what the recipe is named after. measured: file of rows that the utilisation is taken from.
+    corpus: sequences are counted as the run will draw them; None: lengths are assumed and stated.
+    devices, hardware: None: those in the recipe's name. measured: file of rows from which the utilisation is taken.
 
     Raises:
         UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
@@ -152,7 +152,7 @@ def plan(
 
 
 def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Sizes that the recipe leaves to the data, filled with the paper's."""
+    """The config with the paper's sizes where the recipe leaves them to the data, and the assumptions made."""
     is_patched = config.model.num_image_layers > 0
     model = dataclasses.replace(
         config.model,
@@ -177,7 +177,7 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
     """Memory of one device under one ZeRO stage at the recipe's own batch."""
     parameters = count_parameters(config.model).total
     is_low = _is_low(config)
-    # Low precision: 2 bytes of weights, gradients of 2 accumulated in 4, and a master of 4 with two moments of 4.
+    # Bytes in low precision: weights 2; gradients 2, accumulated in 4; master weights 4 and two moments of 4.
     weight_bytes, gradient_bytes, optimizer_bytes = (2, 6, 12) if is_low else (4, 4, 12 if stage else 8)
     rank_positions = cost.positions * config.batch.global_samples / devices
     positions = min(rank_positions, config.batch.micro_batch_tokens)
@@ -191,14 +191,14 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
     )
     activations = positions * kept(config.model, attended=mean_square * (_HOST_PROBABILITIES if is_host else 1.0))
     if config.model.num_image_layers:
-        # The same for each image input, of image layers instead.
+        # The same per image input, for the image layers.
         layers = dataclasses.replace(config.model, num_layers=config.model.num_image_layers)
         attended = cost.squared_images / max(cost.regions, 1.0)
         activations += positions * (cost.regions / cost.positions) * kept(layers, attended=attended)
     buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
     if is_host:
         activations *= _HEAP
-        # A fine-tuning keeps the weights that it starts from, and reads them from a file.
+        # Fine-tuning keeps its initial weights, and reads them from a file.
         copies = 8 * (config.finetune is not None) + 12 * config.checkpoint.in_background
         buffers += _PROCESS_GIB + (copies * parameters + 4 * min(parameters, _BUCKET_PARAMETERS)) / _GIB
     total = (weights + gradients + optimizer + activations) / _GIB + buffers
@@ -210,7 +210,7 @@ def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: in
         activations=activations / _GIB,
         buffers=buffers,
         total=total,
-        # A tenth is left to the allocator and to the CUDA context.
+        # A tenth is left for the allocator and the CUDA context.
         fits=total <= 0.9 * hardware.memory_gib,
     )
 
@@ -222,8 +222,8 @@ def _is_low(config: RunConfig) -> bool:
 def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:
     """Bytes kept for the backward pass per stream position.
 
-    A layer keeps its input, queries, keys, values, attention output, two sums before norms, the norm between, and both sides of
-    the feed-forward activation; dropout masks are recomputed from their keys. attended: mean length that a position attends to.
+    A layer keeps its input, queries, keys, values, attention output, two sums before norms, the norm between, and input and
+    output of the feed-forward activation; dropout masks are recomputed. attended: mean length that a position attends to.
     """
     layer = (8 * model.hidden_size + 2 * model.feed_forward_size + model.num_heads * attended) * value_bytes
     if is_checkpointed:

@@ -1,4 +1,4 @@
-"""Rates that a plan rests on: what devices can do, what share of it was measured, what nodes send each other in a step."""
+"""Rates used by a plan: peaks of devices, measured utilisation, and communication between nodes in a step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import PEAK_TERAFLOPS
 
 DEVICES_PER_NODE, NODE_BYTES_PER_SECOND = 8, 12.5e9
-"""Eight GPUs behind one port of 100 Gb/s; what travels inside a node is not counted."""
+"""Eight GPUs behind one port of 100 Gb/s; traffic inside a node is not counted."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, by its data sheet."""
+    """One device, from its data sheet."""
 
     name: str
     peak_flops: float
-    """Of matrix products in training precision."""
+    """FLOP/s of matrix products in training precision."""
     memory_gib: float
 
 
@@ -36,13 +36,13 @@ _MEMORY_BYTES_PER_SECOND = {"v100": 0.9e12, "a100": 2.0e12, "h100": 3.35e12, "h2
 
 
 def measured_utilisation(path: str | Path, hardware: str) -> tuple[float, str]:
-    """Useful operations a second over the peak of a device, and in words where that comes from.
+    """Useful operations per second over the peak of a device, and where that comes from, in words.
 
-    The best of this project's own rows in a file of `benchmarks/rows/`. hardware: key of HARDWARE. Rows of another GPU do where
-    they were made with `--profile`: see `_carried_over`.
+    The best of this project's own rows in a file of `benchmarks/rows/`. hardware: key of HARDWARE. Rows of another GPU are
+    converted if they were made with `--profile`: see `_carried_over`.
 
     Raises:
-        UserError: no such file, not a row file, rows of another device, or none of this project's own.
+        UserError: no such file, not a row file, rows of another device, or no row of this project.
     """
     path = Path(path)
     try:
@@ -70,9 +70,8 @@ def measured_utilisation(path: str | Path, hardware: str) -> tuple[float, str]:
 
 
 def _carried_over(row: dict[str, Any], measured: str, wanted: str) -> float:
-    """The utilisation of another GPU if products take time by the peaks, other kernels by the memories, idle time stays.
-
-    A small batch leaves the host's share larger, a kernel that is not bound by memory makes a device better or worse than this.
+    """Utilisation on another GPU, if time scales with peak FLOP/s for products and with memory bandwidth for other kernels, and
+    idle time stays the same. Less exact for a small batch, whose host share is larger, and for kernels not bound by memory.
     """
     products, kernels = float(row["first_step_product_seconds"]), float(row["first_step_gpu_seconds"])
     idle = max(0.0, float(row["first_step_seconds"]) - kernels)
@@ -84,9 +83,9 @@ def _carried_over(row: dict[str, Any], measured: str, wanted: str) -> float:
 
 
 def communication_seconds(num_parameters: int, devices: int, *, is_low: bool) -> float:
-    """Gradients summed between nodes and weights (or their sums) sent back, once a step: stages 0 to 2 move the same bytes.
+    """Gradients are summed between nodes and weights (or sums) sent back, once a step: ZeRO stages 0 to 2 move the same bytes.
 
-    is_low: 2 bytes a number travel, else 4.
+    is_low: 2 bytes per number, else 4.
     """
     nodes = math.ceil(devices / DEVICES_PER_NODE)
     one_way = num_parameters * (2 if is_low else 4) * (nodes - 1) / nodes
