@@ -37,8 +37,8 @@ _EXAMPLE = """example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `unimo doctor preflight`. Returns 0 where all nodes are fit (and on every rank but 0), 1 where some are not, 2
-    where none is, or on bad input."""
+    """Run `unimo doctor preflight`. Returns 0 if all nodes are fit (and on every rank but 0), 1 if some are not, 2 if none is,
+    or on bad input."""
     parser = ArgumentParser(
         prog="unimo doctor preflight",
         description=__doc__,
@@ -93,7 +93,7 @@ def run(options: Namespace) -> int:
         raise UserError(
             f"{me} is not one of {expected}, or {world_size} ranks do not spread evenly; start it with srun"
         )
-    # What an earlier start of the job reported, or an earlier step, is no report of this one.
+    # Reports of an earlier start or step of the job must not be taken for this one's.
     place = (("SLURM_JOB_ID", "local"), ("SLURM_RESTART_COUNT", "0"), ("SLURM_STEP_ID", "0"))
     start = "-".join(os.environ.get(name, otherwise) for name, otherwise in place)
     reports_dir = options.reports or options.run_dir / "preflight" / start
@@ -114,7 +114,7 @@ def run(options: Namespace) -> int:
         return 0
     bad = judge(expected, reports, unreached, network, min_bandwidth=options.min_bandwidth)
     _publish(reports_dir / "verdict.json", {"bad": bad, "network": dataclasses.asdict(network or NetworkReport())})
-    # Where all are bad there is nowhere else to go.
+    # If all are bad, there are no others to run on.
     blamed = [node for node in expected if node in bad]
     (reports_dir / BAD_NODES_FILE).write_text(",".join(blamed) if len(blamed) < len(expected) else "")
     print(to_text(expected, reports, network, bad), flush=True)
@@ -129,7 +129,7 @@ def to_text(
     network: NetworkReport | None,
     bad: Mapping[str, Sequence[str]],
 ) -> str:
-    """The verdict for people: a line for each thing that is wrong, then what was measured."""
+    """The verdict for people: a line per problem, then the measurements."""
     lines = [f"preflight: {len(expected) - len(set(expected) & set(bad))} of {len(expected)} nodes are fit"]
     lines += [f"  BAD {node or 'network'}: {text}" for node, texts in bad.items() for text in texts]
     lines += [f"  note {node}: {text}" for node, report in reports.items() for text in report.remarks]
@@ -184,7 +184,7 @@ def _network(options: Namespace, expected: Sequence[str], world_size: int) -> Ne
 
 
 def _publish(path: Path, values: Any) -> None:
-    """Write so that a reader sees all of it or nothing. A node that cannot is judged by its silence."""
+    """Write atomically. A node that cannot write counts as not reporting."""
     temporary = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def _publish(path: Path, values: Any) -> None:
 
 
 def _collect(folder: Path, nodes: Sequence[str], suffix: str, patience: float) -> dict[str, Any]:
-    """What each node published, as far as it has within `patience` seconds."""
+    """What each node has published within `patience` seconds."""
     deadline = time.monotonic() + patience
     found: dict[str, Any] = {}
     while len(found) < len(nodes):

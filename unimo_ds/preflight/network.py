@@ -1,4 +1,4 @@
-"""What nodes find out together: who can connect to whom, how fast all of them add up a tensor, and which link is slow."""
+"""Tests of nodes together: which can connect, how fast an all-reduce over all of them is, and which link is slow."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _KNOCK_SECONDS = 10.0
 
 @contextlib.contextmanager
 def doorbell() -> Iterator[int]:
-    """Accept and close connections on a port (given) of all interfaces, in the background, until left."""
+    """Accept and close connections on a port of all interfaces, in the background; yields the port."""
     with socket.create_server(("", 0), backlog=512) as server:
         stopped = threading.Event()
 
         def answer() -> None:
             while not stopped.is_set():
-                with contextlib.suppress(OSError):  # the caller has gone, or the server is being closed
+                with contextlib.suppress(OSError):  # the caller is gone, or the server is being closed
                     server.accept()[0].close()
 
         thread = threading.Thread(target=answer, daemon=True)
@@ -43,7 +43,7 @@ def doorbell() -> Iterator[int]:
 
 
 def unreachable(addresses: Mapping[str, str]) -> list[str]:
-    """Of node -> `host:port`, the nodes that no connection can be made to."""
+    """The nodes that cannot be connected to. addresses: node -> `host:port`."""
     found = []
     for node, address in addresses.items():
         host, _, port = address.rpartition(":")
@@ -59,8 +59,8 @@ def try_network(
 ) -> NetworkReport:
     """All-reduce over all ranks, then an exchange over each link of the ring of nodes. A collective over `torch.distributed`.
 
-    node_of_rank: [world_size] names of nodes. num_bytes: of the fp32 tensor that is added up. The process group is made and left
-    here. An error is reported, not raised: every rank that can speaks up.
+    node_of_rank: [world_size] names of nodes. num_bytes: of the fp32 tensor that is reduced. Creates and destroys the process
+    group. An error is returned in the report, not raised, so that every rank still able to can report.
     """
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
@@ -104,7 +104,7 @@ def _links(node_of_rank: Sequence[str], tensor: torch.Tensor) -> tuple[Link, ...
     measured = [0.0] * len(links)
     for turn in range(3):
         for index, (one, other) in enumerate(links):
-            # An odd ring needs a third turn for the link that closes it.
+            # A ring of odd length needs a third turn for the link that closes it.
             if turn != (2 if number % 2 and index == number - 1 else index % 2):
                 continue
             if dist.get_rank() in (first[one], first[other]):

@@ -1,4 +1,4 @@
-"""What one node must have before a run starts on it. Nothing here talks to another node."""
+"""What one node must have before a run starts on it. Nothing here contacts another node."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _GIB = 2**30
 _SAMPLED_SHARDS = 3
 _READ_BYTES = 2**20
 _SHARED_MEMORY_BYTES = _GIB
-"""Loader workers hand batches over through /dev/shm; containers often come with 64 MiB of it."""
+"""Loader workers pass batches through /dev/shm; containers often have only 64 MiB of it."""
 _FOREIGN_SHARE = 0.1
-"""Share of a GPU's memory that may be in use before the run has touched it."""
+"""Fraction of a GPU's memory that may be in use before the run starts."""
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself, as it travels in JSON."""
+    """A node's report on itself, exchanged as JSON."""
 
     node: str
     address: str
-    """`host:port` at which it listens for the other nodes' knock."""
+    """`host:port` at which it accepts test connections from the other nodes."""
     problems: tuple[str, ...] = ()
-    """Each of them keeps a run from starting here."""
+    """Each keeps a run from starting here."""
     remarks: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     """What must be the same on all nodes."""
 
 
 def problems_of_gpus(expected: int) -> list[str]:
-    """Whether torch reaches so many GPUs of one kind, has code for them, and finds them free. expected 0: training on the CPU."""
+    """Problems, unless torch sees `expected` free GPUs of one kind and has code for them. expected 0: training on the CPU."""
     if expected == 0:
         return []
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -58,7 +58,7 @@ def problems_of_gpus(expected: int) -> list[str]:
     for index in range(found):
         try:
             free, total = torch.cuda.mem_get_info(index)
-            # A multiplication whose result is known: the driver answers, and this torch has code for the device.
+            # A product with a known result: the driver responds, and this torch has code for the device.
             ones = torch.ones(256, 256, device=f"cuda:{index}")
             correct = bool((ones @ ones == 256).all())
         except RuntimeError as error:
@@ -72,8 +72,8 @@ def problems_of_gpus(expected: int) -> list[str]:
 
 
 def problems_of_data(path: str) -> list[str]:
-    """Whether the manifests and some shards below a local `path` can be read here, first and last bytes, at their stated size;
-    of a URL, which names one data folder, the manifest."""
+    """Problems, unless manifests and first and last bytes of some shards below a local `path` can be read, and sizes are as
+    stated; of a URL, which names one data folder, only the manifest is read."""
     if "://" in path:
         return _problems_of_remote_data(path)
     folders = [
@@ -111,7 +111,7 @@ def _problems_of_remote_data(url: str) -> list[str]:
 
 
 def problems_of_run_dir(run_dir: Path, *, min_free_bytes: int) -> list[str]:
-    """Whether this node can write there, and how much is free."""
+    """Problems, unless this node can write there and enough is free."""
     probe = run_dir / f".preflight-{uuid.uuid4().hex}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def problems_of_run_dir(run_dir: Path, *, min_free_bytes: int) -> list[str]:
 
 
 def remarks_of_host() -> list[str]:
-    """What slows a run down or breaks it later."""
+    """What slows a run down or may break it later."""
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     if shared < _SHARED_MEMORY_BYTES:
         return [
@@ -141,7 +141,7 @@ def remarks_of_host() -> list[str]:
 
 
 def versions_of_node() -> dict[str, str]:
-    """What all nodes must agree on: Python, torch, its CUDA, the driver, the kind of GPU."""
+    """What must be equal on all nodes: versions of Python, torch, its CUDA and the driver, and the kind of GPU."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if torch.cuda.is_available():
         versions |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(0)}

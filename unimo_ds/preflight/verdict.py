@@ -1,4 +1,4 @@
-"""Which nodes are bad, from what all of them reported: pure functions of the reports."""
+"""Decides from the reports of all nodes which are bad, in pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unimo_ds.preflight.node import NodeReport
 
 _CLOCK_REMARK_SECONDS, _CLOCK_BAD_SECONDS = 2.0, 60.0
 _SLOW_SHARE = 0.4
-"""A node whose every link is slower than this share of the median link is slow itself."""
+"""A node is slow if each of its links is slower than this fraction of the median link."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Link:
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What the nodes found out together. problem: why they could not, where they could not."""
+    """What the nodes measured together. problem: why they could not, if so."""
 
     problem: str = ""
     ranks: int = 0
@@ -32,7 +32,7 @@ class NetworkReport:
     all_reduce_seconds: float = 0.0
     links: tuple[Link, ...] = ()
     clocks: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each node's clock at one moment, which all nodes passed together."""
+    """Time of each node's clock, in seconds, taken right after a barrier of all nodes."""
 
     @property
     def bus_bandwidth(self) -> float:
@@ -50,14 +50,14 @@ def judge(
     *,
     min_bandwidth: float = 0.0,
 ) -> dict[str, list[str]]:
-    """What is wrong with which node; empty where the run may start.
+    """What is wrong, by node; empty if the run may start.
 
     Args:
         expected: names of all nodes of the job.
-        reports: of those nodes that reported.
+        reports: of the nodes that reported.
         unreached: node -> the nodes that it could not connect to.
-        network: None where the nodes were not brought together, because one was bad already.
-        min_bandwidth: GB/s that the all-reduce must reach; 0 asks for nothing.
+        network: None if it was not tested because a node was already bad.
+        min_bandwidth: GB/s that the all-reduce must reach; 0: no minimum.
     """
     bad: dict[str, list[str]] = {}
 
@@ -86,7 +86,7 @@ def judge(
 
 
 def _disagreements(reports: Mapping[str, NodeReport]) -> dict[str, str]:
-    """Nodes whose versions are not those of most."""
+    """Nodes whose versions differ from the most common ones."""
     found: dict[str, str] = {}
     for key in sorted({key for report in reports.values() for key in report.versions}):
         values = {node: report.versions.get(key, "absent") for node, report in reports.items()}
@@ -98,7 +98,7 @@ def _disagreements(reports: Mapping[str, NodeReport]) -> dict[str, str]:
 
 
 def _unreachable(reports: Mapping[str, NodeReport], unreached: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Who is cut off: of every pair that did not meet, the one with more such pairs; both where they are equal."""
+    """Nodes that are cut off: of every pair without a connection, the node with more such pairs; both if equal."""
     pairs = {frozenset((one, other)) for one, others in unreached.items() for other in others if one != other}
     counts = Counter(node for pair in pairs for node in pair)
     found: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _off_clocks(clocks: Mapping[str, float]) -> dict[str, str]:
 
 
 def clock_remarks(clocks: Mapping[str, float]) -> list[str]:
-    """Clocks that are off, though not by enough to matter to anything but logs."""
+    """Clocks that are off, but only by so little that it matters only in logs."""
     return [
         f"the clock of {node} is {offset:+.1f} s off"
         for node, offset in _offsets(clocks).items()
@@ -135,7 +135,7 @@ def clock_remarks(clocks: Mapping[str, float]) -> list[str]:
 
 
 def _slow(links: Sequence[Link]) -> dict[str, str]:
-    """Nodes all of whose links (at least two, of at least four in all) are far slower than the median link."""
+    """Nodes whose links (at least two, of at least four in all) are all far slower than the median link."""
     if len(links) < 4:
         return {}
     median = statistics.median(link.gigabytes_per_second for link in links)
