@@ -1,1 +1,1 @@
-"""What becomes of an image: decoded safely, and made into regions by an extractor or into patches of its own pixels."""
+"""Images: safe decoding, and conversion to regions by an extractor or to patches of their own pixels."""

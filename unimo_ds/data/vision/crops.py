@@ -1,4 +1,4 @@
-"""Which part of an image a visit shows: another one each time. Nothing is mirrored, for captions tell left from right."""
+"""Random crops: each use of an image shows another part. Nothing is mirrored, as captions mention left and right."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from unimo_ds.data.draws import Uniforms
 from unimo_ds.utils.seed import mix
 
 Crop = tuple[float, float, float, float]
-"""left, top, right, bottom, as shares of width and height."""
+"""left, top, right, bottom, as fractions of width and height."""
 
 _CROP = 0x63726F70
 _MOST_STRETCHED = 4 / 3
-"""Of an image's own aspect ratio: a crop's lies between this and one over this."""
+"""A crop's aspect ratio, relative to its image's, lies between this and one over this."""
 
 
 def draw(key: int, *, smallest: float) -> Crop:
-    """A crop of `smallest` to 1 of the image's area, a function of the key (of a visit).
+    """A crop of `smallest` to 1 of the image's area, a function of the key (of a use).
 
-    Only correctly rounded operations take part, so that all machines draw the same.
+    Uses only correctly rounded operations, so that all machines draw the same.
     """
     numbers = Uniforms(mix(key, _CROP))
     side = math.sqrt(smallest + (1 - smallest) * next(numbers))

@@ -1,6 +1,6 @@
-"""`extractor.safetensors`: a region extractor on disk, so that a data folder can make regions of new images on its own.
+"""`extractor.safetensors`: a region extractor on disk, so that a data folder suffices to make regions of new images.
 
-Tensors are its parameters; the header says of which kind it is, and its settings as JSON.
+Tensors are its parameters; the header has its kind, and its settings as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXTRACTOR_FILE = "extractor.safetensors"
 
 @dataclass(frozen=True)
 class StoredExtractor:
-    """What such a file holds."""
+    """Content of such a file."""
 
     kind: str
     settings: dict[str, Any]
@@ -36,10 +36,10 @@ class StoredExtractor:
 
 
 def file_at(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or that in a folder.
+    """The file itself, or the one in a folder.
 
     Raises:
-        UserError: nothing there.
+        UserError: it does not exist.
     """
     file = Path(path) / EXTRACTOR_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -50,7 +50,7 @@ def file_at(path: str | os.PathLike[str]) -> Path:
 def read(path: str | os.PathLike[str]) -> StoredExtractor:
     """
     Raises:
-        UserError: nothing there, or damaged.
+        UserError: missing or damaged.
     """
     file = file_at(path)
     try:
@@ -66,8 +66,8 @@ def read(path: str | os.PathLike[str]) -> StoredExtractor:
 
 
 def write(folder: str | os.PathLike[str], *, kind: str, settings: Any, tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Write `extractor.safetensors` into the folder, whole or not at all; equal extractors give equal bytes, for manifests list
-    their checksums. Returns its path.
+    """Write `extractor.safetensors` into the folder, atomically; equal extractors give equal bytes, since manifests list their
+    checksums. Returns its path.
 
     settings: a dataclass.
     """
@@ -79,7 +79,7 @@ def write(folder: str | os.PathLike[str], *, kind: str, settings: Any, tensors: 
 
 
 def _in_order(content: bytes) -> bytes:
-    """The file with its header's keys sorted: the library has them in the order of a hash that differs from call to call."""
+    """The file with its header's keys sorted: the library's order is that of a hash, which differs from call to call."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -87,7 +87,7 @@ def _in_order(content: bytes) -> bytes:
 
 
 def fingerprint(settings: Any, tensors: Mapping[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits over settings (a dataclass) and parameters."""
+    """Hash of settings (a dataclass) and parameters, 16 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
@@ -96,10 +96,10 @@ def fingerprint(settings: Any, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """The kind alone, without reading the tensors.
+    """Only the kind, without reading the tensors.
 
     Raises:
-        UserError: nothing there, or damaged.
+        UserError: missing or damaged.
     """
     file = file_at(path)
     try:

@@ -1,8 +1,8 @@
-"""Region extractors of every kind behind one door: from the file in a data folder, or from a network's weights.
+"""Loads region extractors of every kind, from the file in a data folder or from a network's weights.
 
-A new kind is a module with `KIND`, `of_stored` and `from_weights`, for a network that was trained elsewhere, or `ready_made`, for
-what needs no weights; and a line here. What the two give may be a `RegionLearner`, which sees images of the corpus first. Modules
-are imported when they are needed: a detector brings its network.
+A new kind is a module with `KIND`, `of_stored`, and either `from_weights`, for a network trained elsewhere, or `ready_made`, if
+it needs no weights; and a line here. The last two may return a `RegionLearner`, which must first see images of the corpus.
+Modules are imported only when needed, since a detector imports its network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MODULES = {
 }
 KINDS = tuple(_MODULES)
 _NETWORKS = {"vision-encoder": "folder", "torchvision": "file", "bottom-up": "file"}
-"""Kinds that have weights, and where these are."""
+"""Kinds that have weights, and whether these are a file or a folder."""
 
 
 _WITH_SIZES = "patches"
@@ -36,7 +36,7 @@ def load(path: str | os.PathLike[str]) -> RegionExtractor:
     """The extractor in a file, or in `extractor.safetensors` of a folder.
 
     Raises:
-        UserError: nothing there, damaged, or of a kind that makes no regions of photographs.
+        UserError: missing, damaged, or of a kind that makes no regions of photographs.
     """
     kind = extractor_file.kind_of(Path(path))
     if kind not in _MODULES:
@@ -50,12 +50,12 @@ def load(path: str | os.PathLike[str]) -> RegionExtractor:
 
 @functools.lru_cache(maxsize=2)
 def loaded(path: Path, fingerprint: str) -> RegionExtractor:
-    """`load`, kept for the next shard. fingerprint: of the extractor, for a file may be written anew."""
+    """`load`, cached for the next shard. fingerprint: of the extractor, since the file may be rewritten."""
     return load(path)
 
 
 def makes_regions(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is an extractor that `load` takes. Drawn scenes have one that knows their boxes beforehand."""
+    """Whether `load` takes the file. Drawn scenes have an extractor that is given their boxes."""
     try:
         return extractor_file.kind_of(Path(path)) in _MODULES
     except UserError:
@@ -65,12 +65,12 @@ def makes_regions(path: str | os.PathLike[str]) -> bool:
 def chosen(
     extractor: Path | None, weights: Path | None, *, image_side: int | None = None, patch_side: int | None = None
 ) -> RegionExtractor | RegionLearner | None:
-    """What `--extractor` and `--weights` ask for: an extractor's file, or a kind, of a network with its weights. None: neither.
+    """What `--extractor` (an extractor's file, or a kind) and `--weights` (of a network's kind) select. None: neither is given.
 
-    image_side, patch_side: pixels, of patches alone.
+    image_side, patch_side: pixels, only for patches.
 
     Raises:
-        UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes of what has none.
+        UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes for a kind without.
     """
     found: RegionExtractor | RegionLearner
     sizes = check_sizes(extractor, image_side, patch_side)
@@ -95,10 +95,10 @@ def chosen(
 
 
 def check_sizes(extractor: Path | None, image_side: int | None, patch_side: int | None) -> dict[str, int]:
-    """Those of the two that are given. Cheap, so that a whole plan is checked before anything is made.
+    """Those of the two that are given. Cheap, so that a whole plan can be checked before anything is made.
 
     Raises:
-        UserError: they are sizes of what has none, or do not fit together.
+        UserError: this extractor has no sizes, or they do not fit together.
     """
     both = {"image_side": image_side, "patch_side": patch_side}
     sizes = {name: value for name, value in both.items() if value is not None}

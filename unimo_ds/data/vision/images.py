@@ -1,4 +1,4 @@
-"""Untrusted image bytes to pixels: the header is read and bounded before anything is decoded."""
+"""Decodes untrusted image bytes: the header is read and the size checked before pixels are decoded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
-"""Largest image that is decoded, in pixels (a 64-megapixel photograph); a decompression bomb is refused by its header."""
+"""Largest image that is decoded, in pixels (a 64-megapixel photograph); a decompression bomb is refused from its header."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Only these decoders are ever tried."""
-# What Pillow's decoders raise on damaged bytes: its own errors are OSError and SyntaxError, the others leak from parsing.
+# Raised by Pillow's decoders on damaged bytes: its own errors are OSError and SyntaxError, the others leak from parsing.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -30,13 +30,13 @@ _DECODER_ERRORS = (
 
 
 class BadImage(ValueError):
-    """Bytes that are no image, or one that is not safe to decode. The message says why."""
+    """Bytes that are not an image, or not safe to decode. The message says why."""
 
 
 def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None) -> Image.Image:
     """The upright RGB image of JPEG, PNG or WebP bytes.
 
-    shrink_to: a shorter side that is enough; JPEGs many times larger are then decoded at a fraction of their size.
+    shrink_to: length of the shorter side that is enough; much larger JPEGs are then decoded at a fraction of their size.
 
     Raises:
         BadImage: not an image of these formats, truncated, or larger than `max_pixels`.
@@ -51,22 +51,22 @@ def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS, shrink_to:
         if min(width, height) < 1:
             raise BadImage(f"{width} x {height} pixels")
         if shrink_to is not None:
-            # libjpeg halves the size, at most to an eighth, while decoding; it never goes below what is asked.
+            # libjpeg can decode at 1/2, 1/4 or 1/8 of the size; it never goes below the size requested.
             image.draft("RGB", (shrink_to, shrink_to))
         image.load()
         return upright(image)
     except BadImage:
         raise
-    except UnidentifiedImageError:  # its own words name an address in memory
+    except UnidentifiedImageError:  # its message contains a memory address
         raise BadImage("its bytes are neither JPEG, PNG nor WebP") from None
     except _DECODER_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image in RGB and as its camera was held; the one given may be turned in place.
+    """The image in RGB, rotated as its EXIF data say; the one given may be rotated in place.
 
-    Of 16 bits of grey the upper eight are kept, as decoders keep them of 16 bits of a colour.
+    Of 16-bit grey values the upper eight bits are kept, as decoders do for 16-bit colours.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow itself would make everything above 255 white
@@ -75,7 +75,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Whether the bytes begin as a JPEG does."""
+    """Whether the bytes start like a JPEG."""
     return data[:3] == b"\xff\xd8\xff"
 
 

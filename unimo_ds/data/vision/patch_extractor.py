@@ -1,4 +1,4 @@
-"""Patches of pixels in the place of a region extractor (`patches.cut`): no network, no weights, nothing learned."""
+"""A region extractor that cuts patches of pixels (`patches.cut`): no network, no weights, nothing learned."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from unimo_ds.utils.errors import UserError
 
 KIND = "patches"
 IMAGE_SIDE, PATCH_SIDE = 224, 16
-"""Pixels of the image and of a patch where nothing is said: ViT's."""
+"""Default pixels per side of an image and of a patch: ViT's."""
 
 
 class PatchExtractor:
-    """Cuts any image by one grid."""
+    """Cuts every image by one grid."""
 
     num_classes = 1
-    """Of which all patches are: nothing to learn from."""
+    """All patches have the same class, from which nothing is learned."""
 
     def __init__(self, grid: PatchGrid) -> None:
         self.grid = grid
@@ -45,12 +45,12 @@ class PatchExtractor:
         return [patches.cut(image, self.grid) for image in images]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `extractor.safetensors` into the folder: sizes alone. Returns its path."""
+        """Write `extractor.safetensors` into the folder: only sizes. Returns its path."""
         return extractor_file.write(folder, kind=KIND, settings=self.grid, tensors={})
 
 
 def ready_made(*, image_side: int | None = None, patch_side: int | None = None) -> PatchExtractor:
-    """An extractor of square images.
+    """An extractor for square images.
 
     Raises:
         UserError: sides that do not fit together, or more or larger patches than a sample may have.
@@ -63,20 +63,20 @@ def ready_made(*, image_side: int | None = None, patch_side: int | None = None) 
 
 
 def of_stored(stored: StoredExtractor) -> PatchExtractor:
-    """The extractor that a file holds.
+    """The extractor in a file.
 
     Raises:
-        UserError: settings of no grid.
+        UserError: its settings are not a grid.
     """
     settings = f"settings in {stored.file}"
     return _checked(from_dict(PatchGrid, stored.settings, where=settings), settings)
 
 
 def grid_in(file: Path) -> PatchGrid | None:
-    """The grid of the extractor in a file; None where it is of another kind.
+    """The grid of the extractor in a file; None if it is of another kind.
 
     Raises:
-        UserError: nothing there, or damaged.
+        UserError: missing or damaged.
     """
     return of_stored(extractor_file.read(file)).grid if extractor_file.kind_of(file) == KIND else None
 

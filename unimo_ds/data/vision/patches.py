@@ -1,9 +1,9 @@
-"""Patches of an image as its regions: its own pixels, cut whenever it is read.
+"""Patches of an image as its regions: its pixels, cut whenever it is read.
 
-The whole image is scaled to the grid's size; the aspect ratio is given up, as boxes are shares of width and height. All patches
-are of one class, and a patch's number in the grid is its tag: a model learns a place for each (`model.region_tag_sizes`).
+The whole image is resized to the grid's size; its aspect ratio is not kept, since boxes are fractions of width and height. All
+patches have one class; a patch's index is its tag: a model learns a position embedding for each (`model.region_tag_sizes`).
 
-Letters: R patches, F numbers of a patch.
+Letters: R patches, F values of a patch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _FLOOR = 1e-6
 
 
 def of_jpeg(data: bytes | memoryview, grid: PatchGrid, crop: Crop | None = None) -> Regions:
-    """The patches of a stored image, or of a part of it: the same for the same bytes, whoever reads them.
+    """The patches of a stored image, or of a crop of it; a function of the bytes, grid and crop.
 
     Raises:
-        images.BadImage: bytes that are no image, or not one that is safe to decode.
+        images.BadImage: bytes that are not an image, or not safe to decode.
     """
     left, top, right, bottom = crop or (0, 0, 1, 1)
     enough = math.ceil(grid.working_side / min(right - left, bottom - top))
@@ -39,7 +39,7 @@ def of_jpeg(data: bytes | memoryview, grid: PatchGrid, crop: Crop | None = None)
 def cut(image: Image.Image, grid: PatchGrid, crop: Crop | None = None) -> Regions:
     """The patches of an image, row by row; features [R, F] are each one's (row, column, channel), RGB within [-1, 1].
 
-    crop: the part that is looked at as if it were all. All arrays are read-only.
+    crop: the part that is used as if it were the whole image. All arrays are read-only.
     """
     size = (grid.columns * grid.side, grid.rows * grid.side)
     left, top, right, bottom = crop or (0, 0, 1, 1)
@@ -49,12 +49,12 @@ def cut(image: Image.Image, grid: PatchGrid, crop: Crop | None = None) -> Region
 
 
 def uncut(grid: PatchGrid) -> Regions:
-    """What `cut` gives of an image that nobody looks at: all features are zero, and take no memory."""
+    """`cut` of an image whose pixels are not needed: all features are zero and take no memory."""
     return _regions(np.broadcast_to(np.float16(0), (grid.num_patches, grid.feature_size)), grid)
 
 
 def _features(pixels: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.float16]:
-    # A patch's row of pixels moves as one item, and torch converts with vector instructions: several times as fast as NumPy.
+    # A patch's row of pixels is moved as one item, and torch converts with vector instructions: much faster than NumPy.
     rows = pixels.reshape(grid.rows, grid.side, -1).view(f"V{3 * grid.side}")
     patches = rows.swapaxes(1, 2).copy().view(np.uint8).reshape(grid.num_patches, grid.feature_size)
     features: NDArray[np.float16] = torch.from_numpy(patches).float().div_(127.5).sub_(1).half().numpy()
@@ -62,8 +62,8 @@ def _features(pixels: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.float16]
 
 
 def normalised(pixels_RF: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Each patch's pixels with mean 0 and deviation 1: what a masked autoencoder predicts (He et al. 2022, whose estimate of the
-    deviation, by F - 1, this is). One of a single colour is zeros.
+    """Each patch's pixels with mean 0 and deviation 1 (estimated with F - 1), the targets of a masked autoencoder (He et al.
+    2022). A patch of a single colour becomes zeros.
     """
     wide_RF = pixels_RF.astype(np.float32)
     centred_RF = wide_RF - wide_RF.mean(1, keepdims=True)
@@ -79,7 +79,7 @@ def _regions(features: NDArray[np.float16], grid: PatchGrid) -> Regions:
 
 @functools.lru_cache(maxsize=8)
 def _same_in_all(grid: PatchGrid) -> dict[str, NDArray[Any]]:
-    """What patches of every image have in common."""
+    """The fields of `Regions` that are equal for all images."""
     numbers = np.arange(grid.num_patches, dtype=np.int32)[:, None]
     row, column = np.divmod(numbers, grid.columns)
     shares = np.array([grid.columns, grid.rows] * 2, np.float32)

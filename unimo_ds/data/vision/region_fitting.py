@@ -1,7 +1,7 @@
 """What a grid extractor learns from images: dictionaries of whitened patches, a palette, principal components, a codebook.
 
-Unsupervised and deterministic: every draw comes from the generator that is handed in (Coates, Lee and Ng 2011; Coates and Ng
-2012). The use of what is learned is in `regions`.
+Unsupervised (Coates, Lee and Ng 2011; Coates and Ng 2012) and deterministic: every draw comes from the generator passed in.
+`regions` uses the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 CONTRAST_FLOOR = 0.01
 """Added to the variance of a patch (values in [0, 1]), so that flat patches stay flat."""
 _WHITENING_FLOOR = 0.1
-"""Added to the spectrum of patches, as a share of its mean."""
+"""Added to the spectrum of patches, as a fraction of its mean."""
 _SPECTRUM_POWER = 0.25
 """Principal components are divided by variance to this power: half-way between raw (0) and white (0.5)."""
 
@@ -20,10 +20,10 @@ _SPECTRUM_POWER = 0.25
 def fit_filters(
     pixels: torch.Tensor, *, side: int, number: int, randomness: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dictionary of whitened patches, folded into filters on plain pixels [number, 3, side, side] and a bias [number].
+    """Dictionary of whitened patches, folded into filters on raw pixels [number, 3, side, side] and a bias [number].
 
-    pixels: [N, 3, height, width] in [0, 1]. A filter's answer divided by the patch's deviation, plus the bias, is the product
-    of the normalised, whitened patch with the entry of the dictionary.
+    pixels: [N, 3, height, width] in [0, 1]. A filter's response divided by the patch's deviation, plus the bias, is the product
+    of the normalised, whitened patch with the dictionary entry.
     """
     num_images, _, height, width = pixels.shape
     wanted = max(20_000, 200 * number)
@@ -40,7 +40,7 @@ def fit_filters(
     whitening = (basis * torch.rsqrt(spectrum.clamp_min(0) + floor)) @ basis.T
     dictionary = spherical_k_means((patches - mean) @ whitening, number, randomness)
     filters = dictionary @ whitening
-    # Filters without mean answer to a patch as to the patch minus its mean.
+    # A filter of mean zero responds equally to a patch and to the patch minus its mean.
     centred = filters - filters.mean(1, keepdim=True)
     return centred.reshape(-1, 3, side, side), -(filters @ mean)
 
@@ -55,13 +55,13 @@ def fit_colours(
 
 
 def fit_projection(descriptors: torch.Tensor, feature_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [D] and map [D, F]: standardise, take principal components, flatten their spectrum half-way, scale to unit."""
+    """Mean [D] and map [D, F]: standardise, take principal components, flatten their spectrum half-way, scale to unit size."""
     mean = descriptors.mean(0)
     scale = descriptors.std(0).clamp_min(1e-4) if len(descriptors) > 1 else torch.ones_like(mean)
     standard = (descriptors - mean) / scale
     spectrum, basis = torch.linalg.eigh(standard.T @ standard / len(standard))
     spectrum, basis = spectrum.flip(0)[:feature_size], basis.flip(1)[:, :feature_size]
-    # An eigenvector's sign is arbitrary: its largest entry is made positive.
+    # An eigenvector's sign is arbitrary: make its largest entry positive.
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     basis = basis * torch.where(largest < 0, -1.0, 1.0)
     floored = spectrum.clamp_min(1e-3 * spectrum[0].clamp_min(1e-6))
@@ -74,12 +74,12 @@ def fit_classes(features: torch.Tensor, number: int, randomness: torch.Generator
     """A codebook [number, F] of features [n, F], and the squared distance [] that counts as one unit."""
     classes = k_means(features, number, randomness)
     nearest = squared_distances(features, classes).topk(min(2, number), largest=False).values
-    # Half the gap between the two nearest classes is the unit: a typical region then has one likely and some possible classes.
+    # The unit is half the gap between the two nearest classes: a typical region then has one probable class and a few others.
     return classes, 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
 
 
 def class_probabilities(features: torch.Tensor, classes: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
-    """[..., number] of features [..., F], by what `fit_classes` gave."""
+    """[..., number] of features [..., F], with the results of `fit_classes`."""
     return torch.softmax(-squared_distances(features, classes) / softness, dim=-1)
 
 
@@ -90,7 +90,7 @@ def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tens
 
 
 def k_means(points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 12) -> torch.Tensor:
-    """[number, d] centres; one that loses all its points stays where it was."""
+    """[number, d] centres; one that loses all its points does not move."""
     centres = points[torch.randint(len(points), (number,), generator=randomness)].clone()
     for _ in range(rounds):
         nearest = torch.cat([squared_distances(part, centres).argmin(1) for part in torch.split(points, 16384)])
@@ -103,7 +103,7 @@ def k_means(points: torch.Tensor, number: int, randomness: torch.Generator, *, r
 def spherical_k_means(
     points: torch.Tensor, number: int, randomness: torch.Generator, *, rounds: int = 8
 ) -> torch.Tensor:
-    """[number, d] unit directions; a point counts for the direction it is most parallel to, with its sign."""
+    """[number, d] unit directions; a point counts, with its sign, for the direction most parallel to it."""
     directions = functional.normalize(torch.randn(number, points.shape[1], generator=randomness), dim=1)
     for _ in range(rounds):
         sums = torch.zeros_like(directions)

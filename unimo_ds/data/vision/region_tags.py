@@ -1,4 +1,4 @@
-"""How many values the tags of regions take, and whether a model has rows for all of them."""
+"""How many values each region tag takes, and whether a model has rows for all of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from unimo_ds.data.schema import Regions
 from unimo_ds.utils.errors import UserError
 
 Sizes = tuple[int, ...]
-"""For each tag one more than its largest number, at least 1; () of regions without tags."""
+"""For each tag one more than its largest index, at least 1; () for regions without tags."""
 
 
 def sizes_of(regions: Regions) -> Sizes:
-    """Of one image's regions."""
+    """Sizes for one image's regions."""
     return () if regions.tags is None else tuple(max(largest, 0) + 1 for largest in regions.tags.max(axis=0).tolist())
 
 
 def common(sizes: Iterable[Sizes]) -> Sizes:
-    """That hold all of these; () of none.
+    """The smallest that fit all of these; () for none.
 
     Raises:
         ValueError: they differ in their number of tags.
@@ -26,12 +26,12 @@ def common(sizes: Iterable[Sizes]) -> Sizes:
 
 
 def fit(found: Sizes, tables: Sequence[int]) -> bool:
-    """Whether each tag has a table, and each of its numbers a row there."""
+    """Whether each tag has a table, with a row for each of its indices."""
     return len(found) == len(tables) and all(size <= rows for size, rows in zip(found, tables, strict=True))
 
 
 def check(found: Sizes, tables: Sequence[int], *, whose: str) -> None:
-    """Refuse regions for which a model of these `model.region_tag_sizes` has too few rows, or tables that nothing fills.
+    """Refuse regions if a model with these `model.region_tag_sizes` has too few rows for them, or tables without tags.
 
     whose: regions they are.
 

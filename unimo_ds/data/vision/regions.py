@@ -1,9 +1,9 @@
 """Regions of an image without a detector: a grid at two scales, described by a dictionary of patches learned from the corpus.
 
-UNIMO's regions come from a Faster R-CNN. Its weights are not always at hand, so the default extractor needs none: patches are
+UNIMO's regions come from a Faster R-CNN, whose weights may not be available, so the default extractor needs none: patches are
 whitened, a dictionary is learned by spherical k-means, activations are soft-thresholded and pooled over each cell (Coates, Lee
-and Ng 2011; Coates and Ng 2012), joined with colour histograms, and mapped to `feature_size` by principal components. Classes
-are a codebook of the cells. Any detector fits the same protocol.
+and Ng 2011; Coates and Ng 2012), concatenated with colour histograms, and mapped to `feature_size` by principal components.
+Classes are a codebook of the cells. Detectors implement the same protocol.
 
 Letters: N images, C cells of the finest grid, R regions, D descriptor size, F feature size.
 """
@@ -32,23 +32,23 @@ from unimo_ds.utils.errors import UserError
 
 KIND = "grid"
 _IMAGES_AT_ONCE = 8
-"""Small enough that activations stay in the cache and are not handed back to the system after every batch."""
+"""Small enough that activations stay in the cache and are not returned to the system after every batch."""
 _NUM_COLOURS = 64
 _COLOUR_POOL = 3
-"""Pixels of the working image on a side that are averaged before their colour is counted."""
+"""Side, in pixels of the working image, of the blocks whose mean colour is counted."""
 _COLOUR_SOFTNESS = 0.15
 _THRESHOLD = 0.5
-"""Activations below this count as nothing, on either side of zero."""
+"""Activations of smaller absolute value count as zero."""
 _LARGEST_FEATURE = 20.0
-"""Images unlike all that were learned from must neither overflow float16 nor swamp a regression loss."""
+"""Images unlike those learned from must neither overflow float16 nor dominate a regression loss."""
 
 
 class RegionExtractor(Protocol):
-    """Whatever makes regions of images."""
+    """Anything that makes regions of images."""
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over all that decides its output."""
+        """Hash, in 16 hexadecimal digits, of all that decides its output."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class RegionExtractor(Protocol):
 
     @property
     def working_side(self) -> int:
-        """Pixels of the shorter side beyond which a larger image adds nothing."""
+        """Pixels of the shorter side; a larger image adds nothing."""
         ...
 
     def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
@@ -70,15 +70,15 @@ class RegionExtractor(Protocol):
 
 
 class RegionLearner(abc.ABC):
-    """What becomes a `RegionExtractor` once it has seen images of the corpus."""
+    """Learns a `RegionExtractor` from images of the corpus."""
 
     num_images: int
-    """Images that are enough."""
+    """How many images are enough."""
 
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over all that it brings along."""
+        """Hash, in 16 hexadecimal digits, of its state before learning."""
 
     @property
     @abc.abstractmethod
@@ -95,7 +95,7 @@ class RegionLearner(abc.ABC):
 
     @abc.abstractmethod
     def became(self, extractor: RegionExtractor) -> bool:
-        """Whether it is what this learned from some images."""
+        """Whether this learner made it, from whatever images."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ class GridSettings:
     """Sizes of a `GridExtractor`."""
 
     grids: tuple[int, int] = (4, 2)
-    """Cells on a side, finest first; the finest is a multiple of the other."""
+    """Cells per side, finest first; the finest is a multiple of the other."""
     feature_size: int = 384
     num_classes: int = 100
     stored_classes: int = 4
     image_side: int = 96
     patch_side: int = 6
     strides: tuple[int, int] = (2, 1)
-    """Steps between patches, in the working image and in its half-size copy."""
+    """Strides of patches, in the working image and in its half-size copy."""
     num_patches: int = 400
-    """Entries of the dictionary of each size; each answers with either sign."""
+    """Dictionary entries for each of the two sizes; each gives two activations, one per sign."""
 
     def check(self) -> None:
         """
@@ -140,7 +140,7 @@ class _Parameters:
     """What `fit` learns; all float32."""
 
     filters: torch.Tensor
-    """[2, num_patches, 3, side, side] dictionary of each image size times whitening, zero mean."""
+    """[2, num_patches, 3, side, side] for each image size the dictionary times whitening, zero mean."""
     filter_bias: torch.Tensor
     """[2, num_patches]"""
     colour_mean: torch.Tensor
@@ -181,12 +181,12 @@ class GridExtractor:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over settings and parameters."""
+        """Hash of settings and parameters, 16 hexadecimal digits."""
         return extractor_file.fingerprint(self.settings, vars(self.parameters))
 
     @torch.inference_mode()
     def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """One `Regions` an image: the finest grid row by row, then the coarser; float16 features of unit scale."""
+        """One `Regions` per image: the finest grid row by row, then the coarser; float16 features of unit scale."""
         if not images:
             return []
         features_NRF = self._features(_pixels(images, self.settings.image_side))
@@ -205,12 +205,12 @@ class GridExtractor:
         return features_NRF.clamp_(-_LARGEST_FEATURE, _LARGEST_FEATURE)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `extractor.safetensors` into the folder, whole or not at all. Returns its path."""
+        """Write `extractor.safetensors` into the folder, atomically. Returns its path."""
         return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=vars(self.parameters))
 
 
 class GridLearner(RegionLearner):
-    """A grid that is still to be learned."""
+    """A grid extractor still to be learned."""
 
     num_images = 1500
     working_side = GridSettings().image_side
@@ -221,7 +221,7 @@ class GridLearner(RegionLearner):
 
     def learn(self, images: Iterable[Image.Image], *, seed: int) -> GridExtractor:
         size = (self.working_side, self.working_side)
-        # Shrunk at once: this list must stay small however large the photographs are.
+        # Shrink each image at once: the list must stay small however large the photographs are.
         return fit([image.resize(size, Image.Resampling.BOX) for image in images], seed=seed)
 
     def became(self, extractor: RegionExtractor) -> bool:
@@ -232,7 +232,7 @@ ready_made = GridLearner
 
 
 def of_stored(stored: StoredExtractor) -> GridExtractor:
-    """The grid extractor that a file holds.
+    """The grid extractor in a file.
 
     Raises:
         UserError: parameters that are missing or do not fit the settings.
@@ -250,9 +250,9 @@ def of_stored(stored: StoredExtractor) -> GridExtractor:
 
 @torch.inference_mode()
 def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | None = None) -> GridExtractor:
-    """Learn dictionary, colours, components and classes from RGB images (a thousand or two are enough).
+    """Learn dictionary, colours, components and classes from RGB images (one or two thousand are enough).
 
-    The result is a function of images, their order, seed and settings.
+    The result is a function of the images, their order, seed and settings.
 
     Raises:
         UserError: no images, or settings that do not fit together.
@@ -285,13 +285,13 @@ def fit(images: Sequence[Image.Image], *, seed: int, settings: GridSettings | No
 
 
 def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
-    """[N, 3, side, side] float32 in [0, 1]; the aspect ratio is given up, as boxes are shares of width and height."""
+    """[N, 3, side, side] float32 in [0, 1]; aspect ratio is not kept, since boxes are fractions of width and height."""
     arrays = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX)) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
 def _grid_boxes(grids: Sequence[int]) -> torch.Tensor:
-    """[R, 4] shares, row by row."""
+    """[R, 4] fractions, row by row."""
     boxes = [
         (column / side, row / side, (column + 1) / side, (row + 1) / side)
         for side in grids
@@ -323,14 +323,14 @@ def _cells(pixels: torch.Tensor, settings: GridSettings, parameters: _Parameters
 
 
 def _sizes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image and its half-size copy: the same patch sees twice as much there."""
+    """The image and its half-size copy, in which a patch covers twice the width and height."""
     return pixels, functional.avg_pool2d(pixels, 2)
 
 
 def _answers(
     pixels: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, *, stride: int, grid: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean activation of each filter in each cell, for either sign: [N, num_patches, grid, grid] each."""
+    """Mean activation of each filter in each cell, positive and negative: [N, num_patches, grid, grid] each."""
     side = filters.shape[-1]
     box = torch.full((1, 3, side, side), 1 / (3 * side * side))
     mean = functional.conv2d(pixels, box, stride=stride)
@@ -343,7 +343,7 @@ def _answers(
 
 
 def _at_all_scales(cells_NCD: torch.Tensor, settings: GridSettings) -> torch.Tensor:
-    """Descriptors of all regions, [N, R, D]: cells pooled to each grid, shares square-rooted (Hellinger), colour moments."""
+    """[N, R, D] descriptors of all regions: cells pooled to each grid, shares square-rooted (Hellinger), colour moments."""
     fine, coarse = settings.grids
     ratio = fine // coarse
     size = cells_NCD.shape[-1]

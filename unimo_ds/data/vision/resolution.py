@@ -1,7 +1,7 @@
 """Images at another resolution than a model was trained at: patches of the same side, in more or fewer rows and columns.
 
-The learned places of patches are interpolated where such a model is filled (`models/positions.py`); here is which data it can be
-made to fit, and which it cannot.
+When weights are loaded, position embeddings of patches are interpolated (`models/positions.py`); this module decides to which
+data a model can be adapted.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from unimo_ds.utils.errors import UserError
 
 
 class Patched(Protocol):
-    """What is asked here of a `Corpus`."""
+    """The part of `Corpus` used here."""
 
     @property
     def patch_grid(self) -> PatchGrid | None: ...
 
 
 def grid_of(config: RunConfig) -> PatchGrid | None:
-    """How images are cut for a model; None: it reads no patches of images, or nothing says how they lie."""
+    """How images are cut for a model; None: it does not read patches, or their layout is not recorded."""
     if config.model.patch_grid is None or not config.model.patch_side or len(config.model.region_tag_sizes) > 1:
         return None
     grid = PatchGrid(*config.model.patch_grid, side=config.model.patch_side)
-    # Other extractors give tags too, and a table may have more rows than there are patches.
+    # Other extractors also give tags, and a table may have more rows than there are patches.
     made_with = config.data.made_with.get("extractor")
     return grid if made_with in (None, PatchExtractor(grid).fingerprint) else None
 
 
 def fitted(config: RunConfig, corpus: Patched) -> RunConfig:
-    """`config` of a trained model as it is for images of `corpus`, where these are patches of its side in another grid than its
-    own; else as it stands.
+    """`config` of a trained model, changed for images of `corpus` if their patches have its side but another grid; otherwise
+    unchanged.
     """
     own = grid_of(config)
     new = None if own is None else corpus.patch_grid
@@ -50,9 +50,9 @@ def fitted(config: RunConfig, corpus: Patched) -> RunConfig:
 
 
 def check(corpus: Patched, config: RunConfig, *, location: str, is_new: bool = False) -> None:
-    """Refuse images that are cut otherwise than a model's.
+    """Refuse images that are cut differently from a model's.
 
-    is_new: the model is still to be made, by the configuration.
+    is_new: the model is still to be created from the configuration.
 
     Raises:
         UserError: naming both and the cure.

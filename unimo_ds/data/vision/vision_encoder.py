@@ -1,9 +1,9 @@
-"""Regions by a vision encoder that was trained elsewhere: the patches of CLIP, SigLIP, DINOv2, ViT, Swin, ResNet and their like.
+"""Regions from a pre-trained vision encoder: the patches of CLIP, SigLIP, DINOv2, ViT, Swin, ResNet and similar models.
 
-An image is scaled to the encoder's size as a whole: nothing is cropped off, and the aspect ratio is given up, as boxes are shares
-of width and height. The last hidden states, without what stands for no place (classes, registers), are a map of patches, and its
-means over the cells of a fine and of a coarse grid are the regions. Encoders differ in scale by orders, channels of one encoder
-too: features are standardised by what the first images of the corpus show, and classes are a codebook of the same images.
+The whole image is resized to the encoder's size: nothing is cropped, and the aspect ratio is not kept, since boxes are
+fractions of width and height. The last hidden states, without class and register tokens, are a map of patches; its means over
+the cells of a fine and a coarse grid are the regions. Scales differ by orders of magnitude between encoders, and between one's
+channels, so features are standardised with statistics of the corpus's first images; classes are a codebook of the same images.
 
 Letters: N images, R regions, F channels, H and W cells of the map.
 """
@@ -38,31 +38,31 @@ from unimo_ds.utils.errors import UserError
 KIND = "vision-encoder"
 _IMAGES_AT_ONCE = 8
 _LARGEST_FEATURE = 20.0
-"""Channels that shout at single patches (attention sinks) must neither overflow float16 nor swamp a regression loss."""
+"""Extreme channels of single patches (attention sinks) must neither overflow float16 nor dominate a regression loss."""
 _SMALLEST_SCALE = 0.01
-"""Of a channel, as a share of the median of those that change: what hardly ever does is not to be amplified."""
+"""Of a channel, as a fraction of the median over channels that vary: nearly constant ones must not be amplified."""
 _PREFIX = "encoder."
 
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Everything but tensors."""
+    """All but the tensors."""
 
     encoder: dict[str, Any]
-    """The library's configuration of the encoder."""
+    """The encoder's configuration in transformers."""
     pixels: Pixels
     map: tuple[int, int]
     """Rows and columns of patches."""
     feature_size: int
     sides: tuple[int, int] = (7, 2)
-    """Cells on a side of each grid, at most: 53 regions, of which 49 are the patches themselves for an encoder of 7 x 7."""
+    """Most cells per side of each grid: 53 regions; with an encoder of 7 x 7, 49 of them are the patches themselves."""
     num_classes: int = 400
     stored_classes: int = 4
 
     def check(self, where: str) -> None:
         """
         Raises:
-            UserError: numbers that no extractor has.
+            UserError: impossible numbers.
         """
         self.pixels.check(where)
         if min(*self.map, self.feature_size, *self.sides, self.num_classes, self.stored_classes) < 1:
@@ -70,16 +70,16 @@ class VisionSettings:
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of each grid; one where the map is no finer than the coarse one."""
+        """Rows and columns of each grid; a single one if the map is no finer than the coarse grid."""
         grids = [(min(side, self.map[0]), min(side, self.map[1])) for side in self.sides]
         return tuple(dict.fromkeys(grids))
 
 
 class VisionEncoder(RegionLearner):
-    """An encoder that has not seen the corpus."""
+    """An encoder that has not yet seen the corpus."""
 
     num_images = 500
-    """27,000 regions are enough for 400 classes, and an image takes as long as in the import itself."""
+    """27,000 regions are enough for 400 classes, and an image takes as long here as in the import itself."""
 
     def __init__(self, settings: VisionSettings, network: torch.nn.Module) -> None:
         self.settings = settings
@@ -96,8 +96,8 @@ class VisionEncoder(RegionLearner):
 
     @torch.inference_mode()
     def cells(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """[N, R, F] float32 mean hidden states of each cell, grid by grid, row by row; an image's do not hang on its neighbours
-        beyond the rounding of a sum."""
+        """[N, R, F] float32 mean hidden states of each cell, grid by grid, row by row; an image's depend on others in its batch
+        only by rounding."""
         parts = []
         for some in batched(images, _IMAGES_AT_ONCE):
             pixels = self.settings.pixels.of(some).to(self.device)
@@ -107,7 +107,7 @@ class VisionEncoder(RegionLearner):
         return torch.cat(parts)
 
     def learn(self, images: Iterable[Image.Image], *, seed: int) -> VisionExtractor:
-        """Scales and classes of RGB images. Raises UserError where there are none."""
+        """Learn scales and classes from RGB images. Raises UserError if there are none."""
         parts = [self.cells(some).flatten(0, 1) for some in batched(images, _IMAGES_AT_ONCE)]
         if not parts:
             raise UserError("a region extractor cannot learn from no images; give at least one that can be decoded")
@@ -125,7 +125,7 @@ class VisionEncoder(RegionLearner):
 
 
 class VisionExtractor:
-    """Regions of any image by an encoder and what was learned of its features."""
+    """Regions of any image, from an encoder and learned statistics of its features."""
 
     def __init__(self, encoder: VisionEncoder, learned: State) -> None:
         """learned: mean [F], scale [F], classes [num_classes, F] and class_softness [], all float32."""
@@ -150,7 +150,7 @@ class VisionExtractor:
         return extractor_file.fingerprint(self.settings, self._tensors())
 
     def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """One `Regions` an image: the fine grid row by row, then the coarse one; float16 features of unit scale."""
+        """One `Regions` per image: the fine grid row by row, then the coarse one; float16 features of unit scale."""
         if not images:
             return []
         features_NRF = _standard(self.encoder.cells(images), self.learned["mean"], self.learned["scale"])
@@ -164,7 +164,7 @@ class VisionExtractor:
         ]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `extractor.safetensors` into the folder: four bytes a parameter. Returns its path."""
+        """Write `extractor.safetensors` into the folder, four bytes per parameter. Returns its path."""
         return extractor_file.write(folder, kind=KIND, settings=self.settings, tensors=self._tensors())
 
     def _tensors(self) -> State:
@@ -173,22 +173,22 @@ class VisionExtractor:
 
 
 def from_weights(path: Path) -> VisionEncoder:
-    """The encoder of a folder that transformers wrote, or of a model that has one (CLIP, SigLIP).
+    """The encoder in a folder saved by transformers, by itself or as part of a model (CLIP, SigLIP).
 
     Raises:
-        UserError: no such folder, without what is needed, or of a model whose output is no map of patches.
+        UserError: no such folder, files missing, or a model whose output is not a map of patches.
     """
     config, pixels, state = vision_folder.read(path)
     network = vision_folder.build(config, where=str(path))
     fill(network, state, where=str(path))
     map_FHW = _probed(network.eval(), pixels, where=str(path))
-    for value in network.state_dict().values():  # what the folder lacks and the map did without, a pooler mostly
+    for value in network.state_dict().values():  # missing in the folder and not needed, mostly a pooler
         value.nan_to_num_()
     return VisionEncoder(VisionSettings(config, pixels, (map_FHW.shape[1], map_FHW.shape[2]), len(map_FHW)), network)
 
 
 def of_stored(stored: StoredExtractor) -> VisionExtractor:
-    """The extractor that a file holds.
+    """The extractor in a file.
 
     Raises:
         UserError: settings or parameters that do not fit.
@@ -209,10 +209,10 @@ def of_stored(stored: StoredExtractor) -> VisionExtractor:
 
 @torch.inference_mode()
 def _probed(network: torch.nn.Module, pixels: Pixels, *, where: str) -> torch.Tensor:
-    """[F, H, W] patches of a picture of noise.
+    """[F, H, W] patches of an image of noise.
 
     Raises:
-        UserError: no such pictures, no map, one that hangs on a parameter that is not there, or another one each time.
+        UserError: images of this size are refused, or the map is missing, depends on a missing parameter, or is random.
     """
     noise = np.random.default_rng(0).integers(0, 256, (pixels.height, pixels.width, 3), dtype=np.uint8)
     with vision_folder.in_one_sentence(
@@ -233,7 +233,7 @@ def _standard(cells: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> t
 
 
 def _boxes(grid: tuple[int, int], cells: tuple[int, int]) -> list[tuple[float, float, float, float]]:
-    """Boxes of what `adaptive_avg_pool2d` takes together, as shares: neighbours share a row of patches where nothing divides."""
+    """Boxes of the windows of `adaptive_avg_pool2d`, as fractions; neighbours share a row of patches if sizes do not divide."""
     rows, columns = (
         [(math.floor(i * size / side) / size, math.ceil((i + 1) * size / side) / size) for i in range(side)]
         for side, size in zip(grid, cells, strict=True)

@@ -1,6 +1,6 @@
-"""A vision encoder out of a folder that transformers wrote: its configuration, its weights, what it does to pixels, its patches.
+"""A vision encoder from a folder saved by transformers: its configuration, weights, preprocessing of pixels, and patches.
 
-Nothing is fetched, nothing is unpickled, and no code that comes with a model is run.
+Nothing is downloaded or unpickled, and no code that comes with a model is run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _NEEDED = "config.json, model.safetensors and preprocessor_config.json"
-# What the library raises on configurations and weights that it cannot take.
+# Raised by the library on configurations and weights that it cannot handle.
 _LIBRARY_ERRORS = (
     OSError,
     ValueError,
@@ -44,22 +44,22 @@ _LIBRARY_ERRORS = (
     StrictDataclassError,
 )
 _PRIVATE = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
-"""Of a configuration: says where it came from, not what is computed."""
+"""Entries of a configuration that say where it came from, not what is computed."""
 _LARGEST_SIDE = 4096
 _OWN_WAYS = ("include_top", "rescale_offset")
-"""Of an image processor: pixels are not merely scaled and normalised (EfficientNet)."""
+"""Entries of an image processor that does more than scale and normalise pixels (EfficientNet)."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the encoder was trained to see."""
+    """The preprocessing with which the encoder was trained."""
 
     height: int
     width: int
     resample: int
-    """Pillow's number: 2 bilinear, 3 bicubic."""
+    """Pillow's code: 2 bilinear, 3 bicubic."""
     factor: float
-    """Of bytes, before mean and deviation are applied."""
+    """Multiplies bytes before mean and deviation are applied."""
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
     blue_first: bool = False
@@ -67,14 +67,14 @@ class Pixels:
     def check(self, where: str) -> None:
         """
         Raises:
-            UserError: numbers that no encoder has.
+            UserError: impossible numbers.
         """
         sizes_fit = 1 <= min(self.height, self.width) <= max(self.height, self.width) <= _LARGEST_SIDE
         if not sizes_fit or self.resample not in list(Image.Resampling) or min(self.deviation) <= 0:
             raise UserError(f"{where} has a size, a resample or a deviation that is none: {self}")
 
     def of(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """[N, 3, height, width] float32 of RGB images of any sizes, each scaled as a whole."""
+        """[N, 3, height, width] float32 of RGB images of any sizes, each resized as a whole."""
         size, resample = (self.width, self.height), Image.Resampling(self.resample)
         arrays = np.stack([np.asarray(image.convert("RGB").resize(size, resample)) for image in images])
         mean, deviation = (torch.tensor(one)[:, None, None] for one in (self.mean, self.deviation))
@@ -83,10 +83,10 @@ class Pixels:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
-    """The encoder's configuration, what it sees, and its tensors: not-a-number where the folder lacks one.
+    """The encoder's configuration, preprocessing and tensors; those missing in the folder are NaN.
 
     Raises:
-        UserError: no such folder, without what is needed, damaged, or of a model that takes no pictures.
+        UserError: no such folder, files missing or damaged, or a model that takes no images.
     """
     _check_files(folder)
     with in_one_sentence(f"cannot read the model in {folder}"):
@@ -117,7 +117,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
 def _check_files(folder: Path) -> None:
     """
     Raises:
-        UserError: no folder, or one that the library would look elsewhere for, or unpickle.
+        UserError: no folder, or one for which the library would look elsewhere or unpickle.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one that holds a vision encoder: {_NEEDED}")
@@ -137,7 +137,7 @@ def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
     """The encoder of a configuration, with random weights.
 
     Raises:
-        UserError: no configuration of this library's, or of an encoder that it cannot make alone.
+        UserError: not a configuration of this library, or not of an encoder that it can make by itself.
     """
     with in_one_sentence(f"cannot make the encoder of {where}"):
         own = copy.deepcopy(dict(config))  # some models write into it
@@ -147,16 +147,16 @@ def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
 
 
 def _by_the_library(config: Any) -> Any:
-    """The configuration without a wish for kernels, of attention or of experts, which would be fetched and run."""
+    """The configuration without its choice of attention or expert kernels, which would be downloaded and run."""
     config._attn_implementation = config._experts_implementation = None
     return config
 
 
 def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:
-    """[N, F, rows, columns] the last hidden states of each place of the pictures.
+    """[N, F, rows, columns] last hidden states at each place of the images.
 
     Raises:
-        UserError: its output is no map. What the library raises on pictures that the encoder does not take is left as it is.
+        UserError: the output is not a map. The library's errors on images of a wrong size are not caught here.
     """
     height, width = pixels_N3HW.shape[-2:]
     hidden = getattr(network(pixel_values=pixels_N3HW), "last_hidden_state", None)
@@ -176,14 +176,14 @@ def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:
 
 
 def _without_prefix(hidden_NLF: torch.Tensor, height: int, width: int, config: Any) -> torch.Tensor | None:
-    """The map in a row of tokens: behind one class, none or two (distilled) and the registers that the configuration tells."""
+    """The map in a sequence of tokens, after one, no or two (distilled) class tokens and the registers that `config` states."""
     registers = getattr(config, "num_register_tokens", 0) or 0
     patch = getattr(config, "patch_size", 1)
     for num_classes in (1, 0, 2):
         places_NLF = hidden_NLF[:, registers + num_classes :]
         rows = math.isqrt(places_NLF.shape[1] * height // width)
         columns = rows * width // height
-        # Tokens at the end (of detections) may look like a larger map: none is finer than its patches.
+        # Tokens at the end (for detections) may look like a larger map, but no map is finer than its patches.
         is_too_fine = isinstance(patch, int) and rows * patch > height
         if rows * columns == places_NLF.shape[1] and rows * width == columns * height and not is_too_fine:
             return places_NLF.transpose(1, 2).reshape(len(hidden_NLF), -1, rows, columns)
@@ -191,10 +191,10 @@ def _without_prefix(hidden_NLF: torch.Tensor, height: int, width: int, config: A
 
 
 def _pixels(folder: Path, config: Mapping[str, Any]) -> Pixels:
-    """What the folder's image processor does to pixels, but for cropping.
+    """What the folder's image processor does to pixels, except cropping.
 
     Raises:
-        UserError: it is not told, or more than scaling and normalising.
+        UserError: it is not stated, or more than scaling and normalising.
     """
     told, where = _processor(folder), f"the image processor in {folder}"
     given = next((name for name in _OWN_WAYS if told.get(name)), None)
@@ -218,7 +218,7 @@ def _pixels(folder: Path, config: Mapping[str, Any]) -> Pixels:
 
 
 def _size(told: Mapping[str, Any], config: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """Height and width of what the encoder sees after its processor has scaled and cropped; else those of its configuration."""
+    """Height and width after the processor has scaled and cropped, or else those in the encoder's configuration."""
     for size in (told.get("crop_size") if told.get("do_center_crop") else told.get("size"), config.get("image_size")):
         if isinstance(size, dict):
             side = size.get("shortest_edge")
@@ -230,7 +230,7 @@ def _size(told: Mapping[str, Any], config: Mapping[str, Any], where: str) -> tup
 
 
 def _processor(folder: Path) -> dict[str, Any]:
-    """Its JSON, which some versions of the library keep inside that of a processor for texts too."""
+    """Its JSON, which some versions of the library store within that of a processor for images and texts."""
     for file, key in (
         (folder / "preprocessor_config.json", None),
         (folder / "processor_config.json", "image_processor"),
@@ -247,7 +247,7 @@ def _processor(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def in_one_sentence(problem: str) -> Iterator[None]:
-    """The library's errors as one sentence each (UserError), and nothing else on the terminal."""
+    """Turns the library's errors into one sentence each (UserError), with nothing else on the terminal."""
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

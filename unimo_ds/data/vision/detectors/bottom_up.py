@@ -1,8 +1,8 @@
-"""Regions by bottom-up attention (Anderson et al. 2018), the detector of UNIMO's paper: 2048-d features, 10 to 100 boxes.
+"""Regions from bottom-up attention (Anderson et al. 2018), the detector of UNIMO's paper: 2048-d features, 10 to 100 boxes.
 
-As in the original's extraction script: regions are the proposals themselves, not their regression; a box counts by its best
-class after suppression within each class. Boxes are the same for an image whatever stands beside it: only images of one size
-go through the network together, and nothing is padded.
+As in the original extraction script, regions are the proposals themselves, not their regression, and a box is scored by its
+best class after suppression within each class. An image's boxes do not depend on others in its batch: only images of one size
+are batched, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from unimo_ds.utils.errors import UserError
 KIND = "bottom-up"
 _MEAN_BGR = (102.9801, 115.9465, 122.7717)
 _EXTRA = 1
-"""Boxes cover their last pixel, as in Caffe."""
+"""Boxes include their last pixel, as in Caffe."""
 _BACKGROUND = 0
 
 
 @dataclass(frozen=True)
 class BottomUpSettings:
-    """The original's numbers."""
+    """Defaults are the original's."""
 
     sizes: NetworkSizes = field(default_factory=NetworkSizes)
     choosing: Choosing = field(default_factory=Choosing)
     shorter_side: int = 600
     longest_side: int = 1000
-    """Pixels: an image is scaled to the first, or less where its longer side would pass the second."""
+    """Pixels: an image is scaled to the first, or less if its longer side would exceed the second."""
     considered: int = 6000
-    """Anchors whose regression is looked at, the likeliest things first."""
+    """Anchors with the highest objectness, whose regressed boxes are considered."""
     proposals: int = 300
     proposal_overlap: float = 0.7
     smallest: int = 16
-    """Pixels of the given image: proposals that are smaller on a side are left out."""
+    """Pixels of the original image: proposals with a smaller side are dropped."""
     stored_classes: int = 4
 
 
 class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
-    """Regions of any image by this detector."""
+    """Regions of any image from this detector."""
 
     kind = KIND
 
@@ -64,12 +64,12 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
 
     @property
     def num_classes(self) -> int:
-        """Background, class 0, counts."""
+        """Including background, class 0."""
         return self.settings.sizes.num_classes
 
     @property
     def working_side(self) -> int:
-        """Images are decoded whole and scaled here alone, as the network's training did."""
+        """Images are decoded at full size and scaled only here, as in the network's training."""
         return 1 << 20
 
     def _detect(self, images: Sequence[Image.Image]) -> list[Found]:
@@ -88,13 +88,13 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
         ]
 
     def _pixels(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, float]:
-        """[B, 3, H, W] blue, green, red minus their means, scaled without smoothing as the original does; and the scale."""
+        """[B, 3, H, W] blue, green, red minus their means, resized without antialiasing as in the original; and the scale."""
         settings = self.settings
         width, height = images[0].size
         scale = settings.shorter_side / min(width, height)
         if round(scale * max(width, height)) > settings.longest_side:
             scale = settings.longest_side / max(width, height)
-        # A strip keeps enough rows for the map to have one.
+        # Even for a thin strip the map must have a row and a column.
         size = (max(STRIDE, round(height * scale)), max(STRIDE, round(width * scale)))
         arrays = np.stack([np.asarray(image.convert("RGB"))[:, :, ::-1] for image in images])
         pixels = torch.from_numpy(arrays).to(self.device).permute(0, 3, 1, 2).float()
@@ -104,7 +104,7 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
     def _proposals(
         self, objectness: torch.Tensor, deltas: torch.Tensor, cells: torch.Size, height: int, width: int, scale: float
     ) -> torch.Tensor:
-        """[R, 4] the likeliest things of one image, in pixels of the scaled image; the whole image where there is none."""
+        """[R, 4] the best proposals for one image, in pixels of the scaled image; the whole image if there are none."""
         settings = self.settings
         anchors = boxes.grid_anchors(self.network.anchors.cpu(), height=cells[0], width=cells[1], stride=STRIDE)
         all_boxes = boxes.clip(boxes.regress(anchors, deltas, extra=_EXTRA), height=height, width=width, extra=_EXTRA)
@@ -137,10 +137,10 @@ class BottomUpExtractor(Detector[BottomUpSettings, BottomUpNetwork]):
 
 
 def from_weights(path: Path) -> BottomUpExtractor:
-    """The extractor with one of the public conversions' weights.
+    """The extractor with the weights of one of the public conversions.
 
     Raises:
-        UserError: not there, damaged, or weights of something else.
+        UserError: missing, damaged, or not this detector's weights.
     """
     sizes, state = canonical(read_state(path), where=str(path))
     network = BottomUpNetwork(sizes)
@@ -149,7 +149,7 @@ def from_weights(path: Path) -> BottomUpExtractor:
 
 
 def of_stored(stored: StoredExtractor) -> BottomUpExtractor:
-    """The extractor that a file holds.
+    """The extractor in a file.
 
     Raises:
         UserError: settings or parameters that do not fit.

@@ -1,8 +1,8 @@
-"""The Faster R-CNN of bottom-up attention in plain torch: ResNet-101 to its fourth stage, proposals, the fifth stage on regions.
+"""The Faster R-CNN of bottom-up attention in plain torch: ResNet-101 to its fourth stage, proposals, fifth stage on regions.
 
-Anderson et al. 2018 (bottom-up attention); Ren et al. 2015 (Faster R-CNN); He et al. 2016, whose first convolution of a block
-strides. Trained on Visual Genome: 1600 classes and background (class 0), 400 attributes and none (attribute 0). The fifth stage
-strides nowhere and is dilated by 2. Normalisation is frozen. Names of parameters are those of the public conversions.
+Anderson et al. 2018 (bottom-up attention); Ren et al. 2015 (Faster R-CNN); He et al. 2016, with the stride in the first
+convolution of a block. Trained on Visual Genome: 1600 classes and background (class 0), 400 attributes and none (attribute 0).
+The fifth stage has no stride and dilation 2. Normalisation is frozen. Parameters are named as in the public conversions.
 
 Letters: B images of one size, H and W cells of the map, A anchors of a cell, R regions, C classes, F feature size (2048).
 """
@@ -18,18 +18,18 @@ from torch import nn
 STRIDE = 16
 """Pixels between cells of the fourth stage."""
 POOLED_SIDE = 14
-"""Bins on a side of a pooled region."""
+"""Bins per side of a pooled region."""
 _EMBEDDED, _HIDDEN = 256, 512
-"""Sizes within the attribute head."""
+"""Sizes in the attribute head."""
 _REGIONS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What differs between the networks of this family; the default is the one everybody means."""
+    """What differs between networks of this family; the default is the usual one."""
 
     blocks: tuple[int, int, int] = (3, 4, 23)
-    """Of the second, third and fourth stage: ResNet-101."""
+    """In the second, third and fourth stage: ResNet-101."""
     head_blocks: int = 3
     width: int = 64
     """Channels of the first convolution; features have 32 times as many."""
@@ -45,7 +45,7 @@ class NetworkSizes:
 
 
 class _FrozenNorm(nn.Module):
-    """Batch normalisation by stored statistics."""
+    """Batch normalisation with stored statistics."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -64,7 +64,7 @@ class _FrozenNorm(nn.Module):
 
 
 class _Convolution(nn.Conv2d):
-    """Without bias, normalised."""
+    """Without bias, followed by normalisation."""
 
     def __init__(self, inputs: int, outputs: int, side: int, *, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (side // 2)
@@ -77,7 +77,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Bottleneck whose first convolution strides."""
+    """Bottleneck with the stride in its first convolution."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dilation: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Stem(nn.Module):
         self.conv1 = _Convolution(3, width, 7, stride=2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        # Caffe's pooling: no padding, and a last window that hangs over the edge.
+        # Caffe's pooling: no padding; the last window may extend past the edge.
         return functional.max_pool2d(self.conv1(pixels).relu_(), 3, stride=2, ceil_mode=True)
 
 
@@ -133,7 +133,7 @@ class _ProposalHead(nn.Module):
 
 
 class _Anchors(nn.Module):
-    """[A, 4] anchors of the cell at the origin, in the order of the proposal head's channels: part of what was trained."""
+    """[A, 4] anchors of the cell at the origin, in the order of the proposal head's channels, stored with the weights."""
 
     def __init__(self, num_anchors: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Predictor(nn.Module):
     def __init__(self, sizes: NetworkSizes) -> None:
         super().__init__()
         self.cls_score = nn.Linear(sizes.feature_size, sizes.num_classes)
-        if sizes.num_attributes:  # asked by nobody here; kept, so that a stored network is the whole of it
+        if sizes.num_attributes:  # unused here; kept, so that a stored network is complete
             self.cls_embed = nn.Embedding(sizes.num_classes, _EMBEDDED)
             self.attr_linear1 = nn.Linear(sizes.feature_size + _EMBEDDED, _HIDDEN)
             self.attr_linear2 = nn.Linear(_HIDDEN, sizes.num_attributes)
@@ -181,7 +181,7 @@ class BottomUpNetwork(nn.Module):
         return anchors
 
     def proposals(self, map_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Objectness [B, H * W * A] (logits) and regression [B, H * W * A, 4] of every anchor, in the order of `grid_anchors`."""
+        """Objectness logits [B, H * W * A] and regression [B, H * W * A, 4] of every anchor, in the order of `grid_anchors`."""
         head = self.proposal_generator.rpn_head
         hidden = head.conv(map_BCHW).relu_()
         objectness = head.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
@@ -189,7 +189,7 @@ class BottomUpNetwork(nn.Module):
         return objectness, deltas
 
     def features(self, pooled_RCSS: torch.Tensor) -> torch.Tensor:
-        """[R, F] the fifth stage's mean over each pooled region; some regions at a time, for it is most of the work."""
+        """[R, F] the fifth stage's mean over each pooled region; some regions at a time, as it is most of the work."""
         parts = [self.roi_heads.res5(part).mean((2, 3)) for part in torch.split(pooled_RCSS, _REGIONS_AT_ONCE)]
         return torch.cat(parts)
 

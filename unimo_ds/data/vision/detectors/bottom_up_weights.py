@@ -1,11 +1,11 @@
 """The public weights of bottom-up attention's detector under one set of names.
 
-Two families are around, both made from the Caffe release of Anderson et al.:
-- of bottom-up-attention.pytorch (`bua-caffe-frcn-r101-*.pth`): as in Caffe, background is class 0, no attribute is attribute 0,
-  and every anchor has two scores, for background and for object;
-- of detectron2 (py-bottom-up-attention, and LXMERT's `frcnn-vg-finetuned`): background and no attribute come last, and every
+There are two families, both made from the Caffe release of Anderson et al.:
+- of bottom-up-attention.pytorch (`bua-caffe-frcn-r101-*.pth`): as in Caffe, background is class 0, "no attribute" is attribute
+  0, and every anchor has two scores, for background and for object;
+- of detectron2 (py-bottom-up-attention, and LXMERT's `frcnn-vg-finetuned`): background and "no attribute" are last, and every
   anchor has one score, its logit.
-The network has background and none first, and a logit an anchor: the difference of the two scores.
+The network here has them first, and one logit per anchor: the difference of the two scores.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _OBJECTNESS = "proposal_generator.rpn_head.objectness_logits"
 _PREDICTOR = "roi_heads.box_predictor."
 _OTHER_NAMES = {"cls_embedding": "cls_embed", "fc_attr": "attr_linear1", "attr_score": "attr_linear2"}
 _UNUSED = re.compile(r"num_batches_tracked$|\.bbox_pred\.|^pixel_(mean|std)$")
-"""Regions are the proposals themselves, as in the original's extraction, so their regression is not needed."""
+"""Regions are the proposals themselves, as in the original extraction, so box regression is not needed."""
 _RATIOS, _SCALES = (0.5, 1.0, 2.0), (4, 8, 16, 32)
 
 
 def canonical(state: State, *, where: str) -> tuple[NetworkSizes, State]:
-    """The network that the weights are of, and the weights under its names.
+    """Sizes of the network, and the weights under its names.
 
     Raises:
-        UserError: weights of something else.
+        UserError: not this detector's weights.
     """
     state = {_renamed(name): value.float() for name, value in state.items() if not _UNUSED.search(name)}
     needed = ("backbone.stem.conv1.weight", f"{_OBJECTNESS}.weight", f"{_PREDICTOR}cls_score.weight")
@@ -89,7 +89,7 @@ def _number_of_blocks(state: State, stage: str, where: str) -> int:
 
 
 def _centred_anchors() -> torch.Tensor:
-    """[A, 4] detectron2's anchors: size by size, around the origin, not rounded."""
+    """[A, 4] detectron2's anchors, size by size, centred at the origin, not rounded."""
     rows = []
     for size in (scale * STRIDE for scale in _SCALES):
         for ratio in _RATIOS:

@@ -1,7 +1,7 @@
 """Boxes of detectors in plain torch: anchors, regression, overlap, suppression.
 
-Boxes are x1, y1, x2, y2 in pixels. `extra` is 1 where a box covers its last pixel too, as in Caffe's Faster R-CNN (a box from 0
-to 0 is one pixel wide), and 0 where coordinates lie between pixels, as in torchvision.
+Boxes are x1, y1, x2, y2 in pixels. `extra` is 1 if a box includes its last pixel, as in Caffe's Faster R-CNN (a box from 0 to 0
+is one pixel wide), and 0 if coordinates lie between pixels, as in torchvision.
 
 Letters: A anchors of a cell, N boxes, M other boxes, C classes.
 """
@@ -13,13 +13,13 @@ import math
 import torch
 
 _LARGEST_GROWTH = math.log(1000 / 16)
-"""A regression may not make a box more than 62.5 times as large: exp of more overflows."""
+"""Regression may enlarge a box at most 62.5 times, so that exp does not overflow."""
 
 
 def cell_anchors(base: int, ratios: tuple[float, ...], scales: tuple[int, ...]) -> torch.Tensor:
-    """[A, 4] anchors around the cell at the origin, ratio by ratio, whole pixels, as Caffe's Faster R-CNN has them.
+    """[A, 4] anchors around the cell at the origin, ratio by ratio, in whole pixels, as in Caffe's Faster R-CNN.
 
-    base: pixels between cells. ratios: height by width. scales: sides in units of `base`.
+    base: pixels between cells. ratios: height / width. scales: sides in units of `base`.
     """
     centre = (base - 1) / 2
     rows = []
@@ -33,7 +33,7 @@ def cell_anchors(base: int, ratios: tuple[float, ...], scales: tuple[int, ...]) 
 
 
 def grid_anchors(anchors_A4: torch.Tensor, *, height: int, width: int, stride: int) -> torch.Tensor:
-    """[height * width * A, 4]: the anchors of every cell, row by row."""
+    """[height * width * A, 4] anchors of every cell, row by row."""
     rows = torch.arange(height, dtype=torch.float32) * stride
     columns = torch.arange(width, dtype=torch.float32) * stride
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -42,7 +42,7 @@ def grid_anchors(anchors_A4: torch.Tensor, *, height: int, width: int, stride: i
 
 
 def regress(boxes_N4: torch.Tensor, deltas_N4: torch.Tensor, *, extra: int) -> torch.Tensor:
-    """[N, 4] boxes moved by (dx, dy) of their size and grown by exp(dw, dh) (Girshick et al. 2014)."""
+    """[N, 4] boxes moved by (dx, dy) times their size and scaled by exp(dw, dh) (Girshick et al. 2014)."""
     size = boxes_N4[:, 2:] - boxes_N4[:, :2] + extra
     centre = boxes_N4[:, :2] + size / 2 + deltas_N4[:, :2] * size
     half = torch.exp(deltas_N4[:, 2:].clamp(max=_LARGEST_GROWTH)) * size / 2
@@ -50,13 +50,13 @@ def regress(boxes_N4: torch.Tensor, deltas_N4: torch.Tensor, *, extra: int) -> t
 
 
 def clip(boxes_N4: torch.Tensor, *, height: float, width: float, extra: int) -> torch.Tensor:
-    """The boxes cut to the image."""
+    """The boxes clipped to the image."""
     limits = torch.tensor([width - extra, height - extra, width - extra, height - extra], dtype=boxes_N4.dtype)
     return torch.minimum(boxes_N4.clamp(min=0), limits)
 
 
 def overlaps(boxes_N4: torch.Tensor, others_M4: torch.Tensor, *, extra: int) -> torch.Tensor:
-    """[N, M] intersection over union; 0 where both are empty."""
+    """[N, M] intersection over union; 0 if both are empty."""
     low = torch.maximum(boxes_N4[:, None, :2], others_M4[None, :, :2])
     high = torch.minimum(boxes_N4[:, None, 2:], others_M4[None, :, 2:])
     shared = (high - low + extra).clamp(min=0).prod(-1)
@@ -74,7 +74,7 @@ def suppress(
 ) -> torch.Tensor:
     """Greedy non-maximum suppression: up to `most` indices, best first; equal scores go to the earlier box.
 
-    Only the overlaps of boxes that are kept are ever computed: some hundreds of rows, not thousands squared.
+    Overlaps are only computed for boxes that are kept: some hundreds of rows, not thousands squared.
     """
     order = torch.argsort(scores_N, descending=True, stable=True)
     sorted_boxes = boxes_N4[order]
@@ -94,9 +94,9 @@ def suppress(
 
 
 def best_unsuppressed(boxes_N4: torch.Tensor, scores_NC: torch.Tensor, *, threshold: float, extra: int) -> torch.Tensor:
-    """[N] for each box the best score among the classes in which no better box suppresses it; 0 where there is none.
+    """[N] for each box the best score among the classes in which no better box suppresses it; 0 if there is none.
 
-    The suppression of all classes at once: step i takes the box that is the ith best of each class.
+    All classes are suppressed at once: step i takes the ith best box of each class.
     """
     number, num_classes = scores_NC.shape
     order_NC = torch.argsort(scores_NC, dim=0, descending=True, stable=True)

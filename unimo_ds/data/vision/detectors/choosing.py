@@ -1,7 +1,7 @@
-"""Which of a detector's boxes become regions: the rule of bottom-up attention (Anderson et al. 2018), kept by UNIMO's paper.
+"""Which of a detector's boxes become regions: the rule of bottom-up attention (Anderson et al. 2018), also UNIMO's.
 
-A box counts by its best class, of those in which no better box suppresses it. Boxes of at least `confidence` are kept, but no
-fewer than `fewest` (the best ones then, however unsure) and no more than `most`.
+A box is scored by its best class among those in which no better box suppresses it. Boxes of at least `confidence` are kept, but
+no fewer than `fewest` (then the best ones, whatever their score) and no more than `most`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Choosing:
 
     confidence: float = 0.2
     overlap: float = 0.3
-    """Intersection over union beyond which a box suppresses a worse one of its class."""
+    """Intersection over union above which a box suppresses a worse one of its class."""
     fewest: int = 10
     most: int = 100
 
@@ -38,9 +38,9 @@ class Choosing:
 def choose(
     boxes_N4: torch.Tensor, probabilities_NC: torch.Tensor, choosing: Choosing, *, background: int, extra: int
 ) -> torch.Tensor:
-    """Indices of the boxes kept: in their order where confidence decided, best first where a number did.
+    """Indices of the boxes kept: in their order if `confidence` decided, best first if `fewest` or `most` did.
 
-    background: the class that counts for nothing.
+    background: the class that is ignored.
     """
     scores_NC = torch.cat([probabilities_NC[:, :background], probabilities_NC[:, background + 1 :]], dim=1)
     best = boxes.best_unsuppressed(boxes_N4, scores_NC, threshold=choosing.overlap, extra=extra)

@@ -1,4 +1,4 @@
-"""What all detectors share: a network whose regions of an image hang on that image alone, kept in one file with its settings."""
+"""Base of all detectors: a network whose regions depend only on their image, stored in one file with its settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class Detector(abc.ABC, Generic[Settings, Network]):
-    """A `RegionExtractor` by a network."""
+    """A `RegionExtractor` with a network."""
 
     kind: ClassVar[str]
 
@@ -49,13 +49,13 @@ class Detector(abc.ABC, Generic[Settings, Network]):
         return extractor_file.fingerprint(self.settings, self.network.state_dict())
 
     def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """One `Regions` an image."""
+        """One `Regions` per image."""
         return [to_regions(one, stored_classes=self.settings.stored_classes) for one in self.detect(images)]
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[Found]:
-        """All that the network says of each image. Images of one size go through it together, a few at a time: padding would let
-        images of different sizes change each other."""
+        """The network's full result for each image. Only images of one size are batched, a few at a time: with padding, images
+        of different sizes would affect each other."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             groups.setdefault(image.size, []).append(i)

@@ -1,4 +1,4 @@
-"""Which device a worker computes on: workers of a machine are dealt out over its GPUs."""
+"""The device of a worker: a machine's workers are distributed over its GPUs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import torch
 
 _LOCAL_NUMBERS = ("UNIMO_WORKER", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
-"""Who this process is among the workers of its machine, as this program and launchers of MPI ranks say it."""
+"""Variables with the number of this process among its machine's workers, set by this program or by MPI launchers."""
 
 
 def worker_device() -> torch.device:
-    """GPU number (worker modulo GPUs), or the CPU where there is none."""
+    """GPU number (worker modulo GPUs), or the CPU if there is none."""
     count = num_gpus()
     if not count:
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a detector found in one image, and the regions that are stored of it."""
+"""What a detector found in one image, and the regions stored for it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LARGEST_HALF = 65504.0
 
 @dataclass(frozen=True)
 class Found:
-    """Boxes that were kept, on the CPU."""
+    """The boxes kept, on the CPU."""
 
     boxes: torch.Tensor
-    """[R, 4] x1, y1, x2, y2 as shares of width and height."""
+    """[R, 4] x1, y1, x2, y2 as fractions of width and height."""
     features: torch.Tensor
     """[R, F] float32"""
     probabilities: torch.Tensor
@@ -25,7 +25,7 @@ class Found:
 
 
 def to_regions(found: Found, *, stored_classes: int) -> Regions:
-    """Float16 features, and the likeliest classes with their probabilities."""
+    """Float16 features, and the most probable classes with their probabilities."""
     top = torch.topk(found.probabilities, min(stored_classes, found.probabilities.shape[1]), dim=1)
     return Regions(
         boxes=found.boxes.clamp(0, 1).numpy().astype(np.float32),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 
 _REGIONS_AT_ONCE = 32
-"""The bins of so many regions are gathered at a time: 26 MB a corner at 1,024 channels and 14 x 14 bins."""
+"""Regions whose bins are gathered at a time: 26 MB per corner with 1,024 channels and 14 x 14 bins."""
 
 
 def pool_regions(features_CHW: torch.Tensor, boxes_R4: torch.Tensor, *, side: int, scale: float) -> torch.Tensor:
@@ -17,8 +17,8 @@ def pool_regions(features_CHW: torch.Tensor, boxes_R4: torch.Tensor, *, side: in
 
     boxes_R4: pixels of the image, on any device. scale: cells per pixel.
 
-    A bin is any rectangle of the map, and the maximum over a rectangle is that of the (at most) four rectangles with sides of a
-    power of two that cover it. Those maxima are computed once for all places, so that a bin costs four rows of a table.
+    A bin is a rectangle of the map, and its maximum is that of the (at most) four rectangles with power-of-two sides that cover
+    it. Those maxima are computed once for all places, so that a bin reads only four rows of a table.
     """
     channels, height, width = features_CHW.shape
     rows_R2S = _bin_edges(boxes_R4[:, [1, 3]].cpu(), side=side, scale=scale, size=height)
@@ -36,7 +36,7 @@ def pool_regions(features_CHW: torch.Tensor, boxes_R4: torch.Tensor, *, side: in
         best: torch.Tensor | None = None
         for top in tops:
             for left in lefts:
-                # An empty bin may point outside; what it reads is replaced below.
+                # An empty bin may point outside the map; its value is replaced below.
                 y = top.clamp(0, height - 1)[:, :, None]
                 x = left.clamp(0, width - 1)[:, None, :]
                 found = table[((level * height + y) * width + x).to(table.device)]
@@ -48,9 +48,9 @@ def pool_regions(features_CHW: torch.Tensor, boxes_R4: torch.Tensor, *, side: in
 
 
 def _bin_edges(ends_R2: torch.Tensor, *, side: int, scale: float, size: int) -> torch.Tensor:
-    """[R, 2, S] first cell and end of each bin along one axis, cut to the map.
+    """[R, 2, S] first cell and end of each bin along one axis, clipped to the map.
 
-    Cells are rounded half away from zero and bins computed in float32, as the original does: other roundings move some bins.
+    Cells are rounded half away from zero and bins computed in float32, as in the original: other rounding moves some bins.
     """
     scaled = ends_R2.float() * scale
     rounded = torch.where(scaled - scaled.floor() == 0.5, scaled.ceil(), scaled.round())
@@ -73,7 +73,7 @@ def _empty(edges_R2S: torch.Tensor) -> torch.Tensor:
 
 
 def _table(features_CHW: torch.Tensor, num_row_levels: int, num_column_levels: int) -> torch.Tensor:
-    """[levels * H * W, C] maximum over 2^i rows and 2^j columns from each place on, for all i and j: row i * levels + j."""
+    """[levels * H * W, C] maximum over 2^i rows and 2^j columns from each place on, for all i and j, j fastest."""
     maps = []
     by_rows = features_CHW
     for i in range(num_row_levels):
@@ -88,6 +88,6 @@ def _table(features_CHW: torch.Tensor, num_row_levels: int, num_column_levels: i
 
 
 def _shifted(features_CHW: torch.Tensor, *, rows: int = 0, columns: int = 0) -> torch.Tensor:
-    """What lies so many rows below and columns to the right; minus infinity beyond the map."""
+    """The map moved up by `rows` and left by `columns`; minus infinity beyond its edge."""
     moved = features_CHW[:, rows:, columns:]
     return functional.pad(moved, (0, columns, 0, rows), value=float("-inf"))

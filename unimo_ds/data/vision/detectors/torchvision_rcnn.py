@@ -1,8 +1,8 @@
-"""Regions by a Faster R-CNN of torchvision (ResNet-50 or MobileNet with a feature pyramid): 1024-d features of its box head.
+"""Regions from a Faster R-CNN of torchvision (ResNet-50 or MobileNet with a feature pyramid): 1024-d features of its box head.
 
-torchvision is no requirement of this project and is imported here alone, when such an extractor is made. Its own network code
-runs; chosen as everywhere are the boxes: every proposal takes the box of its likeliest thing, and counts by its best class after
-suppression. Features are pooled anew from the boxes that are kept, so that they show what the boxes hold.
+torchvision is not a requirement of this project; it is imported only here, when such an extractor is made. The network is
+torchvision's own; boxes follow the rule in `choosing`: a proposal has the regressed box of its most probable object class, and
+is scored by its best class after suppression. Features are pooled again, to show what the boxes kept hold.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class TorchvisionSettings:
 
     architecture: str
     num_classes: int
-    """Background, class 0, counts: 91 for COCO's weights."""
+    """Including background, class 0: 91 for COCO's weights."""
     choosing: Choosing = field(default_factory=Choosing)
     stored_classes: int = 4
 
 
 class TorchvisionExtractor(Detector[TorchvisionSettings, Any]):
-    """Regions of any image by one of torchvision's networks."""
+    """Regions of any image from one of torchvision's networks."""
 
     kind = KIND
 
@@ -107,7 +107,7 @@ class TorchvisionExtractor(Detector[TorchvisionSettings, Any]):
     def _boxes_of_things(
         self, proposals: list[torch.Tensor], scores: torch.Tensor, deltas: torch.Tensor, sizes: Any
     ) -> list[torch.Tensor]:
-        """The box that each proposal's likeliest thing has, cut to its image, on the CPU."""
+        """The box of each proposal's most probable object class, clipped to the image, on the CPU."""
         decoded = self.network.roi_heads.box_coder.decode(deltas, proposals)
         likeliest = scores[:, 1:].argmax(1) + 1
         rows = decoded[torch.arange(len(decoded), device=decoded.device), likeliest].cpu()
@@ -118,10 +118,10 @@ class TorchvisionExtractor(Detector[TorchvisionSettings, Any]):
 
 
 def from_weights(path: Path) -> TorchvisionExtractor:
-    """The extractor with weights of one of torchvision's detectors, which their names tell.
+    """The extractor with weights of one of torchvision's detectors, identified by names and shapes.
 
     Raises:
-        UserError: no torchvision, no such file, or weights of something else.
+        UserError: no torchvision, no such file, or other weights.
     """
     state = read_state(path)
     if _CLASSES not in state:
@@ -136,7 +136,7 @@ def from_weights(path: Path) -> TorchvisionExtractor:
 
 
 def of_stored(stored: StoredExtractor) -> TorchvisionExtractor:
-    """The extractor that a file holds.
+    """The extractor in a file.
 
     Raises:
         UserError: no torchvision, or settings or parameters that do not fit.
@@ -157,7 +157,7 @@ def _made(settings: TorchvisionSettings, state: State, *, where: str) -> Torchvi
 def _builder(architecture: str) -> Callable[..., Any]:
     """
     Raises:
-        UserError: torchvision is not there, or does not fit the torch that is.
+        UserError: torchvision is missing, or does not fit the installed torch.
     """
     try:
         from torchvision.models import detection

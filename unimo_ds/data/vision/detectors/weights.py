@@ -1,4 +1,4 @@
-"""Weights of detectors from files: tensors by name, never anything that runs."""
+"""Weights of detectors from files: tensors by name, never executable content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_state(path: Path) -> State:
     """The tensors of a safetensors file, or of a state dict saved by torch.
 
     Raises:
-        UserError: not there, damaged, or a file whose reading would run code (pickles of detectron2 and Caffe among them).
+        UserError: missing, damaged, or a file whose reading would run code (including pickles of detectron2 and Caffe).
     """
     if not path.is_file():
         raise UserError(f"there are no weights at {path}; name the file of the detector with --weights")
@@ -48,7 +48,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _tensors(content: Any) -> State:
-    """The tensors by name, out of what trainers wrap them in."""
+    """The tensors by name, without the wrappers that trainers add."""
     while isinstance(content, Mapping):
         inner = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), None)
         if inner is None:
@@ -64,10 +64,10 @@ def _tensors(content: Any) -> State:
 
 
 def fill(network: torch.nn.Module, state: State, *, where: str) -> None:
-    """Put the tensors into the network, as float32.
+    """Load the tensors into the network, in its dtypes.
 
     Raises:
-        UserError: names or shapes that are not the network's, naming the first of them.
+        UserError: a name is missing or a shape differs, naming the first.
     """
     own = network.state_dict()
     missing = sorted(own.keys() - state.keys())
