@@ -1,1 +1,1 @@
-"""Data shown to people: pages of samples and batches, and what each step reads."""
+"""Shows data to people: pages of samples and batches, and what each step reads."""

@@ -1,4 +1,4 @@
-"""What one rank gets for one step, as a page: the packed stream of every micro-batch, and its first samples token by token."""
+"""One rank's data for one step as a page: the packed stream of every micro-batch, and its first samples token by token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unimo_ds.data.viewing.unpacking import UnpackedSequence, purpose, unpack
 from unimo_ds.data.vision import crops
 
 _ROW, _ROW_HEIGHT, _GAP = 1024, 16, 4
-"""Positions a row of the drawn stream, its height, and the space between rows."""
+"""Positions per row of the drawn stream, height of a row, and space between rows."""
 _PICTURE_SIDE, _RELATED_SIDE, _MASK_SIDE = 240, 90, 32
 _COLOURS = {
     "corrupted": "#2b6cb0",
@@ -68,7 +68,7 @@ _KINDS = {
 def batch_page(
     step: StepBatch, found: dict[str, Any], config: RunConfig, corpus: Corpus, tokenizer: Tokenizer, *, num_samples: int
 ) -> str:
-    """The page as HTML. found: `inspect_batch.to_dict` of the step. num_samples: shown in full, of all micro-batches together."""
+    """The page as HTML. found: `inspect_batch.to_dict` of the step. num_samples: shown in full, over all micro-batches."""
     title = heading(found)
     legend = "".join(f'<span><i class="{kind}"></i>{words}</span>' for kind, words in _LEGEND)
     parts = [
@@ -93,7 +93,7 @@ def batch_page(
 
 
 def _stream(batch: PackedBatch, sequences: Sequence[UnpackedSequence], micro_batch: int, num_shown: int) -> str:
-    """The whole stream, row below row."""
+    """The whole stream, in rows."""
     height = max(1, -(-batch.num_positions // _ROW)) * (_ROW_HEIGHT + _GAP)
     drawn = []
     for start, one in zip(batch.sequence_starts.tolist(), sequences, strict=False):
@@ -108,7 +108,7 @@ def _stream(batch: PackedBatch, sequences: Sequence[UnpackedSequence], micro_bat
 
 
 def _bars(start: int, stop: int, kind: str) -> list[str]:
-    """Rectangles of stream positions start .. stop - 1, one for each row that they touch."""
+    """Rectangles for stream positions start .. stop - 1, one per row they touch."""
     found = []
     while start < stop:
         row, column = divmod(start, _ROW)
@@ -132,7 +132,7 @@ def _sample(
     corpus: Corpus,
     tokenizer: Tokenizer,
 ) -> str:
-    """One sample: its image as it is corrupted, and a line for each of its sequences."""
+    """One sample: its corrupted image, and a row per sequence."""
     key = batch.keys[sample]
     corrupted = sequences[0][1]
     has_image, has_text = len(corrupted.image_rows) > 0, len(corrupted.token_ids) > 0
@@ -144,7 +144,7 @@ def _sample(
 
 
 def _figure(batch: PackedBatch, sequence: UnpackedSequence, number: int, config: RunConfig, corpus: Corpus) -> str:
-    """The picture with its regions; hidden ones are filled."""
+    """The picture with its regions; masked ones are filled."""
     boxes = batch.region_boxes.numpy()[sequence.image_rows, :4].tolist()
     shown = [
         page_parts.rectangle(box, "hidden", "hidden")
@@ -161,7 +161,7 @@ def _figure(batch: PackedBatch, sequence: UnpackedSequence, number: int, config:
 
 
 def _jpeg(corpus: Corpus, number: int) -> bytes | None:
-    """None where it is not stored, or damaged: beside stored regions it is not what the model gets."""
+    """None if it is not stored, or is damaged, since an image with stored regions is no input of the model."""
     try:
         return corpus.read_jpeg(number)
     except CorruptSample:
@@ -185,12 +185,12 @@ def _row(at: int, one: UnpackedSequence, corpus: Corpus, tokenizer: Tokenizer) -
 
 
 def _words(one: UnpackedSequence, tokenizer: Tokenizer) -> str:
-    """The tokens; those that are predicted with what they should be, those that are written marked."""
+    """The tokens; masked ones with their targets, generated ones highlighted."""
     is_written = one.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE
     written_from = one.prefix_length - len(one.image_rows) if is_written else len(one.token_ids)
     tokens = one.token_ids.tolist()
 
-    def part(index: int) -> int:  # a predicted token is one of its own
+    def part(index: int) -> int:  # each predicted token is its own group
         return -1 if index >= written_from else index if index in one.targets else -2
 
     shown = []
@@ -207,7 +207,7 @@ def _words(one: UnpackedSequence, tokenizer: Tokenizer) -> str:
 
 
 def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Neighbours are decoded together: a character may have parts in several of them."""
+    """Neighbouring tokens are decoded together, since a character may span several."""
     names = {CLS: "[CLS]", SEP: "[SEP]", tokenizer.mask_id: "[MASK]"}
     shown = []
     for is_named, run in itertools.groupby(tokens, names.__contains__):
@@ -219,7 +219,7 @@ def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def _mask(one: UnpackedSequence) -> str:
-    """What each position (downwards) sees (to the right): a square, or a prefix and a triangle."""
+    """Attention mask, queries downwards, keys to the right: a square, or a prefix and a triangle."""
     length, prefix = one.length, one.prefix_length
     path = f"M0 0H{prefix}V{prefix}L{length} {length}H0Z"
     return f'<svg width="{_MASK_SIDE}" height="{_MASK_SIDE}" viewBox="0 0 {length} {length}"><path d="{path}"/></svg>'

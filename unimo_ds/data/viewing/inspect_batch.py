@@ -1,4 +1,4 @@
-"""What one rank gets for one step, read as in training: the body of `unimo inspect batch`."""
+"""One rank's data for one step, read as in training: the body of `unimo inspect batch`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unimo_ds.utils.errors import UserError
 
 
 class Place(NamedTuple):
-    """Which part of a run: a step, from 0, and who reads it."""
+    """Part of a run: a step, from 0, and the rank that reads it."""
 
     step: int
     rank: int
@@ -23,7 +23,7 @@ def read_step(corpus: ReadableCorpus, config: RunConfig, place: Place, tokenizer
     """The rank's micro-batches.
 
     Raises:
-        UserError: numbers that make no sense, and what `StepReader` refuses.
+        UserError: numbers out of range, and as `StepReader`.
     """
     step, rank, world_size = place
     if not (0 <= rank < world_size and 0 <= step < 2**62 // config.batch.global_samples):
@@ -44,7 +44,7 @@ def to_dict(step: StepBatch, place: Place) -> dict[str, Any]:
 
 
 def to_text(found: dict[str, Any], config: RunConfig) -> str:
-    """A table for each micro-batch. found: of `to_dict`."""
+    """A table per micro-batch. found: from `to_dict`."""
     count = len(found["micro_batches"])
     lines = [
         f"{heading(found)}: {count} micro-batch{'es' * (count != 1)} of at most "

@@ -20,15 +20,15 @@ def inspect_order(
     """Per step the global batch in position order, and which rank gets which samples, as keys:
     `{"steps": [{"step": n, "global_batch": [key, ...], "ranks": [[key, ...], ...]}]}`.
 
-    num_workers: loader processes that make the plans, as they would in training; the result does not depend on it.
-    Takes the same time wherever `steps` begins. Substitutes for unreadable samples are not known before reading.
+    num_workers: loader processes that make the plans, as in training; the result does not depend on it.
+    The time taken does not depend on the first step. Substitutes for unreadable samples are not known before reading.
 
     Raises:
-        UserError: a range or count that makes no sense, and what `step_plan.StepPlanner` refuses.
+        UserError: an invalid range or count, and as `step_plan.StepPlanner`.
     """
     if world_size < 1 or num_workers < 0:
         raise UserError(f"--world-size {world_size} and --workers {num_workers} must be at least 1 and 0")
-    # Compared as numbers: len() fails where they are beyond 64 bits.
+    # Compared as numbers: len() fails beyond 64 bits.
     if steps.start < 0 or steps.step != 1 or not steps.start < steps.stop <= 2**62 // config.batch.global_samples:
         raise UserError(f"--steps {steps.start}:{steps.stop} must be A:B with 0 <= A < B, in a stream of 2**62 samples")
     plans = _Plans(corpus, StepPlanner(corpus, config, world_size=world_size))

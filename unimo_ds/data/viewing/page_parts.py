@@ -1,6 +1,6 @@
-"""What pages about data share: one file without scripts, nothing from outside, pictures decoded and encoded anew.
+"""Common parts of pages about data: one file without scripts or external content; pictures are decoded and encoded again.
 
-So only pixels pass from a shard into a browser, and whoever writes a page escapes every text of the corpus.
+So only pixels get from a shard into a browser. Code that writes a page must escape every text of the corpus.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ tr { border-top: 1px solid #ddd } .from { color: #777; font-size: .85em }
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """An HTML document. body: markup, already escaped; title: plain text; style: rules beside those of every page."""
+    """An HTML document. body: markup, already escaped; title: plain text; style: CSS rules besides the common ones."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -39,7 +39,7 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def picture(jpeg: bytes | None, side: int, overlay: str = "", crop: Crop | None = None) -> str | None:
-    """A figure of an image, at most `side` pixels long, with markup drawn over it; None where it is not stored or damaged.
+    """A figure of an image, at most `side` pixels long, with markup drawn over it; None if it is missing or damaged.
 
     crop: the part that is shown.
     """
@@ -61,17 +61,17 @@ def picture(jpeg: bytes | None, side: int, overlay: str = "", crop: Crop | None 
 
 
 def blank(width: int, height: int, overlay: str = "") -> str:
-    """A grey figure in place of a picture, in pixels."""
+    """A grey figure in place of a picture; sizes in pixels."""
     return f'<figure><div class="blank" style="width:{width}px;height:{height}px"></div>{overlay}</figure>'
 
 
 def boxes_overlay(rectangles: list[str]) -> str:
-    """SVG over a picture; rectangles are in shares of its width and height."""
+    """SVG over a picture; rectangles are in fractions of its width and height."""
     return f'<svg viewBox="0 0 1 1" preserveAspectRatio="none">{"".join(rectangles)}</svg>'
 
 
 def rectangle(box: list[float], title: str, kind: str = "") -> str:
-    """box: x1, y1, x2, y2 as shares. title: markup, shown where one points. kind: class of its style."""
+    """box: x1, y1, x2, y2 as fractions. title: markup shown on hover. kind: its CSS class."""
     x1, y1, x2, y2 = box
     name = f' class="{kind}"' if kind else ""
     size = f'x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}"'

@@ -1,4 +1,4 @@
-"""One stored sample as a page for a person: picture with its boxes, captions, rewrites by level, related items."""
+"""One stored sample as a page: picture with its boxes, captions, rewrites by level, related items."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ body > figure img { min-width: 20em; height: auto }
 
 
 def sample_number(corpus: Corpus, wanted: str) -> int:
-    """The sample that a person names by its number or its key (`corpus.Corpus.key`).
+    """The sample with this number or key (`corpus.Corpus.key`).
 
     Raises:
         UserError: there is none.
@@ -33,7 +33,7 @@ def sample_number(corpus: Corpus, wanted: str) -> int:
         raise UserError(f"there is no sample {wanted}: the folder holds {len(corpus)}, counted from 0")
     shard = wanted.rpartition(":")[0]
     for place, (first, stop) in enumerate(itertools.pairwise(corpus.shard_start.tolist())):
-        if corpus.shard_name(place) == shard:  # the keys of all shards would take long
+        if corpus.shard_name(place) == shard:  # making the keys of all shards would take long
             for number in range(first, stop):
                 if corpus.key(number) == wanted:
                     return number
@@ -61,7 +61,7 @@ def sample_page(corpus: Corpus, number: int) -> str:
 
 
 def _heading(sample: Sample, details: dict[str, object]) -> str:
-    # What a program stored for itself (how a scene was drawn) says nothing to a person.
+    # Details that a program stored for itself (how a scene was drawn) are not for people.
     notes = "; ".join(f"{name}: {value}" for name, value in details.items() if "{" not in str(value))
     kind = sample.kind.name.lower()
     return (

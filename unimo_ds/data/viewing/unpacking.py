@@ -1,4 +1,4 @@
-"""A micro-batch of training taken apart, sequence by sequence, for people to look at: `packing.pack` backwards.
+"""Splits a training micro-batch into its sequences, to show them: the inverse of `packing.pack`.
 
 Everything is read from the batch itself, so what is shown is what the model gets.
 """
@@ -17,7 +17,7 @@ from unimo_ds.data.packing import AGAINST_OWN_IMAGE
 from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, Level, PackedBatch, SequenceRole
 
 _KNOWN_BY_TEXT = (*JOINT_ROLES, *AGAINST_OWN_IMAGE)
-"""A score of one of these roles belongs to the sequence that its text vector comes from, of the others to its image's."""
+"""A score with one of these roles belongs to the sequence of its text vector, any other to that of its image vector."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,26 @@ class UnpackedSequence:
     """One sequence of a micro-batch; offsets count from its first position, image before text."""
 
     example: int
-    """Which of the batch's samples (`PackedBatch.keys`) brought it."""
+    """Index of its sample in the batch (`PackedBatch.keys`)."""
     role: SequenceRole
     level: Level
     objective: LanguageObjective | None
-    """None: it predicts no token."""
+    """None if it predicts no token."""
     related_image: int
-    """RELATED_IMAGE: number of the sample that it shows; else 0."""
+    """RELATED_IMAGE: number of the sample shown; else 0."""
     seed: int
     length: int
     prefix_length: int
     prefix_of: int
-    """The sequence of the batch whose prefix it sees, -1: none."""
+    """The sequence of the batch whose prefix it sees; -1: none."""
     image_rows: Integers
-    """[R] rows of `PackedBatch.region_features`, the first one [IMG]."""
+    """[R] rows of `PackedBatch.region_features`, the first being [IMG]."""
     masked_regions: frozenset[int]
-    """Offsets of hidden regions."""
+    """Their offsets."""
     token_ids: Integers
     """[n]"""
     targets: dict[int, int]
-    """What tokens predict: from their index among `token_ids`."""
+    """Index in `token_ids` -> token to predict there."""
 
 
 def unpack(batch: PackedBatch) -> list[UnpackedSequence]:
@@ -58,7 +58,7 @@ def unpack(batch: PackedBatch) -> list[UnpackedSequence]:
     sequences = []
     for number in range(batch.num_sequences):
         role = SequenceRole(int(roles[number]))
-        example += role is SequenceRole.CORRUPTED  # the first of every sample's
+        example += role is SequenceRole.CORRUPTED  # every sample's first sequence
         image_rows = rows[images.of(number)]
         predicting = language.of(number)
         first_token = starts[number] + len(image_rows)
@@ -85,7 +85,7 @@ def unpack(batch: PackedBatch) -> list[UnpackedSequence]:
 
 
 def _roles(batch: PackedBatch) -> tuple[Integers, Integers, Integers]:
-    """[S] role, level and item key of each sequence: of clean ones by their scores, the others are corrupted."""
+    """[S] role, level and item key of each sequence: for clean ones from their scores, the others are corrupted."""
     roles, levels, items = np.zeros((3, batch.num_sequences), np.int64)
     table = batch.contrast
     sequence_of = batch.position_sequence.numpy().astype(np.int64)
@@ -101,7 +101,7 @@ def _roles(batch: PackedBatch) -> tuple[Integers, Integers, Integers]:
 
 
 class _Parts:
-    """Which of the rows that lie at stream positions `at` [N] belong to each sequence."""
+    """For rows at the sorted stream positions `at` [N], which of them belong to each sequence."""
 
     def __init__(self, batch: PackedBatch, at: Any) -> None:
         sequences: NDArray[Any] = batch.position_sequence.numpy()[at.numpy()]
@@ -112,7 +112,7 @@ class _Parts:
 
 
 def purpose(sequence: UnpackedSequence) -> str:
-    """What a sequence is there for, in words."""
+    """What a sequence is for, in words."""
     rewrite = {Level.NONE: "rewrite"}.get(sequence.level, f"{sequence.level.name.lower()} rewrite")
     if sequence.role is not SequenceRole.CORRUPTED:
         return {
@@ -132,7 +132,7 @@ def purpose(sequence: UnpackedSequence) -> str:
 
 
 def summary(batch: PackedBatch) -> dict[str, Any]:
-    """How much of what a micro-batch holds, as plain values."""
+    """Counts of a micro-batch's contents, as plain values."""
     sequences = unpack(batch)
     positions: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
