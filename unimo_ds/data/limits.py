@@ -1,4 +1,4 @@
-"""The most that a stored sample may have: what is beyond is refused before anything is allocated for it."""
+"""Limits of a stored sample: anything larger is refused before memory is allocated for it."""
 
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_JSON_BYTES = 16 * 2**20

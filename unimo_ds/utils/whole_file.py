@@ -11,7 +11,7 @@ from unimo_ds.utils.errors import UserError
 
 
 def make_folder(folder: Path) -> None:
-    """With its parents, where it is not there yet.
+    """With its parents, if it does not exist yet.
 
     Raises:
         UserError: it cannot be made.
@@ -23,10 +23,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` beside `path`, onto the disk, and only then under its name.
+    """Write `content` to a file beside `path`, sync it to the disk, then rename it.
 
     Raises:
-        UserError: the disk is full or cannot be written; what was there before is still there.
+        UserError: the disk is full or cannot be written; an existing file is unchanged.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -41,8 +41,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_made(path: Path, make: Callable[[io.BytesIO], object]) -> None:
-    """`write_whole` of what `make` writes: libraries that write files themselves tell of a full disk in ways of their own, or not
-    at all.
+    """`write_whole` of what `make` writes: libraries that write files themselves report a full disk each in their own way, or
+    not at all.
 
     Raises:
         UserError: as `write_whole`.

@@ -1,1 +1,1 @@
-"""Data folders: shards, their indices and the manifest over them, on a disk or at a URL."""
+"""Data folders: shards, their indices and the manifest of them all, on a disk or at a URL."""

@@ -1,4 +1,4 @@
-"""Imports that were begun: each has a mark in the data folder until the folder is complete."""
+"""Unfinished imports: each has a marker file in the data folder until the folder is complete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ IMPORT = "import-"
 
 
 def begun_imports(folder: Path) -> list[str]:
-    """Their sources."""
+    """Names of their sources."""
     marks = (folder / JOURNALS).glob(f"{IMPORT}*/{BEGUN}")
     return sorted(path.parent.name.removeprefix(IMPORT) for path in marks)

@@ -1,7 +1,7 @@
-"""The data folders of one run: opened, found to fit together, and described by one manifest.
+"""The data folders of one run: opened, checked to fit together, and described by one manifest.
 
-How many they are ends here. `corpus.Corpus` joins the shards of all of them as it joins those of one, so order, masking and
-packing cannot tell folders in two places from one that holds both.
+No code beyond this needs their number: `corpus.Corpus` joins the shards of all of them as if they were in one folder, so order,
+masking and packing are the same.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _ONCE = "name each data folder once (data.folder_weights says how often its samp
 
 
 def open_folders(location: str, *, cache_dir: str | None, cache_bytes: int) -> list[OpenFolder]:
-    """The folders of `A::B`, in its order. cache_bytes: of all remote ones together.
+    """The folders of `A::B`, in this order. cache_bytes: for all remote ones together.
 
     Raises:
-        UserError: as `OpenFolder`; one is named twice, or two hold a shard of the same bytes (a copy, a link, a mirror); they
+        UserError: as `OpenFolder`; one is named twice, or two hold a shard with the same bytes (a copy, link or mirror); they
             were prepared with different tokenizers, region extractors, feature sizes or numbers of classes.
     """
     places = locations.split(location)
@@ -38,15 +38,15 @@ def open_folders(location: str, *, cache_dir: str | None, cache_bytes: int) -> l
 
 
 def lead_of(folders: Sequence[OpenFolder]) -> OpenFolder:
-    """The folder whose tokenizer and region extractor are used: the first one that has all there is to have."""
+    """The folder whose tokenizer and region extractor are used: the first with region features and an extractor, if any."""
     return max(folders, key=lambda one: (one.manifest.feature_size > 0, one.manifest.extractor is not None))
 
 
 def still_there(location: str) -> OpenFolder:
-    """The lead of those folders that can be opened: after a run, for the means by which its data were made.
+    """The lead of those folders that can be opened; used after a run, for the tools that made its data.
 
     Raises:
-        UserError: none can; of the first.
+        UserError: none can be opened; the first folder's error.
     """
     found, problems = [], []
     for place in locations.split(location):
@@ -60,8 +60,8 @@ def still_there(location: str) -> OpenFolder:
 
 
 def joint_manifest(folders: Sequence[OpenFolder]) -> Manifest:
-    """Of everything that is read. Its fingerprint says what that is and in which order, not where it lies: folders may move, and
-    one folder of the same shards in the same order has the same.
+    """Manifest of everything that is read. Its fingerprint covers content and order but not location: folders may move, and one
+    folder with the same shards in the same order has the same fingerprint.
     """
     return dataclasses.replace(
         lead_of(folders).manifest,
@@ -87,7 +87,7 @@ def _check_made_alike(folders: Sequence[OpenFolder]) -> None:
 
 
 def _made_with(manifest: Manifest) -> dict[str, object]:
-    """What must be equal in all folders that have it."""
+    """Values that must be equal in all folders that have them."""
     parts: dict[str, object] = {
         "vocabulary of": manifest.tokenizer.vocabulary_size,
         "tokenizer": manifest.tokenizer.fingerprint,

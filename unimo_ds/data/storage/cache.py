@@ -1,8 +1,8 @@
-"""Where the files of a data folder come from: a local folder, or a remote one through fsspec and a bounded local cache.
+"""Access to the files of a data folder: local, or remote through fsspec and a local cache of bounded size.
 
-Remote shards are fetched whole, checked against the manifest's SHA-256 while they arrive, and shared by all processes that use
-the same cache folder. The least recently used are dropped when the bound is reached or the disk is full; a process that still
-reads one keeps it open and does not notice.
+Remote shards are fetched whole, checked against the manifest's SHA-256 during transfer, and shared by all processes that use
+the same cache folder. The least recently used are deleted when the bound is reached or the disk is full; a process still
+reading one has it open and is not affected.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.utils.errors import UserError
 
 _STALE_NANOSECONDS = 3600 * 10**9
-"""After so long without a byte a file is no longer being fetched."""
+"""A file without new bytes for this long is no longer being fetched."""
 
 
 _NAME_DIGITS = 16
-"""Of a remote folder's place in the cache; what else lies there is not the cache's."""
+"""Length of the name of a remote folder's place in the cache; the cache ignores other names."""
 
 
 class RemoteDamage(OSError):
-    """What was fetched is not what the manifest describes."""
+    """Fetched content is not what the manifest describes."""
 
 
 class Storage(Protocol):
-    """Reads the files of one data folder by their names."""
+    """Reads the files of one data folder by name."""
 
     most_open: int
-    """Files that a reader keeps open."""
+    """Most files that a reader keeps open."""
 
     def describe(self, name: str) -> str:
         """The file's place, for messages."""
@@ -47,7 +47,7 @@ class Storage(Protocol):
         """A small file, whole. Raises OSError."""
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
-        """A local file with the content; a remote one is fetched first. Raises OSError."""
+        """A local file with the content; fetched first if remote. Raises OSError."""
 
     def open_local(self, name: str, *, size: int, sha256: str) -> FileIO:
         """The same, opened."""
@@ -57,7 +57,7 @@ def open_storage(location: str, *, cache_dir: str | None, cache_bytes: int) -> S
     """The storage of a local folder or a URL.
 
     Raises:
-        UserError: a URL of a kind that is not read.
+        UserError: an unsupported kind of URL.
     """
     if scheme_of(location) is None or Path(location).is_dir():
         return LocalStorage(Path(location))
@@ -65,7 +65,7 @@ def open_storage(location: str, *, cache_dir: str | None, cache_bytes: int) -> S
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """Where things are kept; None: in the user's home."""
+    """The cache folder; None: in the user's home."""
     return Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
 
 
@@ -94,7 +94,7 @@ class RemoteStorage:
     """A URL behind a cache folder of bounded size. May be used by many processes at once."""
 
     most_open = 4
-    """A file that was dropped while it is open still takes its place on the disk; and opening it again says that it is used."""
+    """Few, since a file deleted while open still takes space on the disk, and reopening one marks it as used."""
 
     def __init__(self, files: RemoteFiles, cache_dir: Path, cache_bytes: int) -> None:
         """
@@ -119,14 +119,14 @@ class RemoteStorage:
         return self._files.read(name)
 
     def local_path(self, name: str, *, size: int, sha256: str) -> Path:
-        """The cached file, fetched and checked where it is not there yet.
+        """The cached file, fetched and checked if it is not there yet.
 
         Raises:
             UserError: it is larger than the whole cache, or the local disk is full.
             RemoteDamage: size or checksum differ from the manifest's.
             OSError: the remote or the local disk failed.
         """
-        # The checksum in the name keeps a replaced remote file from being served from an old copy.
+        # With the checksum in the name, an old copy is not used after the remote file was replaced.
         path = self.folder / f"{sha256[:16]}-{name}"
         if self._touch(path, size):
             return path
@@ -134,7 +134,7 @@ class RemoteStorage:
             raise UserError(
                 f"{self.describe(name)} has {size} bytes, the cache {self.cache_bytes}: raise data.cache_bytes above it"
             )
-        # Somebody may have emptied the cache by hand.
+        # The cache may have been emptied by hand.
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not self._touch(path, size):
@@ -146,11 +146,11 @@ class RemoteStorage:
         """Errors as above."""
         while True:
             path = self.local_path(name, size=size, sha256=sha256)
-            with contextlib.suppress(FileNotFoundError):  # another process has dropped it since
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it since
                 return FileIO(path)
 
     def _touch(self, path: Path, size: int) -> bool:
-        """Mark a cached file as used now. False where it is not there, or was left short by a full disk."""
+        """Mark a cached file as used now. False if it is missing, or was truncated by a full disk."""
         try:
             os.utime(path)
             return path.stat().st_size == size
@@ -184,9 +184,9 @@ class RemoteStorage:
             aside.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Drop the least recently used files of the whole cache until `size` more bytes fit under the bound and onto the disk.
+        """Delete the least recently used files of the whole cache until `size` more bytes fit under the bound and on the disk.
 
-        What others are fetching counts, and stays; what they left behind when they were killed goes.
+        Files being fetched by others count and stay; partial files left by killed processes are deleted.
         """
         with _locked(self.cache_dir / ".evict.lock"):
             present = []
@@ -207,7 +207,7 @@ class RemoteStorage:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes for the block. The kernel releases it when a process dies."""
+    """Holds a lock between processes during the block. The kernel releases it when a process dies."""
     with open(path, "ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

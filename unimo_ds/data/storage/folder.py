@@ -1,4 +1,4 @@
-"""Finishing a data folder: an index for every shard, then the manifest over all of them."""
+"""Finishes a data folder: an index for every shard, then the manifest of all of them."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def finish_folder(
     reindex: bool = False,
     leave_out: Collection[str] = (),
 ) -> Manifest:
-    """Make a folder of shards complete: build the indices that are missing or count another tokenizer's tokens, and write
-    manifest.json. Repeating it is cheap and changes nothing; after another import it takes in the new shards.
+    """Make a folder of shards complete: build indices that are missing or count tokens of another tokenizer, and write
+    manifest.json. Repeating it is cheap and changes nothing; after another import it adds the new shards.
 
     tokenizer_file, extractor_file: names of files inside the folder.
-    extractor_fingerprint, extractor_file, num_region_classes: None takes over what the present manifest says.
+    extractor_fingerprint, extractor_file, num_region_classes: None: as in the present manifest.
     command: recorded as what made the folder; None: this process's command line.
     leave_out: names of shards that do not belong to it (yet).
-    reindex: build every index anew, and accept shards that were changed or removed behind the manifest's back.
+    reindex: rebuild every index, and accept shards changed or removed since the manifest was written.
 
     Raises:
-        UserError: no shards; a damaged shard; a shard that was changed or lost since the manifest was written; shards that
-            disagree in feature size; a reference to a related image that is not there; files not found.
+        UserError: no shards; a damaged shard; a shard changed or lost since the manifest was written; shards that differ in
+            feature size; a reference to a missing related image; files not found.
     """
     folder = Path(folder)
     paths = [path for path in shards.shard_files(folder) if path.name not in leave_out]
@@ -99,10 +99,10 @@ def finish_folder(
 
 
 def _has_index(path: Path, tokenizer_fingerprint: str) -> bool:
-    """Whether the shard's index describes it. An index that cannot be read is as good as none.
+    """Whether the shard has an index for this tokenizer. An unreadable index counts as none.
 
     Raises:
-        UserError: the shard's size is not what it was when it was indexed.
+        UserError: the shard's size has changed since it was indexed.
     """
     file = shards.index_path(path)
     if not file.is_file():
@@ -121,7 +121,7 @@ def _has_index(path: Path, tokenizer_fingerprint: str) -> bool:
 
 @dataclass(frozen=True)
 class Outline:
-    """What of a shard's index shows whether shards fit together. Indices themselves would fill the memory: some KB a pair."""
+    """The part of a shard's index that shows whether shards fit together. Whole indices are too large: some KB a pair."""
 
     path: Path
     feature_size: int
@@ -129,9 +129,9 @@ class Outline:
     largest_class: int
     tag_sizes: region_tags.Sizes
     has_regions: NDArray[np.bool_]
-    """[n] of each sample."""
+    """[n] for each sample."""
     refers: bool
-    """Whether pairs name related images."""
+    """Whether pairs refer to related images."""
 
 
 def outline_of(path: Path, one: index.ShardIndex) -> Outline:
@@ -151,7 +151,7 @@ def _collect(paths: Iterable[Path]) -> tuple[list[ShardEntry], list[Outline]]:
 
 
 def entry_of(file: str, one: index.ShardIndex, content: bytes) -> ShardEntry:
-    """What the manifest says of a shard. content: the bytes of its index."""
+    """The manifest's entry of a shard. content: the bytes of its index."""
     return ShardEntry(
         file=file,
         samples=one.num_samples,
@@ -165,11 +165,11 @@ def entry_of(file: str, one: index.ShardIndex, content: bytes) -> ShardEntry:
 
 
 def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int, region_tags.Sizes]:
-    """(feature size, classes per region, largest class, sizes of tags) over all shards that have regions; (0, 0, -1, ()) where
+    """(feature size, classes per region, largest class, sizes of tags) over all shards that have regions; (0, 0, -1, ()) if
     none has.
 
     Raises:
-        UserError: shards that disagree.
+        UserError: shards differ.
     """
     with_regions = [one for one in outlines if one.classes_per_region]
     shapes = [
@@ -189,7 +189,7 @@ def common_sizes(outlines: Sequence[Outline]) -> tuple[int, int, int, region_tag
 
 
 def check_related(outlines: Sequence[Outline]) -> None:
-    """Every reference to a related image must name a sample with regions that is there.
+    """Every reference to a related image must name an existing sample with regions.
 
     Raises:
         UserError: naming the shard that refers, and the cure.
@@ -213,7 +213,7 @@ def check_related(outlines: Sequence[Outline]) -> None:
 
 
 def _other_files(folder: Path, named: Iterable[str | None]) -> tuple[FileEntry, ...]:
-    """Entries of the files beside the shards; the named ones must be there."""
+    """Entries of the files besides the shards; the named ones must exist."""
     for name in named:
         if name is not None and not (manifest.PLAIN_NAME.fullmatch(name) and (folder / name).is_file()):
             raise UserError(f"{folder} has no file {name!r}; it must lie inside the folder, beside the shards")

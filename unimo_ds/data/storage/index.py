@@ -1,7 +1,7 @@
-"""The index of a shard: where every member lies, and what every sample will cost, without reading it.
+"""The index of a shard: the position of every member and the size of every sample, without reading the shard.
 
 `SHARD.index.npz` (NumPy, no pickle) holds four arrays: `samples`, `texts` and `related_images` as records, and `about`, a
-JSON. With it any sample is one positioned read, and order, packing and balance are computed from indices alone.
+JSON. With it any sample takes one positioned read, and order, packing and balance need only indices.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ SAMPLE_RECORD = np.dtype(
         ("crc32", "<u4", (NUM_MEMBERS,)),
     ]
 )
-"""start: first byte of the sample's first content; offset: of each member's content, from there; size: 0 where it has none."""
+"""start: first byte of the sample's first content; offset: of each member's content, from there; size: 0 if it has none."""
 TEXT_RECORD = np.dtype([("role", "u1"), ("level", "u1"), ("caption", "<i4"), ("tokens", "<i4")])
-"""Texts in the order of `members.texts_of`; tokens without specials."""
+"""Texts in the order of `members.texts_of`; tokens are counted without specials."""
 RELATED_RECORD = np.dtype([("shard", "<u4"), ("index", "<u4")])
-"""Related images: number of a shard name in `about`, sample within that shard."""
+"""Related images: number of a shard name in `about`, and of a sample in that shard."""
 
 
 class BatchEncoder(Protocol):
-    """What is asked of a tokenizer here."""
+    """The part of a tokenizer used here."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -64,7 +64,7 @@ class BatchEncoder(Protocol):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Everything known about one shard."""
+    """The index of one shard."""
 
     samples: NDArray[np.void]
     """[n] SAMPLE_RECORD"""
@@ -73,18 +73,18 @@ class ShardIndex:
     related_images: NDArray[np.void]
     """[sum of num_related_images] RELATED_RECORD"""
     base_names: str
-    """The n WebDataset keys within the shard, a line each: one object in memory, however many samples."""
+    """The n WebDataset keys within the shard, one per line: a single object in memory for any number of samples."""
     source_names: tuple[str, ...]
     related_shards: tuple[str, ...]
-    """Names of the shards that related images point into."""
+    """Names of the shards that hold related images."""
     shard_bytes: int
     shard_sha256: str
     tokenizer_fingerprint: str
     feature_size: int
-    """0 where no sample has regions."""
+    """0 if no sample has regions."""
     classes_per_region: int
     largest_class: int
-    """-1 where no sample has regions."""
+    """-1 if no sample has regions."""
     region_tag_sizes: region_tags.Sizes = ()
 
     @property
@@ -116,14 +116,14 @@ _SCALARS = {
 }
 _NAMES = ("source_names", "related_shards")
 _TAG_SIZES = "region_tag_sizes"
-"""Written where there are tags alone: an index without them is that of earlier versions."""
-# What zipfile raises on damaged bytes; a RuntimeError where they say that a member is encrypted.
+"""Written only if there are tags: an index without them is as in earlier versions."""
+# Raised by zipfile on damaged bytes; RuntimeError if they mark a member as encrypted.
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _RECORDS = {"samples": SAMPLE_RECORD, "texts": TEXT_RECORD, "related_images": RELATED_RECORD}
 
 
 def _header_pattern(record: np.dtype[Any]) -> re.Pattern[bytes]:
-    """What NumPy writes before a one-dimensional array of records; the group is their number."""
+    """Matches NumPy's header of a one-dimensional array of records; the group is their number."""
     descr = re.escape(repr(np.lib.format.dtype_to_descr(record)))
     fields = rf"\{{'descr': {descr}, 'fortran_order': False, 'shape': \((\d{{1,12}}),\), \}} *\n"
     return re.compile(rb"\x93NUMPY\x01\x00.." + fields.encode(), re.DOTALL)
@@ -133,9 +133,9 @@ _HEADERS = {name: _header_pattern(record) for name, record in {**_RECORDS, "abou
 
 
 def build_index(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> None:
-    """Read a shard once, check every sample in full, count its tokens, and write `SHARD.index.npz` beside it.
+    """Read a shard once, check every sample completely, count its tokens, and write `SHARD.index.npz` beside it.
 
-    pixels: whether JPEGs that are cut into patches are decoded; False where whoever wrote the shard has seen that they can be.
+    pixels: whether JPEGs that are cut into patches are decoded; False if the writer of the shard has already decoded them.
 
     Raises:
         UserError: the shard cannot be read, or is damaged (naming the sample), or its samples differ in feature size.
@@ -144,7 +144,7 @@ def build_index(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> 
 
 
 def of_shard(path: Path) -> ShardIndex:
-    """The index that lies beside a shard.
+    """The index beside a shard.
 
     Raises:
         UserError: it is damaged, or of another schema version.
@@ -157,14 +157,13 @@ def of_shard(path: Path) -> ShardIndex:
 def rewrite(
     path: Path, transform: Callable[[int, shards.StoredSample], shards.StoredSample], tokenizer: BatchEncoder
 ) -> None:
-    """`shards.rewrite_shard` and the index anew, of a shard that is what its index says: a flipped byte must not be written again
-    under a new checksum.
+    """`shards.rewrite_shard` and a new index. The shard must match its index, or damaged bytes would get a new checksum.
 
     Raises:
-        UserError: the shard is damaged or not what its index says, or cannot be written; it stays as it is.
+        UserError: the shard is damaged or does not match its index, or cannot be written; it is left unchanged.
     """
     file = shards.index_path(path)
-    # There is none where this was killed between its two halves.
+    # There is no index if an earlier call was killed between its two halves.
     if file.exists():
         known = from_bytes(file.read_bytes(), where=str(file))
         if manifest.file_entry(path).sha256 != known.shard_sha256:
@@ -177,7 +176,7 @@ def rewrite(
 
 
 def scan(path: Path, tokenizer: BatchEncoder, *, pixels: bool = True) -> ShardIndex:
-    """The index of a shard, from the tar alone. pixels: as of `build_index`.
+    """The index of a shard, from the tar only. pixels: as in `build_index`.
 
     Raises:
         UserError: as `build_index`.
@@ -214,16 +213,16 @@ def to_bytes(index: ShardIndex) -> bytes:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-            # A fixed time keeps the bytes a function of the content.
+            # A fixed time makes the bytes a function of the content.
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getvalue())
     return buffer.getvalue()
 
 
 def from_bytes(content: bytes, *, where: str) -> ShardIndex:
-    """The index of `to_bytes`.
+    """The index from the bytes of `to_bytes`.
 
     Raises:
-        UserError: not an index, or one of another version, naming `where`.
+        UserError: not an index, or one of another version; names `where`.
     """
     cure = "build it again with `unimo prepare pack`"
     try:
@@ -263,10 +262,10 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
 
 
 def _parse_records(content: bytes, name: str) -> NDArray[np.void]:
-    """[n] records as a view of `.npy` bytes. Much faster than NumPy's own reader, and takes the expected form alone.
+    """[n] records as a view of `.npy` bytes. Much faster than NumPy's own reader, and accepts only the expected form.
 
     Raises:
-        ValueError: another header, or another number of bytes than it says.
+        ValueError: another header, or another number of bytes than it states.
     """
     match = _HEADERS[name].match(content)
     record = _RECORDS.get(name, np.dtype("u1"))
@@ -288,7 +287,7 @@ class _Hashing:
 
 
 class _Builder:
-    """Collects the records of a shard, sample by sample; texts wait to be tokenised in one batch."""
+    """Collects the records of a shard, sample by sample; texts are tokenised at the end in one batch."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[Any, ...]] = []

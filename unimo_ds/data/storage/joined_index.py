@@ -1,9 +1,9 @@
 """The indices of all shards joined into arrays over all samples and texts.
 
-Those of a small corpus are held in memory. Those of a large one (the paper's take some 14 GB) are written to files once, in the
-cache folder, and mapped: all processes of a machine then share one copy, which the kernel reads as it is wanted, and the next
-start finds it there. The files are named by what decides their content, so other data never meet them. Who maps them holds a
-lock, by which those that nobody will use again are known: of the same folders as they were before, or half written.
+For a small corpus they are held in memory. For a large one (the paper's take some 14 GB) they are written once to files in the
+cache folder and mapped: all processes of a machine share one copy, which the kernel reads on demand and the next start reuses.
+Files are named by a hash of what determines their content, so other data never get them. Processes that map them hold a lock;
+without one, they are removed if half written or of an earlier state of the same folders.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 LARGEST_IN_MEMORY = 256 * 2**20
-"""Bytes of all indices together beyond which they are mapped."""
+"""Bytes of all indices together above which they are mapped."""
 CACHE_FOLDER = "indices"
 """In the cache folder."""
 _INDICES_AT_ONCE = 8
-"""A server or a cluster's file system takes its time for each."""
+"""Read in parallel, since a server or a cluster's file system has latency."""
 _AT_ONCE = 1 << 20
-"""Bytes whose checksum is made at a time: they stay in the processor's cache."""
+"""Bytes read at a time for a checksum; they stay in the processor's cache."""
 _VERSION = 2
-"""Of the files' form."""
+"""Of the files' format."""
 
 PLACE_RECORD = np.dtype([(name, index.SAMPLE_RECORD[name]) for name in ("start", "offset", "size", "crc32")])
-"""Where the members of a sample lie in its shard, as in `index.SAMPLE_RECORD`."""
+"""Positions of a sample's members in its shard, as in `index.SAMPLE_RECORD`."""
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "kinds": np.dtype("u1"),
     "source_ids": np.dtype("<i4"),
@@ -76,15 +76,15 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class JoinedIndex:
-    """Arrays over all n samples in the order of the shards; see `corpus.Corpus`, which has them as attributes."""
+    """Arrays over all n samples in the order of the shards; see `corpus.Corpus`, whose attributes they are."""
 
     columns: Columns
-    """By the names of `_COLUMNS`; places [n], base_names: the bytes of all shards' `ShardIndex.base_names`, one after another
-    from base_names_start [shards + 1] on."""
+    """By the names of `_COLUMNS`; places [n]; base_names: concatenated bytes of all shards' `ShardIndex.base_names`, each
+    starting at its base_names_start [shards + 1]."""
     has_stored_regions: bool
-    """Whether any image has regions that are no patches of its JPEG."""
+    """Whether any image has regions that are not patches of its JPEG."""
     in_use: FileIO | None = None
-    """Open as long as files are mapped: it holds their lock."""
+    """Open while files are mapped: it holds their lock."""
 
     def base_names(self, shard: int) -> list[str]:
         """WebDataset keys within a shard."""
@@ -93,9 +93,9 @@ class JoinedIndex:
 
 
 def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, fingerprint: str) -> JoinedIndex:
-    """The indices of `shards`, each checked against its manifest.
+    """The indices of `shards` joined, each checked against its manifest.
 
-    source_names: of all of them, in the order of their numbers. fingerprint: of all that is read (`Manifest.fingerprint`).
+    source_names: of all sources, in the order of their numbers. fingerprint: of all that is read (`Manifest.fingerprint`).
 
     Raises:
         UserError: as `OpenFolder.load_index`, or references to samples that do not exist.
@@ -121,7 +121,7 @@ def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, 
 
 
 class _Pieces:
-    """What each shard adds to the columns, in order."""
+    """The part of the columns from each shard, in order."""
 
     def __init__(self, shards: Shards, source_names: Sequence[str]) -> None:
         self._shards = shards
@@ -132,7 +132,7 @@ class _Pieces:
         self.has_stored_regions = False
 
     def __iter__(self) -> Iterator[Columns]:
-        """Of a shard each; running sums begin with the first shard's."""
+        """One piece per shard, after one with the zeros at which running sums start."""
         self.has_stored_regions = False
         texts = images = names = 0
         yield {name: np.zeros(1, _COLUMNS[name]) for name in ("text_start", "related_image_start", "base_names_start")}
@@ -176,7 +176,7 @@ class _Pieces:
 
     def _related(self, number: int, one: index.ShardIndex) -> NDArray[np.int64]:
         folder, entry = self._shards[number]
-        # Shards know others of their own folder alone.
+        # Shards refer only to shards of their own folder.
         unknown = [name for name in one.related_shards if (folder, name) not in self._numbers]
         if unknown:
             raise UserError(
@@ -192,7 +192,7 @@ class _Pieces:
 
 
 def _ahead(load: Iterable[Callable[[], index.ShardIndex]]) -> Iterator[index.ShardIndex]:
-    """The results of the calls in order, some of which are under way while one is used."""
+    """The results of the calls in order; some later calls run while one result is used."""
     waiting: deque[Future[index.ShardIndex]] = deque()
     with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
         for call in load:
@@ -216,14 +216,14 @@ def _short_hash(text: str) -> str:
 
 
 def _mapped(pieces: _Pieces, folder: Path, places: str) -> JoinedIndex:
-    """places: stands for where the data lie. Raises OSError where the files cannot be written or read."""
+    """places: a hash of the data's locations. Raises OSError if the files cannot be written or read."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     found = _open(folder)
     if found is None:
         _make_room(folder, places)
         with open(folder.with_suffix(".lock"), "ab") as lock:
             _lock(lock, fcntl.LOCK_EX)
-            found = _open(folder)  # somebody may have written it meanwhile
+            found = _open(folder)  # another process may have written it meanwhile
             if found is None:
                 _write(pieces, folder, places)
                 found = _open(folder)
@@ -233,13 +233,13 @@ def _mapped(pieces: _Pieces, folder: Path, places: str) -> JoinedIndex:
 
 
 def _make_room(folder: Path, places: str) -> None:
-    """Remove what killed processes left half written, and the files of the same places that are not to be in `folder`."""
+    """Remove what killed processes left half written, and files for the same places in folders other than `folder`."""
     for left in folder.parent.glob(f"*{_PARTIAL}"):
         with open(folder.parent / f"{left.name.partition('.')[0]}.lock", "ab") as lock:
             if _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(left, ignore_errors=True)
     for older in folder.parent.iterdir():
-        if older == folder or older.suffix:  # locks, and what somebody is writing
+        if older == folder or older.suffix:  # locks, and what is being written
             continue
         with contextlib.suppress(OSError, UserError), open(older / _ABOUT, "r+b") as lock:
             is_of_places = strict_json.read(older / _ABOUT, dict[str, Any]).get("places") == places
@@ -248,7 +248,7 @@ def _make_room(folder: Path, places: str) -> None:
 
 
 def _write(pieces: _Pieces, folder: Path, places: str) -> None:
-    """All files, beside `folder`; only when they are whole do they get its name, unless others were faster."""
+    """Write all files beside `folder`, then rename them to it when complete, unless another process was faster."""
     aside = Path(tempfile.mkdtemp(_PARTIAL, f"{folder.name}.", folder.parent))
     try:
         lengths, checksums = dict.fromkeys(_COLUMNS, 0), dict.fromkeys(_COLUMNS, 0)
@@ -271,7 +271,7 @@ def _write(pieces: _Pieces, folder: Path, places: str) -> None:
             return
         if folder.exists():
             shutil.rmtree(folder, ignore_errors=True)  # damaged
-        aside.chmod(0o755)  # others may read it too
+        aside.chmod(0o755)  # other users may read it too
         try:
             aside.rename(folder)
         except OSError as error:
@@ -282,7 +282,7 @@ def _write(pieces: _Pieces, folder: Path, places: str) -> None:
 
 
 def _open(folder: Path) -> JoinedIndex | None:
-    """The files of an earlier process; None where there are none, or some are damaged."""
+    """The files of an earlier process; None if there are none, or some are damaged."""
     try:
         in_use = FileIO(folder / _ABOUT)
         _lock(in_use, fcntl.LOCK_SH)
@@ -304,12 +304,12 @@ def _map(path: Path, kind: np.dtype[Any], length: int, checksum: int) -> NDArray
     if path.stat().st_size != length * kind.itemsize or _checksum(path) != checksum:
         raise ValueError(f"{path} is damaged")
     if not length:
-        return np.zeros(0, kind)  # nothing cannot be mapped
+        return np.zeros(0, kind)  # an empty file cannot be mapped
     return np.asarray(np.memmap(path, kind, "r", shape=(length,)))
 
 
 def _checksum(path: Path) -> int:
-    """Read, not mapped: pages that a process has touched count as its memory. And from front to back they are there soonest."""
+    """By reading, not mapping: mapped pages that a process has touched count as its memory, and sequential reads are faster."""
     buffer, found = bytearray(_AT_ONCE), 0
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -318,8 +318,8 @@ def _checksum(path: Path) -> int:
 
 
 def _lock(file: IO[bytes] | FileIO, kind: int) -> bool:
-    """Whether it was given, until the file is closed; not where the file system has no locks: then several may do the same work,
-    and nothing is removed."""
+    """Whether the lock was acquired; it is held until the file is closed. False on file systems without locks, where several
+    processes may do the same work and nothing is removed."""
     try:
         fcntl.flock(file, kind)
     except OSError:

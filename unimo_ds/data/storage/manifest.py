@@ -1,7 +1,7 @@
 """manifest.json: what a data folder holds, with the checksum of every file, so that a run knows its data before reading any.
 
-The file is canonical: its text is a function of its content, and it carries the checksum of itself, so a change of any byte
-is seen. Unknown keys, other types and other versions are refused.
+The file is canonical: its text is a function of its content, and it contains a checksum of itself, so a change of any byte is
+detected. Unknown keys, other types and other versions are refused.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ class Manifest:
     tokenizer: TokenizerEntry
     extractor: ExtractorEntry | None
     feature_size: int
-    """0 where no sample has regions."""
+    """0 if no sample has regions."""
     classes_per_region: int
     num_region_classes: int
     files: tuple[FileEntry, ...] = ()
     """Everything else in the folder: tokenizer, extractor, reports."""
     commands: tuple[str, ...] = ()
-    """What made the folder, oldest first."""
+    """Command lines that made the folder, oldest first."""
     versions: dict[str, str] = field(default_factory=dict)
     region_tag_sizes: tuple[int, ...] = ()
-    """For each tag of a region one more than its largest number; without tags the file does not speak of them."""
+    """For each tag of a region one more than its largest index; not in the file if there are no tags."""
 
     @property
     def num_samples(self) -> int:
@@ -98,7 +98,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over all that decides what a run reads: shards, their order and their token counts."""
+        """Hash, in 16 hexadecimal digits, of all that determines what a run reads: shards, their order and token counts."""
         content = [[shard.file, shard.sha256, shard.index_sha256] for shard in self.shards]
         sizes = [self.feature_size, self.classes_per_region, self.num_region_classes]
         return _digest(json.dumps([content, sizes, self.tokenizer.fingerprint]).encode())[:16]
@@ -108,7 +108,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a local folder.
 
     Raises:
-        UserError: no folder, no manifest, or anything `parse_manifest` refuses.
+        UserError: no folder, no manifest, or as `parse_manifest`.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -132,7 +132,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def manifest_in(folder: Path) -> Manifest | None:
-    """That of a local folder, None where there is none. Errors as `load_manifest`."""
+    """That of a local folder, None if there is none. Errors as `load_manifest`."""
     return load_manifest(folder) if (folder / MANIFEST_FILE).exists() else None
 
 
@@ -140,8 +140,8 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
     """A manifest from its bytes.
 
     Raises:
-        UserError: not JSON, another schema version, unknown or missing keys, ill-typed values, file names or checksums that lead
-            out of the folder, duplicates, or a wrong checksum, naming `where`.
+        UserError: not JSON, another schema version, unknown or missing keys, values of wrong types, file names or checksums
+            that lead out of the folder, duplicates, or a wrong checksum; names `where`.
     """
     try:
         record = strict_json.parsed(content)
@@ -168,7 +168,7 @@ def parse_manifest(content: bytes, *, where: str) -> Manifest:
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """Write `manifest.json`, whole or not at all. Returns its path.
+    """Write `manifest.json` atomically. Returns its path.
 
     Raises:
         UserError: the folder cannot be written.
@@ -179,7 +179,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
 
 
 def forget_shards(folder: Path, names: set[str]) -> None:
-    """Take shards out of a folder's manifest, where there is one, before they are removed on purpose.
+    """Remove shards from a folder's manifest, if there is one, before they are deleted on purpose.
 
     Raises:
         UserError: the manifest is damaged, or the folder cannot be written.
@@ -196,7 +196,7 @@ def forget_shards(folder: Path, names: set[str]) -> None:
 
 
 def serialise(manifest: Manifest) -> bytes:
-    """The one text of a manifest."""
+    """The canonical text of a manifest."""
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "totals": manifest.totals,
@@ -237,7 +237,7 @@ def _check_names(manifest: Manifest, where: str) -> None:
         if not PLAIN_NAME.fullmatch(name):
             raise UserError(f"{where} lists {name!r}, which is not a plain file name inside the folder")
     for entry in listed:
-        # The copy of a remote file is named after its checksum.
+        # The cached copy of a remote file is named by its checksum.
         if not _SHA256.fullmatch(entry.sha256):
             raise UserError(f"{where} lists {entry.sha256!r}, which is not a SHA-256")
     sizes = (

@@ -1,5 +1,5 @@
-"""The JSON of a stored sample: its kind and source, its texts with their rewrites and phrases, what is related to it, and how its
-JPEG is cut into patches. Written deterministically, read strictly: `BadRecord` says what is wrong."""
+"""The JSON of a stored sample: its kind and source, its texts with their rewrites and phrases, related items, and how its JPEG
+is cut into patches. Written deterministically, read strictly: `BadRecord` says what is wrong."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from unimo_ds.data.schema import Caption, Kind, Level, PatchGrid, Rewrite, Sampl
 Buffer = bytes | memoryview
 
 _PATCHES = "patches"
-"""Key of the JSON: [rows, columns, pixels on a side]."""
+"""Key of [rows, columns, pixels per side] in the JSON."""
 _REFERENCE = re.compile(r"([A-Za-z0-9_-]+\.tar):([0-9]{1,9})")
-# Plain dictionaries: an enumeration's own lookup takes several times as long, and a pair may hold a hundred rewrites.
+# Plain dictionaries: an enumeration's own lookup is several times slower, and a pair may have a hundred rewrites.
 _KINDS, _LEVELS = dict(Kind.__members__), dict(Level.__members__)
 
 
@@ -25,7 +25,7 @@ class BadRecord(ValueError):
 
 
 class Record(NamedTuple):
-    """What the JSON says of a sample."""
+    """The parsed JSON of a sample."""
 
     kind: Kind
     source: str
@@ -42,7 +42,7 @@ def write(sample: Sample, details: Mapping[str, Any] | None = None) -> bytes:
     """The JSON of a sample. details: see `members.encode_sample`.
 
     Raises:
-        BadRecord: a text that is no Unicode.
+        BadRecord: a text is not valid Unicode.
     """
     record: dict[str, Any] = {"kind": sample.kind.name.lower(), "source": sample.source}
     if sample.kind is Kind.TEXT:
@@ -89,7 +89,7 @@ def read(content: Buffer) -> Record:
 
 
 def details_of(content: Buffer) -> dict[str, Any]:
-    """The `details` that were stored in the JSON of a sample that can be read."""
+    """The `details` in the JSON of a valid sample."""
     details: dict[str, Any] = _parse_json(content).get("details", {})
     return details
 
@@ -110,7 +110,7 @@ def _parse_json(content: Buffer) -> dict[str, Any]:
         text = str(content, "utf-8")
         record = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
-            # JSON can spell half of a surrogate pair, which no tokenizer, page or terminal takes.
+            # JSON can escape half of a surrogate pair, which no tokenizer, page or terminal accepts.
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise BadRecord("a text in its .json is not valid Unicode") from None
@@ -144,7 +144,7 @@ def _list(record: Mapping[str, Any], name: str, *, is_pair: bool) -> list[Any]:
 
 
 def _parse_captions(record: Mapping[str, Any]) -> tuple[Caption, ...]:
-    # One caption may also stand at the top level, with its rewrites beside it.
+    # A single caption may also be at the top level, with its rewrites beside it.
     records = None
     if "caption" in record:
         records = [{**record, "text": record["caption"]}]
@@ -218,5 +218,5 @@ def _caption_record(caption: Caption) -> dict[str, Any]:
 
 
 def _phrases_record(phrases: Spans) -> dict[str, Any]:
-    """Nothing where there are none: such samples are stored as they always were."""
+    """Empty if there are none: such samples are stored as in earlier versions."""
     return {"phrases": [list(span) for span in phrases]} if phrases else {}

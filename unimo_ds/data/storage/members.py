@@ -1,11 +1,11 @@
-"""The members of a stored sample, as bytes: one JSON, the arrays of its regions, and perhaps the JPEG.
+"""The members of a stored sample, as bytes: one JSON, the arrays of its regions, and optionally the JPEG.
 
 An image whose regions are patches of its own pixels has no arrays: the JSON says how its JPEG is cut.
 
 Encoding is deterministic; decoding is strict: an allow-list of members, `.npy` headers in one canonical form, shapes and dtypes
-bounded before anything is allocated, never a pickle. The decoder trusts nothing: `DecodeError` says what is wrong.
+checked before anything is allocated, never a pickle. The decoder trusts nothing: `DecodeError` says what is wrong.
 
-Tags of regions are the columns of `class_ids.npy` beyond those of `class_probabilities.npy`: numbers without a probability.
+Tags of regions are the columns of `class_ids.npy` beyond those of `class_probabilities.npy`: ids without a probability.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ARRAYS: dict[int, tuple[str, int]] = {
     CLASS_PROBABILITIES: ("<f2", MAX_CLASSES_PER_REGION),
     FEATURES: ("<f2", MAX_FEATURE_SIZE),
 }
-"""dtype and the most columns of each array."""
+"""dtype and maximum number of columns of each array."""
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '(<f4|<f2|<i4)', 'fortran_order': False, 'shape': \((\d{1,6}), (\d{1,6})\), \} *\n"
@@ -47,7 +47,7 @@ class DecodeError(ValueError):
 
 
 class StoredText(NamedTuple):
-    """One text of a sample in canonical order."""
+    """One text of a sample, in canonical order."""
 
     text: str
     role: TextRole
@@ -58,8 +58,8 @@ class StoredText(NamedTuple):
 
 
 def texts_of(sample: Sample) -> list[StoredText]:
-    """All texts of a sample in the index's canonical order: for each caption itself, its positives and its negatives; then
-    the related texts. A text sample has one."""
+    """All texts of a sample in the index's canonical order: each caption followed by its positives and its negatives; then the
+    related texts. A text sample has one."""
     if sample.text is not None:
         return [StoredText(sample.text, TextRole.TEXT, 0, Level.NONE, sample.phrases)]
     own, positive, negative, related = TextRole
@@ -77,11 +77,11 @@ def encode_sample(
 ) -> dict[str, bytes]:
     """Extension -> bytes of a sample's members. Equal samples give equal bytes.
 
-    jpeg: the image; must be there where regions are patches of it. Whoever cut them has decoded it: it is not decoded again.
-    details: anything of the caller's that JSON can hold (the original file's name, the image's size); kept, never read.
+    jpeg: the image; required if regions are patches of it. It is not decoded, since it was when the patches were cut.
+    details: anything that JSON can hold (original file name, image size); stored, never used.
 
     Raises:
-        DecodeError: the sample is not one that the decoder would accept.
+        DecodeError: the decoder would not accept the sample.
     """
     grid = None if sample.regions is None else sample.regions.patches
     try:
@@ -107,12 +107,12 @@ def encode_sample(
 
 
 def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = True, crop: Crop | None = None) -> Sample:
-    """The sample of members (column of `EXTENSIONS` -> bytes). The JPEG is looked at where regions are patches of it, else not.
+    """The sample of members (column of `EXTENSIONS` -> bytes). The JPEG is decoded only if regions are patches of it.
 
-    Arrays are read-only, views of the given bytes where these hold them.
+    Arrays are read-only; stored ones are views of the given bytes.
 
-    pixels: False for whoever is after texts: the JPEG is not looked at, and features of patches are zero.
-    crop: of the image, where its regions are patches of it; None: all of it.
+    pixels: False if only texts are needed: the JPEG is not decoded, and features of patches are zero.
+    crop: of the image, if its regions are patches of it; None: all of it.
 
     Raises:
         DecodeError: anything that is not exactly a sample of its kind.
@@ -154,20 +154,20 @@ def decode_sample(key: str, members: Mapping[int, Buffer], *, pixels: bool = Tru
 
 def encode_array(member: int, array: NDArray[Any]) -> bytes:
     """A two-dimensional array as canonical `.npy` bytes (version 1.0, C order) in the member's dtype."""
-    # Values beyond float16 become infinite, which `check_values` refuses by name.
+    # Values beyond float16 become infinite, which `check_values` refuses.
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype=_ARRAYS[member][0])
     if stored.ndim != 2:
         raise DecodeError(f"{EXTENSIONS[member]} has {stored.ndim} dimensions, not 2")
     header = f"{{'descr': '{_ARRAYS[member][0]}', 'fortran_order': False, 'shape': {stored.shape}, }}".encode()
-    # NumPy pads the header so that the data begin at a multiple of 64 bytes.
+    # NumPy pads the header so that the data start at a multiple of 64 bytes.
     padding = -(len(_NPY_MAGIC) + 2 + len(header) + 1) % 64
     header += b" " * padding + b"\n"
     return _NPY_MAGIC + len(header).to_bytes(2, "little") + header + stored.tobytes()
 
 
 def decode_array(member: int, content: Buffer) -> NDArray[Any]:
-    """A read-only view [R, columns] of `.npy` bytes; nothing is allocated before dtype and shape have been accepted."""
+    """A read-only view [R, columns] of `.npy` bytes; nothing is allocated before dtype and shape are checked."""
     name = EXTENSIONS[member]
     dtype, most_columns = _ARRAYS[member]
     if content[: len(_NPY_MAGIC)] != _NPY_MAGIC:
@@ -187,13 +187,13 @@ def decode_array(member: int, content: Buffer) -> NDArray[Any]:
 
 
 def check_values(regions: Regions) -> None:
-    """Refuse values that would poison a run: not finite, boxes outside the image, probabilities outside [0, 1].
+    """Refuse values that would spoil a run: not finite, boxes outside the image, probabilities outside [0, 1].
 
     Raises:
         DecodeError: naming the array.
     """
     if regions.patches is not None:
-        return  # they are made here
+        return  # computed here, not stored
     if not np.isfinite(regions.features).all():
         raise DecodeError("features.npy holds values that are not finite (beyond the range of float16, or NaN)")
     boxes = regions.boxes

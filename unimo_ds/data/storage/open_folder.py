@@ -1,4 +1,4 @@
-"""An open data folder: its manifest, and its files by their names, each checked against the manifest."""
+"""An open data folder: its manifest, and its files by name, each checked against the manifest."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from unimo_ds.utils.redact import redact
 
 
 class OpenFolder:
-    """One local folder or URL. Shards stay open, up to a number; positioned reads make one handle safe for forked processes and
-    threads alike."""
+    """One local folder or URL. A limited number of shards stay open; positioned reads make a handle safe for forked processes
+    and threads."""
 
     def __init__(
         self, location: str, *, cache_dir: str | None = None, cache_bytes: int = 50 * 2**30, num_folders: int = 1
     ) -> None:
         """
-        num_folders: that are read beside each other, this one included. They share the number of open files, and where there are
-        several, `key_prefix` tells their samples apart.
+        num_folders: read together, including this one. They share the number of open files, and if there are several,
+        `key_prefix` tells their samples apart.
 
         Raises:
-            UserError: no folder or manifest there, another schema version, or a URL of a kind that is not read.
+            UserError: no folder or manifest there, another schema version, or an unsupported kind of URL.
         """
         self.location = location
         self.key_prefix = f"{redact(location.rstrip('/'))}/" if num_folders > 1 else ""
         self.retry = Retries()
         self._storage = cache.open_storage(location, cache_dir=cache_dir, cache_bytes=cache_bytes)
-        # What falls out is closed by the garbage collector once nobody reads from it.
+        # An evicted file is closed by the garbage collector once nothing reads from it.
         self._opened = functools.lru_cache(max(1, self._storage.most_open // num_folders))(self._storage.open_local)
         self.manifest: Manifest = load_manifest_at(self._storage, self.retry)
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file, fetched first where the folder is remote. Errors as `file_path`."""
+        """The tokenizer's file, first fetched if the folder is remote. Errors as `file_path`."""
         return self.file_path(self.manifest.tokenizer.file)
 
     def file_path(self, name: str) -> Path:
         """A local path of one of the manifest's other files (tokenizer, extractor, report).
 
         Raises:
-            UserError: the manifest does not list it, or it is gone or another one lies in its place.
+            UserError: the manifest does not list it, or it is missing or has other content.
         """
         known = next((entry for entry in self.manifest.files if entry.file == name), None)
         if known is None:
@@ -64,10 +64,10 @@ class OpenFolder:
         return path
 
     def load_index(self, entry: ShardEntry) -> index.ShardIndex:
-        """A shard's index, checked against the manifest, and the shard's size where that costs nothing.
+        """A shard's index, checked against the manifest; in a local folder the shard's size is checked too.
 
         Raises:
-            UserError: missing or changed, or the shard is missing or cut (local folders).
+            UserError: missing or changed, or (in a local folder) the shard is missing or truncated.
         """
         name = shards.index_path(entry.file).name
         where = self._storage.describe(name)
@@ -94,7 +94,7 @@ class OpenFolder:
         return self._opened(entry.file, size=entry.bytes, sha256=entry.sha256)
 
     def close(self) -> None:
-        """Close the shards this process has opened; what is next wanted is opened anew."""
+        """Close the shards this process has opened; they are reopened when needed."""
         self._opened.cache_clear()
 
 
@@ -102,7 +102,7 @@ def load_manifest_at(storage: cache.Storage | RemoteFiles, retry: Retries) -> Ma
     """The manifest of a local folder or a URL.
 
     Raises:
-        UserError: it is not there or cannot be read, or anything `manifest.parse_manifest` refuses.
+        UserError: it is missing or cannot be read, or `manifest.parse_manifest` refuses it.
     """
     if isinstance(storage, cache.LocalStorage):
         return manifest.load_manifest(storage.folder)

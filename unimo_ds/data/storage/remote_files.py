@@ -1,7 +1,7 @@
-"""Files below a URL, through fsspec's clients. Each call ends in bounded time or fails as an OSError that tells where and why.
+"""Files below a URL, through fsspec's clients. Each call ends in bounded time or fails with an OSError that says where and why.
 
-The clients have patience of their own, one inside the other: of a server that takes connections and never answers, s3fs waits for
-five times five answers of botocore, fifteen seconds each.
+The clients' own retries multiply: if a server accepts connections but never answers, s3fs makes five attempts of five attempts
+of botocore, fifteen seconds each.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CLIENTS = {
     "hf": "huggingface_hub",
     "memory": "fsspec",
 }
-"""What a URL may begin with, and the package that reads it, in the version that was run (as pyproject.toml has it). Never a shell
+"""Supported URL schemes, and the package that reads each, in the version tested (as in pyproject.toml). Never a shell
 (`pipe:`), never a chain of file systems (`a::b`)."""
 CURE = "check the address, the endpoint and the credentials"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _CHUNK = 16 * 2**20
-"""Bytes of one request."""
+"""Bytes per request."""
 _PATIENCE = 60.0
-"""Seconds for one request, the client's own repetitions included."""
+"""Seconds for one request, including the client's own retries."""
 _FAILURES = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -52,22 +52,22 @@ _FAILURES = (
     ("httpx", "HTTPError"),
     ("httpx2", "HTTPError"),
 )
-"""What the clients and the libraries behind them raise where a file system would raise OSError."""
+"""Raised by the clients and their libraries where a file system would raise OSError."""
 
 
 def scheme_of(location: str) -> str | None:
-    """What `location` begins with where it is a URL, of a kind that is read or not."""
+    """The scheme if `location` is a URL, supported or not; else None."""
     found = _SCHEME.match(location)
     return None if found is None else found[1]
 
 
 class RemoteFiles:
-    """The files of one folder, by their names. May be used by forked processes and by threads."""
+    """The files of one folder, by name. May be used by forked processes and by threads."""
 
     def __init__(self, url: str) -> None:
         """
         Raises:
-            UserError: a URL of a kind that is not read, or whose client is not installed or refuses its settings.
+            UserError: an unsupported kind of URL, or its client is not installed or refuses its settings.
         """
         self.url = url.rstrip("/")
         scheme = scheme_of(url)
@@ -77,7 +77,7 @@ class RemoteFiles:
             )
         self._connections: dict[int, tuple[Any, str]] = {}
         try:
-            # Here, for local runs need none of it, and before the clock runs: imports may take long on a busy file system.
+            # Here, since local runs do not need it, and before the timeout starts: importing takes long on a busy file system.
             import fsspec
 
             fsspec.get_filesystem_class(scheme)
@@ -102,7 +102,7 @@ class RemoteFiles:
         return _ask(self.describe(name), read)
 
     def chunks(self, name: str, size: int = _CHUNK) -> Iterator[bytes]:
-        """A file in pieces of `size` bytes, each a request. Raises OSError."""
+        """A file in pieces of `size` bytes, one request each. Raises OSError."""
 
         def open_file() -> Any:
             files, root = self._connection()
@@ -111,7 +111,7 @@ class RemoteFiles:
         with _ask(self.describe(name), open_file) as source:
 
             def read() -> bytes:
-                # None: a web server does not say. gcsfs parts a request, and fails where a part lies beyond the end.
+                # size is None if a web server does not state it. gcsfs splits a request, and fails if a part is past the end.
                 wanted = size if source.size is None else min(size, source.size - source.tell())
                 piece: bytes = source.read(wanted)
                 return piece
@@ -124,7 +124,7 @@ class RemoteFiles:
         return io.BufferedReader(_Stream(self.chunks(name, size)), buffer_size=size)
 
     def names(self) -> list[str]:
-        """Of the files in the folder. Raises OSError."""
+        """Names of the files in the folder. Raises OSError."""
 
         def list_files() -> list[str]:
             files, root = self._connection()
@@ -137,8 +137,8 @@ class RemoteFiles:
     def _connection(self) -> tuple[Any, str]:
         """fsspec's file system, and the folder in it.
 
-        Most of them work on a thread of the process that opened them, so a forked worker opens its own. It keeps its parent's as
-        well: to close that would close connections that the parent still uses.
+        Most use a thread of the process that opened them, so a forked worker opens its own. It also keeps its parent's: closing
+        that would close connections that the parent still uses.
         """
         found = self._connections.get(os.getpid())
         if found is None:
@@ -146,7 +146,7 @@ class RemoteFiles:
 
             log = logging.getLogger("gcsfs")
             if log.level == logging.NOTSET:
-                # It prints a traceback for each of its attempts. What it raises in the end is told.
+                # It prints a traceback for each attempt. The error that it finally raises is reported.
                 log.setLevel(logging.CRITICAL)
             found = self._connections[os.getpid()] = fsspec.core.url_to_fs(self.url)
         return found
@@ -176,17 +176,17 @@ class _Stream(io.RawIOBase):
 
 
 def _ask(where: str, action: Callable[[], T]) -> T:
-    """`action()`, which waits for a server at `where`. What gives no answer in time goes on in a thread that nobody waits for.
+    """`action()`, which waits for a server at `where`. If it times out, its daemon thread is left running.
 
     Raises:
-        OSError: it failed or gave no answer; names where and why.
+        OSError: it failed or timed out; says where and why.
     """
     answer: Future[T] = Future()
 
     def run() -> None:
         try:
             answer.set_result(action())
-        except BaseException as error:  # handed over to who asked
+        except BaseException as error:  # passed to the caller
             answer.set_exception(error)
 
     threading.Thread(target=run, name="unimo_ds remote", daemon=True).start()
@@ -198,8 +198,8 @@ def _ask(where: str, action: Callable[[], T]) -> T:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """OSError and those of `_FAILURES` that can occur here: a library that is not loaded has raised nothing. adlfs tells of a
-    missing account by ValueError, gcsfs of some bad requests by that or RuntimeError."""
+    """OSError and those of `_FAILURES` that can occur: a library that is not loaded has raised nothing. adlfs raises ValueError
+    for a missing account; gcsfs raises it or RuntimeError for some bad requests."""
     found = (getattr(sys.modules.get(module), name, None) for module, name in _FAILURES)
     return (OSError, ValueError, RuntimeError, *(kind for kind in found if isinstance(kind, type)))
 
@@ -207,7 +207,7 @@ def _failures() -> tuple[type[Exception], ...]:
 def _cause_of(error: BaseException) -> str:
     """In one line."""
     if isinstance(error, FileNotFoundError):
-        # fsspec says so of every failure to open a file over HTTP; then the cause has the status.
+        # fsspec raises this for every failure to open a file over HTTP; its cause has the status.
         behind = error.__cause__
         if not isinstance(behind, _failures()) or getattr(behind, "status", None) == 404:
             return "there is no such file"

@@ -1,4 +1,4 @@
-"""Trying again after failures that pass: a busy server, a stale handle, a copy that was damaged on its way."""
+"""Retries after temporary failures: a busy server, a stale handle, a copy damaged in transfer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ATTEMPTS = 4
 _FIRST_PAUSE = 0.25
 """Seconds; each pause is four times the one before."""
 _LONG = 30.0
-"""Seconds. What fails after so long was tried again by others: a client of an object store, a network file system."""
+"""Seconds. What fails after so long was already retried below: by an object store's client or a network file system."""
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM}
-"""Of the operating system. What fsspec raises has no number: its FileNotFoundError over HTTP may mean that a server is busy."""
+"""Only from the operating system: fsspec's errors have no errno, and its FileNotFoundError over HTTP may mean a busy server."""
 
 
 class Retries:
-    """Calls actions on some files until they work."""
+    """Calls actions on a set of files until they work."""
 
     def __init__(self) -> None:
         self._lost: set[str] = set()
@@ -28,11 +28,11 @@ class Retries:
         self._reason = ""
 
     def __call__(self, name: str, action: Callable[[], T]) -> T:
-        """`action()` on the file `name`, tried again after an OSError that may pass.
+        """`action()` on the file `name`, retried after an OSError that may be temporary.
 
-        One attempt has to do for a file that was lost, until it is found again, and for any while none is found: where a shard or
-        the whole server is gone, not every sample shall wait. After an attempt that took long, such files are lost without one
-        for as long.
+        A file whose last call failed gets a single attempt until one succeeds; so does every file after any failure, until any
+        call succeeds: if a shard or the whole server is gone, samples must not each wait. After an attempt that took long, such
+        files fail at once for as long.
 
         Raises:
             OSError: of the last attempt.

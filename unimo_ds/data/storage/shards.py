@@ -1,8 +1,8 @@
-"""Writing shards through `webdataset`, and reading one from beginning to end.
+"""Writes shards with `webdataset`, and reads one from beginning to end.
 
 A shard is a plain tar of `BASE.EXTENSION` members. BASE is `SHARD-INDEX`, so it is unique in a folder: `webdataset` merges
-neighbouring members of one base, and a cut shard must never be completed by the next one. Bytes are deterministic: no times,
-no user names. A shard appears whole or not at all; `SHARD.index.npz` is built afterwards by `folder.finish_folder`.
+neighbouring members of one base, and a truncated shard must never be completed by the next one. Bytes are deterministic: no
+times, no user names. A shard is written atomically; then `folder.finish_folder` builds `SHARD.index.npz`.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample with what else its shard holds."""
+    """A sample with the other things that its shard holds."""
 
     sample: Sample
     jpeg: bytes | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Free notes of whoever wrote it (original file name, image size)."""
+    """Notes of the program that wrote it (original file name, image size)."""
 
 
 def index_path(shard: str | os.PathLike[str]) -> Path:
-    """Where the index of a shard lies: `000000.tar` -> `000000.index.npz`."""
+    """Path of a shard's index: `000000.tar` -> `000000.index.npz`."""
     shard = Path(shard)
     return shard.with_name(shard.name.removesuffix(SHARD_SUFFIX) + INDEX_SUFFIX)
 
 
 def shard_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """All shards of a folder, in the order of their names, which is the order of the manifest."""
+    """All shards of a folder, sorted by name, as in the manifest."""
     return sorted(path for path in Path(folder).glob(f"*{SHARD_SUFFIX}") if not path.name.startswith("."))
 
 
 def files_of(folder: str | os.PathLike[str], prefix: str) -> list[Path]:
-    """The shards of a folder that one writer of this prefix made."""
+    """The shards of a folder made by a writer with this prefix."""
     own = re.compile(rf"{re.escape(prefix)}-\d{{{_DIGITS}}}{re.escape(SHARD_SUFFIX)}")
     return [path for path in shard_files(folder) if own.fullmatch(path.name)]
 
 
 class _OpenShard:
-    """One shard while it is written, beside its final place."""
+    """One shard being written, beside its final path."""
 
     def __init__(self, path: Path) -> None:
-        # webdataset reads this once, when it is first imported: its shell and pickle paths stay shut.
+        # webdataset reads this once, at its first import: it disables its shell and pickle code.
         os.environ.setdefault("WDS_SECURE", "1")
         # Imported here because it takes seconds, and only writers need it.
         from webdataset.writer import TarWriter
@@ -71,7 +71,7 @@ class _OpenShard:
         self.aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self.num_samples = 0
         with _disk_errors(self.path):
-            # Buffered: a raw file may write less than it was given without a word.
+            # Buffered: a raw file may silently write less than it was given.
             self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
@@ -87,13 +87,13 @@ class _OpenShard:
             self.stream.flush()
             os.fsync(self.stream.fileno())
             self.stream.close()
-            # An index of an older shard of this name must never describe the new one, whatever happens in between.
+            # The index of an older shard of this name must never describe the new one, whatever happens in between.
             index_path(self.path).unlink(missing_ok=True)
             os.replace(self.aside, self.path)
 
     def abandon(self) -> None:
-        """Leave no trace; after `finish`, nothing happens."""
-        # What the writers still hold is not wanted, and on a full disk cannot be written.
+        """Remove the partial file; after `finish`, do nothing."""
+        # Buffered data are not needed, and cannot be written to a full disk.
         with contextlib.suppress(OSError, ValueError):
             self.writer.close()
         with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ class _OpenShard:
 
 
 class _disk_errors:
-    """Turns a failing write into a sentence."""
+    """Turns a failed write into one sentence."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,17 +119,17 @@ class _disk_errors:
 
 
 def read_shard(path: str | os.PathLike[str], *, pixels: bool = True) -> Iterator[StoredSample]:
-    """All samples of a shard in order, from the tar alone (no index, no manifest). pixels: as of `members.decode_sample`.
+    """All samples of a shard in order, from the tar only (no index, no manifest). pixels: as in `members.decode_sample`.
 
     Raises:
-        UserError: the file cannot be read, or is damaged; samples before the damage have been given.
+        UserError: the file cannot be read, or is damaged; samples before the damage have been yielded.
     """
     with open_shard(Path(path)) as stream:
         yield from read_samples(stream, os.fspath(path), pixels=pixels)
 
 
 def read_samples(stream: BinaryIO, where: str, *, pixels: bool = True) -> Iterator[StoredSample]:
-    """The same of a stream. where: path or URL of the shard.
+    """The same from a stream. where: path or URL of the shard.
 
     Raises: as above.
     """
@@ -144,9 +144,9 @@ def read_samples(stream: BinaryIO, where: str, *, pixels: bool = True) -> Iterat
 
 
 def unreadable(where: str | Path, base: str, error: tars.BadTar | members.DecodeError | OSError) -> UserError:
-    """What is said of a shard that could not be read through. base: the last sample met."""
+    """The error for a shard that could not be read to its end. base: the last sample reached."""
     if isinstance(error, OSError):
-        # Errors of a URL name it.
+        # Errors for a URL contain it.
         return UserError(f"cannot read shard {where}: {error.strerror}" if error.strerror else f"cannot read {error}")
     sample = f" at or behind sample {base!r}" if isinstance(error, members.DecodeError) else ""
     return UserError(f"shard {where} is damaged{sample}: {error}; write it again or leave it out")
@@ -163,9 +163,9 @@ def write_shard(
     *,
     refused: Callable[[StoredSample, str], None],
 ) -> int:
-    """Write one shard, whole or not at all; what was there takes its place only then. Returns the number of samples.
+    """Write one shard atomically, replacing an existing one. Returns the number of samples; with none there is no shard.
 
-    refused: told of each sample that readers would refuse, and why; it is left out. No sample at all: no shard.
+    refused: called with each sample that readers would refuse, and why; the sample is left out.
 
     Raises:
         UserError: a full or failing disk.
@@ -193,10 +193,10 @@ def write_shard(
 def write_shards(
     folder: str | os.PathLike[str], prefix: str, samples: Iterable[StoredSample], *, max_samples: int = 2000
 ) -> None:
-    """`PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of a folder, each of `max_samples` but the last.
+    """Write `PREFIX-000000.tar`, `PREFIX-000001.tar`, ... into a folder, each of `max_samples`, the last of the rest.
 
     Raises:
-        UserError: a sample that readers would refuse, or a full or failing disk; shards before it are there.
+        UserError: a sample that readers would refuse, or a full or failing disk; earlier shards stay.
     """
     make_folder(Path(folder))
     for number, some in enumerate(batched(samples, max_samples)):
@@ -206,11 +206,11 @@ def write_shards(
 def rewrite_shard(path: str | os.PathLike[str], transform: Callable[[int, StoredSample], StoredSample]) -> None:
     """Replace a shard by one whose sample i is `transform(i, sample i)`: same count, same order, same keys.
 
-    The new shard takes the old one's place at once; its index is dropped, so `folder.finish_folder` must follow. JPEGs are
-    carried over and not looked at: features of patches are zero here.
+    The shard is replaced atomically and its index removed, so `folder.finish_folder` must follow. JPEGs are copied without
+    decoding: features of patches are zero here.
 
     Raises:
-        UserError: the shard cannot be read or written, is damaged (it stays as it is), or a new sample is not valid.
+        UserError: the shard cannot be read or written, is damaged (it is left unchanged), or a new sample is not valid.
     """
     changed = (transform(number, stored) for number, stored in enumerate(read_shard(path, pixels=False)))
     write_shard(path, changed, refused=_never)
@@ -224,7 +224,7 @@ def open_shard(path: Path) -> BinaryIO:
     """The shard's bytes, buffered.
 
     Raises:
-        UserError: not there, not readable, or not a regular file.
+        UserError: missing, not readable, or not a regular file.
     """
     if path.is_symlink() or not path.is_file():
         raise UserError(f"shard {path} is not a regular file")
@@ -238,8 +238,8 @@ def group_members(walk: Iterator[tars.TarMember]) -> Iterator[tuple[str, dict[in
     """Neighbouring members of one base: (base, column of `members.EXTENSIONS` -> member).
 
     Raises:
-        members.DecodeError: a base that comes back after another (interleaved or duplicated samples), the same member twice,
-            or an extension that is not on the allow-list (such as a pickle).
+        members.DecodeError: a base that recurs after another (interleaved or duplicated samples), the same member twice, or an
+            extension that is not on the allow-list (such as a pickle).
     """
     seen: set[str] = set()
     base: str | None = None

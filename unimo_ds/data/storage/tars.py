@@ -1,7 +1,7 @@
-"""Walking a plain tar strictly, member by member.
+"""Reads a plain tar strictly, member by member.
 
-Python's `tarfile`, and so `webdataset`, ends quietly at a damaged or cut header and loses the rest of the shard. This walker
-takes only what a shard may hold (regular files with plain names, an end mark, zeros behind it) and names everything else.
+Python's `tarfile`, and so `webdataset`, stops silently at a damaged or truncated header and loses the rest of the shard. This
+reader accepts only what a shard may hold (regular files with plain names, an end mark, then zeros) and reports all else.
 It streams: nothing is ever extracted to disk.
 """
 
@@ -28,7 +28,7 @@ _FORBIDDEN = {
 
 
 class BadTar(ValueError):
-    """What is wrong with a tar. `offset` is the byte where the walk had to stop."""
+    """What is wrong with a tar. `offset` is the byte where reading had to stop."""
 
     def __init__(self, reason: str, offset: int) -> None:
         super().__init__(reason, offset)
@@ -46,18 +46,18 @@ class TarMember:
     base: str
     """Name up to the first dot: WebDataset's key."""
     extension: str
-    """Name behind the first dot."""
+    """Name after the first dot."""
     offset: int
     """Of its content."""
     content: bytes
 
 
 def walk(stream: BinaryIO, *, max_member_bytes: int) -> Iterator[TarMember]:
-    """Members of a tar in their order; the stream is read once, from its position to its very end.
+    """Members of a tar in order; the stream is read once, from its position to its end.
 
     Raises:
-        BadTar: damaged or cut header, cut content, anything but a regular file with a plain name, a member larger than
-            `max_member_bytes` (checked before it is read), a missing end mark, or something behind the end mark.
+        BadTar: damaged or truncated header, truncated content, anything but a regular file with a plain name, a member larger
+            than `max_member_bytes` (checked before it is read), a missing end mark, or data after it.
     """
     offset = 0
     while True:
@@ -97,7 +97,7 @@ def _parse_header(header: bytes, offset: int, max_member_bytes: int) -> tuple[st
 
 
 def _check_tail(stream: BinaryIO, offset: int) -> None:
-    """Behind the first zero block there must be a second one and zeros alone."""
+    """After the first zero block there must be a second one, then only zeros."""
     second = stream.read(BLOCK)
     if second != _END_MARK:
         reason = "the shard is cut inside the end mark" if len(second) < BLOCK else "the end mark is damaged"
