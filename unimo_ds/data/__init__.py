@@ -1,7 +1,7 @@
-"""Shards in, packed batches out. Only `schema` is seen from outside this package's own pipeline.
+"""Shards in, packed batches out. Code outside this pipeline needs only `schema`.
 
-In the order in which a sample meets them: storage/ (shards, indices, manifest), vision/ (what becomes of an image), `corpus`
-(any sample by its number), `mixture` (which sample stands where), `selection` (what is drawn of it), `balance` and `step_plan`
-(who reads it), `masking` and `examples` (its sequences), `packing` (one stream), `step_reader`, `loader`, `transport`. prepare/
+In the order of processing: storage/ (shards, indices, manifest), vision/ (images to regions), `corpus` (any sample by its
+number), `mixture` (which sample is at which position), `selection` (what is drawn from it), `balance` and `step_plan` (which
+rank reads it), `masking` and `examples` (its sequences), `packing` (one stream), `step_reader`, `loader`, `transport`. prepare/
 makes data folders, viewing/ shows them.
 """

@@ -1,6 +1,6 @@
-"""Which rank computes which sample in which micro-batch: a pure function of the index, the same on every rank.
+"""Assigns samples to ranks and micro-batches: a pure function of the index, equal on every rank.
 
-Letters: B samples of a step, W ranks, M micro-batches of each rank.
+Letters: B samples of a step, W ranks, M micro-batches per rank.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StepPlan:
     """The split of a step's samples."""
 
     ranks: tuple[tuple[Integers, ...], ...]
-    """[W][M] rows of the step's samples, ascending; any may be empty."""
+    """[W][M] rows among the step's samples, ascending; any may be empty."""
 
 
 def estimate_costs(
@@ -30,10 +30,10 @@ def estimate_costs(
 ) -> NDArray[np.float64]:
     """Relative cost of each sample: sum over its sequences of n + n (n + s) / (6 h).
 
-    lengths: [S] positions n of each sequence; shared_lengths: [S] positions s of another one that it sees, None: no sequence
-    sees any; starts: [B + 1] offsets of the samples among them. Returns [B].
-    A layer does 24 h^2 operations a position in its matrices and 4 h a position and attended position in attention; heads and
-    embeddings are left out.
+    lengths: [S] positions n of each sequence; shared_lengths: [S] positions s of another sequence that it sees, None: no
+    sequence sees any; starts: [B + 1] offsets of the samples among them. Returns [B].
+    A layer does 24 h^2 operations per position in its matrices, and 4 h per position and attended position in attention; heads
+    and embeddings are ignored.
     """
     n = lengths.astype(np.float64)
     attended = n if shared_lengths is None else n + shared_lengths
@@ -51,16 +51,16 @@ def plan_step(
     *,
     name_of: Callable[[int], str] = "sample {}".format,
 ) -> StepPlan:
-    """Give every sample to one rank and one of its micro-batches.
+    """Assign every sample to one rank and one of its micro-batches.
 
-    costs: [B] from `estimate_costs`. num_positions: [B] stream positions. pair_flags: [B] bool, True for pairs; equal costs
-    are then dealt out pairs first, so that pairs spread evenly. name_of: what to call row i in an error.
+    costs: [B] from `estimate_costs`. num_positions: [B] stream positions. pair_flags: [B] bool, True for pairs; of equal costs
+    pairs are then assigned first, so that they spread evenly. name_of: name of row i in an error.
 
-    Every rank gets the same number of micro-batches, the fewest for which the largest remaining cost always finds room in the
-    least loaded micro-batch that can hold it (so each is within the budget and their costs are close to equal).
+    Every rank gets the same number of micro-batches: the fewest for which greedy assignment succeeds (largest cost first, to
+    the least loaded micro-batch that can hold it), so that each is within the budget and costs are close to equal.
 
     Raises:
-        UserError: a sample that does not fit into a micro-batch alone, by name.
+        UserError: a sample does not fit into a micro-batch by itself; it is named.
     """
     costs, sizes = np.asarray(costs, np.float64), np.asarray(num_positions, np.int64)
     if len(sizes) and sizes.max() > micro_batch_tokens:
@@ -80,7 +80,7 @@ def plan_step(
     rows: list[list[int]] = [[] for _ in range(world_size * num_micro_batches)]
     for row, number in enumerate(bins.tolist()):
         rows[number].append(row)
-    # Neighbouring bins go to different ranks, so ranks stay even where bins are not.
+    # Neighbouring bins go to different ranks, so ranks stay balanced even if bins are not.
     return StepPlan(
         ranks=tuple(
             tuple(np.array(rows[micro * world_size + rank], np.int64) for micro in range(num_micro_batches))
@@ -92,7 +92,7 @@ def plan_step(
 def _fill(
     order: Integers, costs: NDArray[np.float64], sizes: Integers, *, num_bins: int, capacity: int
 ) -> Integers | None:
-    """[B] bin of each sample, dealt in `order` to the cheapest bin that has room; None where one finds no room."""
+    """[B] bin of each sample, put in `order` into the cheapest bin that can hold it; None if one fits nowhere."""
     bins = np.empty(len(order), np.int64)
     heap = [(0.0, number, 0) for number in range(num_bins)]
     cost_list, size_list = costs.tolist(), sizes.tolist()
@@ -111,7 +111,7 @@ def _fill(
 
 
 def contrast_groups(is_pair: NDArray[Any], *, group_pairs: int) -> Integers:
-    """[B] contrastive group of each sample: pairs in position order, `group_pairs` to a group; 0: all in one.
+    """[B] contrastive group of each sample: pairs in position order, `group_pairs` per group; 0: all in one.
 
     Samples that are not pairs get 0.
     """

@@ -1,9 +1,9 @@
-"""A passage and the conversation about it as one tagged text, the way CoQA models read it.
+"""A passage and the conversation about it as one tagged text, as usual for CoQA.
 
     [CLS] passage [SEP] question [SEP] answer [SEP] ... question [SEP]
 
-Every token has a role (2 the passage, 0 a question, 1 an answer) and a turn (0 the passage, then counting down towards the last
-question, which is 1; turns older than 15 share it).
+Every token has a role (0 question, 1 answer, 2 passage) and a turn (0 the passage, 1 the last question, then upwards into the
+past; turns older than 15 share it).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Tokens = NDArray[np.int32]
 NUM_ROLES, NUM_TURNS = 3, 16
 _QUESTION, _ANSWER, _PASSAGE = 0, 1, 2
 _LEAST_PASSAGE = 64
-"""Tokens of the passage that a long conversation leaves at least; its oldest turns go first."""
+"""A long conversation leaves at least so many tokens of the passage; its oldest turns are dropped first."""
 
 
 def lay_out(passage: Tokens, turns: Sequence[Tokens], *, max_tokens: int) -> tuple[Tokens, NDArray[np.int32]]:
     """[n] the text with its specials, and [2, n] role and turn of each token.
 
-    passage, turns: without specials; turns: question, answer, ..., question. max_tokens: n at most. Where there are more, the
-    oldest turns go, then the passage loses its end.
+    passage, turns: without specials; turns: question, answer, ..., question. max_tokens: largest n. To fit, the oldest turns
+    are dropped, then the end of the passage.
     """
     room = max_tokens - 2
     least = min(len(passage), _LEAST_PASSAGE, room // 2)

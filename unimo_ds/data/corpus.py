@@ -1,7 +1,7 @@
-"""Data folders as one long array of samples: facts about all of them at once, and any one of them by its number.
+"""Data folders as one long array of samples: metadata of all at once, and any sample by its number.
 
-Facts (kinds, lengths, references) are NumPy arrays over the whole corpus (`joined_index`); nothing is done in Python per sample.
-`read` is a positioned read or two, checked against the index's checksums and decoded strictly.
+Metadata (kinds, lengths, references) are NumPy arrays over the whole corpus (`joined_index`), without Python work per sample.
+`read` makes one or two positioned reads, checks them against the index's checksums and decodes strictly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from unimo_ds.data.vision.crops import Crop
 from unimo_ds.utils.errors import UserError
 
 _SPLIT_NAMES = 64
-"""Shards whose keys are held as single strings."""
+"""Shards whose keys are cached as lists of strings."""
 _LARGEST_GAP = 64 * 1024
-"""Unwanted bytes (a JPEG) that are read along, because a second read costs more."""
+"""Unneeded bytes (a JPEG) that are read too, since a second read costs more."""
 
 
 class CorruptSample(UserError):
-    """A sample that cannot be had: damaged, cut, or unreadable after some attempts. Where nothing takes its place, its sentence
+    """A sample that cannot be read: damaged, truncated, or unreadable after some attempts. Without a substitute, its message
     ends the command."""
 
     def __init__(self, key: str, reason: str) -> None:
@@ -44,7 +44,7 @@ class CorruptSample(UserError):
 
 
 class Corpus:
-    """One or several open data folders. Cheap to use from forked workers; pickles as their location: spawned ones open it again.
+    """One or several open data folders. Cheap to use from forked workers; pickled as a location, so spawned ones open it again.
 
     Attributes over the n samples in the manifest's order:
         kinds [n] uint8 (schema.Kind); source_ids [n] int32, into `source_names`; shard_of [n] int32; num_regions [n] int32.
@@ -52,7 +52,7 @@ class Corpus:
         text_role uint8, text_level uint8, text_caption int32 (-1: related text), text_tokens int32 (without specials), in the
         order of `members.texts_of`.
         related_image_start [n + 1] int64, and related_image_index int64: samples of this corpus.
-        has_stored_regions: whether any image has regions that are no patches of its JPEG.
+        has_stored_regions: whether any image has regions that are not patches of its JPEG.
     Over its shards: folder_of_shard int32, into `folder_names`.
     Of the folders: manifest, feature_size, classes_per_region, num_region_classes, vocabulary_size, region_tag_sizes,
         fingerprint.
@@ -109,12 +109,12 @@ class Corpus:
         """Open a local folder or a URL (http, s3, ...: see `remote_files.CLIENTS`), or several: `A::B`.
 
         cache_dir: where remote shards and the joined indices of large corpora are kept (None: ~/.cache/unimo_ds/shards);
-        cache_bytes: how much of the shards.
+        cache_bytes: limit for the shards.
 
         Raises:
-            UserError: no folder or manifest there, another schema version, a missing or changed index, a missing or cut shard
-                (local folders), references to samples that do not exist, or folders that do not fit together (see `blend`). Where
-                a large corpus's indices were joined before, shards and their indices are not looked at; `read` checks them.
+            UserError: no folder or manifest there, another schema version, a missing or changed index, a missing or truncated
+                shard (local folders), references to missing samples, or folders that do not fit together (see `blend`). If a
+                large corpus's indices were joined earlier, shards and their indices are not checked here, but in `read`.
         """
         return cls(location, cache_dir, cache_bytes)
 
@@ -130,20 +130,20 @@ class Corpus:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file, fetched first where the corpus is remote.
+        """The tokenizer's file, first fetched if the corpus is remote.
 
         Raises:
-            UserError: it is gone or another one lies in its place.
+            UserError: it is missing or has other content.
         """
         return blend.lead_of(self._folders).tokenizer_path
 
     @functools.cached_property
     def patch_grid(self) -> PatchGrid | None:
-        """How its extractor cuts images into patches; None where it does not, or there is none. Its file is read, fetched first
-        where the corpus is remote.
+        """How its extractor cuts images into patches; None if it does not, or there is none. Reads the extractor's file, first
+        fetched if the corpus is remote.
 
         Raises:
-            UserError: it is gone or another one lies in its place.
+            UserError: it is missing or has other content.
         """
         lead = blend.lead_of(self._folders)
         entry = lead.manifest.extractor
@@ -157,16 +157,16 @@ class Corpus:
         return 0 if self.patch_grid is None else self.patch_grid.columns
 
     def key(self, sample: int) -> str:
-        """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` where there are several folders."""
+        """`SHARD.tar:BASE` of a sample, `FOLDER/SHARD.tar:BASE` if there are several folders."""
         shard, row = self._locate(sample)
         return f"{self.shard_name(shard)}:{self._base_names(shard)[row]}"
 
     def shard_name(self, shard: int) -> str:
-        """What keys of its samples begin with."""
+        """Prefix of the keys of its samples."""
         return f"{self._folder_of[shard].key_prefix}{self.manifest.shards[shard].file}"
 
     def expect(self, samples: Iterable[int]) -> None:
-        """Let the kernel fetch what `read` will want of these samples while others are read; what fails, `read` will tell."""
+        """Let the kernel prefetch what `read` will need of these samples. Failures are left to `read` to report."""
         with contextlib.suppress(OSError):
             for sample in samples:
                 shard, _ = self._locate(sample)
@@ -178,7 +178,7 @@ class Corpus:
         """The sample, checked. Its arrays are read-only. crop: see `members.decode_sample`.
 
         Raises:
-            CorruptSample: damaged, cut or unreadable.
+            CorruptSample: damaged, truncated or unreadable.
             IndexError: no such sample.
         """
         content = self._read_members(sample, _columns_of(self._places["size"][sample]))
@@ -186,7 +186,7 @@ class Corpus:
             decoded = members.decode_sample(self.key(sample), content, crop=crop)
         except members.DecodeError as error:
             raise CorruptSample(self.key(sample), str(error)) from None
-        # What the index promised is what order and packing were computed from.
+        # Order and packing were computed from what the index says.
         num_regions = 0 if decoded.regions is None else len(decoded.regions.features)
         if decoded.kind != self.kinds[sample] or num_regions != self.num_regions[sample]:
             raise CorruptSample(self.key(sample), "its kind or number of regions differ from the index")
@@ -199,10 +199,10 @@ class Corpus:
         return decoded
 
     def captions(self, sample: int) -> tuple[Caption, ...]:
-        """Of a pair, with their rewrites, without reading its regions.
+        """Captions of a pair with their rewrites, without reading its regions.
 
         Raises:
-            CorruptSample: damaged, cut or unreadable.
+            CorruptSample: damaged, truncated or unreadable.
         """
         try:
             return member_json.read(self._read_members(sample, (members.JSON,))[members.JSON]).captions
@@ -210,19 +210,19 @@ class Corpus:
             raise CorruptSample(self.key(sample), str(error)) from None
 
     def read_jpeg(self, sample: int) -> bytes | None:
-        """The JPEG as stored, or None where the folder was prepared without.
+        """The JPEG as stored, or None if the folder was prepared without.
 
         Raises:
-            CorruptSample: damaged, cut or unreadable.
+            CorruptSample: damaged, truncated or unreadable.
         """
         jpeg = self._read_members(sample, (members.JPEG,)).get(members.JPEG)
         return None if jpeg is None else bytes(jpeg)
 
     def details(self, sample: int) -> dict[str, Any]:
-        """The free notes stored with the sample (original file name, image size).
+        """Further facts stored with the sample (original file name, image size).
 
         Raises:
-            CorruptSample: damaged, cut or unreadable.
+            CorruptSample: damaged, truncated or unreadable.
         """
         return member_json.details_of(self._read_members(sample, (members.JSON,))[members.JSON])
 
@@ -238,7 +238,7 @@ class Corpus:
         return shard, int(sample - self.shard_start[shard])
 
     def _read_members(self, sample: int, wanted: Iterable[int]) -> dict[int, memoryview]:
-        """Column -> checked bytes of the wanted members that the sample has, as views of what was read."""
+        """Column -> checked bytes of those wanted members that the sample has, as views of the bytes read."""
         shard, _ = self._locate(sample)
         start, offset, size, crc32 = self._places[sample].item()
         offsets, sizes, checksums = offset.tolist(), size.tolist(), crc32.tolist()
@@ -262,15 +262,15 @@ class Corpus:
         return content
 
     def _read_block(self, sample: int, shard: int, offset: int, size: int) -> bytes:
-        """Positioned read of exactly `size` bytes, tried again after transient errors."""
+        """Positioned read of exactly `size` bytes, retried after transient errors."""
         folder, entry = self._folder_of[shard], self.manifest.shards[shard]
 
         def read() -> bytes:
             try:
-                file = self._file(shard)  # held: another thread may let go of it
+                file = self._file(shard)  # keep a reference: another thread may evict it
                 return _pread(file.fileno(), offset, size)
             except OSError:
-                # Stale handles of a network file system are cured by opening the files again.
+                # Stale handles of a network file system: reopening the files cures them.
                 folder.close()
                 raise
 
@@ -288,12 +288,12 @@ class Corpus:
 
 
 def _columns_of(size: NDArray[np.uint32]) -> list[int]:
-    """The members that a sample is decoded from, by the sizes of all: the JPEG where no regions are stored."""
+    """The members from which a sample is decoded, given all sizes: the JPEG if no regions are stored."""
     return [members.JSON, *members.REGION_MEMBERS] if size[members.FEATURES] else [members.JSON, members.JPEG]
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    """`size` bytes, or fewer at the end of the file; the kernel may give a long read in parts."""
+    """`size` bytes, or fewer at the end of the file; the kernel may return a long read in parts."""
     block = os.pread(descriptor, size, offset)
     while 0 < len(block) < size:
         more = os.pread(descriptor, size - len(block), offset + len(block))

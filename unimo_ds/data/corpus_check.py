@@ -1,4 +1,4 @@
-"""What a run refuses before it starts: data that its recipe cannot train on."""
+"""Checks before a run starts that its recipe can train on its data."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from unimo_ds.utils.errors import UserError
 Flags = NDArray[np.bool_]
 
 _SAMPLES_AT_ONCE, _TEXTS_AT_ONCE = 1 << 18, 1 << 20
-"""Bound the memory of the check, whatever the size of the corpus."""
+"""Bound the memory of the check for a corpus of any size."""
 
 
 class CheckableCorpus(OrderedCorpus, resolution.Patched, Protocol):
-    """What the check reads of `corpus.Corpus`."""
+    """The part of `corpus.Corpus` that the check uses."""
 
     num_samples: int
     feature_size: int
@@ -41,15 +41,15 @@ class CheckableCorpus(OrderedCorpus, resolution.Patched, Protocol):
 
 
 def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size: int | None = None) -> None:
-    """Refuse data that does not fit the recipe. Cheap: the index alone is looked at.
+    """Refuse data that do not fit the recipe. Cheap: only the index is used.
 
-    vocabulary_size: of the tokenizer to be used; None: of the corpus's own. Sizes of 0 in the configuration stand for "as the
-    data has it".
+    vocabulary_size: of the tokenizer to be used; None: of the corpus's own. Sizes of 0 in the configuration mean "as in the
+    data".
 
     Raises:
-        UserError: no samples at all, kinds or sources with weight but without samples, contrast without pairs, feature size,
-            region classes, tags, patches or vocabulary other than the model's, crops or normalised pixels of what is no image,
-            or a sample that cannot fit into a micro-batch.
+        UserError: no samples at all; kinds or sources with weight but without samples; contrast without pairs; feature size,
+            region classes, tags, patches or vocabulary other than the model's; crops or normalised pixels for regions that are
+            not patches; or a sample that cannot fit into a micro-batch.
     """
     if not corpus.num_samples:
         raise UserError(f"the data at {config.data.path!r} holds no samples; import some with `unimo prepare import`")
@@ -89,7 +89,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         )
     room = config.batch.micro_batch_tokens
     if largest_possible(config) <= room:
-        return  # whatever is in it; looking through the texts of millions of samples takes minutes
+        return  # for any data; checking the texts of millions of samples takes minutes
     longest, positions = largest_sample(corpus, config, order.is_read())
     if positions > room:
         raise UserError(
@@ -100,12 +100,12 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
 
 
 def regions_left_out(corpus: CheckableCorpus, config: RunConfig) -> list[str]:
-    """A sentence where the run reads images that have more regions than `data.max_regions`, else nothing.
+    """A sentence if the run reads images with more regions than `data.max_regions`, else nothing.
 
-    Of detections, likeliest first, the first regions are the best; of a grid they are the upper part of the picture.
+    The first regions are the most probable ones of a detector, but only the upper part of the picture for a grid.
     """
     limit = config.data.max_regions
-    if corpus.num_regions.max(initial=0) <= limit:  # mostly; the order of millions of samples takes its time
+    if corpus.num_regions.max(initial=0) <= limit:  # the usual case; making the order of millions of samples takes long
         return []
     largest = int(corpus.num_regions[order_of(corpus, config).is_read()].max(initial=0))
     if largest <= limit:
@@ -116,14 +116,14 @@ def regions_left_out(corpus: CheckableCorpus, config: RunConfig) -> list[str]:
 
 
 def with_fingerprints(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """`config` with the fingerprints of what made its training data, so that checkpoints and exports carry them."""
+    """`config` with the fingerprints of its data's tokenizer and extractor, so that checkpoints and exports contain them."""
     entries = {"tokenizer": corpus.manifest.tokenizer, "extractor": corpus.manifest.extractor}
     made_with = {part: entry.fingerprint for part, entry in entries.items() if entry is not None}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, made_with=made_with))
 
 
 def check_regions(corpus: Corpus, config: RunConfig) -> None:
-    """Refuse images of other regions than a trained model reads.
+    """Refuse images with regions of another form than a trained model reads.
 
     Raises:
         UserError: naming what differs.
@@ -144,13 +144,13 @@ def check_made_alike(
     parts: Sequence[Literal["tokenizer", "extractor"]],
     made_with: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Refuse data of another tokenizer or region extractor than what the model was trained on.
+    """Refuse data made with another tokenizer or region extractor than the model's training data.
 
-    Other pieces of the same number, or other features of the same size, would be taken without a word. Of the folders of the
-    training data those that are gone or remote are not compared; where none is known (empty), none is.
+    Another vocabulary or other features of the same size would otherwise be accepted silently. Folders of the training data
+    that are missing or remote are not compared; if `training_data` is empty, none is.
 
-    made_with: what the model carries of them (`data.made_with`), which decides where it is known; models of older versions carry
-        nothing. (Data may be made anew after a run; and a model that was made to fit another resolution carries that.)
+    made_with: fingerprints stored with the model (`data.made_with`), which take precedence; older models have none. (Data may
+        be remade after a run, and a model adapted to another resolution has the new fingerprint.)
 
     Raises:
         UserError: naming what differs.
@@ -176,7 +176,7 @@ def check_made_alike(
 
 
 def largest_possible(config: RunConfig) -> int:
-    """Stream positions that no visit of any sample of any corpus can exceed."""
+    """Upper bound of the stream positions of one use of any sample of any corpus."""
     contrast = config.contrast
     texts = [
         (TextRole.TEXT, Level.NONE),
@@ -200,9 +200,9 @@ def largest_possible(config: RunConfig) -> int:
 
 
 def largest_sample(corpus: CheckableCorpus, config: RunConfig, is_read: Flags) -> tuple[int, int]:
-    """The sample that can make the most stream positions at one visit, and how many: an upper bound over all draws.
+    """The sample that can make the most stream positions in one use, and how many: an upper bound over all draws.
 
-    is_read: [n] whether the run reads it.
+    is_read: [n] whether the run reads each sample.
     """
     longest, positions = 0, 0
     stop = 0
@@ -218,7 +218,7 @@ def largest_sample(corpus: CheckableCorpus, config: RunConfig, is_read: Flags) -
 
 @dataclasses.dataclass(frozen=True)
 class _Samples:
-    """What the bounds of samples depend on: arrays as of `corpus.Corpus`."""
+    """The arrays of `corpus.Corpus` on which the bounds of samples depend."""
 
     kinds: NDArray[Any]
     num_regions: NDArray[Any]
@@ -230,7 +230,7 @@ class _Samples:
 
 
 def _largest_visits(corpus: CheckableCorpus | _Samples, start: int, stop: int, config: RunConfig) -> Integers:
-    """[n] upper bound of the positions of each sample's visits: its costliest caption, with its longest rewrites and relations.
+    """[n] upper bound of the positions per use of a sample: its largest caption, with its longest rewrites and related items.
 
     Letters: n samples, c texts of text samples and captions of pairs.
     """
@@ -243,7 +243,7 @@ def _largest_visits(corpus: CheckableCorpus | _Samples, start: int, stop: int, c
     roles, levels = corpus.text_role[texts], corpus.text_level[texts]
     sample_of = np.repeat(np.arange(stop - start), np.diff(corpus.text_start[start : stop + 1]))
     is_caption = roles == TextRole.TEXT
-    # A caption's rewrites follow it, so that counting captions numbers every rewrite's caption.
+    # A caption's rewrites follow it, so a running count of captions gives every rewrite's caption.
     caption_of = np.cumsum(is_caption) - 1
     sample = sample_of[is_caption]
     image, is_pair = images[sample], kinds[sample] == Kind.PAIR
@@ -258,7 +258,7 @@ def _largest_visits(corpus: CheckableCorpus | _Samples, start: int, stop: int, c
     captions = lengths[is_caption]
     totals = captions + NUM_TEXT_SPECIALS * fragments.astype(np.int64) + np.where(is_pair, image, 0)
     if contrast.enabled:
-        # A joint sequence that shares the pair's image holds its words alone.
+        # A joint sequence that shares the pair's image holds only its words.
         own_image = image if contrast.joint_encoding == "exact" else np.zeros_like(image)
         clean = image + captions + (own_image + captions) * contrast.encodes_jointly
         is_negative = roles == TextRole.NEGATIVE

@@ -1,7 +1,7 @@
-"""Random numbers for many samples at once: `utils.seed.mix` on whole arrays, and what is made of its keys.
+"""Random numbers for many samples at once: `utils.seed.mix` on whole arrays, and numbers made from its keys.
 
-A NumPy generator costs some 20 us to make and some 3 us a call, which for a ten-word caption is most of its masking; hashing a
-micro-batch's keys together costs about 1 us a sample, and numbers are then taken from plain lists.
+A NumPy generator takes about 20 us to create and 3 us per call, which is most of the time for masking a ten-word caption;
+hashing a micro-batch's keys together takes about 1 us per sample, and numbers are then taken from plain lists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def mix_many(*parts: int | NDArray[Any]) -> Integers:
-    """`mix` on integers and integer arrays that broadcast together; equal to `mix` element by element."""
+    """`mix` on integers and integer arrays that broadcast; equals `mix` element by element."""
     state = np.asarray(0x9E3779B97F4A7C15, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -47,9 +47,9 @@ def ranges(starts: Integers, counts: Integers) -> Integers:
 
 
 def draw_distinct(keys: Integers, counts: Integers, wanted: int) -> tuple[Integers, Integers]:
-    """Up to `wanted` different numbers below counts[i] for every row i; all of them, shuffled, where there are fewer.
+    """Up to `wanted` distinct numbers below counts[i] for every row i; all of them, shuffled, if there are fewer.
 
-    keys: [n] random keys, one a row. counts: [n] candidates of each row, may be 0.
+    keys: [n] random keys, one per row. counts: [n] candidates in each row, may be 0.
     Returns the rows and the numbers drawn, [m] each, ordered by row and then by draw.
     """
     drawn = np.full((len(counts), wanted), -1, np.int64)
@@ -57,7 +57,7 @@ def draw_distinct(keys: Integers, counts: Integers, wanted: int) -> tuple[Intege
         left = counts - turn
         has_left = left > 0
         number = np.where(has_left, mix_many(keys, turn) % np.maximum(left, 1), -1)
-        # The number counts what is left: step over what was drawn before, from the smallest up.
+        # The number indexes what is left: skip what was drawn before, from the smallest up.
         for earlier in np.sort(drawn[:, :turn], axis=1).T:
             number += has_left & (number >= earlier)
         drawn[:, turn] = number
@@ -69,19 +69,19 @@ _FIRST_NUMBERS = 32
 
 
 class Uniforms(itertools.chain[float]):
-    """Endless numbers in [0, 1), one after another: a pure function of a key. (What it stands on makes `next` cheap.)"""
+    """An endless iterator of numbers in [0, 1), a pure function of a key. (Its base class makes `next` cheap.)"""
 
     def __new__(cls, key: int, numbers: Sequence[float] = ()) -> Uniforms:
-        """numbers: the first of them where they are known already (see `uniforms_of`)."""
+        """numbers: the first ones, if already computed (see `uniforms_of`)."""
         return super().__new__(cls, numbers, _numbers_from(len(numbers), key))
 
     def below(self, limit: int) -> int:
-        """A whole number in 0 .. limit - 1."""
+        """An integer in 0 .. limit - 1."""
         return int(next(self) * limit)
 
 
 def _numbers_from(at: int, key: int) -> Iterator[float]:
-    """The numbers from number `at` on. Twice as many each time: number i depends on (key, i), however many are made at once."""
+    """The numbers from number `at` on, made in growing blocks: number i depends only on (key, i)."""
     while True:
         more = np.arange(at, max(2 * at, _FIRST_NUMBERS))
         yield from uniform(mix_many(key, more)).tolist()
@@ -89,7 +89,7 @@ def _numbers_from(at: int, key: int) -> Iterator[float]:
 
 
 def uniforms_of(keys: Integers, counts: Integers) -> list[Uniforms]:
-    """One sequence of numbers for each key, the first `counts` [n] of them (as many as will be wanted, about) made together."""
+    """One `Uniforms` for each key; its first `counts` [n] numbers (about as many as will be needed) are computed together."""
     ends = np.cumsum(counts)
     within = ranges(np.zeros(len(counts), np.int64), counts)
     numbers = uniform(mix_many(np.repeat(keys, counts), within)).tolist()

@@ -1,7 +1,7 @@
 """From stored samples to encoder inputs: a corrupted sequence for the masked and generative losses, clean ones for CMCL.
 
-Clean sequences never share an array with the corrupted one's tokens or features: the corrupted copy is made anew (choice 1
-in docs/choices.md; the same inputs for both would let a model tell a pair from its rewrites by its masks).
+Clean sequences never share an array with the corrupted one's tokens or features: the corruption is done on a copy (choice 1
+in docs/choices.md; with the same inputs for both, a model could tell a pair from its rewrites by its masks).
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.vision import patches
 
 _TEXT, _IMAGE = 0x74657874, 0x696D6167
-"""Keep the keys of masking apart from the sequence's dropout key."""
+"""Make the keys of masking differ from the sequence's dropout key."""
 
 _NOTHING = np.zeros(0, np.int32)
 
 
 class ImageInput(NamedTuple):
-    """Regions as the encoder takes them, the global [IMG] input first."""
+    """Regions as encoder inputs, the global [IMG] input first."""
 
     features: NDArray[np.float16]
     """[1 + R, F], row 0 the mean of the others."""
     boxes: NDArray[np.float32]
     """[1 + R, 5] x1, y1, x2, y2, area; row 0 the whole image."""
     tags: NDArray[np.int32] | None = None
-    """[1 + R, G], row 0 without any; None where the regions have none."""
+    """[1 + R, G], row 0 without any; None if the regions have none."""
 
 
 def image_input(regions: Regions, *, max_regions: int) -> ImageInput:
@@ -76,14 +76,14 @@ def image_input(regions: Regions, *, max_regions: int) -> ImageInput:
 
 def _sum(features: NDArray[np.float16]) -> NDArray[np.float32]:
     """[F] sum of the rows [R, F], in float32. `features` must be writable memory."""
-    # torch converts float16 with vector instructions, three to fifteen times as fast as NumPy; NumPy's sum, on one thread
-    # in one order, keeps the bits the same in every process. An image at a time, all of it stays in the processor's cache.
+    # torch converts float16 with vector instructions, three to fifteen times faster than NumPy; NumPy's sum, on one thread in a
+    # fixed order, gives the same bits in every process. One image at a time, everything stays in the processor's cache.
     total: NDArray[np.float32] = torch.from_numpy(features).float().numpy().sum(axis=0)
     return total
 
 
 def text_input(tokens: Tokens, *, max_text_tokens: int) -> Tokens:
-    """[CLS] tokens [SEP], the end of a longer text cut off."""
+    """[CLS] tokens [SEP]; the end of a longer text is cut off."""
     kept = tokens[: max_text_tokens - NUM_TEXT_SPECIALS]
     ids = np.empty(len(kept) + NUM_TEXT_SPECIALS, np.int32)
     ids[0], ids[1:-1], ids[-1] = CLS, kept, SEP
@@ -102,7 +102,7 @@ def clean_sequence(
 ) -> SequenceInput:
     """An uncorrupted, bidirectional input.
 
-    image: from `image_input`. text: from `text_input`. At least one of them. item_key: identity among other pairs' candidates.
+    image: from `image_input`. text: from `text_input`. At least one is given. item_key: identity among other pairs' candidates.
     """
     length = (0 if image is None else len(image.features)) + (0 if text is None else len(text))
     return SequenceInput(
@@ -132,20 +132,20 @@ def _positions(length: int) -> Tokens:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A stored sample as visits use it, whatever they draw: a loader may keep it for the next visit."""
+    """The part of a sample that is the same in all its uses: a loader may cache it for the next one."""
 
     key: str
     texts: tuple[str, ...]
     """In canonical order (`members.texts_of`)."""
     image: ImageInput | None
     phrases: Mapping[int, tuple[tuple[int, int], ...]]
-    """Number of a text -> its phrases, as bytes [start, end) of it; for those that have any."""
+    """Number of a text -> its phrases, as byte ranges [start, end); only for texts that have any."""
     regions: Regions | None
-    """Cut to the same regions as `image`, for targets."""
+    """The same regions as in `image`, for targets."""
 
     @property
     def num_bytes(self) -> int:
-        """About how much memory it takes."""
+        """Its approximate memory use."""
         held: list[NDArray[Any] | None] = [*(self.image or ())]
         if self.regions is not None:
             held += [self.regions.class_ids, self.regions.class_probabilities]
@@ -154,14 +154,14 @@ class PreparedSample:
 
 
 def prepare_sample(sample: Sample, *, max_regions: int) -> PreparedSample:
-    """Everything about a sample that does not depend on the visit."""
+    """Everything about a sample that does not depend on its use."""
     image = regions = None
     if sample.regions is not None:
         image = image_input(sample.regions, max_regions=max_regions)
         regions = Regions(
             boxes=image.boxes[1:, :4],
             features=image.features[1:],
-            # Copies: views would keep all that was read of the sample alive, its features a second time.
+            # Copies: views would keep alive all bytes read for the sample, with its features a second time.
             class_ids=sample.regions.class_ids[:max_regions].copy(),
             class_probabilities=sample.regions.class_probabilities[:max_regions].copy(),
         )
@@ -171,7 +171,7 @@ def prepare_sample(sample: Sample, *, max_regions: int) -> PreparedSample:
 
 
 def in_bytes(text: str, spans: Spans) -> Spans:
-    """Spans of characters as spans of the text's UTF-8 bytes."""
+    """Character spans as spans of the text's UTF-8 bytes."""
     if text.isascii():
         return spans
     ends = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
@@ -179,24 +179,24 @@ def in_bytes(text: str, spans: Spans) -> Spans:
 
 
 class Visit(NamedTuple):
-    """One sample as it is about to enter a step."""
+    """One use of a sample in a step."""
 
     selection: Selection
     sample: PreparedSample
     related_images: Mapping[int, ImageInput | None]
-    """Encoder input of each related image, by global sample index; None leaves it out (it could not be read)."""
+    """Encoder input of each related image, by global sample index; None if it could not be read, and is left out."""
 
 
 def make_examples(
     visits: Sequence[Visit], *, text_inputs: Mapping[str, Tokens], vocabulary: Vocabulary, config: RunConfig
 ) -> list[Example]:
-    """The sequences that the visits' selections plan. An example depends on its own visit alone.
+    """The sequences planned in the visits' selections. An example depends only on its own visit.
 
-    text_inputs: `text_input` of every text that `texts_to_encode` names.
+    text_inputs: `text_input` of every text from `texts_to_encode`.
     """
     planned = [visit.selection.sequences[0] for visit in visits]
     seeds = np.array([one.seed for one in planned], np.int64)
-    # Masking 15 % of the tokens takes about a quarter as many numbers as there are tokens.
+    # Masking 15 % of the tokens takes about one number per four tokens.
     wanted = np.array([one.length // 3 + 8 if one.text >= 0 else 0 for one in planned], np.int64)
     draws = uniforms_of(mix_many(seeds, _TEXT), wanted)
     has_image = [visit.sample.image is not None for visit in visits]
@@ -223,23 +223,23 @@ def make_examples(
 
 
 def texts_to_encode(sample: PreparedSample, selection: Selection) -> list[str]:
-    """The texts that `make_examples` will look up."""
+    """The texts that `make_examples` needs."""
     return [sample.texts[planned.text] for planned in selection.sequences if planned.text >= 0]
 
 
 class CorruptedImage(NamedTuple):
-    """An image with regions hidden."""
+    """An image with some regions masked."""
 
     features: NDArray[np.float16]
-    """[1 + R, F], hidden rows zero, row 0 the mean of the visible ones."""
+    """[1 + R, F], masked rows zero, row 0 the mean of the visible ones."""
     masked_at: Tokens
-    """[r] rows of the hidden ones, sorted."""
+    """[r] the masked rows, sorted."""
 
 
 def corrupt_images(
     images: Sequence[ImageInput], keys: NDArray[np.int64], *, settings: MaskingConfig
 ) -> list[CorruptedImage]:
-    """Each image with regions masked as its key says, whatever other images it is made with (paper 2.2)."""
+    """Each image with regions masked, depending only on its own key (paper 2.2)."""
     if not images:
         return []
     sizes = np.array([len(image.features) - 1 for image in images])
@@ -252,7 +252,7 @@ def _corrupt_image(features: NDArray[np.float16], is_masked: NDArray[np.bool_]) 
     """features: [1 + R, F] with the global row first. is_masked: [R]"""
     masked_at = (is_masked.nonzero()[0] + 1).astype(np.int32)
     corrupted = features.copy()
-    # With the global row zero for the moment as well, the sum of all rows is the sum of the visible regions.
+    # While the global row is zero too, the sum of all rows is that of the visible regions.
     corrupted[0] = 0
     corrupted[masked_at] = 0
     corrupted[0] = _sum(corrupted) / np.float32(max(len(is_masked) - len(masked_at), 1))
@@ -334,7 +334,7 @@ def _corrupt_text(
 
 def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterator[SequenceInput]:
     selection, sample = visit.selection, visit.sample
-    # The image encoded alone, which joint sequences without an image of their own see. Whatever is left out comes behind it.
+    # The singly encoded image, seen by joint sequences without an image of their own. Any sequence left out comes after it.
     own_image = next(
         (at for at, planned in enumerate(selection.sequences) if planned.role is SequenceRole.SINGLE_IMAGE), 0
     )
@@ -365,5 +365,5 @@ def _clean_sequences(visit: Visit, text_inputs: Mapping[str, Tokens]) -> Iterato
 
 
 def text_key(text: str) -> int:
-    """63-bit hash, the same on every machine."""
+    """63-bit hash, equal on all machines."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little") >> 1

@@ -1,7 +1,7 @@
-"""The training loader: steps in order, each a pure function of its number, made ahead by loader processes.
+"""The training loader: steps in order, each a pure function of its number, prefetched by worker processes.
 
-Worker processes share nothing but the corpus on disk. Any of them makes any step, so their number changes neither the batches
-nor their order, and a run resumes at any step without replay.
+Workers share only the corpus on disk. Any of them can make any step, so their number changes neither the batches nor their
+order, and a run resumes at any step without replay.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class StepLoader(Iterable[StepBatch]):
 
     def __iter__(self) -> Iterator[StepBatch]:
         """Raises:
-        UserError: as `StepReader.read`, in the trainer's own process whoever met it.
+        UserError: as `StepReader.read`, always in the trainer's own process.
         """
         if not self._num_workers:
             yield from map(self._reader.read, self._steps)
@@ -79,7 +79,7 @@ class StepLoader(Iterable[StepBatch]):
             sampler=self._steps,
             collate_fn=as_it_is,
             num_workers=self._num_workers,
-            # Each worker is ahead by at least one step; together by what was asked for.
+            # Each worker prefetches at least one step; together as many as configured.
             prefetch_factor=max(1, -(-self._prefetch_steps // self._num_workers)),
             worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
@@ -93,13 +93,13 @@ class StepLoader(Iterable[StepBatch]):
 
 @contextlib.contextmanager
 def _running(loader: DataLoader[FlatStep | str]) -> Iterator[Iterator[FlatStep | str]]:
-    """The loader's items, from workers that no signal meant for the job can stop, and that never outlive their use.
+    """The loader's items, from workers that signals meant for the job cannot stop, and that never outlive their use.
 
     Workers that ignore SIGTERM also ignore Python's own request to end: at exit it would wait forever for one that is stuck
-    (its neighbour was killed for memory, say, while holding their queue) or merely idle. So they are killed, here or at exit.
+    (for example, because another was killed for memory while holding their queue) or idle. So they are killed, here or at exit.
     """
     others = set(multiprocessing.active_children())
-    # Blocked over the fork, so that a worker is safe from its first instruction; it unblocks them once it ignores them.
+    # Blocked during the fork, so that a worker is safe from its first instruction; it unblocks them once it ignores them.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
     try:
         items = iter(loader)
@@ -111,7 +111,7 @@ def _running(loader: DataLoader[FlatStep | str]) -> Iterator[Iterator[FlatStep |
     try:
         yield items
     finally:
-        # First torch's own orderly end (it runs when the iterator is released), then whoever is left.
+        # First torch's own shutdown (it runs when the iterator is released), then the workers left.
         del items
         kill()
         atexit.unregister(kill)
@@ -125,7 +125,7 @@ def _kill(workers: list[multiprocessing.process.BaseProcess]) -> None:
 
 
 class _Steps(Dataset[FlatStep | str]):
-    """A step as it travels; a refusal travels as its sentence, because exceptions come out of workers with a traceback."""
+    """Makes steps for transfer; a refusal is transferred as its sentence, since exceptions leave workers with a traceback."""
 
     def __init__(self, reader: StepReader) -> None:
         self._reader = reader
@@ -138,41 +138,41 @@ class _Steps(Dataset[FlatStep | str]):
 
 
 def as_it_is(item: Any) -> Any:
-    """Keeps torch from collating."""
+    """Prevents collation by torch."""
     return item
 
 
 def _start_worker(worker: int) -> None:
     """In a worker process, before its first step."""
-    # Every sample is a buffer of some hundred kilobytes: mapping each anew costs as much as reading it from the page cache.
+    # Every sample is a buffer of some hundred kilobytes: a new mapping costs as much as reading it from the page cache.
     keep_freed_buffers()
     _ignore_signals()
 
 
 def _ignore_signals() -> None:
-    """Slurm and terminals signal every process of a step; a worker that died of it would take the trainer's save with it."""
+    """Slurm and terminals signal every process of a step; if a worker died of it, the trainer could not save."""
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED_SIGNALS)
 
 
 class BadSampleLimit:
-    """Stops a run whose data is worse than agreed. Feed it the sums over all ranks, so that all ranks stop at one step."""
+    """Stops a run with too many bad samples. Give it the sums over all ranks, so that all ranks stop at the same step."""
 
     FREE = 10
-    """Bad samples that are let pass whatever their share, unless no share is allowed at all."""
+    """Bad samples that are tolerated whatever their share, unless the share allowed is 0."""
 
     def __init__(self, max_share: float, communicator: Communicator | None = None) -> None:
-        """communicator: None, this process is alone."""
+        """communicator: None: a single process."""
         self._max_share, self._communicator = max_share, communicator or SingleProcess()
         self._num_bad = self._num_samples = 0
         self._keys: dict[str, str] = {}
 
     def add(self, bad_samples: Iterable[BadSample], *, num_bad: int, num_samples: int) -> None:
-        """Count one step. bad_samples: this rank's, for the message; the numbers: of the global batch.
+        """Count one step. bad_samples: this rank's, for the message; num_bad, num_samples: of the global batch.
 
         Raises:
-            UserError: on all ranks, more than the share was unreadable, naming shards that any of them met.
+            UserError: on all ranks, if more than the share was unreadable, naming shards found on any rank.
         """
         self._num_bad += num_bad
         self._num_samples += num_samples

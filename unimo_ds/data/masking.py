@@ -1,6 +1,6 @@
 """Corruption of inputs (paper sections 2.2 and 2.3; details in docs/choices.md), as pure functions of their arguments.
 
-Letters: n text tokens without specials, w words, R regions. A word is what `Vocabulary.starts_word` says: a piece that begins
+Letters: n text tokens without specials, w words, R regions. Words are given by `Vocabulary.starts_word`: a piece that starts
 with white space and the pieces that continue it. Words are never cut, specials never chosen.
 """
 
@@ -24,11 +24,11 @@ from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP
 Tokens = NDArray[np.int32]
 
 _FRAGMENT, _REGION = 0x66726167, 0x72656769
-"""Keep the keys of fragment lengths and of regions apart from a sequence's other draws."""
+"""Make the keys of fragment lengths and of regions differ from those of a sequence's other draws."""
 
 
 class WordTable(Protocol):
-    """What is asked of a tokenizer here."""
+    """The part of a tokenizer used here."""
 
     mask_id: int
 
@@ -44,17 +44,17 @@ class WordTable(Protocol):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tables over token ids that masking looks things up in."""
+    """Tables over token ids that masking uses."""
 
     starts_word: NDArray[np.bool_]
-    """[V] True where a token begins a new word."""
+    """[V] True if a token starts a new word."""
     special: NDArray[np.bool_]
     """[V] True for tokens that are never masked, predicted or drawn as replacements."""
     ordinary: Tokens
-    """The other ids: candidates of random replacement."""
+    """The other ids: candidates for random replacement."""
     mask_id: int
     num_bytes: NDArray[np.int32]
-    """[V] bytes of text that each token stands for."""
+    """[V] bytes of text of each token."""
 
     @classmethod
     def of(cls, tokenizer: WordTable) -> Vocabulary:
@@ -69,25 +69,25 @@ class Vocabulary:
 
 
 class Words(NamedTuple):
-    """Where the words of a text lie. Where phrases are known, each is as one word."""
+    """Positions of the words of a text. A phrase, if given, counts as one word."""
 
     bounds: list[int]
     """[w + 1] offset of each word's first token, and n at the end."""
     is_special: list[bool] | None
-    """[w] True for words that are specials; None where none is."""
+    """[w] True for words that are specials; None if none is."""
     phrases: frozenset[int] = frozenset()
-    """Numbers of those that are phrases of several words."""
+    """Numbers of the words that are phrases of several words."""
 
 
 LONGEST_WORD = 8
-"""Tokens. Scripts without spaces, links and numbers would else be one word each, masked whole with nothing to predict from."""
+"""Tokens. Links, numbers and scripts without spaces would otherwise be one word each, masked whole without any context."""
 
 
 def words_of(tokens: Tokens, vocabulary: Vocabulary, phrases: Sequence[tuple[int, int]] = ()) -> Words:
-    """The words of a text [n]. A special is a word of its own, and a run longer than LONGEST_WORD is several words.
+    """The words of a text [n]. A special is a word of its own, and a word longer than LONGEST_WORD is split.
 
-    phrases: bytes [start, end) of the text whose words are one, in order and apart; those of more than LONGEST_WORD tokens, and
-    those that the text's end cuts, stay single words.
+    phrases: byte ranges [start, end) whose words are joined, sorted and disjoint; phrases of more than LONGEST_WORD tokens, or
+    cut by the end of the text, stay single words.
     """
     if not len(tokens):
         return Words([0], None)
@@ -109,7 +109,7 @@ def words_of(tokens: Tokens, vocabulary: Vocabulary, phrases: Sequence[tuple[int
 
 
 def _joined(words: Words, ends: NDArray[np.int32], phrases: Sequence[tuple[int, int]]) -> Words:
-    """The words with those of each phrase made one. ends: [n] of each token, in bytes."""
+    """The words, with those of each phrase joined. ends: [n] end of each token, in bytes."""
     bounds = words.bounds
     byte_of = [0, *ends[np.array(bounds[1:]) - 1].tolist()]
     kept: list[int] = []
@@ -127,7 +127,7 @@ def _joined(words: Words, ends: NDArray[np.int32], phrases: Sequence[tuple[int, 
 
 
 def budget(num_tokens: int, share: float) -> int:
-    """How many of the tokens an objective takes: the share, rounded up. 0.15 of 20 is 3, whatever binary fractions say."""
+    """How many of the tokens an objective takes: the share, rounded up. 0.15 of 20 is 3 despite binary rounding."""
     return math.ceil(share * num_tokens - 1e-9)
 
 
@@ -139,9 +139,9 @@ def _span_length_steps(probability: float, longest: int) -> list[float]:
 
 
 def span_length(number: float, *, probability: float, longest: int) -> int:
-    """Span length in words for a number in [0, 1): 0..longest with weight p (1 - p)^k; mean 2.97 at 0.2 and 10.
+    """Span length in words for a number in [0, 1): k in 0..longest with weight p (1 - p)^k; mean 2.97 at 0.2 and 10.
 
-    A 0 still masks one word.
+    Length 0 still masks one word.
     """
     return bisect.bisect_right(_span_length_steps(probability, longest), number)
 
@@ -149,9 +149,9 @@ def span_length(number: float, *, probability: float, longest: int) -> int:
 def choose_spans(words: Words, *, masking: MaskingConfig, draws: Uniforms) -> list[int]:
     """Tokens to predict, as sorted offsets: whole words in spans, until `masking.language_share` of the tokens is reached.
 
-    The first unit is always taken, and the last word whole. A phrase that is larger than what is left of the share is taken
-    with a chance of left over size, and ends the search where it is not, so that phrases add little. Spans begin at the word of
-    a token drawn uniformly (as in the released sampler) and end early at a word already taken.
+    The first unit is always taken, and the last word is taken whole. A phrase larger than what is left of the share is taken
+    with probability left / size, and otherwise ends the search, so that phrases add little. Spans start at the word of a token
+    drawn uniformly (as in the released sampler) and end early at a word already taken.
     """
     bounds = words.bounds
     num_tokens, num_words = bounds[-1], len(bounds) - 1
@@ -187,8 +187,8 @@ def mask_tokens(
 ) -> tuple[Tokens, Tokens]:
     """Masked-language corruption of a text (paper 2.3, bidirectional prediction).
 
-    tokens: [n] without specials. phrases: see `words_of`. Returns the corrupted tokens [n] and the sorted offsets [m] to predict;
-    of these, a share becomes [MASK], a share a random token, and the rest stays, each token on its own.
+    tokens: [n] without specials. phrases: see `words_of`. Returns the corrupted tokens [n] and the sorted offsets [m] to
+    predict. Of these, each by itself becomes [MASK] or a random token, with the configured shares, or stays.
     """
     chosen = choose_spans(words_of(tokens, vocabulary, phrases), masking=masking, draws=draws)
     corrupted = tokens.copy()
@@ -202,12 +202,12 @@ def mask_tokens(
 
 
 def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingConfig) -> tuple[Integers, Integers]:
-    """Lengths of the fragments that become the target of sequence-to-sequence texts, for many texts at once.
+    """Lengths of the fragments that become targets of sequence-to-sequence texts, for many texts at once.
 
     num_tokens: [b] tokens of each text, without specials. keys: [b] random key of each.
     Returns the text of each fragment and its length, [k] each, ordered by text. Lengths are uniform between the two limits of
-    `masking`; those of a text add up to exactly its budget, and one is shorter where whole ones do not (few tokens, near limits).
-    They need the index alone, so a sequence's length is known before it is read.
+    `masking`; those of a text add up to exactly its budget, with a shorter one if needed (few tokens, limits close together).
+    They depend only on the index, so a sequence's length is known before it is read.
     """
     shortest, longest = masking.min_fragment_tokens, masking.max_fragment_tokens
     left = np.ceil(masking.fragment_share * num_tokens - 1e-9).astype(np.int64)
@@ -217,7 +217,7 @@ def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingCo
         drawn = shortest + mix_many(keys[active], _FRAGMENT, turn) % (longest - shortest + 1)
         drawn = np.minimum(drawn, left[active])
         rest = left[active] - drawn
-        # What is left must hold a whole fragment: take it all now, or leave a little more.
+        # The rest must hold a whole fragment: take all of it now, or leave a little more.
         too_little = (rest > 0) & (rest < shortest)
         drawn = np.where(too_little, np.where(left[active] <= longest, left[active], left[active] - shortest), drawn)
         texts.append(active)
@@ -230,11 +230,11 @@ def fragment_lengths(num_tokens: Integers, keys: Integers, *, masking: MaskingCo
 
 
 def cut_fragments(bounds: Sequence[int], lengths: Sequence[int], *, draws: Uniforms) -> list[tuple[int, int]]:
-    """Where fragments of about these lengths lie: disjoint (start, end) offsets in order, all at word bounds, at least one.
+    """Positions of fragments of about these lengths: disjoint (start, end) offsets in order, all at word bounds, at least one.
 
-    bounds: of words, see `Words`. Their order, and how much of the rest lies before each, are drawn one by one, so fragments that
-    touch are rarer than among all layouts. Both ends then move back to the start of their word, so the expected share stays. A
-    fragment that thereby vanishes is left out.
+    bounds: of words, see `Words`. Fragments' order and the numbers of other tokens before each are drawn independently, so
+    adjacent fragments are rarer than among all layouts. Both ends then move back to the start of their word, which keeps the
+    expected share. A fragment that becomes empty is left out.
     """
     num_kept = bounds[-1] - sum(lengths)
     sizes = [size for _, size in sorted((next(draws), size) for size in lengths)]
@@ -252,7 +252,7 @@ def cut_fragments(bounds: Sequence[int], lengths: Sequence[int], *, draws: Unifo
 
 
 def _word_start(bounds: Sequence[int], offset: int) -> int:
-    """The last bound that is not behind the offset."""
+    """The last bound that is not after the offset."""
     return bounds[bisect.bisect_right(bounds, offset) - 1]
 
 
@@ -263,17 +263,17 @@ class SequenceToSequence:
     token_ids: Tokens
     """[n + 2 + 2 k]"""
     positions: Tokens
-    """Same shape: learned-position ids; they start anew with the source and with each fragment."""
+    """Same shape: learned-position ids; they restart with the source and each fragment."""
     source_length: int
-    """Tokens of the source, its specials included: the part that sees itself whole and nothing later."""
+    """Tokens of the source, including specials: they see each other and nothing later."""
     predicts_at: Tokens
-    """[t] offsets whose hidden state predicts the next token of a fragment, its [SEP] included."""
+    """[t] offsets whose hidden state predicts the next token of a fragment, including its [SEP]."""
     targets: Tokens
     """[t]"""
 
 
 def sequence_to_sequence(tokens: Tokens, fragments: Sequence[tuple[int, int]]) -> SequenceToSequence:
-    """The text with its fragments moved behind it.
+    """The text with its fragments moved after it.
 
     tokens: [n] without specials. fragments: from `cut_fragments`.
     """
@@ -312,14 +312,14 @@ def mask_regions(
 ) -> NDArray[np.bool_]:
     """Regions to mask: random anchors, and every region that overlaps an anchor (paper 2.2), for many images at once.
 
-    boxes: [sum R, 4], image after image. counts: [b] regions of each image. keys: [b] random key of each.
-    Returns [sum R] bool. Anchors number `region_share` of R, rounded up or down by chance so that the mean is exact, but at
-    least one, unless the share is 0; overlap is intersection over union above `region_overlap`.
+    boxes: [sum R, 4], image by image. counts: [b] regions of each image. keys: [b] random key of each.
+    Returns [sum R] bool. The number of anchors is `region_share` of R, rounded up or down at random so that the mean is exact,
+    but at least one unless the share is 0; overlap means intersection over union above `region_overlap`.
     """
     starts = np.cumsum(counts) - counts
     image_of = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(boxes)) - starts[image_of]
-    # Anchors are the regions with the smallest numbers of their image.
+    # Anchors are the regions with the smallest random numbers in their image.
     order = np.lexsort((mix_many(keys[image_of], _REGION, within), image_of))
     num_anchors = masking.region_share * counts + uniform(mix_many(keys, _REGION, -1))
     num_anchors = np.maximum(num_anchors.astype(np.int64), 1 if masking.region_share else 0)
@@ -328,7 +328,7 @@ def mask_regions(
     masked[anchors] = True
     image_of_anchor = image_of[anchors]
     others = ranges(starts[image_of_anchor], counts[image_of_anchor])
-    # Coordinate by coordinate: boxes of four numbers one after the other would leave vector instructions little to do.
+    # By coordinate, since vector instructions gain little on rows of four numbers.
     columns = np.ascontiguousarray(boxes.T)
     ones = columns.take(np.repeat(anchors, counts[image_of_anchor]), axis=1)
     overlaps = overlap(ones.T, columns.take(others, axis=1).T)
@@ -337,7 +337,7 @@ def mask_regions(
 
 
 def overlap(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of boxes [..., 4] that broadcast together: [...]; 0 where both are empty."""
+    """Intersection over union of boxes [..., 4] that broadcast: [...]; 0 if both are empty."""
     sides = np.minimum(ones[..., 2:], others[..., 2:]) - np.maximum(ones[..., :2], others[..., :2])
     sides = np.maximum(sides, 0)
     shared = sides[..., 0] * sides[..., 1]

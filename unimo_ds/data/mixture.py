@@ -1,10 +1,10 @@
-"""The global sequence of samples: which sample stands at position p, as a pure function of (corpus, weights, seed, p).
+"""The global sequence of samples: which sample is at position p, as a pure function of (corpus, weights, seed, p).
 
 Two steps, both O(1) in the position:
 
-1. The position's stream. A stream is one source of one kind; where folders have weights, of one folder. Streams are split off
-   one after the other, each by a Beatty sequence: among the first p positions, exactly floor(p * share) belong to the stream.
-   So every window of a cycle's length holds exactly the stated mix (with one source of each kind, 1 : 1 : 5 is exact in any
+1. The position's stream. A stream is one source of one kind; if folders have weights, in one folder. Streams are split off one
+   after the other, each by a Beatty sequence: among the first p positions, exactly floor(p * share) belong to the stream.
+   So every window of a cycle's length has exactly the stated mix (with one source of each kind, 1 : 1 : 5 is exact in any
    seven neighbours). In other windows, such as a step, each stream before the pairs makes their number vary by at most one.
 2. The stream's sample. A stream counts its own epochs. In each one its shards are permuted, neighbours in the permuted order
    form windows, and the samples of a window are permuted: reading stays within a few shards at a time.
@@ -29,15 +29,15 @@ from unimo_ds.utils.errors import UserError, nearest_name
 from unimo_ds.utils.seed import generator
 
 _SHARDS, _WINDOW = 1, 2
-"""What a permutation is of; keeps their random keys apart."""
+"""What is permuted; makes the random keys differ."""
 
 _LARGEST_DENOMINATOR = 2**31
-"""Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million, unless that is nothing
-or all."""
+"""Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million, unless that gives 0
+or 1."""
 _LARGEST_ROUNDED = 10**6
 
 _SOURCE_BITS, _KIND_BITS = 32, 2
-"""Of a stream's number, which keys its permutations: source, kind, and folder above them."""
+"""Of a stream's number, which keys its permutations: source, then kind; the folder is above them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Share:
 
     kind: Kind
     folder: int
-    """0 where folders have no weights."""
+    """0 if folders have no weights."""
     source: int
     num_samples: int
     share: Fraction
@@ -56,7 +56,7 @@ class Order:
     """The endless sequence of samples of one run.
 
     Attributes:
-        mix: what it is made of, by kind, folder and source.
+        mix: its composition, by kind, folder and source.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Order:
         folder_ids: NDArray[Any] | None = None,
         folder_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Lay out the streams.
+        """Set up the streams.
 
-        kinds, source_ids, shard_of: [n] of every sample in the corpus, in global index order.
+        kinds, source_ids, shard_of: [n] for every sample of the corpus, in global index order.
         kind_weights: ratio of the kinds; a kind of weight 0 is left out.
-        source_weights: weight of sources within their kind by name; 0 leaves one out. A kind whose sources have none goes by
-        their numbers of samples.
+        source_weights: weights of sources within their kind, by name; 0 leaves one out. In a kind without any, sources are
+        weighted by their numbers of samples.
         window: shards whose samples are shuffled together.
-        source_names: name of each source id; needed where `source_weights` names any.
-        folder_ids: [n] into `folder_weights`, the weight of each data folder by its name: a kind's samples come from the folders
-        that have some in this ratio, and sources share within each; 0 leaves a folder out. None: it does not matter where
-        samples lie, and a source in several folders is one.
+        source_names: name of each source id; required if `source_weights` has any.
+        folder_ids: [n] indices into `folder_weights`, the weight of each data folder by name: a kind's samples come in this
+        ratio from the folders that have any, and are divided among sources within each; 0 leaves a folder out. None: folders
+        are ignored, and a source in several folders is one.
 
         Raises:
-            UserError: a kind, source or folder with weight but without samples, a negative weight, or one for a part of a kind
-                alone.
+            UserError: a kind, source or folder with weight but without samples, a negative weight, or weights for only some
+                sources of a kind.
         """
         weights = dict(source_weights or {})
         _check_source_weights(weights, source_names)
@@ -143,13 +143,13 @@ class Order:
         return samples
 
     def drawn_like(self, position: int, number: int, random: np.random.Generator) -> Integers:
-        """[number] samples that may stand at the position, those of its stream: any of them, some perhaps twice."""
+        """[number] samples drawn from the stream of the position, with replacement."""
         (place,), _ = self.streams_at(np.array([position]))
         stream = self._streams[int(place)]
         return stream.samples_of(random.integers(0, stream.size, number))
 
     def is_read(self) -> NDArray[np.bool_]:
-        """[n] of each sample, whether it is in any stream."""
+        """[n] whether each sample is in any stream."""
         result = np.zeros(self._num_samples, np.bool_)
         for stream in self._streams:
             result[stream.members] = True
@@ -184,7 +184,7 @@ def _check_source_weights(weights: Mapping[str, float], source_names: Sequence[s
 
 
 def _check_whole(weights: Mapping[str, float], names: Sequence[str]) -> None:
-    """names: of the sources of one kind. Beside weights near 1 a number of samples would be everything."""
+    """names: of the sources of one kind. Compared with weights near 1, a number of samples would dominate."""
     weighed = [name for name in names if weights.get(name)]
     forgotten = [name for name in dict.fromkeys(names) if name not in weights]
     if weighed and forgotten:
@@ -206,7 +206,7 @@ def _check_used(folder_weights: Mapping[str, float], read: Container[int]) -> No
 def _shares(
     kind: Kind, parts: Mapping[tuple[int, int], Fraction], folder_weights: Sequence[float]
 ) -> dict[tuple[int, int], Fraction]:
-    """Of the kind's samples, by (folder, source) as `parts`, the weights within folders; what has none is left out."""
+    """Shares of the kind's samples by (folder, source), like `parts`, the weights within folders; zero shares are left out."""
     totals: dict[int, Fraction] = {}
     for (folder, _), part in parts.items():
         totals[folder] = totals.get(folder, Fraction(0)) + part
@@ -227,7 +227,7 @@ def _shares(
 
 @dataclass(frozen=True)
 class _Split:
-    """One stream's exact share of what earlier streams left over."""
+    """One stream's exact share of what earlier streams left."""
 
     numerator: int
     denominator: int
@@ -253,7 +253,7 @@ def _splits(shares: list[Fraction]) -> list[_Split]:
 
 
 def _exact(number: float) -> Fraction:
-    """The fraction a person meant: 0.1 is one tenth, not its binary neighbour."""
+    """The fraction that was meant: 0.1 is one tenth, not the nearest binary number."""
     return Fraction(number) if isinstance(number, int | np.integer) else Fraction(repr(float(number)))
 
 
@@ -262,24 +262,24 @@ class _Stream:
 
     def __init__(self, indices: Integers, shard_of: NDArray[Any], *, window: int, seed: int, number: int) -> None:
         shards = np.asarray(shard_of)[indices]
-        if (shards[1:] < shards[:-1]).any():  # of a corpus they are in order, and millions take seconds to sort
+        if (shards[1:] < shards[:-1]).any():  # in a corpus they are sorted already, and sorting millions takes seconds
             by_shard = np.argsort(shards, kind="stable")
             indices, shards = indices[by_shard], shards[by_shard]
         self.size = len(indices)
         self._shard_starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]]))
         self._shard_sizes = np.diff(np.append(self._shard_starts, self.size))
-        # Mostly a shard's samples are neighbours, and of millions it is enough to know the first of each shard.
+        # Usually a stream's samples in a shard are contiguous: then it is enough to store the first of each shard.
         self._firsts = indices[self._shard_starts]
         lasts = indices[self._shard_starts + self._shard_sizes - 1]
         self._scattered = None if (lasts - self._firsts < self._shard_sizes).all() else indices
         self._window, self._seed, self._number = window, seed, number
-        # A step touches one or two windows of a stream; a few more are kept for steps made side by side.
+        # A step touches one or two windows of a stream; a few more are cached for steps made concurrently.
         self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
         self._members = functools.lru_cache(maxsize=4)(self._make_members)
 
     @property
     def members(self) -> Integers:
-        """[size] its samples, by shard."""
+        """[size] its samples, sorted by shard."""
         return ranges(self._firsts, self._shard_sizes) if self._scattered is None else self._scattered
 
     def __getstate__(self) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class _Stream:
         self._members = functools.lru_cache(maxsize=4)(self._make_members)
 
     def samples_of(self, numbers: Integers) -> Integers:
-        """Those of `members` at these numbers. A source may have millions, of which no list is made."""
+        """`members` at these indices, without making the whole array, which may have millions."""
         if self._scattered is not None:
             return self._scattered[numbers]
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
@@ -299,7 +299,7 @@ class _Stream:
         return samples
 
     def samples_at(self, count: Integers) -> Integers:
-        """Samples at these counts of the stream's own sequence: global indices of the same shape."""
+        """Samples at these positions of the stream's own sequence: global indices of the same shape."""
         epochs, offsets = np.divmod(count, self.size)
         samples = np.empty_like(offsets)
         for epoch in np.unique(epochs):

@@ -1,7 +1,7 @@
-"""Sequences of a micro-batch laid end to end in one stream without padding, and the table of who is scored against whom.
+"""Concatenates a micro-batch's sequences into one stream without padding, and makes the table of what is scored against what.
 
-Letters: T stream positions, S sequences, P pairs, Q scored combinations, F region feature size, K stored classes a region.
-All index arithmetic is done on whole arrays: a loader shares its core with training.
+Letters: T stream positions, S sequences, P pairs, Q private scores, F region feature size, K stored classes per region.
+All index arithmetic is on whole arrays, since a loader shares its core with training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TEXT_ROLES = (
     SequenceRole.SINGLE_POSITIVE,
     SequenceRole.SINGLE_NEGATIVE,
 )
-# Their score is the pair's own image, encoded alone, against the text of this sequence.
+# They are scored as text against the pair's own singly encoded image.
 AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
 
 
@@ -47,14 +47,14 @@ def pack(
 ) -> PackedBatch:
     """One training micro-batch: the sequences of `examples` in order, and the contrast table of the pairs among them.
 
-    examples: any number, zero included.
-    pair_groups: one contrastive group per example (read for pairs alone); None puts all pairs into group 0.
+    examples: any number, including zero.
+    pair_groups: one contrastive group per example (used only for pairs); None puts all pairs into group 0.
     feature_size, classes_per_region: F and K of the data; they give an input without regions its [0, F] and [0, K] shapes.
 
-    [IMG] and [CLS] vectors are pooled for the clean sequences alone, each where its role has a use for it.
+    [IMG] and [CLS] vectors are pooled only for clean sequences, each if its role uses it.
 
     Raises:
-        ValueError: a sequence without positions, inconsistent arrays, or a pair that lacks one of its single encodings.
+        ValueError: a sequence without positions, inconsistent arrays, or a pair without one of its single encodings.
     """
     groups = np.zeros(len(examples), np.int64) if pair_groups is None else np.asarray(pair_groups, np.int64)
     if groups.shape != (len(examples),):
@@ -64,7 +64,7 @@ def pack(
     sequences = [sequence for example in examples for sequence in example.sequences]
     example_of = np.repeat(np.arange(len(examples)), _lengths([example.sequences for example in examples]))
     roles = np.fromiter((sequence.role for sequence in sequences), np.int64, len(sequences))
-    # A joint sequence that shares the image's prefix holds no image of its own.
+    # A joint sequence that shares the image's prefix has no image of its own.
     has_image = np.isin(roles, _IMAGE_ROLES) & (_shared_prefixes(sequences) < 0)
     has_text = np.isin(roles, _TEXT_ROLES)
     contrast = _contrast_table(examples, groups, sequences, example_of, roles, has_image, has_text)
@@ -85,10 +85,10 @@ def pack_sequences(
     feature_size: int = 0,
     keys: tuple[str, ...] = (),
 ) -> PackedBatch:
-    """Sequences to encode outside of training: no contrast table, and every [IMG] and every [CLS] is pooled.
+    """Sequences to encode outside of training: without a contrast table, and with every [IMG] and [CLS] pooled.
 
-    Pooled images are those of the sequences that have regions, in order; pooled texts those of the sequences that have
-    tokens, in order. Arguments and errors as in `pack`.
+    Pooled images are those of the sequences with regions, in order; pooled texts those of the sequences with tokens, in order.
+    Arguments and errors as in `pack`.
     """
     has_image = np.fromiter((sequence.region_features is not None for sequence in sequences), bool, len(sequences))
     has_text = np.fromiter((sequence.token_ids is not None for sequence in sequences), bool, len(sequences))
@@ -104,7 +104,7 @@ def pack_sequences(
 
 
 def empty_contrast_table() -> ContrastTable:
-    """A table of no pairs and no scores."""
+    """A table without pairs and scores."""
     return ContrastTable(*(torch.zeros(0, dtype=torch.int64) for _ in dataclasses.fields(ContrastTable)))
 
 
@@ -118,7 +118,7 @@ def _stream(
     feature_size: int,
     classes_per_region: int,
 ) -> PackedBatch:
-    """The stream of `sequences`, with the [IMG] pooled where `has_image` [S] and the [CLS] where `has_text` [S]."""
+    """The stream of `sequences`; pools [IMG] where `has_image` [S] and [CLS] where `has_text` [S]."""
     num_regions = _lengths([sequence.region_features for sequence in sequences])
     num_tokens = _lengths([sequence.token_ids for sequence in sequences])
     lengths = num_regions + num_tokens
@@ -191,15 +191,15 @@ def _joined_region_tags(images: Sequence[SequenceInput]) -> torch.Tensor:
 
 
 def _shared_prefixes(sequences: Sequence[SequenceInput]) -> Integers:
-    """[S] the sequence whose prefix each one shares, -1: none."""
+    """[S] the sequence whose prefix each one shares; -1: none."""
     distances = np.fromiter((sequence.shares_prefix_at for sequence in sequences), np.int64, len(sequences))
     return np.where(distances != 0, np.arange(len(sequences)) + distances, -1)
 
 
 def _distinct_images(sequences: Sequence[SequenceInput], num_regions: Integers) -> tuple[list[SequenceInput], Integers]:
-    """The first sequence that shows each image, and [S] the row where each sequence's image begins among theirs.
+    """The first sequence with each image, and [S] the row where each sequence's image starts among their rows.
 
-    The clean sequences of a pair share their arrays, which is how an image is known again.
+    Equal images are recognised because the clean sequences of a pair share their arrays.
     """
     distinct: list[SequenceInput] = []
     row_of: dict[tuple[int, int], int] = {}
@@ -226,7 +226,7 @@ def _contrast_table(
     has_image: NDArray[np.bool_],
     has_text: NDArray[np.bool_],
 ) -> ContrastTable:
-    """Rows for every example that brought clean sequences; images and texts are rows of the pooled vectors."""
+    """Rows for every example with clean sequences; images and texts are rows of the pooled vectors."""
     if not has_image.any() and not has_text.any():
         return empty_contrast_table()
     image_row = np.cumsum(has_image) - 1
@@ -239,7 +239,7 @@ def _contrast_table(
     pair_image = _one_row_per_pair(SequenceRole.SINGLE_IMAGE, examples, pairs, pair_of, roles, image_row)
     pair_text = _one_row_per_pair(SequenceRole.SINGLE_TEXT, examples, pairs, pair_of, roles, text_row)
 
-    # A score per clean sequence, except that the two single encodings of a pair make one score, filed under SINGLE_IMAGE.
+    # One score per clean sequence, except that a pair's two single encodings make one score, with role SINGLE_IMAGE.
     scored = (has_image | has_text) & (roles != SequenceRole.SINGLE_TEXT)
     role, pair = roles[scored], pair_of[scored]
     levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
@@ -325,7 +325,7 @@ def _width(sequences: Sequence[SequenceInput], name: str, default: int) -> int:
 def _joined(
     sequences: Sequence[SequenceInput], name: str, dtype: type[np.generic], columns: tuple[int, ...]
 ) -> torch.Tensor:
-    """The named arrays of all sequences end to end, in `dtype`; [0, *columns] where none has it."""
+    """The named arrays of all sequences concatenated, in `dtype`; [0, *columns] if none has it."""
     arrays = [array for sequence in sequences if (array := getattr(sequence, name)) is not None and len(array)]
     if not arrays:
         return _tensor(np.zeros((0, *columns)), dtype)

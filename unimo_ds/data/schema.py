@@ -96,12 +96,12 @@ class PatchGrid:
 
     @property
     def working_side(self) -> int:
-        """Pixels of an image's shorter side beyond which a larger image adds nothing."""
+        """Pixels of an image's shorter side; a larger image adds nothing."""
         return max(self.rows, self.columns) * self.side
 
     @property
     def problem(self) -> str:
-        """Why no sample may be cut so; empty where it may."""
+        """Why images may not be cut in this way; empty if they may."""
         if min(self.rows, self.columns, self.side) < 1:
             return f"patches {[self.rows, self.columns, self.side]} are not [rows, columns, pixels on a side]"
         if self.num_patches > MAX_REGIONS or self.feature_size > MAX_FEATURE_SIZE:

@@ -1,7 +1,7 @@
-"""What is drawn at each visit of a sample: its caption, rewrites, related items, objective, and so every sequence's length.
+"""Draws for each use of a sample: caption, rewrites, related items and objective, and so the length of every sequence.
 
-All of it comes from the corpus's index and from (seed, position), for a whole step at once, before any sample is read: that is
-how every rank knows every sample's cost. Letters: B samples of a step, S sequences of all of them.
+All of it depends only on the corpus's index and (seed, position), and is made for a whole step before any sample is read: so
+every rank knows every sample's cost. Letters: B samples of a step, S sequences of all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_TEXT_SPECIALS = 2
 # Keys of the draws; each is mixed with the run's seed and the position.
 _CAPTION, _POSITIVES, _NEGATIVES, _RELATED_TEXTS, _RELATED_IMAGES, _OBJECTIVE = range(6)
 _DRAWS = 0x73656C65
-"""Keeps these keys apart from those of the sequences."""
+"""Makes these keys differ from those of the sequences."""
 
 
 class CorpusIndex(Protocol):
@@ -42,22 +42,22 @@ class CorpusIndex(Protocol):
 
 
 class PlannedSequence(NamedTuple):
-    """One sequence that a visit will make."""
+    """One sequence that will be made."""
 
     role: SequenceRole
     level: Level
     text: int
-    """Number of its text in the sample's canonical order (`members.texts_of`), -1: none."""
+    """Number of its text in the sample's canonical order (`members.texts_of`); -1: none."""
     image: int
-    """Global index of the sample whose regions it shows, -1: none. A joint sequence without one shares the pair's own image."""
+    """Global index of the sample whose regions it has; -1: none. A joint sequence without one shares the pair's own image."""
     length: int
-    """Positions; corrupted sequences may turn out a little shorter."""
+    """Positions; a corrupted sequence may become a little shorter."""
     seed: int
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One visit of one sample."""
+    """One use of one sample."""
 
     sample: int
     """Global sample index."""
@@ -65,7 +65,7 @@ class Selection:
     """Position in the global sample sequence."""
     kind: Kind
     objective: LanguageObjective
-    """Of the corrupted sequence's text; without meaning for images."""
+    """Of the corrupted sequence's text; meaningless for images."""
     fragments: tuple[int, ...]
     """Lengths of its sequence-to-sequence fragments; empty for the masked objective."""
     sequences: tuple[PlannedSequence, ...]
@@ -78,7 +78,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class StepSelection:
-    """The visits of a step, column by column. `selection[row]` gives one of them."""
+    """All selections of a step, in columns. `selection[row]` is one of them."""
 
     samples: Integers
     """[B]"""
@@ -89,7 +89,7 @@ class StepSelection:
     objectives: Integers
     """[B] LanguageObjective"""
     predicted: Integers
-    """[B] about how many positions will predict a token."""
+    """[B] approximate number of positions that will predict a token."""
     fragment_starts: Integers
     """[B + 1]"""
     fragment_lengths: Integers
@@ -101,15 +101,15 @@ class StepSelection:
     levels: Integers
     """[S]"""
     texts: Integers
-    """[S] number within the sample, -1: none."""
+    """[S] number within the sample; -1: none."""
     images: Integers
-    """[S] global sample index, -1: none."""
+    """[S] global sample index; -1: none."""
     lengths: Integers
     """[S]"""
     shared_lengths: Integers
-    """[S] positions of another sequence that it sees before its own; they cost nothing but attention."""
+    """[S] positions of another sequence that it sees before its own; they only cost attention."""
     encoded_images: Integers
-    """[S] image inputs that no other sequence of the sample shows: joint ones show the image that is encoded alone."""
+    """[S] image inputs that image layers encode for it; 0 for joint sequences, which reuse those of SINGLE_IMAGE."""
     seeds: Integers
     """[S]"""
 
@@ -127,7 +127,7 @@ class StepSelection:
         return next(self.rows(np.array([row])))
 
     def rows(self, rows: NDArray[Any]) -> Iterator[Selection]:
-        """The visits at these rows, in turn."""
+        """The selections at these rows, in order."""
         for row in rows.tolist():
             part = slice(int(self.sequence_starts[row]), int(self.sequence_starts[row + 1]))
             columns = zip(
@@ -153,7 +153,7 @@ class StepSelection:
             )
 
 
-# Looking a member up by place is several times faster than calling the enumeration, ten times a sample.
+# Indexing a tuple is several times faster than calling the enumeration, which happens ten times per sample.
 _KINDS, _OBJECTIVES, _ROLES, _LEVELS = tuple(Kind), tuple(LanguageObjective), tuple(SequenceRole), tuple(Level)
 
 
@@ -162,7 +162,7 @@ def select_step(
 ) -> StepSelection:
     """What is drawn for each of `samples` [B] at its position [B] in the global sample sequence.
 
-    Pairs get clean sequences where `config.contrast.enabled`; a draw that asks for more than is stored gets all there is.
+    Pairs get clean sequences if `config.contrast.enabled`; if fewer items are stored than wanted, all are drawn.
     """
     samples, positions = np.asarray(samples, np.int64), np.asarray(positions, np.int64)
     kinds = corpus.kinds[samples].astype(np.int64)
@@ -256,7 +256,7 @@ def _add_clean(
 
 
 class _Draws:
-    """The stored texts of a step's samples, flat, and draws among them. Texts are numbers into the corpus's text arrays."""
+    """The stored texts of a step's samples, flat, and draws among them. Texts are indices into the corpus's text arrays."""
 
     def __init__(self, corpus: CorpusIndex, samples: Integers, positions: Integers, seed: int) -> None:
         self.corpus, self.samples, self.positions, self.seed = corpus, samples, positions, seed
@@ -269,7 +269,7 @@ class _Draws:
         self.caption = corpus.text_caption[self.text]
 
     def captions(self) -> tuple[Integers, Integers]:
-        """[B] the text (or drawn caption) of each sample, -1 for images, and [B] its caption number."""
+        """[B] the text (or drawn caption) of each sample, -1 for images; and [B] its caption number."""
         rows, texts = self._draw(self.role == TextRole.TEXT, 1, _CAPTION)
         captions, numbers = np.full(len(self.samples), -1, np.int64), np.full(len(self.samples), -1, np.int64)
         captions[rows] = texts
@@ -277,7 +277,7 @@ class _Draws:
         return captions, numbers
 
     def rewrites(self, caption_numbers: Integers, level: Level, wanted: int) -> tuple[Integers, Integers]:
-        """Rows and texts of rewrites of the drawn captions: negatives of a level, or positives for NONE."""
+        """Rows and texts of rewrites of the drawn captions: negatives of a level; for NONE, positives."""
         of_caption = self.caption == caption_numbers[self.row]
         if level is Level.NONE:
             return self._draw(of_caption & (self.role == TextRole.POSITIVE), wanted, _POSITIVES)
@@ -306,7 +306,7 @@ class _Draws:
 
 
 class _SequenceTable:
-    """Planned sequences in the order they come to mind."""
+    """Planned sequences, in any order."""
 
     def __init__(self) -> None:
         self._blocks: list[tuple[Integers, Integers, Integers, Integers, Integers]] = []
@@ -332,7 +332,7 @@ class _SequenceTable:
 
 
 def _text_lengths(corpus: CorpusIndex, texts: Integers, config: RunConfig) -> Integers:
-    """Positions of each text, specials included, longer ones cut; 0 where the text is -1."""
+    """Positions of each text, including specials, longer ones cut; 0 where the text is -1."""
     if not len(corpus.text_tokens):
         return np.zeros(len(texts), np.int64)
     longest = config.data.max_text_tokens - NUM_TEXT_SPECIALS
@@ -341,13 +341,13 @@ def _text_lengths(corpus: CorpusIndex, texts: Integers, config: RunConfig) -> In
 
 
 def _image_lengths(corpus: CorpusIndex, images: Integers, config: RunConfig) -> Integers:
-    """Positions of each image, [IMG] included, surplus regions cut; 0 where the image is -1."""
+    """Positions of each image, including [IMG], surplus regions cut; 0 where the image is -1."""
     lengths = np.minimum(corpus.num_regions[images].astype(np.int64), config.data.max_regions) + 1
     return np.where(images >= 0, lengths, 0)
 
 
 def _ordinals(rows: Integers, roles: Integers) -> Integers:
-    """Number of each sequence among those of the same row and role; both are sorted."""
+    """Number of each sequence among those of the same row and role; both inputs are sorted."""
     group = rows * len(SequenceRole) + roles
     is_first = np.ones(len(group), bool)
     is_first[1:] = group[1:] != group[:-1]

@@ -1,7 +1,7 @@
-"""A step before anything is read: its samples, what is drawn for each, and which rank makes which of them.
+"""Plans a step before anything is read: its samples, what is drawn for each, and which rank makes which of them.
 
-A pure function of (index, configuration, world size, step), so every rank and every worker finds the same; and the global batch
-does not depend on the world size at all.
+A pure function of (index, configuration, world size, step), so every rank and worker gets the same plan; the global batch does
+not depend on the world size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unimo_ds.utils.errors import UserError
 
 
 class OrderedCorpus(CorpusIndex, Protocol):
-    """What planning reads of `corpus.Corpus`."""
+    """The part of `corpus.Corpus` that planning uses."""
 
     source_ids: NDArray[np.int32]
     source_names: tuple[str, ...]
@@ -52,8 +52,8 @@ class PlannedStep:
 def sample_costs(selection: StepSelection, model: ModelConfig) -> NDArray[np.float64]:
     """[B] relative cost of each sample: its positions, their attention, image layers, and the language head.
 
-    In positions that pass all layers, 12 h^2 multiplications each. The head does h^2 + V h for each predicted token: a text
-    costs a tenth more than by its length alone.
+    In units of a position in all layers, 12 h^2 multiplications each. The head does h^2 + V h per predicted token, which adds a
+    tenth to the cost of a text.
     """
     encoder = estimate_costs(
         selection.lengths,
@@ -69,10 +69,10 @@ def sample_costs(selection: StepSelection, model: ModelConfig) -> NDArray[np.flo
 
 
 def order_of(corpus: OrderedCorpus, config: RunConfig) -> Order:
-    """The samples of a run, in their order.
+    """The samples of a run, in order.
 
     Raises:
-        UserError: as `mixture.Order`, or `data.folder_weights` are not one for each folder.
+        UserError: as `mixture.Order`, or `data.folder_weights` is not one weight per folder.
     """
     folders: dict[str, Any] = {}
     if weights := config.data.folder_weights:
@@ -111,7 +111,7 @@ class StepPlanner:
         """The samples at positions step * B ... of the global sequence, B = `batch.global_samples`.
 
         Raises:
-            UserError: a sample is too large for a micro-batch, by key.
+            UserError: a sample is too large for a micro-batch, naming its key.
         """
         size = self.config.batch.global_samples
         positions = np.arange(step * size, (step + 1) * size)

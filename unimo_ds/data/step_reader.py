@@ -1,4 +1,4 @@
-"""Reads one rank's part of a step: stored samples to packed micro-batches, with substitutes for what cannot be read."""
+"""Reads one rank's part of a step: stored samples to packed micro-batches, with substitutes for unreadable samples."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator
 
 _SAMPLE_CACHE_BYTES = 128 * 2**20
-"""Prepared samples kept for the next visit, per process: small corpora are decoded once."""
+"""Prepared samples cached for their next use, per process: small corpora are decoded once."""
 _TEXT_CACHE_TOKENS = 2_000_000
 NOTHING = "nothing"
-"""What took the place of a bad sample that has no substitute, and of a related image: the visit goes on without it."""
+"""Stands for the substitute of a bad sample that has none, and of a related image, which is simply left out."""
 _SUBSTITUTE = 0x73756273
 _CANDIDATES, _ROUNDS = 64, 8
-"""Substitutes drawn at once, and how often, before a bad sample is left out."""
+"""Substitutes drawn per round, and rounds, before a bad sample is left out."""
 
 
 class ReadableCorpus(OrderedCorpus, Protocol):
-    """What reading asks of `corpus.Corpus`."""
+    """The part of `corpus.Corpus` that reading uses."""
 
     feature_size: int
     classes_per_region: int
@@ -51,7 +51,7 @@ class ReadableCorpus(OrderedCorpus, Protocol):
 
 
 class TextTokenizer(WordTable, Protocol):
-    """What reading asks of `tokenizer.Tokenizer`."""
+    """The part of `tokenizer.Tokenizer` that reading uses."""
 
     def encode_batch(self, texts: Sequence[str], /) -> list[Tokens]: ...
 
@@ -121,9 +121,9 @@ class StepReader:
         )
 
     def _visit(self, selection: Selection, bad: list[BadSample]) -> tuple[Selection, PreparedSample] | None:
-        """The sample of a visit, or its substitute: another one of its stream that is no longer; None where none is.
+        """The sample of a visit, or a substitute: another one of its stream that is not longer; None if there is none.
 
-        The substitute is drawn by (seed, position), so whichever rank meets the damage replaces it alike.
+        The substitute depends only on (seed, position), so every rank draws the same.
         """
         try:
             return selection, self._shown(selection)
@@ -145,7 +145,7 @@ class StepReader:
         return None
 
     def _related_images(self, selection: Selection, bad: list[BadSample]) -> dict[int, ImageInput | None]:
-        """Images that the visit shows besides its own; one that cannot be read is left out of the visit."""
+        """The visit's images besides its own; one that cannot be read is left out."""
         images: dict[int, ImageInput | None] = {}
         for planned in selection.sequences:
             if planned.image >= 0 and planned.image != selection.sample:
@@ -157,7 +157,7 @@ class StepReader:
         return images
 
     def _shown(self, selection: Selection) -> PreparedSample:
-        """The sample of a visit; of its image the part that this visit shows.
+        """The sample of a visit, with its image cropped as drawn for this visit.
 
         Raises:
             CorruptSample: it cannot be read.
@@ -170,7 +170,7 @@ class StepReader:
         return prepare_sample(sample, max_regions=self._config.data.max_regions)
 
     def _prepared(self, sample: int) -> PreparedSample:
-        """Read and prepared, or kept from an earlier visit.
+        """Read and prepared, or cached from an earlier use.
 
         Raises:
             CorruptSample: it cannot be read.
@@ -178,7 +178,7 @@ class StepReader:
         prepared = self._samples.get(sample)
         if prepared is None:
             prepared = prepare_sample(self._corpus.read(sample), max_regions=self._config.data.max_regions)
-            # The first ones stay: in an epoch's order the least recently used is the one that comes next.
+            # The first ones stay: in an epoch's order the least recently used is needed next.
             if self._samples_bytes + prepared.num_bytes <= _SAMPLE_CACHE_BYTES:
                 self._samples[sample] = prepared
                 self._samples_bytes += prepared.num_bytes
@@ -186,7 +186,7 @@ class StepReader:
 
 
 class _TextCache:
-    """Inputs of texts met before; emptied when it has grown to its limit, which costs one encoding of each text again."""
+    """Caches inputs of texts; emptied when it reaches its limit, which costs encoding each text once more."""
 
     def __init__(self, tokenizer: TextTokenizer, *, max_text_tokens: int) -> None:
         self._tokenizer, self._max_text_tokens = tokenizer, max_text_tokens
@@ -194,7 +194,7 @@ class _TextCache:
         self._num_tokens = 0
 
     def inputs(self, texts: Sequence[str]) -> dict[str, Tokens]:
-        """`text_input` by text; holds at least these texts."""
+        """`text_input` by text, for at least these texts."""
         if self._num_tokens > _TEXT_CACHE_TOKENS:
             self._known, self._num_tokens = {}, 0
         unknown = [text for text in dict.fromkeys(texts) if text not in self._known]

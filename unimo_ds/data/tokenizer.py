@@ -1,8 +1,8 @@
 """Byte-level BPE in RoBERTa's id order: `<s>`=0, `<pad>`=1, `</s>`=2, `<unk>`=3, pieces, and `<mask>` last.
 
-Trained here, or read from a local RoBERTa or GPT-2 folder. Texts are encoded as they are (cased, RoBERTa's own splitting, no
-prefix space) and always without specials; the examples add them. Special names inside a text are ordinary characters, so no
-corpus can smuggle a `<mask>` into the input.
+Trained here, or read from a local RoBERTa or GPT-2 folder. Texts are encoded unchanged (cased, RoBERTa's own splitting, no
+prefix space) and always without specials, which `examples` adds. Names of specials inside a text are ordinary characters, so no
+corpus can put a `<mask>` into the input.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MASK_NAME = "<mask>"
 _LARGEST_VOCABULARY = 2**24
 SMALLEST_VOCABULARY = len(FIRST_SPECIALS) + 256 + 1
 _WORD_BREAKS = ("Ġ", "Ċ", "ĉ", "č")
-"""How the byte alphabet shows a space, line feed, tab and carriage return at the start of a piece."""
+"""A space, line feed, tab and carriage return at the start of a piece, in the byte alphabet."""
 _SPACES = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORD = re.compile(rf"[{_SPACES}]*[^{_SPACES}]+|[{_SPACES}]+")
-"""White space (as Unicode defines it) and what follows it. RoBERTa's own splitting always ends a piece before white space that
-follows something else, so words are encoded apart: most have been met before, and a look-up costs a fiftieth."""
+"""White space (as in Unicode) and what follows it. RoBERTa's own splitting always ends a piece before white space that follows
+something else, so words can be encoded separately and cached: most recur, and a look-up costs a fiftieth."""
 _KNOWN_WORDS = 200_000
 
 
 class Tokenizer:
-    """A loaded tokenizer. Picklable, and the same in every process."""
+    """A loaded tokenizer. Picklable, and equal in every process."""
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         """Wrap a byte-level BPE of the `tokenizers` library.
@@ -76,7 +76,7 @@ class Tokenizer:
         """Ids of the text, without specials: [n] int32.
 
         Raises:
-            UserError: it is no Unicode, as words of a command line may be.
+            UserError: it is not valid Unicode, which can occur on a command line.
         """
         try:
             found = self.inner.encode(text, add_special_tokens=False)
@@ -85,7 +85,7 @@ class Tokenizer:
         return np.asarray(found.ids, dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Ids of each text, without specials: `encode` of each, from words met before where there are any."""
+        """Ids of each text, without specials: `encode` of each, with a cache of words."""
         if len(self._ids_of_word) > _KNOWN_WORDS:
             self._ids_of_word.clear()
         known = self._ids_of_word
@@ -97,7 +97,7 @@ class Tokenizer:
         return [np.array([*ids], np.int32) for ids in ids_of_text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; specials are left out. `decode(encode(text)) == text` for every text."""
+        """The text of ids, without specials. `decode(encode(text)) == text` for every text."""
         text: str = self.inner.decode([int(one) for one in ids], skip_special_tokens=True)
         return text
 
@@ -116,30 +116,30 @@ class Tokenizer:
 
     @cached_property
     def starts_word(self) -> NDArray[np.bool_]:
-        """[V] True where a piece begins a new word, that is, with white space. The first piece of a text begins one too."""
+        """[V] True if a piece starts a new word, that is, with white space. The first piece of a text starts one too."""
         return np.array([piece.startswith(_WORD_BREAKS) for piece in self.pieces])
 
     @cached_property
     def num_bytes(self) -> NDArray[np.int32]:
-        """[V] bytes of text that each piece stands for: in the byte alphabet a character is a byte."""
+        """[V] bytes of text of each piece: in the byte alphabet a character is a byte."""
         return np.array([len(piece) for piece in self.pieces], dtype=np.int32)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over the pieces and merges: what decides ids, whatever library version wrote the file."""
+        """Hash, in 16 hexadecimal digits, of pieces and merges, which determine ids whatever library version wrote the file."""
         model = json.loads(self.inner.to_str())["model"]
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         return hashlib.sha256(json.dumps([self.pieces, merges]).encode()).hexdigest()[:16]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `tokenizer.json` into the folder, whole or not at all. Returns its path."""
+        """Write `tokenizer.json` into the folder, atomically. Returns its path."""
         path = Path(folder) / TOKENIZER_FILE
         make_folder(path.parent)
         write_whole(path, self.inner.to_str().encode())
         return path
 
     def __getstate__(self) -> dict[str, Any]:
-        # Cached tables are rebuilt on the other side; the flag is not part of the library's own state.
+        # Cached tables are rebuilt after unpickling; `encode_special_tokens` is not part of the library's own state.
         return {"text": self.inner.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,12 +147,12 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLike[str] | None = None) -> Tokenizer:
-    """Learn a byte-level BPE from texts, and save it in the folder `output` where one is given.
+    """Learn a byte-level BPE from texts, and save it in the folder `output`, if given.
 
-    The same texts give the same tokenizer. A small corpus may run out of merges, so the vocabulary may be smaller than asked.
+    Equal texts give equal tokenizers. A small corpus may run out of merges, so the vocabulary may be smaller than requested.
 
     Raises:
-        UserError: a vocabulary smaller than the bytes and specials need.
+        UserError: a vocabulary smaller than the bytes and specials need, or too large.
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise UserError(f"a vocabulary of {vocabulary_size} cannot hold all bytes; take at least {SMALLEST_VOCABULARY}")
@@ -178,10 +178,10 @@ def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLi
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """A tokenizer from `tokenizer.json` (the file or its folder), or from a folder with vocab.json and merges.txt.
 
-    A GPT-2 folder, which has none of RoBERTa's specials, gets them; its pieces keep their order from id 4 on.
+    RoBERTa's specials are added to GPT-2's vocabulary, which has none of them; its pieces keep their order from id 4 on.
 
     Raises:
-        UserError: nothing there, unreadable, or not byte-level BPE in RoBERTa's order.
+        UserError: missing, unreadable, or not byte-level BPE in RoBERTa's order.
     """
     path = Path(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
@@ -210,7 +210,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _complete(vocabulary: Any, merges: Any) -> Tokenizer:
-    """The tokenizer of a RoBERTa vocabulary, or of a GPT-2 one shifted behind RoBERTa's specials; as JSON has them."""
+    """The tokenizer of a RoBERTa vocabulary, or of a GPT-2 one after RoBERTa's specials; both as parsed JSON."""
     if not isinstance(vocabulary, dict) or not all(
         isinstance(piece, str) and type(number) is int and 0 <= number < 2**31 for piece, number in vocabulary.items()
     ):
@@ -233,7 +233,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _assemble(vocabulary: dict[str, int], merges: list[tuple[Any, ...]]) -> Tokenizer:
-    """RoBERTa's pipeline around pieces and merges; `<mask>` is appended where it is missing."""
+    """RoBERTa's pipeline with these pieces and merges; `<mask>` is appended if missing."""
     if MASK_NAME not in vocabulary:
         vocabulary = {**vocabulary, MASK_NAME: len(vocabulary)}
     for left, right in merges:

@@ -1,8 +1,8 @@
-"""A step's batch as one block of bytes, for the way from a loader process to the trainer.
+"""A step's batch as one block of bytes, to send it from a loader process to the trainer.
 
-A packed batch holds some thirty tensors. Sent one by one, each costs a shared-memory file that stays open while the batch
-lives, and a few prefetched steps of several micro-batches exhaust a process's file descriptors. So all of a step travels in
-one tensor, which is also one piece to pin for the copy to a GPU; the batch on the other side is views of it.
+A packed batch holds some thirty tensors. Sent one by one, each needs a shared-memory file that stays open while the batch
+lives, and a few prefetched steps of several micro-batches exhaust a process's file descriptors. So a whole step is sent in one
+tensor, which can also be pinned at once for the copy to a GPU; the batch received consists of views of it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _TENSOR_FIELDS = tuple(
 
 @dataclass(frozen=True)
 class FlatStep:
-    """A `StepBatch` whose tensors lie in one block."""
+    """A `StepBatch` whose tensors are in one block."""
 
     block: torch.Tensor
     """[bytes] uint8"""
     places: tuple[tuple[str, tuple[int, ...], int], ...]
-    """dtype name, shape and offset of each tensor, micro-batch after micro-batch."""
+    """dtype name, shape and offset of each tensor, micro-batch by micro-batch."""
     host_fields: tuple[tuple[Any, ...], ...]
     """`_HOST_FIELDS` of each micro-batch."""
     rest: StepBatch
     """The batch without micro-batches."""
 
     def pin_memory(self) -> FlatStep:
-        """The same in page-locked memory. (torch's DataLoader calls it where pinning is on.)"""
+        """The same in page-locked memory. (torch's DataLoader calls it if pinning is on.)"""
         return dataclasses.replace(self, block=self.block.pin_memory())
 
 
@@ -57,8 +57,8 @@ def flatten(batch: StepBatch) -> FlatStep:
     for array in arrays:
         places.append((array.dtype.name, array.shape, size))
         size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    # In shared memory from the start, as torch's own collation does it: sending would else copy all of it there, which takes as
-    # long again (690 us for each image of 410 KB, 330 so).
+    # In shared memory from the start, like torch's own collation: otherwise sending would copy everything there, which doubles
+    # the time (690 us instead of 330 per image of 410 KB).
     try:
         storage = torch.UntypedStorage._new_shared(max(size, 1))  # type: ignore[no-untyped-call]
     except RuntimeError as error:
