@@ -15,11 +15,12 @@ import numpy as np
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.sample_shelf import SampleShelf
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
-from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
+from unimo_ds.finetune.images import ImageNames, check_images
 from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
