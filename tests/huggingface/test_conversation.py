@@ -15,7 +15,7 @@ from unimo_ds.data.packing import pack_sequences
 from unimo_ds.export.folder import export
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.batch import pack_examples
-from unimo_ds.finetune.start import LoadedTask, load_task
+from unimo_ds.finetune.loaded import LoadedTask, load_task
 from unimo_ds.finetune.tasks.coqa import CoqaExamples
 from unimo_ds.finetune.writing import TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig

@@ -20,7 +20,8 @@ from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
-from unimo_ds.finetune.start import load_task, tokenizer_of
+from unimo_ds.evaluation.own_tokenizer import tokenizer_of
+from unimo_ds.finetune.loaded import load_task
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
