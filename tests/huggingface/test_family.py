@@ -35,9 +35,9 @@ from unimo_ds.export import source
 from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.loaded import load_task
 from unimo_ds.finetune.object_words import ObjectWords
-from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.start import read_start
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate, make_prompt

@@ -22,10 +22,10 @@ from unimo_ds.data.schema import CLS, FIRST_POSITION, NO_TAG, SEP, LanguageObjec
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.model import NoHead, TaskModel, TaskOutput
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.reads import WRITING
-from unimo_ds.finetune.sentences import join_texts
 from unimo_ds.finetune.task import Evaluation, Examples, Task
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate
