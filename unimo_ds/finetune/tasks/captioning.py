@@ -19,7 +19,9 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.masking import Tokens
+from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pair_reader import PairReader
 from unimo_ds.evaluation.pairs import choose_pairs
@@ -29,7 +31,7 @@ from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.reads import CAPTIONING, WRITING
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.writing import Source, WritingTask
+from unimo_ds.finetune.writing import WritingTask, with_target
 from unimo_ds.finetune_config import AdversarialConfig, CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -72,11 +74,12 @@ class CaptionExamples:
 
     def make(self, index: int, seed: int) -> TaskExample:
         target = self.pairs.tokenizer.encode(self.pairs.text(index))[: self._max_target - 1]
-        source = self.prompt(int(self.pairs.image_of_C[index]))
-        return TaskExample(self.key(index), (source.sequence(seed=seed, target=target),))
+        prompt = self.prompt(int(self.pairs.image_of_C[index]), seed=seed)
+        return TaskExample(self.key(index), (with_target(prompt, target, end_id=SEP),))
 
-    def prompt(self, number: int) -> Source:
-        return Source(image=self.pairs.image(number), text=self.object_text(number))
+    def prompt(self, number: int, *, seed: int = 0) -> SequenceInput:
+        image, text = self.pairs.image(number), self.object_text(number)
+        return clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=image, text=text)
 
     def prompt_length(self, number: int) -> int:
         text = self.object_text(number)
