@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -27,7 +26,8 @@ from unimo_ds.evaluation import checkpoint, measure, retrieval
 from unimo_ds.evaluation.encode import deal, encode, micro_batches
 from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out, make_reader
 from unimo_ds.evaluation.losses import held_out_losses
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs, pair_set
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.utils.errors import UserError
 
 
@@ -53,9 +53,7 @@ def reader(corpus: Corpus, config: RunConfig) -> PairReader:
 
 def within(reader: PairReader, micro_batch_tokens: int) -> PairReader:
     """The same reader, whose sequences are packed into so many positions."""
-    changed = copy.copy(reader)
-    changed.micro_batch_tokens = micro_batch_tokens
-    return changed
+    return dataclasses.replace(reader, micro_batch_tokens=micro_batch_tokens)
 
 
 def test_micro_batches_cover_everything_once_within_the_budget() -> None:
@@ -76,37 +74,36 @@ def test_chosen_pairs_carry_their_captions_and_negatives(corpus: Corpus, reader:
     chosen = choose_pairs(corpus, num_pairs=5)
     assert len(set(chosen.tolist())) == 5
     assert (corpus.kinds[chosen] == Kind.PAIR).all()
-    assert pair_set(corpus, chosen).samples_I.tolist() == chosen.tolist()
-    every = reader.pairs
-    assert len(every.samples_I) == 12
-    for texts, role in ((every.captions, TextRole.TEXT), (every.negatives, TextRole.NEGATIVE)):
+    assert reader.num_images == 12
+    for texts, role in ((reader.texts, TextRole.TEXT), (reader.negatives, TextRole.NEGATIVE)):
+        of_role = reader.with_texts(texts)
         for index in range(len(texts)):
-            stored = texts_of(corpus.read(int(every.samples_I[texts.image_n[index]])))[texts.number_n[index]]
+            stored = texts_of(corpus.read(int(reader.samples_I[texts.image_n[index]])))[texts.number_n[index]]
             assert (stored.role, stored.caption, stored.level) == (
                 role,
                 texts.caption_n[index],
                 texts.level_n[index],
             )
-            assert reader.text(texts, index) == stored.text
+            assert of_role.text(index) == stored.text
             assert len(reader.tokenizer.encode(stored.text)) == texts.tokens_n[index]
-    assert len(every.captions) == 18
-    assert len(every.negatives) == 54
+    assert reader.num_texts == 18
+    assert len(reader.negatives) == 54
 
 
 def test_packed_encoding_equals_one_sequence_at_a_time(config: RunConfig, reader: PairReader) -> None:
     engine = small.make_engine(config)
     engine.module.train()
-    captions = reader.pairs.captions
+    captions = reader.texts
     images_Q, texts_Q = captions.image_n, np.arange(len(captions))
-    packed = measure.score_joint(engine, within(reader, 200), captions, images_Q, texts_Q)
+    packed = measure.score_joint(engine, within(reader, 200), images_Q, texts_Q)
     assert engine.module.training, "the mode is put back"
     assert engine.forwards > 1
-    alone = measure.score_joint(engine, within(reader, 1), captions, images_Q, texts_Q)
+    alone = measure.score_joint(engine, within(reader, 1), images_Q, texts_Q)
     assert packed == pytest.approx(alone, abs=1e-5)
     single = measure.encode_single(engine, within(reader, 70))
     one = encode(
         engine,
-        reader.image_lengths()[7:8],
+        reader.image_lengths_I[7:8],
         lambda _: reader.image_sequence(7),
         micro_batch_tokens=1,
         feature_size=small.FEATURES,
@@ -120,9 +117,9 @@ def test_reranking_every_candidate_is_retrieval_by_single_plus_joint_scores(
 ) -> None:
     engine = small.make_engine(config)
     single = measure.encode_single(engine, within(reader, 200))
-    captions = reader.pairs.captions
+    captions = reader.texts
     grid = np.indices((len(captions), 12)).reshape(2, -1)
-    joint = measure.score_joint(engine, within(reader, 4000), captions, grid[1], grid[0])
+    joint = measure.score_joint(engine, within(reader, 4000), grid[1], grid[0])
     both = joint.reshape(len(captions), 12) + single.scores_CI
     expected = retrieval.from_scores(both, captions.image_n)
     found = measure.measure_reranked(engine, within(reader, 4000), single, num_candidates=100)
@@ -137,7 +134,8 @@ def test_rewrites_are_scored_against_their_own_caption_and_image(config: RunConf
     assert result.joint[Level.WORD].num_rewrites == 36
     assert result.joint[Level.SENTENCE].num_rewrites == 18
     assert result.joint[Level.PHRASE].num_rewrites == 0
-    captions, negatives = reader.pairs.captions, reader.pairs.negatives
+    captions, negatives = reader.texts, reader.negatives
+    rewritten = reader.with_texts(negatives)
     cosine = torch.nn.functional.cosine_similarity
     wins = []
     for index in np.flatnonzero(negatives.level_n == Level.SENTENCE):
@@ -148,31 +146,32 @@ def test_rewrites_are_scored_against_their_own_caption_and_image(config: RunConf
             == (negatives.image_n[index], negatives.caption_n[index])
         )
         scores = [
-            measure.score_joint(engine, within(reader, 1), texts, texts.image_n[[place]], np.array([place]))[0]
-            for texts, place in ((captions, row), (negatives, int(index)))
+            measure.score_joint(engine, within(one, 1), one.image_of_C[[place]], np.array([place]))[0]
+            for one, place in ((reader, row), (rewritten, int(index)))
         ]
         wins.append(scores[0] > scores[1])
     assert result.joint[Level.SENTENCE].accuracy == pytest.approx(np.mean(wins))
-    texts = measure.encode_texts(engine, within(reader, 300), negatives)
+    texts = measure.encode_texts(engine, within(rewritten, 300))
     index = int(np.flatnonzero(negatives.level_n == Level.WORD)[0])
     image = single.images_ID[negatives.image_n[index]]
     assert cosine(texts[index], image, dim=0).isfinite()
     limited = measure.first_negatives(negatives, captions_per_image=1, per_level=1)
     assert len(limited) == 24
-    assert [reader.text(limited, place) for place in (0, 1)] == ["some other text 0", reader.text(negatives, 1)]
+    few = reader.with_texts(limited)
+    assert [few.text(place) for place in (0, 1)] == ["some other text 0", rewritten.text(1)]
 
 
 def test_losses_do_not_depend_on_packing_and_fall_for_a_better_model(
     corpus: Corpus, config: RunConfig, reader: PairReader
 ) -> None:
     engine = small.make_engine(config)
-    samples = reader.pairs.samples_I
+    samples = reader.samples_I
     wide, narrow = (
         held_out_losses(
             engine,
             corpus,
             samples,
-            reader.tokenizer,  # type: ignore[arg-type]
+            reader.tokenizer,
             dataclasses.replace(config, batch=dataclasses.replace(config.batch, micro_batch_tokens=tokens)),
         )
         for tokens in (5000, 40)
@@ -187,9 +186,9 @@ def test_losses_do_not_depend_on_packing_and_fall_for_a_better_model(
             for name, p in engine.module.named_parameters()
             if name.startswith("language_head") and p.ndim == 1 and len(p) == config.model.vocabulary_size
         )
-        for index in range(len(reader.pairs.captions)):
-            bias[reader.tokenizer.encode(reader.text(reader.pairs.captions, index))] = 3.0
-    better = held_out_losses(engine, corpus, samples, reader.tokenizer, config)  # type: ignore[arg-type]
+        for index in range(reader.num_texts):
+            bias[reader.tokenizer.encode(reader.text(index))] = 3.0
+    better = held_out_losses(engine, corpus, samples, reader.tokenizer, config)
     assert better["loss/masked_language"] < wide["loss/masked_language"] - 0.5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -86,7 +87,8 @@ def test_captions_name_images_by_their_number_in_coco_and_by_their_name_elsewher
         ("1000092795.jpg", 1000092795),
         ("2217328285_b1d55c17c4.jpg", "2217328285_b1d55c17c4"),
     ):
-        examples.pairs.corpus = SimpleNamespace(details=lambda number, file=file: {"file": file})
+        corpus = SimpleNamespace(details=lambda number, file=file: {"file": file})
+        examples.pairs = dataclasses.replace(examples.pairs, shelf=SimpleNamespace(corpus=corpus))
         assert examples.official(0, "a dog") == {"image_id": expected, "caption": "a dog"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.finetune import small
 from unimo_ds.data.schema import CLS, SEP
 from unimo_ds.finetune import predict, tasks
-from unimo_ds.finetune.sentences import join_texts
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.utils.errors import UserError
 
 MNLI_HEADER = (

@@ -15,7 +15,7 @@ from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
 from unimo_ds.finetune.images import ImageNames
-from unimo_ds.finetune.sentences import join_texts
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
 from unimo_ds.utils.errors import UserError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unimo_ds.finetune.files import numbered_lines
 from unimo_ds.finetune.line_rows import LineRows
-from unimo_ds.finetune.writing import TextRow
+from unimo_ds.finetune.text_writing import TextRow
 from unimo_ds.utils.errors import UserError
 
 LINE = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=9)

@@ -19,9 +19,10 @@ from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.index import rewrite
 from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.tokenizer import Tokenizer, load
+from unimo_ds.evaluation.measure import encode_single
 from unimo_ds.finetune import predict, ranking, run, tasks
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.hard_negatives import nearest, single_vectors
+from unimo_ds.finetune.hard_negatives import nearest
 from unimo_ds.finetune.right_answers import of_texts, own_alone
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples
 from unimo_ds.losses.circle import choice_loss, circle_loss
@@ -50,7 +51,7 @@ def open_split(folder, tokenizer, split="train", *changes) -> tuple[RetrievalExa
 def test_a_visit_holds_the_pair_other_images_and_other_captions(folder, tokenizer):
     examples, _ = open_split(folder, tokenizer)
     pairs = examples.pairs
-    assert len(examples) == pairs.num_captions == 18
+    assert len(examples) == pairs.num_texts == 18
     seen = set()
     for seed in range(40):
         visit = examples._visit(4, seed)
@@ -84,13 +85,13 @@ def test_memory_is_asked_for_the_images_that_image_layers_encode(folder, tokeniz
     for index, found in enumerate(of_images):
         shown = {image for image, _ in examples._visit(index, config.seed)}
         own = int(examples.pairs.image_of_C[index])
-        assert sorted(found) == sorted(map(examples.pairs.image_length, [*shown, own])), "its own once more, alone"
+        assert sorted(found) == sorted(examples.pairs.image_lengths_I[[*shown, own]]), "its own once more, alone"
 
 
 def test_hard_negatives_are_the_nearest_wrong_ones(folder, tokenizer):
     examples, config = open_split(folder, tokenizer, "train", "finetune.retrieval.hard_share=1")
     pairs = examples.pairs
-    found = nearest(make_engine(config), pairs, own_alone(pairs), config, number=5)
+    found = nearest(make_engine(config), pairs, own_alone(pairs), number=5)
     assert found.images_CK.shape == (18, 5)
     assert found.captions_IK.shape == (12, 5)
     assert not (found.images_CK == pairs.image_of_C[:, None]).any()
@@ -118,11 +119,11 @@ def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
     finish_folder(tmp_path / "train", tokenizer=tokenizer, num_region_classes=small.CLASSES, command="test")
     examples, config = open_split(tmp_path, tokenizer)
     pairs = examples.pairs
-    same = [caption for caption in range(pairs.num_captions) if pairs.text(caption) == "two dogs"]
+    same = [caption for caption in range(pairs.num_texts) if pairs.text(caption) == "two dogs"]
     assert pairs.image_of_C[same].tolist() == [3, 3, 8]
     answers = of_texts(pairs.text_keys(), pairs.image_of_C)
-    found = nearest(make_engine(config), pairs, answers, config, number=99)
-    for caption in range(pairs.num_captions):
+    found = nearest(make_engine(config), pairs, answers, number=99)
+    for caption in range(pairs.num_texts):
         wrong = set(range(12)) - ({3, 8} if caption in same else {int(pairs.image_of_C[caption])})
         listed = found.images_CK[caption].tolist()
         assert listed[len(wrong) :] == [-1] * (12 - len(wrong)), "behind the last"
@@ -138,7 +139,7 @@ def test_a_caption_of_two_images_is_wrong_for_neither(tmp_path):
     prepared = task.prepare_training(examples, small.plain_engine(config), config)
     drawn = {pair for seed in range(60) for pair in prepared._visit(same[0], seed)[1:]}
     assert {image for image, caption in drawn if caption == same[0]} == set(range(12)) - {3, 8}
-    assert {caption for _, caption in drawn} - {same[0]} == set(range(pairs.num_captions)) - {
+    assert {caption for _, caption in drawn} - {same[0]} == set(range(pairs.num_texts)) - {
         *same,
         *pairs.captions_of(3),
     }
@@ -248,8 +249,8 @@ def test_measurement_ranks_every_caption_against_every_image(folder, tokenizer):
     engine = small.plain_engine(config)
     found = task.evaluate(engine, examples, config=config, tokenizer=tokenizer)
     pairs = examples.pairs
-    scores = np.zeros((pairs.num_captions, pairs.num_images), np.float32)
-    for caption in range(pairs.num_captions):
+    scores = np.zeros((pairs.num_texts, pairs.num_images), np.float32)
+    for caption in range(pairs.num_texts):
         for image in range(pairs.num_images):
             example = TaskExample("", (pairs.joint_sequence(image, caption),), np.zeros(1, np.float32))
             batch = pack_examples([example], feature_size=8, target_size=1)
@@ -257,9 +258,8 @@ def test_measurement_ranks_every_caption_against_every_image(folder, tokenizer):
                 scores[caption, image] = engine.module.eval()(batch).scores.item()
     right = (scores.argmax(1) == pairs.image_of_C).mean()
     assert found.metrics["text_to_image/r@1"] == pytest.approx(right)
-    assert len(found.predictions) == pairs.num_captions
-    texts, images = single_vectors(engine, pairs, config)
-    combined = scores + (texts @ images.T).numpy() / float(engine.module.temperature().detach())
+    assert len(found.predictions) == pairs.num_texts
+    combined = scores + encode_single(engine, pairs).scores_CI / float(engine.module.temperature().detach())
     assert found.metrics["combined/text_to_image/r@1"] == pytest.approx((combined.argmax(1) == pairs.image_of_C).mean())
     assert task.best_metric in found.metrics
 
@@ -290,10 +290,9 @@ def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, mon
     monkeypatch.setattr(predict, "scores", counted)
     few = task.evaluate(engine, some, config=few_config, tokenizer=tokenizer)
     assert "best 2 of each query" in few.notes["candidates"]
-    assert asked[0] < whole.pairs.num_captions * whole.pairs.num_images
+    assert asked[0] < whole.pairs.num_texts * whole.pairs.num_images
     # Where joint scores say nothing, single ones order the candidates.
-    texts, images = single_vectors(engine, some.pairs, few_config)
-    first = (texts @ images.T).argmax(1).numpy() == some.pairs.image_of_C
+    first = encode_single(engine, some.pairs).scores_CI.argmax(1) == some.pairs.image_of_C
     monkeypatch.setattr(
         predict, "scores", lambda engine, examples, **arguments: np.zeros((len(examples), 1), np.float32)
     )

@@ -19,8 +19,9 @@ from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.finetune import tasks
+from unimo_ds.finetune.loaded import load_task
 from unimo_ds.finetune.model import HEAD_PREFIX, TaskModel
-from unimo_ds.finetune.start import fill, load_task, read_start
+from unimo_ds.finetune.start import fill, read_start
 from unimo_ds.utils.errors import UserError
 
 

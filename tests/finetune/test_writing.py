@@ -71,7 +71,7 @@ def test_decoding_step_by_step_has_the_logits_of_training(tmp_path, tokenizer):
         trained = model.language_head(
             model.read_rows(pack_examples([made], feature_size=small.FEATURES, target_size=0)).language
         )[0]
-        prompt = pack_sequences([examples.prompt(2).sequence()], feature_size=small.FEATURES)
+        prompt = pack_sequences([examples.prompt(2)], feature_size=small.FEATURES)
         written = torch.tensor([[CLS, *made.sequences[0].language_targets[:-1].tolist()]])
         decoded = model.language_head(decode(model, written, encode_prefixes(model, prompt))[0])[0]
     torch.testing.assert_close(decoded, trained, rtol=1e-4, atol=1e-5)
@@ -236,10 +236,10 @@ def test_coqa_tags_passage_questions_and_answers(tmp_path, tokenizer):
     task, _, examples = small.open_task("coqa", coqa_file(tmp_path), tokenizer)
     assert len(examples) == 3
     assert examples.references(0) == ["good", "fine"]
-    source = examples.prompt(2)
+    prompt = examples.prompt(2)
     sizes = [len(tokenizer.encode(text)) for text in examples.rows[2].sources]
     assert examples.rows[2].sources[1:] == ("the film", "good", "the plot", "dull", "cast")
-    roles, turns = source.tags.tolist()
+    roles, turns = prompt.token_tags.tolist()
     expected_roles, expected_turns = [2] * (sizes[0] + 2), [0] * (sizes[0] + 2)
     for size, role, turn in zip(sizes[1:], (0, 1, 0, 1, 0), (3, 3, 2, 2, 1), strict=True):
         expected_roles += [role] * (size + 1)
@@ -254,7 +254,7 @@ def test_coqa_tags_passage_questions_and_answers(tmp_path, tokenizer):
 def test_a_long_conversation_keeps_the_question_and_some_passage(tmp_path, tokenizer):
     _, _, examples = small.open_task("coqa", coqa_file(tmp_path), tokenizer, "train", "data.max_text_tokens=16")
     for number in range(3):
-        text = examples.prompt(number).text
+        text = examples.prompt(number).token_ids
         assert len(text) <= 16
         question = tokenizer.encode(examples.rows[number].sources[-1]).tolist()
         assert text[-len(question) - 1 :].tolist() in ([*question, SEP], [*question[: len(text)], SEP])
@@ -273,7 +273,7 @@ def test_captioning_has_an_example_a_caption_and_a_prompt_an_image(tmp_path):
     assert sequence.language_targets[-1] == SEP
     image = int(examples.pairs.image_of_C[4])
     assert tokenizer.decode(sequence.language_targets) in examples.references(image)
-    np.testing.assert_array_equal(examples.prompt(image).image.features, sequence.region_features)
+    np.testing.assert_array_equal(examples.prompt(image).region_features, sequence.region_features)
     found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer, quick=True)
     assert len(found.predictions) == 6
     assert {"bleu_4", "cider", "rouge_l"} <= set(found.metrics)

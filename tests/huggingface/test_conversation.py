@@ -15,9 +15,9 @@ from unimo_ds.data.packing import pack_sequences
 from unimo_ds.export.folder import export
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune.batch import pack_examples
-from unimo_ds.finetune.start import LoadedTask, load_task
+from unimo_ds.finetune.loaded import LoadedTask, load_task
 from unimo_ds.finetune.tasks.coqa import CoqaExamples
-from unimo_ds.finetune.writing import TextRow
+from unimo_ds.finetune.text_writing import TextRow
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.generation.generate import generate
 from unimo_ds.huggingface import heads
@@ -57,7 +57,7 @@ def prompts_of(own: LoadedTask) -> list:
     rows = [TextRow("", (passage, *turns), ()) for passage, turns in zip(PASSAGES, TURNS, strict=True)]
     limit = own.config.data.max_text_tokens
     examples = CoqaExamples(rows, own.tokenizer, max_source_tokens=limit, max_target_tokens=32, fingerprint="")
-    return [examples.prompt(number).sequence() for number in range(len(rows))]
+    return [examples.prompt(number) for number in range(len(rows))]
 
 
 @torch.no_grad()

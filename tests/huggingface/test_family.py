@@ -35,9 +35,10 @@ from unimo_ds.export import source
 from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune.joined_texts import join_texts
+from unimo_ds.finetune.loaded import load_task
 from unimo_ds.finetune.object_words import ObjectWords
-from unimo_ds.finetune.sentences import join_texts
-from unimo_ds.finetune.start import load_task, read_start
+from unimo_ds.finetune.start import read_start
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig
 from unimo_ds.generation.generate import GenerationSettings, generate, make_prompt
 from unimo_ds.huggingface import heads
@@ -322,6 +323,9 @@ def test_the_loss_of_generation_is_that_of_its_steps(exported: Path, processor: 
     known = [(0, 0, 9), (0, 1, 10), (0, 2, 11), (0, 3, 2), (1, 0, 12), (1, 1, 2)]
     expected = -sum(float(log_probabilities[place]) for place in known) / len(known)
     assert float(output.loss) == pytest.approx(expected, abs=1e-5)
+    loss, logits = model(**inputs, labels=labels, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
     single = model(**processor(images=picture(1), text=TEXTS[1]), labels=torch.tensor([[12, 2]]))
     torch.testing.assert_close(single.logits[0], output.logits[1, :2], atol=1e-5, rtol=0)
 
@@ -491,6 +495,9 @@ def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: Uni
     model(input_ids=torch.ones(1, most, dtype=torch.int64))
     with pytest.raises(ValueError, match=f"a text of {most + 1} tokens is longer than the model's {most} positions"):
         model(input_ids=torch.ones(1, most + 1, dtype=torch.int64))
+    pair = heads.UnimoForVisualQuestionAnswering(model.config)
+    with pytest.raises(ValueError, match="UnimoForVisualQuestionAnswering wants an image with each text"):
+        pair(input_ids=torch.ones(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="belong together"):
         model.encode(PaddedInputs(None, None, torch.zeros(1, 2, 24), None, None))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))

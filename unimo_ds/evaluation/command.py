@@ -27,7 +27,8 @@ from unimo_ds.evaluation.measure import (
     measure_retrieval,
     measure_rewrites,
 )
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.evaluation.pictures import to_png
 from unimo_ds.models import positions
 from unimo_ds.models.unimo import ModelOutput
@@ -49,7 +50,7 @@ def _retrieval(model: LoadedModel, reader: PairReader, single: SingleEncodings, 
 
 
 def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, rerank: int) -> Metrics:
-    if not len(reader.pairs.negatives):
+    if not len(reader.negatives):
         raise UserError(
             "the data holds no negative rewrites; `unimo prepare rewrite DATA --learn-from TRAINING` makes some"
         )
@@ -58,10 +59,9 @@ def _rewrites(model: LoadedModel, reader: PairReader, single: SingleEncodings, r
 
 def _zero_shot(model: LoadedModel, reader: PairReader, single: SingleEncodings, rerank: int) -> Metrics:
     metrics = _retrieval(model, reader, single, rerank)
-    if len(reader.pairs.negatives):
+    if len(reader.negatives):
         metrics |= _rewrites(model, reader, single, rerank)
-    tokenizer = tokenizers.load(reader.corpus.tokenizer_path)
-    return metrics | held_out_losses(model, reader.corpus, reader.pairs.samples_I, tokenizer, model.config)
+    return metrics | held_out_losses(model, reader.corpus, reader.samples_I, reader.tokenizer, model.config)
 
 
 TASKS: dict[str, Measure] = {"retrieval": _retrieval, "rewrites": _rewrites, "zero-shot": _zero_shot}
@@ -121,15 +121,14 @@ def evaluate(
         single = encode_single(watched, reader)
         metrics = TASKS[task](watched, reader, single, rerank)
     written = [] if pictures is None else _write_pictures(reader, single, pictures)
-    num_images = len(reader.pairs.samples_I)
     note = positions.note(checkpoint.read_config(model.files.config).model, model.config.model)
     return {
         "task": task,
         "checkpoint": str(model.files.weights.parent),
         "data": data,
-        "images": num_images,
-        "captions": len(reader.pairs.captions),
-        "chance_mean_recall": _chance(num_images, len(reader.pairs.captions)),
+        "images": reader.num_images,
+        "captions": reader.num_texts,
+        "chance_mean_recall": _chance(reader.num_images, reader.num_texts),
         "metrics": metrics,
         "pictures": written,
         "notes": {"resolution": note} if note else {},

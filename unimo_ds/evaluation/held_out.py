@@ -14,26 +14,20 @@ from unimo_ds.evaluation import pictures, retrieval
 from unimo_ds.evaluation.encode import Evaluable, Integers
 from unimo_ds.evaluation.losses import held_out_losses
 from unimo_ds.evaluation.measure import SingleEncodings, encode_single, measure_retrieval, measure_rewrites
-from unimo_ds.evaluation.pairs import PairReader, choose_pairs, evenly, find_unreadable, pair_set
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs, evenly, find_unreadable
 from unimo_ds.evaluation.pictures import Picture
 from unimo_ds.utils.errors import UserError
 
 BEST_METRIC = "held_out/retrieval/mean_recall"
 """Higher is better; decides which checkpoint is the best one."""
 _RETRIEVED = 5
+_KEPT_BYTES = 32 * 2**20
 
 
 def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokenizer: Tokenizer) -> PairReader:
-    """A reader of these pairs, with the run's limits on lengths."""
-    return PairReader(
-        corpus,
-        pair_set(corpus, samples),
-        tokenizer,
-        max_regions=config.data.max_regions,
-        max_text_tokens=config.data.max_text_tokens,
-        micro_batch_tokens=config.batch.micro_batch_tokens,
-        shares_images=config.contrast.joint_encoding == "shared_image",
-    )
+    """A reader of these pairs that keeps few of them: the trainer needs the memory."""
+    return PairReader.of(corpus, config, samples, tokenizer=tokenizer, max_bytes=_KEPT_BYTES)
 
 
 def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> Report:
@@ -88,27 +82,28 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
 
 def draw_pictures(reader: PairReader, single: SingleEncodings, *, count: int) -> list[Picture]:
     """Retrieval of `count` captions, spread evenly over the pairs."""
-    captions = reader.pairs.captions
     result = []
-    for caption in evenly(len(captions), count).tolist():
+    for caption in evenly(reader.num_texts, count).tolist():
         scores = single.scores_CI[caption]
         found = retrieval.best_candidates(scores[None], _RETRIEVED)[0]
-        own = int(captions.image_n[caption])
-        shown = [pictures.tile(reader.corpus, int(reader.pairs.samples_I[image])) for image in (own, *found.tolist())]
-        text = reader.text(captions, caption)
-        result.append(pictures.compose(text, shown, is_right=(found == own).tolist(), scores=scores[found].tolist()))
+        own = int(reader.image_of_C[caption])
+        shown = [pictures.tile(reader.corpus, int(reader.samples_I[image])) for image in (own, *found.tolist())]
+        result.append(
+            pictures.compose(
+                reader.text(caption), shown, is_right=(found == own).tolist(), scores=scores[found].tolist()
+            )
+        )
     return result
 
 
 def make_embeddings(reader: PairReader, single: SingleEncodings, *, count: int) -> Embeddings:
     """Vectors of `count` images and of the first caption of each."""
-    captions = reader.pairs.captions
-    images = evenly(len(reader.pairs.samples_I), count)
-    _, first_caption_I = np.unique(captions.image_n, return_index=True)
+    images = evenly(reader.num_images, count)
+    _, first_caption_I = np.unique(reader.image_of_C, return_index=True)
     vectors = np.concatenate(
         [single.images_ID.cpu().numpy()[images], single.captions_CD.cpu().numpy()[first_caption_I[images]]]
     ).astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    texts = [reader.text(captions, int(caption)) for caption in first_caption_I[images]]
+    texts = [reader.text(int(caption)) for caption in first_caption_I[images]]
     labels = [f"{kind}: {' '.join(text.split())}" for kind in ("image", "text") for text in texts]
     return Embeddings(vectors / np.maximum(lengths, 1e-12), labels)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from unimo_ds.data.schema import Level, SequenceInput
 from unimo_ds.evaluation import retrieval, rewrites
 from unimo_ds.evaluation.encode import Evaluable, Pooled, encode
-from unimo_ds.evaluation.pairs import PairReader, PairTexts
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import PairTexts
 
 Integers = NDArray[np.int64]
 
@@ -34,25 +35,26 @@ class SingleEncodings:
 
 def encode_single(engine: Evaluable, reader: PairReader) -> SingleEncodings:
     """Pooled vectors of all images and captions, and every cosine between them."""
-    images = _encode(engine, reader, reader.image_lengths(), reader.image_sequence).images_nD
-    captions = encode_texts(engine, reader, reader.pairs.captions)
+    images, captions = encode_images(engine, reader), encode_texts(engine, reader)
     return SingleEncodings(images, captions, retrieval.cosine_scores(captions, images))
 
 
-def encode_texts(engine: Evaluable, reader: PairReader, texts: PairTexts) -> torch.Tensor:
-    """[n, D] pooled vectors of texts encoded alone."""
-    lengths = reader.text_lengths(texts)
-    return _encode(engine, reader, lengths, lambda index: reader.text_sequence(texts, index)).texts_nD
+def encode_images(engine: Evaluable, reader: PairReader) -> torch.Tensor:
+    """[I, D] pooled vectors of images encoded alone."""
+    return _encode(engine, reader, reader.image_lengths_I, reader.image_sequence).images_nD
 
 
-def score_joint(
-    engine: Evaluable, reader: PairReader, texts: PairTexts, images_Q: Integers, texts_Q: Integers
-) -> retrieval.Scores:
+def encode_texts(engine: Evaluable, reader: PairReader) -> torch.Tensor:
+    """[C, D] pooled vectors of texts encoded alone."""
+    return _encode(engine, reader, reader.text_lengths_C, reader.text_sequence).texts_nD
+
+
+def score_joint(engine: Evaluable, reader: PairReader, images_Q: Integers, texts_Q: Integers) -> retrieval.Scores:
     """[Q] cosine of the pooled [IMG] and [CLS] of each (image, text) encoded as one sequence."""
-    lengths = reader.image_lengths()[images_Q] + reader.text_lengths(texts)[texts_Q]
+    lengths = reader.image_lengths_I[images_Q] + reader.text_lengths_C[texts_Q]
 
     def make(index: int) -> tuple[SequenceInput, ...]:
-        return reader.joint_sequence(int(images_Q[index]), texts, int(texts_Q[index]))
+        return reader.joint_sequences(int(images_Q[index]), int(texts_Q[index]))
 
     pooled = _encode(engine, reader, lengths, make)
     return retrieval.paired_cosines(pooled.texts_nD, pooled.images_nD)
@@ -70,7 +72,7 @@ def _encode(
 
 def measure_retrieval(single: SingleEncodings, reader: PairReader) -> retrieval.Retrieval:
     """All captions against all images, by single encodings."""
-    return retrieval.from_scores(single.scores_CI, reader.pairs.captions.image_n)
+    return retrieval.from_scores(single.scores_CI, reader.image_of_C)
 
 
 def measure_reranked(
@@ -81,7 +83,7 @@ def measure_reranked(
     Both are cosines. Under the two-logarithm form the joint score has only met rewrites of a caption, never other pairs, and
     ranks other pairs worse than single encodings do; the sum lets it settle what they leave open (docs/experiments.md).
     """
-    captions, scores_CI = reader.pairs.captions, single.scores_CI
+    scores_CI, image_of_C = single.scores_CI, reader.image_of_C
     images_CK = retrieval.best_candidates(scores_CI, num_candidates)
     captions_IK = retrieval.best_candidates(scores_CI.T, num_candidates)
     num_captions, num_images = scores_CI.shape
@@ -95,10 +97,9 @@ def measure_reranked(
         )
     )
     images_Q, captions_Q = wanted // num_captions, wanted % num_captions
-    joint_Q = score_joint(engine, reader, captions, images_Q, captions_Q)
+    joint_Q = score_joint(engine, reader, images_Q, captions_Q)
     sum_CI = np.full_like(scores_CI, np.nan)
     sum_CI[captions_Q, images_Q] = joint_Q + scores_CI[captions_Q, images_Q]
-    image_of_C = captions.image_n
     return retrieval.from_ranks(
         retrieval.reranked(
             retrieval.text_to_image_ranks(scores_CI, image_of_C),
@@ -139,14 +140,15 @@ def measure_rewrites(
 
     captions_per_image, per_level: look only at the first captions of an image, and the first rewrites of a level; 0: all.
     """
-    captions = reader.pairs.captions
-    negatives = first_negatives(reader.pairs.negatives, captions_per_image=captions_per_image, per_level=per_level)
+    captions = reader.texts
+    negatives = first_negatives(reader.negatives, captions_per_image=captions_per_image, per_level=per_level)
+    rewritten = reader.with_texts(negatives)
     caption_of_N = find_captions(captions, negatives)
     # Captions without rewrites are not asked, so their joint encoding would be wasted.
     asked, caption_of_N = np.unique(caption_of_N, return_inverse=True)
-    true_joint = score_joint(engine, reader, captions, captions.image_n[asked], asked)
-    negative_joint = score_joint(engine, reader, negatives, negatives.image_n, np.arange(len(negatives)))
-    negative_texts = encode_texts(engine, reader, negatives)
+    true_joint = score_joint(engine, reader, captions.image_n[asked], asked)
+    negative_joint = score_joint(engine, rewritten, negatives.image_n, np.arange(len(negatives)))
+    negative_texts = encode_texts(engine, rewritten)
     own_images = single.images_ID[torch.from_numpy(negatives.image_n).to(single.images_ID.device)]
     # Where no pair has rewrites nothing is encoded, and no vectors have no size.
     negative_single = retrieval.paired_cosines(negative_texts.reshape(own_images.shape), own_images)

@@ -33,8 +33,8 @@ from unimo_ds.export.card import write_card
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune import tasks
+from unimo_ds.finetune.loaded import ASSETS_FILE
 from unimo_ds.finetune.object_words import ObjectWords
-from unimo_ds.finetune.start import ASSETS_FILE
 from unimo_ds.finetune.task import Task
 from unimo_ds.finetune.writing import WritingTask
 from unimo_ds.huggingface import heads, modeling

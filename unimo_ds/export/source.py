@@ -20,7 +20,8 @@ from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.data.vision.regions import RegionExtractor
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
-from unimo_ds.finetune.start import load_task, tokenizer_of
+from unimo_ds.evaluation.own_tokenizer import tokenizer_of
+from unimo_ds.finetune.loaded import LoadedTask, load_task
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
 
@@ -70,13 +71,8 @@ def load(
     """
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
-    assets: Mapping[str, Any] = {}
-    if config.finetune is None:
-        loaded = checkpoint.load(path, device=device)
-        module, chosen = loaded.module, loaded.device
-    else:
-        tuned = load_task(Path(path), device=device)
-        module, chosen, assets = tuned.module, tuned.device, tuned.assets
+    loaded = (checkpoint.load if config.finetune is None else load_task)(Path(path), device=device)
+    assets = loaded.assets if isinstance(loaded, LoadedTask) else {}
     found = tokenizer_of(files, config, tokenizer)
     maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
     if maker is not None and maker.feature_size != config.model.region_feature_size:
@@ -90,7 +86,7 @@ def load(
             f"the region extractor {maker.fingerprint} is not {made_with}, whose regions the model was trained on; give the "
             "model's own with --extractor"
         )
-    return Source(module, config, files, found, maker, chosen, assets)
+    return Source(loaded.module, config, files, found, maker, loaded.device, assets)
 
 
 def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor | None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from unimo_ds.finetune import answers, reads
+from unimo_ds.finetune.loaded import load_task
 from unimo_ds.finetune.settings import check_finetuning
-from unimo_ds.finetune.start import load_task
 from unimo_ds.finetune.task import spread
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.agreement import failing_together

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from unimo_ds.config import RunConfig
-from unimo_ds.evaluation.encode import Evaluable, encode
-from unimo_ds.finetune.pairs import Pairs
+from unimo_ds.evaluation.encode import Evaluable
+from unimo_ds.evaluation.measure import encode_images, encode_texts
+from unimo_ds.evaluation.pair_reader import PairReader
 from unimo_ds.finetune.right_answers import Right, RightAnswers
 
 Integers = NDArray[np.int64]
@@ -29,20 +29,11 @@ class Nearest:
     captions_IK: Integers
 
 
-def single_vectors(engine: Evaluable, pairs: Pairs, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of all captions [C, D] and images [I, D], each encoded alone. A collective."""
-    feature_size, budget = config.model.region_feature_size, config.batch.micro_batch_tokens
-    image_lengths = np.array([pairs.image_length(image) for image in range(pairs.num_images)], np.int64)
-    text_lengths = np.array([pairs.text_length(caption) for caption in range(pairs.num_captions)], np.int64)
-    images = encode(engine, image_lengths, pairs.image_sequence, micro_batch_tokens=budget, feature_size=feature_size)
-    texts = encode(engine, text_lengths, pairs.text_sequence, micro_batch_tokens=budget, feature_size=feature_size)
-    return functional.normalize(texts.texts_nD, dim=1), functional.normalize(images.images_nD, dim=1)
-
-
-def nearest(engine: Evaluable, pairs: Pairs, answers: RightAnswers, config: RunConfig, *, number: int) -> Nearest:
+def nearest(engine: Evaluable, pairs: PairReader, answers: RightAnswers, *, number: int) -> Nearest:
     """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank: rank 0 finds them, as
     other processors may round otherwise."""
-    texts_CD, images_ID = single_vectors(engine, pairs, config)
+    images_ID = functional.normalize(encode_images(engine, pairs), dim=1)
+    texts_CD = functional.normalize(encode_texts(engine, pairs), dim=1)
     found = None
     if engine.communicator.rank == 0:
         found = Nearest(

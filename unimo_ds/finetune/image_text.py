@@ -14,13 +14,13 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.examples import clean_sequence, text_input
+from unimo_ds.data.sample_shelf import SampleShelf
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
-from unimo_ds.finetune.images import ImageNames, SampleShelf, check_images
-from unimo_ds.finetune.sentences import join_texts
+from unimo_ds.finetune.images import ImageNames, check_images
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
@@ -74,7 +74,7 @@ class _Columns:
                 answered = row.answered
                 found.keys.append(answered.key)
                 found.images.append(row.image)
-                found.texts.append(join_texts([tokens], max_text_tokens=max_text_tokens))
+                found.texts.append(text_input(tokens, max_text_tokens=max_text_tokens))
                 found.places.append([place for place, _ in answered.targets])
                 found.values.append([value for _, value in answered.targets])
                 found.people.append([number_of.setdefault(answer, len(number_of)) for answer in answered.people])

@@ -1,9 +1,8 @@
-"""Images of a task: samples of a data folder made by `unimo prepare import`, kept prepared, found by file name."""
+"""Images of a task: samples of a data folder made by `unimo prepare import`, found by file name."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike, check_regions
-from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.utils.errors import UserError
@@ -19,7 +17,6 @@ from unimo_ds.utils.errors import UserError
 _LAST_NUMBER = re.compile(r"\d+$")
 _SEVERAL = -1
 """In place of a sample's number, where a name is that of more than one."""
-_SHELF_BYTES = 512 * 2**20
 _SPLIT_FOLDERS = {"train": ("train",), "dev": ("dev", "val", "held_out"), "test": ("test",)}
 
 
@@ -74,45 +71,6 @@ def _pretraining_data(config: RunConfig) -> str:
         return checkpoint.read_config(checkpoint.find(config.finetune.start).config).data.path
     except UserError:
         return ""
-
-
-class SampleShelf:
-    """Samples as the encoder takes them; the latest ones are kept, up to a number of bytes."""
-
-    def __init__(self, corpus: Corpus, *, max_regions: int) -> None:
-        self.corpus, self._max_regions = corpus, max_regions
-        self._kept: OrderedDict[int, PreparedSample] = OrderedDict()
-        self._bytes = 0
-
-    def sample(self, number: int) -> PreparedSample:
-        """
-        Raises:
-            UserError: damaged or unreadable.
-        """
-        kept = self._kept.get(number)
-        if kept is not None:
-            self._kept.move_to_end(number)
-            return kept
-        made = prepare_sample(self.corpus.read(number), max_regions=self._max_regions)
-        self._kept[number] = made
-        self._bytes += made.num_bytes
-        while self._bytes > _SHELF_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].num_bytes
-        return made
-
-    def image(self, number: int) -> ImageInput:
-        """
-        Raises:
-            UserError: as `sample`, or one without regions.
-        """
-        image = self.sample(number).image
-        if image is None:
-            raise UserError(f"sample {self.corpus.key(number)} has no image")
-        return image
-
-    def length(self, number: int) -> int:
-        """Positions of its image, [IMG] included, from the index."""
-        return 1 + min(int(self.corpus.num_regions[number]), self._max_regions)
 
 
 def name_of(corpus: Corpus, number: int) -> str | None:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.finetune.files import decoded_line, numbered_lines
-from unimo_ds.finetune.writing import TextRow
+from unimo_ds.finetune.text_writing import TextRow
 from unimo_ds.utils.errors import UserError
 
 
 class LineRows:
-    """`writing.Rows` of files whose lines belong together."""
+    """`text_writing.Rows` of files whose lines belong together."""
 
     def __init__(self, paths: Sequence[Path], make: Callable[[list[str], list[str]], TextRow | None]) -> None:
         """Reads every line once, so that what is wrong is told now.

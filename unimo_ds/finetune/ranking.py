@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.evaluation import retrieval
+from unimo_ds.evaluation.measure import encode_single
+from unimo_ds.evaluation.pair_reader import PairReader
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskExample
-from unimo_ds.finetune.hard_negatives import single_vectors
 from unimo_ds.finetune.model import TaskModel
-from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.task import Evaluation
 from unimo_ds.finetune_config import RetrievalConfig
@@ -30,15 +30,14 @@ _QUICK_CANDIDATES = 32
 """Of each query, while training: all of Flickr30k's development split is 5 million sequences, and one of its epochs 3 million."""
 
 
-def measure(engine: TaskEngine, pairs: Pairs, config: RunConfig, *, quick: bool = False) -> Evaluation:
+def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: bool = False) -> Evaluation:
     """All captions against all images. A collective.
 
     quick: encode jointly only some candidates of each query, where `finetune.retrieval.rerank` does not say how many.
     """
     assert config.finetune is not None
     settings = config.finetune.retrieval
-    texts_CD, images_ID = single_vectors(engine, pairs, config)
-    single_CI: retrieval.Scores = (texts_CD @ images_ID.T).cpu().numpy()
+    single_CI = encode_single(engine, pairs).scores_CI
     scores = {"single/": single_CI, "combined/": single_CI}
     notes = {"combined": "single encodings alone: nothing was trained jointly (no negatives)"}
     if settings.trains_jointly:
@@ -46,7 +45,7 @@ def measure(engine: TaskEngine, pairs: Pairs, config: RunConfig, *, quick: bool 
         wanted_CI = np.ones(single_CI.shape, bool)
         if is_some := 0 < candidates < max(single_CI.shape):
             wanted_CI = _best(single_CI, candidates) | _best(single_CI.T, candidates).T
-        joint_CI = _joint_scores(engine, pairs, wanted_CI, config)
+        joint_CI = _joint_scores(engine, pairs, wanted_CI)
         combined_CI = joint_CI + single_CI * np.float32(score_of_cosine(engine, settings))
         scores = {"joint/" if is_some else "": joint_CI, "single/": single_CI, "combined/": combined_CI}
         notes = {"candidates": f"the best {candidates} of each query under single encodings"} if is_some else {}
@@ -72,21 +71,18 @@ def score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
     return 1 / float(engine.module.temperature().detach())
 
 
-def _metrics(scores_CI: retrieval.Scores, pairs: Pairs, prefix: str) -> dict[str, float]:
+def _metrics(scores_CI: retrieval.Scores, pairs: PairReader, prefix: str) -> dict[str, float]:
     """Under the paper's names, behind `prefix`; median ranks for the paper's own protocol alone."""
     measured = retrieval.from_scores(scores_CI, pairs.image_of_C).metrics("retrieval")
     named = {name.removeprefix("retrieval/"): value for name, value in measured.items()}
     return {prefix + name: value for name, value in named.items() if not (prefix and name.endswith("rank"))}
 
 
-def _joint_scores(
-    engine: TaskEngine, pairs: Pairs, wanted_CI: NDArray[np.bool_], config: RunConfig
-) -> retrieval.Scores:
+def _joint_scores(engine: TaskEngine, pairs: PairReader, wanted_CI: NDArray[np.bool_]) -> retrieval.Scores:
     """[C, I] the head's scores of the wanted combinations."""
     images_Q, captions_Q = np.nonzero(wanted_CI.T)
-    found_Q1 = predict.scores(
-        engine, _Combinations(pairs, images_Q, captions_Q), micro_batch_tokens=config.batch.micro_batch_tokens
-    )
+    combinations = _Combinations(pairs, images_Q, captions_Q)
+    found_Q1 = predict.scores(engine, combinations, micro_batch_tokens=pairs.micro_batch_tokens)
     # What is not encoded ranks behind everything that is: a worst score, so that the right answer cannot win by it.
     scores_CI = np.full(wanted_CI.shape, -np.inf, np.float32)
     scores_CI[captions_Q, images_Q] = found_Q1[:, 0]
@@ -104,7 +100,7 @@ def _best(scores_RN: NDArray[np.float32], number: int) -> NDArray[np.bool_]:
 class _Combinations:
     """`predict.Scorable` of (image, caption) combinations."""
 
-    pairs: Pairs
+    pairs: PairReader
     images_Q: NDArray[np.int64]
     captions_Q: NDArray[np.int64]
     target_size: int = 1
@@ -117,8 +113,7 @@ class _Combinations:
         return len(self.images_Q)
 
     def lengths(self, index: int, seed: int) -> list[int]:
-        image, caption = int(self.images_Q[index]), int(self.captions_Q[index])
-        return [self.pairs.image_length(image) + self.pairs.text_length(caption)]
+        return [self.pairs.joint_length(int(self.images_Q[index]), int(self.captions_Q[index]))]
 
     def make(self, index: int, seed: int) -> TaskExample:
         sequence = self.pairs.joint_sequence(int(self.images_Q[index]), int(self.captions_Q[index]))

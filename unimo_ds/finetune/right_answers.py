@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.draws import ranges
-from unimo_ds.finetune.pairs import Pairs
+from unimo_ds.evaluation.pair_reader import PairReader
 
 Integers = NDArray[np.int64]
 
@@ -45,9 +45,9 @@ class RightAnswers:
     """Of images."""
 
 
-def own_alone(pairs: Pairs) -> RightAnswers:
+def own_alone(pairs: PairReader) -> RightAnswers:
     """As far as is known without reading a caption."""
-    return _both_ways(np.arange(pairs.num_captions), pairs.image_of_C)
+    return _both_ways(np.arange(pairs.num_texts), pairs.image_of_C)
 
 
 def of_texts(text_keys_C: Integers, image_of_C: Integers) -> RightAnswers:

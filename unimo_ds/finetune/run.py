@@ -25,10 +25,11 @@ from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.batch import pack_examples
+from unimo_ds.finetune.loaded import ASSETS_FILE, load_task
 from unimo_ds.finetune.model import TaskModel
 from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.reader import StepTooLarge, TaskReader
-from unimo_ds.finetune.start import ASSETS_FILE, Start, load_task
+from unimo_ds.finetune.start import Start
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.finetune.task import Evaluation, Examples, Size, Task, spread
 from unimo_ds.models import positions

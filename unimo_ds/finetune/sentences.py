@@ -17,12 +17,14 @@ from torch.nn import functional
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.examples import clean_sequence
-from unimo_ds.data.schema import CLS, SEP, SequenceRole
+from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
-from unimo_ds.finetune.files import column, fingerprint_of, label_of, read_tsv, text_of
+from unimo_ds.finetune.files import column, fingerprint_of, first_file, label_of, read_tsv, text_of
+from unimo_ds.finetune.joined_texts import join_texts
+from unimo_ds.finetune.metrics.classification import accuracy
 from unimo_ds.finetune.model import TaskOutput, TextHead
 from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.reads import HEAD
@@ -31,7 +33,6 @@ from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
-Tokens = NDArray[np.int32]
 _ENCODED_AT_ONCE = 10_000
 
 
@@ -94,44 +95,42 @@ class SentenceExamples:
         )
 
 
-def read_labelled(path: Path, labels: Sequence[str], *, header: Sequence[str] | None = None) -> Iterator[SentenceRow]:
-    """The lines of a table with the columns sentence and, where it tells them, label. header: as in `read_tsv`."""
-    for number, row in read_tsv(path, header=header):
-        where = f"{path}:{number}"
-        target = label_of(row["label"], labels, where) if "label" in row else float("nan")
-        yield SentenceRow(where, (text_of(column(row, "sentence", path), where),), target)
-
-
-def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
-    """[CLS] A [SEP] (B [SEP] ...), tokens taken off the end of whichever is longest until all fit."""
-    kept = [len(text) for text in texts]
-    room = max_text_tokens - 1 - len(texts)
-    for _ in range(max(0, sum(kept) - room)):
-        kept[kept.index(max(kept))] -= 1
-    parts: list[Any] = [[CLS]]
-    for text, length in zip(texts, kept, strict=True):
-        parts += [text[:length], [SEP]]
-    return np.concatenate(parts).astype(np.int32)
-
-
 class SentenceTask(Task):
-    """What all tasks on sentences share; a task's file says how its lines are read and what is measured."""
+    """What all tasks on sentences share: tables `SPLIT.tsv`, measured by accuracy, where a task's file says nothing else."""
 
+    best_metric = "accuracy"
     official_form = ".tsv"
     reads = HEAD
+    columns: tuple[str, ...] = ("sentence",)
+    """Which hold the sentences, one or two."""
+    target_column = "label"
+    """Test sets may lack it."""
     labels: tuple[str, ...] = ()
     """In the order of the head's outputs; none for a value."""
 
-    def read(self, data: Path, split: str) -> Iterable[SentenceRow]:
+    def files(self, data: Path, split: str) -> list[Path]:
+        return [first_file(data, (f"{split}.tsv",))]
+
+    def header(self, split: str) -> Sequence[str] | None:
+        """Names of all columns, where the files do not begin with them."""
+        return None
+
+    def target(self, text: str, where: str) -> float:
+        """What the target's column says. Raises UserError: nothing that it may say."""
+        return label_of(text, self.labels, where)
+
+    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
         """Line by line, so that no file is ever held."""
-        raise NotImplementedError
+        for path in self.files(data, split):
+            for number, row in read_tsv(path, header=self.header(split)):
+                where = f"{path}:{number}"
+                texts = tuple(text_of(column(row, name, path), where) for name in self.columns)
+                target = row.get(self.target_column)
+                yield SentenceRow(where, texts, float("nan") if target is None else self.target(target, where))
 
     def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
         """Metrics of examples of one part, whose targets are known."""
-        raise NotImplementedError
-
-    def files(self, data: Path, split: str) -> list[Path]:
-        raise NotImplementedError
+        return {"accuracy": accuracy(scores_EK.argmax(1), targets_E)}
 
     def part_of(self, key: str) -> str:
         """Name of a line's file among those of a split, which are measured apart; empty where there is one alone."""

@@ -3,15 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.files import fingerprint_of, none_of, text_of
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.metrics.summaries import rouge
-from unimo_ds.finetune.writing import Rows, TextRow, TextToText, WritingTask
+from unimo_ds.finetune.writing import WritingTask, with_target
 from unimo_ds.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One line of a task on texts."""
+
+    key: str
+    sources: tuple[str, ...]
+    """Joined by [SEP]; the longest loses its end where they are too long together."""
+    references: tuple[str, ...]
+    """The first is what training writes; none in test files without."""
+    official: Mapping[str, Any] | None = None
+    """What names it in the task's own files of answers, where there are such."""
+
+
+class Rows(Protocol):
+    """A list of `TextRow`s, or `line_rows.LineRows`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TextRow: ...
+
+
+class TextToText:
+    """`WritingExamples` of rows, tokenised when they are visited."""
+
+    feature_size = 1
+    target_size = 0
+
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        *,
+        max_source_tokens: int,
+        max_target_tokens: int,
+        fingerprint: str,
+    ) -> None:
+        """max_source_tokens: with both specials. max_target_tokens: with the end token."""
+        self.rows, self.fingerprint = rows, fingerprint
+        self._tokenizer, self._max_source, self._max_target = tokenizer, max_source_tokens, max_target_tokens
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return self.rows[index].key
+
+    prompt_key = key
+
+    def select(self, indices: Sequence[int]) -> TextToText:
+        rows = [self.rows[index] for index in indices]
+        return type(self)(
+            rows,
+            self._tokenizer,
+            max_source_tokens=self._max_source,
+            max_target_tokens=self._max_target,
+            fingerprint=f"{self.fingerprint}/{len(rows)}",
+        )
+
+    def lengths(self, index: int, seed: int) -> list[int]:
+        return [self.make(index, seed).sequences[0].length]
+
+    def make(self, index: int, seed: int) -> TaskExample:
+        row = self.rows[index]
+        if not row.references:
+            raise UserError(f"{row.key} has no text to learn to write")
+        target = self._tokenizer.encode(row.references[0])[: self._max_target - 1]
+        prompt = self.prompt(index, seed=seed)
+        return TaskExample(row.key, (with_target(prompt, target, end_id=self._tokenizer.mask_id),))
+
+    def prompt(self, number: int, *, seed: int = 0) -> SequenceInput:
+        texts = [self._tokenizer.encode(text) for text in self.rows[number].sources]
+        text = join_texts(texts, max_text_tokens=self._max_source)
+        return clean_sequence(role=SequenceRole.SINGLE_TEXT, seed=seed, text=text)
+
+    def prompt_length(self, number: int) -> int:
+        return self.prompt(number).length
+
+    def references(self, number: int) -> list[str]:
+        return list(self.rows[number].references)
+
+    def official(self, number: int, text: str) -> dict[str, Any] | None:
+        names = self.rows[number].official
+        return None if names is None else {**names, "answer": text}
 
 
 class TextWritingTask(WritingTask):

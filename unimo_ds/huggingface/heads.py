@@ -16,8 +16,14 @@ from unimo_ds.data.schema import CLS, PackedBatch
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.huggingface.configuration import UnimoConfig
-from unimo_ds.huggingface.modeling import IGNORED, UnimoLogitsOutput, UnimoPreTrainedModel, predicted
-from unimo_ds.huggingface.packing import PaddedInputs
+from unimo_ds.huggingface.modeling import (
+    IGNORED,
+    UnimoLabelledModel,
+    UnimoLogitsOutput,
+    UnimoPreTrainedModel,
+    token_loss,
+)
+from unimo_ds.huggingface.packing import Grid, PaddedInputs
 from unimo_ds.models.embeddings import TagTables
 
 
@@ -89,7 +95,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         hidden_TD, grid = self.encode(inputs)
         targets = grid.unpacked(hidden_TD)[:, grid.num_regions + grid.num_tokens :]
         logits, _ = self.unimo.language_head(targets)
-        return predicted(logits, labels)
+        return UnimoLogitsOutput(loss=None if labels is None else token_loss(logits, labels), logits=logits)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -122,7 +128,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
             self.train(was_training)
 
 
-class UnimoPooledModel(UnimoPreTrainedModel):
+class UnimoPooledModel(UnimoLabelledModel):
     """Poolers, dropout, and a head on them."""
 
     def add_head(self, config: UnimoConfig) -> None:
@@ -136,63 +142,41 @@ class UnimoPooledModel(UnimoPreTrainedModel):
         logits: torch.Tensor = self.head.get_submodule("scores.output")(self.dropout(vectors_BD))
         return logits
 
-    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
-        """[B, C] logits with the loss of `problem_type`; where that is not said, the squared error of one number, or the
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+        """That of `problem_type` for [B, C] logits; where it is not said, the squared error of one number, or the
         cross-entropy of classes."""
-        loss, kind = None, self.config.problem_type or ("regression" if logits.shape[-1] == 1 else "")
-        if labels is not None and kind == "regression":
-            loss = functional.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())
-        elif labels is not None and kind == "multi_label_classification":
-            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        elif labels is not None:
-            loss = functional.cross_entropy(logits, labels)
-        return UnimoLogitsOutput(loss=loss, logits=logits)
+        kind = self.config.problem_type or ("regression" if logits.shape[-1] == 1 else "")
+        if kind == "regression":
+            return functional.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())
+        if kind == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return functional.cross_entropy(logits, labels)
 
 
 class UnimoForSequenceClassification(UnimoPooledModel):
-    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B."""
+    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B.
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        region_tags: torch.Tensor | None = None,
-        **unused: Any,
-    ) -> UnimoLogitsOutput:
-        """labels: [B] int64 classes, or numbers where `num_labels` is 1, or what `problem_type` wants. Logits: [B, C]."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        _, texts = self.pooled(inputs)
-        return self.answer(self.output(texts), labels)
+    labels: [B] int64 classes, or numbers where `num_labels` is 1, or what `problem_type` wants. Logits: [B, C].
+    """
+
+    def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
+        _, texts = self.pooled(hidden_TD, grid)
+        return self.output(texts)
 
 
 class UnimoPairModel(UnimoPooledModel):
     """FC(dropout(text pooler * image pooler)) of an image and a text encoded together."""
 
+    def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
+        if not grid.num_regions:
+            raise ValueError(
+                f"{type(self).__name__} wants an image with each text: give region_features and region_boxes"
+            )
+        return self.output(self.joined(*self.pooled(hidden_TD, grid)))
+
     def joined(self, images_BD: torch.Tensor, texts_BD: torch.Tensor) -> torch.Tensor:
         """What is dropped out and read by the last layer."""
         return images_BD * texts_BD
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        region_features: torch.Tensor,
-        region_boxes: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        region_tags: torch.Tensor | None = None,
-        **unused: Any,
-    ) -> UnimoLogitsOutput:
-        """labels and logits: as `answer` of the class takes and gives them."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        images, texts = self.pooled(inputs)
-        return self.answer(self.output(self.joined(images, texts)), labels)
 
 
 class UnimoForVisualEntailment(UnimoPairModel):
@@ -207,22 +191,22 @@ class UnimoForVisualEntailment(UnimoPairModel):
 
 
 class UnimoForVisualQuestionAnswering(UnimoPairModel):
-    """A score of each answer of the vocabulary (`num_labels` of them): VQA."""
+    """A score of each answer of the vocabulary (`num_labels` of them): VQA. Logits: [B, A]."""
 
-    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
-        """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers. Logits: [B, A]."""
-        if labels is None:
-            return UnimoLogitsOutput(logits=logits)
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers."""
         loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-        return UnimoLogitsOutput(loss=loss / len(labels), logits=logits)
+        return loss / len(labels)
 
 
 class UnimoForImageTextRetrieval(UnimoPairModel):
-    """One score of an image and a text: Flickr30k retrieval."""
+    """One score of an image and a text: Flickr30k retrieval. Logits: [B]."""
 
     def make_head(self, config: UnimoConfig) -> nn.ModuleDict:
         return scores(config, 1)
 
-    def answer(self, logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
-        """Logits: [B]. No loss: a pair has one among others alone."""
-        return UnimoLogitsOutput(logits=logits.squeeze(-1))
+    def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return super().logits(hidden_TD, grid).squeeze(-1)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """None: a pair has one among others alone."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -83,17 +82,13 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
 def pad_images(images: Sequence[ImageInput]) -> dict[str, Any]:
     """The processor's tensors of some images."""
-    longest = max(len(image.features) for image in images)
-    size = images[0].features.shape[1]
-    features = torch.zeros(len(images), longest, size)
-    boxes = torch.zeros(len(images), longest, 5)
-    mask = torch.zeros(len(images), longest, dtype=torch.int64)
-    for row, image in enumerate(images):
-        count = len(image.features)
-        features[row, :count] = torch.from_numpy(image.features.astype(np.float32))
-        boxes[row, :count] = torch.from_numpy(image.boxes)
-        mask[row, :count] = 1
-    padded = {"region_features": features, "region_boxes": boxes, "region_mask": mask}
+    padded = {
+        "region_features": pad_sequence(
+            [torch.from_numpy(image.features).float() for image in images], batch_first=True
+        ),
+        "region_boxes": pad_sequence([torch.from_numpy(image.boxes) for image in images], batch_first=True),
+        "region_mask": pad_sequence([torch.ones(len(image.boxes)).long() for image in images], batch_first=True),
+    }
     tags = [torch.from_numpy(image.tags).long() for image in images if image.tags is not None]
     if tags:
         padded["region_tags"] = pad_sequence(tags, batch_first=True, padding_value=NO_TAG)

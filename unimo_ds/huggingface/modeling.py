@@ -93,9 +93,8 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """[N_text, D] to be added to the text tokens' embeddings, where a class has such."""
         return None
 
-    def pooled(self, inputs: PaddedInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def pooled(self, hidden_TD: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
         """The pooled [IMG] and [CLS] of each input, [B, D] each; of no use where the input has no such part."""
-        hidden_TD, grid = self.encode(inputs)
         images = self.unimo.image_pooler(grid.unpacked(hidden_TD)[:, 0])
         return images, self.unimo.text_pooler(grid.first_token(hidden_TD))
 
@@ -125,24 +124,27 @@ class UnimoModel(UnimoPreTrainedModel):
         region_mask: torch.Tensor | None = None,
         region_tags: torch.Tensor | None = None,
         **unused: Any,
-    ) -> UnimoModelOutput:
+    ) -> ModelOutput:
         """input_ids, attention_mask: [B, L]. region_features: [B, R, F], region_boxes: [B, R, 5], region_mask: [B, R], as the
         processor makes them: [IMG] first. Texts, images, or both.
         """
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        hidden_TD, grid = self.encode(inputs)
-        hidden = grid.unpacked(hidden_TD)
+        return self.outputs(*self.encode(inputs))
+
+    def outputs(self, hidden_TD: torch.Tensor, grid: Grid) -> ModelOutput:
+        """What is read off the hidden states."""
+        images, texts = self.pooled(hidden_TD, grid)
         return UnimoModelOutput(
-            last_hidden_state=hidden,
-            image_pooled=None if region_features is None else self.unimo.image_pooler(hidden[:, 0]),
-            text_pooled=None if input_ids is None else self.unimo.text_pooler(grid.first_token(hidden_TD)),
+            last_hidden_state=grid.unpacked(hidden_TD),
+            image_pooled=images if grid.num_regions else None,
+            text_pooled=texts if grid.num_tokens else None,
         )
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **unused: Any
     ) -> torch.Tensor:
         """[B, D] of length 1: texts encoded alone."""
-        _, pooled = self.pooled(PaddedInputs(input_ids, attention_mask, None, None, None))
+        _, pooled = self.pooled(*self.encode(PaddedInputs(input_ids, attention_mask, None, None, None)))
         return functional.normalize(pooled, dim=-1)
 
     def get_image_features(
@@ -154,7 +156,8 @@ class UnimoModel(UnimoPreTrainedModel):
         **unused: Any,
     ) -> torch.Tensor:
         """[B, D] of length 1: images encoded alone."""
-        pooled, _ = self.pooled(PaddedInputs(None, None, region_features, region_boxes, region_mask, region_tags))
+        inputs = PaddedInputs(None, None, region_features, region_boxes, region_mask, region_tags)
+        pooled, _ = self.pooled(*self.encode(inputs))
         return functional.normalize(pooled, dim=-1)
 
 
@@ -175,31 +178,18 @@ class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
     """Scalar."""
 
 
-class UnimoForPreTraining(UnimoPreTrainedModel):
+class UnimoForPreTraining(UnimoModel):
     """Every weight of a pre-training run, and what its heads say. The objectives themselves are `unimo_ds.tasks`."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        region_tags: torch.Tensor | None = None,
-        **unused: Any,
-    ) -> UnimoForPreTrainingOutput:
-        """Arguments as `UnimoModel.forward`."""
-        inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        hidden_TD, grid = self.encode(inputs)
+    def outputs(self, hidden_TD: torch.Tensor, grid: Grid) -> ModelOutput:
         hidden = grid.unpacked(hidden_TD)
         images, texts = hidden[:, : grid.num_regions], hidden[:, grid.num_regions :]
         output = UnimoForPreTrainingOutput(temperature=self.unimo.temperature())
-        if region_features is not None:
+        if grid.num_regions:
             output["region_predictions"] = self.unimo.region_regression(images)
             output["region_class_logits"] = self.unimo.region_classification(images)
             output["image_pooled"] = self.unimo.image_pooler(images[:, 0])
-        if input_ids is not None:
+        if grid.num_tokens:
             output["prediction_logits"] = self.unimo.language_head(texts)[0]
             output["text_pooled"] = self.unimo.text_pooler(grid.first_token(hidden_TD))
         return output
@@ -213,8 +203,8 @@ class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc]
     logits: torch.Tensor | None = None
 
 
-class UnimoForMaskedLM(UnimoPreTrainedModel):
-    """Tokens at masked positions, with or without an image."""
+class UnimoLabelledModel(UnimoPreTrainedModel):
+    """One head on texts or on pairs, and labels of what it is to say."""
 
     @can_return_tuple
     def forward(
@@ -228,16 +218,30 @@ class UnimoForMaskedLM(UnimoPreTrainedModel):
         region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput:
-        """labels: [B, L], -100 where nothing is to be predicted. Logits: [B, L, V]."""
+        """labels: as `loss` of the class takes them. The rest as in `UnimoModel.forward`."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
-        hidden_TD, grid = self.encode(inputs)
-        logits, _ = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])
-        return predicted(logits, labels)
+        logits = self.logits(*self.encode(inputs))
+        return UnimoLogitsOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
+
+    def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """What the head says."""
+        raise NotImplementedError
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+        """Scalar; None of a class without any."""
+        raise NotImplementedError
 
 
-def predicted(logits: torch.Tensor, labels: torch.Tensor | None) -> UnimoLogitsOutput:
-    """[B, L, V] logits with their cross-entropy, where there are labels [B, L]."""
-    output = UnimoLogitsOutput(logits=logits)
-    if labels is not None:
-        output["loss"] = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
-    return output
+def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of [B, L, V] logits. labels: [B, L], -100 where nothing is to be predicted."""
+    return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+class UnimoForMaskedLM(UnimoLabelledModel):
+    """Tokens at masked positions, with or without an image. labels: [B, L], -100 elsewhere. Logits: [B, L, V]."""
+
+    loss = staticmethod(token_loss)
+
+    def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
+        logits: torch.Tensor = self.unimo.language_head(grid.unpacked(hidden_TD)[:, grid.num_regions :])[0]
+        return logits

@@ -72,18 +72,12 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
         ValueError: neither ids nor regions, features without boxes, tags of other regions than the features are, an input
             without any position before its target, or a text that is longer than the position table.
     """
-    features, boxes, ids, targets = (
-        inputs.region_features,
-        inputs.region_boxes,
-        inputs.input_ids,
-        inputs.target_ids,
-    )
-    given = ids if ids is not None else features
+    features, tags = inputs.region_features, inputs.region_tags
+    given = inputs.input_ids if inputs.input_ids is not None else features
     if given is None:
         raise ValueError("give input_ids, region_features, or both")
-    if (features is None) != (boxes is None):
+    if (features is None) != (inputs.region_boxes is None):
         raise ValueError("region_features and region_boxes belong together")
-    tags = inputs.region_tags
     if tags is not None and (features is None or tags.shape[:-1] != features.shape[:-1]):
         regions = "there are no region_features" if features is None else f"region_features are {tuple(features.shape)}"
         raise ValueError(f"region_tags, {tuple(tags.shape)}, must be [B, R, G], tags of each region; {regions}")
@@ -94,8 +88,13 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
             return torch.zeros((num_inputs, 0), dtype=torch.bool, device=device)
         return torch.ones(tensor.shape[:2], dtype=torch.bool, device=device) if own is None else own.to(device).bool()
 
-    parts = (mask(features, inputs.region_mask), mask(ids, inputs.attention_mask), mask(targets, None))
-    is_region, is_token, is_target = parts
+    def rows(tensor: torch.Tensor | None, here: torch.Tensor, *size: int, dtype: torch.dtype) -> torch.Tensor:
+        """[N, *size] where `here`; none of what is not given."""
+        return torch.zeros((0, *size), dtype=dtype, device=device) if tensor is None else tensor[here]
+
+    is_region = mask(features, inputs.region_mask)
+    is_token, is_target = mask(inputs.input_ids, inputs.attention_mask), mask(inputs.target_ids, None)
+    parts = (is_region, is_token, is_target)
     is_there = torch.cat(parts, dim=1)
     widths = [part.shape[1] for part in parts]
     prefix_lengths = is_region.sum(1) + is_token.sum(1)
@@ -115,13 +114,8 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
     for is_text in (is_token, is_target):
         if is_text.shape[1] > most and (longest := int(is_text.sum(1).max())) > most:
             raise ValueError(f"a text of {longest} tokens is longer than the model's {most} positions; truncate it")
-    token_parts = [(ids, token_place, is_token), (targets, target_place, is_target)]
-    chosen = [(own, at, here) for own, at, here in token_parts if own is not None]
-    if features is None or boxes is None:
-        region_rows = torch.zeros((0, feature_size), device=device)
-        box_rows = torch.zeros((0, 5), device=device)
-    else:
-        region_rows, box_rows = features[is_region], boxes[is_region]
+    texts = ((inputs.input_ids, is_token), (inputs.target_ids, is_target))
+    region_rows = rows(features, is_region, feature_size, dtype=torch.float32)
     rows_of_images = is_region.sum(1)
     rows_of_images = rows_of_images[rows_of_images > 0]
     no_tags = torch.zeros((len(region_rows), 0), dtype=torch.int64, device=device)
@@ -135,13 +129,11 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
         position_sequence=sequence.int(),
         position_offset=offsets.int(),
         position_keys=seed.position_keys(seeds, sequence, offsets),
-        token_ids=torch.cat([nothing, *(own[here] for own, _, here in chosen)]).int(),
-        token_at=torch.cat([nothing, *(at[here] for _, at, here in chosen)]),
-        token_positions=torch.cat(
-            [nothing, *((here.cumsum(1) - 1 + FIRST_POSITION)[here] for _, _, here in chosen)]
-        ).int(),
+        token_ids=torch.cat([rows(ids, here, dtype=torch.int64) for ids, here in texts]).int(),
+        token_at=torch.cat((token_place[is_token], target_place[is_target])),
+        token_positions=torch.cat([(here.cumsum(1) - 1 + FIRST_POSITION)[here] for _, here in texts]).int(),
         region_features=region_rows,
-        region_boxes=box_rows,
+        region_boxes=rows(inputs.region_boxes, is_region, 5, dtype=torch.float32),
         region_row=torch.arange(len(region_rows), device=device),
         region_at=region_place[is_region],
         language_at=nothing,

@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from unimo_ds.data.conversation import lay_out
@@ -94,14 +95,10 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         for passage, said in zip(passages, turns, strict=True):
             pieces = [np.array(inner.encode(text, add_special_tokens=False).ids, np.int32) for text in (passage, *said)]
             rows.append(lay_out(pieces[0], pieces[1:], max_tokens=self.tokenizer.model_max_length))
-        longest = max(len(text) for text, _ in rows)
-        ids = torch.full((len(rows), longest), PAD)
-        tags = torch.full((len(rows), 2, longest), NO_TAG)
-        for row, (text, own) in enumerate(rows):
-            ids[row, : len(text)] = torch.from_numpy(text)
-            tags[row, :, : len(text)] = torch.from_numpy(own)
-        mask = (torch.arange(longest) < torch.tensor([[len(text)] for text, _ in rows])).long()
-        return BatchFeature({"input_ids": ids, "attention_mask": mask, "token_tags": tags})
+        ids = pad_sequence([torch.from_numpy(text).long() for text, _ in rows], batch_first=True, padding_value=PAD)
+        mask = pad_sequence([torch.ones(len(text)).long() for text, _ in rows], batch_first=True)
+        tags = pad_sequence([torch.from_numpy(own.T).long() for _, own in rows], batch_first=True, padding_value=NO_TAG)
+        return BatchFeature({"input_ids": ids, "attention_mask": mask, "token_tags": tags.transpose(1, 2)})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **others: Any) -> Any:
         # transformers writes the image processor's settings into its own file, but not its parameters.

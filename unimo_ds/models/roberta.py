@@ -14,7 +14,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.models.transformers_folder import Weights, check_config
 from unimo_ds.models.unimo import Unimo
 
-_SIZES = {
+SIZES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
     "num_attention_heads": "num_heads",
@@ -65,7 +65,7 @@ def check_roberta(config: ModelConfig, folder: Path) -> None:
         UserError: naming what the folder has and what the model has.
     """
     check_config(
-        config, folder, setting="model.initialize_from", model_type="roberta", sizes=_SIZES, others=" and 'unimo'"
+        config, folder, setting="model.initialize_from", model_type="roberta", sizes=SIZES, others=" and 'unimo'"
     )
 
 

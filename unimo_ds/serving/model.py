@@ -17,7 +17,7 @@ from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.data.vision import region_tags
 from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import Pooled, encode
-from unimo_ds.evaluation.pairs import joint_sequences
+from unimo_ds.evaluation.pair_reader import joint_sequences
 from unimo_ds.export import source
 from unimo_ds.export.source import Source
 from unimo_ds.finetune import tasks

@@ -33,7 +33,6 @@ def measure(
     Raises:
         UserError: pycocoevalcap is not installed.
     """
-    check_installed()
     hypotheses = {number: [text] for number, text in enumerate(written)}
     wanted = {number: list(texts) for number, texts in enumerate(references)}
     notes = {}

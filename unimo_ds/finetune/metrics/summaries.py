@@ -8,17 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-from unimo_ds.utils.errors import UserError
-
 
 def rouge(written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """rouge_1, rouge_2 and rouge_l: means of F1. Sentences of a summary are lines; with one line each, ROUGE-L is the plain one.
-
-    Raises:
-        UserError: other numbers of both.
-    """
-    if len(written) != len(references):
-        raise UserError(f"{len(written)} summaries for {len(references)} references")
+    """rouge_1, rouge_2 and rouge_l: means of F1. Sentences are lines; with one line each, ROUGE-L is the plain one."""
     names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeLsum"}
     scorer = RougeScorer(list(names.values()), use_stemmer=True)
     found = [scorer.score(reference, text) for text, reference in zip(written, references, strict=True)]

@@ -19,16 +19,19 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.masking import Tokens
+from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.finetune import images, object_words
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.object_words import ObjectWords
-from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.reads import CAPTIONING, WRITING
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.writing import Source, WritingTask
+from unimo_ds.finetune.writing import WritingTask, with_target
 from unimo_ds.finetune_config import AdversarialConfig, CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -40,7 +43,7 @@ class CaptionExamples:
 
     target_size = 0
 
-    def __init__(self, pairs: Pairs, *, max_target_tokens: int, objects: ObjectWords | None = None) -> None:
+    def __init__(self, pairs: PairReader, *, max_target_tokens: int, objects: ObjectWords | None = None) -> None:
         """max_target_tokens: with the end token. objects: None, the model sees no names of objects."""
         self.pairs, self.objects, self._max_target = pairs, objects, max_target_tokens
         self.feature_size = pairs.corpus.feature_size
@@ -50,7 +53,7 @@ class CaptionExamples:
         self._object_texts: dict[int, Tokens] = {}
 
     def __len__(self) -> int:
-        return self.pairs.num_captions
+        return self.pairs.num_texts
 
     @property
     def num_prompts(self) -> int:
@@ -63,32 +66,31 @@ class CaptionExamples:
         return self.pairs.image_key(number)
 
     def select(self, indices: Sequence[int]) -> CaptionExamples:
-        """The images of these captions, each with all of its captions."""
-        chosen = np.unique(self.pairs.image_of_C[np.asarray(indices, np.int64)]).tolist()
-        return CaptionExamples(self.pairs.select(chosen), max_target_tokens=self._max_target, objects=self.objects)
+        return CaptionExamples(self.pairs.select(indices), max_target_tokens=self._max_target, objects=self.objects)
 
     def lengths(self, index: int, seed: int) -> list[int]:
-        caption = min(int(self.pairs.captions.tokens_n[index]) + 2, self._max_target + 1)
+        caption = min(int(self.pairs.texts.tokens_n[index]) + 2, self._max_target + 1)
         return [self.prompt_length(int(self.pairs.image_of_C[index])) + caption]
 
     def make(self, index: int, seed: int) -> TaskExample:
         target = self.pairs.tokenizer.encode(self.pairs.text(index))[: self._max_target - 1]
-        source = self.prompt(int(self.pairs.image_of_C[index]))
-        return TaskExample(self.key(index), (source.sequence(seed=seed, target=target),))
+        prompt = self.prompt(int(self.pairs.image_of_C[index]), seed=seed)
+        return TaskExample(self.key(index), (with_target(prompt, target, end_id=SEP),))
 
-    def prompt(self, number: int) -> Source:
-        return Source(image=self.pairs.image(number), text=self.object_text(number))
+    def prompt(self, number: int, *, seed: int = 0) -> SequenceInput:
+        image, text = self.pairs.image(number), self.object_text(number)
+        return clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=image, text=text)
 
     def prompt_length(self, number: int) -> int:
         text = self.object_text(number)
-        return self.pairs.image_length(number) + (0 if text is None else len(text))
+        return int(self.pairs.image_lengths_I[number]) + (0 if text is None else len(text))
 
     def object_text(self, number: int) -> Tokens | None:
         """Of an image, kept: lengths are asked for before the image itself, and the index does not know them."""
         if self.objects is None:
             return None
         if number not in self._object_texts:
-            regions = self.pairs.shelf.sample(int(self.pairs.samples_I[number])).regions
+            regions = self.pairs.sample(number).regions
             assert regions is not None
             self._object_texts[number] = self.objects.text(regions)
         return self._object_texts[number]
@@ -153,10 +155,8 @@ class Captioning(WritingTask):
     ) -> CaptionExamples:
         assert config.finetune is not None
         corpus = images.open_split(data, split, config, tokenizer=tokenizer)
-        pairs = Pairs(
-            corpus, tokenizer, max_regions=config.data.max_regions, max_text_tokens=config.data.max_text_tokens
-        )
-        empty = np.flatnonzero(pairs.captions.tokens_n == 0)
+        pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
+        empty = np.flatnonzero(pairs.texts.tokens_n == 0)
         if len(empty):
             raise UserError(
                 f"{corpus.location}: caption {pairs.key(int(empty[0]))} is empty; give it a text or take it out"

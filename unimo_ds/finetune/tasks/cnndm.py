@@ -15,8 +15,7 @@ from pathlib import Path
 from unimo_ds.finetune.files import parse_object, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, row_of_lines
-from unimo_ds.finetune.writing import TextRow
+from unimo_ds.finetune.text_writing import SummaryTask, TextRow, find_line_files, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
 _NAMES = {"train": ("train",), "dev": ("dev", "val", "valid"), "test": ("test",)}

@@ -9,6 +9,7 @@ have no tag.)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
+from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.finetune.files import first_file, plain_text, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import TextWritingTask
-from unimo_ds.finetune.writing import Source, TextRow, TextToText
+from unimo_ds.finetune.text_writing import TextRow, TextToText, TextWritingTask
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -28,10 +30,11 @@ from unimo_ds.utils.errors import UserError
 class CoqaExamples(TextToText):
     """Rows whose sources are the passage, then question, answer, ..., question."""
 
-    def prompt(self, number: int) -> Source:
+    def prompt(self, number: int, *, seed: int = 0) -> SequenceInput:
         passage, *turns = (self._tokenizer.encode(text) for text in self.rows[number].sources)
         text, tags = lay_out(passage, turns, max_tokens=self._max_source)
-        return Source(text=text, tags=tags)
+        sequence = clean_sequence(role=SequenceRole.SINGLE_TEXT, seed=seed, text=text)
+        return dataclasses.replace(sequence, token_tags=tags)
 
 
 class Coqa(TextWritingTask):

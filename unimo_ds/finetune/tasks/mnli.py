@@ -7,15 +7,10 @@ Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unimo_ds.finetune.files import column, first_file, label_of, read_tsv, text_of
-from unimo_ds.finetune.metrics.classification import accuracy
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
+from unimo_ds.finetune.files import first_file
+from unimo_ds.finetune.sentences import SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -24,6 +19,7 @@ _PARTS = ("matched", "mismatched")
 
 class Mnli(SentenceTask):
     name, title, best_metric = "mnli", "MNLI", "accuracy_matched"
+    columns, target_column = ("sentence1", "sentence2"), "gold_label"
     labels = ("contradiction", "entailment", "neutral")
 
     def recipe(self, size: Size) -> Recipe:
@@ -31,23 +27,11 @@ class Mnli(SentenceTask):
 
     def files(self, data: Path, split: str) -> list[Path]:
         if split == "train":
-            return [first_file(data, ("train.tsv",))]
+            return super().files(data, split)
         return [first_file(data, (f"{split}_{part}.tsv",)) for part in _PARTS]
-
-    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
-        for path in self.files(data, split):
-            for number, row in read_tsv(path):
-                where = f"{path}:{number}"
-                texts = tuple(text_of(column(row, name, path), where) for name in ("sentence1", "sentence2"))
-                label = row.get("gold_label")
-                target = float("nan") if label is None else label_of(label, self.labels, where)
-                yield SentenceRow(where, texts, target)
 
     def part_of(self, key: str) -> str:
         return next((part for part in _PARTS if f"_{part}.tsv:" in key), "")
-
-    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
-        return {"accuracy": accuracy(scores_EK.argmax(1), targets_E)}
 
 
 TASK = Mnli()

@@ -29,12 +29,12 @@ from unimo_ds.data.examples import text_key
 from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
-from unimo_ds.evaluation.pairs import evenly
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs, evenly
 from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
-from unimo_ds.finetune.pairs import Pairs
 from unimo_ds.finetune.predict import TaskEngine, Untrained
 from unimo_ds.finetune.reads import HEAD, RETRIEVAL
 from unimo_ds.finetune.right_answers import RightAnswers
@@ -58,7 +58,7 @@ class RetrievalExamples:
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: PairReader,
         settings: RetrievalConfig,
         answers: RightAnswers | None = None,
         nearest_ones: Nearest | None = None,
@@ -71,22 +71,21 @@ class RetrievalExamples:
         self.fingerprint = f"{pairs.corpus.fingerprint}/{pairs.num_images}"
 
     def __len__(self) -> int:
-        return self.pairs.num_captions
+        return self.pairs.num_texts
 
     def key(self, index: int) -> str:
         return self.pairs.key(index)
 
     def select(self, indices: Sequence[int]) -> RetrievalExamples:
-        """The images of these captions, each with all of its captions."""
-        chosen = np.unique(self.pairs.image_of_C[np.asarray(indices, np.int64)])
-        return RetrievalExamples(self.pairs.select(chosen.tolist()), self.settings)
+        return RetrievalExamples(self.pairs.select(indices), self.settings)
 
     def lengths(self, index: int, seed: int) -> list[int]:
         pairs = self.pairs
-        joint = [pairs.image_length(image) + pairs.text_length(caption) for image, caption in self._visit(index, seed)]
+        joint = [pairs.joint_length(image, caption) for image, caption in self._visit(index, seed)]
         if not self.settings.contrastive_weight:
             return joint
-        return [pairs.image_length(int(pairs.image_of_C[index])), pairs.text_length(index), *joint]
+        own = int(pairs.image_of_C[index])
+        return [int(pairs.image_lengths_I[own]), int(pairs.text_lengths_C[index]), *joint]
 
     def make(self, index: int, seed: int) -> TaskExample:
         sequences = [
@@ -133,7 +132,7 @@ class RetrievalExamples:
         other_captions = _draw(
             random,
             settings.negative_captions,
-            pairs.num_captions,
+            pairs.num_texts,
             forbidden=self._answers.captions.of(own),
             hard=None if near is None else near.captions_IK[own, : settings.hard_pool],
             hard_share=settings.hard_share,
@@ -169,7 +168,7 @@ def _draw(
     return drawn + others
 
 
-def _read_answers(pairs: Pairs, settings: RetrievalConfig, communicator: Communicator) -> RightAnswers:
+def _read_answers(pairs: PairReader, settings: RetrievalConfig, communicator: Communicator) -> RightAnswers:
     """From the texts of all captions, which rank 0 reads. A collective.
 
     Raises:
@@ -183,7 +182,7 @@ def _read_answers(pairs: Pairs, settings: RetrievalConfig, communicator: Communi
                 raise UserError(
                     f"{pairs.corpus.location} has no negatives: one caption is that of all images; give other images too"
                 )
-            if settings.negative_captions and found.captions.most() == pairs.num_captions:
+            if settings.negative_captions and found.captions.most() == pairs.num_texts:
                 raise UserError(
                     f"{pairs.corpus.location} has no negatives: one image has all captions; give other images too"
                 )
@@ -212,9 +211,7 @@ class RetrievalTask(Task):
     ) -> RetrievalExamples:
         assert config.finetune is not None
         corpus = images.open_split(data, split, config, tokenizer=tokenizer)
-        pairs = Pairs(
-            corpus, tokenizer, max_regions=config.data.max_regions, max_text_tokens=config.data.max_text_tokens
-        )
+        pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
         if split == "train" and pairs.num_images < 2:
             raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
         if split == "train" and config.finetune.max_examples == 1:
@@ -237,7 +234,7 @@ class RetrievalTask(Task):
         chosen = [(int(pairs.image_of_C[caption]), caption) for caption in captions]
         pooled = encode(
             engine,
-            np.array([pairs.image_length(image) + pairs.text_length(caption) for image, caption in chosen]),
+            np.array([pairs.joint_length(*one) for one in chosen]),
             lambda row: pairs.joint_sequence(*chosen[row]),
             micro_batch_tokens=config.batch.micro_batch_tokens,
             feature_size=examples.feature_size,
@@ -250,7 +247,7 @@ class RetrievalTask(Task):
         answers = _read_answers(pairs, settings, engine.communicator)
         if not settings.hard_share:
             return examples.with_answers(answers)
-        return examples.with_answers(answers, nearest(engine, pairs, answers, config, number=settings.hard_pool))
+        return examples.with_answers(answers, nearest(engine, pairs, answers, number=settings.hard_pool))
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return ProductHead(config, num_outputs=1)

@@ -21,8 +21,7 @@ from unimo_ds.finetune.files import first_file, read_json_items, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import TextWritingTask, find_line_files, row_of_lines
-from unimo_ds.finetune.writing import Rows, TextRow
+from unimo_ds.finetune.text_writing import Rows, TextRow, TextWritingTask, find_line_files, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 

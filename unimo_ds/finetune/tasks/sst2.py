@@ -6,21 +6,16 @@ of each; taken here: 32 and 2e-5. Published: 95.1 (base), 96.8 (large) accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from unimo_ds.finetune.files import first_file
-from unimo_ds.finetune.metrics.classification import accuracy
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask, read_labelled
+from unimo_ds.finetune.sentences import SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 
 
 class Sst2(SentenceTask):
-    name, title, best_metric = "sst2", "SST-2", "accuracy"
+    name, title = "sst2", "SST-2"
     labels = ("0", "1")
 
     def recipe(self, size: Size) -> Recipe:
@@ -28,12 +23,6 @@ class Sst2(SentenceTask):
 
     def files(self, data: Path, split: str) -> list[Path]:
         return [first_file(data, (f"{split}.tsv", f"sst2_{split}.tsv"))]
-
-    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
-        return read_labelled(self.files(data, split)[0], self.labels)
-
-    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
-        return {"accuracy": accuracy(scores_EK.argmax(1), targets_E)}
 
 
 TASK = Sst2()

@@ -7,15 +7,11 @@ and Spearman: 91.0 (base), 92.6 (large).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
-from unimo_ds.finetune.files import column, first_file, read_tsv, text_of
 from unimo_ds.finetune.metrics.classification import correlations
-from unimo_ds.finetune.sentences import SentenceRow, SentenceTask
+from unimo_ds.finetune.sentences import SentenceTask
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.utils.errors import UserError
@@ -23,34 +19,24 @@ from unimo_ds.utils.errors import UserError
 
 class Stsb(SentenceTask):
     name, title, best_metric = "stsb", "STS-B", "mean_correlation"
+    columns, target_column = ("sentence1", "sentence2"), "score"
 
     def recipe(self, size: Size) -> Recipe:
         finetune = FinetuneConfig("stsb", size, epochs=10, num_outputs=1)
         return Recipe(finetune, learning_rate=2e-5, global_examples=16)
 
-    def files(self, data: Path, split: str) -> list[Path]:
-        return [first_file(data, (f"{split}.tsv",))]
-
-    def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
-        (path,) = self.files(data, split)
-        for number, row in read_tsv(path):
-            where = f"{path}:{number}"
-            texts = tuple(text_of(column(row, name, path), where) for name in ("sentence1", "sentence2"))
-            yield SentenceRow(where, texts, _score(row["score"], where) if "score" in row else float("nan"))
+    def target(self, text: str, where: str) -> float:
+        try:
+            score = float(text)
+        except ValueError:
+            score = float("nan")
+        if not 0 <= score <= 5:
+            raise UserError(f"{where} has the score {text!r}, not a number from 0 to 5")
+        return score
 
     def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
         pearson, spearman = correlations(scores_EK[:, 0], targets_E)
         return {"mean_correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
-
-
-def _score(text: str, where: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = float("nan")
-    if not 0 <= score <= 5:
-        raise UserError(f"{where} has the score {text!r}, not a number from 0 to 5")
-    return score
 
 
 TASK = Stsb()
