@@ -1,7 +1,7 @@
-"""Saving and loading a running engine: whole or not at all, checked before trusted, at any world size and ZeRO stage.
+"""Saving and loading a running engine: atomically, verified before use, at any world size and ZeRO stage.
 
-`checkpoint_folder` knows the form on disk, `state` what is in it. Rank 0 writes and checks; every verdict is shared, so that all
-ranks go on or stop together. A save in the background copies the state to host memory and lets the run go on while rank 0 writes.
+`checkpoint_folder` defines the form on disk, `state` the content. Rank 0 writes and checks; its verdicts are broadcast, so that
+all ranks continue or stop together. A background save copies the state to host memory; training continues while rank 0 writes.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is on disk, as rank 0 knows it."""
+    """A checkpoint that is on disk; only rank 0 has it."""
 
     step: int
     folder: Path
     stall_seconds: float
-    """That training stood still for it."""
+    """Time for which training stood still."""
     write_seconds: float
-    """From the end of the stall until it was complete; 0 where training waited for all of it."""
+    """From the end of the stall until it was complete; 0 if training waited for all of it."""
 
 
 class Saver:
@@ -57,19 +57,19 @@ class Saver:
         self._engine, self._config = engine, config
         self._checkpoints = run_dir / FOLDER
         self._communicator = engine.communicator
-        self._snapshot: state.Snapshot | None = None  # its memory is kept for the next one
+        self._snapshot: state.Snapshot | None = None  # its memory is reused by the next one
         self._writer: threading.Thread | None = None
         self._is_writing = False  # known to all ranks
         self._problem = ""
         self._saved: Saved | None = None
 
     def save(self, progress: Progress, *, wait: bool) -> None:
-        """Save the engine's state. wait: until it is on disk, and without a second copy of it in host memory.
+        """Save the engine's state. wait: return once it is on disk, without a copy of the state in host memory.
 
-        An earlier save must have been settled.
+        Call `settle` for an earlier save first.
 
         Raises:
-            CheckpointError: on all ranks, where rank 0 could not begin, or, with `wait`, write.
+            CheckpointError: on all ranks, if rank 0 could not begin, or, with `wait`, write.
         """
         assert not self._is_writing, "settle() the save before first"
         began = time.monotonic()
@@ -87,16 +87,16 @@ class Saver:
         self._is_writing = True
         if self._communicator.rank == 0:
             arguments = (temporary, progress, described, time.monotonic() - began)
-            self._problem = f"the writer of {self._final(progress)} came to no end"  # until it has
-            # Not a daemon: an interpreter that ends by itself lets the checkpoint come to its end.
+            self._problem = f"the writer of {self._final(progress)} came to no end"  # replaced when it has
+            # Not a daemon: an interpreter that exits normally waits for the checkpoint.
             self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
             self._writer.start()
 
     def settle(self) -> None:
-        """Wait for the save in the background, if there is one.
+        """Wait for the background save, if there is one.
 
         Raises:
-            CheckpointError: on all ranks, where it failed.
+            CheckpointError: on all ranks, if it failed.
         """
         if not self._is_writing:
             return
@@ -107,12 +107,12 @@ class Saver:
         self._raise_problem()
 
     def take_saved(self) -> Saved | None:
-        """The checkpoint that was completed since the last call. Local, without waiting; None on other ranks than 0."""
+        """The checkpoint completed since the last call, if any. Local; does not wait. Always None on ranks other than 0."""
         saved, self._saved = self._saved, None
         return saved
 
     def _write(self, temporary: Path, progress: Progress, described: Mapping[str, Any], stall: float) -> None:
-        """In the writer thread of rank 0. Hashing and writing release the interpreter lock."""
+        """Runs in rank 0's writer thread. Hashing and writing release the GIL."""
         began = time.monotonic()
         assert self._snapshot is not None
         entries: dict[str, dict[str, Any]] = {}
@@ -151,7 +151,7 @@ class Saver:
         except OSError as error:
             return checkpoint_folder.give_up(temporary, error, state.state_bytes(self._engine))
         keep = self._config.checkpoint
-        with contextlib.suppress(OSError):  # an older folder that will not go away is no reason to doubt the new one
+        with contextlib.suppress(OSError):  # the new checkpoint is good even if an older one cannot be deleted
             checkpoint_folder.prune(
                 self._checkpoints,
                 keep_last=keep.keep_last,
@@ -173,17 +173,17 @@ class Saver:
 
 
 def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str], None] = print) -> Loaded | None:
-    """Resume from the newest good checkpoint. A collective. None where the run has no checkpoint at all: a fresh start.
+    """Resume from the newest good checkpoint. A collective. Returns None if the run has no checkpoint at all (a fresh start).
 
     Raises:
-        UserError: on all ranks, where checkpoints exist but none is good, or the good one is of another model.
+        UserError: on all ranks, if checkpoints exist but none is good, or the good one is of another model.
     """
     communicator = engine.communicator
     choice: tuple[str, str, Any] = ("", "", None)
     if communicator.rank == 0:
         try:
             choice = checkpoint_folder.choose(run_dir / FOLDER, say)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # the other ranks wait for a verdict
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the other ranks wait for the verdict
             choice = "", f"cannot make out what is in {run_dir / FOLDER} ({error!r}); is it of another version?", None
     fail_together(communicator, choice[1])
     name, _, described = communicator.broadcast_object(choice)
@@ -217,10 +217,9 @@ def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, con
 
 
 def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) -> str:
-    """What is wrong where the checkpoint's model is not the configuration's."""
+    """An error message if the checkpoint's model differs from the configuration's; else empty."""
     mine = to_dict(config.model)
-    # Where the weights came from and how much of them is dropped may change, how patches lie is the data's; what the tensors are
-    # may not.
+    # The origin of the weights and dropout may change, and the layout of patches belongs to the data; tensors may not change.
     free = {"initialize_from", "initialize_images_from", "hidden_dropout", "attention_dropout", "patch_columns"}
     differing = sorted(key for key in mine.keys() - free if differs(described, mine, key))
     if not differing:

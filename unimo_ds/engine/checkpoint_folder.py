@@ -1,7 +1,7 @@
-"""Checkpoints on disk: the one place that knows their form. Plain files, no DeepSpeed, no process group.
+"""Checkpoints on disk: the only module that depends on their form. Plain files, no DeepSpeed, no process group.
 
 checkpoints/.tmp-step-N/   being written          checkpoints/step-N/   complete: files, state.json, manifest.json
-checkpoints/latest         text `step-N`, moved last         checkpoints/best     the one with the best evaluation
+checkpoints/latest         text `step-N`, replaced last      checkpoints/best     the one with the best evaluation
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 WEIGHT = "weight"
 """Slot of the fp32 master weights."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Slots of the state tensors that every optimizer here keeps for each weight, under these names."""
+"""Slots of the optimizer state: every optimizer here keeps tensors with these names for each weight."""
 FILES = {WEIGHT: "model.safetensors", **{moment: f"{moment}.safetensors" for moment in MOMENTS}}
 _COMPLETE = re.compile(r"step-([0-9]{1,18})")
 _SPARE_BYTES = 16 * 2**20
@@ -39,7 +39,7 @@ def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
     """Make the empty folder to write the checkpoint of `step` into.
 
     Raises:
-        OSError: it cannot be made, or fewer than `num_bytes` and a reserve are free; the message says what to do.
+        OSError: it cannot be made, or less than `num_bytes` plus a reserve is free; the message says what to do.
     """
     temporary = checkpoints / f".tmp-step-{step}"
     try:
@@ -57,9 +57,9 @@ def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
 def complete(
     temporary: Path, entries: Mapping[str, Mapping[str, Any]], described: Mapping[str, Any], *, is_best: bool
 ) -> Path:
-    """Add state.json and the manifest to the tensor files, make the folder appear, and point to it. Returns it.
+    """Add state.json and the manifest to the tensor files, rename the folder, and point to it. Returns it.
 
-    entries: size and hash of the tensor files. described: what state.json tells. May raise OSError; see `give_up`.
+    entries: size and hash of the tensor files. described: content of state.json. May raise OSError; see `give_up`.
     """
     checkpoints, final = temporary.parent, temporary.with_name(temporary.name.removeprefix(".tmp-"))
     files = {**entries, STATE: _write_json(temporary / STATE, described)}
@@ -72,7 +72,7 @@ def complete(
 
 
 def give_up(temporary: Path, error: OSError, num_bytes: int) -> str:
-    """Remove what was written of a checkpoint that failed; returns the sentence about it."""
+    """Remove what was written of a checkpoint that failed; returns the error message."""
     shutil.rmtree(temporary, ignore_errors=True)
     name = temporary.name.removeprefix(".tmp-")
     try:
@@ -88,7 +88,7 @@ def _space(checkpoints: Path, num_bytes: int) -> str:
 
 
 def completed_steps(run_dir: Path) -> list[int]:
-    """Steps of the checkpoints that were written to their end, in rising order (unchecked)."""
+    """Steps of the completely written checkpoints, in ascending order; contents are not checked."""
     return sorted(
         int(match[1])
         for folder in (run_dir / FOLDER).glob("step-*")
@@ -97,13 +97,13 @@ def completed_steps(run_dir: Path) -> list[int]:
 
 
 def named(pointer: Path) -> str:
-    """The name of a checkpoint in a pointer file; empty where there is none."""
+    """The name of a checkpoint in a pointer file; empty if there is none."""
     name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     return name if _COMPLETE.fullmatch(name) else ""
 
 
 def problems_of(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint: missing or cut files, changed bytes. Empty for a good one."""
+    """Problems of a checkpoint: missing or truncated files, changed bytes. Empty for a good one."""
     try:
         manifest = read_manifest(folder)
     except UserError as error:
@@ -132,7 +132,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete checkpoint holds beside the manifest itself."""
+    """Lists the files of a complete checkpoint, except the manifest itself."""
 
     format: int
     files: Mapping[str, FileEntry]
@@ -150,13 +150,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def has_changed(path: Path, sha256: str) -> bool:
-    """Whether a file's content is no longer what its manifest says. May raise OSError."""
+    """Whether a file's content differs from its manifest entry. May raise OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() != sha256
 
 
 def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any]:
-    """Name of the newest good checkpoint (empty: there never was one), what is wrong, if anything, and its state.json."""
+    """Name of the newest good checkpoint (empty if there is none), an error message or "", and its state.json."""
     if not checkpoints.is_dir():
         return "", "", None
     _tidy(checkpoints)
@@ -187,7 +187,7 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
 
 
 def _restore_best(checkpoints: Path, progress: dict[str, Any]) -> None:
-    """Point to the best checkpoint that `progress` knows; where it is gone (pruned before a rollback), forget it in there."""
+    """Point to the best checkpoint of `progress`; if it no longer exists (pruned before a rollback), clear it in `progress`."""
     best = progress["best"] and f"step-{progress['best']['step']}"
     if best and not (checkpoints / best / MANIFEST).is_file():
         progress["best"] = None
@@ -197,15 +197,15 @@ def _restore_best(checkpoints: Path, progress: dict[str, Any]) -> None:
 
 
 def has_good(checkpoints: Path, *, up_to: int) -> bool:
-    """Whether any checkpoint of at most that step passes its hashes."""
+    """Whether any checkpoint up to that step passes verification."""
     steps = [step for step in completed_steps(checkpoints.parent) if step <= up_to]
     return any(not problems_of(checkpoints / f"step-{step}") for step in reversed(steps))
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, way_back: int | None = None) -> None:
-    """Delete what neither is among the last, nor the best, nor of a step that is kept for good. May raise OSError.
+    """Delete checkpoints except the last ones, the best one and those kept permanently. May raise OSError.
 
-    way_back: the newest of at most that step stays as well: a row of spikes is under way, and may end in a rollback to before it.
+    way_back: also keep the newest one up to this step: a series of spikes began there and may end in a rollback to before it.
     """
     steps = completed_steps(checkpoints.parent)
     kept = set(steps[-keep_last:]) | {newest}
@@ -220,8 +220,8 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, wa
 
 
 def remove_after(checkpoints: Path, step: int) -> None:
-    """Delete the checkpoints of steps after `step`, newest first; point to the newest that is left. May raise OSError."""
-    _tidy(checkpoints)  # an older version of such a step, which could not be deleted, would take its place
+    """Delete the checkpoints of steps after `step`, newest first; point to the newest remaining one. May raise OSError."""
+    _tidy(checkpoints)  # otherwise an older version of such a step, whose deletion failed, would be restored later
     steps = completed_steps(checkpoints.parent)
     for later in sorted((found for found in steps if found > step), reverse=True):
         _remove(checkpoints, later)
@@ -234,19 +234,19 @@ def remove_after(checkpoints: Path, step: int) -> None:
 
 
 def _remove(checkpoints: Path, step: int) -> None:
-    """Renamed first: a half-deleted folder must not look like a damaged checkpoint. May raise OSError."""
+    """Rename first: a half-deleted folder must not look like a damaged checkpoint. May raise OSError."""
     trash = checkpoints / f".trash-step-{step}"
     (checkpoints / f"step-{step}").rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def point(checkpoints: Path, pointer: str, name: str) -> None:
-    """Make a pointer file name a checkpoint, in one step."""
+    """Make a pointer file name a checkpoint, atomically."""
     replace_file(checkpoints / pointer, name + "\n")
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a small file so that it holds the old content or the new, whatever happens. May raise OSError."""
+    """Write a small file atomically: after a crash it holds either the old content or the new. May raise OSError."""
     temporary = path.with_name(f".{path.name}")
     _write_synced(temporary, content.encode())
     temporary.rename(path)
@@ -254,7 +254,7 @@ def replace_file(path: Path, content: str) -> None:
 
 
 def _appear(temporary: Path, final: Path) -> None:
-    """Make a complete folder visible in one step. An older one of the same name stays until then."""
+    """Rename a complete folder to its final name. An older one of the same name stays until then."""
     _sync_folder(temporary)
     old = final.with_name(f".old-{final.name}")
     if final.exists():
@@ -278,7 +278,7 @@ def _tidy(checkpoints: Path) -> None:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write and synchronise; returns the manifest's entry."""
+    """Write and fsync; returns the manifest entry."""
     content = json.dumps(values, indent=2).encode()
     _write_synced(path, content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

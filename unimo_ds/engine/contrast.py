@@ -1,10 +1,10 @@
-"""The contrastive loss of one step, whose pairs may lie in several micro-batches and on several ranks.
+"""The contrastive loss of one step, whose pairs may be in several micro-batches and on several ranks.
 
 The pairs of a group (`contrast.group_pairs`; by default all of the step) are each other's negatives, so their loss needs every
-pooled vector at once. It is taken on detached vectors, which gives one gradient per vector; a micro-batch's backward then carries
-the sum of vector * gradient, whose derivative is the same. Where the step has several micro-batches, a rehearsal of their clean
-sequences without gradients yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks are functions
-of the sequence seeds, so rehearsal and replay see the same network.
+pooled vector at once. It is computed on detached vectors, which gives one gradient per vector; a micro-batch's loss then adds
+the sum of vector * gradient, whose derivative is the same. With several micro-batches, a rehearsal (a pass over their clean
+sequences without gradients) yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks depend
+only on the sequence seeds, so both passes see the same network.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from unimo_ds.tasks.pretraining import PretrainingTask
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive loss of the step and its gradient for every pooled vector of this rank, by micro-batch."""
+    """The contrastive loss of the step and its gradient for this rank's pooled vectors, by micro-batch."""
 
     loss_sum: torch.Tensor
     right_and_asked: torch.Tensor
-    """[2 * A] fp64, of `losses.contrastive.ACCURACIES`."""
+    """[2 * A] fp64: correct, then all comparisons of each of `losses.contrastive.ACCURACIES`."""
     image_gradients: Sequence[torch.Tensor]
     text_gradients: Sequence[torch.Tensor]
     temperature_gradient: torch.Tensor
 
 
 def rehearse(engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]) -> list[ModelOutput]:
-    """Outputs of the clean sequences of every micro-batch without gradients, for the pooled vectors."""
+    """Outputs of the clean sequences of every micro-batch without gradients."""
     parts = [clean_part(*both) for both in zip(on_host, on_device, strict=True)]  # all copies before the first forward
     with torch.no_grad():
         return [engine.forward(part) for part in parts]
@@ -49,9 +49,9 @@ def contrast_of(
     *,
     scale: float,
 ) -> Contrast:
-    """The loss over the pooled vectors of `outputs`, this rank's micro-batches in order. A collective.
+    """The loss over the pooled vectors of `outputs`, one for each micro-batch of this rank. A collective.
 
-    scale: of the gradients.
+    scale: factor on the gradients.
     """
     # In fp32: these gradients carry no loss scale, and small ones would vanish in fp16.
     images = torch.cat([output.pooled_images.detach().float() for output in outputs]).requires_grad_()
@@ -72,7 +72,7 @@ def contrast_of(
 
 
 def carry(output: ModelOutput, contrast: Contrast, index: int) -> torch.Tensor:
-    """A scalar whose gradient is the contrastive loss's; the temperature's share rides on the first micro-batch alone.
+    """A scalar with the gradient of the contrastive loss; that of the temperature only in the first micro-batch.
 
     output: of micro-batch `index`, with gradients.
     """

@@ -1,8 +1,8 @@
-"""DeepSpeed's configuration: a strict JSON of what belongs to the engine, and the rest injected from the recipe.
+"""DeepSpeed's configuration: engine settings from a strict JSON file, the rest from the recipe.
 
 DeepSpeed ignores a misspelt top-level key, reads a nested "auto" as the default and has changed its defaults between
 releases (clipping went from off to 1.0 in 0.19.3). So every key is allow-listed with its type at every level, "auto" is
-refused, and each number that is relied upon is written.
+refused, and every number that matters is set explicitly.
 """
 
 from __future__ import annotations
@@ -69,19 +69,19 @@ _ELSEWHERE = {
     "tensorboard": "logging.every_steps",
     "wandb": "logging.trackers",
 }
-"""Keys that DeepSpeed knows but the recipe owns, and where the recipe keeps them."""
+"""DeepSpeed keys that the recipe sets instead, and the recipe's name for each."""
 
 
 def load(name_or_path: str, config: RunConfig, world_size: int) -> dict[str, Any]:
-    """The whole dictionary for `deepspeed.initialize`.
+    """The complete dictionary for `deepspeed.initialize`.
 
     Args:
         name_or_path: name of a file in `ds_configs/` (without .json), or a path to one.
-        config: gives clipping; the optimizer object is made by `engine.optim`.
+        config: used for clipping; `engine.optim` makes the optimizer object.
         world_size: number of processes.
 
     Raises:
-        UserError: no such file, not JSON, an unknown, ill-typed, "auto" or recipe-owned key, or precisions that clash.
+        UserError: no such file, not JSON, an unknown, ill-typed, "auto" or recipe-owned key, or conflicting settings.
     """
     path = _find(name_or_path)
     values = strict_json.read(path, dict[str, Any], cure="mend it")
@@ -89,7 +89,7 @@ def load(name_or_path: str, config: RunConfig, world_size: int) -> dict[str, Any
     _check_sense(values, str(path))
     return {
         **values,
-        # One "micro-batch" of DeepSpeed is one stream here and their number varies from step to step: the engine sets the
+        # DeepSpeed's "micro-batch" is one stream here, and the number of streams varies from step to step: the engine sets the
         # accumulation boundary itself, so both numbers stay 1 and DeepSpeed's own scaling is off.
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
@@ -106,7 +106,7 @@ def zero_stage(ds_config: Mapping[str, Any]) -> int:
 
 
 def precision(ds_config: Mapping[str, Any]) -> str:
-    """fp32, bf16 or fp16: what the weights of the forward pass are stored as. Masters are fp32 always."""
+    """fp32, bf16 or fp16: dtype of the weights in the forward pass. Master weights are always fp32."""
     for name in ("fp16", "bf16"):
         if ds_config.get(name, {}).get("enabled"):
             return name
@@ -114,7 +114,7 @@ def precision(ds_config: Mapping[str, Any]) -> str:
 
 
 def offloads_optimizer(ds_config: Mapping[str, Any]) -> bool:
-    """True where optimizer states live in host memory."""
+    """Whether optimizer states are in host memory."""
     section = ds_config.get("zero_optimization", {}).get("offload_optimizer", {})
     return bool(section.get("device", "none") != "none")
 

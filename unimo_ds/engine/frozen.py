@@ -1,4 +1,4 @@
-"""Weights that are not trained (`optimizer.rate_factors` of 0): no optimizer knows them, checkpoints hold them like others."""
+"""Frozen weights (`optimizer.rate_factors` of 0): not given to the optimizer, but checkpoints hold them like the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from unimo_ds.engine.partitions import Masters, own_part
 
 
 class WithFrozen(Masters):
-    """The masters of what is trained, and beside them the frozen weights: whole, in fp32, with moments of zeros."""
+    """The masters of the trained weights, plus the frozen weights: unpartitioned, in fp32, with zero moments."""
 
     def __init__(self, trained: Masters, frozen: Mapping[Any, torch.Tensor]) -> None:
-        """frozen: by parameter, in fp32 and its shape; may be the parameter's own memory."""
+        """frozen: by parameter, in fp32 and its shape; may share the parameter's memory."""
         self.trained, self.frozen = trained, frozen
 
     def read(self, parameter: Any, slot: str) -> torch.Tensor:
@@ -31,7 +31,7 @@ class WithFrozen(Masters):
 
     def publish(self) -> None:
         for parameter, weight in self.frozen.items():
-            if hasattr(parameter, "ds_tensor"):  # ZeRO-3; small parameters, which stay whole, are gathered below
+            if hasattr(parameter, "ds_tensor"):  # ZeRO-3; `trained.publish` gathers persistent parameters
                 parameter.ds_tensor.copy_(own_part(parameter, weight))
             else:
                 parameter.data.copy_(weight)
@@ -45,9 +45,9 @@ class WithFrozen(Masters):
 
 
 def frozen_weights(model: torch.nn.Module, *, is_kept_elsewhere: bool) -> dict[Any, torch.Tensor]:
-    """The frozen parameters of a model that DeepSpeed has not seen yet, as `WithFrozen` takes them.
+    """The frozen parameters of a model, for `WithFrozen`. Call before `deepspeed.initialize`.
 
-    is_kept_elsewhere: DeepSpeed will round or partition the parameters, so that exact copies stay in host memory.
+    is_kept_elsewhere: DeepSpeed will round or partition the parameters, so keep exact copies in host memory.
     """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     if is_kept_elsewhere:

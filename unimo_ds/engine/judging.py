@@ -1,6 +1,6 @@
-"""What the loss and the gradient norm of a step say about the run: whether one of them is not finite, or a spike.
+"""Judges a step by its loss and gradient norm: whether one of them is not finite, or a spike.
 
-Every rank sees the same numbers and comes to the same judgement.
+All ranks see the same numbers, so they reach the same judgement.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ class Judgement:
     progress: Progress
     """After the step."""
     is_broken: bool
-    """Whether it counts among those in a row that end the run: without an update, and for no spike."""
+    """Whether it counts toward `engine.max_skipped_steps`: there was no update, and not because of a spike."""
     spike: str
-    """What is far above the usual, in words; empty: nothing is."""
+    """Description of a spike; empty if there is none."""
 
 
 def judge(
     before: Progress, step: int, metrics: StepMetrics, spikes: SpikeConfig, *, loss_scale_floor: float
 ) -> Judgement:
-    """step: the number of the one that was taken. loss_scale_floor: below which overflows cannot push the scale."""
+    """step: number of the step just taken. loss_scale_floor: the lowest scale that overflows can lead to."""
     loss, norm = before.loss_course, before.gradient_course
     seen = (("loss", loss, metrics.loss), ("gradient norm", norm, metrics.gradient_norm))
     found = [course.describe(name, value) for name, course, value in seen if course.is_spike(value, spikes)]
     skipped = 0 if metrics.applied else 1
-    # An fp16 overflow with a finite loss is the loss scale finding its place; it counts once the scale cannot fall further.
+    # With a finite loss, an fp16 overflow is normal loss scaling; it counts only if the scale cannot fall further.
     is_at_end = not math.isfinite(metrics.loss) or metrics.loss_scale <= loss_scale_floor
     is_broken = bool(skipped) and is_at_end and not loss.is_spike(metrics.loss, spikes)
     if found:
         spikes_in_a_row = before.spikes_in_a_row + 1
-    else:  # a step that is not finite neither ends a row of spikes nor adds to it
+    else:  # a non-finite step neither ends a series of spikes nor adds to it
         spikes_in_a_row = before.spikes_in_a_row * skipped
     progress = dataclasses.replace(
         before,

@@ -1,4 +1,4 @@
-"""Joining and leaving the process group under DeepSpeed, on the accelerator that it has chosen."""
+"""Joining and leaving the process group through DeepSpeed, on the accelerator that it chooses."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ WhatIsRead = TypeVar("WhatIsRead")
 def start_run(
     read: Callable[[], WhatIsRead], settings_of: Callable[[WhatIsRead], EngineConfig]
 ) -> tuple[WhatIsRead, torch.device, Communicator]:
-    """Read what decides a run and join the process group that it asks for. A collective, which `read` holds none of.
+    """Read a run's input and join the process group with its settings. A collective; `read` must not call any.
 
-    Bad input is told before any process group is made where there is one process alone.
+    With a single process, bad input is reported before a process group is made.
 
     Raises:
-        UserError: on all ranks, what is wrong with it on any.
+        UserError: on all ranks, if `read` fails on any.
     """
     problem, settings = "", _DEFAULTS
     try:
@@ -57,26 +57,26 @@ def start_run(
 
 
 def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
-    """Join the process group (making one of a single process where nothing launched us) and return this rank's device.
+    """Join the process group (of a single process if there is no launcher) and return this rank's device.
 
-    settings: of them `hang_minutes` (collectives give up a little later than the watchdog, which tells more; 0: after a day) and
-    `deterministic`. The first call of a process decides.
+    settings: only `hang_minutes` (collectives time out a little after the watchdog, which reports more; 0: after a day) and
+    `deterministic` are used. Only the first call of a process has an effect.
 
     Raises:
-        UserError: on rank 0, something else listens where the ranks are to meet.
+        UserError: on rank 0, if the rendezvous port is taken.
     """
     if torch.distributed.is_initialized():
         return torch.device(get_accelerator().current_device_name())
     if settings.deterministic:
         _be_deterministic()
     os.environ.update(rank_environment(os.environ))
-    faulthandler.enable()  # a crash in native code names the Python line it came from
+    faulthandler.enable()  # prints the Python stack of a crash in native code
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames; nothing a user could change.
+    # DeepSpeed 0.19.8 uses names of collectives that are deprecated in torch 2.13; users cannot change that.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if get_accelerator().device_name() == "cpu":
-        # Its shared-memory all-reduce would be compiled at the first start; gloo needs no compiler. A dictionary of our own
-        # saves every start the compilers that fill DeepSpeed's.
+        # Skip its shared-memory all-reduce, which the first start would compile; gloo needs no compiler. Our dictionary also
+        # saves the compiler runs that fill DeepSpeed's at every start.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     else:
         get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
@@ -97,20 +97,20 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
 
 
 def _be_deterministic() -> None:
-    """Before anything runs on the device: cuBLAS reads the size of its workspaces once."""
+    """Call before anything runs on the device: cuBLAS reads the size of its workspaces only once."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds bugs, changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for debugging
 
 
 def _await_first_rank() -> None:
-    """Come to the rendezvous just after rank 0 has opened it, or after a second: torch tries again only then.
+    """Wait until rank 0 has opened the rendezvous, but at most one second: torch retries only after a second.
 
-    Ranks of one machine start together, so most of them would come too early and make all wait.
+    The ranks of a machine start together, so most of them would come too early and delay all.
     """
     rank, host, port = (os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    if rank in (None, "0") or host is None or port is None:  # or DeepSpeed asks MPI
+    if rank in (None, "0") or host is None or port is None:  # if None, DeepSpeed gets them from MPI
         return
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
@@ -126,16 +126,16 @@ def stop_processes() -> None:
 
 
 def _leave() -> None:
-    """At exit, when threads are joined and loader workers are gone. Several ranks end here, with their status.
+    """Runs at exit, after threads are joined and loader workers are gone. With several ranks it ends the process (`os._exit`).
 
-    One that fails would wait for collectives that it has begun and others never join, while the launcher waits for this rank
-    to end them. One that is done leaves the group, but not by Python's end: DeepSpeed keeps groups that are destroyed, so
-    gloo's threads live on, and one that drops the last collective's tensor while Python ends wants Python's lock, gets it no
-    more, and aborts the process (pytorch/pytorch#190489).
+    A failed rank would wait for collectives that it started and others never join, while the launcher waits for this rank to
+    exit before ending them. A finished rank leaves the group, but must not run Python's shutdown: DeepSpeed keeps destroyed
+    groups, so gloo's threads live on; one that frees the last collective's tensor during shutdown cannot get the GIL any more
+    and aborts the process (pytorch/pytorch#190489).
     """
     if not torch.distributed.is_initialized():
         return
-    error = getattr(sys, "last_value", None)  # what was told on stderr before this exit
+    error = getattr(sys, "last_value", None)  # the uncaught exception, already printed on stderr
     is_alone = torch.distributed.get_world_size() == 1
     if error is None or is_alone:
         stop_processes()
@@ -146,7 +146,7 @@ def _leave() -> None:
         return
     mpi = sys.modules.get("mpi4py.MPI") if error is None else None
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.Finalize()  # mpirun takes a rank that leaves this out for a crash
+        mpi.Finalize()  # otherwise mpirun treats the rank as crashed
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

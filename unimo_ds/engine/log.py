@@ -1,8 +1,7 @@
-"""What a run tells and keeps beside its checkpoints: a line a logged step in metrics.jsonl, the same in TensorBoard and trackers,
-lines on the terminal, traces.
+"""The log of a run: one line per logged step in metrics.jsonl, the same in TensorBoard and trackers, terminal lines, traces.
 
-Rank 0 does all of it, and other ranks have a log that does nothing. On resuming, what was logged after the checkpoint is cut off:
-no step appears twice.
+Only rank 0 logs; other ranks have a log that does nothing. On resuming, records after the checkpoint are removed, so that no
+step appears twice.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PICTURES = "pictures"
 
 
 class RunLog:
-    """Rank 0's. Call `resume` before anything but `say`, and again where the run goes back to a checkpoint."""
+    """Rank 0's log. Call `resume` before anything but `say`, and again when the run rolls back to a checkpoint."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config, self._folder = config, Path(config.run_dir)
@@ -46,18 +45,17 @@ class RunLog:
         self._board: PatientBoard
 
     def say(self, text: str) -> None:
-        """A line on the terminal."""
+        """Print a line on the terminal."""
         patient_files.say(text)
 
     def traced(self, step: int) -> contextlib.AbstractContextManager[None]:
-        """Record what happens inside, if `step` is to be recorded."""
+        """Profile the block, if `step` is in `logging.trace_steps`."""
         return self._tracer.around(step)
 
     def resume(self, step: int, *, measures_again: bool = False) -> None:
-        """Go on after `step`, -1 for a fresh start. May raise OSError: the run directory takes no file.
+        """Continue after `step`, -1 for a fresh start. May raise OSError: the run directory is not writable.
 
-        measures_again: whether this start begins with an evaluation of that step, which an earlier one may have logged and not
-            saved.
+        measures_again: whether this start first evaluates that step, which an earlier start may have logged but not saved.
         """
         self._open.close()
         self._trackers = self._trackers or trackers.make_trackers(self._config, self.say)
@@ -70,9 +68,9 @@ class RunLog:
         self._last_step = step
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the state after `step` steps. Numbers that are not finite reach TensorBoard as they are, the file as null.
+        """Log values after `step` steps. Non-finite numbers are written unchanged to TensorBoard and as null to the file.
 
-        TensorBoard and trackers get no curve of what the step had none of, such as hard negatives of data without rewrites.
+        TensorBoard and trackers do not get values that the step could not measure, such as hard negatives without rewrites.
         """
         line = {"step": step, "time": round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # type: ignore[misc]
@@ -86,18 +84,18 @@ class RunLog:
         self._last_step = step
 
     def note(self, step: int, kind: str, **details: Any) -> None:
-        """An event with more than numbers, such as the samples of a skipped step."""
+        """Log an event with more than numbers, such as the samples of a skipped step."""
         self._lines.write(json.dumps({"step": step, "event": kind, **details}))
 
     def write_last_samples(self, step: int, keys: Sequence[str]) -> None:
-        """Remember what rank 0 read in its last logged step, in place of what it read before."""
+        """Store the keys of rank 0's samples in the last logged step, replacing the previous ones."""
         temporary = self._folder / f".{LAST_SAMPLES}"
         with contextlib.suppress(OSError):  # a full disk
             temporary.write_text(json.dumps({"step": step, "samples_of_rank_0": list(keys)}) + "\n")
             temporary.rename(self._folder / LAST_SAMPLES)
 
     def write_report(self, step: int, report: Report) -> None:
-        """Metrics, pictures and embeddings of an evaluation. The newest pictures are files too, for the run's page."""
+        """Log metrics, pictures and embeddings of an evaluation. The newest pictures are also files, for the run's page."""
         self.write(step, report.metrics)
         folder = self._folder / PICTURES
         for number, picture in enumerate(report.pictures):
@@ -119,7 +117,7 @@ class RunLog:
         self._board.flush()
 
     def write_settings(self) -> None:
-        """Hyper-parameters with the last losses and held-out metrics, when the run is done; none where nothing was logged."""
+        """Log hyper-parameters with the last losses and held-out metrics, at the end of the run; nothing if there are none."""
         settings = {
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in flatten(redacted(to_dict(self._config))).items()
@@ -134,26 +132,26 @@ class RunLog:
             self._board.add("hparams", settings, final, run_name=".", global_step=self._last_step)
 
     def finish(self, status: int | None) -> None:
-        """Write what is still on its way. status: as `trackers.finish` takes it."""
+        """Write everything pending. status: as in `trackers.finish`."""
         self._tracer.close()
         self._open.close()
         trackers.finish(self._trackers, status)
 
 
 class _Silence:
-    """Does nothing, whatever is asked, and that around a block as well."""
+    """A log whose methods do nothing; the result is also a context manager that does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., contextlib.AbstractContextManager[None]]:
         return lambda *arguments, **options: contextlib.nullcontext()
 
 
 def make_log(config: RunConfig, *, rank: int) -> RunLog:
-    """Of this rank."""
+    """The log of this rank."""
     return RunLog(config) if rank == 0 else cast(RunLog, _Silence())
 
 
 def cut_after(path: Path, step: int, *, last_measured: int) -> None:
-    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and all that are no records. Atomic."""
+    """Drop the lines of steps after `step`, of evaluations after `last_measured`, and damaged lines. Atomic."""
     kept = "".join(
         record.line
         for record in records.read(path)
@@ -165,14 +163,14 @@ def cut_after(path: Path, step: int, *, last_measured: int) -> None:
 
 
 def _drop_embeddings(board: Path, step: int) -> None:
-    """Those of evaluations after `step`, a folder each, into which TensorBoard's writer would put no others without a warning."""
+    """Remove the folders of evaluations after `step`; TensorBoard's writer warns if a folder exists when it writes again."""
     for folder in board.glob("[0-9]*"):
         if folder.name.isdigit() and int(folder.name) > step:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_absent(name: str, values: Mapping[str, float]) -> bool:
-    """Whether a number is missing because nothing was there to be measured; a loss that broke is not missing."""
+    """Whether a value is nan because there was nothing to measure; a loss that diverged to nan is not absent."""
     if not math.isnan(values[name]):
         return False
     return name.startswith("accuracy/") or values.get(f"count/{name.removeprefix('loss/')}") == 0

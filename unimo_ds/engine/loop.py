@@ -1,4 +1,4 @@
-"""The training loop: steps, and between them logging, evaluation, saving and stopping, on all ranks alike."""
+"""The training loop: steps, and between them logging, evaluation, saving and stopping; the same on all ranks."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from unimo_ds.utils.out_of_memory import out_of_memory_told
 
 _TRIM_EVERY = 25
 _QUIET_SECONDS = 30.0
-"""A run that saves every few steps says so now and then; metrics.jsonl has every save."""
+"""Least time between terminal messages about saves; metrics.jsonl has every save."""
 
 
 class Loop:
     """One start of a run, from its newest checkpoint to its end or to a request to stop.
 
-    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, None for never;
-    best_metric: which of its metrics, higher being better, decides the best checkpoint; measured_on: names the data that it is
-    of, which may change between starts. on_step: sees every step (data limits).
-    take_step: one optimizer step of `task` on a batch; pre-training's unless another one is given.
+    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
+    best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
+    may change between starts. on_step: called after every step (data limits).
+    take_step: one optimizer step of `task` on a batch; default: pre-training's.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Loop:
         """Train until `schedule.total_steps` or a request to stop. Returns the exit status.
 
         Raises:
-            UserError: too many steps in a row without an update, spikes without end, ranks that drifted apart, no room for the
-                last checkpoint.
+            UserError: too many consecutive steps without an update, too many spikes, ranks with different weights, or the last
+                checkpoint cannot be written.
         """
         status: int | None = None
         try:
@@ -88,7 +88,7 @@ class Loop:
         finally:
             self._watchdog.stop()
             self._log.finish(status)
-        if self.config.logging.trackers:  # a launcher ends rank 0 where another goes before it with a status
+        if self.config.logging.trackers:  # launchers kill rank 0 if another rank exits before it with a nonzero status
             self.engine.communicator.all_gather_object(None)
         return status
 
@@ -97,11 +97,11 @@ class Loop:
         self._watchdog.alive()
         if self.progress.step == 0 and self.config.evaluation.at_start:
             self._measure()
-            self.progress = dataclasses.replace(self.progress, best=None)  # no checkpoint has these weights
+            self.progress = dataclasses.replace(self.progress, best=None)  # there is no checkpoint of these weights
         elif self.progress.evaluation_is_due:
             self._measure()
             self.progress = dataclasses.replace(self.progress, evaluation_is_due=False)
-            self._saved_step = -1  # saved once more, with what was measured
+            self._saved_step = -1  # save again, with the new measurements
             self._save(must_succeed=not self._spans())
         if self.progress.step >= total_steps:
             self._log.say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
@@ -121,11 +121,11 @@ class Loop:
         return 0
 
     def _spans(self) -> list[range]:
-        """Steps that are still to be taken."""
+        """Remaining steps."""
         return rollback.spans(self.progress.step, self.config.schedule.total_steps, self._rollbacks)
 
     def _train(self, spans: Sequence[range]) -> Stop | None:
-        """Take steps until the last one, a rollback, or a request to stop, which is returned."""
+        """Take steps until the last one, a rollback, or a request to stop, which it returns."""
         batches = itertools.chain.from_iterable(self._make_batches(span.start, span.stop) for span in spans)
         for batch in self._speed.waiting(batches):
             self._step(batch)
@@ -141,7 +141,7 @@ class Loop:
         return None
 
     def _resume(self) -> None:
-        """Continue from the newest good checkpoint, past the batches of all rollbacks. A collective."""
+        """Continue from the newest good checkpoint, skipping the batches of all rollbacks. A collective."""
         communicator, problem = self.engine.communicator, ""
         rollbacks: tuple[rollback.Rollback, ...] = ()
         try:
@@ -162,17 +162,17 @@ class Loop:
         self._best_on_disk = self._best_in_flight = self.progress.best
         self._spiked: list[tuple[int, Any]] = []
         try:
-            # A fresh start after a crash before the first checkpoint drops what that start measured, step 0 included.
+            # After a crash before the first checkpoint, a fresh start drops all earlier records, step 0 included.
             self._log.resume(self._saved_step, measures_again=self.progress.evaluation_is_due)
         except OSError as error:
             problem = f"cannot continue the records of {self.run_dir}: {error}"
         fail_together(communicator, problem)
 
     def _roll_back(self) -> None:
-        """Leave a spike that does not end: back to before it, and past its batches. A collective.
+        """Recover from a spike that does not end: go back to before it and skip its batches. A collective.
 
         Raises:
-            UserError: on all ranks, where the run has gone back often enough, or has nowhere to go back to.
+            UserError: on all ranks, after too many rollbacks, or if there is no checkpoint to go back to.
         """
         self._settle()
         first, stop, limit = self.progress.first_spike, self.progress.step, self.config.spikes.max_rollbacks
@@ -261,18 +261,18 @@ class Loop:
             )
 
     def _report_spike(self, batch: StepBatch, metrics: StepMetrics, spike: str) -> None:
-        """Put a spike on record and keep its samples for a rollback; forget those of a row of spikes that is over."""
+        """Log a spike and keep its samples for a rollback; if a series of spikes is over, drop its samples."""
         if not spike:
             self._spiked = self._spiked if self.progress.spikes_in_a_row else []
             return
         text = spike + ("" if metrics.applied else "; no update")
         keys = self._note_samples(batch, "spike", text)
-        if self.config.spikes.most_in_a_row:  # only a rollback, which has a bound, asks for them
+        if self.config.spikes.most_in_a_row:  # only a rollback needs them, and it bounds the list
             self._spiked.append((batch.step, keys))
         self._log.say(f"step {self.progress.step}: {text}; samples are in metrics.jsonl")
 
     def _note_samples(self, batch: StepBatch, kind: str, text: str) -> list[list[str]]:
-        """Put the samples of this step, by rank, on record. A collective."""
+        """Log the sample keys of this step, by rank. A collective."""
         keys: list[list[str]] = self.engine.communicator.all_gather_object(
             [key for item in batch.micro_batches for key in item.keys]
         )
@@ -287,7 +287,7 @@ class Loop:
         if is_due and stop is None:
             is_best = self._measure()
             self.engine.module.train()
-        # A stop has no time for it, and a run that goes on must find what one that was not stopped finds.
+        # A stop leaves no time for an evaluation; the next start makes up for it, as if the run had not stopped.
         self.progress = dataclasses.replace(self.progress, evaluation_is_due=is_due and stop is not None)
         if is_last or stop is not None or is_best or step % self.config.checkpoint.every_steps == 0:
             self._save(must_succeed=is_last or stop is not None)
@@ -300,7 +300,7 @@ class Loop:
         with self._memory_told(f"the evaluation after step {self.progress.step}"):
             report = self._evaluate()
         self._log.write_report(self.progress.step, report)
-        # Rank 0's figure decides for all: saving is a collective, and a last bit may differ between machines.
+        # Use rank 0's value everywhere: saving is a collective, and the last bit may differ between machines.
         value = self.engine.communicator.broadcast_object(report.metrics.get(self._best_metric, math.nan))
         self._log.say(f"step {self.progress.step}: {self._best_metric} {value:.4f}")
         best = self.progress.best
@@ -332,7 +332,7 @@ class Loop:
         self._speed.reset()
 
     def _settle(self) -> None:
-        """Wait for the checkpoint that is being written in the background, if one is. A collective."""
+        """Wait for the checkpoint being written in the background, if any. A collective."""
         try:
             self._saver.settle()
             self._best_on_disk = self._best_in_flight
@@ -341,7 +341,7 @@ class Loop:
         self._report_saved()
 
     def _forget_save(self, error: checkpoint.CheckpointError, step: int) -> None:
-        """After a save of `step` that failed. The best checkpoint is one that exists."""
+        """Handle a failed save of `step`: the best checkpoint must be one that exists."""
         self._log.say(f"warning: {error}; training goes on and tries again at the next checkpoint")
         self._best_in_flight = self._best_on_disk
         if self.progress.best is not None and self.progress.best.step == step:

@@ -1,4 +1,4 @@
-"""Numbers of a run: what an evaluation found, and a line for the terminal."""
+"""Numbers of a run: results of an evaluation, and a line for the terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Embeddings(NamedTuple):
     """Vectors for TensorBoard's projector: images first, then their first captions."""
 
     matrix: NDArray[np.float32]
-    """[m, D] of length 1."""
+    """[m, D], unit vectors."""
     labels: list[str]
     """[m] `image: CAPTION` and `text: CAPTION`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation during training found. Metrics are the same on every rank; the rest is made on rank 0 alone."""
+    """Results of an evaluation during training. Metrics are the same on every rank; only rank 0 has the rest."""
 
     metrics: dict[str, float]
     """`held_out/retrieval/...`, `held_out/rewrites/...`, `held_out/loss/...`, `held_out/accuracy/...`"""
@@ -32,7 +32,7 @@ class Report:
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_per_step: float) -> str:
-    """One line for the terminal: step, losses, speed, share of time spent waiting for data, time left."""
+    """One line for the terminal: step, losses, speed, fraction of time spent waiting for data, time left."""
     losses = "  ".join(
         f"{name.removeprefix('loss/')} {value:.3f}"
         for name, value in values.items()

@@ -1,6 +1,6 @@
 """Parameter groups and optimizers by the names of `OptimizerConfig`.
 
-The optimizer object is made here and handed to DeepSpeed, so one place decides what is decayed and what Adam means.
+The optimizer object is made here and passed to DeepSpeed, so weight decay and the variant of Adam are decided in one place.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import local_rank
 
 RATE_FACTOR = "rate_factor"
-"""Under which a parameter group has its factor on the scheduled rate."""
+"""Key in a parameter group: its factor on the scheduled rate."""
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, the same bits, without what torch wraps its methods in for torch.compile.
+    """torch's AdamW, bit-identical, without the wrappers that torch adds to its methods for torch.compile.
 
-    Those wrappers import the whole compiler to tell it to stay out: 1.3 s of a start's 3.7 s of processor time.
+    Those import the whole compiler only to disable it: 1.3 s of a start's 3.7 s of CPU time.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
@@ -41,9 +41,9 @@ class AdamW(torch.optim.AdamW):
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, rate_factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Matrices and embeddings are decayed; vectors and scalars (biases, layer norms, the temperature) are not.
+    """Matrices and embeddings have weight decay; vectors and scalars (biases, layer norms, the temperature) have none.
 
-    rate_factors: by part of the model (`factors_of`); each factor makes groups of its own, which tell it under `RATE_FACTOR`.
+    rate_factors: by part of the model (`factors_of`); each factor has its own groups, which hold it under `RATE_FACTOR`.
     Order within a group is that of `named_parameters`, which ZeRO's flat buffers rely on.
 
     Raises:
@@ -62,7 +62,7 @@ def parameter_groups(
 
 
 def freeze(model: nn.Module, rate_factors: Mapping[str, float]) -> None:
-    """Take what has a factor of 0 out of training, in place.
+    """Freeze the parameters with a factor of 0, in place.
 
     Raises:
         UserError: as `factors_of`.
@@ -79,15 +79,15 @@ def make_optimizer(
     """The optimizer over the model's parameters, to be wrapped by DeepSpeed.
 
     Raises:
-        UserError: NVIDIA apex is asked for and not installed, LAMB is asked for where tensors are flattened, DeepSpeed's Adam
-            cannot be compiled, or as `factors_of`.
+        UserError: NVIDIA apex is needed but not installed or cannot run here, LAMB with ZeRO, DeepSpeed's Adam cannot be
+            compiled, or as `factors_of`.
     """
     groups = parameter_groups(model, weight_decay=config.weight_decay, rate_factors=config.rate_factors)
     common: dict[str, Any] = {"lr": config.peak_learning_rate, "betas": config.betas, "eps": config.epsilon}
     on_host = offloads_optimizer(ds_config) or device.type == "cpu"
     if config.name == "adamw":
-        # The fused form reads and writes each weight once; without it each step walks over the weights about ten times.
-        # Under ZeRO, DeepSpeed loads the compiler anyway, and warns of any class but torch's own.
+        # Fused: reads and writes each weight once; the unfused form makes about ten passes over the weights per step.
+        # With ZeRO, DeepSpeed loads the compiler anyway, and warns about any class but torch's own.
         kind = torch.optim.AdamW if zero_stage(ds_config) else AdamW
         return kind(groups, fused=True, **common)
     if config.name == "deepspeed_adam":
@@ -95,7 +95,7 @@ def make_optimizer(
     if on_host:
         raise UserError(f"optimizer.name={config.name!r} runs on NVIDIA GPUs without offload only; use 'adamw'")
     if config.name == "apex_lamb" and zero_stage(ds_config) > 0:
-        # LAMB scales each weight tensor by its own norm; ZeRO steps flat slices of many tensors.
+        # LAMB scales each weight tensor by its own norm; ZeRO updates flat slices of many tensors.
         raise UserError(
             f"optimizer.name='apex_lamb' needs ZeRO stage 0, not {zero_stage(ds_config)}: ZeRO flattens the tensors whose "
             f"norms LAMB needs; set engine.deepspeed_config=zero0_{precision(ds_config)} or optimizer.name=apex_adam"
@@ -104,7 +104,7 @@ def make_optimizer(
     if config.name == "apex_adam":
         adam: torch.optim.Optimizer = apex.FusedAdam(groups, adam_w_mode=True, **common)
         return adam
-    # Clipping is the engine's; FusedLAMB's own (on by default) is put out of reach.
+    # The engine clips; this limit disables FusedLAMB's own clipping, which is on by default.
     lamb: torch.optim.Optimizer = apex.FusedLAMB(groups, max_grad_norm=1e30, **common)
     return lamb
 
@@ -122,9 +122,9 @@ def _deepspeed_adam(groups: list[dict[str, Any]], common: dict[str, Any], *, on_
 
 
 def _compile(builder: Any) -> None:
-    """Compile and load an operator of DeepSpeed; one that is compiled already is only loaded.
+    """Load an operator of DeepSpeed, compiling it if needed.
 
-    A process that was killed while it compiled leaves a lock behind, which the next ones would await for ever, without a word.
+    A process that was killed while compiling leaves a lock behind, for which later ones would wait forever, silently.
     """
     from torch.utils import cpp_extension
 
@@ -137,7 +137,7 @@ def _compile(builder: Any) -> None:
         )
     try:
         builder.load(verbose=False)
-    except Exception as error:  # of a compiler, what asks it for its version, a library that is not there afterwards
+    except Exception as error:  # from the compiler, the check of its version, or loading the library
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"optimizer.name='deepspeed_adam': DeepSpeed cannot compile its {builder.name} here ({reason}); see that a C++ "
@@ -146,7 +146,7 @@ def _compile(builder: Any) -> None:
 
 
 def _nvidia_apex() -> Any:
-    """NVIDIA's `apex.optimizers`; the package of that name on the public index has no such module."""
+    """NVIDIA's `apex.optimizers`; the unrelated package `apex` on PyPI has no such module."""
     if importlib.util.find_spec("apex") is None or importlib.util.find_spec("apex.optimizers") is None:
         raise UserError(
             "optimizer.name=apex_* needs NVIDIA apex, built from source (https://github.com/NVIDIA/apex); "
@@ -156,7 +156,7 @@ def _nvidia_apex() -> Any:
 
 
 def prepare_state(optimizer: torch.optim.Optimizer, weights: list[torch.Tensor]) -> None:
-    """Give every master weight the state that its first step would create, so that a checkpoint can be read into it."""
+    """Create the optimizer state of every master weight as its first step would, so that a checkpoint can be read into it."""
     is_torch = isinstance(optimizer, torch.optim.AdamW)
     for weight in weights:
         state = optimizer.state[weight]
@@ -170,14 +170,14 @@ def prepare_state(optimizer: torch.optim.Optimizer, weights: list[torch.Tensor])
 
 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:
-    """Updates taken so far: the number that Adam's bias correction uses."""
+    """Updates applied so far, as Adam's bias correction counts them."""
     if _counts_in_groups(optimizer):
         return int(optimizer.param_groups[0].get("step", 0))
     return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
 
 def set_applied_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Make Adam continue as after `steps` updates."""
+    """Set the step count so that Adam continues as after `steps` updates."""
     if _counts_in_groups(optimizer):
         for group in optimizer.param_groups:
             group["step"] = steps
@@ -192,14 +192,14 @@ def set_applied_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 
 def _count_again(optimizer: Any, steps: int) -> None:
-    """Make DeepSpeed's CPU Adam correct its moments by the same bits as if it had taken these steps: its powers of beta, which no
-    checkpoint holds, are products from step to step in 32 bits. An update of nothing counts a step."""
+    """Restore the bias correction of DeepSpeed's CPU Adam bit for bit: its powers of beta are not in checkpoints but multiplied
+    up in fp32, step by step. An update of an empty tensor counts as a step."""
     group, nothing = optimizer.param_groups[0], torch.zeros(0)
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
-    for step in range(steps + 1):  # step 0 begins anew
+    for step in range(steps + 1):  # step 0 resets the powers
         optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)
 
 
 def _counts_in_groups(optimizer: torch.optim.Optimizer) -> bool:
-    """apex keeps one counter per group, everyone else one per weight."""
+    """Whether the step counter is per group (apex) rather than per weight (all others)."""
     return type(optimizer).__module__.startswith("apex.")

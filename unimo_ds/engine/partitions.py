@@ -1,8 +1,8 @@
-"""Where the fp32 master weights and Adam's moments live under each of DeepSpeed's wrappers, by parameter name.
+"""Access to the fp32 master weights and Adam's moments in each of DeepSpeed's wrappers, by parameter.
 
-DeepSpeed wraps the optimizer in a different class for each ZeRO stage and precision, and each keeps its masters
-elsewhere: in the parameters themselves, in per-tensor copies, in slices of flat buffers, in partitions of partitioned
-parameters. A `Masters` hides which. Reading gives whole fp32 tensors on every rank; it is a collective. Written against
+DeepSpeed wraps the optimizer in a different class for each ZeRO stage and precision, and each stores the masters
+differently: in the parameters themselves, in per-tensor copies, in slices of flat buffers, or in partitions of partitioned
+parameters. A `Masters` hides which. Reading gives full fp32 tensors on every rank; it is a collective. Written against
 DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, bf16_optimizer.py, fp16/*.py).
 """
 
@@ -24,23 +24,23 @@ from unimo_ds.engine.optim import prepare_state
 
 
 class Masters(Protocol):
-    """fp32 weights and moments by parameter name. What a kind has no use for does nothing."""
+    """fp32 weights and moments by parameter. Methods that a kind does not need do nothing."""
 
     def read(self, parameter: Any, slot: str) -> torch.Tensor:
-        """The whole fp32 tensor, in the parameter's shape. A collective: every rank asks for the same things in order."""
+        """The full fp32 tensor, in the parameter's shape. A collective: every rank makes the same calls in the same order."""
 
     def write(self, parameter: Any, slot: str, value: torch.Tensor) -> None:
-        """Put this rank's share of `value` (whole, fp32, on the host) in place. Local."""
+        """Store this rank's part of `value` (the full fp32 tensor, on the host). Local."""
 
     def publish(self) -> None:
-        """After all writes: refresh the weights that the forward pass uses. A collective."""
+        """Call after all writes: updates the weights that the forward pass uses. A collective."""
         return None
 
     def poison(self) -> None:
-        """Make the collected gradients non-finite, so that DeepSpeed itself drops them and skips the update."""
+        """Make the accumulated gradients non-finite, so that DeepSpeed itself drops them and skips the update."""
 
     def forget(self) -> None:
-        """After a skipped update: drop what DeepSpeed leaves of its gradients."""
+        """Call after a skipped update: drops gradients that DeepSpeed has kept."""
         return None
 
 
@@ -78,7 +78,7 @@ class CopiedMasters(Masters):
                 master = wrapper.fp32_groups_flat[index] if is_flat else wrapper.fp32_groups[index][position]
                 self.masters[parameter] = (master, start if is_flat else 0)
                 start += parameter.numel()
-        # The unfused wrapper has already taken a step with zero gradients, which counts and decays.
+        # The unfused wrapper has already taken a step with zero gradients, which counts and decays weights.
         wrapper.optimizer.state.clear()
         prepare_state(wrapper.optimizer, [w for group in wrapper.optimizer.param_groups for w in group["params"]])
 
@@ -124,7 +124,7 @@ class SlicedMasters(Masters):
 
     def forget(self) -> None:
         if not isinstance(self.wrapper, BF16_Optimizer):
-            # With offload and fp32 accumulation 0.19.8 keeps the skipped sum, and a NaN in it would never leave.
+            # With offload and fp32 accumulation, 0.19.8 keeps the skipped sum, so a NaN in it would stay forever.
             for index in self.wrapper.averaged_gradients:
                 self.wrapper.averaged_gradients[index] = None
 
@@ -145,7 +145,7 @@ class SlicedMasters(Masters):
 
 
 class PartitionedMasters(Masters):
-    """ZeRO stage 3: every parameter is cut into equal parts, the last one padded."""
+    """ZeRO stage 3: every parameter is split into equal parts, the last one padded."""
 
     def __init__(self, wrapper: DeepSpeedZeroOptimizer_Stage3) -> None:
         self.wrapper = wrapper
@@ -163,7 +163,7 @@ class PartitionedMasters(Masters):
             safe_set_local_optimizer_state(parameter, part, slot)
 
     def publish(self) -> None:
-        # The end of the wrapper's own step: masters to the forward's precision, then the small parameters that stay whole.
+        # As at the end of the wrapper's own step: copy masters to the forward's precision, then gather persistent parameters.
         self.wrapper._partition_all_parameters()
         for index in range(len(self.wrapper.fp16_groups)):
             self.wrapper._reassign_or_swap_out_partitioned_parameters(index)
@@ -171,7 +171,7 @@ class PartitionedMasters(Masters):
             self.wrapper.persistent_parameters[0].all_gather(self.wrapper.persistent_parameters)
 
     def poison(self) -> None:
-        # One number that the next step overwrites: the padding of a partition would stay poisoned for good. The first rank's
+        # Poison one element that the next step overwrites: the padding of a partition would stay poisoned. The first rank's
         # first element is never padding, and norms are summed over ranks.
         first = self.wrapper.fp16_groups[0][0]
         if self.wrapper._get_param_partition_rank(first) == 0:
@@ -181,7 +181,7 @@ class PartitionedMasters(Masters):
 
 
 def own_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of `value`, the whole parameter's, under ZeRO stage 3: fp32, one-dimensional, padded with zeros."""
+    """This rank's part of `value`, the full parameter, at ZeRO stage 3: fp32, one-dimensional, zero-padded."""
     size = parameter.ds_tensor.numel()
     start = size * parameter.ds_zero_partition_rank
     part = torch.zeros(size, dtype=torch.float32)
@@ -207,13 +207,13 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 
 def scaler_state(wrapper: Any) -> dict[str, float]:
-    """The dynamic loss scaler's numbers; empty where there is none."""
+    """State of the dynamic loss scaler; empty if there is none."""
     scaler = _scaler(wrapper)
     return {name: getattr(scaler, name) for name in _SCALER_FIELDS if getattr(scaler, name, None) is not None}
 
 
 def set_scaler_state(wrapper: Any, state: Mapping[str, float]) -> None:
-    """Continue a dynamic loss scaler; a run that moves to another precision keeps the fresh one."""
+    """Restore a dynamic loss scaler; a run that changed precision keeps the fresh one."""
     scaler = _scaler(wrapper)
     for name, value in state.items():
         if getattr(scaler, name, None) is not None:
@@ -223,7 +223,7 @@ def set_scaler_state(wrapper: Any, state: Mapping[str, float]) -> None:
 def _scaler(wrapper: Any) -> Any:
     for name in ("loss_scaler", "loss_scale_config"):
         scaler = getattr(wrapper, name, None)
-        if getattr(scaler, "last_overflow_iter", None) is not None:  # None where the scale never moves
+        if getattr(scaler, "last_overflow_iter", None) is not None:  # None if the scale is fixed
             return scaler
     return None
 

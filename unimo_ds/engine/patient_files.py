@@ -1,4 +1,4 @@
-"""Logs of a run that a full disk cannot end: what cannot be written waits, or is dropped, and training goes on."""
+"""Log files that do not end a run when the disk is full: writes are delayed or dropped, and training continues."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from unimo_ds.utils.redact import redact
 
 _MOST_WAITING = 4 * 2**20
-"""Bytes of lines that are held back for a disk that takes none; about ten thousand steps."""
+"""Bytes of lines to buffer while the disk is full; about ten thousand steps."""
 _REOPEN_SECONDS = 30.0
 
 
 def say(text: str) -> None:
-    """Print a line, without secrets. Where the log lies on the full disk, it is lost."""
+    """Print a line, without secrets. It is lost if stdout is a file on a full disk."""
     with contextlib.suppress(OSError):
         print(redact(text), flush=True)
 
 
 class PatientLines:
-    """A file that lines are added to, in order and each of them whole once the disk takes them again."""
+    """Appends lines to a file; if the disk is full, they are written later, complete and in order."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -31,7 +31,7 @@ class PatientLines:
         self._is_full = False
 
     def write(self, line: str) -> None:
-        """Add a line (without its end)."""
+        """Append a line (given without newline)."""
         if len(self._waiting) < _MOST_WAITING:
             self._waiting += line.encode() + b"\n"
         self._try()
@@ -54,7 +54,7 @@ class PatientLines:
 
 
 class PatientBoard:
-    """TensorBoard's writer; what a full disk refuses is dropped, and a new file begun when there may be room again."""
+    """TensorBoard's writer; drops data while the disk is full, and later tries to start a new file."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What a step asks of an engine, whoever runs it: DeepSpeed (`setup.Engine`) or plain PyTorch in `benchmarks/`."""
+"""The interface that a step needs from an engine: DeepSpeed (`setup.Engine`) or plain PyTorch in `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from unimo_ds.utils.communicator import Communicator
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     applied: bool
-    """False where all ranks skipped the update: unwanted, or for a loss or gradient that is not finite."""
+    """False if all ranks skipped the update: unwanted, or the loss or gradient was not finite."""
     gradient_norm: float
-    """Over all parameters and ranks, before clipping and without loss scale; inf or nan where the step was skipped."""
+    """Over all parameters and ranks, before clipping and without loss scale; inf or nan if the step was skipped."""
     loss_scale: float
-    """Scale in use before this step (1 but for fp16)."""
+    """Scale before this step (1 unless fp16)."""
 
 
 class StepEngine(Protocol):
-    """Forward, backward and update of one model over all ranks; see `setup.Engine` for what each promises."""
+    """Forward, backward and update of one model over all ranks; documented in `setup.Engine`."""
 
     device: torch.device
     communicator: Communicator

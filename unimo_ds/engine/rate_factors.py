@@ -1,4 +1,4 @@
-"""Learning rates by part of the model: what `optimizer.rate_factors` means for each parameter."""
+"""Learning rates by part of the model: resolves `optimizer.rate_factors` for each parameter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from unimo_ds.utils.errors import UserError, nearest_name
 
 
 def factors_of(names: Iterable[str], factors: Mapping[str, float]) -> dict[str, float]:
-    """The factor on the scheduled rate of each parameter, by name: that of the smallest part it lies in that has one, else 1.
+    """Factor on the scheduled rate of each parameter, by name: that of the longest matching key, or 1.
 
-    factors: by parts of the model, as names begin, whole words alone: `layers.1` says nothing of `layers.10`.
+    factors: by part of the model, a prefix of parameter names in whole components: `layers.1` does not match `layers.10`.
 
-    The word table is `text_embedding`'s, and the language head predicts by it: a factor of that part is one of the head's output
-    matrix too, and freezing it leaves the head its own `language_head` (transform, norm, bias) to learn with.
+    The word table belongs to `text_embedding` and is also the output matrix of the language head, so a factor of that part
+    applies to both; if it is frozen, the head still trains its own `language_head` (transform, norm, bias).
 
     Raises:
-        UserError: a key that is no part of the model, with the nearest right name; a factor below 0; nothing left to be trained.
+        UserError: a key that is no part of the model (names the nearest one); a factor below 0; nothing left to train.
     """
     parts_of = {name: _parts(name) for name in names}
     known = {part for parts in parts_of.values() for part in parts}

@@ -1,4 +1,4 @@
-"""What a rehearsal encodes of a micro-batch: the sequences whose pooled vectors the contrastive loss wants, and nothing else."""
+"""The part of a micro-batch that a rehearsal encodes: only sequences whose pooled vectors the contrastive loss needs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ROWS = ("region_features", "region_boxes", "region_tags")
 
 
 def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
-    """The clean sequences of `batch`, on the device of `on_device`, which is the same batch there: no corrupted ones, no targets.
+    """The clean sequences of `batch` on the device, without corrupted ones and targets. on_device: the same batch there.
 
-    The pooled vectors are the whole batch's, in its order and under its dropout masks. Images that corrupted sequences alone show
-    are left out on the device: features need not go there again. Tokens have no tags in pre-training.
+    The pooled vectors are those of the full batch, in its order and with its dropout masks. Images used only by corrupted
+    sequences are removed on the device, so that features are not copied again. Tokens have no tags in pre-training.
     """
     is_kept_S = torch.zeros(batch.num_sequences, dtype=torch.bool)
     is_kept_S[batch.position_sequence[torch.cat((batch.pooled_image_at, batch.pooled_text_at))].long()] = True
@@ -37,10 +37,10 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     rows = batch.region_row[is_kept_region]
     is_shown_N = torch.zeros(len(batch.region_boxes), dtype=torch.bool)
     is_shown_N[rows] = True
-    is_kept_M = is_shown_N[batch.image_starts[:-1].long()]  # whoever shows an image shows its first row, [IMG]
+    is_kept_M = is_shown_N[batch.image_starts[:-1].long()]  # every use of an image includes its first row, [IMG]
     image_lengths_M = batch.image_starts.diff()
     is_kept_N = is_kept_M.repeat_interleave(image_lengths_M)
-    owners = batch.prefix_of[is_kept_S].long()  # an image encoded alone, which is clean itself
+    owners = batch.prefix_of[is_kept_S].long()  # an image encoded without text, also clean
     kept = {
         "sequence_starts": _starts(lengths),
         "prefix_lengths": batch.prefix_lengths[is_kept_S],

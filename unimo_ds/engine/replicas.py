@@ -1,4 +1,4 @@
-"""Whether all ranks still hold the same weights."""
+"""Checks that all ranks still have the same weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from unimo_ds.utils.agreement import fail_together
 
 
 def check_replicas(engine: Engine) -> None:
-    """Compare the weights of all ranks, which must be the same bits (stages 0 to 2). A collective.
+    """Check that all ranks have bit-identical weights (ZeRO stages 0 to 2). A collective.
 
     Raises:
-        UserError: on all ranks, naming those that differ: a broken device, or code that ranks did not run alike.
+        UserError: on all ranks, naming those that differ: a broken device, or ranks that ran different code.
     """
     if engine.zero_stage == 3:
         return

@@ -1,8 +1,8 @@
-"""Going back over a spike that does not end: to an older checkpoint, and past the batches that led into it.
+"""Recovery from a spike that does not end: go back to an older checkpoint and skip the batches that led into it.
 
-RUN/rollbacks.json is the run's memory of it. What it lists is not read by any later start either, so that a run which is stopped
-after a rollback and resumed equals one that was not; it is written before anything is undone, and a start finishes what an
-interrupted one has begun. Delete an entry to let a run read these batches after all.
+RUN/rollbacks.json records rollbacks. Later starts skip its batches too, so that a run stopped after a rollback and resumed
+equals one that was not stopped. It is written before anything is undone, and a start completes an interrupted rollback.
+Delete an entry to make the run read its batches again.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ FILE = "rollbacks.json"
 
 @dataclass(frozen=True)
 class Rollback:
-    """One return to an older checkpoint. Steps are numbers of batches, from 0."""
+    """One return to an older checkpoint. Steps are batch numbers, from 0."""
 
     first: int
     """The first step with a spike."""
     stop: int
-    """The step after the last: `first` up to here are passed over."""
+    """The step after the last: steps `first` to `stop` - 1 are skipped."""
     reason: str
     samples: Sequence[Any] = ()
-    """Of each of these steps: its number and the keys of its samples by rank."""
+    """Number of each step with a spike and its sample keys by rank."""
     is_done: bool = False
-    """Whether the checkpoints from after `first` are gone."""
+    """Whether the checkpoints after `first` have been removed."""
 
 
 def read(run_dir: Path) -> tuple[Rollback, ...]:
-    """All of a run's, oldest first.
+    """All rollbacks of a run, oldest first.
 
     Raises:
         UserError: the file is damaged.
@@ -54,12 +54,12 @@ def read(run_dir: Path) -> tuple[Rollback, ...]:
 
 
 def begin(run_dir: Path, rollback: Rollback) -> None:
-    """Put a rollback on record. May raise OSError."""
+    """Record a rollback. May raise OSError."""
     _write(run_dir, [*read(run_dir), rollback])
 
 
 def finish(run_dir: Path) -> tuple[Rollback, ...]:
-    """What `read` finds, after the checkpoints that these have undone are removed. May raise OSError."""
+    """Remove the checkpoints that the rollbacks undo; returns what `read` finds. May raise OSError."""
     rollbacks = read(run_dir)
     open_ones = [rollback for rollback in rollbacks if not rollback.is_done]
     if open_ones:
@@ -70,7 +70,7 @@ def finish(run_dir: Path) -> tuple[Rollback, ...]:
 
 
 def spans(start: int, stop: int, rollbacks: Sequence[Rollback]) -> list[range]:
-    """The steps of start .. stop - 1 that are to be taken, in runs of consecutive ones."""
+    """The steps of start .. stop - 1 that are not skipped, as ranges."""
     found = [range(start, stop)] if start < stop else []
     for rollback in rollbacks:
         cut = []

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints, and whether a configuration may continue it.
+"""The files of a run beside its checkpoints, and the check that a configuration may continue it.
 
 config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tensorboard/  checkpoints/  tracker_id  wandb/
 """
@@ -45,9 +45,9 @@ _FREE = (
     "optimizer.clip_norm",
     "model.initialize_from",
     "model.initialize_images_from",
-    # What a fine-tuning begins with is compared by what it is (finetune/start.py).
+    # The starting weights of a fine-tuning are compared by content (finetune/start.py).
     "finetune.start",
-    # Where the data lies may change, what it is may not: its fingerprint is compared.
+    # Data may move but not change: its fingerprint is compared.
     "model.patch_columns",
     "data.path",
     "data.made_with.",
@@ -62,7 +62,7 @@ _FREE = (
 """Keys (and groups, with a dot) in which a continued run may differ from its start."""
 _OFF = {"data.smallest_crop": 1.0, "schedule.decay_share": ScheduleConfig.decay_share}
 _TABLES = ("data.source_weights.", "optimizer.rate_factors.")
-"""Whose entries a user names: one of 0 is not the same as none."""
+"""Tables whose entries a user names: here 0 differs from no entry."""
 _PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "transformers", "webdataset")
 
 
@@ -75,11 +75,11 @@ def prepare(
     communicator: Communicator,
     command: Sequence[str] = tuple(sys.argv),
 ) -> None:
-    """Make the run directory or check that `config` continues what is in it. A collective; rank 0 works.
+    """Make the run directory or check that `config` continues the run in it. A collective; rank 0 does the work.
 
     Raises:
-        UserError: on all ranks: not writable, the run there has another model, seed or data, naming what differs, or ranks differ
-            in these among themselves.
+        UserError: on all ranks: not writable, the run there has another model, seed or data (the message names it), or
+            ranks differ from each other in these.
     """
     run_dir = Path(config.run_dir)
     equal = {
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
-    """What ranks do not have in common: copies of the data, or of the code, that are not equal would train without a word."""
+    """An error message if ranks differ: training with different copies of data or code would raise no error."""
     _, first = of_ranks[0]
     for rank, (machine, mine) in enumerate(of_ranks):
         if differing := sorted(name for name in first if mine.get(name) != first[name]):
@@ -110,7 +110,7 @@ def _disagreement(of_ranks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ, those free to differ left out."""
+    """Dotted keys whose values differ, except those that may differ."""
     old, new = flatten(before), flatten(after)
     return sorted(
         key
@@ -121,8 +121,8 @@ def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 
 def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
-    """Whether a setting has another value now; one that the code of then did not know has not where it is off (0, false, none,
-    empty, or what `_OFF` says), unless it is an entry of a table."""
+    """Whether a setting has a different value now. A key that `old` lacks (newer code) does not differ if it is off (0,
+    false, none, empty, or its value in `_OFF`), unless it is an entry of a table."""
     is_off = key in new and (not new[key] or new[key] == _OFF.get(key)) and not key.startswith(_TABLES)
     return old.get(key) != new.get(key) and (key in old or not is_off)
 
@@ -130,14 +130,14 @@ def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
 _LOCK = ".lock"
 _LOCK_POLL_SECONDS = 1.0
 _held_locks: list[IO[str]] = []
-"""Open for the life of the process: two trainers in one directory would cut each other's records and checkpoints."""
+"""Kept open until the process ends: two trainers in one directory would damage each other's records and checkpoints."""
 
 
 def _lock(run_dir: Path, *, patience: float) -> str:
-    """Hold the directory; returns who holds it where another process does, else nothing. Freed when the process ends.
+    """Lock the directory until the process ends; returns the holder if another process has the lock, else "".
 
-    Slurm requeues a job whose node fell silent while that node may still run its tasks. Those end by themselves, at the latest
-    `engine.hang_minutes` after their last step: an earlier start of this very job is waited for, up to `patience` seconds.
+    Slurm requeues a job whose node stopped responding, while that node may still run its tasks. Those end by themselves,
+    `engine.hang_minutes` after their last step at the latest: wait up to `patience` seconds for an earlier start of this job.
     """
     file = (run_dir / _LOCK).open("a+")
     job = os.environ.get("SLURM_JOB_ID")
@@ -200,16 +200,16 @@ def _prepare(
 
 
 def _is_unused(run_dir: Path) -> bool:
-    """Whether nothing came of earlier starts (refused by the optimizer, out of memory): other settings may take their place."""
+    """Whether earlier starts produced nothing (refused by the optimizer, out of memory), so that settings may change."""
     metrics, checkpoints = run_dir / METRICS_FILE, run_dir / checkpoint_folder.FOLDER
     has_numbers = metrics.is_file() and metrics.stat().st_size > 0
     has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
-    # A config.json of something else than a run has no such file beside it.
+    # A config.json that does not belong to a run has no such file beside it.
     return (run_dir / ENVIRONMENT_FILE).is_file() and not has_numbers and not has_checkpoints
 
 
 def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each machine once, with the number of its ranks. machines: of every rank. A rank may see one of its GPUs alone."""
+    """Each machine once, with its number of ranks. machines: one entry per rank. A rank may see only one of its GPUs."""
     found: dict[str, dict[str, Any]] = {}
     for machine in machines:
         one = found.setdefault(machine["host"], {**machine, "ranks": 0})
@@ -239,7 +239,7 @@ def _differences(path: Path, environment: Path, config: RunConfig, data_fingerpr
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, code revision, machine, and the folder in which relative paths of the configuration begin."""
+    """Versions, code revision, machine, and the folder to which relative paths of the configuration refer."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -257,7 +257,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _revision() -> str:
-    """Git commit of the code, with `+changes` where files differ from it; empty outside a repository."""
+    """Git commit of the code, with `+changes` if files differ from it; empty outside a repository."""
 
     def git(*words: str) -> str:
         command, folder = ["git", *words], Path(__file__).parent
@@ -271,7 +271,7 @@ def _revision() -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys; of an empty table there is none."""
+    """Nested settings as one level of dotted keys; an empty table gives none."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

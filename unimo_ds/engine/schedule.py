@@ -1,6 +1,6 @@
 """The learning rate as a pure function of the step: nothing to save, nothing to resume.
 
-Every form is one function of the optimizer steps already taken, from the end of the warm-up on; at `total_steps` it is over.
+Each form is a function of the optimizer steps already taken, from the end of the warm-up to `total_steps`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 from unimo_ds.config import ScheduleConfig
 
 _DROPS_AT, _DROP = (0.6, 0.8), 0.1
-"""Epochs 24 and 32 of the 40 of UNIMO's retrieval."""
+"""Epochs 24 and 32 of 40 in UNIMO's retrieval."""
 
 
 def learning_rate(step: int, *, peak: float, schedule: ScheduleConfig) -> float:
-    """Linear warm-up from peak / warmup_steps to the peak, then the decay of `schedule.form`, over at `total_steps`.
+    """Linear warm-up from peak / warmup_steps to the peak, then the decay of `schedule.form`, which ends at `total_steps`.
 
     Args:
         step: optimizer steps already taken (the first update is step 0 and has a rate above zero).
@@ -50,7 +50,7 @@ def cosine(step: int, peak: float, schedule: ScheduleConfig) -> float:
 
 
 def stable(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """peak * min(1, (total - step) / decay) with decay = decay_share * total, rounded, but no more than total - warmup: warm-up,
+    """peak * min(1, (total - step) / decay), where decay = decay_share * total, rounded, at most total - warmup: warm-up,
     stable, decay (Hägele et al. 2024), as torchtitan's `decay_ratio` and open_clip's `const-cooldown`."""
     decay = min(round(schedule.decay_share * schedule.total_steps), schedule.total_steps - schedule.warmup_steps)
     return peak * min(1.0, _left(step, schedule) / max(decay, 1))

@@ -1,12 +1,12 @@
-"""The engine: a thin class around DeepSpeed that says what this project needs and hides what it does not.
+"""The engine: a thin class around DeepSpeed with only what this project needs.
 
-What differs from plain DeepSpeed use, and why:
-- The number of micro-batches varies from step to step, so the accumulation boundary is set by the caller and DeepSpeed's
-  own scaling by accumulation is off. Gradients are averaged over ranks; the caller gives losses scaled for that.
-- Models may return a dataclass. DeepSpeed looks for tensors in tuples and dictionaries alone, and its preparation of a
-  backward pass silently does not happen for other outputs, so outputs travel through it as a dictionary.
+Differences from plain DeepSpeed use, and why:
+- The number of micro-batches varies from step to step, so the caller sets the accumulation boundary and DeepSpeed's
+  own scaling by accumulation is off. Gradients are averaged over ranks; the caller scales losses for that.
+- Models may return a dataclass. DeepSpeed finds tensors only in tuples and dictionaries, and silently does not prepare
+  the backward pass of other outputs, so outputs pass through it as a dictionary.
 - fp16 without ZeRO: DeepSpeed 0.19.8 divides gradients by the loss scale but never multiplies the loss by it; done here.
-- A step with a non-finite loss or gradient is skipped by all ranks together at every stage and precision.
+- All ranks together skip a step with a non-finite loss or gradient, at every stage and precision.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Engine:
         is_low = precision(ds_config) != "fp32"
         initial = _host_copies(model) if is_low else {}
         frozen = frozen_weights(model, is_kept_elsewhere=is_low or zero_stage(ds_config) == 3)
-        with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
+        with contextlib.redirect_stdout(io.StringIO()):  # its memory reports ignore the log level
             self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self._outputs.finish()
         self._optimizer = optimizer
@@ -66,14 +66,14 @@ class Engine:
         if frozen:
             self.masters = WithFrozen(self.masters, frozen)
         if initial:
-            # DeepSpeed makes its masters from weights that it has already rounded; start from the exact ones.
+            # DeepSpeed makes its masters from already rounded weights; replace them with the exact ones.
             for name, parameter in model.named_parameters():
                 self.masters.write(parameter, WEIGHT, initial[name])
             self.masters.publish()
         self._scales_itself = isinstance(self.wrapper, FP16_Optimizer | FP16_UnfusedOptimizer)
         scaler: Any = getattr(self.wrapper, "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
-            # The trainer stops after engine.max_skipped_steps with a reason; DeepSpeed would raise a bare exception first.
+            # DeepSpeed would raise a bare exception before the trainer stops with a reason (engine.max_skipped_steps).
             scaler.raise_error_at_min_scale = False
         if zero_stage(ds_config) == 3:
             for module, parameter in getattr(model, "external_parameters", list)():
@@ -85,30 +85,30 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
-        """Factor on the loss in fp16; 1 elsewhere."""
+        """Factor on the loss in fp16; 1 in other precisions."""
         if precision(self.ds_config) != "fp16":
             return 1.0
         return float(self.wrapper.loss_scale if not self._scales_itself else self.wrapper.loss_scale_config.cur_scale)
 
     @property
     def loss_scale_floor(self) -> float:
-        """The scale below which overflows cannot push it: the fixed one, or the lowest of a dynamic one."""
+        """The lowest loss scale that overflows can lead to: a fixed scale, or the minimum of a dynamic one."""
         settings = self.ds_config.get("fp16", {})
         return float(settings.get("loss_scale") or settings.get("min_loss_scale", 1.0))
 
     @property
     def applied_steps(self) -> int:
-        """Updates taken since the first: skipped steps do not count."""
+        """Updates applied so far, without skipped steps."""
         return optim.applied_steps(self._optimizer)
 
     def set_applied_steps(self, steps: int) -> None:
-        """Make the optimizer continue as after `steps` updates (used when a checkpoint is read)."""
+        """Make the optimizer continue as after `steps` updates (when a checkpoint is loaded)."""
         optim.set_applied_steps(self._optimizer, steps)
 
     def forward(self, *arguments: Any) -> Any:
-        """The model's output for `arguments`, prepared for `backward` where gradients are on.
+        """The model's output for `arguments`, prepared for `backward` if gradients are enabled.
 
-        Under ZeRO-3 every forward is a collective, with or without gradients.
+        With ZeRO-3 every forward is a collective, with or without gradients.
         """
         self._outputs.keep_plain = True
         try:
@@ -119,7 +119,7 @@ class Engine:
         return self._outputs.restore(output)
 
     def backward(self, loss: torch.Tensor, *, is_boundary: bool) -> None:
-        """Add the gradients of `loss` (scalar fp32, already scaled so that the average over ranks is right).
+        """Add the gradients of `loss` (scalar fp32, scaled so that averaging over ranks gives the right result).
 
         is_boundary: True on the last micro-batch of the step.
         """
@@ -131,8 +131,8 @@ class Engine:
     def step(self, *, is_finite: bool = True, is_wanted: bool = True) -> StepResult:
         """Clip and update after the boundary's backward, or drop the gradients on all ranks.
 
-        is_finite, is_wanted: False drops this step's gradients; must be the same on every rank (they follow from summed losses).
-        An unwanted step, unlike one that is not finite, leaves the loss scale as it is.
+        is_finite, is_wanted: False drops this step's gradients; must be equal on all ranks (derive them from summed losses).
+        An unwanted step, unlike a non-finite one, does not change the loss scale.
         """
         scaler = scaler_state(self.wrapper)
         result = self._step(is_dropped=not (is_finite and is_wanted))
@@ -157,7 +157,7 @@ class Engine:
         return StepResult(applied=applied, gradient_norm=norm, loss_scale=scale)
 
     def _plain_step(self, scale: float) -> StepResult:
-        """fp32 without ZeRO, where DeepSpeed neither reports the norm nor skips."""
+        """fp32 without ZeRO: DeepSpeed neither reports the norm nor skips non-finite steps."""
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
@@ -167,7 +167,7 @@ class Engine:
         return StepResult(applied=True, gradient_norm=norm, loss_scale=scale)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Rate of the next update, before each part's factor (`optimizer.rate_factors`)."""
+        """Set the rate of the next update, before each part's factor (`optimizer.rate_factors`)."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group[optim.RATE_FACTOR]
 
@@ -180,18 +180,18 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
     """Wrap `model` (fp32 weights, equal on all ranks or broadcast from rank 0) for training.
 
     Args:
-        model: returns a tensor, or a tuple, dictionary or dataclass of tensors; may offer `external_parameters()`, the
-            parameters used outside their module, which ZeRO-3 must be told.
+        model: returns a tensor, or a tuple, dictionary or dataclass of tensors; may have `external_parameters()`, the
+            parameters used outside their module, which are registered with ZeRO-3.
         config: optimizer and engine settings.
         ds_config: from `ds_config.load`.
 
     Raises:
         ValueError: a parameter without dimensions.
-        UserError: the device cannot run the asked precision, the optimizer cannot run here, or DeepSpeed refuses a value.
+        UserError: the device cannot run the given precision, the optimizer cannot run here, or DeepSpeed refuses a value.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
-            # DeepSpeed 0.19.8 broadcasts parameters as bytes, a view that tensors without dimensions do not have.
+            # DeepSpeed 0.19.8 broadcasts parameters as bytes; tensors without dimensions cannot be viewed as such.
             raise ValueError(f"parameter {name!r} has no dimension; give it the shape [1]")
     device = start_processes()
     if device.type == "cpu":
@@ -208,7 +208,7 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
 
 
 def how_to_save_memory(config: RunConfig, ds_config: dict[str, Any]) -> str:
-    """What a run that is short of memory may change and go on."""
+    """Settings that a run may change to continue with less memory, as a message."""
     ways = [f"lower batch.micro_batch_tokens={config.batch.micro_batch_tokens}"]
     if not config.engine.activation_checkpointing:
         ways.append("set engine.activation_checkpointing=true")
@@ -219,12 +219,12 @@ def how_to_save_memory(config: RunConfig, ds_config: dict[str, Any]) -> str:
 
 def _check_precision(name: str, device: torch.device) -> None:
     if device.type == "cuda" and name == "bf16" and torch.cuda.get_device_capability(device)[0] < 8:
-        # torch reports bf16 as supported on a V100 because it can emulate it, many times slower than fp16.
+        # torch reports bf16 as supported on a V100 because it can be emulated, many times slower than fp16.
         raise UserError(
             f"{torch.cuda.get_device_name(device)} has no bf16 units; set engine.deepspeed_config to one of the *_fp16 files"
         )
     if device.type == "cpu" and name == "fp16":
-        # Plain torch half kernels run anywhere; DeepSpeed asks for AVX512-FP16. Meant for tests of the fp16 path.
+        # DeepSpeed requires AVX512-FP16, but torch's own half kernels run anywhere. For tests of the fp16 path.
         accelerator = get_accelerator()
         type(accelerator).is_fp16_supported = lambda self: True
 
@@ -242,10 +242,10 @@ def _host_copies(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class _Outputs:
-    """Carries a dataclass through DeepSpeed's hooks as a dictionary.
+    """Passes a dataclass through DeepSpeed's hooks as a dictionary.
 
-    The first forward hook (before DeepSpeed's) takes the dataclass apart; the last puts it together again, except inside
-    `Engine.forward`, where DeepSpeed still has to see the tensors.
+    The first forward hook (before DeepSpeed's) converts the dataclass; the last converts it back, except inside
+    `Engine.forward`, where DeepSpeed still needs the tensors.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -255,7 +255,7 @@ class _Outputs:
         model.register_forward_hook(self._take_apart)
 
     def finish(self) -> None:
-        """Call when DeepSpeed has added its hooks."""
+        """Call after DeepSpeed has added its hooks."""
         self._model.register_forward_hook(self._put_together)
 
     def restore(self, output: Any) -> Any:

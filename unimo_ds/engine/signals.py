@@ -1,9 +1,9 @@
-"""Stopping in time: a signal, a stop file or the end of the launcher sets a flag, all ranks agree on it at a step boundary, then
-the run is saved.
+"""Stopping on request: a signal, a stop file or the end of the launcher sets a flag, all ranks agree on it at a step boundary,
+then the run is saved.
 
-Saving inside a handler would deadlock: launchers signal ranks one after another, or one alone (measured for `deepspeed`,
-torchrun and Slurm), while a save needs them all. Handlers only remember; the flag is reduced over ranks. A launcher that is
-signalled itself may end without a word to its ranks (`deepspeed` on any signal, torchrun on SIGUSR1), so each of them watches it.
+Saving inside a handler would deadlock: launchers signal ranks one after another, or only one (measured for `deepspeed`,
+torchrun and Slurm), while a save needs them all. Handlers only set the flag, which is reduced over ranks. A launcher may exit
+on a signal without notifying its ranks (`deepspeed` on any signal, torchrun on SIGUSR1), so each rank watches it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unimo_ds.utils.starting import start_is_over
 STOP_FILE = "stop"
 _BY_FILE = 1000
 _BY_LAUNCHER = 1
-"""Below every signal: where ranks know different reasons the highest number is told."""
+"""Below every signal number: if ranks have different reasons, the highest number is reported."""
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -45,9 +45,9 @@ class StopRequests:
         self._launchers = launcher_processes()
 
     def install(self) -> None:
-        """Take over the signals of this process. A second SIGINT ends it at once.
+        """Install the signal handlers. A second SIGINT ends the process at once.
 
-        What an earlier loop of this process was told counts: a signal may come between the seeds of a fine-tuning.
+        A signal to an earlier loop of this process still counts: it may come between two seeds of a fine-tuning.
         """
         for number in HANDLED:
             earlier = getattr(signal.signal(number, self._remember), "__self__", None)
@@ -56,7 +56,7 @@ class StopRequests:
         start_is_over()
 
     def check(self) -> Stop | None:
-        """Whether any rank was asked to stop. A collective, called at every step boundary."""
+        """Why to stop, if any rank got a request. A collective, called at every step boundary."""
         if self._communicator.rank == 0 and not self._number and self._file.exists():
             self._number = _BY_FILE
         if not self._number and has_lost_launcher(self._launchers):

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens and operations per second, and the share of time that waits for data."""
+"""Speed of a run: tokens and operations per second, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unimo_ds.utils.machine import PEAK_TERAFLOPS
 
 
 class SpeedMeter:
-    """Sums over the steps since it was last read."""
+    """Sums over the steps since the last reading."""
 
     def __init__(self, config: ModelConfig, *, device: torch.device, forward_time: Stopwatch) -> None:
         self._config = config
@@ -27,14 +27,14 @@ class SpeedMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a span anew, without what came between steps. Bad samples, which are counted and no rate, are not forgotten."""
+        """Restart the measurement, to exclude work between steps. Keeps bad samples, which are no rate."""
         self._start = time.perf_counter()
         self._waited = 0.0
         self._forward_time.read()
         self._steps = self._positions = self._flops = self._bytes = 0
 
     def waiting(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
-        """The same batches; what their making holds the trainer up is counted."""
+        """The same batches; the time the trainer waits for them is counted."""
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
@@ -50,11 +50,11 @@ class SpeedMeter:
         self._positions += positions
         self._bytes += bytes_read
         self._bad += bad_samples
-        # Ranks are balanced by cost, so this rank's operations stand for all.
+        # Ranks are balanced by cost, so this rank's operations represent all.
         self._flops += training_flops(self._config, stream_shape(batch.micro_batches))
 
     def read(self) -> dict[str, float]:
-        """Averages since the last reading, which starts the next span."""
+        """Averages since the last reading or reset; restarts the measurement."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         teraflops = self._flops / seconds / 1e12
         values = {
@@ -76,7 +76,7 @@ class SpeedMeter:
 
 
 def stream_shape(batches: Sequence[PackedBatch]) -> StreamShape:
-    """What decides the cost of some micro-batches together."""
+    """The sizes that determine the total cost of some micro-batches."""
     lengths = [torch.diff(batch.sequence_starts.to(torch.int64)) for batch in batches]
     attended = [own + _shared_lengths(batch) for own, batch in zip(lengths, batches, strict=True)]
     return StreamShape(
@@ -91,7 +91,7 @@ def stream_shape(batches: Sequence[PackedBatch]) -> StreamShape:
 
 
 def _shared_lengths(batch: PackedBatch) -> torch.Tensor:
-    """[S] positions of another sequence that each one sees."""
+    """[S] how many positions of another sequence each one attends to."""
     if not batch.shares_prefixes:
         return torch.zeros_like(batch.prefix_lengths, dtype=torch.int64)
     owners = batch.prefix_of.to(torch.int64)

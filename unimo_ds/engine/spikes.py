@@ -1,6 +1,6 @@
-"""Notice a loss or gradient norm that is far off its recent course.
+"""Detects a loss or gradient norm far above its recent values.
 
-A course is a plain value that travels in checkpoints: a resumed run judges every step as one that never stopped.
+A `Course` is a plain value saved in checkpoints: a resumed run judges every step as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from unimo_ds.config import SpikeConfig
 
 _MEMORY = 0.98
 _LEAST_RISE = 0.2
-"""Six deviations of a very even course are still close by: a fifth of the mean is the least that counts."""
+"""Least rise of a spike, as a fraction of the mean: in a very smooth course, six deviations are still small."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class Course:
     seen: int = 0
 
     def limit(self, config: SpikeConfig) -> float:
-        """The value above which the next one is a spike; infinite during the warm-up."""
+        """The next value is a spike if above this; infinite during the warm-up."""
         if self.seen < config.warm_up_steps:
             return math.inf
         rise = max(config.deviations * math.sqrt(self.variance), _LEAST_RISE * self.mean)
         return min(self.mean + rise, config.ratio * self.mean)
 
     def is_spike(self, value: float, config: SpikeConfig) -> bool:
-        """Whether a value is one. What is not finite is another matter, and is none."""
+        """Whether a value is a spike. Non-finite values are not; they are handled elsewhere."""
         return math.isfinite(value) and value > self.limit(config)
 
     def after(self, value: float, config: SpikeConfig) -> Course:
-        """The course with one more value. Spikes do not move the mean that they are held against."""
+        """The course with one more value. Spikes and non-finite values do not change it."""
         if not math.isfinite(value) or self.is_spike(value, config):
             return self
         seen = self.seen + 1
-        # A plain average at first, a fading one later.
+        # A plain average at first, an exponential one later.
         share = max(1.0 - _MEMORY, 1.0 / seen)
         difference = value - self.mean
         return Course(

@@ -1,7 +1,7 @@
-"""The whole training state in one plain form: fp32 tensors by parameter name, and a few numbers.
+"""The complete training state in one plain form: fp32 tensors by parameter name, and a few numbers.
 
-Nothing in it depends on world size, ZeRO stage or precision, so a checkpoint moves freely between them. There is no random
-state to keep: all randomness is a function of the seed and the position in the data.
+It does not depend on world size, ZeRO stage or precision, so these may change between starts. There is no random state to
+save: all randomness is a function of the seed and the position in the data.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Best:
     value: float
     step: int
     measured_on: str = ""
-    """Which data, and how much of it: values on other data cannot be compared. Empty: not known."""
+    """Which data, and how much of it: values on other data cannot be compared. Empty: unknown."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is. The data position follows: step `n` reads positions n * global_samples and on."""
+    """Progress of the run. It implies the data position: step `n` reads from position n * global_samples on."""
 
     step: int = 0
     """Steps taken, skipped ones included; the next step to take has this number."""
@@ -50,12 +50,12 @@ class Progress:
     """Whether a request to stop came before this step was evaluated."""
     spikes_in_a_row: int = 0
     first_spike: int = 0
-    """Step of the first of them."""
+    """Step of the first of `spikes_in_a_row`."""
 
 
 @dataclass(frozen=True)
 class OptimizerNumbers:
-    """What Adam and the loss scaler remember beside tensors."""
+    """State of Adam and the loss scaler apart from tensors."""
 
     applied_steps: int
     scaler: dict[str, int | float] = field(default_factory=dict)
@@ -63,14 +63,14 @@ class OptimizerNumbers:
 
 @dataclass(frozen=True)
 class Described:
-    """What state.json tells of a checkpoint."""
+    """Content of state.json."""
 
     progress: Progress
     optimizer: OptimizerNumbers
     model: dict[str, Any]
-    """The configuration's."""
+    """`model` of the configuration."""
     format: int = FORMAT
-    # For people:
+    # For information only:
     data_position: int = 0
     seed: int = 0
     configuration_fingerprint: str = ""
@@ -79,18 +79,18 @@ class Described:
 
 
 def read_numbers(engine: Engine) -> OptimizerNumbers:
-    """Of a running engine."""
+    """Get the numbers of an engine."""
     return OptimizerNumbers(engine.applied_steps, partitions.scaler_state(engine.wrapper))
 
 
 def write_numbers(engine: Engine, numbers: OptimizerNumbers) -> None:
-    """Into an engine."""
+    """Set the numbers of an engine."""
     engine.set_applied_steps(numbers.applied_steps)
     partitions.set_scaler_state(engine.wrapper, numbers.scaler)
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Shapes by name in the module's order; whole ones under ZeRO-3 too."""
+    """Full shapes by name in the module's order, also with ZeRO-3."""
     return {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()
@@ -98,15 +98,15 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def state_bytes(engine: Engine) -> int:
-    """Bytes that a checkpoint's tensors take."""
+    """Size of a checkpoint's tensors in bytes."""
     return 4 * len(FILES) * sum(math.prod(shape) for shape in parameter_shapes(engine).values())
 
 
 def write_tensors(engine: Engine, folder: Path) -> tuple[dict[str, dict[str, Any]], OSError | None]:
-    """Collect every tensor and let rank 0 write them into `folder`. A collective.
+    """Gather every tensor and write it into `folder` on rank 0. A collective.
 
-    Returns each file's size and hash (rank 0; empty elsewhere) and what went wrong with writing. An error does not
-    interrupt the collective: the other ranks are in it.
+    Returns each file's size and hash (rank 0; empty elsewhere) and the error of writing, if any. An error does not
+    interrupt the collective, since the other ranks are in it.
     """
     shapes = parameter_shapes(engine)
     entries: dict[str, dict[str, Any]] = {}
@@ -129,7 +129,7 @@ def write_tensors(engine: Engine, folder: Path) -> tuple[dict[str, dict[str, Any
 
 
 class Snapshot:
-    """The tensors of one moment in host memory, whole and in fp32, to be written while training goes on."""
+    """A copy of all tensors in host memory, unpartitioned, in fp32, to be written while training continues."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], *, pinned: bool) -> None:
         size = sum(math.prod(shape) for shape in shapes.values())
@@ -137,13 +137,13 @@ class Snapshot:
         self._shapes = shapes
 
     def views(self, slot: str) -> dict[str, torch.Tensor]:
-        """The memory of each tensor of a slot, by name."""
+        """Views of the tensors of a slot, by name."""
         sizes = [math.prod(shape) for shape in self._shapes.values()]
         parts = torch.split(self._flat[slot], sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def write(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Write all files; returns each one's size and hash. May raise OSError. Local."""
+        """Write all files; returns the size and hash of each. May raise OSError. Local."""
         entries = {}
         for slot, name in FILES.items():
             with TensorFileWriter(folder / name, self._shapes) as writer:
@@ -154,9 +154,9 @@ class Snapshot:
 
 
 def take_snapshot(engine: Engine, memory: Snapshot | None) -> Snapshot | None:
-    """Copy every tensor to rank 0's host memory, into that of an earlier snapshot where one is given. A collective.
+    """Copy every tensor to rank 0's host memory. A collective; returns None on ranks other than 0.
 
-    Returns None on other ranks than 0.
+    memory: an earlier snapshot to overwrite.
     """
     if engine.communicator.rank != 0:
         for slot in FILES:
@@ -179,7 +179,7 @@ def take_snapshot(engine: Engine, memory: Snapshot | None) -> Snapshot | None:
 def _visit(
     engine: Engine, slot: str, take: Callable[[str, torch.Tensor], None], visited: list[str] | None = None
 ) -> None:
-    """Read every parameter's tensor of a slot, those in `visited` excepted, and give it to `take`."""
+    """Call `take` with every parameter's tensor of a slot, except those in `visited`."""
     seen = visited if visited is not None else []
     for name, parameter in engine.module.named_parameters():
         if name not in seen:
@@ -189,10 +189,10 @@ def _visit(
 
 
 def read_tensors(engine: Engine, folder: Path) -> None:
-    """Put the tensors of `folder` into the engine. A collective; each rank reads the files and keeps its share.
+    """Load the tensors of `folder` into the engine. A collective; each rank reads the files and keeps its part.
 
     Raises:
-        UserError: on all ranks, where any of them could not read a file or the tensors are those of another model.
+        UserError: on all ranks, if any of them could not read a file or the tensors belong to another model.
     """
     problem = ""
     shapes = parameter_shapes(engine)

@@ -1,7 +1,7 @@
-"""Which rank holds the others up: what each does between the points where all ranks meet, compared.
+"""Finds the rank that slows the others down, by comparing the time each spends outside collectives.
 
-All ranks take equally long for a step, because they wait for each other in it. Their own part of it is what they wait for data
-and what their forward passes take (at ZeRO stage 3 a forward pass waits for other ranks too, so that only the data tells).
+A step takes equally long on all ranks, because they wait for each other in it. A rank's own time is its wait for data plus its
+forward passes (at ZeRO stage 3 a forward pass waits for other ranks too, so that only the wait for data is informative).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unimo_ds.utils.communicator import Communicator
 
 _SLOW_RATIO = 1.5
 _LEAST_SHARE = 0.05
-"""Of the time of a step that a rank must cost the others to be worth a word."""
+"""Least delay to report, as a fraction of the step time."""
 
 
 class Stopwatch:
-    """Context manager that adds up the time spent inside: on a GPU that of the device, without waiting for it."""
+    """Context manager that sums the time spent inside; on a GPU the device's time, without synchronising."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -45,7 +45,7 @@ class Stopwatch:
             self._seconds += time.perf_counter() - self._began
 
     def read(self) -> float:
-        """Seconds since the last reading. On a GPU it waits for the last of them to have passed."""
+        """Seconds since the last reading. On a GPU it waits until the last block has finished."""
         for start, end in self._events:
             end.synchronize()
             self._seconds += start.elapsed_time(end) / 1e3
@@ -60,13 +60,13 @@ class Straggler:
 
     rank: int
     seconds: float
-    """A step, of its own work."""
+    """Its own time per step."""
     usual: float
-    """The same of the median rank."""
+    """The same for the median rank."""
     data_seconds: float
-    """Its part that waited for data."""
+    """The part of `seconds` spent waiting for data."""
     is_slow: bool
-    """Whether it holds the others up by enough to matter."""
+    """Whether it delays the others by enough to matter."""
 
     @property
     def ratio(self) -> float:
@@ -74,10 +74,10 @@ class Straggler:
 
 
 def slowest(waits: Sequence[float], forwards: Sequence[float], *, step_seconds: float) -> Straggler:
-    """Of all ranks, at least two.
+    """The slowest of at least two ranks.
 
-    waits, forwards: [world_size] seconds a step that each rank waited for data and computed by itself. step_seconds: that a step
-    took, the same for all.
+    waits, forwards: [world_size] seconds per step that each rank waited for data and spent in forward passes. step_seconds:
+    duration of a step, the same for all.
     """
     own = [wait + forward for wait, forward in zip(waits, forwards, strict=True)]
     rank = max(range(len(own)), key=own.__getitem__)
@@ -87,7 +87,7 @@ def slowest(waits: Sequence[float], forwards: Sequence[float], *, step_seconds: 
 
 
 class SlowRanks:
-    """Compares the ranks at each reading of the speed."""
+    """Compares the ranks at each reading of the speed meter."""
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
@@ -95,9 +95,9 @@ class SlowRanks:
         self._suspect = -1
 
     def compare(self, speed: Mapping[str, float]) -> tuple[dict[str, float], str]:
-        """Numbers for the log, and a sentence where one rank was slow in this reading and in the one before. A collective.
+        """Numbers for the log, and a warning if the same rank was slow in this and the previous reading. A collective.
 
-        speed: what this rank's `speed.SpeedMeter` has read.
+        speed: reading of this rank's `speed.SpeedMeter`.
         """
         if self._communicator.world_size == 1:
             return {}, ""

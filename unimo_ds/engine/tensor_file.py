@@ -1,7 +1,7 @@
 """Write a safetensors file tensor by tensor, so that a checkpoint never needs the whole model in host memory at once.
 
 Form: 8 bytes little-endian header length, a JSON header of (dtype, shape, offsets) per name, then the data in that order.
-`safetensors` itself reads the files.
+`safetensors` can read the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 class TensorFileWriter:
-    """Context manager; `write` takes fp32 tensors in the order of `shapes`. Hashes on the way, synchronises on leaving."""
+    """Context manager; `write` takes tensors in the order of `shapes` and stores fp32. Hashes while writing; fsyncs at exit."""
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
         self.path = path

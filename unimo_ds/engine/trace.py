@@ -1,4 +1,4 @@
-"""Traces of steps for Perfetto or chrome://tracing: what rank 0's host and device do, operator by operator."""
+"""Traces of steps for Perfetto or chrome://tracing: the operators of rank 0 on host and device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FOLDER = "traces"
 
 
 class Tracer:
-    """Records the steps from `first` to `last`, or those of them that this start takes, into one file of `folder`.
+    """Records the steps from `first` to `last`, as far as this start takes them, into one file in `folder`.
 
-    Steps are numbered from 1, as they are logged; first 0: none.
+    Steps are numbered from 1, as in the log; first 0: none.
     """
 
     def __init__(self, folder: Path, first: int, last: int) -> None:
@@ -25,7 +25,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def around(self, step: int) -> Iterator[None]:
-        """Record what happens inside, if `step` is to be recorded."""
+        """Profile the block, if `step` is to be recorded."""
         if step in self._steps and self._profiler is None:
             self._profiler = torch.profiler.profile()
             self._profiler.start()

@@ -1,8 +1,8 @@
-"""A rank that stops takes all others into a collective that never ends: say which it is, show every stack, and end.
+"""If a rank stops, all others hang in a collective: report which rank it is, print every stack, and end the process.
 
-Two clocks run beside the trainer, both put off by every step, evaluation and save. Shortly before the limit a thread writes where
-this rank stands into the group's store, and one rank tells who waits for whom. At the limit `faulthandler`, which needs no
-interpreter lock, prints the stacks and ends the process, long before a launcher's or NCCL's own patience runs out.
+Two timers run beside the trainer; every step, evaluation and save resets both. Shortly before the limit a thread writes this
+rank's position into the group's store, and one rank prints who waits for whom. At the limit `faulthandler`, which does not
+need the GIL, prints the stacks and ends the process, long before the timeout of a launcher or NCCL.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from unimo_ds.utils.communicator import Communicator
 
 _PACKAGE = Path(__file__).parents[1]
 _WRITE_AT, _TELL_AT = 0.8, 0.9
-"""Shares of the limit."""
+"""Fractions of the limit."""
 _COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a rank stands."""
+    """Where a rank is in the code."""
 
     rank: int
     host: str
     process: int
     place: str
-    """The innermost line of Python, and that of this package which led there."""
+    """The innermost Python line, and the line of this package that led there."""
     collective: str
-    """The collective that it waits in; empty where it waits in none."""
+    """The collective it waits in; empty if none."""
     turn: int
-    """Times that it has shown to be alive; the same on all ranks but for those between two of them."""
+    """Number of its `alive` calls; ranks differ by at most one."""
 
 
 class Watchdog:
-    """Watches over this process from the first `alive` to `stop`. minutes: until it ends it; 0: never."""
+    """Watches this process from the first `alive` to `stop`. minutes: time without `alive` until it ends it; 0: never."""
 
     def __init__(self, communicator: Communicator, *, minutes: float) -> None:
         self._communicator = communicator
@@ -61,7 +61,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def alive(self) -> None:
-        """Put off the end of this process. Every rank calls it at the same points of the run."""
+        """Reset the timers. Every rank calls it at the same points of the run."""
         if not self._limit:
             return
         self._since = time.monotonic()
@@ -79,7 +79,7 @@ class Watchdog:
         written = told = -1
         while not self._ended.wait(self._limit / 100.0):
             idle, turn = time.monotonic() - self._since, self._turn
-            # A store that cannot be reached is that of a rank 0 which has stopped; the stacks come all the same.
+            # If the store cannot be reached, rank 0 has stopped; the stacks are printed in any case.
             with contextlib.suppress(RuntimeError, OSError, ValueError):
                 if idle > _WRITE_AT * self._limit and written != turn:
                     written = turn
@@ -91,7 +91,7 @@ class Watchdog:
 
     def _tell(self, idle: float) -> None:
         store = self._store()
-        # Ranks are at most a turn apart: the first to claim both its turn and the one before speaks for all.
+        # Ranks are at most one turn apart: the first to claim both its turn and the previous one reports for all.
         if any(store.add(f"told/{turn}", 1) > 1 for turn in (self._turn - 1, self._turn)):
             return
         positions: list[Position | None] = []
@@ -120,7 +120,7 @@ class Watchdog:
 
 
 def _place(thread: int | None) -> tuple[str, str]:
-    """Of a thread: innermost line, with the package's own above it; and the collective that it is in, if any."""
+    """A thread's innermost line with the package's own line above it, and the collective it is in, if any."""
     frame = sys._current_frames().get(thread or 0)
     stack = traceback.extract_stack(frame) if frame is not None else []
     if not stack:
@@ -140,9 +140,9 @@ def _line(call: Any) -> str:
 
 
 def who_waits_for_whom(positions: Sequence[Position | None]) -> str:
-    """The report, a line for each place: ranks that said nothing, ranks outside any collective, ranks that wait in one.
+    """The report, one line per place: silent ranks, ranks outside any collective, ranks waiting in one.
 
-    positions: of every rank; None for one that did not write any.
+    positions: of every rank; None if it did not write one.
     """
     silent = [rank for rank, position in enumerate(positions) if position is None]
     groups: dict[tuple[str, str], list[Position]] = defaultdict(list)

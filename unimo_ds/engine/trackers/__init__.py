@@ -1,8 +1,8 @@
-"""Experiment trackers beside TensorBoard: `--set logging.trackers=wandb,trackio`. Each is a file here and a name in `config.py`.
+"""Experiment trackers beside TensorBoard: `--set logging.trackers=wandb,trackio`. Each is a file here, named in `config.py`.
 
 A tracker gets the numbers of metrics.jsonl under the same names, with our step as their axis, the pictures of evaluations, the
-configuration without its secrets, and how the run ended. Only rank 0 has any. Keys and servers are the libraries' own matter,
-none of a recipe's. What a library does wrong is a warning (`patient.py`).
+configuration without secrets, and how the run ended. Only rank 0 has trackers. Keys and servers are set in the libraries, not
+in recipes. Errors of a library become warnings (`patient.py`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from unimo_ds.utils.redact import redacted
 
 ID_FILE = "tracker_id"
-"""Holds what a continued run is known by in its trackers."""
+"""Holds the id by which trackers recognise a continued run."""
 _SECONDS = 60.0
-"""For what still waits when a run ends."""
+"""Time to send pending data when a run ends."""
 _SECONDS_OF_FAILURE = 10.0
-"""The same where it fails: launchers kill the ranks half a minute after the first has gone."""
+"""The same if it fails: launchers kill the ranks half a minute after the first one exits."""
 
 
 Trackers: TypeAlias = tuple[PatientTracker, ...]
@@ -37,7 +37,7 @@ Trackers: TypeAlias = tuple[PatientTracker, ...]
 def check_installed(names: Sequence[str]) -> None:
     """
     Raises:
-        UserError: a library is missing; says how to get it.
+        UserError: a library is missing; the message says how to install it.
     """
     for name in names:
         requirement = _module(name).REQUIREMENT
@@ -51,7 +51,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def make_trackers(config: RunConfig, say: Callable[[str], None]) -> Trackers:
-    """Those that the configuration asks for. May raise OSError: the run directory takes no file."""
+    """The trackers in the configuration. May raise OSError: the run directory is not writable."""
     names = tuple(dict.fromkeys(config.logging.trackers))
     if not names:
         return ()
@@ -69,9 +69,9 @@ def make_trackers(config: RunConfig, say: Callable[[str], None]) -> Trackers:
 
 
 def finish(trackers: Trackers, status: int | None) -> None:
-    """Tell how the run ends, and wait for what is still on its way, within limits.
+    """Report how the run ends, and wait, within limits, until pending data is sent.
 
-    status: what the process will end with; None: an exception is on its way out.
+    status: exit status of the process; None: an exception is propagating.
     """
     patience = _SECONDS if status is not None else _SECONDS_OF_FAILURE
     for tracker in trackers:

@@ -1,4 +1,4 @@
-"""A tracker that cannot hold training up: its library works in a thread of its own, and what goes wrong there is one warning."""
+"""A tracker that cannot delay training: its library runs in its own thread, and errors there give one warning."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from unimo_ds.engine.signals import HANDLED
 from unimo_ds.engine.trackers.protocol import TrackedRun, Tracker, TrackerModule
 
 _MOST_WAITING = 5000
-"""Logged steps that wait for a library; more are dropped."""
+"""Logged steps queued for a library; further ones are dropped."""
 _SECONDS_TO_LET_GO = 5.0
 T = TypeVar("T")
 
 
 class PatientTracker:
-    """Takes what the tracker is to have and returns at once. The first of it opens the run."""
+    """Queues calls for the tracker and returns at once. The first call opens the run."""
 
     def __init__(self, name: str, module: TrackerModule, run: TrackedRun) -> None:
         self._name, self._module, self._run = name, module, run
@@ -37,15 +37,15 @@ class PatientTracker:
         self._add(lambda tracker: tracker.show(step, pictures))
 
     def finish(self, status: int) -> None:
-        """Nothing is told after this."""
+        """Queue the end of the run; the last call before `leave`."""
         if self._thread.ident is not None:
             self._waiting.put(lambda tracker: tracker.finish(status))
             self._waiting.put(None)
 
     def leave(self, end: float) -> None:
-        """Wait for all that was told.
+        """Wait for the queue.
 
-        end: of patience, as time.monotonic() has it.
+        end: deadline, in time.monotonic() seconds.
         """
         if self._thread.ident is None:
             return
@@ -64,8 +64,8 @@ class PatientTracker:
             self._warn("does not keep up, and misses steps")
 
     def _work(self) -> None:
-        # Slurm warns all processes of a rank, and the library's own, which inherit this, must outlive that (wandb-core takes
-        # SIGUSR1 so; SIGTERM and SIGINT it hears all the same).
+        # Slurm signals all processes of a rank. The library's own processes inherit this mask and so survive (wandb-core for
+        # SIGUSR1; it still reacts to SIGTERM and SIGINT).
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         tracker = self._attempt(lambda: self._module.open_run(self._run))
         for call in iter(self._waiting.get, None):
@@ -75,7 +75,7 @@ class PatientTracker:
     def _attempt(self, call: Callable[..., T], *arguments: Tracker) -> T | None:
         try:
             return call(*arguments)
-        except Exception as error:  # a library may raise anything, and none of it may end a run
+        except Exception as error:  # a library may raise anything, but must not end a run
             self._warn(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             return None
 

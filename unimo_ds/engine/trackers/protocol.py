@@ -1,4 +1,4 @@
-"""What a tracker is given, and what it must do."""
+"""The interface of trackers: what they get and must do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as its trackers know it."""
+    """Description of a run for its trackers."""
 
     id: str
     """The same in every start of the run."""
     name: str
     group: str
-    """Its recipe: what seeds of a fine-tuning have in common."""
+    """Its recipe, which the seeds of a fine-tuning share."""
     project: str
     folder: Path
     config: Mapping[str, Any]
@@ -28,26 +28,26 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A run that is open in a library. Everything is called from one thread, and may raise what it likes."""
+    """A run opened in a library. All methods are called from one thread and may raise any exception."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """values: may hold not-a-number. A step comes again, and smaller ones, after the run has gone back to a checkpoint."""
+        """values: may include nan. After the run has gone back to a checkpoint, steps decrease and repeat."""
 
     def show(self, step: int, pictures: Sequence[NDArray[np.uint8]]) -> None:
         """pictures: [height, width, 3] each."""
 
     def finish(self, status: int) -> None:
-        """status: of the process."""
+        """status: exit status of the process."""
 
 
 class TrackerModule(Protocol):
-    """A file of this folder. It imports its library in `open_run` alone."""
+    """A file of this folder. It imports its library only when a run is opened."""
 
     REQUIREMENT: str
-    """The library as pip takes it, in the version that was run."""
+    """The library's pip requirement, in the tested version."""
 
     def open_run(self, run: TrackedRun) -> Tracker:
-        """Begin the run, or go on with it where an earlier start began it."""
+        """Create the run, or continue it if an earlier start created it."""
 
     def abandon(self) -> None:
-        """From another thread, where any of the calls hangs: end what would keep this process from ending."""
+        """Called from another thread if a call hangs: end what would keep this process from exiting."""

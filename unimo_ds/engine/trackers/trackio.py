@@ -1,6 +1,6 @@
-"""trackio: a database on this machine (`trackio show`), or a server that its own variables name, such as TRACKIO_SPACE_ID.
+"""trackio: a database on this machine (`trackio show`), or a server given by its own variables, such as TRACKIO_SPACE_ID.
 
-It has no way to say how a run ended, and none to take numbers back: a step that is taken again after a resume is there twice.
+It cannot record how a run ended, nor remove numbers: a step that is repeated after a resume appears twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REQUIREMENT = "trackio==0.43.0"
 
 
 def open_run(run: TrackedRun) -> TrackioRun:
-    """A run is known by its name, so the id is part of that."""
+    """trackio identifies runs by name, so the name includes the id."""
     import trackio
 
     opened = trackio.init(
@@ -32,11 +32,11 @@ def open_run(run: TrackedRun) -> TrackioRun:
 
 
 def abandon() -> None:
-    """Nothing to do: its threads end with the process."""
+    """Nothing to do: trackio's threads end with the process."""
 
 
 class TrackioRun:
-    """A run of trackio, whose own thread writes or sends."""
+    """A run of trackio, which writes or sends in its own thread."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

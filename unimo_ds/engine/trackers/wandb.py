@@ -1,7 +1,7 @@
-"""Weights & Biases. `WANDB_API_KEY` or `wandb login` before; `WANDB_MODE=offline` writes RUN/wandb, for `wandb sync` later.
+"""Weights & Biases. Needs `WANDB_API_KEY` or `wandb login`; `WANDB_MODE=offline` writes RUN/wandb, for `wandb sync` later.
 
-The library counts its calls of `log` as steps and takes no smaller ones; ours is a number among the others, which `define_metric`
-makes the axis of all. A step that is taken again after a resume is shown again, the later value last.
+The library counts its calls of `log` as steps and accepts no smaller ones; ours is logged as a metric, which `define_metric`
+makes the axis of the others. A step that is repeated after a resume appears again, the later value last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REQUIREMENT = "wandb==0.31.0"
 _SETTINGS = {
     "silent": True,  # neither questions on a terminal nor a table of all numbers at the end
     "console": "off",
-    # Command line, machine and changes of the code may hold secrets; RUN/environment.json has them without.
+    # Command line, machine and code changes may contain secrets; RUN/environment.json has them without.
     "x_disable_meta": True,
     "disable_git": True,
     "disable_code": True,
@@ -36,7 +36,7 @@ _SERVICE = "wandb-core"
 
 
 def open_run(run: TrackedRun) -> WandbRun:
-    """Online, or as WANDB_MODE says; offline where the service cannot be reached."""
+    """Online, or as WANDB_MODE says; offline if the service cannot be reached."""
     import wandb
 
     wanted: dict[str, Any] = {
@@ -67,7 +67,7 @@ def open_run(run: TrackedRun) -> WandbRun:
 
 
 def abandon() -> None:
-    """End the library's own process: while it lives, an exit hook waits for it."""
+    """Kill the library's own process: while it runs, an exit hook waits for it."""
     for process in _children():
         with contextlib.suppress(OSError):
             if Path(f"/proc/{process}/comm").read_text().strip() == _SERVICE:
@@ -75,7 +75,7 @@ def abandon() -> None:
 
 
 class WandbRun:
-    """A run of W&B, open in this process."""
+    """A W&B run, open in this process."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -91,7 +91,7 @@ class WandbRun:
         )
 
     def finish(self, status: int) -> None:
-        """A run that is to be started again is preempted, not failed."""
+        """A run that will be requeued is marked as preempted, not failed."""
         import wandb
 
         try:
@@ -99,11 +99,11 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=status)
         finally:
-            wandb.teardown(status)  # now, not at the end of the process: ranks end at once
+            wandb.teardown(status)  # not left to exit hooks: ranks exit with os._exit
 
 
 def _children() -> list[int]:
-    """Processes that any thread of this one has started."""
+    """Child processes, started by any thread of this process."""
     found = []
     for file in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
