@@ -1,4 +1,4 @@
-"""UNIMO pre-training: one Transformer for images, texts and pairs, tied together by cross-modal contrastive learning."""
+"""UNIMO pre-training: one Transformer for images, texts and pairs, aligned by cross-modal contrastive learning."""
 
 from unimo_ds.huggingface import announce
 

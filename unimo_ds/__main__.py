@@ -8,6 +8,6 @@ from unimo_ds.cli import main
 from unimo_ds.utils.starting import watch_start
 
 if __name__ == "__main__":
-    if "finetune" in sys.argv[1:3]:  # the one command that trains; a launcher may put an argument in front
+    if "finetune" in sys.argv[1:3]:  # the only one that trains; a launcher may insert an argument before it
         watch_start()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""`unimo COMMAND ...`: what is asked of the project beside training. Heavy imports wait until a command runs."""
+"""`unimo COMMAND ...`: all commands except training. Heavy imports are delayed until a command runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unimo_ds.utils.running import drop_output, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns its exit status: 0, 1 where a check finds something wrong, 2 on bad input."""
+    """Run a command line. Returns its exit status: 0, 1 if a check finds problems, 2 on bad input."""
     try:
         return _handed_out(sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as error:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _handed_out(words: Sequence[str]) -> int:
-    # `deepspeed --module unimo_ds ...` puts this in front; every rank finds its place by the environment.
+    # `deepspeed --module unimo_ds ...` inserts this option; ranks use the environment instead.
     words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))] or ["--help"]
     if words[:1] == ["prepare"]:
         from unimo_ds.data.prepare import command
@@ -65,7 +65,7 @@ def _guarded(command: Callable[[], int], *, cure: str = "") -> int:
             tell(f"interrupted; {cure}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        drop_output()  # the reader (head, less) has gone
+        drop_output()  # the reader (head, less) has exited
         return 0
 
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"unimo_ds {unimo_ds.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # In the order of use. Those without help of their own are only listed here; `main` hands them to their parsers.
+    # In the order of use. Those with add_help=False are only listed here; `_handed_out` passes them to their own parsers.
     commands.add_parser("prepare", help="turn raw corpora into data folders, stage by stage", add_help=False)
     runs.add(commands)
     inspecting.add(commands)

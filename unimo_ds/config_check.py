@@ -1,4 +1,4 @@
-"""Which configurations can run: what must hold between their numbers, beside the interval of each (`utils/intervals.py`)."""
+"""Checks that a configuration can run: conditions between its values, beside the interval of each (`utils/intervals.py`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def check(config: RunConfig) -> None:
     """Refuse a recipe that cannot run, before anything is loaded.
 
     Raises:
-        UserError: naming the key and what it may be.
+        UserError: names the key and its allowed values.
     """
     check_stored(config)
-    if not config.run_dir:  # an unset variable of a script; the run would be written over the folder it was started in
+    if not config.run_dir:  # an unset variable in a script; the run would be written into the current folder
         raise UserError("run_dir is empty; give --run-dir DIR")
     locations.check_local(config.run_dir)
     model, contrast, masking, weights = config.model, config.contrast, config.masking, config.data.kind_weights
@@ -60,10 +60,10 @@ def check(config: RunConfig) -> None:
 
 
 def check_stored(config: RunConfig) -> None:
-    """Refuse a configuration that no model can be made of: what is asked of one that lies beside weights.
+    """Refuse a configuration from which no model can be made; the only checks for one that is stored with weights.
 
     Raises:
-        UserError: naming the key and what it may be.
+        UserError: names the key and its allowed values.
     """
     intervals.check(config)
     model, contrast = config.model, config.contrast
@@ -72,7 +72,7 @@ def check_stored(config: RunConfig) -> None:
     if any(size < 1 for size in model.region_tag_sizes):
         sizes = ",".join(map(str, model.region_tag_sizes))
         raise UserError(f"model.region_tag_sizes={sizes} must each be at least 1")
-    # Where the size is open, both are still to come from the data.
+    # If the size is still 0, the data will set both.
     if model.num_image_layers and model.region_feature_size and not model.region_tag_sizes:
         raise UserError(
             f"model.num_image_layers={model.num_image_layers} needs images as numbered patches (`unimo prepare import "

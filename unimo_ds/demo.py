@@ -1,6 +1,6 @@
 """`make demo`: draw a corpus, train on two CPU processes with `deepspeed`, and show what the model learned.
 
-Every number in the table is read from the run's own records: before is the untrained model, after the last step.
+Every number in the table is from the run's own records: before: the untrained model; after: the last step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     train = Path(__file__).with_name("train.py")
     command = [str(Path(sys.executable).with_name("deepspeed")), "--quiet", "--num_accelerators", "2", str(train)]
     print("$", " ".join(["deepspeed", *command[1:4], "unimo_ds/train.py"]), flush=True)
-    # Where there are GPUs as well, they may be fewer than two; and DeepSpeed need not warn that it has found none.
+    # On the CPU even if there are GPUs, which may be fewer than two; also avoids DeepSpeed's warning that it found none.
     environment = {"DS_ACCELERATOR": "cpu", **os.environ, "OMP_NUM_THREADS": "1"}
     status = launch(command, environment)
     if status:
@@ -40,16 +40,16 @@ def main() -> int:
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Exit status of a launcher. Ctrl-C is left to the one process of `deepspeed` that ends the ranks, which then save: it
-    handles the signal by itself, while all others, and we, ignore it (`deepspeed` has nothing but a traceback to answer)."""
+    """Run a launcher; returns its exit status. Only the process of `deepspeed` that ends the ranks, which then save, handles
+    Ctrl-C; all others, and this one, ignore it (`deepspeed` itself would only print a traceback)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return subprocess.run(command, env=environment, check=False).returncode
 
 
 def before_and_after(records: Sequence[Mapping[str, Any]], *, num_pairs: int) -> Table:
-    """Held-out measurements of the first and the last evaluation, chance beside those that have one.
+    """Held-out measurements of the first and the last evaluation, with chance levels where they exist.
 
-    num_pairs: images, with one caption each, that retrieval chose among: chance at R@k is k in that many.
+    num_pairs: images, with one caption each, among which retrieval chose: chance at R@k is k / num_pairs.
     """
     evaluations = [record for record in records if any(name.startswith("held_out/") for name in record)]
     if len(evaluations) < 2:

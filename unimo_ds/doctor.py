@@ -1,4 +1,4 @@
-"""`unimo doctor`: what this machine has for training, and what each missing piece costs."""
+"""`unimo doctor`: what this machine has for training, and the effect of each missing part."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _MARKS = {"good": "ok", "absent": "--", "bad": "!!"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one check."""
 
     name: str
     state: State
-    """good; absent: training works without it; bad: training on this machine fails or misleads until it is mended."""
+    """good; absent: training works without it; bad: training on this machine fails or misleads until it is fixed."""
     found: str
     cost: str = ""
-    """What its absence costs, or how to mend it. Empty where the state is good."""
+    """Effect of its absence, or how to fix it."""
 
 
 def examine() -> list[Finding]:
-    """Everything looked at, essentials first. Imports torch and no other heavy package; changes nothing."""
+    """Results of all checks, essentials first. Imports no heavy package but torch; changes nothing."""
     return [
         Finding("Python", "good", f"{platform.python_version()} at {sys.executable}"),
         *_pinned_packages(importlib.metadata.requires(_DISTRIBUTION) or []),
@@ -59,12 +59,12 @@ def examine() -> list[Finding]:
 
 
 def is_fit(findings: Iterable[Finding]) -> bool:
-    """Whether nothing found stands in the way of training."""
+    """Whether this machine can train."""
     return all(finding.state != "bad" for finding in findings)
 
 
 def to_text(findings: Iterable[Finding]) -> str:
-    """A table for people."""
+    """The findings as a table for the terminal."""
     lines = []
     for finding in findings:
         lines.append(f"{_MARKS[finding.state]}  {finding.name:<22} {finding.found}")
@@ -74,16 +74,16 @@ def to_text(findings: Iterable[Finding]) -> str:
 
 
 def to_dict(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The same for machines."""
+    """The findings as plain values for JSON."""
     listed = list(findings)
     return {"fit": is_fit(listed), "findings": [asdict(finding) for finding in listed]}
 
 
 def _pinned_packages(requirements: Iterable[str]) -> list[Finding]:
-    """Each runtime requirement of the installed distribution against what is installed."""
+    """Compare each runtime requirement of the distribution with the installed version."""
     findings = []
     for requirement in requirements:
-        if ";" in requirement:  # an extra or another platform's
+        if ";" in requirement:  # for an extra or another platform
             continue
         matched = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(?:==\s*(\S+))?.*", requirement)
         if matched is None:
@@ -98,7 +98,7 @@ def _package(name: str, pinned: str | None) -> Finding:
     except importlib.metadata.PackageNotFoundError:
         cost = f"pip install '{name}=={pinned}'" if pinned else f"pip install {name}"
         return Finding(name, "bad", "not installed", cost)
-    # A local part (+cpu, +cu126) says how it was built, not which release it is.
+    # A local part (+cpu, +cu126) identifies the build, not the release.
     if pinned is not None and version.split("+")[0] != pinned:
         return Finding(name, "good", version, f"tested with {pinned}")
     return Finding(name, "good", version)
@@ -132,8 +132,8 @@ def _gpus() -> list[Finding]:
 def gpu_finding(
     index: int, name: str, capability: tuple[int, int], memory_gib: float, architectures: Iterable[str]
 ) -> Finding:
-    """What one GPU is good for: its precision by compute capability, and whether this torch has code for it."""
-    # torch.cuda.is_bf16_supported() says yes on a V100, by emulation; only the capability tells.
+    """One GPU: its precision by compute capability, and whether this torch has code for it."""
+    # torch.cuda.is_bf16_supported() is true on a V100, by emulation; so use the capability.
     precision = "bf16" if capability >= (8, 0) else "fp16"
     found = f"{name}, {memory_gib:.0f} GiB, compute capability {capability[0]}.{capability[1]}: use {precision}"
     label = f"GPU {index}"
@@ -145,7 +145,7 @@ def gpu_finding(
 
 
 def _runs_on(tag: str, capability: tuple[int, int]) -> bool:
-    """sm_XY is machine code for X.Z with Z >= Y; compute_XY is intermediate code for anything from X.Y on."""
+    """sm_XY is machine code for X.Z with Z >= Y; compute_XY is PTX for anything from X.Y on."""
     matched = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", tag)
     if matched is None:
         return False
@@ -166,7 +166,7 @@ def _program(label: str, program: str, cost: str) -> Finding:
 
 
 def _apex() -> Finding:
-    """NVIDIA's apex is told from the unrelated package of that name by its files, without importing either."""
+    """Distinguishes NVIDIA's apex from the unrelated package of that name by its files, without importing either."""
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return Finding(

@@ -1,4 +1,4 @@
-"""`unimo inspect PATH`: what a data folder, a shard, a run or a checkpoint holds, told to a person. Data may lie at a URL."""
+"""`unimo inspect PATH`: a readable summary of a data folder, a shard, a run or a checkpoint. Data may be at a URL."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MIB = 2**20
 
 
 def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> dict[str, Any]:
-    """What lies at `location`, as plain values. `what` says which: shard, data folder, run, or checkpoint.
+    """Summary of `location` as plain values. `what` is shard, data folder, run, or checkpoint.
 
-    num_samples: of a shard, or of a folder's shard with the most pairs, shown in full.
+    num_samples: number of samples shown in full, from the shard, or from the folder's shard with the most pairs.
 
     Raises:
-        UserError: nothing there, nothing that this program wrote, or damaged.
+        UserError: it does not exist, is none of these, or is damaged.
     """
     place = locations.plain(os.fspath(location))
     path = Path(place)
@@ -49,7 +49,7 @@ def inspect_path(location: str | os.PathLike[str], *, num_samples: int = 3) -> d
         str(found.parent) for name in ("checkpoints", "state.json") for found in path.glob(f"*/{name}")
     ):
         raise UserError(f"{path} is no run or checkpoint itself; name one of those in it: {', '.join(inside)}")
-    # Where there is no manifest, what the folder holds instead is told.
+    # Without a manifest, its error says what the folder holds instead.
     if any(any(path.glob(pattern)) for pattern in (MANIFEST_FILE, "*.tar", f"*/{MANIFEST_FILE}", ".prepare")):
         return _inspect_folder(place, load_manifest(path), lambda name: open_shard(path / name), num_samples)
     raise UserError(
@@ -66,7 +66,7 @@ def _inspect_url(url: str, num_samples: int) -> dict[str, Any]:
 
 
 def _inspect_shard(location: str, stream: BinaryIO, num_samples: int) -> dict[str, Any]:
-    """Counts over the whole shard and its first samples."""
+    """Counts over the whole shard, and its first samples."""
     counts: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
@@ -91,14 +91,14 @@ def _inspect_shard(location: str, stream: BinaryIO, num_samples: int) -> dict[st
 def _inspect_folder(
     location: str, manifest: Manifest, open_file: Callable[[str], BinaryIO], num_samples: int
 ) -> dict[str, Any]:
-    """The manifest's account of a data folder, and the first samples of the shard with the most pairs."""
+    """The manifest of a data folder, and the first samples of the shard with the most pairs."""
     sources: Counter[str] = Counter()
     for shard in manifest.shards:
         sources.update(shard.sources)
-    # Pairs tell the most.
+    # Pairs show the most.
     richest = max(manifest.shards, key=lambda shard: shard.kinds.get("pair", 0)).file
     with open_file(richest) as stream:
-        # No more of it is read than that.
+        # Reads only the samples it shows.
         samples = read_samples(stream, f"{location}/{richest}", pixels=False)
         first = [_describe(stored) for stored in islice(samples, num_samples)]
     return {
@@ -122,7 +122,7 @@ def _inspect_folder(
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
-    """How far a run is, its checkpoints, and the last values of its metrics."""
+    """Progress of a run, its checkpoints, and the last values of its metrics."""
     config = _object(path / "config.json")
     checkpoints, steps = path / checkpoint_folder.FOLDER, checkpoint_folder.completed_steps(path)
     state = checkpoints / f"step-{steps[-1]}" / checkpoint_folder.STATE if steps else None
@@ -145,14 +145,14 @@ def inspect_run(path: Path) -> dict[str, Any]:
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint's `state.json` says, and the sizes of its files."""
+    """Content of a checkpoint's `state.json`, and the sizes of its files."""
     state = _object(path / "state.json")
     sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
     return {"what": "checkpoint", "path": str(path), **state, "files": sizes}
 
 
 def to_text(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """The summary as text."""
     lines = [f"{found['what']} {found['path']}"]
     for name, value in found.items():
         if name in ("what", "path", "first_samples", "metrics", "made_by"):
@@ -241,7 +241,7 @@ def _short(value: Any) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """Empty where there is no file."""
+    """Content of a JSON file; empty if there is none."""
     found: dict[str, Any] = strict_json.read(path, dict[str, Any]) if path.is_file() else {}
     return found
 

@@ -1,5 +1,4 @@
-"""`--set dotted.key=value` changes one field of a configuration; an unknown or ill-typed key is refused with the nearest right
-name."""
+"""`--set dotted.key=value` changes one field of a configuration; the error for an unknown key names the nearest one."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from unimo_ds.utils.errors import UserError, nearest_name
 
 T = TypeVar("T")
 _LARGEST = 2**63
-"""What counts positions and bytes counts in 64 bits."""
+"""Positions and bytes are counted in 64 bits."""
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """`config` with each `dotted.key=value` applied in turn.
 
     Raises:
-        UserError: unknown key (with the nearest right name), ill-typed value, or text without `=`.
+        UserError: unknown key (names the nearest one), ill-typed value, or text without `=`.
     """
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -78,7 +77,7 @@ def _parse(annotation: Any, text: str, key: str) -> Any:
         parts = text.strip("()[]").split(",")
         kinds = typing.get_args(annotation)
         if Ellipsis in kinds:
-            if text.lower() == "none" or not parts[-1].strip():  # nothing, or the last comma of a tuple of one
+            if text.lower() == "none" or not parts[-1].strip():  # empty, or the trailing comma of a 1-tuple
                 parts.pop()
             kinds = kinds[:1] * len(parts)
         if len(parts) != len(kinds):

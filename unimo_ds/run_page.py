@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: curves, speed, restarts, machines, configuration; from its directory alone."""
+"""One self-contained HTML page about a run: curves, speed, restarts, machines, configuration; needs only its directory."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _CHARTS = (
     ("Own work of the slowest rank, the median rank's being 1", r"speed/(slowest_rank_ratio)"),
     ("Loss scale", r"(loss_scale)"),
 )
-"""Title, and which metrics are drawn: the whole name matches, and the group is what the curve is called."""
+"""Title, and a pattern for the metrics to draw: it matches the whole name, and its group is the curve's label."""
 _TOLD = ("skipped", "spike", "rolled_back", "slow_rank", "stopped", records.DAMAGED)
-"""Events that have a line of their own."""
+"""Events listed on the page."""
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1f2937}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;
 border-bottom:1px solid #e5e7eb;vertical-align:top}figure{margin:0}
@@ -56,7 +56,7 @@ img{max-width:100%;display:block;margin:.3rem 0}
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run directory holds, read. steps: lines of numbers in rising order; events: the other lines; starts: all of them."""
+    """Content of a run directory. steps: lines with metrics, ascending; events: the other lines; starts: all lines."""
 
     name: str
     steps: Sequence[Mapping[str, Any]]
@@ -64,7 +64,7 @@ class RunFiles:
     starts: Sequence[Mapping[str, Any]]
     config: Mapping[str, Any]
     last_samples: Mapping[str, Any]
-    """Keys of what rank 0 read in its last logged step."""
+    """Keys of rank 0's samples in the last logged step."""
     pictures: Sequence[bytes]
     """JPEGs of the last evaluation."""
 
@@ -73,7 +73,7 @@ def read_run(run_dir: Path) -> RunFiles:
     """Read metrics.jsonl, starts.jsonl, config.json, last_samples.json and the pictures of a run.
 
     Raises:
-        UserError: not a run, or a file of it is damaged.
+        UserError: not a run, or one of its files is damaged.
     """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
@@ -91,7 +91,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def write_page(run_dir: Path, target: Path) -> dict[str, Any]:
-    """Write the page of a run to `target`. Returns what `summary` says.
+    """Write the page of a run to `target`. Returns its `summary` and paths.
 
     Raises:
         UserError: as `read_run`, or the page cannot be written.
@@ -106,7 +106,7 @@ def write_page(run_dir: Path, target: Path) -> dict[str, Any]:
 
 
 def start_steps(run: RunFiles) -> list[int]:
-    """Of each start, the first step that was logged after it; starts that came to no step take that of the next."""
+    """For each start, the first step logged after it; starts without a step have that of the next start."""
     found = []
     for start in run.starts:
         began = _seconds(start)
@@ -116,14 +116,14 @@ def start_steps(run: RunFiles) -> list[int]:
 
 
 def summary(run: RunFiles) -> dict[str, Any]:
-    """A run in a few numbers. training_share: of the time since the first start, the part between lines of one start, and of a
-    gap with a start in it, the time that the steps themselves took.
+    """A run in a few numbers. training_share: fraction of the time since the first start that was between lines of one
+    start; of a gap with a start in it, only the steps themselves count.
     """
     steps = run.steps
     if not steps:
         return {"steps": 0, "starts": len(run.starts)}
     begins = [_seconds(start) for start in run.starts]
-    # Gaps rather than last minus first: wall clocks may be set back.
+    # Sum gaps instead of last minus first: wall clocks may be set back.
     trained = elapsed = 0.0
     for before, after in itertools.pairwise([{"step": 0, "time": min([*begins, steps[0]["time"]])}, *steps]):
         gap = max(0.0, after["time"] - before["time"])
@@ -148,7 +148,7 @@ def summary(run: RunFiles) -> dict[str, Any]:
 
 
 def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What `summary` and `write_page` return, for people."""
+    """The result of `summary` or `write_page` as readable (name, value) rows."""
     return [
         ("time", duration(value / 24))
         if name == "hours"
@@ -158,7 +158,7 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def to_html(run: RunFiles) -> str:
-    """The page. Needs nothing beside itself: no script, no picture, no address."""
+    """The page. Self-contained: no script, no picture file, no address."""
     firsts, machines = start_steps(run), _machines(run)
     marks = firsts[1:]
     charts = []
@@ -200,7 +200,7 @@ def to_html(run: RunFiles) -> str:
 
 
 def _machines(run: RunFiles) -> list[Sequence[object]]:
-    """A row for each machine of the last start."""
+    """One row per machine of the last start."""
     machines = run.starts[-1].get("machines", ()) if run.starts else ()
     return [
         (
@@ -217,7 +217,7 @@ def _machines(run: RunFiles) -> list[Sequence[object]]:
 
 
 def _last_samples(run: RunFiles) -> str:
-    """What the last evaluation retrieved, and what rank 0 read last."""
+    """What the last evaluation retrieved, and rank 0's last samples."""
     shown = [f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(one).decode()}">' for one in run.pictures]
     parts = (
         ["<p>Held-out captions of the last evaluation, and what was retrieved for each:</p>", *shown] if shown else []
@@ -270,7 +270,7 @@ def _figure(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], mar
 
 
 def _points(steps: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(step, value) wherever the value was measured, thinned to means of neighbours where there are too many."""
+    """(step, value) for each step that has it; if there are too many, means of neighbours."""
     found = [(float(line["step"]), float(line[name])) for line in steps if isinstance(line.get(name), int | float)]
     group = math.ceil(len(found) / _MOST_POINTS)
     if group <= 1:
@@ -289,12 +289,12 @@ def _number(value: float) -> str:
 
 
 def _seconds(start: Mapping[str, Any]) -> float:
-    """The time of a start since the epoch."""
+    """Time of a start, in seconds since the epoch."""
     return datetime.datetime.fromisoformat(str(start["time"])).timestamp()
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
-    """A last line that is still being written is left out."""
+    """All starts, without a last line that is still being written."""
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
     starts = []
     for line in (one for one in lines if one.endswith("\n")):
