@@ -1,1 +1,1 @@
-"""Measures of the field, by its own packages wherever one runs offline. All values are shares: 0.95, not 95."""
+"""Metrics, from each field's own packages wherever these run offline. All values are fractions: 0.95, not 95."""

@@ -1,7 +1,7 @@
-"""Measures of short written texts against references, by `pycocoevalcap`, the field's own package: BLEU, CIDEr, ROUGE-L, METEOR.
+"""Metrics of short texts against references, by `pycocoevalcap`, the field's own package: BLEU, CIDEr, ROUGE-L, METEOR.
 
-Its PTB tokenizer and METEOR are Java programs. Where there is no Java, texts are split by a plain rule instead and METEOR is not
-measured; the notes say so, since such BLEUs are not to be compared with published ones.
+Its PTB tokenizer and METEOR are Java programs. Without Java, texts are split by a plain rule instead and METEOR is not
+measured; the notes say so, since such BLEU values must not be compared with published ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Texts = dict[int, list[str]]
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
 _DROPPED = set(".,;:?!-\"'`()[]{}")
-"""Punctuation that the PTB tokenizer's users leave out."""
+"""Punctuation that evaluations with the PTB tokenizer leave out."""
 
 
 def measure(
     written: Sequence[str], references: Sequence[Sequence[str]], *, tokenised: bool = False, meteor: bool = True
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """bleu_1 to bleu_4, cider, rouge_l and, with Java, meteor, as shares (CIDEr 1.244, not 124.4); and notes.
+    """bleu_1 to bleu_4, cider, rouge_l and, with Java, meteor, as fractions (CIDEr 1.244, not 124.4); and notes.
 
-    tokenised: the texts are words between spaces already, and are compared as they are. meteor: its program takes seconds to
-    start and up to 2 GB of memory.
+    tokenised: the texts are already words separated by spaces, and are compared as they are. meteor: its program takes
+    seconds to start and up to 2 GB of memory.
 
     Raises:
         UserError: pycocoevalcap is not installed.
@@ -41,7 +41,7 @@ def measure(
         wanted, _ = tokenise(wanted)
     scores, _ = _package("bleu.bleu").Bleu(4).compute_score(wanted, hypotheses, verbose=0)
     metrics = {f"bleu_{order}": float(score) for order, score in enumerate(scores, start=1)}
-    metrics["cider"] = 0.0  # where no reference has a word, its code fails
+    metrics["cider"] = 0.0  # if no reference has a word, its code fails
     if any(text.split() for texts in wanted.values() for text in texts):
         metrics["cider"] = float(_package("cider.cider").Cider().compute_score(wanted, hypotheses)[0])
     metrics["rouge_l"] = float(_package("rouge.rouge").Rouge().compute_score(wanted, hypotheses)[0])
@@ -57,10 +57,10 @@ def has_java() -> bool:
 
 
 def tokenise(texts: Mapping[int, Sequence[str]]) -> tuple[Texts, str]:
-    """Words of each text between single spaces, and by which rule."""
+    """Each text as words separated by single spaces, and the rule that split them."""
     if has_java():
         tokenizer = _package("tokenizer.ptbtokenizer").PTBTokenizer()
-        # A line is a text: no text may be one that is missing, so an empty one becomes a word that is dropped again.
+        # One line per text, none of which may be missing, so an empty text becomes a word that is dropped again.
         items = {
             number: [{"caption": " ".join(text.split()) or "."} for text in group] for number, group in texts.items()
         }
@@ -70,12 +70,12 @@ def tokenise(texts: Mapping[int, Sequence[str]]) -> tuple[Texts, str]:
 
 
 def split_plainly(text: str) -> str:
-    """Lower-case words between single spaces, without punctuation."""
+    """Lower-case words separated by single spaces, without punctuation."""
     return " ".join(word for word in _WORD.findall(text.lower()) if word not in _DROPPED)
 
 
 def check_installed() -> None:
-    """Before anything is trained that can only be measured with it.
+    """Call it before training a model that can only be measured with pycocoevalcap.
 
     Raises:
         UserError: pycocoevalcap is not installed.

@@ -12,17 +12,17 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 
 def accuracy(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
-    """Share of right answers."""
+    """Fraction of right answers."""
     return float(accuracy_score(np.asarray(true_E), np.asarray(predicted_E)))
 
 
 def matthews(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
-    """Matthews correlation; 0 where all predictions are alike."""
+    """Matthews correlation; 0 if all predictions are equal."""
     return float(matthews_corrcoef(np.asarray(true_E), np.asarray(predicted_E)))
 
 
 def correlations(predicted_E: ArrayLike, true_E: ArrayLike) -> tuple[float, float]:
-    """Pearson and Spearman; 0 where neither is defined: all predictions alike, or one that is no number."""
+    """Pearson and Spearman; 0 if neither is defined: all predictions are equal, or one is not a number."""
     predicted, true = np.asarray(predicted_E, np.float64), np.asarray(true_E, np.float64)
     if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""CoQA's F1 as its official script counts it: words that answer and reference share, after SQuAD's normalisation."""
+"""CoQA's F1 as in its official script: words that answer and reference share, after SQuAD's normalisation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower-case words without punctuation and articles, between single spaces."""
+    """Lower-case words without punctuation and articles, separated by single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over words; 1 where both have none, 0 where one has none."""
+    """Harmonic mean of precision and recall over words; 1 if both have none, 0 if only one has none."""
     found, wanted = normalise(answer).split(), normalise(reference).split()
     if not found or not wanted:
         return float(found == wanted)
@@ -26,9 +26,9 @@ def f1(answer: str, reference: str) -> float:
 
 
 def turn_f1(answer: str, references: Sequence[str]) -> float:
-    """Against several people: the mean, over leaving out each of them in turn, of the best of the others.
+    """Against several references: leave out each of them in turn, take the best of the others, and average.
 
-    So a system is measured as a person is, who is compared with the others alone.
+    So a system is measured as a person is, who is only compared with the other people.
     """
     if len(references) == 1:
         return f1(answer, references[0])

@@ -1,6 +1,6 @@
-"""VQA's accuracy as its official evaluation counts it: an answer is as right as people agree with it, up to three of the others.
+"""VQA's accuracy as in its official evaluation: an answer counts more the more of the other annotators gave it, up to three.
 
-Answers are normalised before they are compared: punctuation, number words, articles, apostrophes that people leave out.
+Answers are normalised before they are compared: punctuation, number words, articles, missing apostrophes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
-"""Every period that no digit follows: the official pattern means to look behind as well, and does not."""
+"""Every period not followed by a digit: the official pattern is meant to look behind as well, but does not."""
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
@@ -28,7 +28,7 @@ you've
 
 
 def _without_one_apostrophe() -> dict[str, str]:
-    """Each contraction by its forms that lack one apostrophe; and the one entry of the official table that takes one away."""
+    """Contractions by their forms that lack one apostrophe; and the one entry of the official table that removes one."""
     table = {"somebody'd": "somebodyd"}
     for word in _CONTRACTIONS.split():
         for place, letter in enumerate(word):
@@ -41,7 +41,7 @@ _COMPLETED = _without_one_apostrophe()
 
 
 def strip_punctuation(text: str) -> str:
-    """Punctuation becomes nothing where a space stands beside it (or the text has a number with a comma), a space elsewhere."""
+    """Punctuation is deleted if it is next to a space (or the text has a number with a comma), else replaced by a space."""
     has_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
@@ -50,18 +50,18 @@ def strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", result)
 
 
-@functools.lru_cache(maxsize=2**15)  # people's answers are mostly the same few
+@functools.lru_cache(maxsize=2**15)  # most annotators give the same few answers
 def normalise(answer: str) -> str:
-    """The form in which answers are compared where people disagree."""
+    """The form in which answers are compared if annotators disagree."""
     text = strip_punctuation(_tidy(answer))
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_COMPLETED.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def accuracy(answer: str, people: Sequence[str]) -> float:
-    """Mean, over leaving out each person in turn, of min(1, others who gave this answer / 3).
+    """Mean, over leaving out each annotator in turn, of min(1, others who gave this answer / 3).
 
-    answer: the system's. people: theirs, ten as a rule. Where all of them agree, nothing is normalised (the correction of 2021).
+    answer: the system's. people: the annotators', usually ten. If all agree, nothing is normalised (the correction of 2021).
     """
     found, given = _tidy(answer), [_tidy(one) for one in people]
     if len(set(given)) > 1:
