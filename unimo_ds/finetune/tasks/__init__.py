@@ -1,4 +1,4 @@
-"""Named tasks: one object `TASK` a file. `load(name)` finds one. Importing this package imports nothing heavy."""
+"""Named tasks: each file has one object `TASK`, and `load(name)` returns it. Importing this package imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_name(name: str) -> None:
 
 
 def load(name: str) -> Task:
-    """The task of that name on the command line.
+    """The task with that name on the command line.
 
     Raises:
         UserError: no such task; the message names the nearest one.

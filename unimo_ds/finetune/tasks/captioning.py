@@ -1,11 +1,11 @@
 """Image captioning (COCO, Flickr): `train/`, `dev/`, `test/`, data folders of pairs made by `unimo prepare import` from the
 official captions (`--format karpathy` for COCO's usual split).
 
-The caption is written from [IMG] and the regions. Recipe of the release: label smoothing 0.1, rate 7e-6, 4 (base)
-or 2 (large) on each of 16 V100, 20 or 10 epochs, decay 0.01, beam 5, penalty 0.6, 5 to 50 tokens, four adversarial ascents (base:
-step 0.03 without limit; large: 0.05, limit 0.4), which cost twelve times as much: finetune.adversarial.steps=0 leaves them out.
-Published on COCO, BLEU-4/CIDEr: 38.8/124.4 (base), 39.6/127.7 (large). The release also shows the model the names of detected
-objects, sure to 0.35 (base) or 0.2 (large): finetune.captioning.object_names (`object_words.py`).
+The caption is written from [IMG] and the regions. The release's recipe: label smoothing 0.1, rate 7e-6, 4 (base) or 2 (large)
+on each of 16 V100, 20 or 10 epochs, decay 0.01, beam 5, penalty 0.6, 5 to 50 tokens, four adversarial ascents (base: step
+0.03 without limit; large: 0.05, limit 0.4), which cost twelve times as much: finetune.adversarial.steps=0 leaves them out.
+Published on COCO, BLEU-4/CIDEr: 38.8/124.4 (base), 39.6/127.7 (large). The release's model also reads the names of objects
+detected with confidence 0.35 (base) or 0.2 (large): finetune.captioning.object_names (`object_words.py`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d+_)?(\d+)")
 
 
 class CaptionExamples:
-    """Training: one example a caption. Writing: one prompt an image, all of its captions the references."""
+    """Training: one example per caption. Writing: one prompt per image, with all of its captions as references."""
 
     target_size = 0
 
     def __init__(self, pairs: PairReader, *, max_target_tokens: int, objects: ObjectWords | None = None) -> None:
-        """max_target_tokens: with the end token. objects: None, the model sees no names of objects."""
+        """max_target_tokens: including the end token. objects: None if the model reads no names of objects."""
         self.pairs, self.objects, self._max_target = pairs, objects, max_target_tokens
         self.feature_size = pairs.corpus.feature_size
         self.fingerprint = f"{pairs.corpus.fingerprint}/{pairs.num_images}"
@@ -86,7 +86,7 @@ class CaptionExamples:
         return int(self.pairs.image_lengths_I[number]) + (0 if text is None else len(text))
 
     def object_text(self, number: int) -> Tokens | None:
-        """Of an image, kept: lengths are asked for before the image itself, and the index does not know them."""
+        """Of an image, cached: lengths are needed before the image is read, and the index does not have this one."""
         if self.objects is None:
             return None
         if number not in self._object_texts:
@@ -99,7 +99,7 @@ class CaptionExamples:
         return [self.pairs.text(caption) for caption in self.pairs.captions_of(number)]
 
     def official(self, number: int, text: str) -> dict[str, Any] | None:
-        """COCO's: an image is the number in its file's name; else that name, or its key where none is known."""
+        """COCO's entry: the image is the number in its file's name; else that name, or its key if the name is not known."""
         name = images.name_of(self.pairs.corpus, int(self.pairs.samples_I[number])) or self.prompt_key(number)
         of_coco = _COCO_NAME.fullmatch(name)
         return {"image_id": int(of_coco[1]) if of_coco else name, "caption": text}
@@ -133,7 +133,7 @@ class Captioning(WritingTask):
         )
 
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        """Read the names of objects where the recipe uses them.
+        """Read the names of objects if the recipe uses them.
 
         Raises:
             UserError: a file that does not name the detector's classes, or pycocoevalcap is not installed.

@@ -3,8 +3,8 @@
 Lines without an article are left out.
 
 Recipe of the release: rate 4e-5 (base) or 2e-5 (large), 8 on each of 4 V100, 20 epochs, source of 512 and target
-of 128 tokens, 20 to 128 written, beam 5 with penalty 0.6 (large: 6 with 1.2), no repeated trigram of words, label smoothing 0.1,
-decay 0.01. Published ROUGE-1/2/L: 42.42/20.12/39.61 (base), 43.51/20.65/40.63 (large).
+of 128 tokens, 20 to 128 written, beam 5 with penalty 0.6 (large: 6 with 1.2), no repeated trigram of words, label smoothing
+0.1, decay 0.01. Published ROUGE-1/2/L: 42.42/20.12/39.61 (base), 43.51/20.65/40.63 (large).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class CnnDm(SummaryTask):
 
 
 def _row_of_lines(names: list[str], lines: list[str]) -> TextRow | None:
-    """None where the article is missing: so it is of 114 in the collection, which its own code leaves out."""
+    """None if the article is missing, as for 114 in the collection, which the collection's own code leaves out."""
     if not lines[0].strip():
         return None
     row = row_of_lines(names, lines)
@@ -80,7 +80,7 @@ def _row_of_object(names: list[str], lines: list[str]) -> TextRow | None:
 
 
 def sentences_as_lines(summary: str) -> str:
-    """A summary's sentences one a line: `<t> a </t> <t> b </t>` is "a" and "b"."""
+    """A summary with one sentence per line: `<t> a </t> <t> b </t>` becomes "a" and "b"."""
     return _SENTENCE_TAGS.sub("\n", summary).strip()
 
 

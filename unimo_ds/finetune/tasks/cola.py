@@ -1,7 +1,7 @@
-"""CoLA, acceptability of sentences (GLUE): `train.tsv`, `dev.tsv` of source, label, mark, sentence without a header; `test.tsv`
-of index and sentence with one.
+"""CoLA, acceptability of sentences (GLUE): `train.tsv`, `dev.tsv` with source, label, mark, sentence and no header; `test.tsv`
+with index and sentence and a header.
 
-Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; taken here: 16 and 2e-5. Published:
+Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; used here: 16 and 2e-5. Published:
 Matthews 65.4 (base), 68.5 (large).
 """
 

@@ -1,10 +1,10 @@
 """CoQA, answering questions of a conversation about a passage: `coqa-train-v1.0.json`, `coqa-dev-v1.0.json`.
 
-The source is the passage and the conversation up to the question, every token tagged with a role and a turn, whose embeddings are
+The source is the passage and the conversation up to the question; every token has a role and a turn, whose embeddings are
 added to its own (`data/conversation.py`). Recipe of the release: rate 1e-5 (base) or 8e-6 (large), 8 on each of 4
 V100, 20 epochs, source of 480 and target of 32 tokens, up to 30 written, beam 3 without length penalty, label smoothing 0.1,
-decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). (The release tags written tokens 0 and 0; here they
-have no tag.)
+decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). (The release gives written tokens the tags 0 and 0;
+here they have no tag.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unimo_ds.utils.errors import UserError
 
 
 class CoqaExamples(TextToText):
-    """Rows whose sources are the passage, then question, answer, ..., question."""
+    """Rows whose source is the passage, then question, answer, ..., question."""
 
     def prompt(self, number: int, *, seed: int = 0) -> SequenceInput:
         passage, *turns = (self._tokenizer.encode(text) for text in self.rows[number].sources)

@@ -1,7 +1,7 @@
 """MNLI, entailment between two sentences (GLUE): `train.tsv`, `dev_matched.tsv`, `dev_mismatched.tsv`; columns sentence1,
 sentence2, gold_label.
 
-Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; taken here: 32 and 2e-5. Published:
+Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; used here: 32 and 2e-5. Published:
 86.8/86.7 (base), 89.8/89.5 (large) accuracy, matched and mismatched. The matched part chooses the checkpoint.
 """
 

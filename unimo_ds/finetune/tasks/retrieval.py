@@ -1,11 +1,11 @@
 """Image-text retrieval (Flickr30k, COCO): `train/`, `dev/`, `test/`, data folders of pairs made by `unimo prepare import` from
 the collection's official captions (`--format karpathy`, `--format coco`, or a table).
 
-Two losses, summed: pre-training's contrastive loss between the single encodings of all pairs of a step (`contrast.py`; this
-project's addition, as in ALBEF and BLIP), and the choice of a pair among jointly encoded negatives. Its score is a linear map
-of the product of both pooled vectors, which begins as a measure of their likeness (this project's choice). Recipe of the
-release, which has the joint one alone (`contrastive_weight=0`, `loss=circle`, `hard_share=0`, each with `finetune.retrieval.`
-before it): 10 other images and 10 other captions for each pair, circle loss of margin 0.2, 40 epochs, rate 5e-6 and a tenth of
+Two losses, summed: pre-training's contrastive loss on the single encodings of all pairs of a step (`contrast.py`; this
+project's addition, as in ALBEF and BLIP), and choosing a pair among jointly encoded negatives. The joint score is a linear map
+of the product of both pooled vectors, initialised to measure their similarity (this project's choice). The release's recipe
+has only the joint loss (`contrastive_weight=0`, `loss=circle`, `hard_share=0`, each prefixed with `finetune.retrieval.`):
+10 other images and 10 other captions for each pair, circle loss with margin 0.2, 40 epochs, rate 5e-6, a tenth of
 it after 24 and 32 epochs, 4 (base) or 2 (large) pairs on each of 16 V100, decay 0.1. Published on Flickr30k, R@1/5/10: image
 retrieval 74.66/93.40/96.08 (base), 78.04/94.24/97.12 (large), text retrieval 89.70/98.40/99.10 and 89.40/98.90/99.80.
 
@@ -48,11 +48,11 @@ from unimo_ds.utils.seed import generator, mix
 
 _NEGATIVES, _ALONE = 0x6E656761, 0x616C6F6E
 _START_PAIRS = 256
-"""Pairs whose pooled vectors tell how large they are."""
+"""Pairs from which the usual size of pooled vectors is estimated."""
 
 
 class RetrievalExamples:
-    """One example a caption: the pair, its caption with other images, its image with other captions, in that order."""
+    """One example per caption: the pair, its caption with other images, its image with other captions, in that order."""
 
     target_size = 1
 
@@ -63,8 +63,8 @@ class RetrievalExamples:
         answers: RightAnswers | None = None,
         nearest_ones: Nearest | None = None,
     ) -> None:
-        """answers: which are no negatives; None: a caption's own image alone. nearest_ones: where a share of the negatives is
-        drawn from; None: all are drawn from everything."""
+        """answers: pairs that must not be negatives; None: only a caption's own image. nearest_ones: source of a share of the
+        negatives; None: all are drawn from everything."""
         self.pairs, self.settings, self._nearest = pairs, settings, nearest_ones
         self._answers = right_answers.own_alone(pairs) if answers is None else answers
         self.feature_size = pairs.corpus.feature_size
@@ -99,7 +99,7 @@ class RetrievalExamples:
         return RetrievalExamples(self.pairs, self.settings, answers, nearest_ones)
 
     def _alone(self, index: int, seed: int) -> Example:
-        """The pair by an encoding of its image and one of its caption."""
+        """The pair as one encoding of its image and one of its caption."""
         image = int(self.pairs.image_of_C[index])
         return Example(
             key=self.key(index),
@@ -153,8 +153,8 @@ def _draw(
     hard: NDArray[np.int64] | None,
     hard_share: float,
 ) -> list[int]:
-    """`number` below `total` outside of `forbidden` (ascending): a share of them from `hard`, then others (which may be hard ones
-    once more); each kind different ones as far as there are enough."""
+    """`number` numbers below `total`, none of them in `forbidden` (ascending): a share from `hard`, the rest from all (perhaps
+    hard ones again); without repetition within each kind if there are enough."""
     drawn: list[int] = []
     hard = None if hard is None else hard[hard >= 0]
     if hard is not None and len(hard):
@@ -162,17 +162,17 @@ def _draw(
         drawn = random.choice(hard, wanted, replace=False).tolist()
     left, rest = number - len(drawn), total - len(forbidden)
     found = random.choice(rest, left, replace=left > rest)
-    # Each stands for itself plus the forbidden ones that lie before what it stands for.
+    # `found` counts only what is allowed: each number is shifted by the forbidden ones before it.
     before = np.searchsorted(forbidden - np.arange(len(forbidden)), found, side="right")
     others: list[int] = (found + before).tolist()
     return drawn + others
 
 
 def _read_answers(pairs: PairReader, settings: RetrievalConfig, communicator: Communicator) -> RightAnswers:
-    """From the texts of all captions, which rank 0 reads. A collective.
+    """From the texts of all captions, read by rank 0. A collective.
 
     Raises:
-        UserError: an unreadable caption, or one for which every image is right, or the other way round.
+        UserError: an unreadable caption, one for which every image is right, or an image for which every caption is.
     """
     found = None
     with failing_together(communicator):
@@ -221,10 +221,10 @@ class RetrievalTask(Task):
         return RetrievalExamples(pairs, config.finetune.retrieval)
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        """Hard negatives of the starting model, and a head that scores as pre-training did.
+        """Adds hard negatives of the starting model, and a head that scores as pre-training did.
 
-        A fresh head undoes in its first steps what the body knows (docs/experiments.md). Weights that are all alike make the
-        score the product of both pooled vectors, of the size of their cosine; divided by the temperature where it is a logit.
+        A fresh head would undo in its first steps what the body knows (docs/experiments.md). With all weights equal, the score
+        is the product of both pooled vectors, scaled to the size of their cosine; divided by the temperature if it is a logit.
         """
         assert isinstance(examples, RetrievalExamples)
         settings, pairs = examples.settings, examples.pairs
@@ -240,7 +240,7 @@ class RetrievalTask(Task):
             feature_size=examples.feature_size,
         )
         size = float((pooled.texts_nD.norm(dim=1) * pooled.images_nD.norm(dim=1)).mean())
-        if size > 0:  # else nothing is known, and the fresh head stays
+        if size > 0:  # else the body knows nothing, and the fresh head stays
             with torch.no_grad():
                 weight = engine.module.get_parameter("head.scores.output.weight")
                 weight.fill_(ranking.score_of_cosine(engine, settings) / size)
@@ -253,10 +253,10 @@ class RetrievalTask(Task):
         return ProductHead(config, num_outputs=1)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
-        """The mean of the loss against other images and that against other captions, summed over pairs."""
+        """The mean of the losses against other images and against other captions, summed over pairs."""
         retrieval_settings = settings.retrieval
         if not retrieval_settings.trains_jointly:
-            return output.scores.float().sum()  # of no rows
+            return output.scores.float().sum()  # a sum over no rows
         num_images, num_captions = retrieval_settings.negative_images, retrieval_settings.negative_captions
         scores_EN = output.scores.float().view(len(batch.targets), 1 + num_images + num_captions)
         positive_E, by_image_EN, by_caption_EN = torch.split(scores_EN, [1, num_images, num_captions], dim=1)
@@ -275,7 +275,7 @@ class RetrievalTask(Task):
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """By single encodings, by joint ones, by both; see `ranking.py`."""
+        """By single encodings, by joint ones, and by both; see `ranking.py`."""
         assert isinstance(examples, RetrievalExamples)
         return ranking.measure(engine, examples.pairs, config, quick=quick)
 

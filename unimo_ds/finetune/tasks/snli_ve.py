@@ -2,9 +2,9 @@
 Flickr30K_ID), and the photographs as a data folder `images`.
 
 Recipe of the release: both pooled vectors added, a layer of 2048, three labels; rate 1e-5, 10 epochs, 12 (base)
-or 4 (large) on each of 16 V100, no decay, second beta 0.999; four adversarial ascents of 0.05 within 0.4, which cost twelve times
-as much: finetune.adversarial.steps=0 leaves them out. Published accuracy, development/test: 80.00/79.10 (base), 81.11/80.63
-(large).
+or 4 (large) on each of 16 V100, no decay, second beta 0.999; four adversarial ascents of 0.05 with limit 0.4, which cost
+twelve times as much: finetune.adversarial.steps=0 leaves them out. Published accuracy, development/test: 80.00/79.10 (base),
+81.11/80.63 (large).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
 
 _UNDECIDED = "-"
-"""What annotators left open; such lines are no examples."""
+"""Label of lines on which annotators disagreed; these are left out."""
 _MIDDLE = 2048
 
 

@@ -5,8 +5,8 @@ Recipe of the release: rate 1.25e-5 (base) or 5e-6 (large), 8 on each of 4 V100,
 of 96 tokens, 5 to 48 written, beam 5 with penalty 1.0 (large: 6 with 1.2), label smoothing 0.1, decay 0.01. Published
 BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 
-These compare lower-case words and marks as UniLM's files have them, the question mark among them: PTB tokens, as of captions,
-would leave it out. (Where several questions have one passage and answer, the official script takes each for a reference of all.)
+These metrics compare lower-case words and marks as in UniLM's files, including the question mark, which PTB tokens (used for
+captions) would leave out. (If questions share a passage and an answer, the official script uses each as a reference for all.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unimo_ds.utils.errors import UserError
 
 _SEPARATOR = "[SEP]"
 _MARK = re.compile(r'["()?!;]|[,:](?!\d)')
-"""Marks that raw texts have at their words, and tokenised files between spaces."""
+"""Marks that are attached to words in raw texts, and between spaces in tokenised files."""
 
 
 class SquadQuestions(TextWritingTask):
@@ -77,7 +77,7 @@ class SquadQuestions(TextWritingTask):
 
 
 def words_of(text: str) -> str:
-    """Lower-case words and marks between single spaces; a tokenised text has them so."""
+    """Lower-case words and marks separated by single spaces, as in tokenised texts."""
     return " ".join(_MARK.sub(r" \g<0> ", text.lower()).split())
 
 
@@ -90,7 +90,7 @@ def _row_of_lines(names: list[str], lines: list[str]) -> TextRow:
 
 
 def read_squad(path: Path) -> list[TextRow]:
-    """One row a question: passage and first answer, question.
+    """One row per question: passage and first answer, then the question.
 
     Raises:
         UserError: not SQuAD's form, or a question without an answer.

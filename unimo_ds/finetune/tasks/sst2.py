@@ -1,7 +1,7 @@
 """SST-2, sentiment of film reviews (GLUE): `train.tsv`, `dev.tsv`, `test.tsv` with the columns sentence and label.
 
 Recipe of the release: 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5, seeds 1 to 5, best development value
-of each; taken here: 32 and 2e-5. Published: 95.1 (base), 96.8 (large) accuracy.
+of each; used here: 32 and 2e-5. Published: 95.1 (base), 96.8 (large) accuracy.
 """
 
 from __future__ import annotations

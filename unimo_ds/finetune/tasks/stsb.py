@@ -1,7 +1,7 @@
 """STS-B, similarity of two sentences from 0 to 5 (GLUE): columns sentence1, sentence2, score.
 
-Recipe of the release: squared error on one output, started from the model tuned on MNLI (`--checkpoint` of that
-run); 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; taken here: 16 and 2e-5. Published, the mean of Pearson
+Recipe of the release: squared error on one output, started from the model fine-tuned on MNLI (`--checkpoint` of that
+run); 10 epochs, batches of {16, 32}, rates of {1, 2, 3}e-5; used here: 16 and 2e-5. Published, the mean of Pearson
 and Spearman: 91.0 (base), 92.6 (large).
 """
 

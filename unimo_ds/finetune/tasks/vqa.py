@@ -2,8 +2,8 @@
 `v2_mscoco_train2014_annotations.json`, the same of val2014 (`dev`), the questions of test-dev2015 or test2015 (`test`), and the
 photographs as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
 
-The release has no code for it. This project's choice, after UNITER and its kin: the answers that occur at least
-nine times in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
+The release has no code for it. This project follows UNITER and similar models: the answers that occur at least nine times
+in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
 cross-entropy against the official accuracy of each answer; 10 epochs of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01.
 Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).
 
@@ -146,7 +146,7 @@ def _rows(
         if given is None:
             raise UserError(f"{where} has no answers in {people}")
         targets = soft_scores(given, number_of)
-        # Nothing to learn from a question none of whose answers can be given; in measuring it counts, as wrong.
+        # A question without an answer in the vocabulary teaches nothing; in a measurement it counts as wrong.
         if must_be_answerable and not targets:
             continue
         text = text_of(asked, where)
@@ -154,9 +154,9 @@ def _rows(
 
 
 def vocabulary_of(people: Iterable[Sequence[str]], min_count: int) -> list[str]:
-    """Normalised answers that most people of a question gave, of those that occur often enough; the most frequent first.
+    """Normalised answers that are the most common one of at least `min_count` questions; the most frequent first.
 
-    people: what they gave to each question.
+    people: the annotators' answers to each question.
     """
     counts = Counter(map(_most_common, people))
     frequent = [answer for answer, count in counts.items() if count >= min_count]
@@ -164,7 +164,7 @@ def vocabulary_of(people: Iterable[Sequence[str]], min_count: int) -> list[str]:
 
 
 def soft_scores(people: Sequence[str], number_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
-    """(number, official accuracy) of every answer of the vocabulary that somebody gave."""
+    """(index, official accuracy) of every answer in the vocabulary that an annotator gave."""
     given = [questions.normalise(answer) for answer in people]
     scored = [
         (number_of[answer], questions.accuracy(answer, given)) for answer in dict.fromkeys(given) if answer in number_of
@@ -187,7 +187,7 @@ def _annotations_file(data: Path, split: str) -> Path:
 
 
 def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """(question, image, what should be its text)."""
+    """(question, image, text), the text unchecked."""
     for one in read_json_items(path, "questions"):
         try:
             yield _number(one["question_id"]), _number(one["image_id"]), one["question"]
@@ -196,7 +196,7 @@ def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def _number(value: Any) -> int:
-    """An id, which some write as a text. May raise TypeError, ValueError or OverflowError."""
+    """An id, which some files give as a text. May raise TypeError, ValueError or OverflowError."""
     number = int(np.int64(int(value)))
     if not isinstance(value, str) and number != value:
         raise ValueError(f"{value} is no whole number")
@@ -204,12 +204,12 @@ def _number(value: Any) -> int:
 
 
 def _answer(value: Any, where: str) -> str:
-    """Numbers may stand for their texts."""
+    """The answer's text; a number is accepted in its place."""
     return plain_text(str(value) if type(value) in (int, float) else value, where)
 
 
 class _People:
-    """What people answered to each question: numbers of the different answers, by question."""
+    """The annotators' answers to each question: indices of the distinct answers, by question."""
 
     def __init__(self, path: Path) -> None:
         """
@@ -241,7 +241,7 @@ class _People:
         return str(self._path)
 
     def of(self, question: int) -> tuple[str, ...] | None:
-        """None: it is not there."""
+        """None if the question is not there."""
         place = int(np.searchsorted(self._ids, question, side="right")) - 1
         return None if place < 0 or self._ids[place] != question else self._row(place)
 
