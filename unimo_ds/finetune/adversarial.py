@@ -1,13 +1,13 @@
-"""Adversarial training in the manner of VILLA, as UNIMO fine-tunes: noise that is climbed for some steps.
+"""Adversarial training as in VILLA and UNIMO's fine-tuning: noise that ascends the gradient of the loss for some steps.
 
-Noise lies on the text embedding sums in one forward, on the raw region features in another. The loss of a micro-batch is the
-sum over the ascents of
+Noise is added to the text embedding sums in one forward, and to the raw region features in another. The loss of a micro-batch
+is the sum over the ascents of
 
     (clean loss + loss with noisy texts + loss with noisy regions) / ascents + weight * (both divergences from the clean output)
 
-and after each ascent the noise takes a step of fixed length along its gradient. The first noise is a function of the
-sequences' own seeds and all norms are taken per sequence, so nothing depends on rank or stream. (The release compares the
-gradient's norm with the limit where VILLA compares the noise's; this is VILLA's.)
+and after each ascent the noise moves a fixed length along its gradient. The initial noise is a function of the sequences' own
+seeds, and all norms are per sequence, so nothing depends on rank or stream. (The limit applies to the norm of the noise, as in
+VILLA; the release compares it with the gradient's.)
 
 Letters: N rows, D their size, S sequences, K outputs, V vocabulary size.
 """
@@ -28,7 +28,7 @@ from unimo_ds.models.unimo import anchor
 from unimo_ds.utils import seed
 
 _TEXT_SITE, _REGION_SITE = 1 << 20, (1 << 20) + 1
-"""Beside the numbers of dropout sites, so that noise and dropout share no bits."""
+"""Outside the range of dropout sites, so that noise and dropout share no random bits."""
 _SMALLEST_NORM = 1e-12
 
 
@@ -37,7 +37,7 @@ def accumulate(
 ) -> tuple[torch.Tensor, TaskOutput]:
     """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum and output of the last ascent.
 
-    is_last: of this step's micro-batches. Not for ZeRO-3, which cannot take several forwards before one backward.
+    is_last: whether it is the step's last micro-batch. Not for ZeRO-3, which cannot run several forwards before one backward.
     """
     settings = finetuning.adversarial
     batch = _with_own_regions(batch)
@@ -65,7 +65,7 @@ def accumulate(
 
 
 def _with_own_regions(batch: TaskBatch) -> TaskBatch:
-    """Every sequence with region rows of its own: whether two share an image's depends on the stream they lie in."""
+    """Give every sequence region rows of its own: whether two share an image's rows depends on the stream they are in."""
     rows_S = torch.bincount(batch.position_sequence[batch.region_at], minlength=batch.num_sequences)
     return dataclasses.replace(
         batch,
@@ -96,7 +96,7 @@ def _first_noise(
 def _climb(
     noise_ND: torch.Tensor, sequence_N: torch.Tensor, num_sequences: int, settings: AdversarialConfig
 ) -> torch.Tensor:
-    """The noise after a step along its gradient, inside the limit."""
+    """The noise after a step along its gradient, scaled back to the limit if it is beyond."""
     if noise_ND.grad is None:
         return noise_ND.detach()
     gradient_ND = noise_ND.grad.float()
@@ -115,7 +115,7 @@ def _norms(rows_ND: torch.Tensor, sequence_N: torch.Tensor, num_sequences: int) 
 
 
 def _divergence(noisy: TaskOutput, clean: TaskOutput) -> torch.Tensor:
-    """Symmetric Kullback-Leibler divergence, summed over answers or predicted tokens; 0 where there is no distribution."""
+    """Symmetric Kullback-Leibler divergence, summed over answers or predicted tokens; 0 if there is no distribution."""
     total = clean.scores.new_zeros((), dtype=torch.float32)
     for noisy_NV, clean_NV in ((noisy.scores, clean.scores), (noisy.language_logits, clean.language_logits)):
         if noisy_NV.shape[1] > 1:

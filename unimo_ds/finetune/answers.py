@@ -1,6 +1,6 @@
-"""A fine-tuned model's answers in files: JSON lines, or the form that a task's own evaluation takes.
+"""Writes a fine-tuned model's answers to files: JSON lines, or the form that a task's official evaluation takes.
 
-.tsv            GLUE: `index` and `prediction`; MNLI's two parts in a file each
+.tsv            GLUE: `index` and `prediction`; MNLI's two parts in separate files
 .json           VQA, CoQA and COCO captions: a list of entries
 anything else   JSON lines of key and answer
 """
@@ -19,9 +19,9 @@ OFFICIAL_FORMS = (".tsv", ".json")
 
 
 def check(path: Path, official_form: str) -> None:
-    """Before anything is measured, for hours perhaps: the folder is made.
+    """Check, before hours of measuring, that the answers can be written; creates the folder.
 
-    official_form: of the task.
+    official_form: `Task.official_form`.
 
     Raises:
         UserError: the task has no answers of this form, or the file cannot be written.
@@ -37,7 +37,7 @@ def check(path: Path, official_form: str) -> None:
 
 
 def write(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
-    """predictions: of `task.Evaluation`.
+    """predictions: `task.Evaluation.predictions`.
 
     Raises:
         UserError: the file cannot be written.

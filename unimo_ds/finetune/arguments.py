@@ -1,4 +1,4 @@
-"""Arguments of `unimo finetune`, apart from what it does, so that `unimo --help` imports nothing heavy."""
+"""Arguments of `unimo finetune`, apart from its code, so that `unimo --help` imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ _DECIDED = {
     "finetune.start": "give --checkpoint",
     "finetune.num_outputs": "the task and its data decide it",
 }
-"""What an argument or the data says: a setting beside it would be recorded and not followed."""
+"""Set by an argument or by the data: a value from `--set` would be recorded but not used."""
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """What can be told by the command line alone, before anything heavy is imported.
+    """Check what the command line alone shows, before anything heavy is imported.
 
     Raises:
-        UserError: an unknown task, no seed, a setting that does not exist or is not to be given, or a path that is not there.
+        UserError: an unknown task, no seed, a setting that does not exist or may not be set, or a path that does not exist.
     """
     check_name(arguments.task)
     if arguments.seeds < 1:
@@ -98,11 +98,11 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 ZERO_SHOT = ("retrieval", "rewrites", "zero-shot", "classification", "foils")
-"""What `unimo evaluate` measures of a pre-trained checkpoint."""
+"""What `unimo evaluate` measures on a pre-trained checkpoint."""
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
-    """What `unimo evaluate` takes for fine-tuned checkpoints, and what it takes for all."""
+    """Arguments of `unimo evaluate`: those for fine-tuned checkpoints, and those for all."""
     others = tuple(name for name in NAMES if name not in ZERO_SHOT)
     parser.add_argument(
         "task",
@@ -144,7 +144,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def is_for_finetuned(task: str, checkpoint: Path) -> bool:
-    """Whether a measurement is of a fine-tuned model. Retrieval is both: the checkpoint decides."""
+    """Whether a measurement is of a fine-tuned model. Retrieval exists for both kinds; the checkpoint decides."""
     if task not in NAMES or task not in ZERO_SHOT:
         return task in NAMES
     from unimo_ds.finetune.start import is_finetuned

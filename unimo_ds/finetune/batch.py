@@ -1,6 +1,6 @@
-"""A fine-tuning example and the micro-batch it enters: pre-training's packed stream, with what the task compares it with.
+"""A fine-tuning example and its micro-batch: pre-training's packed stream plus the task's targets.
 
-Letters: S sequences, E examples, K numbers a target.
+Letters: S sequences, E examples, K numbers per target.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from unimo_ds.data.schema import Example, PackedBatch, SequenceInput
 
 @dataclass(frozen=True)
 class TaskExample:
-    """One example as it enters one step."""
+    """One example, as used in one step."""
 
     key: str
     sequences: tuple[SequenceInput, ...]
-    """Equally many in every example of a task."""
+    """The same number in every example of a task."""
     targets: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    """[K] what the head's scores are compared with: a class, a value, a score per answer; empty for tasks that write."""
+    """[K] compared with the head's scores: a class, a value, or a score per answer; empty for tasks that write text."""
     pair: Example | None = None
-    """Its image and its text, each encoded alone, where pairs are told apart by that too (`contrast.py`)."""
+    """Its image and its text as single encodings, if the task contrasts those too (`contrast.py`)."""
 
 
 @dataclass(frozen=True)
 class TaskBatch(PackedBatch):
-    """One micro-batch of one rank. Sequences of an example are neighbours."""
+    """One micro-batch of one rank. Sequences of an example are adjacent."""
 
     targets: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """[E, K] float32"""
     singles: PackedBatch = field(default_factory=lambda: pack(()))
-    """A stream of its own: the single encodings of the examples that have a pair."""
+    """A separate stream: the single encodings of the examples that have a pair."""
 
     def to(self, device: torch.device) -> TaskBatch:
-        """As `PackedBatch.to`; `singles` stay on the host."""
+        """As `PackedBatch.to`; `singles` stays on the host."""
         moved = PackedBatch.to(dataclasses.replace(self, singles=pack(())), device)
         return dataclasses.replace(cast(TaskBatch, moved), singles=self.singles)
 
 
 def pack_examples(examples: Sequence[TaskExample], *, feature_size: int, target_size: int) -> TaskBatch:
-    """The examples end to end in one stream; any number of them, none included."""
+    """The examples packed into one stream; there may be none."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     packed = pack_sequences(sequences, feature_size=feature_size, keys=tuple(example.key for example in examples))
     targets = np.zeros((len(examples), target_size), np.float32)

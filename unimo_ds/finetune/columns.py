@@ -1,4 +1,4 @@
-"""Columns of examples, so that half a million of them are some arrays: ragged rows end to end, and names of files by number."""
+"""Examples as columns: half a million become a few arrays of ragged rows end to end, and numbered file names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})", re.DOTALL)
 
 
 class Ragged:
-    """Rows of numbers, of any lengths. Nothing is appended any more once a row was taken."""
+    """Rows of numbers, of any lengths. Nothing may be appended after the first row has been read."""
 
     def __init__(self, kind: Literal["i", "q", "f", "d"], rows: Iterable[Sequence[Any] | NDArray[Any]] = ()) -> None:
         """kind: int32, int64, float32 or float64."""
@@ -51,7 +51,7 @@ class Ragged:
 
 
 class Names:
-    """Texts that end in numbers, as `FILE:LINE` does: each beginning is held once."""
+    """Texts that end in a number, such as `FILE:LINE`; each prefix is stored once."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._place_of: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""`unimo finetune TASK`: train on a task's official files with several seeds, one after the other, and join the results.
+"""`unimo finetune TASK`: train on a task's official files with several seeds, one after another, and join the results.
 
-The same command again resumes. Several processes: `torchrun --nproc-per-node N -m unimo_ds finetune TASK ...`, or `deepspeed
+Running the command again resumes. Several processes: `torchrun --nproc-per-node N -m unimo_ds finetune TASK ...`, or `deepspeed
 --module unimo_ds finetune TASK ...`, `mpirun`, `srun`.
 """
 
@@ -25,14 +25,14 @@ RESULTS_FILE = "results.json"
 
 
 def run(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Returns the exit status and the results of all seeds; empty where the run stopped before its end, and on ranks but 0.
+    """Returns the exit status and the results of all seeds; no results if the run stopped early, and on ranks other than 0.
 
     Raises:
         UserError: bad input.
     """
     read = functools.cache(lambda: _read_order(arguments))
     found: list[dict[str, Any]] = []
-    for seed in range(max(1, arguments.seeds)):  # the first start tells what is wrong, for all ranks
+    for seed in range(max(1, arguments.seeds)):  # the first start reports bad input, on all ranks
         status, result = finetune(read, seed=seed)
         if result is None:
             return status, {}
@@ -80,7 +80,7 @@ def to_text(result: dict[str, Any]) -> str:
     several = "s: mean ± half of its 95 % interval (smallest to largest)" if count > 1 else ""
     lines = [f"{result['task']} ({result['recipe']}), {result['split']}, values x 100, {count} seed{several}"]
     for name, values in result["metrics"].items():
-        # Ranks are numbers, everything else is a share.
+        # Ranks are numbers, everything else is a fraction.
         scale = 1 if name.endswith("rank") else 100
         spread = ""
         if values["confidence_95"] is not None:

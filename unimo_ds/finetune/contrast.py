@@ -1,7 +1,7 @@
-"""The pairs of a step told apart by their single encodings: pre-training's contrastive loss, its temperature included.
+"""Contrastive loss on the single encodings of a step's pairs: pre-training's, its temperature included.
 
-What is fine-tuned on joint encodings alone forgets how an image and a text that were encoded alone belong together, which ranks
-better than joint scores do until those have seen very many pairs (docs/experiments.md). ALBEF and BLIP fine-tune with both too.
+A model fine-tuned only on joint encodings forgets how single encodings of images and texts match. Single encodings rank better
+until joint scores have seen very many pairs (docs/experiments.md). ALBEF and BLIP also fine-tune with both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, path: str = "auto") -> Contrast:
     """Add the gradients of the loss summed over all pairs of the step, scaled by `scale`. A collective.
 
-    singles: this rank's micro-batches of single encodings, on the host; equally many on every rank. path: of the loss, see
+    singles: this rank's micro-batches of single encodings, on the host; the same number on every rank. path: of the loss, see
     `engine.contrastive`.
     """
-    # A pair has one positive, itself, for which all forms are the same loss.
+    # A pair's only positive is itself, so all forms are the same loss.
     task = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights(), contrastive_path=path)
     plan = make_plan(join_tables(singles), form=task.contrast.form, communicator=engine.communicator)
     batches = [one.to(engine.device) for one in singles]

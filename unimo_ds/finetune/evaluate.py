@@ -1,4 +1,4 @@
-"""`unimo evaluate TASK` of a fine-tuned checkpoint: the split of the official files, measured as in the paper's tables."""
+"""`unimo evaluate TASK` of a fine-tuned checkpoint: measures a split of the official files as in the paper's tables."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def evaluate(
     predictions: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure the fine-tuned model at `path`. A collective where a launcher started several processes.
+    """Measure the fine-tuned model at `path`. A collective if a launcher started several processes.
 
-    max_examples: so many examples, evenly spread; 0: all. predictions: file of answers to write (`answers.py`). overrides: of how
-    texts are searched for and what is encoded, `finetune.generation.beams=1` for instance.
+    max_examples: number of examples, evenly spread; 0: all. predictions: file for the answers (`answers.py`). overrides: of
+    generation and of what is encoded, `finetune.generation.beams=1` for instance.
     Returns task, checkpoint, split, numbers of examples, metrics and notes; the same on every rank.
 
     Raises:
@@ -44,7 +44,7 @@ def evaluate(
     """
     communicator: Communicator = SingleProcess()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # DeepSpeed takes seconds to import; one process does without.
+        # DeepSpeed takes seconds to import; a single process does not need it.
         from unimo_ds.engine.launch import start_processes
 
         device = start_processes()

@@ -1,4 +1,4 @@
-"""Reading the official files of tasks: what is wrong is said with file and line, and nothing is guessed."""
+"""Reading the official files of tasks: errors name file and line, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from unimo_ds.utils.printable import is_unicode
 
 
 def first_file(data: Path, names: Sequence[str]) -> Path:
-    """The first of `names` that lies in the folder `data`.
+    """The first of `names` that exists in the folder `data`.
 
     Raises:
-        UserError: none does; lists them.
+        UserError: none exists; lists them.
     """
     for name in names:
         if (data / name).is_file():
@@ -27,15 +27,15 @@ def first_file(data: Path, names: Sequence[str]) -> Path:
 
 
 def none_of(data: Path, names: str) -> UserError:
-    """What to raise where the folder `data` has no file of `names`."""
+    """The error to raise if the folder `data` has no file of `names`."""
     problem = f"{data} has none of {names}" if data.is_dir() else f"there is no folder {data}"
     return UserError(f"{problem}; give the folder of the task's official files")
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> text) of every line. Tabs separate, quotes are ordinary characters (GLUE's form).
+    """(line number, column -> text) of every line. Separated by tabs; quotes are ordinary characters (GLUE's form).
 
-    header: the columns' names, where the file does not begin with them.
+    header: the columns' names, if the file does not start with them.
 
     Raises:
         UserError: unreadable, not UTF-8, a line with too few columns, or no line at all.
@@ -48,14 +48,14 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Iterator[tup
             continue
         if not line:
             continue
-        # Files of the field end some lines early only by mistake; more columns than names are ignored.
+        # In published files a line is too short only by mistake; columns beyond the names are ignored.
         if len(parts) < len(names):
             raise UserError(
                 f"{path}:{number} has {len(parts)} columns where {len(names)} are named ({', '.join(names)})"
             )
         is_empty = False
         yield number, dict(zip(names, parts, strict=False))
-    if is_empty:  # of the files of a split, each is measured: none may be without a word
+    if is_empty:  # each file of a split is measured separately, so none may be empty
         raise UserError(f"{path} holds no example")
 
 
@@ -70,10 +70,10 @@ def column(row: dict[str, str], name: str, path: Path) -> str:
 
 
 def plain_text(text: Any, where: str) -> str:
-    """The text as it is.
+    """The text, unchanged.
 
     Raises:
-        UserError: it is none (null, a number, a list of JSON), or no Unicode (half of an escaped pair).
+        UserError: not a text (null, a number, a list in JSON), or not Unicode (half of an escaped pair).
     """
     if not isinstance(text, str):
         raise UserError(f"{where} has {json.dumps(text)[:40]} where a text belongs")
@@ -83,10 +83,10 @@ def plain_text(text: Any, where: str) -> str:
 
 
 def text_of(text: Any, where: str) -> str:
-    """The text without white space around it.
+    """The text without surrounding white space.
 
     Raises:
-        UserError: nothing is left, or it is no text.
+        UserError: nothing is left, or it is not a text.
     """
     stripped = plain_text(text, where).strip()
     if not stripped:
@@ -95,7 +95,7 @@ def text_of(text: Any, where: str) -> str:
 
 
 def label_of(label: str, labels: Sequence[str], where: str) -> float:
-    """The number of a label.
+    """Index of `label` in `labels`.
 
     Raises:
         UserError: not one of them.
@@ -106,7 +106,7 @@ def label_of(label: str, labels: Sequence[str], where: str) -> float:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end).
+    """(number from 1, line without its line break).
 
     Raises:
         UserError: unreadable or not UTF-8.
@@ -114,7 +114,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):  # a text file decodes far ahead of its lines
+            for number, line in enumerate(file, start=1):  # bytes: a text file decodes far ahead of the current line
                 yield number, decoded_line(line, is_first=number == 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
@@ -123,12 +123,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def decoded_line(line: bytes, *, is_first: bool) -> str:
-    """Without its end and, at the beginning of a file, the mark that some programs write there. May raise UnicodeDecodeError."""
+    """Without its line break and, on the first line, a byte order mark. May raise UnicodeDecodeError."""
     return line.decode("utf-8-sig" if is_first else "utf-8").rstrip("\r\n")
 
 
 def read_json_items(path: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The objects in the list `name` of a JSON document, one after the other: the document is never held.
+    """The objects in the list `name` of a JSON document, one by one; the whole document is never held in memory.
 
     Raises:
         UserError: unreadable, not JSON, or no such list of objects, or nothing in it.
@@ -142,7 +142,7 @@ def read_json_items(path: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not empty.
+    """(line number, object) of every non-empty line.
 
     Raises:
         UserError: unreadable, or a line that is not a JSON object.
@@ -168,7 +168,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 
 
 def fingerprint_of(paths: Sequence[Path]) -> str:
-    """16 hexadecimal digits over the content of files.
+    """16 hexadecimal digits, a hash of the files' contents.
 
     Raises:
         UserError: unreadable.

@@ -1,4 +1,4 @@
-"""The nearest wrong captions and images of each image and caption, under the single encodings of the starting model.
+"""The nearest wrong captions of each image, and wrong images of each caption, by the starting model's single encodings.
 
 Letters: C captions, I images, D size of a pooled vector, K nearest ones.
 """
@@ -23,15 +23,15 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Nearest:
-    """Wrong answers only, best first; -1 behind the last where there are fewer."""
+    """Wrong answers only, best first; padded with -1 if there are fewer."""
 
     images_CK: Integers
     captions_IK: Integers
 
 
 def nearest(engine: Evaluable, pairs: PairReader, answers: RightAnswers, *, number: int) -> Nearest:
-    """`number` nearest wrong ones of each, or as many as there are. A collective; the same on every rank: rank 0 finds them, as
-    other processors may round otherwise."""
+    """The `number` nearest wrong ones of each, or as many as exist. A collective; the result is the same on every rank: rank 0
+    computes it, because other processors may round differently."""
     images_ID = functional.normalize(encode_images(engine, pairs), dim=1)
     texts_CD = functional.normalize(encode_texts(engine, pairs), dim=1)
     found = None
@@ -45,7 +45,7 @@ def nearest(engine: Evaluable, pairs: PairReader, answers: RightAnswers, *, numb
 
 
 def _nearest(queries: torch.Tensor, candidates: torch.Tensor, right: Right, number: int) -> Integers:
-    """[queries, K] candidates by falling score, -1 in place of the right ones, which are last."""
+    """[queries, K] candidates by descending score, -1 in place of the right ones, which come last."""
     number = min(number, len(candidates))
     found = []
     for start in range(0, len(queries), _ROWS_AT_ONCE):
@@ -53,7 +53,7 @@ def _nearest(queries: torch.Tensor, candidates: torch.Tensor, right: Right, numb
         scores = queries[start:stop] @ candidates.T
         here = slice(*np.searchsorted(right.query_N, (start, stop)))
         scores[torch.from_numpy(right.query_N[here] - start), torch.from_numpy(right.answer_N[here])] = -torch.inf
-        # A stable order of equal scores, so that the choice does not depend on the machine.
+        # A stable sort, so that the choice among equal scores does not depend on the machine.
         best = scores.argsort(dim=1, descending=True, stable=True)[:, :number]
         found.append(torch.where(scores.gather(1, best) == -torch.inf, -1, best).cpu().numpy())
     return np.concatenate(found).astype(np.int64)

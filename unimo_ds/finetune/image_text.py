@@ -1,6 +1,6 @@
-"""Tasks that answer about an image and a text, encoded jointly: image regions, then [CLS] text [SEP].
+"""Tasks that answer about a jointly encoded image and text: image regions, then [CLS] text [SEP].
 
-Of half a million examples columns are held: tokens, numbers of images, targets.
+Examples, up to half a million, are held as columns: tokens, image numbers, targets.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _ENCODED_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """What a measure sees of one question, or statement, about an image."""
+    """What a metric needs of one question, or statement, about an image."""
 
     key: str
     targets: tuple[tuple[int, float], ...]
-    """(place among the targets, value); the others are 0."""
+    """(index in the target vector, value); all others are 0."""
     people: tuple[str, ...] = ()
-    """VQA: the answers of people."""
+    """VQA: the annotators' answers."""
     question: int = 0
     """VQA: number of the question."""
 
 
 @dataclass(frozen=True)
 class ImageTextRow:
-    """One question, or statement, about an image, as it is read."""
+    """One question, or statement, about an image, as read."""
 
     answered: AnsweredRow
     image: int
-    """Number of the sample that shows it."""
+    """Number of the sample with this image."""
     text: str
 
 
@@ -56,12 +56,12 @@ class _Columns:
     keys: Names
     images: array[int]
     texts: Ragged
-    """The encoder's tokens."""
+    """Tokens as the encoder takes them."""
     places: Ragged
     values: Ragged
-    """Of the targets that are not 0."""
+    """Of the targets other than 0."""
     people: Ragged
-    """Numbers of answers in `answers`."""
+    """Indices in `answers`."""
     questions: array[int]
     answers: list[str]
 
@@ -109,7 +109,7 @@ class ImageTextExamples:
         fingerprint: str,
         answers: Sequence[str] = (),
     ) -> None:
-        """answers: names of the targets, where they are answers."""
+        """answers: names of the targets, if they are answers."""
         self.answers = answers
         self.shelf, self.fingerprint, self.target_size = shelf, fingerprint, target_size
         self.feature_size = shelf.corpus.feature_size
@@ -127,7 +127,7 @@ class ImageTextExamples:
         fingerprint: str,
         answers: Sequence[str] = (),
     ) -> ImageTextExamples:
-        """Tokenises the rows while they are read."""
+        """Tokenises the rows as they are read."""
         columns = _Columns.of(rows, tokenizer, max_text_tokens=max_text_tokens)
         return cls(columns, shelf, target_size=target_size, fingerprint=fingerprint, answers=answers)
 
@@ -136,7 +136,7 @@ class ImageTextExamples:
 
     @property
     def rows(self) -> Iterator[AnsweredRow]:
-        """One after the other."""
+        """One by one."""
         return map(self._columns.row, range(len(self)))
 
     def key(self, index: int) -> str:
@@ -164,7 +164,7 @@ class ImageTextExamples:
 
 
 def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf, ImageNames]:
-    """The images of a task: `data/images/SPLIT` or, for all splits together, `data/images`.
+    """The images of a task: `data/images/SPLIT`, or `data/images` for all splits together.
 
     Raises:
         UserError: no data folder there, or one made with another region extractor.
@@ -174,7 +174,7 @@ def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf,
 
 
 def find_images(data: Path, split: str) -> Corpus:
-    """The data folder of these, whatever made it.
+    """Their data folder, not yet checked against the model.
 
     Raises:
         UserError: none there.

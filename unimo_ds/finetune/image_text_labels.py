@@ -1,4 +1,4 @@
-"""Tasks that choose a label for an image and a text. A task's file says how its lines are read."""
+"""Tasks that choose a label for an image and a text. Each task's file defines how its lines are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from unimo_ds.utils.errors import UserError
 
 
 class ImageTextLabelTask(Task):
-    """What they share."""
+    """The shared part of these tasks."""
 
     best_metric = "accuracy"
     reads = HEAD
@@ -41,7 +41,7 @@ class ImageTextLabelTask(Task):
         raise NotImplementedError
 
     def read(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
-        """The examples; one without targets has no label."""
+        """The examples; those without a label have no targets."""
         raise NotImplementedError
 
     def measure(self, scores_EK: NDArray[np.float32], labels_E: NDArray[np.float64]) -> dict[str, float]:

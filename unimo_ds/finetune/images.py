@@ -16,14 +16,14 @@ from unimo_ds.utils.errors import UserError
 
 _LAST_NUMBER = re.compile(r"\d+$")
 _SEVERAL = -1
-"""In place of a sample's number, where a name is that of more than one."""
+"""In place of a sample's number, if several samples have the name."""
 _SPLIT_FOLDERS = {"train": ("train",), "dev": ("dev", "val", "held_out"), "test": ("test",)}
 
 
 def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenizer | None) -> Corpus:
     """The data folder of a split below `data`.
 
-    tokenizer: the model's, where the folder's own token counts are relied upon.
+    tokenizer: the model's, if the folder's own token counts are used.
 
     Raises:
         UserError: none there, or one made with another region extractor or tokenizer.
@@ -32,7 +32,7 @@ def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenize
 
 
 def find_split(data: Path, split: str) -> Corpus:
-    """The same, whatever made it.
+    """The same, not yet checked against the model.
 
     Raises:
         UserError: none there.
@@ -62,7 +62,7 @@ def check_images(corpus: Corpus, config: RunConfig, *, tokenizer: Tokenizer | No
 
 
 def _pretraining_data(config: RunConfig) -> str:
-    """Of the model, or of the one that it was fine-tuned from; empty where that is not known any more."""
+    """Of the model, or of the one it was fine-tuned from; empty if no longer known."""
     if config.finetune is None:
         return config.data.path
     if not config.finetune.start:
@@ -74,7 +74,7 @@ def _pretraining_data(config: RunConfig) -> str:
 
 
 def name_of(corpus: Corpus, number: int) -> str | None:
-    """Of a sample's image file, without folder and ending; None where that was not kept.
+    """Of a sample's image file, without folder and extension; None if it was not stored.
 
     Raises:
         CorruptSample: unreadable notes.
@@ -84,10 +84,10 @@ def name_of(corpus: Corpus, number: int) -> str | None:
 
 
 class ImageNames:
-    """Which sample shows the image of a name, as an official file calls it."""
+    """Finds the sample of an image by the name in an official file."""
 
     def __init__(self, corpus: Corpus) -> None:
-        """Reads the notes of every sample with an image once.
+        """Reads the notes of every sample that has an image, once.
 
         Raises:
             UserError: unreadable notes.
@@ -103,11 +103,11 @@ class ImageNames:
                 self._by_id[coco] = _SEVERAL if coco in self._by_id else number
 
     def find(self, name: str | int, where: str) -> int:
-        """The sample of an image's file name (its folder and ending do not count), of a COCO number (the last digits of one), or,
-        where no file names were kept, of its key.
+        """The sample of an image: by file name (ignoring folder and extension), by COCO number (the digits at a name's end), or
+        by its key if file names were not stored.
 
         Raises:
-            UserError: not there, or there several times.
+            UserError: not found, or found several times.
         """
         number = (
             self._by_id.get(name)

@@ -12,7 +12,7 @@ from unimo_ds.data.schema import CLS, SEP
 
 
 def join_texts(texts: Sequence[Tokens], *, max_text_tokens: int) -> Tokens:
-    """[CLS] A [SEP] (B [SEP] ...), tokens taken off the end of whichever is longest until all fit."""
+    """[CLS] A [SEP] (B [SEP] ...); tokens are cut off the end of the longest text until all fit."""
     kept = [len(text) for text in texts]
     room = max_text_tokens - 1 - len(texts)
     for _ in range(max(0, sum(kept) - room)):

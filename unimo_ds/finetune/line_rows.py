@@ -1,4 +1,4 @@
-"""Rows of text files, one a line, read again at each visit: a rank keeps where lines end, not their text."""
+"""Rows of text files, one per line, read again at each access: a rank stores where lines end, not their text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unimo_ds.utils.errors import UserError
 
 
 class LineRows:
-    """`text_writing.Rows` of files whose lines belong together."""
+    """`text_writing.Rows` of files whose lines correspond."""
 
     def __init__(self, paths: Sequence[Path], make: Callable[[list[str], list[str]], TextRow | None]) -> None:
-        """Reads every line once, so that what is wrong is told now.
+        """Reads every line once, so that errors are reported now.
 
-        make: the row of a line: its `FILE:LINE`s, and its text in every file. None where there is no row in it.
+        make: the row of a line, from its `FILE:LINE` and its text in every file; None if there is no row in it.
 
         Raises:
-            UserError: unreadable, not UTF-8, other numbers of lines, and what `make` raises.
+            UserError: unreadable, not UTF-8, files of different numbers of lines, and what `make` raises.
         """
         self._paths, self._make = paths, make
         line_files = [numbered_lines(path) for path in paths]

@@ -1,4 +1,4 @@
-"""A fine-tuned model found again: a run of `unimo finetune`, one of its checkpoints, or an export."""
+"""Loads a fine-tuned model: a run of `unimo finetune`, one of its checkpoints, or an export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
 ASSETS_FILE = "task.json"
-"""What a task learned from its training data and needs again, beside the configuration."""
+"""What a task learned from its training data and needs again, besides the configuration."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def load_task(
 ) -> LoadedTask:
     """The fine-tuned model at `path`, in float32 and evaluation mode.
 
-    name: the task it must be tuned on; None: whichever it is.
+    name: the task it must be fine-tuned on; None: any.
 
     Raises:
-        UserError: a pre-trained model, one of another task, or damaged.
+        UserError: a pre-trained model, a model of another task, or a damaged one.
     """
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)

@@ -1,6 +1,6 @@
-"""The pre-trained model with a task's head beside its own: all weights keep their names, the head's begin with `head.`.
+"""The pre-trained model plus a task's head: pre-training's weights keep their names, the head's start with `head.`.
 
-So a pre-trained checkpoint fills everything but the head, and a fine-tuned one is still a pre-trained model with one more part.
+So a pre-trained checkpoint fills everything except the head, and a fine-tuned one is still a pre-trained model plus one part.
 
 Letters: S sequences, N rows, D hidden size, K outputs.
 """
@@ -30,22 +30,22 @@ _HEAD_SEED = 0x68656164
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOutput(ModelOutput):
-    """What the task's loss needs beyond pre-training's outputs."""
+    """What the task's loss needs besides pre-training's outputs."""
 
     scores: torch.Tensor
-    """[S, K] of the head; [S, 0] where the task writes."""
+    """[S, K] of the head; [S, 0] for tasks that write text."""
     language_logits: torch.Tensor
-    """[N_language, V] where adversarial training compares distributions, [0, 0] elsewhere."""
+    """[N_language, V] if adversarial training compares distributions, else [0, 0]."""
 
 
 class HeadDropout(nn.Module):
-    """Dropout of a head's input by the keys [S] int32 of the sequences' first positions: masks depend on no rank or stream."""
+    """Dropout of a head's input, keyed by the sequences' first positions, [S] int32: masks do not depend on rank or stream."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         assert config.finetune is not None
         self.probability = config.finetune.head_dropout
-        self.site = (config.model.num_layers + 1) * SITES_PER_LAYER  # after all layers'
+        self.site = (config.model.num_layers + 1) * SITES_PER_LAYER  # after the sites of all layers
 
     def forward(self, vectors_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         probability = self.probability if self.training else 0.0
@@ -53,7 +53,7 @@ class HeadDropout(nn.Module):
 
 
 class TextHead(nn.Module):
-    """Pooled [CLS] -> dropout -> FC, as the release has it."""
+    """Pooled [CLS] -> dropout -> FC, as in the release."""
 
     def __init__(self, config: RunConfig, *, num_outputs: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class TextHead(nn.Module):
 
 
 class ProductHead(TextHead):
-    """Pooled [CLS] * pooled [IMG] -> dropout -> FC, as the release has it: how well an image and a text match."""
+    """Pooled [CLS] * pooled [IMG] -> dropout -> FC, as in the release: how well an image and a text match."""
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         texts_SD, images_SD, keys_S = _joint(texts_SD, images_SD, keys_S)
@@ -75,7 +75,7 @@ class ProductHead(TextHead):
 
 
 class SumHead(nn.Module):
-    """Pooled [CLS] + pooled [IMG] -> FC -> dropout -> FC, without an activation between, as the release has it."""
+    """Pooled [CLS] + pooled [IMG] -> FC -> dropout -> FC, without an activation between, as in the release."""
 
     def __init__(self, config: RunConfig, *, num_outputs: int, middle: int) -> None:
         super().__init__()
@@ -92,24 +92,24 @@ class SumHead(nn.Module):
 def _joint(
     texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """No rows at all where the sequences are not pairs: images and texts encoded alone have nothing to be joined with."""
+    """No rows if the sequences are not pairs: a single encoding of an image or text has no counterpart to be joined with."""
     if len(texts_SD) == len(images_SD) == len(keys_S):
         return texts_SD, images_SD, keys_S
     return texts_SD[:0], images_SD[:0], keys_S[:0]
 
 
 class NoHead(nn.Module):
-    """Of the tasks that write: pre-training's language head does all."""
+    """For tasks that write text: they use only pre-training's language head."""
 
     def forward(self, texts_SD: torch.Tensor, images_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
         return keys_S.new_zeros((len(keys_S), 0), dtype=torch.float32)
 
 
 class TaskModel(Unimo):
-    """`Unimo` with a head, and embedding tables for tags of text tokens where the task has some."""
+    """`Unimo` with a head, and embedding tables for tags of text tokens if the task has any."""
 
     def __init__(self, config: RunConfig, head: nn.Module, *, tag_sizes: tuple[int, ...] = ()) -> None:
-        """tag_sizes: rows of each table of tags. Fresh weights follow from `config.seed`."""
+        """tag_sizes: rows of each tag table. Fresh weights are determined by `config.seed`."""
         super().__init__(config.model, **options_of(config))
         assert config.finetune is not None
         self.language_head.smoothing = config.finetune.label_smoothing
@@ -139,7 +139,7 @@ class TaskModel(Unimo):
         assert isinstance(tables, TagTables)
         if len(tables):
             has_tags = len(batch.token_tags) > 0
-            # On no rows as well: every rank runs the same modules.
+            # Also if there are no rows: every rank must run the same modules.
             embedded_ND = tables(batch.token_tags if has_tags else batch.token_tags.new_zeros(len(tables), 0))
             if has_tags:
                 text_addition_ND = embedded_ND if text_addition_ND is None else text_addition_ND + embedded_ND

@@ -1,8 +1,8 @@
-"""Names of detected objects as a text that a captioning model sees beside the regions.
+"""Names of detected objects, as a text that a captioning model reads together with the regions.
 
-The release reads them from files of token ids that it does not make: `coco_object_0.35_tot.ids` for the base model, 0.2 for the
-large one, of which the first 100 tokens are used. Here they come from the classes that shards store of each region: a word for
-every region whose likeliest class is sure enough, the surest first, as [CLS] words [SEP].
+The release reads them from files of token ids, but cannot make these: `coco_object_0.35_tot.ids` for the base model, 0.2 for
+the large one, first 100 tokens only. Here they come from the region classes stored in shards: a word for every region whose
+most likely class is confident enough, most confident first, as [CLS] words [SEP].
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ASSET = "object_names"
 
 
 def read_names(path: Path, *, num_classes: int) -> list[str]:
-    """The name of each class, empty for background. Of synonyms between commas the first one is the name.
+    """The name of each class, empty for background. Of several synonyms, separated by commas, the first is used.
 
-    path: a name a line, in the order of the classes' numbers; one line less than classes leaves out background, which is class 0.
+    path: one name per line, in the order of class numbers; with one line fewer than classes, background (class 0) is left out.
 
     Raises:
-        UserError: not readable, or another number of lines.
+        UserError: not readable, or the wrong number of lines.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -53,17 +53,17 @@ class ObjectWords:
     def __init__(
         self, names: Sequence[str], tokenizer: Tokenizer, *, min_confidence: float, max_tokens: int, max_regions: int
     ) -> None:
-        """names: of the classes, empty for those without a word. max_tokens: of a text, its specials included."""
+        """names: of the classes, empty for those without a word. max_tokens: of a text, including special tokens."""
         self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
         self.names, self._tokenizer = names, tokenizer
         self.min_confidence, self.max_tokens, self._max_regions = min_confidence, max_tokens, max_regions
 
     @classmethod
     def of(cls, config: RunConfig, assets: Mapping[str, Any], tokenizer: Tokenizer) -> ObjectWords | None:
-        """As a fine-tuning with `config` uses them; None: it does not.
+        """As fine-tuning with `config` uses them; None if it does not.
 
         Raises:
-            UserError: the names are not among the assets, or are no texts.
+            UserError: the names are not among the assets, or are not texts.
         """
         if config.finetune is None or not config.finetune.captioning.object_names:
             return None
@@ -81,6 +81,6 @@ class ObjectWords:
         )
 
     def text(self, regions: Regions) -> Tokens:
-        """[CLS] words [SEP]; no words where nothing is sure enough."""
+        """[CLS] words [SEP]; no words if no class is confident enough."""
         words = words_of(regions, self.names, min_confidence=self.min_confidence, max_regions=self._max_regions)
         return text_input(self._tokenizer.encode(words), max_text_tokens=self.max_tokens)

@@ -1,4 +1,4 @@
-"""A fine-tuned model's answers for every example of a split, dealt to the ranks and gathered in order.
+"""A fine-tuned model's answers for every example of a split, distributed over the ranks and gathered in order.
 
 Letters: E examples, K outputs.
 """
@@ -23,14 +23,14 @@ Item = TypeVar("Item")
 
 
 class TaskEngine(Evaluable, Protocol):
-    """What evaluation asks of an engine: the trainer's, or a loaded model."""
+    """What evaluation needs of an engine: the trainer's, or a loaded model."""
 
     def forward(self, batch: PackedBatch, /) -> TaskOutput: ...
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """A model before a trainer has it (a `TaskEngine`), on its device."""
+    """A model on its device, before a trainer wraps it (a `TaskEngine`)."""
 
     module: TaskModel
     device: torch.device
@@ -42,11 +42,11 @@ class Untrained:
 
 
 class Scorable(Protocol):
-    """What scoring asks of `task.Examples`: everything of example `index` is a function of (index, seed), on every rank alike."""
+    """What scoring needs of `task.Examples`: all of example `index` is a function of (index, seed), the same on every rank."""
 
     @property
     def feature_size(self) -> int:
-        """Of the regions; 1 where there are none."""
+        """Of the regions; 1 if there are none."""
         ...
 
     @property
@@ -61,14 +61,14 @@ class Scorable(Protocol):
         ...
 
     def make(self, index: int, seed: int) -> TaskExample:
-        """seed: of this visit, for draws and dropout."""
+        """seed: of this visit, for random draws and dropout."""
         ...
 
 
 def scores(engine: TaskEngine, examples: Scorable, *, micro_batch_tokens: int) -> NDArray[np.float32]:
     """[E, K] the head's scores of the first sequence of every example, on every rank. A collective.
 
-    Micro-batches are a function of the lengths alone, so every number of ranks computes the same streams.
+    Micro-batches depend only on the lengths, so any number of ranks computes the same streams.
     """
 
     def run(items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -93,9 +93,9 @@ def over_ranks(
     *,
     micro_batch_tokens: int,
 ) -> list[Item]:
-    """`run` on every micro-batch of items, each on one rank; results in order, on every rank. A collective.
+    """Apply `run` to every micro-batch of items, each on one rank; results in order, on every rank. A collective.
 
-    Every rank calls `run` equally often, some with no items at all.
+    Every rank calls `run` equally often, sometimes without items.
     """
     batches = micro_batches(lengths, micro_batch_tokens=micro_batch_tokens)
     dealt = deal(batches, world_size=communicator.world_size)

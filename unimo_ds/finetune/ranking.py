@@ -1,11 +1,11 @@
-"""Retrieval measured by a fine-tuned model's scores of captions and images: encoded alone, jointly, and both together.
+"""Retrieval by a fine-tuned model's scores of captions and images: from single encodings, joint encodings, and both together.
 
-    single/...     cosines of captions and images that were encoded alone
-    (no prefix)    the paper's protocol: every caption encoded jointly with every image, in the order of the head's score
-    joint/...      the same score where only the best candidates under single encodings were encoded jointly
-    combined/...   the sum of both, as BLIP orders candidates
+    single/...     cosines between single encodings of captions and images
+    (no prefix)    the paper's protocol: every caption encoded jointly with every image, ranked by the head's score
+    joint/...      the same score, with only the best candidates by single encodings encoded jointly
+    combined/...   the sum of both, by which BLIP ranks candidates
 
-Letters: C captions, I images, Q combinations of both, D size of a pooled vector.
+Letters: C captions, I images, Q (image, caption) combinations, D size of a pooled vector.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from unimo_ds.finetune.task import Evaluation
 from unimo_ds.finetune_config import RetrievalConfig
 
 _QUICK_CANDIDATES = 32
-"""Of each query, while training: all of Flickr30k's development split is 5 million sequences, and one of its epochs 3 million."""
+"""Per query, during training: Flickr30k's whole development split is 5 million sequences, one of its epochs 3 million."""
 
 
 def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: bool = False) -> Evaluation:
     """All captions against all images. A collective.
 
-    quick: encode jointly only some candidates of each query, where `finetune.retrieval.rerank` does not say how many.
+    quick: encode only some candidates of each query jointly, unless `finetune.retrieval.rerank` sets how many.
     """
     assert config.finetune is not None
     settings = config.finetune.retrieval
@@ -60,10 +60,10 @@ def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: 
 
 
 def score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
-    """What a cosine of 1 is among the joint scores: pre-training's logit where they are logits, 1 where the loss has margins.
+    """The joint score that a cosine of 1 is worth: pre-training's logit if they are logits, 1 if the loss has margins.
 
-    Two logits add up well whether both were trained or the joint one alone. The circle loss's scores are no logits, and no fixed
-    weight suits them (docs/experiments.md).
+    Two logits add up well whether both were trained or only the joint one. The circle loss's scores are not logits, and no
+    fixed weight suits them (docs/experiments.md).
     """
     if settings.loss == "circle":
         return 1.0
@@ -72,7 +72,7 @@ def score_of_cosine(engine: TaskEngine, settings: RetrievalConfig) -> float:
 
 
 def _metrics(scores_CI: retrieval.Scores, pairs: PairReader, prefix: str) -> dict[str, float]:
-    """Under the paper's names, behind `prefix`; median ranks for the paper's own protocol alone."""
+    """Under the paper's names, after `prefix`; median ranks only for the paper's own protocol."""
     measured = retrieval.from_scores(scores_CI, pairs.image_of_C).metrics("retrieval")
     named = {name.removeprefix("retrieval/"): value for name, value in measured.items()}
     return {prefix + name: value for name, value in named.items() if not (prefix and name.endswith("rank"))}
@@ -83,7 +83,7 @@ def _joint_scores(engine: TaskEngine, pairs: PairReader, wanted_CI: NDArray[np.b
     images_Q, captions_Q = np.nonzero(wanted_CI.T)
     combinations = _Combinations(pairs, images_Q, captions_Q)
     found_Q1 = predict.scores(engine, combinations, micro_batch_tokens=pairs.micro_batch_tokens)
-    # What is not encoded ranks behind everything that is: a worst score, so that the right answer cannot win by it.
+    # What is not encoded ranks behind everything that is: it gets the worst score, so that a right answer cannot win by it.
     scores_CI = np.full(wanted_CI.shape, -np.inf, np.float32)
     scores_CI[captions_Q, images_Q] = found_Q1[:, 0]
     return scores_CI

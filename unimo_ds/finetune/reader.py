@@ -1,7 +1,7 @@
-"""One rank's part of each fine-tuning step: the same contract as pre-training's reader.
+"""One rank's part of each fine-tuning step, with the interface of pre-training's reader.
 
-Which examples a step visits is a pure function of (number of examples, seed, step), and what a visit draws is one of (seed,
-position); so the global batch is the same for every number of ranks, and a run goes on at any step without replay.
+The examples of a step are a pure function of (number of examples, seed, step), and a visit's random draws are one of (seed,
+position); so the global batch is the same for every number of ranks, and a run can resume at any step without replay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VISIT = 0x76697369
 
 
 class StepTooLarge(UserError):
-    """A step that no rank can take: one of its examples is too long for a micro-batch."""
+    """A step that no rank can run: one of its examples is too long for a micro-batch."""
 
 
 class TaskReader:
@@ -44,7 +44,7 @@ class TaskReader:
         self._order = Order(zeros + Kind.TEXT, zeros, zeros, weights, seed=config.seed)
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatch]:
-        """Steps start .. stop - 1 in order, `data.prefetch_steps` of them made ahead by a thread.
+        """Steps start .. stop - 1 in order; a thread makes `data.prefetch_steps` of them ahead.
 
         Raises:
             UserError: as `read`.
@@ -62,7 +62,7 @@ class TaskReader:
         """This rank's micro-batches of a step.
 
         Raises:
-            StepTooLarge: on every rank alike.
+            StepTooLarge: raised on all ranks.
             UserError: an example of this rank cannot be read.
         """
         size = self._config.batch.global_samples

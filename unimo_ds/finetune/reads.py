@@ -1,4 +1,4 @@
-"""Which settings a fine-tuning reads. One that it does not read would be recorded and not followed, so `--set` refuses it."""
+"""Which settings fine-tuning uses. `--set` refuses the others: they would be recorded but have no effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OF_EVERY_TASK = (
     "logging.project",
     "finetune",
 )
-"""Keys, and groups of them; all others are pre-training's. Some are read by a part of the tasks alone, see `OF_SOME_TASKS`."""
+"""Keys and groups of keys; all others are for pre-training. Some are used by only some tasks, see `OF_SOME_TASKS`."""
 HEAD = ("finetune.head_dropout",)
 WRITING = ("finetune.label_smoothing", "finetune.max_target_tokens", "finetune.generation")
 RETRIEVAL = ("contrast", "engine.contrastive", "finetune.retrieval")
@@ -43,13 +43,13 @@ OF_SOME_TASKS = {
     **dict.fromkeys(CAPTIONING, "captioning does"),
     **dict.fromkeys(ANSWERS, "vqa does"),
 }
-"""Which tasks read them; `Task.reads` chooses from the keys."""
+"""Key -> the tasks that use it; `Task.reads` lists the keys of a task."""
 
 
 def check(overrides: Iterable[str]) -> None:
     """
     Raises:
-        UserError: one of a setting that no fine-tuning reads.
+        UserError: an override of a setting that no fine-tuning uses.
     """
     for key in map(key_of, overrides):
         if not _is_of(key, OF_EVERY_TASK):
@@ -61,7 +61,7 @@ def check_task(overrides: Iterable[str], reads: Collection[str], *, task: str) -
     reads: `Task.reads`.
 
     Raises:
-        UserError: one of a setting that only other tasks read.
+        UserError: an override of a setting that only other tasks use.
     """
     for key in map(key_of, overrides):
         for name, who in OF_SOME_TASKS.items():

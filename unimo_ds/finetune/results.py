@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 def summarise(values: Sequence[float]) -> dict[str, float | None]:
     """Mean, median, smallest, largest, standard deviation and the half-width of the 95 % confidence interval of the mean.
 
-    The last two need two values at least (Student's t with n - 1 degrees of freedom); None below.
+    The last two need at least two values (Student's t with n - 1 degrees of freedom); None otherwise.
     """
     found = np.array(values, np.float64)
     several = len(found) > 1

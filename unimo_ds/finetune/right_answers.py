@@ -1,4 +1,4 @@
-"""Which images and captions belong together: a caption that two images have is wrong for neither.
+"""Which images and captions belong together: a caption text that two images share is right for both.
 
 Letters: C captions, I images, Q either of them, N right answers.
 """
@@ -18,7 +18,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Right:
-    """In one direction."""
+    """Right answers in one direction."""
 
     query_N: Integers
     """Ascending."""
@@ -31,27 +31,27 @@ class Right:
         return found
 
     def most(self) -> int:
-        """Right answers of the query that has the most."""
+        """The largest number of right answers of any query."""
         return int(np.bincount(self.query_N).max())
 
 
 @dataclass(frozen=True)
 class RightAnswers:
-    """Each caption's own image, and others that have a caption of the same text."""
+    """Each caption's own image, and other images that have a caption with the same text."""
 
     images: Right
-    """Of captions."""
+    """For captions."""
     captions: Right
-    """Of images."""
+    """For images."""
 
 
 def own_alone(pairs: PairReader) -> RightAnswers:
-    """As far as is known without reading a caption."""
+    """What is known without reading a caption: its own image."""
     return _both_ways(np.arange(pairs.num_texts), pairs.image_of_C)
 
 
 def of_texts(text_keys_C: Integers, image_of_C: Integers) -> RightAnswers:
-    """text_keys_C: the same for captions of the same text."""
+    """text_keys_C: equal for captions with the same text."""
     _, text_of_C = np.unique(text_keys_C, return_inverse=True)
     images_of_texts = np.unique(np.stack([text_of_C, image_of_C], 1), axis=0)
     starts = np.searchsorted(images_of_texts[:, 0], np.arange(len(images_of_texts) + 1))

@@ -1,4 +1,4 @@
-"""One fine-tuning of one seed: read, start, train in pre-training's loop, then measure the best checkpoint on the whole split."""
+"""One fine-tuning with one seed: read, start, train in pre-training's loop, measure the best checkpoint on the whole split."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ DEV_PREFIX = "dev/"
 RESULT_FILE = "result.json"
 _OF_TRAINING = ("optimizer.", "schedule.")
 _COUNTED_EXAMPLES, _READ_EXAMPLES = 512, 16
-"""Whose lengths tell how much memory a step wants, and whose images tell how much image layers want."""
+"""Examples whose lengths, and examples whose images, are used to estimate the memory of a step and of the image layers."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the command line asks for."""
+    """What the command line requests."""
 
     task: Task
     size: Size
@@ -63,7 +63,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Result:
-    """What `result.json` of a seed holds."""
+    """The content of a seed's `result.json`."""
 
     seed: int
     checkpoint: str
@@ -74,7 +74,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Read:
-    """All that a fine-tuning of one seed reads before it starts."""
+    """Everything that fine-tuning with one seed reads before it starts."""
 
     order: Order
     config: RunConfig
@@ -84,7 +84,7 @@ class _Read:
 
 
 def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result | None]:
-    """Fine-tune with one seed in `run_dir/seed-N`; the same call again resumes, or reads the result. A collective.
+    """Fine-tune with one seed in `run_dir/seed-N`; calling it again resumes, or returns the stored result. A collective.
 
     read_order: may raise UserError.
     Returns the exit status (0: done; see `engine.signals` for the others) and the result, None unless done.
@@ -96,14 +96,14 @@ def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result
     status, is_done = _train(read, seed, device, communicator)
     if status or not is_done:
         return status, None
-    # What was trained is let go: the best checkpoint is a model of its own.
+    # Frees the trained model: the best checkpoint is loaded as another one.
     gc.collect()
     return_freed_memory()
     return 0, _result(Path(read.config.run_dir), read.config, communicator, read.held_out)
 
 
 def _train(read: _Read, seed: int, device: torch.device, communicator: Communicator) -> tuple[int, bool]:
-    """Exit status, and whether all steps are taken. A collective."""
+    """Exit status, and whether all steps were taken. A collective."""
     order, config, training, held_out = read.order, read.config, read.training, read.held_out
     task, run_dir, tokenizer, finetuning = order.task, Path(config.run_dir), order.start.tokenizer, config.finetune
     assert finetuning is not None
@@ -116,7 +116,7 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
         if not order.from_scratch:
             start.fill(model, order.start)
-        # The engine does so too; here a part that is not there is told before hard negatives are looked for.
+        # The engine does this too; doing it here reports a missing part before the search for hard negatives.
         freeze(model, config.optimizer.rate_factors)
     fingerprint = f"{training.fingerprint}-{held_out.fingerprint}"
     begins_with = None if order.from_scratch else order.start
@@ -201,7 +201,7 @@ def _read(order: Order, seed: int) -> _Read:
 
 
 def _lengths(training: Examples, config: RunConfig) -> tuple[list[list[int]], list[list[int]]]:
-    """The positions of each sequence of some examples; those of each image that image layers encode for some.
+    """Lengths of each sequence of some examples, and, of fewer examples, of each image that image layers encode.
 
     Raises:
         UserError: an example cannot be read.
@@ -218,16 +218,16 @@ def _lengths(training: Examples, config: RunConfig) -> tuple[list[list[int]], li
 
 
 def _is_done(run_dir: Path, config: RunConfig) -> bool:
-    """Whether the result is there and needs only to be read."""
+    """Whether the result exists and needs only to be read."""
     known = _known_result(run_dir)
     return known is not None and known.steps == config.schedule.total_steps
 
 
 def _check_trained_so(run_dir: Path, config: RunConfig) -> None:
-    """A continued run may take another rate or schedule; one that is done took no step with it, and its result is of another.
+    """A resumed run may take another rate or schedule; a finished one may not, because its result comes from the old ones.
 
     Raises:
-        UserError: they are others.
+        UserError: they differ.
     """
     path = run_dir / run_directory.CONFIG_FILE
     if not path.is_file():
@@ -242,7 +242,7 @@ def _check_trained_so(run_dir: Path, config: RunConfig) -> None:
 
 
 def _known_result(run_dir: Path) -> Result | None:
-    """Raises UserError: it is damaged."""
+    """Raises UserError: damaged."""
     path = run_dir / RESULT_FILE
     if not path.is_file():
         return None
@@ -253,7 +253,7 @@ def _known_result(run_dir: Path) -> Result | None:
 def _check_stage(config: RunConfig, stage: int) -> None:
     """
     Raises:
-        UserError: ZeRO-3 where its ranks would write texts of different lengths, or climb several times before one backward.
+        UserError: ZeRO-3, if its ranks would write texts of different lengths, or run several ascents before one backward.
     """
     assert config.finetune is not None
     for kind, is_asked in (
@@ -265,7 +265,7 @@ def _check_stage(config: RunConfig, stage: int) -> None:
 
 
 def _result(run_dir: Path, config: RunConfig, communicator: Communicator, held_out: Examples) -> Result:
-    """Of the best checkpoint on the whole development split; read where an earlier start wrote it."""
+    """Of the best checkpoint on the whole development split; read from the file if an earlier start wrote it."""
     path = run_dir / RESULT_FILE
     with failing_together(communicator):
         mine = _known_result(run_dir) if communicator.rank == 0 else None

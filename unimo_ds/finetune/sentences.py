@@ -1,4 +1,4 @@
-"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], tokenised once; their tokens alone are held."""
+"""Tasks on one or two sentences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], tokenised once; only their tokens are held."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _ENCODED_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class SentenceRow:
-    """One line of a task's file, as it is read."""
+    """One line of a task's file, as read."""
 
     key: str
     """`FILE:LINE`"""
     texts: tuple[str, ...]
     """One or two."""
     target: float
-    """Number of the label, or the value; nan where the file has none (test sets)."""
+    """Index of the label, or the value; nan if the file has none (test sets)."""
 
 
 class SentenceExamples:
@@ -55,7 +55,7 @@ class SentenceExamples:
     target_size = 1
 
     def __init__(self, keys: Names, targets_E: NDArray[np.float64], inputs: Ragged, *, fingerprint: str) -> None:
-        """targets_E: [E]. inputs: the encoder's, of every example."""
+        """targets_E: [E]. inputs: every example's tokens as the encoder takes them."""
         self.keys, self.targets_E, self.fingerprint = keys, targets_E, fingerprint
         self._inputs = inputs
 
@@ -63,7 +63,7 @@ class SentenceExamples:
     def of(
         cls, rows: Iterable[SentenceRow], tokenizer: Tokenizer, *, max_text_tokens: int, fingerprint: str
     ) -> SentenceExamples:
-        """Tokenises the rows while they are read."""
+        """Tokenises the rows as they are read."""
         keys, targets, inputs = Names(), array("d"), Ragged("i")
         for some in batched(rows, _ENCODED_AT_ONCE):
             encoded = iter(tokenizer.encode_batch([text for row in some for text in row.texts]))
@@ -96,31 +96,31 @@ class SentenceExamples:
 
 
 class SentenceTask(Task):
-    """What all tasks on sentences share: tables `SPLIT.tsv`, measured by accuracy, where a task's file says nothing else."""
+    """The shared part of tasks on sentences. By default, the files are `SPLIT.tsv` and the metric is accuracy."""
 
     best_metric = "accuracy"
     official_form = ".tsv"
     reads = HEAD
     columns: tuple[str, ...] = ("sentence",)
-    """Which hold the sentences, one or two."""
+    """Those with the one or two sentences."""
     target_column = "label"
-    """Test sets may lack it."""
+    """May be missing in test sets."""
     labels: tuple[str, ...] = ()
-    """In the order of the head's outputs; none for a value."""
+    """In the order of the head's outputs; empty for tasks that predict a value."""
 
     def files(self, data: Path, split: str) -> list[Path]:
         return [first_file(data, (f"{split}.tsv",))]
 
     def header(self, split: str) -> Sequence[str] | None:
-        """Names of all columns, where the files do not begin with them."""
+        """Names of all columns, if the files do not start with them."""
         return None
 
     def target(self, text: str, where: str) -> float:
-        """What the target's column says. Raises UserError: nothing that it may say."""
+        """The value in the target's column. Raises UserError: not a valid one."""
         return label_of(text, self.labels, where)
 
     def read(self, data: Path, split: str) -> Iterator[SentenceRow]:
-        """Line by line, so that no file is ever held."""
+        """Line by line, so that no file is held in memory."""
         for path in self.files(data, split):
             for number, row in read_tsv(path, header=self.header(split)):
                 where = f"{path}:{number}"
@@ -129,11 +129,11 @@ class SentenceTask(Task):
                 yield SentenceRow(where, texts, float("nan") if target is None else self.target(target, where))
 
     def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
-        """Metrics of examples of one part, whose targets are known."""
+        """Metrics of the examples of one part; all have targets."""
         return {"accuracy": accuracy(scores_EK.argmax(1), targets_E)}
 
     def part_of(self, key: str) -> str:
-        """Name of a line's file among those of a split, which are measured apart; empty where there is one alone."""
+        """Name of a line's file if the split has several, which are measured separately; empty otherwise."""
         return ""
 
     def open(

@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning: the starting model's sizes, the task's recipe, the command line's changes."""
+"""The configuration of a fine-tuning: the starting model's sizes, the task's recipe, and changes from the command line."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def configure(
     seed: int,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """All but what the number of examples decides; see `fit_schedule`.
+    """Everything that does not depend on the number of examples; see `fit_schedule` for the rest.
 
-    start: configuration of the starting model. start_name: where its weights lie; empty: fresh ones.
+    start: configuration of the starting model. start_name: path of its weights; empty: initialise fresh ones.
 
     Raises:
         UserError: an override that does not fit, or numbers that cannot run.
@@ -54,7 +54,7 @@ def configure(
             path=str(data),
             made_with=start.data.made_with if start_name else {},
             max_text_tokens=min(recipe.max_text_tokens, usable),
-            # Patches are no choice of regions: none may be left out.
+            # Unlike regions, patches are not a selection: none may be left out.
             max_regions=max(recipe.max_regions, start.model.num_patches),
             num_workers=0,
         ),
@@ -76,7 +76,7 @@ def configure(
         finetune=dataclasses.replace(
             finetuning,
             start=start_name,
-            # [CLS] stands before the target.
+            # One position is taken by the [CLS] before the target.
             max_target_tokens=min(finetuning.max_target_tokens, usable - 1),
             generation=dataclasses.replace(
                 finetuning.generation,
@@ -97,7 +97,7 @@ def configure(
 
 
 def check_finetuning(config: RunConfig) -> None:
-    """What a fine-tuning and its measurement both need.
+    """Check what fine-tuning and its measurement both need.
 
     Raises:
         UserError: numbers that cannot run.
@@ -126,7 +126,7 @@ def check_finetuning(config: RunConfig) -> None:
 
 
 def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
-    """Steps of the recipe's epochs, its warm-up, and a measurement at the end of each epoch; what was overridden is kept."""
+    """Set the steps of the recipe's epochs, its warm-up, and a measurement after each epoch; overridden values are kept."""
     assert config.finetune is not None
     changed = set(map(key_of, overrides))
     steps_per_epoch = max(1, math.ceil(num_examples / config.batch.global_samples))

@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: which kinds of checkpoints there are, told apart by name.
+"""What a fine-tuning starts from. The kinds of checkpoints and their names:
 
 pre-trained   a run, one of its checkpoints or an export whose configuration has no `finetune`
 fine-tuned    the same with `finetune`; its weights are a pre-trained model's and `head.*`
@@ -34,21 +34,21 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import write_whole
 
 START_FILE = "start.json"
-"""Which weights the seeds of a fine-tuning begin with."""
+"""Records the weights that all seeds of a fine-tuning start with."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fine-tuning begins."""
+    """The starting point of a fine-tuning."""
 
     path: Path
     config: RunConfig
-    """Model sizes and the contrastive temperature's limits are taken from it."""
+    """Source of the model sizes and of the contrastive temperature's limits."""
     tokenizer: Tokenizer
     weights: Mapping[str, torch.Tensor]
-    """Without those of heads."""
+    """Without heads."""
     folder: Path
-    """Where they lie: of a run, its newest checkpoint."""
+    """The folder of the weights; for a run, its newest checkpoint."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -61,12 +61,12 @@ class Start:
 
 
 def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
-    """The model at `path`, whatever its kind; a fine-tuned one gives its body.
+    """The model at `path`, of any kind; a fine-tuned one without its head.
 
     tokenizer: file or folder; None: the model's own.
 
     Raises:
-        UserError: nothing there, damaged, or no tokenizer that fits.
+        UserError: nothing there, damaged, or no matching tokenizer.
     """
     config_file = path / checkpoint.CONFIG_FILE
     if config_file.is_file() and strict_json.read(config_file, dict[str, Any]).get("model_type") == "roberta":
@@ -80,12 +80,12 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
 
 
 def check_start(run_dir: Path, start: Start | None, *, is_done: bool) -> None:
-    """All seeds of a fine-tuning begin with the same weights; the run that is fine-tuned may go on meanwhile.
+    """All seeds must start with the same weights, although the run that is fine-tuned may train on in the meantime.
 
-    start: None where they begin from scratch. is_done: the result is only read; weights that lay where `start` is now will do.
+    start: None if they start from scratch. is_done: the result is only read; weights recorded anywhere under `start` will do.
 
     Raises:
-        UserError: what is in `run_dir` began otherwise.
+        UserError: the seeds in `run_dir` started differently.
     """
     begun = _begun(run_dir)
     if begun is None:
@@ -106,7 +106,7 @@ def check_start(run_dir: Path, start: Start | None, *, is_done: bool) -> None:
 
 
 def keep_start(run_dir: Path, start: Start | None) -> None:
-    """Put on record what the first seed begins with, for `check_start`. Raises UserError: not writable."""
+    """Record what the first seed starts with, for `check_start`. Raises UserError: not writable."""
     path = run_dir / START_FILE
     if not path.is_file():
         write_whole(path, (json.dumps(_record(start)) + "\n").encode())
@@ -119,7 +119,7 @@ def _record(start: Start | None) -> dict[str, str]:
 
 
 def _begun(run_dir: Path) -> dict[str, str] | None:
-    """The record; of a directory from before there were any, the path that was given for its seeds. None: nothing is there."""
+    """The record; for a directory older than such records, the path that was given for its seeds. None: there is nothing."""
     if (run_dir / START_FILE).is_file():
         known: dict[str, str] = strict_json.read(run_dir / START_FILE, dict[str, str])
         return {"folder": "", "fingerprint": "", **known}
@@ -130,7 +130,7 @@ def _begun(run_dir: Path) -> dict[str, str] | None:
 
 
 def fill(model: TaskModel, start: Start) -> None:
-    """Put the starting weights into a model, in place; its head keeps its fresh ones. Positions of another grid of patches are
+    """Put the starting weights into a model, in place; its head keeps the fresh ones. Positions of another grid of patches are
     interpolated.
 
     Raises:
@@ -142,7 +142,7 @@ def fill(model: TaskModel, start: Start) -> None:
 
 
 def is_finetuned(path: Path) -> bool:
-    """Whether the checkpoint at `path` is of a fine-tuning.
+    """Whether the checkpoint at `path` is a fine-tuned one.
 
     Raises:
         UserError: as `checkpoint.find` and `read_config`.

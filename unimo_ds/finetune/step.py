@@ -1,4 +1,4 @@
-"""One optimizer step of a task: sums over micro-batches and ranks, divided once by the count over all of them."""
+"""One optimizer step of a task: sums over micro-batches and ranks, divided once by the total count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimo_ds.models.unimo import anchor
 
 
 class TaskStep:
-    """Takes steps of a task; `Loop` calls it as it calls pre-training's `train_step`."""
+    """Runs steps of a task; `Loop` calls it like pre-training's `train_step`."""
 
     def __init__(self, settings: FinetuneConfig, *, contrastive_path: str = "auto") -> None:
         """contrastive_path: see `engine.contrastive`."""
@@ -35,9 +35,9 @@ class TaskStep:
         learning_rate: float,
         is_wanted: Callable[[float], bool] = lambda loss: True,
     ) -> StepMetrics:
-        """Forward, backward and update over this rank's micro-batches. Every rank calls it with equally many of them.
+        """Forward, backward and update over this rank's micro-batches. Every rank has the same number of them.
 
-        Pairs that the batch encodes alone as well are contrasted over the whole step.
+        Pairs that are also given as single encodings are contrasted over the whole step.
 
         is_wanted: as in `train_step`.
         """
@@ -81,7 +81,7 @@ def _finish(
     learning_rate: float,
     is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
-    """known: what each loss of the step sums over, on all ranks, and its weight. sums: of the losses on this rank."""
+    """known: number of terms of each loss over all ranks, and its weight. sums: of the losses on this rank."""
     positions = sum(one.num_positions + cast(TaskBatch, one).singles.num_positions for one in batch.micro_batches)
     packed = torch.cat((sums, sums.new_tensor([positions])))
     *totals, all_positions = engine.communicator.all_reduce_sum(packed).tolist()

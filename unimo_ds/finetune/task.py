@@ -1,7 +1,7 @@
-"""What a downstream task is. A new task is a new file in `tasks/` with one object of this form, which mostly begins from
+"""What a downstream task is. A new task is a new file in `tasks/` with one object of this kind, usually based on
 `sentences.SentenceTask`, `image_text_labels.ImageTextLabelTask` or `writing.WritingTask` (docs/extending.md).
 
-Letters: E examples, K numbers a target, S sequences.
+Letters: E examples, K numbers per target, S sequences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Size = Literal["base", "large"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of one size that differ from task to task; see the docstring of each task for their source."""
+    """Hyperparameters for one model size that differ between tasks; each task's docstring names their source."""
 
     finetune: FinetuneConfig
     learning_rate: float
@@ -47,46 +47,46 @@ class Examples(Scorable, Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' content."""
+        """Hash of the files' content."""
         ...
 
     def key(self, index: int) -> str: ...
 
     def select(self, indices: Sequence[int]) -> Examples:
-        """These examples alone; of captions, their images with all captions."""
+        """Only these examples; for captions, their images with all captions."""
         ...
 
 
 def spread(examples: Examples, number: int) -> Examples:
-    """`number` of the examples, evenly apart, and what `select` gives with them; all where it is 0 or there are no more."""
+    """`number` of the examples, evenly spread, plus what `select` returns with them; all if it is 0 or there are no more."""
     return examples.select(evenly(len(examples), number).tolist()) if 0 < number < len(examples) else examples
 
 
 class Task(ABC):
-    """One downstream task. All methods are pure, but for reading files."""
+    """One downstream task. All methods are pure, except that they read files."""
 
     name: str
-    """On the command line."""
+    """Name on the command line."""
     title: str
-    """In tables."""
+    """Name in tables."""
     best_metric: str
-    """Which metric, higher being better, chooses the best checkpoint."""
+    """The metric (higher is better) that chooses the best checkpoint."""
     official_form: str = ""
-    """Ending of the file of answers that the task's own evaluation takes (`answers.py`); empty: it takes none."""
+    """Suffix of the answer file that the task's official evaluation takes (`answers.py`); empty: it takes none."""
     tag_sizes: tuple[int, ...] = ()
-    """Rows of each table of tags of text tokens."""
+    """Rows of each tag table of text tokens."""
     reads: tuple[str, ...] = tuple(OF_SOME_TASKS)
-    """Which settings it reads of those that not all tasks do; `--set` refuses the others."""
+    """The settings it uses of those that only some tasks use; `--set` refuses the others."""
 
     @abstractmethod
     def recipe(self, size: Size) -> Recipe: ...
 
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
-        """`config` with what the training data decides (number of outputs), and assets to keep beside the run (answers)."""
+        """`config` plus what the training data determines (number of outputs), and assets to store with the run (answers)."""
         return config, {}
 
     def find_images(self, data: Path, split: str) -> Corpus | None:
-        """The data folder of a split's images; None of a task without any.
+        """The data folder of a split's images; None if the task has no images.
 
         Raises:
             UserError: none there.
@@ -104,7 +104,7 @@ class Task(ABC):
         """
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
-        """Examples as training visits them (hard negatives), and a head that begins with what the body knows. A collective.
+        """Examples for training (with hard negatives), and a head initialised from what the body knows. A collective.
 
         engine: the model with its starting weights, whose head may be changed in place.
         """
@@ -114,11 +114,11 @@ class Task(ABC):
     def make_head(self, config: RunConfig) -> nn.Module: ...
 
     def count(self, batch: TaskBatch) -> int:
-        """What the loss sums over."""
+        """Number of terms of the loss."""
         return len(batch.targets)
 
     def unanswered(self, examples: Examples) -> str | None:
-        """Key of an example that does not say what is right, as in test sets; None: all do."""
+        """Key of an example without a right answer, as in test sets; None if all have one."""
         return None
 
     @abstractmethod
@@ -129,20 +129,20 @@ class Task(ABC):
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """Measure on all examples. Every rank calls it alike and gets the same result.
+        """Measure on all examples. Every rank calls it and gets the same result.
 
-        quick: what training needs to choose a checkpoint; slow measures beside it (METEOR) may be left out.
+        quick: only what training needs to choose a checkpoint; slow metrics beyond that (METEOR) may be left out.
         """
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a measurement found."""
+    """Result of a measurement."""
 
     metrics: dict[str, float]
-    """Names as in the paper's tables, values as shares in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
+    """Names as in the paper's tables, values as fractions in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
     predictions: list[dict[str, Any]]
-    """One for each example, in order; on every rank: its `key`, what the model said, and, where the task's own evaluation takes
-    files of answers, the entry of such a file (`official`, see `answers.py`)."""
+    """One per example, in order; on every rank: its `key`, the model's answer, and, if the task's official evaluation takes
+    answer files, the entry of such a file (`official`, see `answers.py`)."""
     notes: dict[str, str]
-    """What a reader of the metrics must know: how texts were tokenised, what could not be measured and why."""
+    """What a reader of the metrics must know: how texts were tokenised, and what could not be measured and why."""

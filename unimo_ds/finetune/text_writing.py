@@ -1,4 +1,4 @@
-"""What the tasks share that write a text from a text: files of rows, sources and targets of the recipe's lengths."""
+"""The shared part of tasks that write a text from a text: files of rows, with sources and targets of the recipe's lengths."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from unimo_ds.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TextRow:
-    """One line of a task on texts."""
+    """One line of a text-to-text task."""
 
     key: str
     sources: tuple[str, ...]
-    """Joined by [SEP]; the longest loses its end where they are too long together."""
+    """Joined by [SEP]; if they are too long together, the longest is cut at its end."""
     references: tuple[str, ...]
-    """The first is what training writes; none in test files without."""
+    """Training writes the first one; empty in test files without references."""
     official: Mapping[str, Any] | None = None
-    """What names it in the task's own files of answers, where there are such."""
+    """Identifies it in the task's official answer files, if the task has such files."""
 
 
 class Rows(Protocol):
@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 
 class TextToText:
-    """`WritingExamples` of rows, tokenised when they are visited."""
+    """`WritingExamples` of rows, tokenised at each visit."""
 
     feature_size = 1
     target_size = 0
@@ -55,7 +55,7 @@ class TextToText:
         max_target_tokens: int,
         fingerprint: str,
     ) -> None:
-        """max_source_tokens: with both specials. max_target_tokens: with the end token."""
+        """max_source_tokens: including both special tokens. max_target_tokens: including the end token."""
         self.rows, self.fingerprint = rows, fingerprint
         self._tokenizer, self._max_source, self._max_target = tokenizer, max_source_tokens, max_target_tokens
 
@@ -137,7 +137,7 @@ class TextWritingTask(WritingTask):
 
 
 class SummaryTask(TextWritingTask):
-    """A `TextWritingTask` with one reference a text, measured by ROUGE."""
+    """A `TextWritingTask` with one reference per text, measured by ROUGE."""
 
     best_metric = "rouge_l"
 
@@ -150,10 +150,10 @@ class SummaryTask(TextWritingTask):
 
 
 def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:
-    """The first pair of source and target files that lies in `data`.
+    """The first pair of source and target files that exists in `data`.
 
     Raises:
-        UserError: none does.
+        UserError: none exists.
     """
     for source, target in pairs:
         if (data / source).is_file() and (data / target).is_file():

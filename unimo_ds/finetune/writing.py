@@ -1,7 +1,7 @@
-"""Tasks that write: source (image regions, a text, or both), then [CLS] target END, trained as pre-training's generative
-objective and searched for with `generation`.
+"""Tasks that write text: source (image regions, a text, or both), then [CLS] target END; trained like pre-training's
+generative objective, decoded with `generation`.
 
-The source sees itself whole; a target token sees the source and what stands before it. Positions begin anew at [CLS].
+The source attends to all of itself; a target token to the source and the target before it. Positions restart at [CLS].
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from unimo_ds.generation.generate import GenerationSettings, generate
 
 
 def with_target(prompt: SequenceInput, target: Tokens, *, end_id: int) -> SequenceInput:
-    """The training example: after `prompt` [CLS] target END, of which all but [CLS] is to be predicted.
+    """The training example: `prompt`, then [CLS] target END, of which everything except [CLS] is to be predicted.
 
-    target: without specials. It has no tags.
+    target: without special tokens. It has no tags.
     """
     written = np.concatenate(([CLS], target, [end_id])).astype(np.int32)
     positions = np.arange(FIRST_POSITION, FIRST_POSITION + len(written), dtype=np.int32)
@@ -49,11 +49,11 @@ def with_target(prompt: SequenceInput, target: Tokens, *, end_id: int) -> Sequen
 
 
 class WritingExamples(Examples, Protocol):
-    """`task.Examples` that can also be written from."""
+    """`task.Examples` that also give prompts for writing."""
 
     @property
     def num_prompts(self) -> int:
-        """Texts to write; images with several captions are one each."""
+        """Number of texts to write; an image with several captions counts once."""
         ...
 
     def prompt_key(self, number: int) -> str: ...
@@ -63,16 +63,16 @@ class WritingExamples(Examples, Protocol):
     def prompt(self, number: int) -> SequenceInput: ...
 
     def references(self, number: int) -> list[str]:
-        """Texts that people wrote; empty where the file has none."""
+        """Reference texts written by people; empty if the file has none."""
         ...
 
     def official(self, number: int, text: str) -> dict[str, Any] | None:
-        """The entry with this text in the task's own file of answers; None: it has no such file."""
+        """This text's entry in the task's official answer file; None if there is no such file."""
         ...
 
 
 class WritingTask(Task):
-    """What all tasks that write share; a task's file says how its lines are read and what is measured."""
+    """The shared part of all tasks that write text; a task's file defines how its lines are read and what is measured."""
 
     reads: tuple[str, ...] = WRITING
     ends_with_mask = True
@@ -81,11 +81,11 @@ class WritingTask(Task):
     def measure(
         self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
     ) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics and notes of texts, each with what people wrote. quick: as in `evaluate`."""
+        """Metrics and notes of texts, each with its references. quick: as in `evaluate`."""
         raise NotImplementedError
 
     def generation_settings(self, config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
-        """How a model fine-tuned with `config` searches for its texts."""
+        """How a model fine-tuned with `config` decodes its texts."""
         assert config.finetune is not None
         generation = config.finetune.generation
         return GenerationSettings(
@@ -104,13 +104,13 @@ class WritingTask(Task):
         return len(batch.language_at)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
-        """Cross-entropy of every target token, smoothed as the recipe says."""
+        """Cross-entropy of every target token, with the recipe's label smoothing."""
         return output.language_losses.sum()
 
     def evaluate(
         self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
     ) -> Evaluation:
-        """Search for a text for every prompt and compare it with what people wrote."""
+        """Decode a text for every prompt and compare it with its references."""
         found = cast(WritingExamples, examples)
         settings = self.generation_settings(config, tokenizer)
         micro_batch_tokens = config.batch.micro_batch_tokens // settings.num_beams
@@ -122,7 +122,7 @@ class WritingTask(Task):
         references = [found.references(number) for number in range(found.num_prompts)]
         if not all(references):
             return Evaluation({}, predictions, {"metrics": "the file has no references, so nothing was measured"})
-        # The packages measure in processes of their own: once, on the first rank.
+        # The packages measure in processes of their own, so only the first rank does it.
         is_first = engine.communicator.rank == 0
         metrics, notes = engine.communicator.broadcast_object(
             self.measure(written, references, quick=quick) if is_first else None
@@ -138,8 +138,8 @@ def write(
     *,
     micro_batch_tokens: int,
 ) -> list[str]:
-    """The best text for every prompt, on every rank. A collective; not for ZeRO-3, whose ranks would have to write equally many
-    tokens.
+    """The best text for every prompt, on every rank. A collective; not for ZeRO-3, where all ranks would have to write the same
+    number of tokens.
     """
     model = engine.module
     assert isinstance(model, TaskModel)
