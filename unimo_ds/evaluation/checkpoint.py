@@ -1,4 +1,4 @@
-"""A trained model without the trainer: from a run directory, one checkpoint of it, or an exported folder. Never a pickle."""
+"""Loads a trained model without the trainer: from a run directory, one of its checkpoints, or an exported folder; no pickle."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from unimo_ds.utils.errors import UserError
 
 WEIGHTS_FILE = checkpoint_folder.FILES[checkpoint_folder.WEIGHT]
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-"""Names the files of weights that are split, as transformers splits them."""
+"""Lists the files of split weights, as in transformers."""
 CONFIG_FILE = "config.json"
-"""A run's configuration; of an export, transformers' one."""
+"""A run's configuration; in an export, that of transformers."""
 RUN_CONFIG_FILE = "run_config.json"
 """The run's configuration in an export."""
 PREFIX = "unimo."
-"""What transformers' classes put before the names of a model's weights."""
+"""Prefix of a model's weight names in transformers' classes."""
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where the weights and the configuration of a model lie."""
+    """Paths of a model's weights and configuration."""
 
     weights: Path
     """`model.safetensors`, or the index of several such files."""
@@ -47,7 +47,7 @@ class CheckpointFiles:
 
     @property
     def name(self) -> str:
-        """`step-N` of a run's checkpoint, the folder's name otherwise."""
+        """`step-N` for a run's checkpoint, the folder's name otherwise."""
         return self.weights.parent.name
 
 
@@ -67,12 +67,12 @@ class LoadedModel:
 
 
 def find(path: str | os.PathLike[str]) -> CheckpointFiles:
-    """The newest checkpoint of a run directory, or the model in a checkpoint's or an exported folder.
+    """The newest checkpoint of a run directory, or the model in a checkpoint folder or an exported folder.
 
-    `RUN/checkpoints/best` and `RUN/checkpoints/latest` name one of the checkpoints beside them.
+    `RUN/checkpoints/best` and `RUN/checkpoints/latest` each name a checkpoint in the same folder.
 
     Raises:
-        UserError: nothing there, or no finished checkpoint yet.
+        UserError: nothing there, or no complete checkpoint yet.
     """
     folder = Path(path)
     if folder.is_file() and folder.name in checkpoint_folder.POINTERS:
@@ -101,7 +101,7 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
 
 
 def _latest(run_dir: Path) -> Path | None:
-    """The checkpoint that `latest` names, or the newest whole one where `latest` is missing or names none."""
+    """The checkpoint that `latest` names, or the newest complete one if `latest` is missing or names none."""
     checkpoints = run_dir / checkpoint_folder.FOLDER
     latest = checkpoint_folder.named(checkpoints / checkpoint_folder.LATEST)
     if latest and (checkpoints / latest / WEIGHTS_FILE).is_file():
@@ -114,7 +114,7 @@ def read_config(path: Path) -> RunConfig:
     """The configuration that a run, an export or transformers' `save_pretrained` wrote.
 
     Raises:
-        UserError: not readable, not JSON, keys of another version, or a model of another kind.
+        UserError: not readable, not JSON, keys of another version, or another kind of model.
     """
     values = strict_json.read(path, dict[str, Any])
     config = (
@@ -146,7 +146,7 @@ def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
         "min_temperature": found.min_contrastive_temperature,
         "max_temperature": found.max_contrastive_temperature,
     }
-    # Where a key is null, transformers believes it.
+    # transformers accepts null for any key; this does not.
     sizes = {"recipe": "transformers", "model": to_dict(found.sizes()), "contrast": contrast}
     return from_dict(RunConfig, sizes, where=str(path))
 
@@ -156,7 +156,7 @@ def load(
 ) -> LoadedModel:
     """The model at `path` (see `find`), in float32 and evaluation mode.
 
-    images: data that it will read; one that reads patches is made to fit their resolution (`data/vision/resolution.py`).
+    images: data that it will read; a model that reads patches is adapted to their resolution (`data/vision/resolution.py`).
 
     Raises:
         UserError: as `find` and `read_config`; weights that are damaged or of another model.
@@ -179,10 +179,10 @@ def load(
 def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Copy weights into the parameters of a model, in place.
 
-    where: what a message begins with.
+    where: start of error messages.
 
     Raises:
-        UserError: other names or shapes.
+        UserError: names or shapes differ.
     """
     for name in sorted(own.keys() | weights.keys()):
         here, there = (tuple(named[name].shape) if name in named else "absent" for named in (own, weights))
@@ -194,10 +194,10 @@ def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *
 
 
 def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: CheckpointFiles) -> None:
-    """Before a model is made: what a changed configuration asks for may be more than any memory.
+    """Checked before a model is made: a changed configuration may describe one that needs more memory than there is.
 
     Raises:
-        UserError: the configuration is of a model at least twice as large.
+        UserError: the configured model is more than twice as large.
     """
     held, wanted = sum(weight.numel() for weight in weights.values()), count_parameters(config.model).total
     if wanted > 2 * held:
@@ -207,8 +207,8 @@ def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: Ch
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of all that an index names; checked against the checkpoint's manifest where there
-    is one beside it, and named as `Unimo` names them; without the heads that objectives of pre-training bring along.
+    """The tensors of a safetensors file, or of all files that an index names; checked against the checkpoint's manifest if
+    one is in the same folder, named as in `Unimo`, and without the own heads of pre-training objectives.
 
     Raises:
         UserError: damaged or unreadable.

@@ -69,7 +69,7 @@ TASKS: dict[str, Measure] = {"retrieval": _retrieval, "rewrites": _rewrites, "ze
 
 @dataclass(frozen=True)
 class _WatchedModel(LoadedModel):
-    """Tells how many sequences it has encoded."""
+    """Reports how many sequences it has encoded."""
 
     tell: Callable[[int], None] = lambda _: None
 
@@ -81,7 +81,7 @@ class _WatchedModel(LoadedModel):
 
 @contextlib.contextmanager
 def _watched(model: LoadedModel) -> Iterator[LoadedModel]:
-    """The model with a running count on stderr, where a person watches."""
+    """The model with a running count on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield model
         return
@@ -102,14 +102,14 @@ def evaluate(
     device: str | None = None,
     pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure the model at `path` on the pairs at `data`, which may have another resolution than its training data.
+    """Measure the model at `path` on the pairs at `data`, whose resolution may differ from that of its training data.
 
-    num_pairs: spread evenly over the data; 0: all. rerank: candidates of each query that are encoded jointly; 0: none.
+    num_pairs: spread evenly over the data; 0: all. rerank: candidates per query that are encoded jointly; 0: none.
     pictures: folder for PNGs of some retrievals.
     Returns task, checkpoint, data, counts, `metrics` and `notes`.
 
     Raises:
-        UserError: bad paths, data of another model, a damaged sample, or a device that is not there.
+        UserError: bad paths, data of another model, a damaged sample, or a device that does not exist.
     """
     corpus = Corpus.open(data)
     model = checkpoint.load(path, device=device_of(device), images=corpus)
@@ -150,7 +150,7 @@ def to_text(result: dict[str, Any]) -> str:
 
 
 def _chance(num_images: int, num_captions: int) -> float:
-    """Mean recall of a random order, each image having about as many captions as the others."""
+    """Mean recall of a random order, if all images have about equally many captions."""
     captions_per_image = num_captions / num_images
     shares = []
     for k in retrieval.RECALL_AT:

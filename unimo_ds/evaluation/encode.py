@@ -1,8 +1,8 @@
-"""Pooled vectors of many sequences: dealt to the ranks in packed micro-batches, gathered again in the order they were asked for.
+"""Pooled vectors of many sequences: distributed over the ranks in packed micro-batches, then gathered in the original order.
 
-Letters: n sequences, D size of a pooled vector. Micro-batches are a function of the lengths alone, never of the number of
-ranks, so every world size encodes the same streams and the results agree; and every rank runs equally many forwards (some
-empty), which ZeRO-3 needs.
+Letters: n sequences, D size of a pooled vector. Micro-batches depend only on the lengths, never on the number of ranks, so
+every world size encodes the same streams and the results agree; and every rank runs equally many forwards (some empty), which
+ZeRO-3 needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Integers = NDArray[np.int64]
 
 
 class Evaluable(Protocol):
-    """What evaluation asks of an engine; `LoadedModel` is one without DeepSpeed."""
+    """What evaluation needs of an engine; `LoadedModel` is one without DeepSpeed."""
 
     @property
     def module(self) -> torch.nn.Module: ...
@@ -41,7 +41,7 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True)
 class Pooled:
-    """Pooled vectors in the order of the sequences, on every rank. A sequence kind without images has no rows there."""
+    """Pooled vectors in the order of the sequences, on every rank; no image (or text) rows if the sequences have none."""
 
     images_nD: torch.Tensor
     """[n, D] float32 or [0, D]"""
@@ -51,7 +51,7 @@ class Pooled:
 
 @contextlib.contextmanager
 def evaluating(engine: Evaluable) -> Iterator[None]:
-    """Without dropout and gradients; the module's mode is put back afterwards."""
+    """Turn off dropout and gradients; the module's mode is restored afterwards."""
     was_training = engine.module.training
     engine.module.eval()
     try:
@@ -62,9 +62,9 @@ def evaluating(engine: Evaluable) -> Iterator[None]:
 
 
 def micro_batches(lengths: Integers, *, micro_batch_tokens: int) -> list[Integers]:
-    """Item numbers of each micro-batch: neighbours (which often share a sample to be read), filled to the token budget.
+    """Item numbers of each micro-batch: consecutive items (which often share a sample to read), filled to the token budget.
 
-    An item longer than the budget has a micro-batch of its own.
+    An item longer than the budget gets a micro-batch of its own.
     """
     batches: list[Integers] = []
     start, tokens = 0, 0
@@ -79,7 +79,7 @@ def micro_batches(lengths: Integers, *, micro_batch_tokens: int) -> list[Integer
 
 
 def deal(batches: list[Integers], *, world_size: int) -> list[list[Integers]]:
-    """Micro-batches of each rank in turn, the short ranks filled up with empty ones: [world_size][rounds]."""
+    """Assign micro-batches to ranks in turn; ranks that are short get empty ones: [world_size][rounds]."""
     rounds = -(-len(batches) // world_size)
     nothing = np.zeros(0, np.int64)
     padded = batches + [nothing] * (rounds * world_size - len(batches))
@@ -94,10 +94,10 @@ def encode(
     micro_batch_tokens: int,
     feature_size: int,
 ) -> Pooled:
-    """Encode `make(0)`, ..., `make(n - 1)`, all of one kind (images, texts or pairs). Every rank calls it alike.
+    """Encode `make(0)`, ..., `make(n - 1)`, all of one kind (images, texts or pairs). A collective.
 
-    lengths: [n] of every item, known to all ranks. make: called for this rank's items alone; an item may be several sequences
-    that hold one image and one text between them.
+    lengths: [n] of every item, known to all ranks. make: called only for this rank's items; an item may be several sequences
+    that together hold one image and one text.
     feature_size: of the regions, for micro-batches that have none.
     """
     world = engine.communicator.world_size
@@ -127,7 +127,7 @@ def _gather(communicator: Communicator, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _in_order(rows_nD: torch.Tensor, order: Integers) -> torch.Tensor:
-    """Row i of the result is the row that stands where `order` says i."""
+    """Row `order[j]` of the result is row j of `rows_nD`."""
     if not len(rows_nD):
         return rows_nD
     if len(rows_nD) != len(order):

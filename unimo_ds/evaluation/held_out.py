@@ -1,4 +1,4 @@
-"""The evaluation during training: held-out retrieval, rewrites and losses, with pictures and embeddings to look at."""
+"""Evaluation during training: held-out retrieval, rewrites and losses, with pictures and embeddings to look at."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from unimo_ds.evaluation.pictures import Picture
 from unimo_ds.utils.errors import UserError
 
 BEST_METRIC = "held_out/retrieval/mean_recall"
-"""Higher is better; decides which checkpoint is the best one."""
+"""Higher is better; chooses the best checkpoint."""
 _RETRIEVED = 5
 _KEPT_BYTES = 32 * 2**20
 
 
 def make_reader(corpus: Corpus, config: RunConfig, samples: Integers, *, tokenizer: Tokenizer) -> PairReader:
-    """A reader of these pairs that keeps few of them: the trainer needs the memory."""
+    """A reader of these pairs that caches few of them: the trainer needs the memory."""
     return PairReader.of(corpus, config, samples, tokenizer=tokenizer, max_bytes=_KEPT_BYTES)
 
 
 def evaluate_held_out(engine: Evaluable, corpus: Corpus, config: RunConfig) -> Report:
-    """Measure the model on `config.evaluation.num_pairs` held-out pairs. Every rank calls it alike.
+    """Measure the model on `config.evaluation.num_pairs` held-out pairs. A collective.
 
-    Rewrites are looked at for the first caption of each image, one of each level: enough to follow, cheap to repeat.
-    `unimo evaluate` looks at all of them. Pairs that cannot be read are named, counted and left out: a run must not end
-    by a damaged byte of its evaluation.
+    Only the first caption of each image is compared with rewrites, one of each level: enough to follow, cheap to repeat.
+    `unimo evaluate` uses all of them. Pairs that cannot be read are named, counted and left out: a damaged byte of its
+    evaluation data must not end a run.
 
     Raises:
-        UserError: the held-out data has no pairs, none that can be read, or does not fit the model.
+        UserError: the held-out data has no pairs, no readable ones, or does not fit the model.
     """
     check_fits(corpus, config)
     tokenizer = tokenizers.load(corpus.tokenizer_path)
@@ -68,7 +68,7 @@ def check_fits(corpus: Corpus, config: RunConfig) -> None:
     """Refuse data without pairs, or prepared for another model.
 
     Raises:
-        UserError: naming what differs.
+        UserError: names what differs.
     """
     choose_pairs(corpus, num_pairs=1)
     if corpus.vocabulary_size != config.model.vocabulary_size:

@@ -1,4 +1,4 @@
-"""Held-out losses of the masked and generative objectives, on corruption that is the same at every evaluation."""
+"""Held-out losses of the masked and generative objectives, with the same corruption at every evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimo_ds.evaluation.encode import Evaluable, Integers, deal, evaluating, mi
 from unimo_ds.tasks.pretraining import PretrainingTask
 
 _SEED = 2021
-"""Of the corruption; apart from the run's seed, so that runs of different seeds are compared on the same inputs."""
+"""Of the corruption; independent of the run's seed, so that runs of different seeds are compared on the same inputs."""
 _LANGUAGE = {
     "masked_language": LanguageObjective.MASKED,
     "sequence_to_sequence": LanguageObjective.SEQUENCE_TO_SEQUENCE,
@@ -30,11 +30,11 @@ _LANGUAGE = {
 def held_out_losses(
     engine: Evaluable, corpus: Corpus, samples: Integers, tokenizer: Tokenizer, config: RunConfig
 ) -> dict[str, float]:
-    """Mean of each loss over `samples`, and the share of tokens predicted right; losses with nothing to predict are left out.
+    """Mean of each loss over `samples`, and the fraction of tokens predicted right; losses without targets are left out.
 
-    Every rank calls it alike and gets the same results. Names: `loss/masked_language`, ..., `accuracy/masked_language`.
+    A collective; every rank gets the same results. Names: `loss/masked_language`, ..., `accuracy/masked_language`.
     """
-    # Clean sequences belong to the contrastive loss, which retrieval and rewrites stand for.
+    # Clean sequences are for the contrastive loss; retrieval and rewrites measure that instead.
     config = dataclasses.replace(
         config, seed=_SEED, contrast=dataclasses.replace(config.contrast, enabled=False), losses=LossWeights()
     )
@@ -57,7 +57,7 @@ def held_out_losses(
                 totals[0, column] += objective.loss_sum(output, batch).double().cpu()
                 totals[1, column] += objective.count(batch)
                 if objective.name in _LANGUAGE:
-                    assert output.language_correct is not None  # it is evaluation
+                    assert output.language_correct is not None  # set in evaluation
                     of_objective = batch.language_objectives == int(_LANGUAGE[objective.name])
                     totals[2, column] += int((output.language_correct & of_objective).sum())
     sums, counts, correct = engine.communicator.all_reduce_sum(totals.to(engine.device)).tolist()

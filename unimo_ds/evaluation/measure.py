@@ -1,7 +1,7 @@
 """Zero-shot measurements on pairs: retrieval by single encodings, joint re-ranking, and captions against their rewrites.
 
-Letters: I images, C captions, N negative rewrites, K candidates, D size of a pooled vector. Every rank calls these functions
-alike and gets the same results.
+Letters: I images, C captions, N negative rewrites, K candidates, D size of a pooled vector. These functions are collectives;
+every rank gets the same results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SingleEncodings:
-    """Every image and every caption encoded alone."""
+    """Single encodings of every image and every caption."""
 
     images_ID: torch.Tensor
     captions_CD: torch.Tensor
@@ -40,12 +40,12 @@ def encode_single(engine: Evaluable, reader: PairReader) -> SingleEncodings:
 
 
 def encode_images(engine: Evaluable, reader: PairReader) -> torch.Tensor:
-    """[I, D] pooled vectors of images encoded alone."""
+    """[I, D] pooled vectors of images, from single encodings."""
     return _encode(engine, reader, reader.image_lengths_I, reader.image_sequence).images_nD
 
 
 def encode_texts(engine: Evaluable, reader: PairReader) -> torch.Tensor:
-    """[C, D] pooled vectors of texts encoded alone."""
+    """[C, D] pooled vectors of texts, from single encodings."""
     return _encode(engine, reader, reader.text_lengths_C, reader.text_sequence).texts_nD
 
 
@@ -78,16 +78,16 @@ def measure_retrieval(single: SingleEncodings, reader: PairReader) -> retrieval.
 def measure_reranked(
     engine: Evaluable, reader: PairReader, single: SingleEncodings, *, num_candidates: int
 ) -> retrieval.Retrieval:
-    """Retrieval whose best `num_candidates` by single encodings are put in the order of single plus joint score.
+    """Retrieval in which the best `num_candidates` by single encodings are reordered by the sum of single and joint score.
 
-    Both are cosines. Under the two-logarithm form the joint score has only met rewrites of a caption, never other pairs, and
-    ranks other pairs worse than single encodings do; the sum lets it settle what they leave open (docs/experiments.md).
+    Both are cosines. With the two-logarithm form the joint score was trained only on rewrites of a caption, never on other
+    pairs, and ranks those worse than single encodings do; in the sum it settles what they leave open (docs/experiments.md).
     """
     scores_CI, image_of_C = single.scores_CI, reader.image_of_C
     images_CK = retrieval.best_candidates(scores_CI, num_candidates)
     captions_IK = retrieval.best_candidates(scores_CI.T, num_candidates)
     num_captions, num_images = scores_CI.shape
-    # Each combination once, neighbours sharing an image, which is the larger thing to read.
+    # Each combination once, sorted by image, which is the larger thing to read.
     wanted = np.unique(
         np.concatenate(
             [
@@ -121,7 +121,7 @@ class RewriteAccuracies:
     joint: dict[Level, rewrites.LevelAccuracy]
     """Image and text in one sequence."""
     single: dict[Level, rewrites.LevelAccuracy]
-    """Each encoded alone."""
+    """Single encodings of both."""
 
     def metrics(self, prefix: str) -> dict[str, float]:
         joint = rewrites.metrics(self.joint, f"{prefix}/joint")
@@ -136,23 +136,23 @@ def measure_rewrites(
     captions_per_image: int = 0,
     per_level: int = 0,
 ) -> RewriteAccuracies:
-    """Captions against their negative rewrites, jointly and singly.
+    """Captions against their negative rewrites, by joint and by single encodings.
 
-    captions_per_image, per_level: look only at the first captions of an image, and the first rewrites of a level; 0: all.
+    captions_per_image, per_level: use only the first captions of an image, and the first rewrites of a level; 0: all.
     """
     captions = reader.texts
     negatives = first_negatives(reader.negatives, captions_per_image=captions_per_image, per_level=per_level)
     rewritten = reader.with_texts(negatives)
     caption_of_N = find_captions(captions, negatives)
-    # Captions without rewrites are not asked, so their joint encoding would be wasted.
+    # Captions without rewrites are not compared, so their joint encoding would be wasted.
     asked, caption_of_N = np.unique(caption_of_N, return_inverse=True)
     true_joint = score_joint(engine, reader, captions.image_n[asked], asked)
     negative_joint = score_joint(engine, rewritten, negatives.image_n, np.arange(len(negatives)))
     negative_texts = encode_texts(engine, rewritten)
     own_images = single.images_ID[torch.from_numpy(negatives.image_n).to(single.images_ID.device)]
-    # Where no pair has rewrites nothing is encoded, and no vectors have no size.
+    # If no pair has rewrites, nothing is encoded, and the empty result lacks the vectors' size.
     negative_single = retrieval.paired_cosines(negative_texts.reshape(own_images.shape), own_images)
-    # The same routine as the rewrites' scores, so that equal vectors give equal bits and a tie is a tie.
+    # The same function as for the rewrites' scores, so that equal vectors give equal bits and a tie is a tie.
     asked_rows = torch.from_numpy(asked).to(single.images_ID.device)
     asked_images = torch.from_numpy(captions.image_n[asked]).to(single.images_ID.device)
     true_single = retrieval.paired_cosines(single.captions_CD[asked_rows], single.images_ID[asked_images])

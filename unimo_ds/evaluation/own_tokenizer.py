@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: the one that lies beside it, that of its run's data, or a given one that must be the same."""
+"""The tokenizer of a checkpoint: stored with it, or that of its run's data, or a given one that must be the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unimo_ds.utils.errors import UserError
 
 
 def tokenizer_of(files: CheckpointFiles, config: RunConfig, given: Path | None) -> Tokenizer:
-    """The given tokenizer (file or folder), where it is the model's; None: the one that is found.
+    """The given tokenizer (file or folder), after checking that it is the model's; None: the one that is found.
 
     Raises:
-        UserError: another one than the model's, which lies beside it or whose fingerprint or at least size it knows; and as
+        UserError: not the model's, judged by the one stored with it or the recorded fingerprint, and always by size; and as
             `find_tokenizer`.
     """
     if given is None:
@@ -30,7 +30,7 @@ def tokenizer_of(files: CheckpointFiles, config: RunConfig, given: Path | None) 
 
 
 def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
-    """Of an export or a fine-tuning, which keep it beside the weights or the configuration, or of a run's data.
+    """From an export or a fine-tuning, which store it with the weights or the configuration, or from a run's data.
 
     Raises:
         UserError: the data is gone or damaged, or holds another tokenizer.
@@ -56,7 +56,7 @@ def find_tokenizer(files: CheckpointFiles, config: RunConfig) -> Tokenizer:
 
 
 def _beside(*folders: Path) -> Tokenizer | None:
-    """Of the first folder that has one."""
+    """From the first folder that has one."""
     files = (folder / TOKENIZER_FILE for folder in folders)
     return next((tokenizers.load(file) for file in files if file.is_file()), None)
 
@@ -65,7 +65,7 @@ def _checked(found: Tokenizer, config: RunConfig, path: Path, known: str | None 
     """path: the model's, for messages. known: fingerprint of its tokenizer.
 
     Raises:
-        UserError: it is another one.
+        UserError: it is a different one.
     """
     cure = "give the model's own with --tokenizer"
     if found.vocabulary_size != config.model.vocabulary_size:

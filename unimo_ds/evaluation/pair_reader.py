@@ -1,4 +1,4 @@
-"""Pairs of a data folder as the encoder takes them. Letters: I images, C texts of theirs: captions unless said otherwise."""
+"""Pairs of a data folder as encoder inputs. Letters: I images, C of their texts: captions unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unimo_ds.evaluation.pairs import Integers, PairTexts, texts_of_pairs
 
 @dataclass(frozen=True)
 class PairReader:
-    """Lengths from the index alone; samples are read when asked for."""
+    """Lengths come from the index only; samples are read when needed."""
 
     shelf: SampleShelf
     samples_I: Integers
@@ -31,9 +31,9 @@ class PairReader:
     tokenizer: Tokenizer
     max_text_tokens: int
     micro_batch_tokens: int
-    """Into which the sequences are to be packed."""
+    """Of the micro-batches that the sequences will be packed into."""
     shares_images: bool
-    """Whether the model learned joint encodings as `contrast.joint_encoding=shared_image`."""
+    """Whether the model was trained with `contrast.joint_encoding=shared_image`."""
     _tokens: dict[int, Tokens] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -46,7 +46,7 @@ class PairReader:
         tokenizer: Tokenizer,
         max_bytes: int = MAX_BYTES,
     ) -> PairReader:
-        """These pairs with all their captions, under the run's limits on lengths. max_bytes: of samples that are kept."""
+        """These pairs with all their captions, within the run's limits on lengths. max_bytes: of cached samples."""
         return cls(
             SampleShelf(corpus, max_regions=config.data.max_regions, max_bytes=max_bytes),
             samples_I,
@@ -65,7 +65,7 @@ class PairReader:
         )
 
     def with_texts(self, texts: PairTexts) -> PairReader:
-        """The same images with others of their texts."""
+        """The same images with other texts of theirs."""
         return dataclasses.replace(self, texts=texts)
 
     @property
@@ -90,7 +90,7 @@ class PairReader:
         return self.texts.image_n
 
     def captions_of(self, image: int) -> range:
-        """Numbers of an image's captions, which are neighbours."""
+        """Numbers of an image's captions, which are consecutive."""
         return range(*np.searchsorted(self.image_of_C, (image, image + 1)).tolist())
 
     def key(self, caption: int) -> str:
@@ -101,21 +101,21 @@ class PairReader:
         return self.corpus.key(int(self.samples_I[image]))
 
     def text_keys(self) -> Integers:
-        """[C] equal for captions of equal texts. Reads the captions of every image."""
+        """[C] equal for captions with the same text. Reads the captions of every image."""
         keys = [[text_key(one.text) for one in self.corpus.captions(sample)] for sample in self.samples_I.tolist()]
         places = zip(self.image_of_C.tolist(), self.texts.caption_n.tolist(), strict=True)
         return np.array([keys[image][number] for image, number in places], np.int64)
 
     @functools.cached_property
     def image_lengths_I(self) -> Integers:
-        """Of the image sequences, [IMG] included."""
+        """Of the image sequences, including [IMG]."""
         num_regions = np.asarray(self.corpus.num_regions)[self.samples_I].astype(np.int64)
         lengths: Integers = 1 + np.minimum(num_regions, self.shelf.max_regions)
         return lengths
 
     @functools.cached_property
     def text_lengths_C(self) -> Integers:
-        """Of the text sequences, specials included."""
+        """Of the text sequences, including special tokens."""
         lengths: Integers = np.minimum(self.texts.tokens_n + NUM_TEXT_SPECIALS, self.max_text_tokens)
         return lengths
 
@@ -132,7 +132,7 @@ class PairReader:
         return self.sample(int(self.image_of_C[text])).texts[int(self.texts.number_n[text])]
 
     def tokens(self, text: int) -> Tokens:
-        """[CLS] ... [SEP], kept once made: a measurement may ask for each as often as there are images."""
+        """[CLS] ... [SEP], cached: a measurement may need each as often as there are images."""
         kept = self._tokens.get(text)
         if kept is None:
             kept = text_input(self.tokenizer.encode(self.text(text)), max_text_tokens=self.max_text_tokens)
@@ -152,14 +152,14 @@ class PairReader:
         return clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=self.image(image), text=self.tokens(text))
 
     def joint_sequences(self, image: int, text: int) -> tuple[SequenceInput, ...]:
-        """The same as the model was trained to see them."""
+        """The same, in the form that the model was trained on."""
         return joint_sequences(self.image(image), self.tokens(text), shares_images=self.shares_images)
 
 
 def joint_sequences(image: ImageInput, text: Tokens, *, shares_images: bool) -> tuple[SequenceInput, ...]:
-    """An image with a text, as the model was trained to see them: in one sequence, or an image and a text that sees it.
+    """An image with a text, in the form that the model was trained on: one sequence, or an image and a text that attends to it.
 
-    shares_images: the latter, what `contrast.joint_encoding=shared_image` trains.
+    shares_images: the second form, trained by `contrast.joint_encoding=shared_image`.
     """
     if shares_images:
         alone = clean_sequence(role=SequenceRole.SINGLE_IMAGE, image=image)

@@ -1,4 +1,4 @@
-"""The pairs that are looked at: which images, and which of their texts, from the index alone."""
+"""Which pairs are evaluated: images, and which of their texts, from the index only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairTexts:
     image_n: Integers
     """[n] number of the image (0, 1, ...) that each text belongs to."""
     number_n: Integers
-    """[n] place among the sample's texts, in the index's canonical order."""
+    """[n] position among the sample's texts, in the index's canonical order."""
     caption_n: Integers
     """[n] which caption of its image it is, or was made from."""
     level_n: Integers
@@ -49,15 +49,15 @@ def choose_pairs(corpus: Corpus, *, num_pairs: int = 0) -> Integers:
 
 
 def evenly(total: int, number: int) -> Integers:
-    """`number` numbers below `total`, evenly apart; all of them where there are no more."""
+    """`number` numbers below `total`, evenly spaced; all of them if there are no more."""
     chosen = min(total, number)
     return np.arange(chosen, dtype=np.int64) * total // max(chosen, 1)
 
 
 def find_unreadable(corpus: Corpus, samples: Integers, communicator: Communicator) -> dict[int, str]:
-    """Which of `samples` cannot be read, and why: each rank tries its share, and all learn of all.
+    """Which of `samples` cannot be read, and why: each rank tries its share, then all results are exchanged.
 
-    A long run outlives a damaged held-out sample only when every rank leaves it out before the first collective.
+    A long run survives a damaged held-out sample only if every rank leaves it out before the first collective.
     """
     mine: dict[int, str] = {}
     for sample in samples[communicator.rank :: communicator.world_size].tolist():

@@ -1,6 +1,6 @@
-"""Retrieval made visible: a caption, its image, and what the model took for it, side by side.
+"""Retrieval made visible: a caption, its image, and the images that the model retrieved for it, side by side.
 
-Drawn with Pillow from the stored JPEGs; where a folder was prepared without them, an image's regions are drawn as boxes.
+Drawn with Pillow from the stored JPEGs; if a folder was prepared without them, an image's regions are drawn as boxes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def compose(
 ) -> Picture:
     """[H, W, 3] uint8: the caption above rows of tiles. The first is the true image; the others are retrieved, best first.
 
-    is_right, scores: of the retrieved tiles; a green frame is the true image, a red one another.
+    is_right, scores: of the retrieved tiles; a green frame marks the true image, a red one any other.
     """
     width = _GAP + (_TILE + _GAP) * _COLUMNS
     lines = textwrap.wrap(caption, width // 8)[:3] or [""]
@@ -51,7 +51,7 @@ def compose(
 
 
 def tile(corpus: Corpus, sample: int) -> Image.Image:
-    """A square thumbnail of a sample's image: the stored JPEG, or its regions as boxes where there is none to be decoded."""
+    """A square thumbnail of a sample's image: the stored JPEG, or its regions as boxes if no JPEG can be decoded."""
     image = _jpeg(corpus, sample)
     if image is None:
         regions = corpus.read(sample).regions
@@ -64,7 +64,7 @@ def tile(corpus: Corpus, sample: int) -> Image.Image:
 
 
 def _jpeg(corpus: Corpus, sample: int) -> Image.Image | None:
-    """The stored image; None where there is none or it is damaged, for a picture is no reason to stop."""
+    """The stored image; None if there is none or it is damaged, because a picture is no reason to stop."""
     try:
         content = corpus.read_jpeg(sample)
         return None if content is None else decode(content, shrink_to=_TILE)
@@ -73,7 +73,7 @@ def _jpeg(corpus: Corpus, sample: int) -> Image.Image | None:
 
 
 def _draw_boxes(regions: Regions) -> Image.Image:
-    """Each region's outline in a colour of its most likely class, and why there is no more to see."""
+    """Each region's outline in the colour of its most likely class, and a note why there is no more to see."""
     image = Image.new("RGB", (_TILE, _TILE), (250, 250, 250))
     draw = ImageDraw.Draw(image)
     for box, classes in zip(regions.boxes, regions.class_ids, strict=True):

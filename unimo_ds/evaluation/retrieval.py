@@ -20,12 +20,12 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What both directions reach, as shares in [0, 1] and median ranks (1 is best)."""
+    """Results of both directions: fractions in [0, 1] and median ranks (1 is best)."""
 
     text_to_image: dict[int, float]
-    """Recall at 1, 5 and 10: share of captions whose image is among the first k."""
+    """Recall at 1, 5 and 10: fraction of captions whose image is among the first k."""
     image_to_text: dict[int, float]
-    """Share of images one of whose captions is among the first k."""
+    """Fraction of images with at least one of their captions among the first k."""
     text_to_image_median_rank: float
     image_to_text_median_rank: float
 
@@ -87,7 +87,7 @@ def image_to_text_ranks(scores_CI: Scores, image_of_C: Integers) -> Integers:
 
 
 def from_ranks(text_to_image: Integers, image_to_text: Integers) -> Retrieval:
-    """Recalls and medians from the ranks of both directions; nan where there is nothing to rank."""
+    """Recalls and medians from the ranks of both directions; nan if there is nothing to rank."""
     return Retrieval(
         text_to_image=_recalls(text_to_image),
         image_to_text=_recalls(image_to_text),
@@ -102,16 +102,16 @@ def from_scores(scores_CI: Scores, image_of_C: Integers) -> Retrieval:
 
 
 def best_candidates(scores_RN: Scores, num_candidates: int) -> Integers:
-    """[R, K] columns of the highest scores of each row, best first; equal scores in order of their column."""
+    """[R, K] columns of the highest scores of each row, best first; equal scores in column order."""
     return np.argsort(-scores_RN, axis=1, kind="stable")[:, :num_candidates].astype(np.int64)
 
 
 def reranked(
     first_ranks_R: Integers, candidates_RK: Integers, scores_RK: Scores, is_own_RK: NDArray[np.bool_]
 ) -> Integers:
-    """[R] ranks after the candidates of each row are put in the order of a second score.
+    """[R] ranks after each row's candidates are reordered by a second score.
 
-    first_ranks_R: ranks under the first score, kept by rows none of whose candidates is a right answer.
+    first_ranks_R: ranks under the first score, kept by rows without a right answer among their candidates.
     scores_RK: second scores of `candidates_RK`. is_own_RK: which candidates are right answers.
 
     Raises:
@@ -124,7 +124,7 @@ def reranked(
     best_R = np.full(len(first_ranks_R), np.nan, np.float32)
     best_R[found_R] = np.fmax.reduce(masked_RK[found_R], axis=1)
     not_below_RK = ~(scores_RK < best_R[:, None]) & ~is_own_RK
-    # A right answer outside of the candidates comes after all of them.
+    # A right answer that is not among the candidates ranks after all of them.
     missed_R = np.maximum(first_ranks_R, candidates_RK.shape[1] + 1)
     ranks_R: Integers = np.where(found_R, 1 + not_below_RK.sum(1, dtype=np.int64), missed_R)
     return ranks_R

@@ -1,4 +1,4 @@
-"""Does the model know a caption from its negative rewrites? Shares by level, with chance beside them.
+"""Can the model tell a caption from its negative rewrites? Fractions by level, with chance for comparison.
 
 Letters: C captions, N negative rewrites.
 """
@@ -18,14 +18,14 @@ LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
 
 @dataclass(frozen=True)
 class LevelAccuracy:
-    """How captions fare against their rewrites of one level. nan where there is none."""
+    """How captions score against their rewrites of one level. nan if there are none."""
 
     accuracy: float
-    """Share of captions scored above every one of their rewrites."""
+    """Fraction of captions scored above every one of their rewrites."""
     chance: float
     """What `accuracy` would be if every order were equally likely."""
     pairwise: float
-    """Share of rewrites scored below their caption; chance is one half."""
+    """Fraction of rewrites scored below their caption; chance is one half."""
     num_captions: int
     num_rewrites: int
 
@@ -63,7 +63,7 @@ def accuracies_by_level(
 def metrics(accuracies: dict[Level, LevelAccuracy], prefix: str) -> dict[str, float]:
     """Flat names `PREFIX/word`, `PREFIX/word_chance`, ...; levels without rewrites are left out.
 
-    `PREFIX/word_pairwise` is there where captions have several rewrites of the level; with one each it is the accuracy.
+    `PREFIX/word_pairwise` exists if captions have several rewrites of the level; with one each it equals the accuracy.
     """
     result: dict[str, float] = {}
     for level, accuracy in accuracies.items():

@@ -1,4 +1,4 @@
-"""Paths in a run's configuration, seen from elsewhere: a relative one begins in the folder in which the run was started."""
+"""Paths in a run's configuration, used from elsewhere: a relative one starts from the folder where the run was started."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _STARTED_IN = "directory"
 
 
 def from_here(location: str, config_file: Path) -> str:
-    """`location`, one or several (`A::B`) paths or URLs of the configuration in `config_file`: each where the run was started, if
-    something is there, else as it stands (the run and its data were moved together, or it is an older run).
+    """`location`, one or several (`A::B`) paths or URLs from the configuration in `config_file`: each resolved where the run
+    was started, if it exists there, else unchanged (the run and its data were moved together, or it is an older run).
 
     Raises:
         UserError: the run's record of its start is damaged.
