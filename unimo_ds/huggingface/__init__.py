@@ -1,7 +1,7 @@
 """The model as a family of `transformers` classes.
 
-After `import unimo_ds`, `AutoConfig`, `AutoModel`, ..., `AutoProcessor` know it. Nothing of transformers or torch is imported for
-that: processors and the configuration are registered when transformers' own registries are imported, the models when a
+After `import unimo_ds`, `AutoConfig`, `AutoModel`, ..., `AutoProcessor` support it. This imports nothing of transformers or
+torch: processors and the configuration are registered when transformers' own registries are imported, the models when a
 configuration is made.
 """
 
@@ -20,13 +20,13 @@ _REGISTRIES = {
 
 
 def announce() -> None:
-    """Have transformers learn of this family once it is there."""
+    """Register this family with transformers as soon as transformers is imported."""
     for registry, function in _REGISTRIES.items():
         after_import(f"transformers.models.auto.{registry}", functools.partial(register, function))
 
 
 def register(function: str) -> None:
-    """Call a function of `registration`, named so that nothing imports what imports it."""
+    """Call a function of `registration`, given by name so that its module is not imported before it is needed."""
     import transformers
 
     if int(transformers.__version__.partition(".")[0]) < 5:

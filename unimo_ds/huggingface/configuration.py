@@ -1,4 +1,4 @@
-"""Sizes of a model in transformers' words, and back."""
+"""Sizes of a model in transformers' terms, and back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES = {
 
 @strict
 class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Configuration of every UNIMO class. Making one lets the Auto classes know them."""
+    """Configuration of every UNIMO class. Making one registers the models with the Auto classes."""
 
     model_type = "unimo"
 
@@ -50,16 +50,16 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     region_tag_sizes: list[int] | None = None
-    """Values of each tag of a region, where the extractor gives such (`region_tags`)."""
+    """Number of values of each region tag, if the extractor makes tags (`region_tags`)."""
     patch_columns: int = 0
-    """Patches in a row of an image, where image layers read patches; 0: as many as in a column."""
+    """Patches per image row, if image layers read patches; 0: as many as per column."""
     classifier_dropout: float | int = 0.1
     classifier_hidden_size: int = 2048
     """Of the visual entailment head."""
     tag_sizes: list[int] | None = None
-    """Of the conditional generation class: values of each further embedding of source tokens (CoQA: roles and turns)."""
+    """For the conditional generation class: values of each further embedding of source tokens (CoQA: roles and turns)."""
     gnmt_length_penalty: bool = False
-    """Of the same: `length_penalty` is the power of (5 + t) / 6, as in the released UNIMO, not of t."""
+    """For the same class: `length_penalty` is the exponent of (5 + t) / 6, as in the released UNIMO, not of t."""
     contrastive_temperature: float = 0.07
     min_contrastive_temperature: float = 0.001
     max_contrastive_temperature: float = 0.5
@@ -73,7 +73,7 @@ class UnimoConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # By now every module of transformers that the classes need can be imported; at its registry's import it could not.
+        # By now every transformers module that the classes need can be imported; while its registry was, not all could.
         huggingface.register("register_models")
 
     @classmethod

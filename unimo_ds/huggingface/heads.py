@@ -1,4 +1,4 @@
-"""Heads of the paper's tasks as `PreTrainedModel`s. Their weights have the names that fine-tuning gives them: `head.scores.*`.
+"""Heads for the paper's tasks as `PreTrainedModel`s. Their weights have the same names as in fine-tuning: `head.scores.*`.
 
 Letters: B inputs, R image positions, L source and M target positions, D hidden size, V vocabulary, C classes.
 """
@@ -28,7 +28,7 @@ from unimo_ds.models.embeddings import TagTables
 
 
 def scores(config: UnimoConfig, num_outputs: int, *, middle: int | None = None) -> nn.ModuleDict:
-    """The layers of a head, `output` the last one, under the names of `unimo_ds.finetune`."""
+    """The layers of a head, the last one called `output`, named as in `unimo_ds.finetune`."""
     size = config.hidden_size
     layers = {} if middle is None else {"middle": nn.Linear(size, middle)}
     layers["output"] = nn.Linear(middle or size, num_outputs)
@@ -68,11 +68,11 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         logits_to_keep: int = 1,
         **unused: Any,
     ) -> Any:
-        """input_ids: [B, L] source. labels: [B, M] target with its end and without [CLS], -100 where it is padding.
+        """input_ids: [B, L] source. labels: [B, M] target with its end token and without [CLS], -100 at padding.
 
-        token_tags: [B, G, L] of a model that has tags (`UnimoProcessor.conversations`).
-        decoder_input_ids: [B, M], [CLS] first; made of the labels where they are not given. Logits: [B, M, V].
-        past_key_values, logits_to_keep: of a step of `generate`, whose logits are those of the last tokens.
+        token_tags: [B, G, L], for a model with tags (`UnimoProcessor.conversations`).
+        decoder_input_ids: [B, M], [CLS] first; made from the labels if not given. Logits: [B, M, V].
+        past_key_values, logits_to_keep: for a step of `generate`, which returns the logits of the last tokens.
         """
         if past_key_values is not None:
             assert decoder_input_ids is not None
@@ -110,10 +110,10 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
         labels: torch.Tensor | None = None,
         **arguments: Any,
     ) -> Any:
-        """Targets, [CLS] first, for each input. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...).
+        """Targets for each input, [CLS] first. arguments: of `GenerationMixin.generate` (num_beams, max_new_tokens, ...).
 
-        labels: not looked at; `Seq2SeqTrainer` hands whole batches over. Nothing is dropped out, in training mode neither; the
-        mode stays as it is.
+        labels: ignored; `Seq2SeqTrainer` passes whole batches. There is no dropout, not even in training mode; the mode is
+        not changed.
         """
         inputs = PaddedInputs(
             input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags, token_tags=token_tags
@@ -129,7 +129,7 @@ class UnimoForConditionalGeneration(UnimoPreTrainedModel, PrefixGenerationMixin)
 
 
 class UnimoPooledModel(UnimoLabelledModel):
-    """Poolers, dropout, and a head on them."""
+    """Poolers, dropout, and a head on top."""
 
     def add_head(self, config: UnimoConfig) -> None:
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -143,7 +143,7 @@ class UnimoPooledModel(UnimoLabelledModel):
         return logits
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-        """That of `problem_type` for [B, C] logits; where it is not said, the squared error of one number, or the
+        """Loss of `problem_type` for [B, C] logits; if that is not set, the squared error of a single number, or the
         cross-entropy of classes."""
         kind = self.config.problem_type or ("regression" if logits.shape[-1] == 1 else "")
         if kind == "regression":
@@ -154,9 +154,9 @@ class UnimoPooledModel(UnimoLabelledModel):
 
 
 class UnimoForSequenceClassification(UnimoPooledModel):
-    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; a number instead of classes where `num_labels` is 1: STS-B.
+    """Text pooler, dropout, FC: SST-2, MNLI, CoLA; one number instead of classes if `num_labels` is 1: STS-B.
 
-    labels: [B] int64 classes, or numbers where `num_labels` is 1, or what `problem_type` wants. Logits: [B, C].
+    labels: [B] int64 classes, or numbers if `num_labels` is 1, or what `problem_type` requires. Logits: [B, C].
     """
 
     def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -165,7 +165,7 @@ class UnimoForSequenceClassification(UnimoPooledModel):
 
 
 class UnimoPairModel(UnimoPooledModel):
-    """FC(dropout(text pooler * image pooler)) of an image and a text encoded together."""
+    """FC(dropout(text pooler * image pooler)) of a jointly encoded image and text."""
 
     def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
         if not grid.num_regions:
@@ -175,7 +175,7 @@ class UnimoPairModel(UnimoPooledModel):
         return self.output(self.joined(*self.pooled(hidden_TD, grid)))
 
     def joined(self, images_BD: torch.Tensor, texts_BD: torch.Tensor) -> torch.Tensor:
-        """What is dropped out and read by the last layer."""
+        """Input of the dropout before the last layer."""
         return images_BD * texts_BD
 
 
@@ -191,16 +191,16 @@ class UnimoForVisualEntailment(UnimoPairModel):
 
 
 class UnimoForVisualQuestionAnswering(UnimoPairModel):
-    """A score of each answer of the vocabulary (`num_labels` of them): VQA. Logits: [B, A]."""
+    """A score for each answer of the vocabulary (`num_labels` of them): VQA. Logits: [B, A]."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """labels: [B, A] soft scores in [0, 1]; their loss is summed over answers."""
+        """labels: [B, A] soft scores in [0, 1]; the loss is summed over answers."""
         loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
         return loss / len(labels)
 
 
 class UnimoForImageTextRetrieval(UnimoPairModel):
-    """One score of an image and a text: Flickr30k retrieval. Logits: [B]."""
+    """One score for an image and a text: Flickr30k retrieval. Logits: [B]."""
 
     def make_head(self, config: UnimoConfig) -> nn.ModuleDict:
         return scores(config, 1)
@@ -209,4 +209,4 @@ class UnimoForImageTextRetrieval(UnimoPairModel):
         return super().logits(hidden_TD, grid).squeeze(-1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """None: a pair has one among others alone."""
+        """None: the loss of a pair is defined only relative to other pairs."""

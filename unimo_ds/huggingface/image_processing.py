@@ -1,4 +1,4 @@
-"""Images to the regions that a model was trained on: the extractor of its data, in transformers' form."""
+"""Turns images into the regions that a model was trained on: its data's extractor as a transformers image processor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unimo_ds.utils.errors import UserError
 
 
 class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
-    """Regions of PIL images, [IMG] first. Its parameters are in `extractor.safetensors` beside the configuration."""
+    """Regions of PIL images, [IMG] first. The extractor's parameters: `extractor.safetensors` beside the configuration."""
 
     def __init__(self, max_regions: int = 100, *, extractor: RegionExtractor | None = None, **others: Any) -> None:
         super().__init__(**others)
@@ -35,7 +35,7 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         self, images: Image.Image | Sequence[Image.Image], return_tensors: str | None = "pt", **unused: Any
     ) -> BatchFeature:
         """region_features [B, R, F] float32, region_boxes [B, R, 5] float32 and region_mask [B, R] int64;
-        region_tags [B, R, G] int64 where the extractor gives such.
+        region_tags [B, R, G] int64 if the extractor makes tags.
 
         Raises:
             UserError: as `regions_of`.
@@ -43,15 +43,15 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return self.prepared(self.regions_of(images), return_tensors)
 
     def prepared(self, regions: Sequence[Regions], return_tensors: str | None = "pt") -> BatchFeature:
-        """Regions as the model takes them."""
+        """Regions as model inputs."""
         inputs = [image_input(one, max_regions=self.max_regions) for one in regions]
         return BatchFeature(pad_images(inputs), tensor_type=return_tensors)
 
     def regions_of(self, images: Image.Image | Sequence[Image.Image]) -> Sequence[Regions]:
-        """Each image's regions with their classes. Images are turned as their EXIF data say, as those of the training data were.
+        """Each image's regions with their classes. Images are rotated according to their EXIF data, like the training data.
 
         Raises:
-            UserError: the model was trained on regions that no extractor here makes.
+            UserError: the model was trained on regions that no extractor here can make.
         """
         several = [images] if isinstance(images, Image.Image) else images
         if self.extractor is None:
@@ -81,7 +81,7 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
 
 def pad_images(images: Sequence[ImageInput]) -> dict[str, Any]:
-    """The processor's tensors of some images."""
+    """The processor's tensors for some images."""
     padded = {
         "region_features": pad_sequence(
             [torch.from_numpy(image.features).float() for image in images], batch_first=True

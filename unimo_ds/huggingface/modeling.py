@@ -1,4 +1,4 @@
-"""The encoder and its pre-training heads as `PreTrainedModel`s. The weights are `Unimo`'s own, under `unimo.`.
+"""The encoder and its pre-training heads as `PreTrainedModel`s. The weights are those of `Unimo`, under `unimo.`.
 
 Letters: B inputs, R image positions ([IMG] first), L text positions, D hidden size, V vocabulary, F region features, C classes.
 """
@@ -26,12 +26,12 @@ IGNORED = -100
 
 
 class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What all classes of the family share: a `Unimo`, and inputs as padded tensors."""
+    """The shared part of all classes of the family: a `Unimo`, and inputs as padded tensors."""
 
     config_class = UnimoConfig
     base_model_prefix = "unimo"
     supports_gradient_checkpointing = True
-    # Losses are means over a batch: `Trainer` has to divide those of accumulated batches itself.
+    # Losses are means over a batch, so `Trainer` itself must divide those of accumulated batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: UnimoConfig) -> None:
@@ -46,7 +46,7 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def add_head(self, config: UnimoConfig) -> None:
-        """What a class has beside the `Unimo`."""
+        """Adds what a class has besides the `Unimo`."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.unimo.text_embedding.word
@@ -63,7 +63,7 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """`models.initialize` for the modules that a folder does not hold."""
+        """`models.initialize` for modules that are missing in a loaded folder."""
         if isinstance(module, Temperature):
             fresh = Temperature(
                 initial=self.config.contrastive_temperature, minimum=module.minimum, maximum=module.maximum
@@ -80,7 +80,7 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.zeros_(module.weight[module.padding_idx])
 
     def encode(self, inputs: PaddedInputs) -> tuple[torch.Tensor, Grid]:
-        """Hidden states of the stream [T, D], and where they lie."""
+        """Hidden states of the stream [T, D], and the positions of the stream."""
         batch, grid = self.pack(inputs)
         return self.unimo.encode(batch, self.further_embeddings(batch)), grid
 
@@ -90,21 +90,21 @@ class UnimoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         return pack_padded(inputs, feature_size=sizes.region_feature_size, max_positions=sizes.max_position_embeddings)
 
     def further_embeddings(self, batch: PackedBatch) -> torch.Tensor | None:
-        """[N_text, D] to be added to the text tokens' embeddings, where a class has such."""
+        """[N_text, D] to be added to the text tokens' embeddings, if a class has such."""
         return None
 
     def pooled(self, hidden_TD: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pooled [IMG] and [CLS] of each input, [B, D] each; of no use where the input has no such part."""
+        """The pooled [IMG] and [CLS] of each input, [B, D] each; meaningless if the input has no such part."""
         images = self.unimo.image_pooler(grid.unpacked(hidden_TD)[:, 0])
         return images, self.unimo.text_pooler(grid.first_token(hidden_TD))
 
 
 @dataclass
 class UnimoModelOutput(ModelOutput):  # type: ignore[misc]
-    """What the encoder alone gives."""
+    """Output of the encoder without heads."""
 
     last_hidden_state: torch.Tensor | None = None
-    """[B, R + L, D], zero where the input is padding."""
+    """[B, R + L, D], zero at padding."""
     image_pooled: torch.Tensor | None = None
     """[B, D], the pooled [IMG]; None without images."""
     text_pooled: torch.Tensor | None = None
@@ -112,7 +112,7 @@ class UnimoModelOutput(ModelOutput):  # type: ignore[misc]
 
 
 class UnimoModel(UnimoPreTrainedModel):
-    """Encoder and poolers. `get_image_features` and `get_text_features` are the vectors of retrieval."""
+    """Encoder and poolers. `get_image_features` and `get_text_features` return the vectors for retrieval."""
 
     @can_return_tuple
     def forward(
@@ -132,7 +132,7 @@ class UnimoModel(UnimoPreTrainedModel):
         return self.outputs(*self.encode(inputs))
 
     def outputs(self, hidden_TD: torch.Tensor, grid: Grid) -> ModelOutput:
-        """What is read off the hidden states."""
+        """Outputs computed from the hidden states."""
         images, texts = self.pooled(hidden_TD, grid)
         return UnimoModelOutput(
             last_hidden_state=grid.unpacked(hidden_TD),
@@ -143,7 +143,7 @@ class UnimoModel(UnimoPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **unused: Any
     ) -> torch.Tensor:
-        """[B, D] of length 1: texts encoded alone."""
+        """[B, D] of unit length: single encodings of texts."""
         _, pooled = self.pooled(*self.encode(PaddedInputs(input_ids, attention_mask, None, None, None)))
         return functional.normalize(pooled, dim=-1)
 
@@ -155,7 +155,7 @@ class UnimoModel(UnimoPreTrainedModel):
         region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> torch.Tensor:
-        """[B, D] of length 1: images encoded alone."""
+        """[B, D] of unit length: single encodings of images."""
         inputs = PaddedInputs(None, None, region_features, region_boxes, region_mask, region_tags)
         pooled, _ = self.pooled(*self.encode(inputs))
         return functional.normalize(pooled, dim=-1)
@@ -163,7 +163,7 @@ class UnimoModel(UnimoPreTrainedModel):
 
 @dataclass
 class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
-    """Every head of pre-training."""
+    """Output of all pre-training heads."""
 
     prediction_logits: torch.Tensor | None = None
     """[B, L, V]"""
@@ -179,7 +179,7 @@ class UnimoForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
 
 
 class UnimoForPreTraining(UnimoModel):
-    """Every weight of a pre-training run, and what its heads say. The objectives themselves are `unimo_ds.tasks`."""
+    """All weights of a pre-training run, and the outputs of its heads. The objectives themselves are in `unimo_ds.tasks`."""
 
     def outputs(self, hidden_TD: torch.Tensor, grid: Grid) -> ModelOutput:
         hidden = grid.unpacked(hidden_TD)
@@ -197,14 +197,14 @@ class UnimoForPreTraining(UnimoModel):
 
 @dataclass
 class UnimoLogitsOutput(ModelOutput):  # type: ignore[misc]
-    """Of every class with one head."""
+    """Output of every class with one head."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
 class UnimoLabelledModel(UnimoPreTrainedModel):
-    """One head on texts or on pairs, and labels of what it is to say."""
+    """One head on texts or on pairs, and labels for its output."""
 
     @can_return_tuple
     def forward(
@@ -218,27 +218,27 @@ class UnimoLabelledModel(UnimoPreTrainedModel):
         region_tags: torch.Tensor | None = None,
         **unused: Any,
     ) -> UnimoLogitsOutput:
-        """labels: as `loss` of the class takes them. The rest as in `UnimoModel.forward`."""
+        """labels: as the class's `loss` takes them. The rest as in `UnimoModel.forward`."""
         inputs = PaddedInputs(input_ids, attention_mask, region_features, region_boxes, region_mask, region_tags)
         logits = self.logits(*self.encode(inputs))
         return UnimoLogitsOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
 
     def logits(self, hidden_TD: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """What the head says."""
+        """Output of the head."""
         raise NotImplementedError
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-        """Scalar; None of a class without any."""
+        """Scalar; None if the class has no loss."""
         raise NotImplementedError
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of [B, L, V] logits. labels: [B, L], -100 where nothing is to be predicted."""
+    """Mean cross-entropy of [B, L, V] logits. labels: [B, L], -100 at positions without a target."""
     return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
 
 class UnimoForMaskedLM(UnimoLabelledModel):
-    """Tokens at masked positions, with or without an image. labels: [B, L], -100 elsewhere. Logits: [B, L, V]."""
+    """Predicts tokens at masked positions, with or without an image. labels: [B, L], -100 elsewhere. Logits: [B, L, V]."""
 
     loss = staticmethod(token_loss)
 

@@ -1,4 +1,4 @@
-"""Padded tensors, as transformers' users hold them, to the packed stream and back. Nothing waits for the device but the sizes.
+"""Padded tensors, as users of transformers have them, to the packed stream and back. Only its sizes wait for the device.
 
 Letters: B inputs, R image positions ([IMG] first), L text positions, M target positions, T stream positions, D hidden size,
 G tags of a token or region.
@@ -22,24 +22,24 @@ class PaddedInputs:
 
     input_ids: torch.Tensor | None
     attention_mask: torch.Tensor | None
-    """[B, L], 0 where `input_ids` is padding; None: nowhere."""
+    """[B, L], 0 at padding of `input_ids`; None: no padding."""
     region_features: torch.Tensor | None
     """[B, R, F], row 0 [IMG]."""
     region_boxes: torch.Tensor | None
     """[B, R, 5]"""
     region_mask: torch.Tensor | None
-    """[B, R], 0 where a region is padding; None: nowhere."""
+    """[B, R], 0 at padding of regions; None: no padding."""
     region_tags: torch.Tensor | None = None
-    """[B, R, G] numbers of further embeddings of regions."""
+    """[B, R, G] indices of further embeddings of regions."""
     target_ids: torch.Tensor | None = None
-    """[B, M], padded on the right with anything: later targets are seen by none before them."""
+    """[B, M], right-padded with any ids: no target token attends to later ones."""
     token_tags: torch.Tensor | None = None
-    """[B, G, L] numbers of further embeddings of `input_ids`; targets have none."""
+    """[B, G, L] indices of further embeddings of `input_ids`; targets have none."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the stream's positions lie among the padded ones."""
+    """Where the positions of the stream are among the padded ones."""
 
     is_there: torch.Tensor
     """[B, R + L + M] bool"""
@@ -48,12 +48,12 @@ class Grid:
     """R and L."""
 
     def unpacked(self, stream_TD: torch.Tensor) -> torch.Tensor:
-        """[B, R + L + M, D], zero where nothing is."""
+        """[B, R + L + M, D], zero at padding."""
         padded = stream_TD.new_zeros((*self.is_there.shape, stream_TD.shape[-1]))
         return padded.masked_scatter(self.is_there[..., None], stream_TD)
 
     def first_token(self, stream_TD: torch.Tensor) -> torch.Tensor:
-        """[B, D] at the first token of each text, [CLS]; zero where there are no texts."""
+        """[B, D] at the first token of each text, [CLS]; zero without texts."""
         texts = slice(self.num_regions, self.num_regions + self.num_tokens)
         is_token = self.is_there[:, texts]
         if not self.num_tokens:
@@ -63,14 +63,14 @@ class Grid:
 
 
 def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) -> tuple[PackedBatch, Grid]:
-    """The stream of these inputs, and where each position lies.
+    """The packed stream of these inputs, and where each position is among the padded ones.
 
-    feature_size: F, of inputs without regions. max_positions: rows of the position table. Dropout masks follow torch's
-    randomness, one key an input.
+    feature_size: F, for inputs without regions. max_positions: rows of the position table. Dropout masks follow torch's
+    random state, one key per input.
 
     Raises:
-        ValueError: neither ids nor regions, features without boxes, tags of other regions than the features are, an input
-            without any position before its target, or a text that is longer than the position table.
+        ValueError: neither ids nor regions, features without boxes, tags whose regions are not those of the features, an input
+            without any position before its target, or a text longer than the position table.
     """
     features, tags = inputs.region_features, inputs.region_tags
     given = inputs.input_ids if inputs.input_ids is not None else features
@@ -89,7 +89,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
         return torch.ones(tensor.shape[:2], dtype=torch.bool, device=device) if own is None else own.to(device).bool()
 
     def rows(tensor: torch.Tensor | None, here: torch.Tensor, *size: int, dtype: torch.dtype) -> torch.Tensor:
-        """[N, *size] where `here`; none of what is not given."""
+        """[N, *size] at the positions in `here`; no rows if there is no tensor."""
         return torch.zeros((0, *size), dtype=dtype, device=device) if tensor is None else tensor[here]
 
     is_region = mask(features, inputs.region_mask)
@@ -156,7 +156,7 @@ def pack_padded(inputs: PaddedInputs, *, feature_size: int, max_positions: int) 
 
 
 def _tags(tags_BGL: torch.Tensor | None, is_token_BL: torch.Tensor, *, num_targets: int) -> torch.Tensor:
-    """[G, N_text], those of the source tokens before `num_targets` without any; [0, 0] where there are no tags."""
+    """[G, N_text], tags of the source tokens, then `num_targets` times no tag; [0, 0] if there are no tags."""
     if tags_BGL is None:
         return torch.zeros(0, 0, dtype=torch.int64, device=is_token_BL.device)
     of_sources = tags_BGL.transpose(0, 1)[:, is_token_BL].long()

@@ -23,7 +23,7 @@ from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 
 
 class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
-    """`processor(images=..., text=...)`: what every class of the family takes."""
+    """`processor(images=..., text=...)` returns the inputs that every class of the family takes."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         max_object_tokens: int = 100,
         **others: Any,
     ) -> None:
-        """object_names: of the extractor's classes, of a model that was taught with the names of detected objects: they become
-        the text of images without one, as `min_confidence` and `max_object_tokens` say (`CaptioningConfig`).
+        """object_names: of the extractor's classes, for a model trained with the names of detected objects: these become the
+        text of images without one, limited by `min_confidence` and `max_object_tokens` (`CaptioningConfig`).
         """
         super().__init__(image_processor, tokenizer, **others)
         self.object_names = None if object_names is None else list(object_names)
@@ -51,7 +51,7 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         """options: of the tokenizer (padding, truncation, max_length); padding is on unless switched off.
 
         Raises:
-            ValueError: neither images nor texts, or unequally many.
+            ValueError: neither images nor texts, or different numbers of them.
         """
         if images is None and text is None:
             raise ValueError("give images, text, or both")
@@ -79,12 +79,12 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
         )
 
     def conversations(self, passages: Sequence[str], turns: Sequence[Sequence[str]]) -> BatchFeature:
-        """Inputs of a model that answers the last question of a conversation (CoQA): `input_ids`, `attention_mask`, `token_tags`.
+        """Inputs for a model that answers a conversation's last question (CoQA): `input_ids`, `attention_mask`, `token_tags`.
 
-        turns: of each passage, question, answer, ..., question.
+        turns: for each passage: question, answer, ..., question.
 
         Raises:
-            ValueError: other numbers of both, or a conversation that does not end in a question.
+            ValueError: different numbers of passages and turns, or a conversation that does not end in a question.
         """
         if len(passages) != len(turns):
             raise ValueError(f"{len(passages)} passages and {len(turns)} conversations; each passage has one")
@@ -107,9 +107,9 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 def fast_tokenizer(tokenizer: Tokenizer, *, max_tokens: int) -> PreTrainedTokenizerFast:
-    """The same tokenizer in transformers' form: the same ids for every text, with [CLS] and [SEP] around them.
+    """The same tokenizer in transformers' form: the same ids for every text, with [CLS] and [SEP] around it.
 
-    Names of specials inside a text stay ordinary characters, as in training.
+    Names of special tokens inside a text stay ordinary characters, as in training.
     """
     inner: tokenizers.Tokenizer = copy.deepcopy(tokenizer.inner)
     inner.post_processor = TemplateProcessing(

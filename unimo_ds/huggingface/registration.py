@@ -1,4 +1,4 @@
-"""What the Auto classes of transformers are told. Each function may be called again."""
+"""Registers this family with the Auto classes of transformers. Each function may be called repeatedly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register_configuration() -> None:
 
 
 def register_image_processor() -> None:
-    """`AutoImageProcessor`: known by name as soon as it can be asked for, since its file is read without a configuration."""
+    """`AutoImageProcessor`: registered by name as soon as it can be requested: its file is read without a configuration."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     from unimo_ds.huggingface.image_processing import UnimoImageProcessor
