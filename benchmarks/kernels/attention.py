@@ -1,9 +1,9 @@
-"""Packed attention on a mix like UNIMO's: this project's paths and what else can express it, in one run, interleaved.
+"""Packed attention on a mix like UNIMO's: this project's paths and its alternatives in one run, interleaved.
 
     python -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --json rows.json      # a GPU: about two minutes
     python -m benchmarks.kernels.attention --scale 0.05                                         # a CPU: small, for the shapes
 
-Without dropout every contender first has to agree with the plain reference on this mix. Rows: median and worst milliseconds of
+Without dropout every contender must first agree with the plain reference on this mix. Rows: median and worst milliseconds of
 the rounds, peak extra memory (`timing.py`, `attention_peers.py`).
 """
 
@@ -25,7 +25,7 @@ from unimo_ds.utils.running import run_command
 
 HEADS, SIZE = 12, 64
 VARIANTS = {"": (True, "copies"), ", in parts": (False, "copies"), ", bulk": (True, "bulk")}
-"""What a contender's name adds -> `WHOLE_BACKWARD`, whether short sequences go backward by a kernel of their own, and
+"""Suffix of a contender's name -> `WHOLE_BACKWARD`, whether short sequences have a backward kernel of their own, and
 `FORWARD`, how the forward kernel loads tiles."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
 """Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
@@ -43,8 +43,8 @@ MIXES: dict[str, list[list[tuple[int, int]]]] = {
     "repeated": [[(image + text, image + text)] for image, texts in _PAIRS for text in texts],
 }
 """Name -> groups of (length, prefix) of sequences; in a group, those after the first share its prefix. `repeated`: the pairs of
-`shared`, the image encoded with each text. `unimo_shares`: what the others pay where one sequence shares. `*_2048`: a prefix's
-cost where what every block costs, whatever its mask, weighs less."""
+`shared`, with the image encoded again for each text. `unimo_shares`: the cost to the others if one sequence shares. `*_2048`:
+cost of a prefix in long sequences, in which the part of a block's cost that no mask changes weighs less."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Row:
     extra_mib: float
     is_captured: bool
     teraflops: float
-    """Of the visible (query, key) pairs alone: two products forward, five backward, over `both_ms`."""
+    """Counts only visible (query, key) pairs: two products forward, five backward, over `both_ms`."""
 
 
 def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: torch.Tensor) -> dict[str, Contender]:
-    """This project's fast paths that run here."""
+    """This project's fast paths that can run here."""
     found = {}
     for path in ("native", "bucketed"):
         try:
@@ -84,7 +84,7 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
 
 
 def layout_of_mix(mix: str, scale: float = 1.0) -> Layout:
-    """The stream of a mix, or a share of it."""
+    """The stream of a mix, or a fraction of it."""
     groups = MIXES[mix][:: max(1, round(1 / scale))]
     lengths, prefixes = zip(*(sequence for group in groups for sequence in group), strict=True)
     owners: list[int] = []

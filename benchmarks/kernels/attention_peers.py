@@ -1,8 +1,8 @@
-"""What else can express packed attention: torch's SDPA (dense mask; cuDNN and FlashAttention on equal lengths), FlexAttention,
-and FlashAttention-2's packed call, which torch ships (sequences with a prefix take two calls of it).
+"""Other ways to compute packed attention: torch's SDPA (dense mask; cuDNN and FlashAttention on equal lengths), FlexAttention,
+and FlashAttention-2's packed call, which torch includes (sequences with a prefix need two calls of it).
 
-Each gets its inputs in the form it likes best; padding and unpadding are not counted. Those that split or gather sequences
-count what they copy, as they could not do without.
+Each gets its inputs in its preferred form; padding and unpadding are not counted. Those that split or gather sequences
+count what they copy, since they could not do without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unimo_ds.ops.layout import Layout
 
 
 def peers(layout: Layout, probability: float, inputs: torch.Tensor, upstream: torch.Tensor) -> dict[str, Contender]:
-    """Those that run on these inputs. inputs: [T, 3, H, D]. upstream: [T, H, D]."""
+    """Those that can run on these inputs. inputs: [T, 3, H, D]. upstream: [T, H, D]."""
     lengths = (layout.sequence_starts[1:] - layout.sequence_starts[:-1]).tolist()
     is_bidirectional = layout.prefix_lengths.tolist() == lengths
     if layout.prefix_of is not None:
@@ -45,13 +45,13 @@ def peers(layout: Layout, probability: float, inputs: torch.Tensor, upstream: to
             ("torch SDPA, flash, equal lengths", SDPBackend.FLASH_ATTENTION),
         ):
             found[name] = _equal_lengths(backend, lengths[0], probability, inputs, upstream)
-    if probability == 0 and not is_bidirectional:  # it has no dropout, and packs without prefixes are FlashAttention's
+    if probability == 0 and not is_bidirectional:  # it has no dropout, and FlashAttention takes packs without prefixes
         found["FlexAttention, compiled"] = _flex(layout, inputs, upstream)
     return found
 
 
 def _padded(layout: Layout, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[S, longest, ...] with zeros, and which of it is a position, [S, longest]."""
+    """[S, longest, ...] padded with zeros, and [S, longest], which of these are positions."""
     lengths = (layout.sequence_starts[1:] - layout.sequence_starts[:-1]).long()
     valid = torch.arange(layout.longest, device=tensor.device) < lengths[:, None]
     padded = tensor.new_zeros(len(lengths), layout.longest, *tensor.shape[1:])
@@ -67,7 +67,7 @@ def _dense_mask(layout: Layout, probability: float, inputs: torch.Tensor, upstre
     padded, valid = _padded(layout, inputs)
     masks = [sequence_mask(layout.longest, int(p), device=inputs.device) for p in layout.prefix_lengths]
     mask = (torch.stack(masks) & valid[:, None, :])[:, None]
-    mask |= ~valid[:, None, :, None]  # rows of padding see everything, so that none is empty
+    mask |= ~valid[:, None, :, None]  # rows of padding attend to everything, so that none is empty
 
     def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=probability)
@@ -84,7 +84,7 @@ def _equal_lengths(
             return functional.scaled_dot_product_attention(query, key, value, dropout_p=probability)
 
     batched = inputs.unflatten(0, (-1, length))
-    # Positions before heads in memory, as a projection leaves them: no backend needs a copy.
+    # Positions before heads in memory, as a projection writes them: no backend needs a copy.
     leaves = tuple(part.contiguous().transpose(1, 2) for part in batched.unbind(2))
     return Contender(call, leaves, upstream.unflatten(0, (-1, length)).contiguous().transpose(1, 2))
 
@@ -99,8 +99,8 @@ def _flash_varlen(layout: Layout, probability: float, inputs: torch.Tensor, upst
 
 
 def _flash_two_calls(layout: Layout, probability: float, inputs: torch.Tensor, upstream: torch.Tensor) -> Contender:
-    """Prefixes (and whole bidirectional sequences) see themselves: one call without a mask. What follows a prefix sees the
-    whole sequence up to itself: one call whose causal mask is aligned at the end. Queries of the two are gathered."""
+    """Prefixes (and whole bidirectional sequences) attend to themselves: one call without a mask. What follows a prefix attends
+    to the whole sequence up to itself: one call whose causal mask is aligned at the end. Queries of the two are gathered."""
     lengths = (layout.sequence_starts[1:] - layout.sequence_starts[:-1]).tolist()
     prefixes, starts = layout.prefix_lengths.tolist(), layout.sequence_starts.tolist()
     spans = list(zip(starts, prefixes, lengths, strict=False))
@@ -127,7 +127,7 @@ def _flash_two_calls(layout: Layout, probability: float, inputs: torch.Tensor, u
 
 
 def _flash_copied(layout: Layout, probability: float, inputs: torch.Tensor, upstream: torch.Tensor) -> Contender:
-    """Bidirectional sequences, some of which see another one too: a copy of its keys goes before their own."""
+    """Bidirectional sequences, some of which attend to another one too: a copy of its keys goes before their own."""
     assert layout.prefix_of is not None
     spans = list(itertools.pairwise(layout.sequence_starts.tolist()))
     seen = [
@@ -194,7 +194,7 @@ def _flex(layout: Layout, inputs: torch.Tensor, upstream: torch.Tensor) -> Conte
 
 
 def unpacked(output: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
-    """The output of a contender, sequence by sequence, [length, H, D], for comparing them."""
+    """A contender's output, sequence by sequence, [length, H, D], for comparison."""
     starts = layout.sequence_starts.tolist()
     for index, (start, stop) in enumerate(itertools.pairwise(starts)):
         if output.dim() == 3:

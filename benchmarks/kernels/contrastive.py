@@ -3,8 +3,8 @@
     python -m benchmarks.kernels.contrastive --inf-cl DIR --json out.json      # on a GPU; DIR: a checkout of Inf-CLIP
 
 `pairs`: C images against C texts, one positive each, both directions (the loss of CLIP) or one (`_one_way`). Ours, Inf-CL's
-kernels (imported from DIR, nothing of it is in this repository), and open_clip's loss by its formula with all logits.
-`cmcl`: one logarithm over 4 positives and 100 negatives of each row's own and over the other pairs in both directions. Ours, and
+kernels (imported from DIR, none of it is in this repository), and open_clip's loss by its formula with all logits.
+`cmcl`: one logarithm over each row's own 4 positives and 100 negatives and over the other pairs in both directions. Ours, and
 the same formula in plain PyTorch. Prints median and worst milliseconds of the rounds and peak extra memory, gradients included.
 """
 
@@ -31,13 +31,13 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
 INVERSE_TEMPERATURE = 16.0
-"""A number that bf16 holds: peers multiply bf16 vectors by it as a bf16 number, and 1 / 0.07 would become 14.3125 there, another
-loss (by 1 %; ours keeps fp32)."""
+"""Exact in bf16: peers multiply bf16 vectors by it as a bf16 number, and 1 / 0.07 would be rounded to 14.3125, another loss
+(by 1 %; ours keeps fp32)."""
 LOSSES_MAY_DIFFER_BY = 2e-3
 POSITIVES, NEGATIVES = 4, 100
 DEFAULT_CHUNKS = contrastive.SMALL_CHUNK, contrastive.LARGE_CHUNK
 CHUNKS_AT = 65536
-"""Number of candidates at which other chunks are tried."""
+"""Number of candidates at which other chunk sizes are tried."""
 Loss = Callable[..., torch.Tensor]
 
 
@@ -54,7 +54,7 @@ class Row:
 
 
 def make_keys(count: int, device: torch.device) -> Keys:
-    """Every pair distinct: all but its own image and text are its negatives."""
+    """All pairs distinct: everything except its own image and text is a negative of a pair."""
     index = torch.arange(count, device=device)
     keys = torch.stack((torch.zeros_like(index), index, index, index), 1)
     return Keys(keys, keys, index[:, None], index[:, None])
@@ -75,7 +75,7 @@ def ours_pairs(count: int, device: torch.device, *, both: bool) -> Loss:
 
 
 def in_chunks(loss: Loss, small: tuple[int, int], large: tuple[int, int]) -> Loss:
-    """With rectangles of these rows and columns."""
+    """With chunks of these rows and columns."""
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         contrastive.SMALL_CHUNK, contrastive.LARGE_CHUNK = small, large  # until the next run: backward needs them too
@@ -85,7 +85,7 @@ def in_chunks(loss: Loss, small: tuple[int, int], large: tuple[int, int]) -> Los
 
 
 def inf_cl_pairs(folder: Path, *, both: bool) -> Loss:
-    """What cal_inf_loss does on one process; with several it would also sum the scale's gradient over them."""
+    """What cal_inf_loss does on one process; on several it would also sum the scale's gradient over them."""
     if not (folder / "inf_cl" / "flash.py").is_file():
         raise UserError(f"there is no inf_cl/flash.py in {folder}; --inf-cl names a checkout of Inf-CLIP")
     sys.path.insert(0, str(folder))
@@ -142,7 +142,7 @@ def in_fp32(loss: Loss) -> Loss:
 
 
 def make_inputs(task: str, count: int, arguments: argparse.Namespace) -> list[torch.Tensor]:
-    """Images, texts near them, the inverse temperature; and what each row has of its own."""
+    """Images, texts similar to them, the inverse temperature; and each row's own vectors."""
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     generator = torch.Generator(device=device).manual_seed(1)
 
@@ -228,7 +228,7 @@ def _time(loss: Loss, inputs: Sequence[torch.Tensor]) -> tuple[float, float, flo
 
 
 def captured(task: str, count: int, arguments: argparse.Namespace) -> Row:
-    """Ours as CUDA graphs: the GPU's time alone, without that of the host that starts the kernels."""
+    """Ours as CUDA graphs: only the GPU's time, without that of the host launching the kernels."""
     leaves = [tensor.requires_grad_() for tensor in make_inputs(task, count, arguments)]
     loss = contenders(task, count, arguments)["ours"]
     runs: list[Callable[[], object]] = [lambda: loss(*leaves), lambda: torch.autograd.grad(loss(*leaves), leaves)]

@@ -1,12 +1,12 @@
-"""What stands between a layer's matrix products, and the head behind them: ours and plain torch in one run, interleaved.
+"""The operations between a layer's matrix products, and the head after them: ours and plain torch in one run, interleaved.
 
     python -m benchmarks.kernels.elementwise --device cuda --dtype bfloat16 --json rows.json     # a GPU: about a minute
     python -m benchmarks.kernels.elementwise --dtype float32 --positions 2000                    # a CPU
 
 `dropout_norm`: layer_norm(residual + dropout(x)). `linear_gelu`: gelu of a linear layer, its product included. `cross_entropy`:
-over the tied word table at one position of eight, product included; as in training, nobody asks who is correct, but in the row
-that says so. Contenders: this project's paths; torch's own operators with its own dropout; the same compiled; apex's layer norm
-where it is installed. Rows: median and worst milliseconds of the rounds, peak extra memory (`timing.py`).
+with the tied word table, at one position in eight, product included; as in training, it does not report correct predictions,
+except in the row that says so. Contenders: this project's paths; torch's own operators with its own dropout; the same compiled;
+apex's layer norm if installed. Rows: median and worst milliseconds of the rounds, peak extra memory (`timing.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unimo_ds.utils.running import run_command
 SIZE, WIDE, WORDS = 768, 3072, 50265
 EPSILON, DROPOUT = 1e-5, 0.1
 MASKED = 8
-"""One position of as many predicts a word."""
+"""One position in this many predicts a word."""
 Call = Callable[..., torch.Tensor]
 
 
@@ -112,7 +112,7 @@ def measure_op(op: str, arguments: argparse.Namespace) -> list[Row]:
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     positions = arguments.positions // 128 * 128
     generator = torch.Generator().manual_seed(1)
-    # Weights of a layer as initialised, so that no logit is large.
+    # Weights as a layer is initialised, so that no logit is large.
     leaves = tuple(
         (torch.randn(shape, generator=generator) * (1 if index == 0 else 0.02)).to(device, dtype)
         for index, shape in enumerate(shapes(positions))

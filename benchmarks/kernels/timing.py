@@ -1,7 +1,7 @@
 """Times of contenders on a GPU or a CPU, interleaved: each round runs all of them, in a new order.
 
 On a GPU each contender's forward, and its forward and backward, are captured as CUDA graphs, so that a row is the time of
-the kernels and not of the Python that starts them; what cannot be captured is started call by call, and its row says so.
+the kernels, not of the Python that launches them; what cannot be captured is launched call by call, and its row says so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 _REPLAYS = 20
-"""Calls between two events: a mean over some milliseconds, so that the clock's steps do not count."""
+"""Calls between two events: enough for some milliseconds, so that the clock's resolution does not matter."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time. call: of the leaves to the output; the output's gradient is `upstream`."""
+    """Something to time. call: from the leaves to the output; the output's gradient is `upstream`."""
 
     call: Callable[..., torch.Tensor]
     leaves: tuple[torch.Tensor, ...]
@@ -31,23 +31,23 @@ class Contender:
 
 @dataclass(frozen=True)
 class Times:
-    """Of one contender, over the rounds; milliseconds and MiB."""
+    """Of one contender, over the rounds; in milliseconds and MiB."""
 
     forward_ms: float
     both_ms: float
     """Forward and backward; median, like `forward_ms`."""
     worst_both_ms: float
     extra_mib: float
-    """Peak memory beyond what was there before, of forward and backward; 0 on a CPU, where it is not measured."""
+    """Peak memory of forward and backward, beyond what was allocated before; 0 on a CPU, where it is not measured."""
     is_captured: bool
     """Whether CUDA graphs were timed."""
 
 
 class Rows:
-    """Dataclasses of one kind, printed as a table while they are measured, and kept in a JSON file if something later fails."""
+    """Dataclasses of one kind, printed as a table during measuring, and kept in a JSON file if something later fails."""
 
     def __init__(self, kind: type, path: str | None, head: Mapping[str, str]) -> None:
-        """path: None, of none. head: what the file says of all rows."""
+        """path: of the file; None: no file. head: what the file says about all rows."""
         self._path, self._head, self._rows = path, head, list[Any]()
         names = [item.name.replace("_", " ") for item in fields(kind)]
         print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
@@ -92,7 +92,7 @@ def _both(contender: Contender) -> Sequence[torch.Tensor]:
 
 
 def _forward(contender: Contender) -> torch.Tensor:
-    """Forward as in training: with what the backward pass needs."""
+    """Forward as in training: it keeps what the backward pass needs."""
     return contender.call(*[leaf.detach().requires_grad_() for leaf in contender.leaves])
 
 
@@ -114,7 +114,7 @@ def _runner(contender: Contender) -> tuple[Callable[[], float], Callable[[], flo
 
 
 def _captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
-    """A graph of the call, None where it waits for the device or asks for what a capture forbids."""
+    """A graph of the call; None if it waits for the device or does something else that a capture forbids."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
