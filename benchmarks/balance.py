@@ -1,9 +1,9 @@
-"""How evenly a step's work falls on the ranks, against random and length-bucketed dealing, and what dealing costs.
+"""How evenly a step's work is dealt to the ranks, compared with random and length-bucketed dealing, and what dealing costs.
 
     python -m benchmarks.balance
 
 The recipe `base_32xv100` on the paper's length mix. Work is counted in floating-point operations of all products (heads and
-image projections included), which is not what the dealing goes by. Every dealing gives each rank equally many micro-batches.
+image projections included), which the dealing itself does not use. All dealings give each rank equally many micro-batches.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ours(selection: StepSelection, config: RunConfig, world_size: int, random: n
 
 
 def at_random(selection: StepSelection, config: RunConfig, world_size: int, random: np.random.Generator) -> list[Any]:
-    """Equally many samples for each rank, whichever: what a distributed sampler does."""
+    """The same number of samples for each rank, chosen at random: what a distributed sampler does."""
     return np.array_split(random.permutation(len(selection)), world_size)
 
 

@@ -1,11 +1,11 @@
-"""What pycocoevalcap's own evaluation says of imperfect captions: the figures that tests/finetune/test_metrics.py compares with.
+"""Scores of imperfect captions by pycocoevalcap's own evaluation, with which tests/finetune/test_metrics.py compares.
 
     python -m venv reference && reference/bin/pip install pycocoevalcap==1.2
     reference/bin/python benchmarks/caption_reference.py tests/finetune/data/imperfect_captions.json
 
-Runs in that environment alone, with Java and nothing of this project. `evaluated`: COCOEvalCap.evaluate() over COCO files,
-PTB tokens and all, without SPICE (it downloads). `scored`: the scorers on the texts' words between spaces as they stand.
-Rewrites the figures in the file.
+Needs only that environment, with Java, and nothing of this project. `evaluated`: COCOEvalCap.evaluate() over COCO files,
+including PTB tokens, without SPICE (it downloads). `scored`: the scorers on the texts' words between spaces, unchanged.
+Overwrites the figures in the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 
 
 class NoSpice:
-    """In SPICE's place."""
+    """Replaces SPICE."""
 
     def method(self) -> str:
         return "none"
@@ -37,7 +37,7 @@ class NoSpice:
 
 
 def evaluated(sets: list[dict[str, Any]]) -> dict[str, float]:
-    """The whole evaluation, as captioning papers run it."""
+    """The whole evaluation, as in captioning papers."""
     references = {
         "images": [{"id": number} for number in range(len(sets))],
         "annotations": [
@@ -59,7 +59,7 @@ def evaluated(sets: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def scored(sets: list[dict[str, Any]]) -> dict[str, float]:
-    """The scorers alone."""
+    """Only the scorers."""
     references = {number: one["references"] for number, one in enumerate(sets)}
     written = {number: [one["written"]] for number, one in enumerate(sets)}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -22,13 +22,13 @@ DIRECTIONS = {
 
 
 def evaluations(run: Path) -> list[Mapping[str, float]]:
-    """The held-out measurements of a run directory, in the order of their steps; none where it has not begun."""
+    """The held-out measurements of a run directory, in step order; empty if it has none yet."""
     rows = [record.values for record in records.read(run / records.METRICS_FILE)]
     return [row for row in rows if DIRECTIONS["R@10 text to image"] in row]
 
 
 def draw(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Both directions side by side, one colour a label, a line for each of its run directories."""
+    """Both directions side by side, one colour per label, one line per run directory."""
     first = next(iter(runs.values()))[0]
     num_images = json.loads((first / "config.json").read_text())["evaluation"]["num_pairs"]
     figure, panes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")

@@ -1,10 +1,10 @@
-"""Sentences per second of text generation, beside transformers' own encoder-decoder (BART) of about as many parameters.
+"""Sentences per second of text generation, compared with transformers' own encoder-decoder (BART) of about as many parameters.
 
     python -m benchmarks.generation --rounds 3 --json benchmarks/rows/generation_cpu_2026-11-26.json
 
-Random weights: speed does not depend on them, and every text is forced to the same length. Both sides run in one process on the
-same sources, interleaved, so that other load on the machine strikes both alike; a row holds medians over rounds.
-Processor seconds leave out the time in which other processes had the core.
+Random weights: speed does not depend on them, and every text is forced to the same length. Both run in one process on the
+same sources, interleaved, so that other load on the machine affects both alike; a row holds medians over rounds.
+Processor seconds exclude the time in which other processes had the core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unimo_ds.generation.generate import GenerationSettings, generate, make_prom
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.seed import generator
 
-# Layers of BART's encoder and decoder are chosen so that both models have about as many parameters.
+# Numbers of BART's layers are chosen so that both models have about as many parameters.
 SIZES = {
     "small": (
         ModelConfig(num_layers=6, hidden_size=256, num_heads=4, feed_forward_size=1024, vocabulary_size=8000),
@@ -38,7 +38,7 @@ SIZES = {
 
 
 def unimo(config: ModelConfig) -> tuple[Unimo, int]:
-    """The model, and its parameters that generation of text from text uses."""
+    """The model, and the number of its parameters that generating text from text uses."""
     model = Unimo(config).eval()
     unused = ("region_", "text_pooler", "image_pooler", "temperature")
     return model, sum(p.numel() for name, p in model.named_parameters() if not name.startswith(unused))
@@ -71,7 +71,7 @@ def unimo_run(model: Unimo, sources: list[np.ndarray], *, num_beams: int, tokens
     special[[0, 1, 2, 3, -1]] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
     vocabulary = Vocabulary(special, special, ordinary, len(special) - 1, np.ones(len(special), np.int32))
-    # The end is never allowed, so that each text has all its tokens.
+    # The end token is never allowed, so that each text has its full length.
     settings = GenerationSettings(
         num_beams=num_beams, min_tokens=tokens, max_tokens=tokens, batch_prompts=len(sources), length_penalty=1.0
     )

@@ -1,11 +1,11 @@
-"""Pairs a second through the contrastive objective with its rewrites: exact, with a shared image, and padded as usual code does.
+"""Pairs per second through the contrastive objective with rewrites: exact, with a shared image, and padded as in usual code.
 
     python -m benchmarks.hard_negatives                                   a CPU, fp32
     python -m benchmarks.hard_negatives --device cuda --pairs 64          a GPU, bf16
 
-A pair brings its image and caption alone, itself and one positive rewrite jointly, and `--negatives` negative rewrites jointly:
-forward and backward of all of it, without optimizer. Exact and padded have to agree about the loss (dropout off); a shared image
-is another masking (docs/choices.md, 6b), so its loss is another one.
+A pair has single encodings of its image and caption, and joint ones of itself, one positive rewrite and `--negatives` negative
+rewrites: forward and backward of all of them, without optimizer. Exact and padded must agree on the loss (dropout off); a
+shared image is masked differently (docs/choices.md, 6b), so its loss differs.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def loss_of(model: torch.nn.Module, step: PackedBatch | PaddedStep) -> torch.Ten
 
 
 def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> list[dict[str, Any]]:
-    """Rows of the three contenders on one case."""
+    """Rows of the three contenders for one case."""
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     config = ModelConfig(
@@ -129,7 +129,7 @@ def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> l
         model, own = steps[name]
 
         def step(number: int) -> None:
-            loss_of(model, own[number % arguments.rounds]).backward()  # warm-up rounds are numbered below 0
+            loss_of(model, own[number % arguments.rounds]).backward()  # warm-up rounds have numbers below 0
             model.zero_grad(set_to_none=True)
 
         return step
@@ -138,7 +138,7 @@ def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> l
     timings = measuring.interleaved(
         {name: run(name) for name in steps},
         rounds=arguments.rounds,
-        warm_up=arguments.rounds if arguments.device == "cuda" else 1,  # cuDNN plans anew for every shape
+        warm_up=arguments.rounds if arguments.device == "cuda" else 1,  # cuDNN makes a new plan for every shape
         synchronize=synchronize,
         say=True,
     )

@@ -1,10 +1,10 @@
-"""Share of the time that a run trains while it is killed once in a hundred steps, and what each kill costs.
+"""Fraction of the time that a run trains if it is killed once in a hundred steps, and what each kill costs.
 
     OMP_NUM_THREADS=1 python -m benchmarks.kills --run-dir runs/killed                               torchrun
     OMP_NUM_THREADS=1 python -m benchmarks.kills --run-dir runs/killed --launcher mpirun --every 10
 
-The demo recipe on two ranks, its corpus drawn once where it is missing. Every process gets SIGKILL at once, launcher and loader
-workers included, and the same command starts again at once. `training_share` is that of `unimo inspect RUN --html`.
+The demo recipe on two ranks; its corpus is drawn once if it is missing. All processes get SIGKILL at once, including launcher
+and loader workers, and the same command starts again at once. `training_share` is that of `unimo inspect RUN --html`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLL = 0.1
 
 
 def launcher(name: str) -> list[str]:
-    """The command in front of the trainer's module."""
+    """The command before the trainer's module."""
     beside = str(Path(sys.executable).with_name(name))
     if name == "torchrun":
         return [beside, "--standalone", "--nproc-per-node=2", "-m"]
@@ -38,13 +38,13 @@ def launcher(name: str) -> list[str]:
 
 
 def last_step(run_dir: Path) -> int:
-    """The newest step on record, 0 before the first."""
+    """The newest recorded step, 0 before the first."""
     found = records.read(run_dir / records.METRICS_FILE)
     return max((record.step for record in found if not record.event), default=0)
 
 
 def kill_family(family: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a launcher and all below it; returns when they are gone."""
+    """SIGKILL to a launcher and all its descendants; returns when they are gone."""
     members = [psutil.Process(family.pid), *psutil.Process(family.pid).children(recursive=True)]
     for member in members:
         member.kill()

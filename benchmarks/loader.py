@@ -1,11 +1,11 @@
-"""Reading: samples a second of one core, time to the first sample, resume and memory, beside four peers on the same samples.
+"""Reading: samples per second of one core, time to the first sample, resume and memory, beside four peers on the same data.
 
     python -m venv peers && peers/bin/pip install -r benchmarks/requirements.txt      once; `make bench` does it
     peers/bin/python -m benchmarks.loader --folder /tmp/loader_benchmark
 
 Samples: region features of 100 x 2048 float16 (410 KB), JPEGs of about 100 KB, and texts. All contenders run in one process
-without workers, in a new order each round; "cold" rounds begin with the files dropped from the page cache, and every round reads
-one epoch and touches every page of it.
+without workers, in a new order each round; before "cold" rounds the files are dropped from the page cache, and every round
+reads one epoch and touches every page of it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ PER_SHARD = {"regions": 32, "jpeg": 32, "text": 256}
 
 
 def make_folder(folder: Path, kind: str) -> None:
-    """Shards of one kind of sample; a finished folder is left as it is."""
+    """Shards of one kind of sample; a finished folder is kept."""
     if (folder / "manifest.json").is_file():
         return
-    for left in folder.glob(f"{kind}-*"):  # by a run that was killed
+    for left in folder.glob(f"{kind}-*"):  # of a run that was killed
         left.unlink()
     random = np.random.default_rng(0)
     samples = (StoredSample(*_sample(random, kind, number)) for number in range(COUNTS[kind]))
@@ -106,7 +106,7 @@ def read_epoch(contender: Any, count: int, first_seconds: list[float] | None = N
 
 
 def in_child(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The function's result in a forked process: memory and caches are its own."""
+    """The function's result from a forked process, which has its own memory and caches."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -190,7 +190,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    # As in this project's loader processes, for all contenders alike: they share this process.
+    # As in this project's loader processes, but for all contenders, since they share this process.
     keep_freed_buffers()
     rows = []
     for kind in arguments.kinds.split(","):

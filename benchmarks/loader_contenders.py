@@ -1,7 +1,7 @@
 """Readers of the same samples: this project's, webdataset's, Megatron-Energon's, LitData's and MosaicML Streaming's.
 
-Each writes or indexes the samples in its own way, streams an epoch of them in shuffled order with arrays decoded, and resumes in
-the middle of one. All run in one process without workers: samples a second are those of one core.
+Each writes or indexes the samples in its own way, streams one shuffled epoch of them with decoded arrays, and resumes in the
+middle of one. All run in one process without workers, so samples per second are those of one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unimo_ds.data.step_reader import StepReader
 from unimo_ds.data.storage import shards
 
 BUFFER = 64
-"""Samples that webdataset and Energon shuffle among: about what this project's window of shards is here."""
+"""Samples in the shuffle buffer of webdataset and Energon: about as many as in this project's window of shards here."""
 Stream = Iterator[Any]
 Content = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Ours:
         )
 
     def prepare(self) -> None:
-        """The shards are its own form."""
+        """Nothing to do: the shards are in its own format."""
 
     def _open(self) -> tuple[Corpus, StepPlanner]:
         corpus = Corpus.open(self.folder)
@@ -91,7 +91,7 @@ class Ours:
 
 
 class OurSteps(Ours):
-    """The whole way to packed micro-batches: tokens, masking, packing, the plan of ranks."""
+    """The whole path to packed micro-batches: tokens, masking, packing, the plan of ranks."""
 
     name = "ours, to packed batches"
 
@@ -116,7 +116,7 @@ class WebDataset:
         self.folder, self.kind = folder, kind
 
     def prepare(self) -> None:
-        """Reads the shards as they are."""
+        """Nothing to do: it reads the shards as they are."""
 
     def epoch(self) -> Stream:
         os.environ.setdefault("WDS_SECURE", "1")
@@ -124,11 +124,11 @@ class WebDataset:
 
         urls = [str(path) for path in shards.shard_files(self.folder)]
         data = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=0)
-        # Its decoder for .npy allows pickles and copies; these two lines are what its documentation tells to write instead.
+        # Its decoder for .npy allows pickles and copies; its documentation recommends these two lines instead.
         return iter(data.shuffle(BUFFER).map(_decoded_members))
 
     def resume(self, position: int) -> Stream:
-        """It has no resume: samples are read and thrown away."""
+        """It cannot resume: samples are read and discarded."""
         return itertools.islice(self.epoch(), position, None)
 
 
@@ -200,7 +200,7 @@ class Energon:
 
 
 class Resumed(Iterator[Any]):
-    """A stream that begins when it is first asked: what came before (getting a state to resume from) is not timed."""
+    """A stream that starts at the first `next`: what comes before (making a state to resume from) is not timed."""
 
     def __init__(self, begin: Callable[[], Stream]) -> None:
         self._begin: Callable[[], Stream] | None = begin
@@ -306,9 +306,9 @@ class Mosaic:
 
 
 def _import_streaming() -> Any:
-    """`streaming` imports torchvision for data sets that are not used here; a CPU build of it is not on the package index."""
+    """`streaming` imports torchvision for datasets not used here, and the package index has no CPU build: stubs replace it."""
     if "torchvision" not in sys.modules:
-        import transformers.feature_extraction_utils  # noqa: F401  (looks for torchvision itself)
+        import transformers.feature_extraction_utils  # noqa: F401  (looks for torchvision, so import it before the stubs)
 
         names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
         modules = {name: types.ModuleType(name) for name in names}

@@ -1,9 +1,9 @@
-"""One core's time for an image whose regions are patches of its JPEG, beside what Pillow alone takes to decode and scale it.
+"""One core's time for an image whose regions are patches of its JPEG, and the time that Pillow needs to decode and scale it.
 
     unimo prepare import --kind images --images photos.tar --extractor patches --output /tmp/patches
     python -m benchmarks.loader_patches --data /tmp/patches
 
-The whole way to packed batches: `python -m benchmarks.loader_steps --data /tmp/patches`.
+For the whole path to packed batches: `python -m benchmarks.loader_steps --data /tmp/patches`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unimo_ds.utils.running import run_command
 
 
 def floor(jpeg: bytes, grid: PatchGrid) -> None:
-    """As few steps as Pillow takes."""
+    """Decode and scale with as few steps in Pillow as possible."""
     image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
     image.draft("RGB", (grid.working_side, grid.working_side))
     image.resize((grid.columns * grid.side, grid.rows * grid.side), Image.Resampling.BILINEAR)

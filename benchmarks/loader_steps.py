@@ -1,9 +1,9 @@
-"""What training waits for: packed steps of a data folder, from one loader process, and what they cost the trainer's own.
+"""What training waits for: packed steps of a data folder from one loader process, and their cost to the trainer's process.
 
     python -m benchmarks.loader_steps --data DIR [--recipe small] [--set dotted.key=value ...]
 
-Processor time, system time included, of the process that reads, draws, masks, tokenises, packs and sends, and of the one that
-takes the steps. A GPU that trains N positions a second is fed by N / positions_per_processor_second such processes.
+Processor time, including system time, of the process that reads, draws, masks, tokenises, packs and sends, and of the one that
+takes the steps. A GPU that trains N positions per second needs N / positions_per_processor_second such processes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from unimo_ds.overrides import apply_overrides
 from unimo_ds.utils.running import run_command
 
 _WARM_UP = 12
-"""Steps until the loader's memory has grown to what it keeps, and most words are known."""
+"""Steps until the loader's memory stops growing and most words have been seen."""
 
 
 def measure(config: RunConfig, *, steps: int) -> dict[str, Any]:
-    """One epoch-less stretch of `steps` steps in a fresh loader process."""
+    """`steps` consecutive steps in a fresh loader process, regardless of epochs."""
     loader = iter(StepLoader(Corpus.open(config.data.path), config, 0, 1, 0, steps + 2 * _WARM_UP))
     for _ in range(_WARM_UP):
         next(loader)

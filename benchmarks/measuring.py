@@ -1,6 +1,6 @@
-"""Rows of measurements: contenders interleaved in one process, medians and worst of several rounds, and where it was.
+"""Rows of measurements: contenders interleaved in one process, median and worst of several rounds, and the machine.
 
-A row file is JSON: what was run and on what (hardware, versions, date, commit), and flat rows, one a contender and case.
+A row file is JSON: what was run and on what (hardware, versions, date, commit), and flat rows, one per contender and case.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Timing:
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
-    """Processor time of this process and its finished children: what a busy machine does not change."""
+    """Processor time of this process and its finished children: other load on the machine does not change it."""
 
     def row(self) -> dict[str, float]:
         return {
@@ -56,7 +56,7 @@ def processor_seconds() -> float:
 
 
 def resident_bytes(name: str = "VmRSS") -> int:
-    """Memory of this process, by the name that /proc/self/status gives it (VmRSS, VmHWM)."""
+    """Memory of this process, by its name in /proc/self/status (VmRSS, VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -69,7 +69,7 @@ def interleaved(
     synchronize: Callable[[], None] = lambda: None,
     say: bool = False,
 ) -> dict[str, Timing]:
-    """Run every contender once a round, in a new order each time. Each is given the number of the round."""
+    """Run every contender once per round, in a new order each time. Each gets the number of the round."""
     timings = {name: Timing() for name in contenders}
     order, shuffler = list(contenders), random.Random(1)
     for number in range(-warm_up, rounds):
@@ -89,8 +89,8 @@ def interleaved(
 
 
 def steady_allocator(module: str) -> None:
-    """Start `python -m module` again in an allocator of CUDA memory that new shapes do not make ask the driver, unless the
-    environment chooses one."""
+    """Restart `python -m module` with a CUDA allocator that does not ask the driver for memory at new shapes, unless the
+    environment sets one."""
     name = "PYTORCH_CUDA_ALLOC_CONF"
     if name not in os.environ:
         environment = {**os.environ, name: "expandable_segments:True"}
@@ -98,7 +98,7 @@ def steady_allocator(module: str) -> None:
 
 
 def ratio_of_rounds(slow: Timing, fast: Timing) -> dict[str, float]:
-    """How many times faster: the ratio round by round, which a machine's drift does not touch, in wall and processor time."""
+    """How many times faster: the ratio round by round, so that a machine's drift cancels out, in wall and processor time."""
     wall = [one / other for one, other in zip(slow.wall, fast.wall, strict=True)]
     processor = [one / other for one, other in zip(slow.processor, fast.processor, strict=True)]
     return {
@@ -110,7 +110,7 @@ def ratio_of_rounds(slow: Timing, fast: Timing) -> dict[str, float]:
 
 
 def circumstances(device: str = "cpu") -> dict[str, Any]:
-    """What a figure means nothing without."""
+    """Facts without which a figure means nothing."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -128,7 +128,7 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], *, device: str = "cpu", path: str | None = None) -> Path:
-    """Write `benchmarks/rows/NAME.json`, or `path`. Replaces what an earlier run wrote."""
+    """Write `benchmarks/rows/NAME.json`, or `path`. Overwrites an earlier run's."""
     target = Path(path) if path else FOLDER / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {"benchmark": name, **circumstances(device), "rows": [_rounded(row) for row in rows]}
@@ -137,7 +137,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], *, device: str = "cpu", 
 
 
 def read(name: str) -> dict[str, Any]:
-    """A row file as it was written."""
+    """A row file, as written."""
     content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     return content
 

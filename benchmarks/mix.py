@@ -1,8 +1,8 @@
-"""Samples of the paper's length mix, drawn in memory: what the benchmarks train on where no data folder is at hand.
+"""Samples of the paper's length mix, drawn in memory: what benchmarks train on if there is no data folder.
 
 images : texts : pairs = 1 : 1 : 5 (the recipe's mix). Lengths:
-- regions of an image: detections of confidence 0.2 and more, 10 to 100 of them (the rule of the released features); log-normal
-  around 36, mean about 40. `regions="full"` gives every image 100 instead.
+- regions of an image: detections with confidence at least 0.2, 10 to 100 of them (the rule of the released features);
+  log-normal around 36, mean about 40. `regions="full"` gives every image 100 instead.
 - captions: 5 to 40 tokens, log-normal around 13; a rewrite has its caption's length to within three tokens.
 - texts: 16 to 510 tokens, log-normal around 220, longer ones cut at 510: about half of 512, as in English Wikipedia
   (Krell et al. 2021, arXiv 2107.02027, section 2).
@@ -24,12 +24,12 @@ _SPECIALS = (0, 1, 2, 3, VOCABULARY - 1)
 
 
 class NumberTokenizer:
-    """Texts are numbers with spaces between them, and the numbers are the ids."""
+    """Texts are numbers separated by spaces, and the numbers are the ids."""
 
     vocabulary_size = VOCABULARY
     mask_id = VOCABULARY - 1
     special = np.isin(np.arange(VOCABULARY), _SPECIALS)
-    # About three words in four are one piece of English.
+    # About three in four English words are a single token.
     starts_word = np.arange(VOCABULARY) % 4 != 0
     num_bytes = np.full(VOCABULARY, 4, np.int32)
 
@@ -38,7 +38,7 @@ class NumberTokenizer:
 
 
 class MixCorpus:
-    """A corpus in memory, with what `data.step_reader` asks of one."""
+    """An in-memory corpus with what `data.step_reader` needs."""
 
     classes_per_region, num_region_classes, vocabulary_size = STORED_CLASSES, CLASSES, VOCABULARY
 
@@ -52,7 +52,7 @@ class MixCorpus:
         text_tokens: int | None = None,
         feature_size: int = FEATURES,
     ) -> None:
-        """text_tokens: of every text, specials not counted; None draws lengths. feature_size: 1 where only lengths count."""
+        """text_tokens: of every text, without special tokens; None draws lengths. feature_size: 1 if only lengths matter."""
         self.feature_size = feature_size
         self._random, self._regions, self._text_tokens = np.random.default_rng(0), regions, text_tokens
         image_samples = [Sample(f"image-0.tar:{i}", Kind.IMAGE, "images", self._image()) for i in range(images)]
@@ -80,7 +80,7 @@ class MixCorpus:
         return self.samples[sample].key
 
     def expect(self, samples: Iterable[int]) -> None:
-        """It is all there."""
+        """Nothing to do: all samples are in memory."""
 
     def read(self, sample: int) -> Sample:
         return self.samples[sample]

@@ -1,11 +1,11 @@
-"""What it costs to open a corpus of the paper's size: time and memory from nothing to the first planned step.
+"""Cost of opening a corpus of the paper's size: time and memory from nothing to the first planned step.
 
     python -m benchmarks.opening --share 0.2 --folder /tmp/opening
 
-Writes a data folder in which the indices of the paper's corpora (4 M pairs with 9.6 M captions, 28 rewrites a caption, 100
-related texts and images a pair; 1.7 M images; 27 M texts) are real, times --share, and the shards are holes. Then `--processes`
-ranks open it at once, as those of a node do, three times: the first time the indices are joined, later they are found joined.
-Of smaller shares (under 256 MiB of indices) every process holds its own.
+Writes a data folder with real indices of the paper's corpora (4 M pairs with 9.6 M captions, 28 rewrites per caption, 100
+related texts and images per pair; 1.7 M images; 27 M texts), times --share, and with holes as shards. Then `--processes` ranks
+open it at once, like those of a node, three times: the first time the indices are joined, later the joined ones are found.
+If there are less than 256 MiB of indices, every process holds its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAIRS, _IMAGES, _TEXTS = 4_000_000, 1_700_000, 27_000_000
 _A_SHARD = {Kind.IMAGE: 1000, Kind.PAIR: 1000, Kind.TEXT: 2000}
 _SOURCES = {Kind.IMAGE: "openimages", Kind.PAIR: "cc", Kind.TEXT: "web"}
 _RELATED = 100
-# Of a caption: itself, four other captions and three translations, seven negatives a level.
+# Per caption: itself, four other captions and three translations, seven negatives per level.
 _ROLES = np.repeat([TextRole.TEXT, TextRole.POSITIVE, TextRole.NEGATIVE], [1, 7, 21])
 _LEVELS = np.repeat([Level.NONE, Level.SENTENCE, Level.PHRASE, Level.WORD], [8, 7, 7, 7])
 
@@ -121,7 +121,7 @@ def _texts_of(num_captions: int) -> np.ndarray[Any, Any]:
 
 
 def open_once(folder: str, cache: str) -> dict[str, float]:
-    """What a rank does before its first step, apart from reading samples."""
+    """What a rank does before its first step, except for reading samples."""
     from unimo_ds import recipes
     from unimo_ds.data.corpus import Corpus
     from unimo_ds.data.corpus_check import check_corpus

@@ -1,10 +1,10 @@
-"""The photograph experiments of docs/experiments.md: variants of the `small` recipe over seeds, a table and the curves.
+"""The photograph experiments of docs/experiments.md: variants of the `small` recipe with several seeds, a table and curves.
 
     python benchmarks/photographs.py --train photos/train --held-out photos/dev --output runs/photographs \\
         --variants full "no rewrites" "no in-batch negatives" --seeds 0 1 2 --set schedule.total_steps=150
 
-Each run is one process with one thread, `--jobs` of them side by side; a run that was stopped goes on, a finished one is not
-made again. Writes `rows.csv`, `table.md` and `curves.png` into the output folder.
+Each run is one process with one thread, `--jobs` of them at a time; a stopped run is resumed, a finished one is not
+repeated. Writes `rows.csv`, `table.md` and `curves.png` into the output folder.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MEASURES = {
     "phrase": "held_out/rewrites/single/phrase",
     "word": "held_out/rewrites/single/word",
 }
-"""Columns of the table, as the metrics name them: shares of one. The last three: captions above their rewrites, encoded alone."""
+"""Column of the table -> metric, a fraction. The last three: captions scored above their rewrites, by single encodings."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def main() -> int:
     )
     options = parser.parse_args()
 
-    # Seed by seed, so that a stopped comparison has whole rows.
+    # Seed by seed, so that a stopped comparison has complete rows.
     runs = [
         Run(variant, seed, options.output / f"{variant.replace(',', '').replace(' ', '-')}-{seed}")
         for seed in options.seeds
@@ -121,7 +121,7 @@ def report(runs: Sequence[Run], output: Path) -> None:
 
 
 def spread(shares: Sequence[float]) -> str:
-    """Mean in percent and, from two values on, their range."""
+    """Mean in percent and, for two or more values, their range."""
     if not shares:
         return ""
     text = f"{100 * statistics.mean(shares):.1f}"

@@ -1,6 +1,6 @@
-"""An engine of plain PyTorch with the interface of `unimo_ds.engine`: DeepSpeed's opponent, and its stand-in where it is missing.
+"""A plain PyTorch engine with the interface of `unimo_ds.engine`: compared with DeepSpeed, and its substitute if it is missing.
 
-Weights in bf16 have fp32 masters, which the optimizer steps, as DeepSpeed's do. Several ranks are `DistributedDataParallel`.
+bf16 weights have fp32 masters, which the optimizer updates, as in DeepSpeed. Several ranks use `DistributedDataParallel`.
 """
 
 from __future__ import annotations
@@ -87,4 +87,4 @@ class PlainEngine:
 
 
 class _Distributed(nn.parallel.DistributedDataParallel):
-    """Named, so that profiles tell it apart."""
+    """Has a name of its own, so that profiles show it separately."""

@@ -1,4 +1,4 @@
-"""Bars of the row files: ratios of medians, as pictures for docs/performance.md.
+"""Bar charts of the row files: ratios of medians, as pictures for docs/performance.md.
 
 python -m benchmarks.plots [--output docs/pictures]
 """
@@ -32,11 +32,11 @@ PICTURES = (
     ("balance", "max_over_mean_median", "balance", "largest rank over the mean rank", 1.01),
     ("zero_cpu", "ddp_ratio_median", "zero", "time of a step, DDP = 1", 1.02),
 )
-"""Row file, what of it is drawn, name of the picture, unit, and what is wanted where there is a line for it."""
+"""Row file, key of what is drawn, name of the picture, unit, and the target if a line marks one."""
 
 
 def bars(axes: Any, rows: Sequence[dict[str, Any]], key: str, *, title: str, unit: str, wanted: float = 0.0) -> None:
-    """A bar for each row, this project's coloured; a line at what is wanted."""
+    """A bar for each row, this project's in colour; a line at the target."""
     names = [str(row["contender"]).replace(", to", ",\nto").replace(", ", ",\n", 1) for row in rows]
     values = [float(row[key]) for row in rows]
     colours = [OTHER_COLOUR if _is_other(row) else OURS_COLOUR for row in rows]

@@ -3,10 +3,10 @@
     python -m benchmarks.step                                              a CPU, DeepSpeed, fp32: some minutes
     python -m benchmarks.step --device cuda --engine plain --samples 112   a GPU, bf16; --engine deepspeed where it is installed
 
-Both get identical samples and weights, and first have to agree about every loss and the gradient's norm with dropout off. Then
+Both get identical samples and weights, and must first agree on every loss and the gradient's norm with dropout off. Then
 each round runs all contenders on one step of the stream, in a new order. Useful tokens are positions that are not padding.
-On a GPU every batch is run once before any is timed, in an allocator whose segments grow: each batch has shapes of its own, and
-steps that have to ask the driver for memory took the usual way 0.4 and 0.5 seconds among others of 0.2.
+On a GPU every batch runs once before any is timed, with an allocator whose segments can grow: each batch has its own shapes,
+and the usual way's steps that had to request memory from the driver took 0.4 and 0.5 seconds, others 0.2.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Step = Callable[[StepBatch, PaddedStep], dict[str, float]]
 
 
 def configuration(arguments: argparse.Namespace) -> RunConfig:
-    """The recipe `base_32xv100` in what a step depends on, at the asked size."""
+    """The parts of the recipe `base_32xv100` that a step depends on, at the requested size."""
     model = ModelConfig(
         num_layers=arguments.layers,
         hidden_size=arguments.hidden,
@@ -74,7 +74,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
         data=dataclasses.replace(
             RunConfig("benchmark").data, kind_weights=KindWeights(0, 1, 0) if texts_alone else KindWeights()
         ),
-        # The contrastive loss of a step is one group, and the usual code has one forward: one micro-batch holds the step.
+        # The contrastive loss has one group per step, and the usual code has one forward: one micro-batch holds the step.
         batch=BatchConfig(global_samples=arguments.samples, micro_batch_tokens=1 << 20),
         contrast=ContrastConfig(enabled=not texts_alone),
         optimizer=OptimizerConfig(peak_learning_rate=1e-4),
@@ -82,7 +82,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
 
 
 def make_batches(config: RunConfig, arguments: argparse.Namespace, count: int) -> list[StepBatch]:
-    """Steps 0 .. count - 1 of the stream of one rank."""
+    """Steps 0 .. count - 1 of one rank's stream."""
     pools = {"images": 24, "texts": 64, "pairs": max(96, arguments.samples)}
     text_tokens = 510 if arguments.mix == "texts" else None
     corpus = MixCorpus(**pools, regions=arguments.regions, text_tokens=text_tokens)
@@ -91,12 +91,12 @@ def make_batches(config: RunConfig, arguments: argparse.Namespace, count: int) -
 
 
 def make_engine(model: torch.nn.Module, config: RunConfig, arguments: argparse.Namespace) -> StepEngine:
-    """DeepSpeed's or the plain one, around a model."""
+    """DeepSpeed's engine or the plain one, around a model."""
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     if arguments.engine == "plain":
         return PlainEngine(model, config.optimizer, device=device, dtype=dtype)
-    # Imported here: machines without DeepSpeed run the plain engine.
+    # Imported here, so that the plain engine runs on machines without DeepSpeed.
     from unimo_ds.engine import ds_config, setup
 
     name = arguments.deepspeed_config or ("zero1_bf16" if arguments.device == "cuda" else "zero1_fp32")
@@ -129,7 +129,7 @@ def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step
 def make_contenders(
     config: RunConfig, arguments: argparse.Namespace, names: tuple[str, ...]
 ) -> tuple[dict[str, Step], dict[str, torch.nn.Module]]:
-    """A training step by each contender, and their models. All start from the same weights."""
+    """Each contender's training step, and their models. All start from the same weights."""
     task = PretrainingTask(contrast=config.contrast, weights=LossWeights())
     first = Unimo(config.model, attention=arguments.attention)
     steps: dict[str, Step] = {}
@@ -157,10 +157,10 @@ def make_contenders(
 def require_agreement(
     steps: Mapping[str, Step], models: Mapping[str, torch.nn.Module], batch: StepBatch, padded: PaddedStep, device: str
 ) -> list[dict[str, Any]]:
-    """A real step of each with dropout off: the losses of all contenders side by side.
+    """One real step of each with dropout off. Returns the losses of all contenders side by side.
 
     Raises:
-        UserError: they differ by more than rounding, so times would mean nothing.
+        UserError: they differ by more than rounding, so that times would mean nothing.
     """
     for model in models.values():
         model.eval()
@@ -187,7 +187,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     batches = make_batches(config, arguments, arguments.rounds + 1)
     padded = [pad(batch.micro_batches[0]) for batch in batches]
     if on_gpu:
-        # Both ways begin with a batch as a loader leaves it.
+        # Both start with a batch as a loader delivers it.
         padded = [step.pin_memory() for step in padded]
         batches = [restore(flatten(batch).pin_memory()) for batch in batches]
     names = tuple(arguments.contenders.split(","))
@@ -195,7 +195,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = require_agreement(steps, models, batches[-1], padded[-1], arguments.device)
 
     def run(name: str) -> Callable[[int], None]:
-        # Warm-up rounds are numbered below 0.
+        # Warm-up rounds have numbers below 0.
         return lambda number: (
             steps[name](batches[number % arguments.rounds], padded[number % arguments.rounds]) and None
         )
@@ -203,7 +203,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     timings = measuring.interleaved(
         {name: run(name) for name in steps},
         rounds=arguments.rounds,
-        # A GPU's allocator has then seen the shapes of every batch.
+        # The GPU's allocator has then seen every batch's shapes.
         warm_up=arguments.rounds if on_gpu else 1,
         synchronize=torch.cuda.synchronize if on_gpu else lambda: None,
         say=True,
@@ -246,7 +246,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _profile(step: Callable[[], Any], name: str, device: str) -> dict[str, float]:
-    """Print where the time of a step goes. Returns the GPU's seconds, and those of matrix products among them."""
+    """Print where the time of a step goes. Returns the GPU's seconds, and how many of them are matrix products."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -265,7 +265,7 @@ def _profile(step: Callable[[], Any], name: str, device: str) -> dict[str, float
 
 
 def _synchronisations(step: Callable[[], Any], name: str) -> None:
-    """Print where the host waits for the GPU within one step, by lines of Python."""
+    """Print which lines of Python make the host wait for the GPU within one step."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -277,12 +277,12 @@ def _synchronisations(step: Callable[[], Any], name: str) -> None:
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Memory of one training step beyond weights, optimizer and batch, for texts of 512 tokens alone."""
+    """Memory of one training step beyond weights, optimizer and batch, for texts of 512 tokens only."""
     config = configuration(arguments)
     batch = make_batches(config, arguments, 1)[0]
     padded = pad(batch.micro_batches[0])
     steps, _ = make_contenders(config, arguments, (name,))
-    steps[name](batch, padded)  # makes optimizer states and gradient buffers
+    steps[name](batch, padded)  # creates optimizer states and gradient buffers
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -292,7 +292,7 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         return_freed_memory()
         before = measuring.resident_bytes()
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         steps[name](batch, padded)
         peak = measuring.resident_bytes("VmHWM") - before
     positions = batch.micro_batches[0].num_positions
@@ -310,14 +310,14 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """`peak_memory` of each contender, each in a process of its own."""
+    """`peak_memory` of each contender, each in its own process."""
     rows = []
     for name in arguments.contenders.split(","):
         command = [sys.executable, "-m", "benchmarks.step", "--peak-of", name, "--mix", "texts"]
         for option in ("device", "engine", "layers", "hidden", "dropout", "attention"):
             command += [f"--{option}", str(getattr(arguments, option))]
         command += ["--samples", str(arguments.memory_samples)]
-        # glibc keeps freed buffers in this project's trainer; a high-water mark needs them returned, for all contenders alike.
+        # In this project's trainer glibc keeps freed buffers; for a high-water mark they must be returned, by all contenders.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
@@ -330,7 +330,7 @@ def _main(arguments: argparse.Namespace) -> None:
     if arguments.peak_of:
         print(json.dumps(peak_memory(arguments.peak_of, arguments)))
         return
-    # First, while this process is not yet part of a process group that its children would join.
+    # Done first, while this process is not yet in a process group, which its children would join.
     rows = memory_rows(arguments) if arguments.memory_samples else []
     if arguments.device == "cpu":
         keep_freed_buffers()

@@ -1,12 +1,12 @@
 """The same model and losses written the usual way: padded batches through Hugging Face's RoBERTa encoder with SDPA and a mask.
 
-What "usual" is taken to mean, each time in its better variant:
-- Sequences of one make-up (texts, images, image with text, and the single encodings of CMCL) form a batch of their own, padded to
-  the longest of that batch, not to the limit. Image and text of a pair are moved together, as UNITER's code does, so padding
-  stands at the end alone.
+What "usual" means here, each time in its better variant:
+- Sequences of one kind (texts, images, image with text, and the single encodings of CMCL) form a batch of their own, padded to
+  the longest of that batch, not to the limit. Image and text of a pair are moved together, as in UNITER's code, so that padding
+  is only at the end.
 - Rewrites are joint sequences of their own in the padded batch, each with its image projected again.
-- The language head runs on every text position of the corrupted batches and ignores what is not asked, as
-  `RobertaForMaskedLM` does; `head="masked"` picks the asked positions first, as UNITER does. Region heads run on masked regions.
+- The language head runs on every text position of the corrupted batches and ignores those without a target, as in
+  `RobertaForMaskedLM`; `head="masked"` selects those with one first, as in UNITER. Region heads run on masked regions.
 - Dropout is torch's.
 
 Letters: B sequences of a batch, L its padded length, R padded regions, W padded tokens, D hidden size, V vocabulary size.
@@ -37,7 +37,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Sequences of one make-up. A part that they lack has width 0."""
+    """Sequences of one kind. A part that they lack has width 0."""
 
     token_ids: torch.Tensor
     """[B, W] int64"""
@@ -48,11 +48,11 @@ class PaddedBatch:
     boxes: torch.Tensor
     """[B, R, 5] float32"""
     order: torch.Tensor | None
-    """[B, L] int64: which of the R + W inputs stands at each place; None where one part is missing."""
+    """[B, L] int64: which of the R + W inputs is at each position; None if one part is missing."""
     mask: torch.Tensor
     """[B, 1, L, L] or [B, 1, 1, L] bool, True where a query sees a key."""
     language_targets: torch.Tensor | None
-    """[B, L] int64, -100 where nothing is asked; None for clean sequences."""
+    """[B, L] int64, -100 at positions without a target; None for clean sequences."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class PaddedStep:
 
     batches: tuple[PaddedBatch, ...]
     place_of: torch.Tensor
-    """[T] int64: where a position of the packed stream stands among all padded positions."""
+    """[T] int64: index of each position of the packed stream among all padded positions."""
     packed: PackedBatch
     """Targets, rows to pool, and the contrast table; without the regions, which are in the batches."""
 
@@ -74,7 +74,7 @@ class PaddedStep:
         return sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
 
     def to(self, device: torch.device) -> PaddedStep:
-        """On `device`; copies are asynchronous where memory is pinned."""
+        """On `device`; copies are asynchronous if memory is pinned."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True), self.packed.to(device))
 
     def pin_memory(self) -> PaddedStep:
@@ -89,7 +89,7 @@ class PaddedStep:
 
 
 def pad(batch: PackedBatch) -> PaddedStep:
-    """The same sequences, padded. Corrupted and clean ones, and each make-up, in batches of their own."""
+    """The same sequences, padded. Corrupted and clean ones, and each kind, are in separate batches."""
     starts = batch.sequence_starts.numpy().astype(np.int64)
     lengths = np.diff(starts)
     num_regions = np.bincount(batch.position_sequence.numpy()[batch.region_at.numpy()], minlength=len(lengths))
@@ -166,7 +166,7 @@ def _pad_one(
 
 
 class UsualModel(nn.Module):
-    """Padded batches in, the outputs that the losses take out; parameters by Hugging Face's names."""
+    """Takes padded batches and returns the outputs that the losses need; parameters have Hugging Face's names."""
 
     def __init__(self, config: ModelConfig, *, head: str = "all") -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class UsualModel(nn.Module):
         return states
 
     def _language(self, states: torch.Tensor, batch: PaddedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and hits at every place of the batch, [B * L]: logits of every text position, most of them for nothing.
+        """Losses and hits at every position of the batch, [B * L]: logits of every text position, most of them unused.
 
         In batches of pairs the image's positions are left out: text positions are gathered to [B, W] first.
         """
@@ -275,7 +275,7 @@ class UsualModel(nn.Module):
             logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=_IGNORED, reduction="none"
         )
         right = logits.detach().argmax(-1) == wanted
-        # Places past the end repeat the last one, which asks for nothing where any sequence is shorter.
+        # Positions past the end repeat the last one, which has no target if any sequence is shorter.
         flat = (places + torch.arange(rows, device=states.device)[:, None] * columns).flatten()
         all_losses = losses.new_zeros(rows * columns).index_add(0, flat, losses * (wanted.flatten() != _IGNORED))
         return all_losses, torch.zeros_like(all_losses, dtype=torch.bool).index_put((flat,), right.flatten())
@@ -306,7 +306,7 @@ _INSIDE = {
 
 @torch.no_grad()
 def copy_weights(source: Unimo, target: UsualModel) -> None:
-    """Give `target` the weights of `source`, all of them."""
+    """Copy all weights of `source` to `target`."""
     theirs: dict[str, Any] = dict(source.named_modules())
     ours: dict[str, Any] = dict(target.named_modules())
     pairs = list(_OUTSIDE.items())

@@ -1,9 +1,9 @@
-"""A step under ZeRO 0 to 3 beside plain DistributedDataParallel: the same model, samples and optimizer on several ranks.
+"""A step under ZeRO 0 to 3 and under plain DistributedDataParallel: the same model, samples and optimizer on several ranks.
 
     torchrun --nproc-per-node 2 -m benchmarks.zero                     two CPU ranks over gloo, fp32
     torchrun --nproc-per-node 8 -m benchmarks.zero --precision bf16    GPUs over NCCL
 
-All engines live side by side in the same processes; each round runs one step of every one, in an order that all ranks share.
+All engines are in the same processes; each round runs one step of each, in the same order on all ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DDP = "DistributedDataParallel"
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of every stage and of DDP."""
+    """Rows for every stage and for DDP."""
     device = start_processes()
     torch.set_num_threads(arguments.threads)
     model = ModelConfig(
