@@ -1,10 +1,10 @@
 """Self-attention over a packed stream: no padding in the input, prefix masks, dropout keyed by (seed, offset, head, column).
 
-A query at offset i of a sequence of n positions and prefix p sees key j of the same sequence where j < p or j <= i. A sequence
-that shares another's prefix (`Layout.prefix_of`) also sees the first positions of that other sequence, as many as its prefix has;
-they count as the columns before its own. What is shared sees nothing of those who share it.
-Paths: `native` (the CUDA kernels: fp16 or bf16, heads of 64), `bucketed` (sequences of similar length padded together,
-batched products, one autograd node for the op), `reference` (a loop over sequences, differentiated by autograd).
+A query at offset i of a sequence with prefix length p sees key j of the same sequence if j < p or j <= i. A sequence that shares
+another's prefix (`Layout.prefix_of`) also sees that prefix: its positions count as the columns before the sequence's own. The
+shared prefix sees nothing of the sequences that share it.
+Paths: `native` (the CUDA kernels: fp16 or bf16, head size 64), `bucketed` (sequences of similar length padded together, batched
+products, one autograd node for the op), `reference` (a loop over sequences, differentiated by autograd).
 
 Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L padded length of a bucket.
 """
@@ -32,12 +32,12 @@ def packed_attention(
 ) -> torch.Tensor:
     """`dropout(softmax(q k^T / sqrt(D) + mask)) v` within each sequence, [T, H, D].
 
-    query_key_value_T3HD: [T, 3, H, D] floating, as one projection makes it. probability: of dropout on the attention
-    probabilities. site: number of this dropout in the model. Zero positions are allowed. path: `native` and `auto` compile
-    the kernels on first use where they are not built yet; `auto` goes on without them where that fails.
+    query_key_value_T3HD: [T, 3, H, D] floating, the output of one projection. probability: of dropout on the attention
+    probabilities. site: number of this dropout in the model. T = 0 is allowed. path: `native` and `auto` compile the kernels on
+    first use if they are not built yet; if that fails, `auto` takes the next path.
 
     Raises:
-        UserError: unknown path, or one that cannot run here.
+        UserError: unknown path, or one that cannot run on this input.
     """
     run = choose("packed_attention", path, _PATHS, query_key_value_T3HD)
     return run(query_key_value_T3HD, layout, probability=probability, site=site)

@@ -1,5 +1,5 @@
-"""The path of packed attention made of plain torch: buckets of sequences (`buckets.py`) are multiplied in batches, in one node of
-autograd. Where prefixes are shared, the gradients of the copies of their keys and values are added up.
+"""Packed attention in plain PyTorch: batched products over buckets of sequences (`buckets.py`), in one autograd node.
+Gradients of the copies of shared prefixes' keys and values are summed.
 
 Letters as in `buckets.py`.
 """
@@ -20,7 +20,7 @@ from unimo_ds.utils import seed
 def bucketed_attention(
     query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
 ) -> torch.Tensor:
-    """`packed_attention` in buckets, [T, H, D]. Computes in fp32 where `ops.linear.widens` says so."""
+    """`packed_attention` in buckets, [T, H, D]. Computes in fp32 if `ops.linear.widens` is true for the input."""
     dtype = query_key_value_T3HD.dtype
     wide = query_key_value_T3HD.float() if widens(query_key_value_T3HD) else query_key_value_T3HD
     result: torch.Tensor = _BucketedAttention.apply(wide, layout, probability, site)  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ def bucketed_attention(
 
 
 class _BucketedAttention(torch.autograd.Function):
-    """Forward keeps gathered inputs, probabilities and dropout masks; backward is the textbook one, bucket by bucket."""
+    """Forward saves gathered inputs, probabilities and dropout masks; backward is the textbook one, bucket by bucket."""
 
     @staticmethod
     def forward(
@@ -66,7 +66,7 @@ class _BucketedAttention(torch.autograd.Function):
         inputs, *saved = ctx.saved_tensors
         num_positions, num_heads, head_size = gradients[0].shape
         output_gradient = gradients[0].reshape(-1, head_size).index_select(0, plan.gather_one)
-        # Padded queries hold a copy of row 0: their gradient must not reach keys and values.
+        # Padded queries are copies of row 0: their gradient must not reach keys and values.
         output_gradient.index_fill_(0, plan.padding, 0)
         input_gradients = torch.empty_like(inputs)
         for bucket, weights, keep in zip(plan.buckets, saved[::2], saved[1::2], strict=True):
@@ -93,7 +93,7 @@ def _queries(rows: torch.Tensor, bucket: Bucket) -> torch.Tensor:
 
 
 def _parts(rows: torch.Tensor, plan: Plan, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views of a bucket's queries [B * H, L, D], keys and values [B * H, K, D] in rows that are laid out like `gather_in`."""
+    """Views of a bucket's queries [B * H, L, D], keys and values [B * H, K, D] in rows with the layout of `gather_in`."""
     num_key_rows = (len(rows) - plan.num_rows) // 2
     size = bucket.num_rows * bucket.num_keys
     first = plan.num_rows + bucket.key_start

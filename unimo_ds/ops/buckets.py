@@ -1,12 +1,12 @@
-"""Sequences of similar length padded together, and the tables by which attention in buckets gathers what it reads and returns.
+"""Sequences of similar length padded together, and the index tables by which bucketed attention gathers inputs and outputs.
 
-One table brings queries, keys and values of all buckets into [B, H, L, D] order, one brings the result back, and exchanged
-they serve the backward pass: no scatter, so results are deterministic. Where prefixes are shared, their keys and values are
-gathered once for each sequence that sees them.
-All follows from the layout, and is shared by all layers of a forward.
+One table gathers queries, keys and values of all buckets into [B, H, L, D] order, another gathers the result back, and with
+roles exchanged they serve the backward pass: no scatter, so results are deterministic. The keys and values of a shared prefix
+are gathered once for each sequence that sees them.
+A plan depends only on the layout, and all layers of a forward share it.
 
-Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L padded length of a bucket, K padded
-number of its keys, M = sum of B * L over the buckets, N = sum of B * K.
+Letters: T stream positions, H heads, D head size, S sequences, B sequences of a bucket, L and K padded numbers of its queries
+and keys, M = sum of B * L over the buckets, N = sum of B * K.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unimo_ds.ops.layout import Layout
 Integers = NDArray[np.int64]
 
 MAX_SCORES = 1 << 21
-"""Attention scores of one bucket: 8 MB in fp32, so that the passes over them stay near the processor."""
+"""Limit on the attention scores of one bucket: 8 MB in fp32, so that they stay in cache between passes over them."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class Bucket:
     """B sequences padded to L queries and K keys."""
 
     start: int
-    """Where its B * H * L query rows begin in the bucketed order."""
+    """First of its B * H * L query rows in bucketed order."""
     key_start: int
-    """Where its B * H * K key rows begin."""
+    """First of its B * H * K key rows."""
     num_rows: int
     """B * H"""
     length: int
     """L"""
     num_keys: int
-    """K; L where no prefix is shared."""
+    """K; equal to L if no prefix is shared."""
     bias: torch.Tensor | None
-    """[B * H, L, K] fp32, 0 where the query sees the key, -inf elsewhere; None where every query sees every key."""
+    """[B * H, L, K] fp32, 0 where the query sees the key, -inf elsewhere; None if every query sees every key."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layout is cut into buckets, for one number of heads."""
+    """The buckets of one layout, for one number of heads."""
 
     buckets: tuple[Bucket, ...]
     gather_in: torch.Tensor
@@ -56,15 +56,15 @@ class Plan:
     gather_one: torch.Tensor
     """[M * H] int64: rows of [T * H, D] in bucketed order; padding repeats row 0."""
     gather_out: torch.Tensor
-    """[T * H] int64: where row (position, head) lies in the bucketed order."""
+    """[T * H] int64: bucketed row of each (position, head)."""
     gather_out_three: torch.Tensor
     """[T * 3 * H] int64: the same for [T, 3, H] among all rows of `gather_in`."""
     padding: torch.Tensor
     """int64: bucketed query rows that are padding."""
     shared_rows: torch.Tensor
-    """int64: rows of `gather_in` that are copies of shared prefixes."""
+    """int64: rows of `gather_in` that copy shared prefixes."""
     shared_targets: torch.Tensor
-    """int64: rows of [T * 3 * H, D] that they are copies of."""
+    """int64: the rows of [T * 3 * H, D] that these copy."""
 
     @property
     def num_rows(self) -> int:
@@ -79,13 +79,13 @@ class _Sequences(NamedTuple):
     lengths: Integers
     prefixes: Integers
     shared_starts: Integers
-    """Where the prefix that is shared begins; 0 where none is."""
+    """First position of the shared prefix; 0 if none."""
     shared: Integers
-    """How many positions of another sequence are seen."""
+    """Length of the shared prefix; 0 if none."""
 
 
 def bucket_length(length: int) -> int:
-    """`length` rounded up to a multiple of an eighth of its power of two, 4 at least: at most 25 % of padding from 16 on."""
+    """`length` rounded up to a multiple of 1/8 of its power of two, but at least 4: at most 25 % padding from 16 on."""
     step = max(4, 1 << max(0, length.bit_length() - 3))
     return -(-length // step) * step
 
@@ -154,19 +154,19 @@ def _rounded_up(lengths: Integers) -> Integers:
 
 
 class _Rows:
-    """The rows of queries, or of keys, in bucketed order: one a (position, head), with padding."""
+    """Rows of queries, or of keys, in bucketed order: one per (position, head), with padding."""
 
     def __init__(self, num_positions: int, num_heads: int) -> None:
         self.count = 0
         self.row_of = np.zeros((num_positions, num_heads), dtype=np.int64)
-        """[T, H] the row of each position among its own sequence's."""
+        """[T, H] row of each position in its own sequence (not as a copy of a shared prefix)."""
         self._heads = np.arange(num_heads)
         self._positions: list[Integers] = [np.zeros(0, np.int64)]
         self._head_columns: list[Integers] = [np.zeros(0, np.int64)]
         self._shared: list[tuple[Integers, Integers, Integers]] = []
 
     def add(self, chosen: _Sequences, length: int, *, shared: Integers) -> None:
-        """The rows of one bucket: for each sequence `shared` positions of another one, its own, and padding up to `length`."""
+        """Rows of one bucket: for each sequence `shared` positions of another one, its own, and padding up to `length`."""
         offsets = np.arange(length)
         is_shared = offsets < shared[:, None]  # [B, L]
         own = offsets - shared[:, None]

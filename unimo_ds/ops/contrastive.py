@@ -2,17 +2,16 @@
 
     loss_p = log sum over all candidates of p exp(score)  -  log sum over the positives of p exp(score)
 
-(UNIMO section 2.1: one logarithm, sums inside.) Or a logarithm for each positive, among itself and the negatives alone:
+(UNIMO section 2.1: one logarithm, sums inside.) Or one logarithm per positive, each against the negatives only:
 
     loss_p = mean over the positives q of p of  log( exp(score_q) + sum over the negatives of p exp(score) )  -  score_q
 
 (the sum outside, as in equation 2 of Khosla et al. 2020, but without the other positives in the denominator: no positive can
-rest on another one's score, or compete with it.)
+rely on another's high score, or compete with it.)
 
-Private candidates of a pair are few, ragged, and come as ready scores: its joint encodings and its related items. Shared
-candidates are the images and texts of other pairs, with their related ones and positive rewrites encoded alone, scored in both
-directions. (Without the related ones of others, a related item could be told by its corpus alone: every one that is scored
-would be a positive.)
+Private candidates of a pair are few, ragged, and passed as scores: its joint encodings and its related items. Shared candidates
+are the single encodings of other pairs' images and texts, related items and positive rewrites, scored in both directions. (If
+other pairs' related items were left out, every related item with a score would be a positive, and could be told by its corpus.)
 
 Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vector size.
 """
@@ -33,12 +32,12 @@ from unimo_ds.ops.paths import Path, choose
 from unimo_ds.ops.score_blocks import Keys, Logs, allowed_negatives
 
 NO_ITEM = -1
-"""Padding among a pair's own items: no key is negative."""
+"""Padding of a pair's own items: no key is negative."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Vectors of one modality that all ranks bring, and to whom they belong."""
+    """Vectors of one modality from all ranks, and their owners."""
 
     vectors: torch.Tensor
     """[C, D] unit vectors."""
@@ -47,45 +46,45 @@ class Candidates:
 
 
 class PrivateScores(NamedTuple):
-    """Scores that pairs have for themselves."""
+    """Scores of pairs with their private candidates."""
 
     scores: torch.Tensor
     """[R] fp32, cosines over the temperature."""
     pairs: Groups
-    """Whose they are."""
+    """The pair of each score."""
     has_any: torch.Tensor
-    """[P] bool, whether a pair has one."""
+    """[P] bool, whether a pair has any score."""
 
 
 class Functions(NamedTuple):
-    """What one path computes the loss with. All are differentiable but for `gradients`."""
+    """What one path computes the loss with. All are differentiable except `gradients`."""
 
     pair_scores: Callable[[torch.Tensor, torch.Tensor, Groups, Groups], torch.Tensor]
-    """See the function of that name below."""
+    """See the function `pair_scores` below."""
     segment_log_sum_exp: Callable[[torch.Tensor, Groups], torch.Tensor]
-    """[Q] values -> [P] of the values of each of the P segments; -inf for an empty one."""
+    """[Q] values -> [P] log-sum-exp of each of P segments; -inf for an empty one."""
     log_sum_exp: Callable[[torch.Tensor], torch.Tensor]
-    """[K, P] -> [P]; a value of -inf has the gradient 0."""
+    """[K, P] -> [P]; the gradient of a -inf is 0."""
     log_sum_exps: Callable[..., Logs]
     """See `score_blocks.log_sum_exps`."""
     gradients: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     """See `score_blocks.gradients`."""
     travelling: Callable[[torch.Tensor], torch.Tensor]
-    """Vectors as one rank sends them to another."""
+    """Vectors in the form in which ranks exchange them."""
 
 
 class InBatch(Protocol):
-    """Shared candidates, however they are brought together."""
+    """Shared candidates, gathered or in a ring."""
 
     def log_sum_exps(
         self, inverse_temperature: torch.Tensor, functions: Functions
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """([P] of each pair's image over texts, [P] of its text over images, [P, 2] the best cosine of either)."""
+        """([P] each pair's image over texts, [P] its text over images, [P, 2] the highest cosine of each)."""
 
 
 @dataclass(frozen=True)
 class SharedCandidates:
-    """The images and texts that other pairs bring, all of them on this rank, and who may be whose negative."""
+    """The images and texts of other pairs, all of them on this rank, and which are negatives of which pair."""
 
     query_images: torch.Tensor
     """[P, D] unit vectors."""
@@ -94,7 +93,7 @@ class SharedCandidates:
     query_keys: torch.Tensor
     """[P, 4] int64: group, image key, text key, NO_ITEM."""
     own_images: torch.Tensor
-    """[P, k] int64, keys of the images that the pair brings itself (its own and related ones), padded with NO_ITEM."""
+    """[P, k] int64, keys of the pair's own images (its own and related ones), padded with NO_ITEM."""
     own_texts: torch.Tensor
     """[P, k] int64, likewise for texts."""
     images: Candidates
@@ -115,8 +114,8 @@ class SharedCandidates:
 
 
 def functions_of(vectors: torch.Tensor, path: str) -> Functions:
-    """Those of `native` (the CUDA kernels; fp32 vectors are rounded to fp16 there) or `tiled` (plain PyTorch); `auto`: of the
-    first that can.
+    """The functions of `native` (CUDA kernels; fp32 vectors are rounded to fp16 there) or `tiled` (plain PyTorch); `auto` takes
+    the first that can run.
 
     Raises:
         UserError: unknown path, or one that cannot run on these vectors.
@@ -127,9 +126,9 @@ def functions_of(vectors: torch.Tensor, path: str) -> Functions:
 def pair_scores(
     left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, right: Groups, *, path: str = "auto"
 ) -> torch.Tensor:
-    """[Q] products of listed pairs of vectors, left[left.group_of] . right[right.group_of]; at least fp32.
+    """[Q] dot products of listed pairs of vectors, left[left.group_of] . right[right.group_of]; at least fp32.
 
-    left, right: the scores by the vector they take; vectors after the last group have none. path: see `functions_of`."""
+    left, right: the scores grouped by their vector; vectors after the last group have none. path: see `functions_of`."""
     return functions_of(left_ND, path).pair_scores(left_ND, right_MD, left, right)
 
 
@@ -143,7 +142,7 @@ def reference(
     inverse_temperature: torch.Tensor,
     log_each: bool = False,
 ) -> torch.Tensor:
-    """The loss by its formula, one pair at a time; 0 for a pair without positives. Scores are cosines, the temperature is
+    """The loss by its formula, one pair at a time; 0 for a pair without positives. Scores are cosines; the temperature is
     applied here. Returns [P]."""
     losses = []
     for pair in range(num_pairs):
@@ -179,14 +178,14 @@ def multi_positive_loss(
     log_each: bool = False,
     path: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss per pair; no [P, C] score matrix outlives a tile of it.
+    """The loss per pair; the [P, C] score matrix exists only tile by tile.
 
-    shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: a logarithm for each
+    shared: None leaves in-batch negatives out. inverse_temperature: scalar fp32, differentiable. log_each: one logarithm per
     positive, averaged, instead of one for their sum. path: see `functions_of`.
 
     Returns:
-        losses [P] fp32, 0 for a pair without positives; and [P, 2] the best shared cosine of each pair's image against texts
-        and of its text against images (-inf where there is none; no gradient), for accuracies.
+        losses [P] fp32, 0 for a pair without positives; and [P, 2] the highest shared cosine of each pair's image against
+        texts and of its text against images (-inf if there is none; no gradient), for accuracies.
     """
     functions = functions_of(positives.scores, path)
     parts = [functions.segment_log_sum_exp(negatives.scores, negatives.pairs)]
@@ -195,12 +194,12 @@ def multi_positive_loss(
     else:
         log_texts_P, log_images_P, best_P2 = shared.log_sum_exps(inverse_temperature, functions)
         parts += [log_texts_P, log_images_P]
-    # In one logsumexp: its weight for a -inf is 0, where nested logaddexp of -inf would have a gradient of nan.
+    # One logsumexp over all: it gives a -inf the weight 0; nested logaddexp of two -inf would have a nan gradient.
     if log_each:
         scores_R, owner_R = positives.scores, positives.pairs.group_of
         losses_R = functions.log_sum_exp(torch.stack([scores_R, *(part[owner_R] for part in parts)])) - scores_R
         counts = positives.pairs.starts.diff().clamp(min=1)
-        # index_add would add in any order on a GPU.
+        # index_add on a GPU is not deterministic.
         losses_P = losses_R.new_zeros(len(counts)).index_put((owner_R,), losses_R, accumulate=True) / counts
     else:
         log_positive_P = functions.segment_log_sum_exp(positives.scores, positives.pairs)

@@ -1,4 +1,4 @@
-"""Cross-entropy over the tied vocabulary without holding all logits: rows are taken in chunks, by kernels on a GPU.
+"""Cross-entropy over the tied vocabulary without materialising all logits: rows in chunks, by kernels on a GPU.
 
 Letters: N rows (positions that predict a token), D hidden size, V vocabulary size.
 """
@@ -16,11 +16,11 @@ from unimo_ds.ops.native import cross_entropy as native
 from unimo_ds.ops.paths import Path, choose
 
 _CHUNK_LOGITS = 1 << 23
-"""Logits of one chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's words. Four times as many are 1 to 20 % faster and hold four
-times the memory, some times over, at a step's peak."""
+"""Logits per chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's vocabulary. Four times as many are 1 to 20 % faster, but
+several buffers of a chunk, held at a step's memory peak, are four times as large."""
 _CHUNK_LOGITS_GPU = 1 << 27
 _MULTIPLE_OF_ROWS = {"cuda": 8}
-"""By kind of device: what the number of the table's rows is brought up to."""
+"""By device type: the table's rows are padded to a multiple of this."""
 
 
 def tied_cross_entropy(
@@ -37,9 +37,9 @@ def tied_cross_entropy(
 
     hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `native` (the CUDA kernels: fp16 or
     bf16), `chunked`, `reference`, or `auto`.
-    smoothing: share of the target's probability that is spread evenly over the vocabulary.
-    Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool: the target has the highest logit; None unless
-    `tells_correct`: to look for it takes a CPU as long as the softmax.
+    smoothing: fraction of the target's probability that is spread evenly over the vocabulary.
+    Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool (the target has the highest logit), None
+    unless `tells_correct`: on a CPU the argmax takes as long as the softmax.
     """
     run = choose("tied_cross_entropy", path, _PATHS, hidden_ND, weight_VD, bias_V)
     losses_N, is_correct_N = run(hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct)
@@ -54,7 +54,7 @@ def cross_entropy_reference(
     smoothing: float = 0.0,
     _: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, with all logits at once; it always tells what is correct."""
+    """The definition, with all logits at once; always returns is_correct."""
     logits_NV = linear(hidden_ND, weight_VD, bias_V)
     if logits_NV.dtype != torch.float64:
         logits_NV = logits_NV.float()
@@ -63,8 +63,8 @@ def cross_entropy_reference(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Keeps one logarithm a row; backward makes each chunk's logits again: one more product, no memory. Those of an only chunk
-    are kept."""
+    """Saves one logarithm per row; backward recomputes each chunk's logits: one more product, no memory. If there is
+    one chunk, its logits are saved."""
 
     @staticmethod
     def forward(
@@ -103,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight, bias = _table(weight_VD, bias_V)
         num_words = len(bias_V)
         hidden_gradient = torch.empty_like(hidden_ND)
-        # The first chunk's product is written, not added to zeros: a pass over the table less.
+        # The first chunk's product is written, not added to zeros: saves a pass over the table.
         weight_gradient = torch.empty_like(weight) if len(hidden_ND) else torch.zeros_like(weight)
         bias_gradient = torch.zeros_like(bias)
         for rows in _chunks(hidden_ND, weight_VD):
@@ -111,10 +111,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slopes = (kept[0] if kept else functional.linear(hidden, weight, bias)).softmax(-1)
             if ctx.smoothing:
                 slopes -= ctx.smoothing / num_words
-            # The target's is p - 1, of which low precision would leave nothing where p is almost 1.
+            # The target's is p - 1, which cancels in low precision if p is almost 1.
             of_targets = torch.expm1(target_logs_N[rows, None]) + ctx.smoothing * (1 - 1 / num_words)
             slopes.scatter_(1, targets_N[rows, None], of_targets.to(slopes.dtype))
-            # Rows are weighed where they are narrow.
+            # Scale by `upstream` on the D side, not V.
             hidden_gradient[rows] = ((slopes @ weight) * upstream).to(hidden_gradient.dtype)
             weighed = (hidden * upstream).to(weight.dtype)
             weight_gradient.addmm_(slopes.t(), weighed, beta=1 if rows.start else 0)
@@ -124,10 +124,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _table(weight_VD: torch.Tensor, bias_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias as products take them: widened where need be, and on GPUs with rows that no softmax sees.
+    """Weight and bias for the products: widened if needed, and on GPUs padded with rows that get the probability 0.
 
-    A table of RoBERTa's 50,265 rows makes logits whose rows are not aligned, and their products take kernels of an earlier
-    generation of GPUs: 726 microseconds each on an H200, where a copy of the table takes some 40.
+    With RoBERTa's 50,265 rows, logit rows are not aligned, and products take kernels for an earlier generation of GPUs:
+    726 microseconds each on an H200, where a copy of the table takes some 40.
     """
     missing = -len(weight_VD) % _MULTIPLE_OF_ROWS.get(weight_VD.device.type, 1)
     weight, bias = _widened(weight_VD), _widened(bias_V)
@@ -141,7 +141,7 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
-    """Equal slices of rows whose logits stay under the bound."""
+    """Equal slices of rows whose logits stay within the limit."""
     limit = _CHUNK_LOGITS if hidden_ND.device.type == "cpu" else _CHUNK_LOGITS_GPU
     return native.equal_slices(len(hidden_ND), limit // len(weight_VD))
 

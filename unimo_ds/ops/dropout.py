@@ -1,4 +1,4 @@
-"""Dropout keyed by sequence seed, site, offset and column: the same bits wherever a sequence lies in whatever stream.
+"""Dropout keyed by sequence seed, site, offset and column: the same bits wherever a sequence lies in any stream.
 
 Letters: T stream positions, D columns.
 """
@@ -31,7 +31,7 @@ def dropout_reference(
 def dropout(
     x_TD: torch.Tensor, position_keys_T: torch.Tensor, *, probability: float, site: int, path: str = "auto"
 ) -> torch.Tensor:
-    """`x_TD` with a share `probability` of its elements zeroed and the rest scaled up; `x_TD` itself where it is 0.
+    """`x_TD` with a fraction `probability` of its elements zeroed and the rest scaled up; `x_TD` itself if it is 0.
 
     x_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
     site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernel: fp16 or bf16; nothing is

@@ -32,11 +32,11 @@ def dropout_add_layer_norm(
     """`layer_norm(residual + dropout(x))` over the last dimension, [T, D].
 
     x_TD, residual_TD: [T, D] floating. position_keys_T: [T] int32, `Layout.position_keys` or the rows of it that `x_TD` holds.
-    site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernels: fp16 or bf16; the sum is
-    stored, nothing else), `fused` (torch, one autograd node; the sum and the mask are stored), `reference`, or `auto`.
+    site: number of this dropout in the model; no two may share one. path: `native` (the CUDA kernels: fp16 or bf16; only the
+    sum is stored), `fused` (torch, one autograd node; the sum and the mask are stored), `reference`, or `auto`.
     """
     if path == "auto" and not probability and not torch.is_grad_enabled() and x_TD.device.type == "cpu":
-        # Nothing to drop, to save or to choose: choosing and a node of autograd cost a small model a tenth of its decoding.
+        # No dropout, no backward: choosing a path and an autograd node would take a small model 10 % of its decoding time.
         return functional.layer_norm(residual_TD + x_TD, weight_D.shape, weight_D, bias_D, epsilon)
     run = choose("dropout_add_layer_norm", path, _PATHS, x_TD, weight_D)
     return run(x_TD, residual_TD, weight_D, bias_D, position_keys_T, probability, site, epsilon)

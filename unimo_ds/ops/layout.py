@@ -16,7 +16,7 @@ from unimo_ds.utils import seed
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The stream of one micro-batch, without its content. Fields mean what `data.schema.PackedBatch` says they mean."""
+    """The stream of one micro-batch, without its content. Fields as in `data.schema.PackedBatch`."""
 
     sequence_starts: torch.Tensor
     """[S + 1] int32, offsets of the sequences in the stream."""
@@ -27,11 +27,11 @@ class Layout:
     position_keys: torch.Tensor
     """[T] int32, the part of every dropout key that does not depend on the site."""
     longest: int
-    """Length of the longest sequence, known on the host."""
+    """Length of the longest sequence, on the host."""
     prefix_of: torch.Tensor | None = None
-    """[S] int32, the sequence whose prefix part a sequence sees before its own positions, -1: none. None where nobody shares."""
+    """[S] int32, the sequence whose prefix a sequence sees before its own positions, -1: none. None if no prefix is shared."""
     tables: dict[str, Any] = field(default_factory=dict, init=False)
-    """What ops derived from this layout (index tables, masks), by their own names, for all layers to share."""
+    """What ops derive from this layout (index tables, masks), by their own names, shared by all layers."""
 
     @property
     def num_positions(self) -> int:
@@ -46,7 +46,7 @@ class Layout:
         return self.position_sequence.device
 
     def to(self, device: torch.device) -> Layout:
-        """The same stream on another device; what ops derived from it is made again there."""
+        """The same stream on another device; what ops derived from it is derived anew there."""
         tensors: dict[str, Any] = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
@@ -62,14 +62,14 @@ def make_layout(
     seeds: list[int] | None = None,
     prefix_of: list[int] | None = None,
 ) -> Layout:
-    """A layout from sequence lengths, for callers that hold no `PackedBatch`.
+    """A layout from sequence lengths, for callers without a `PackedBatch`.
 
     prefix_lengths: default, the whole length of each sequence (bidirectional). seeds: default 0, 1, 2, ...
-    prefix_of: per sequence the one whose prefix it shares, -1: none; default, nobody shares.
+    prefix_of: for each sequence the one whose prefix it shares, -1: none; by default no prefix is shared.
 
     Raises:
         ValueError: lists of different lengths, a length below 1, a prefix outside [0, length], or a shared prefix of a sequence
-            that is not there or shares one itself.
+            that does not exist or shares one itself.
     """
     prefixes = lengths if prefix_lengths is None else prefix_lengths
     keys = list(range(len(lengths))) if seeds is None else seeds

@@ -1,4 +1,4 @@
-"""Matrix product with weights, where low precision on a CPU without low-precision instructions would take a slow path.
+"""Products with weights; in fp32 for low-precision inputs on CPUs without low-precision instructions, where torch is slow.
 
 Letters: N rows, I inputs, O outputs.
 """
@@ -26,7 +26,7 @@ def widens(tensor: torch.Tensor) -> bool:
 
 
 def linear(x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """`x @ weight.T + bias`, [N, O] in `x_NI`'s dtype; plain torch except where `widens` says otherwise."""
+    """`x @ weight.T + bias`, [N, O] in `x_NI`'s dtype; plain torch unless `widens` is true."""
     if not widens(x_NI):
         return functional.linear(x_NI, weight_OI, bias_O)
     result: torch.Tensor = _WideLinear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]

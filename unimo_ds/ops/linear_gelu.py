@@ -16,13 +16,13 @@ from unimo_ds.ops.paths import Path, choose
 def linear_gelu(
     x_TI: torch.Tensor, weight_FI: torch.Tensor, bias_F: torch.Tensor, *, path: str = "auto"
 ) -> torch.Tensor:
-    """`gelu(x @ weight.T + bias)`, [T, F], with the exact gelu, x * (normal distribution of x).
+    """`gelu(x @ weight.T + bias)`, [T, F], with the exact gelu, x * (normal distribution function of x).
 
-    path: `native` (the CUDA kernels: fp16 or bf16; the bias is added and its gradient summed where gelu reads and writes),
-    `plain` (torch: the bias is part of the product, its gradient a pass of its own), or `auto`.
+    path: `native` (CUDA kernels: fp16 or bf16; gelu's kernels also add the bias and sum its gradient), `plain` (torch: the
+    bias is part of the product, its gradient another pass), or `auto`.
     """
     if path == "auto" and x_TI.dtype == torch.float32 and not torch.is_grad_enabled():
-        # The kernels take 16 bits alone, and choosing costs a small model's decoding 9 us a layer.
+        # The kernels take only 16 bits, and choosing a path costs a small model's decoding 9 us per layer.
         return _plain(x_TI, weight_FI, bias_F)
     return choose("linear_gelu", path, _PATHS, x_TI, bias_F)(x_TI, weight_FI, bias_F)
 

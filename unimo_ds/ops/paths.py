@@ -1,5 +1,5 @@
-"""Choice of the code path of an op: by name, refused with the reason, never silently replaced; `auto` logs once what it took
-and why not what it would have taken first."""
+"""Choice of an op's code path. A named path that cannot run is an error with the reason, never replaced; `auto` logs once which
+path it took, and why no earlier one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Path(NamedTuple, Generic[Run]):
     """One way to compute an op."""
 
     run: Run
-    """A function, or what else computes it; of all paths of an op with the same arguments."""
+    """A function or object that computes the op, with the same interface on all its paths."""
     refusal: Callable[..., str | None] = lambda *_: None
-    """(inputs that decide) -> why it cannot run on them, None where it can."""
+    """(inputs that decide) -> why the path cannot run on them, None if it can."""
 
 
 def choose(op: str, path: str, table: Mapping[str, Path[Run]], *inputs: torch.Tensor) -> Run:
-    """What is to run.
+    """The path's function.
 
-    path: a name in `table`, or `auto`: the first that does not refuse. table: paths in order of preference. inputs: what refusals
-    look at.
+    path: a name in `table`, or `auto`: the first that can run. table: paths in order of preference. inputs: what refusals
+    depend on.
 
     Raises:
         UserError: unknown path, or one that cannot run, with the reason.

@@ -1,13 +1,13 @@
-"""Shared candidates in a ring: images stay on their rank, texts travel from rank to rank, and nobody holds all of either.
+"""Shared candidates in a ring: images stay on their rank, texts pass from rank to rank, and no rank ever holds all of either.
 
-At every stop of a block of texts, its rank scores it against its own images in one matrix: rows are the images' queries and
-columns those of the texts, so every score of the whole step is made once, where gathering makes it twice. The columns' running
-log-sum-exps travel with the block and come home complete; so do, in the backward pass, the gradients of the texts. The next
-block is under way while this one is worked on.
+At each stop a rank scores the block of texts that it holds against its own images, in one matrix: rows are the images' queries,
+columns the texts'. So each score of the step is computed once; gathering computes it twice. The columns' running log-sum-exps
+travel with the block and are complete when it is back at its own rank; so are, in the backward pass, the gradients of the
+texts. The next block is received while this one is processed.
 
-    stop s of rank r: the texts of rank r - s        after the last stop everything is one step from home
+    stop s of rank r: the texts of rank r - s        after the last stop everything is one step from its own rank
 
-The order of sums is that of the ring, so results differ from gathering by rounding.
+The order of sums follows the ring, so results differ from gathering by rounding.
 
 Letters: P local pairs, A local image candidates, B local text candidates, D vector size, k own items of a pair.
 """
@@ -26,29 +26,29 @@ from unimo_ds.ops.score_blocks import Keys, Logs
 from unimo_ds.utils.communicator import Communicator
 
 _TEXTS, _RESULTS = 0, 1
-"""Channels: what travels ahead of the work, and what is sent when it is done."""
+"""Channels: blocks, sent before they are processed, and results, sent after."""
 
 
 @dataclass(frozen=True)
 class RingCandidates:
-    """What this rank brings; its pairs' own images and texts are the first P of each."""
+    """This rank's candidates; its pairs' own images and texts are the first P of each."""
 
     images: Candidates
-    """[A, D] vectors of this rank alone."""
+    """[A, D] vectors of this rank only."""
     texts: Candidates
     """[B, D]"""
     own_images: torch.Tensor
-    """[P, k] int64, keys of the images that the pair brings itself, padded with NO_ITEM; as wide on every rank."""
+    """[P, k] int64, keys of the pair's own images, padded with NO_ITEM; k is the same on every rank."""
     own_texts: torch.Tensor
     """[P, k] int64, likewise for texts."""
     text_counts: Sequence[int]
-    """Texts that each rank brings."""
+    """Texts of each rank."""
     communicator: Communicator
 
     def log_sum_exps(
         self, inverse_temperature: torch.Tensor, functions: Functions
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `contrastive.InBatch`. Every rank calls it, and its backward, together."""
+        """See `contrastive.InBatch`. Collective: every rank calls it, and its backward."""
         num_pairs = len(self.own_images)
         keys = Keys(
             self.images.keys,
@@ -64,7 +64,7 @@ class RingCandidates:
 
 
 def _filled(items: torch.Tensor, count: int) -> torch.Tensor:
-    """[count, k] with NO_ITEM where there was nothing."""
+    """[count, k], padded with rows of NO_ITEM."""
     return functional.pad(items, (0, 0, 0, count - len(items)), value=NO_ITEM)
 
 
@@ -72,14 +72,14 @@ def _filled(items: torch.Tensor, count: int) -> torch.Tensor:
 class _Ring:
     communicator: Communicator
     counts: Sequence[int]
-    """Rows of every rank's block."""
+    """Rows of each rank's block."""
 
     @property
     def stops(self) -> int:
         return len(self.counts)
 
     def pass_on(self, stop: int, tensors: Sequence[torch.Tensor], channel: int) -> Callable[[], list[torch.Tensor]]:
-        """Send what belongs to the block of this stop to the next rank; call the result for the same of the block to come."""
+        """Send tensors of this stop's block to the next rank; call the result to receive the same of the next block."""
         coming = (self.communicator.rank - stop - 1) % self.stops
         return self.communicator.pass_on(tensors, self.counts[coming], channel=channel)
 

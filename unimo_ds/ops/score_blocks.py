@@ -1,9 +1,9 @@
-"""Log-sum-exps over one matrix of scores between row and column vectors: of rows, and of columns where asked. Plain, tiled.
+"""Log-sum-exps over one matrix of scores between row and column vectors: of rows, and optionally of columns. Plain, tiled.
 
-Each row is a query against the columns and, where `both`, each column one against the rows. The score of a row and a column is
-the cosine over the temperature. Which of them count is said by keys; see `allowed_negatives`.
+Each row is a query over the columns and, if `both`, each column is a query over the rows. The score of a row and a column is
+their cosine over the temperature. Keys determine which scores count; see `allowed_negatives`.
 
-Letters: A row vectors, B column vectors, D vector size, k items of their own that a row or a column has among the others.
+Letters: A row vectors, B column vectors, D vector size, k own items of a row or column among the others.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ ROWS_PER_TILE = 512
 
 
 class Keys(NamedTuple):
-    """Who may be whose negative."""
+    """Which rows and columns are each other's negatives."""
 
     rows: torch.Tensor
-    """[A, 4] int64: group, owner's image key, owner's text key, key of the item itself (unused where rows alone are queries)."""
+    """[A, 4] int64: group, owner's image key, owner's text key, key of the item itself (unused if only rows are queries)."""
     columns: torch.Tensor
     """[B, 4] int64"""
     row_items: torch.Tensor
-    """[A, k] int64, keys of columns' items that the row's pair brings itself."""
+    """[A, k] int64, keys of the row's pair's own items among the columns."""
     column_items: torch.Tensor
-    """[B, k] int64, keys of rows' items that the column's pair brings itself; unused where rows alone are queries."""
+    """[B, k] int64, keys of the column's pair's own items among the rows; unused if only rows are queries."""
 
 
 class Logs(NamedTuple):
-    """Of every row, and of every column where columns are queries too, else empty."""
+    """For each row, and for each column if columns are queries too, else empty."""
 
     rows: torch.Tensor
-    """[A] log of the sum of exp(score) over the row's allowed columns; -inf where there is none."""
+    """[A] log of the sum of exp(score) over the row's allowed columns; -inf if there is none."""
     best_rows: torch.Tensor
-    """[A] the highest allowed cosine; -inf where there is none. No gradient."""
+    """[A] the highest allowed cosine; -inf if there is none. No gradient."""
     columns: torch.Tensor
     """[B]"""
     best_columns: torch.Tensor
@@ -42,9 +42,9 @@ class Logs(NamedTuple):
 
 
 def allowed_negatives(query_keys: torch.Tensor, own_items: torch.Tensor, candidate_keys: torch.Tensor) -> torch.Tensor:
-    """[P, C] bool: the same group, an owner with another image and another text, and an item that is not the pair's own.
+    """[P, C] bool: the same group, an owner with another image and another text, and not one of the pair's own items.
 
-    A pair is never its own negative, nor is a pair with an equal caption, nor an item that is related to both.
+    A pair is never its own negative, nor is a pair with an equal caption, nor an item related to both.
     """
     query, candidate = query_keys.unsqueeze(1), candidate_keys.unsqueeze(0)
     return (
@@ -56,12 +56,12 @@ def allowed_negatives(query_keys: torch.Tensor, own_items: torch.Tensor, candida
 
 
 def log_sum_exps(rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, *, both: bool) -> Logs:
-    """rows: [A, D]; columns: [B, D]; inverse: of the temperature, scalar. Differentiable in all three."""
+    """rows: [A, D]; columns: [B, D]; inverse: 1 / temperature, scalar. Differentiable in all three."""
     return Logs(*_LogSumExps.apply(rows, columns, inverse, *keys, both))  # type: ignore[no-untyped-call]
 
 
 class _LogSumExps(torch.autograd.Function):
-    """Backward makes each tile's scores again."""
+    """Backward recomputes each tile's scores."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, *rest: Any) -> Logs:
@@ -108,9 +108,9 @@ def gradients(
     *,
     both: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of rows, columns and `inverse`, given those of the logs; scores are made again, tile by tile.
+    """Gradients of rows, columns and `inverse`, given those of the logs; recomputes the scores tile by tile.
 
-    The logs may be sums over more than this matrix: the gradient is then this matrix's share.
+    The logs may cover more than this matrix: the gradients are then this matrix's share.
     """
     to_rows, to_columns, to_inverse = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(inverse)
     for tile in _tiles(len(rows)):
@@ -132,10 +132,10 @@ def _tiles(num_rows: int) -> list[slice]:
 
 
 def _allowed_for_rows(scores: torch.Tensor, keys: Keys, tile: slice) -> torch.Tensor:
-    """Cosines, -inf where the column is no negative of the row."""
+    """Cosines, -inf if the column is no negative of the row."""
     return scores.masked_fill(~allowed_negatives(keys.rows[tile], keys.row_items[tile], keys.columns), -torch.inf)
 
 
 def _allowed_for_columns(scores: torch.Tensor, keys: Keys, tile: slice) -> torch.Tensor:
-    """Cosines, -inf where the row is no negative of the column."""
+    """Cosines, -inf if the row is no negative of the column."""
     return scores.masked_fill(~allowed_negatives(keys.columns, keys.column_items, keys.rows[tile]).T, -torch.inf)

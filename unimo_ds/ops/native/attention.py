@@ -1,8 +1,8 @@
 """Packed attention by the CUDA kernels of `kernels/attention/`, as the torch operators `unimo::attention_forward` and
-`unimo::attention_backward`: with shapes for tracing and a derivative, no synchronisation with the host, same bits every run.
+`unimo::attention_backward`: with shapes for tracing and a derivative; no host synchronisation, bit-identical from run to run.
 
 Letters: T stream positions, H heads, D head size (64), S sequences, B blocks (64 rows of one sequence each, or as many as the
-library wants).
+library's kernels take).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
 WINDOW = 128
-"""Neighbours in a table of blocks among which those with the most work come first."""
+"""Neighbouring blocks in a table that are sorted by work, most first."""
 WHOLE_BACKWARD = True
-"""Whether sequences of up to 128 positions go backward whole, by a kernel that makes scores once (sm_90, nobody shares a prefix);
-a stream's longer ones take the kernels for any length."""
+"""Whether sequences of up to 128 positions take the whole-sequence backward kernel, which computes scores once (sm_90, no
+shared prefixes); longer ones of the same stream take the kernels for any length."""
 FORWARD = "bulk"
-"""How the forward kernel of sm_90 loads tiles where nobody shares a prefix: `copies`, each thread its share; `bulk`, whole ones
-by the tensor memory unit, for blocks of two warpgroups. No GPU has measured `bulk` yet (`library.refusal_of_untried`)."""
+"""How the sm_90 forward kernel loads tiles if no prefix is shared: `copies`, each thread a part; `bulk`, whole tiles by the
+tensor memory accelerator, for blocks of two warpgroups. `bulk` is not yet measured on a GPU (`library.refusal_of_untried`)."""
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
@@ -49,7 +49,7 @@ class _Arguments(launcher.Arguments):
 
 
 def refusal(query_key_value_T3HD: torch.Tensor) -> str | None:
-    """Why the kernels cannot take this input, None where they can."""
+    """Why the kernels cannot take this input, None if they can."""
     head_size = query_key_value_T3HD.shape[-1]
     if head_size != HEAD_SIZE:
         return f"the kernel is for heads of {HEAD_SIZE}, not {head_size}"
@@ -59,7 +59,7 @@ def refusal(query_key_value_T3HD: torch.Tensor) -> str | None:
 def attention(
     query_key_value_T3HD: torch.Tensor, layout: Layout, *, probability: float = 0.0, site: int = 0
 ) -> torch.Tensor:
-    """`packed_attention` by the kernels, [T, H, D]. Callers ask `refusal` first."""
+    """`packed_attention` by the kernels, [T, H, D]. Callers check `refusal` first."""
     tables = tables_of(layout)
     keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
@@ -69,7 +69,7 @@ def attention(
 
 
 def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
-    """The table of blocks for the forward kernel that loads whole tiles, None where another one is to run."""
+    """The table of blocks for the `bulk` forward kernel, None if another one is to run."""
     if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
         return None
     if "native_attention_bulk" not in layout.tables:
@@ -80,7 +80,7 @@ def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | 
 
 
 def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
-    """Which sequences of the layout go backward whole, one of the three numbers above."""
+    """Which sequences of the layout take the whole-sequence backward kernel: one of the three numbers above."""
     if not WHOLE_BACKWARD or layout.prefix_of is not None:
         return _NOT_WHOLE
     if layout.longest <= library.number_of("unimo_attention_whole_length", layout.device):
@@ -89,19 +89,19 @@ def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
 
 
 class Tables(NamedTuple):
-    """Where the kernels find sequences and blocks. c = 4 columns, int32: start of the sequence in the stream, its length, its
-    prefix, the block's first row; 4 more where prefixes are shared (see `_sharing`)."""
+    """Sequences and blocks for the kernels. c = 4 columns, int32: start of the sequence in the stream, its length, its
+    prefix length, the block's first row; 4 more if prefixes are shared (see `_sharing`)."""
 
     tiles: torch.Tensor
-    """[2, B, c] the blocks of queries, then those of keys, each in the order it is best begun; unused ones, of length 0, last."""
+    """[2, B, c] blocks of queries, then blocks of keys, each in the best launch order; unused ones, of length 0, last."""
     sequences: torch.Tensor
-    """[S + 1, c] the sequences, and one of length 0; the fourth column is the number of a sequence's first block."""
+    """[S + 1, c] the sequences, and one of length 0; the fourth column is the index of a sequence's first block."""
     sharing: torch.Tensor
-    """Where prefixes are shared [T], positions of the sequences that share one, by whose it is; else empty."""
+    """[T] if prefixes are shared: positions of the sequences that share one, by its owner; else empty."""
 
 
 def tables_of(layout: Layout) -> Tables:
-    """`make_tables` for the layout's library; made on the device, once per layout."""
+    """`make_tables` for the layout's library; computed on the device, once per layout."""
     if "native_attention" not in layout.tables:
         rows = library.number_of("unimo_attention_block_rows", layout.device)
         layout.tables["native_attention"] = make_tables(layout, rows=rows)
@@ -110,17 +110,17 @@ def tables_of(layout: Layout) -> Tables:
 
 
 def make_tables(layout: Layout, *, rows: int) -> Tables:
-    """The tables for blocks of as many rows.
+    """The tables for blocks of `rows` rows.
 
-    Sizes follow from T and S alone, so that nothing is read back: with R `rows` a block, B = floor((T + (R - 1) S) / R), the
-    most that S sequences of together T positions can need.
+    Sizes follow from T and S, so that nothing is read back: with R rows per block, B = floor((T + (R - 1) S) / R), the most
+    that S sequences of T positions in total can need.
 
-    Blocks are begun sequence by sequence, so that those that read the same keys run together; but among WINDOW neighbours,
-    counted from the end, those with the most work come first: the last ones begun would otherwise be the longest, wherever masks
-    or lengths make blocks unequal, and most of the GPU would wait for them.
+    Blocks are in the order of their sequences, so that those that read the same keys run together; but among WINDOW neighbours,
+    counted from the end, those with the most work come first: otherwise, if masks or lengths make blocks unequal, the last ones
+    launched would be the longest, and most of the GPU would wait for them.
     """
     starts = layout.sequence_starts
-    lengths = starts.diff(append=starts[-1:])  # what is behind the last sequence is one of length 0
+    lengths = starts.diff(append=starts[-1:])  # after the last sequence comes one of length 0
     counts = (lengths + (rows - 1)) // rows
     ends = counts.cumsum(0, dtype=torch.int32)
     columns, sharing = [starts, lengths, functional.pad(layout.prefix_lengths, (0, 1)), ends - counts], starts[:0]
@@ -137,8 +137,8 @@ def make_tables(layout: Layout, *, rows: int) -> Tables:
 
 
 def _ordered(tiles: torch.Tensor, from_end: torch.Tensor, rows: int) -> torch.Tensor:
-    """[2, B, c] of [B, c]: in the order of the keys that a block's queries see, and of the queries that see its keys.
-    from_end: how many used blocks follow; negative for those that are not used."""
+    """[2, B, c] of [B, c]: sorted by how many keys a block's queries see, and by how many queries see its keys.
+    from_end: number of used blocks that follow; negative for unused ones."""
     length, prefix, first = tiles[:, 1], tiles[:, 2], tiles[:, 3]
     seen = torch.maximum(prefix, torch.minimum(first + rows, length))
     seeing = torch.where(first < prefix, length, length - first)
@@ -150,21 +150,21 @@ def _ordered(tiles: torch.Tensor, from_end: torch.Tensor, rows: int) -> torch.Te
 
 
 def _sharing(layout: Layout, prefix_of: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Four columns, [S] each: where the prefix that a sequence shares begins in the stream, its length (0: it shares none), where
-    the queries of those that share its own prefix begin in the second result, and how many these are. Second: [T] int32,
-    positions of sequences that share, by whose prefix it is, in the order of the stream; what follows them is not used."""
+    """Four columns, [S] each: start in the stream of the prefix that a sequence shares, its length (0: it shares none), start
+    in the second result of the queries that share its own prefix, and their number. Second: [T] int32, positions of sequences
+    that share, by owner of the prefix, in stream order; the rest is unused."""
     num_sequences = layout.num_sequences
     shares = prefix_of >= 0
     owner = prefix_of.clamp(min=0).long()
     shared_start = layout.sequence_starts[owner] * shares
     shared = layout.prefix_lengths[owner] * shares
-    owner = owner.masked_fill(~shares, num_sequences)  # torch.where would copy the number to the device, and wait
+    owner = owner.masked_fill(~shares, num_sequences)  # torch.where would copy the number to the device and synchronise
     _, positions, begins = group(owner[layout.position_sequence], num_sequences)
     return [shared_start, shared, begins[:-1], begins.diff()], positions.to(torch.int32)
 
 
 class _Call(NamedTuple):
-    """What the operators take beside activations and their gradients."""
+    """The operators' arguments other than activations and their gradients."""
 
     tiles: torch.Tensor
     sequences: torch.Tensor

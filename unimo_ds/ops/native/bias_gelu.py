@@ -14,7 +14,7 @@ from unimo_ds.ops.native import launcher, library
 _ROWS = 4
 _THREAD_COLUMNS = 1024
 _BLOCKS = 132 * 7
-"""What an H100 or H200 holds at a time, by the registers of the backward kernel (kernels/REPORT.md)."""
+"""Blocks resident on an H100 or H200, by the registers of the backward kernel (kernels/REPORT.md)."""
 
 
 class BiasGeluArguments(launcher.Arguments):
@@ -27,7 +27,7 @@ class BiasGeluArguments(launcher.Arguments):
 
 
 def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor) -> str | None:
-    """Why the kernels cannot take this layer's input and bias, None where they can."""
+    """Why the kernels cannot take this layer's input and bias, None if they can."""
     size = bias_F.shape[0]
     if size % 8:
         return f"the kernel is for a multiple of 8 columns, not {size}"
@@ -37,7 +37,7 @@ def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor) -> str | None:
 
 
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:
-    """gelu(x + bias), [T, F]; summed in fp32, the gradient of the bias too. Callers ask `refusal` first."""
+    """gelu(x + bias), [T, F]; summed in fp32, as is the gradient of the bias. Callers check `refusal` first."""
     result: torch.Tensor = torch.ops.unimo.bias_gelu_forward(x_TF, bias_F)
     return result
 

@@ -1,4 +1,4 @@
-"""Building the native kernels: one library per architecture, named by a hash of its sources, made once and under a lock."""
+"""Building the native kernels: one library per architecture, named by a hash of its sources, built once, under a lock."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FLAGS = {
     "contrastive": ("both directions",),
     "cross_entropy_parts": ("smoothing or correctness",),
 }
-"""How the names of kernels with flags begin -> what each of them turns on."""
+"""Prefix of names of kernels with flags -> what each flag turns on."""
 
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What one kernel takes of a multiprocessor, as ptxas reports it."""
+    """Resources of one kernel, as ptxas reports them."""
 
     kernel: str
     registers: int
@@ -43,7 +43,7 @@ class KernelUse:
 
 @dataclass(frozen=True)
 class Built:
-    """One library and how it came about."""
+    """One library and how it was built."""
 
     path: Path
     architecture: str
@@ -55,7 +55,7 @@ def sources_folder() -> Path:
     """`kernels/` of this checkout.
 
     Raises:
-        UserError: the package is installed without it.
+        UserError: the package was installed without it.
     """
     folder = _CHECKOUT / "kernels"
     if not (folder / "kernels.cu").is_file():
@@ -64,7 +64,7 @@ def sources_folder() -> Path:
 
 
 def libraries_folder() -> Path:
-    """Where libraries lie: `$UNIMO_KERNELS_DIR`, or `build/kernels` of the checkout."""
+    """Folder of the libraries: `$UNIMO_KERNELS_DIR`, or `build/kernels` of the checkout."""
     named = os.environ.get("UNIMO_KERNELS_DIR")
     return Path(named) if named else _CHECKOUT / "build" / "kernels"
 
@@ -80,15 +80,15 @@ def sources_hash() -> str:
 
 
 def library_path(target: str) -> Path:
-    """Where the library of a target (`sm_90`, `host_sm_80`) lies once built from the sources as they are now."""
+    """Path of the library of a target (`sm_90`, `host_sm_80`) built from the current sources."""
     return libraries_folder() / f"{target}-{sources_hash()}.so"
 
 
 def build(architecture: str, *, nvcc: str | None = None) -> Built:
-    """Compile for one architecture, or take what lies there.
+    """Compile for one architecture, unless built already.
 
     Raises:
-        UserError: no nvcc, one that does not know the architecture, or a failed compilation.
+        UserError: no nvcc, one that does not support the architecture, or a failed compilation.
     """
     toolchain.architecture_number(architecture)
     target = library_path(architecture)
@@ -119,7 +119,7 @@ def build_host(architecture: str) -> Path:
 
 
 def build_check(name: str, architecture: str, *, sanitize: bool) -> Path:
-    """The program that compares a kernel on the CPU with fp64 over random cases: `kernels/NAME/host_check.cpp`."""
+    """The program that compares a kernel on the CPU with fp64 on random cases: `kernels/NAME/host_check.cpp`."""
     kind = "sanitized" if sanitize else "plain"
     target = library_path(f"check_{name}_{kind}_{architecture}").with_suffix(".exe")
     with _locked(target):
@@ -132,16 +132,16 @@ def build_check(name: str, architecture: str, *, sanitize: bool) -> Path:
 
 
 def read_built(architecture: str, path: Path) -> Built:
-    """What is noted beside a library."""
+    """A library with the notes stored beside it."""
     notes = json.loads(path.with_suffix(".json").read_text())
     return Built(path, architecture, notes["compiler"], tuple(KernelUse(**use) for use in notes["kernels"]))
 
 
 def compile_file(command: Sequence[str]) -> str:
-    """Run a compiler. Returns what it wrote.
+    """Run a compiler. Returns its output.
 
     Raises:
-        UserError: it failed; its first lines of complaint follow.
+        UserError: it failed; the message has the first lines of its output.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
@@ -156,7 +156,7 @@ def compile_file(command: Sequence[str]) -> str:
 
 
 def parse_kernel_uses(log: str) -> list[KernelUse]:
-    """The kernels of a compilation with `-Xptxas -v`, by name."""
+    """Kernels in the output of a compilation with `-Xptxas -v`, by name."""
     uses = []
     for part in re.split(r"Compiling entry function ", log)[1:]:
         mangled = re.match(r"'(\w+)'", part)
@@ -169,7 +169,7 @@ def parse_kernel_uses(log: str) -> list[KernelUse]:
 
 
 def readable_name(mangled: str) -> str:
-    """`attention_forward fp16 dropout` of a mangled `unimo::attention_forward<Half, true, false>`."""
+    """For example `attention_forward fp16 dropout` from the mangled `unimo::attention_forward<Half, true, false>`."""
     matched = re.match(r"_ZN5unimo(\d+)", mangled)
     if matched is None:
         return mangled
@@ -201,7 +201,7 @@ def table(built: Iterable[Built]) -> str:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process builds, the others of the machine wait for it."""
+    """One process builds; others on this machine wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

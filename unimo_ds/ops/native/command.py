@@ -18,7 +18,7 @@ _CHECKED = ("attention", "bias_gelu", "contrastive", "cross_entropy", "dropout_n
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `unimo kernels`. Returns the exit status: 0, 1 where `check` finds a difference, 2 on bad input."""
+    """Run `unimo kernels`. Returns the exit status: 0, 1 if `check` finds a difference, 2 on bad input."""
     parser = ArgumentParser(
         prog="unimo kernels",
         description="Build the CUDA kernels, and check them without a GPU.",
@@ -78,7 +78,7 @@ def _architectures(text: str) -> list[str]:
 def _build(arguments: argparse.Namespace) -> int:
     names = _architectures(arguments.arch)
     compiler = toolchain.find_nvcc(arguments.nvcc)
-    for name in names:  # all or nothing, before minutes are spent
+    for name in names:  # check all before minutes are spent
         toolchain.require_architecture(compiler, name)
     built = [build.build(name, nvcc=arguments.nvcc) for name in names]
     if arguments.json:

@@ -1,10 +1,10 @@
 """Log-sum-exps over shared candidates by the CUDA kernels of `kernels/contrastive/` and cuBLAS: `unimo::contrastive_forward`,
 `unimo::contrastive_backward`.
 
-Scores are made in rectangles (`chunk_of`) by a matrix product into one fp32 buffer; a kernel reads the buffer once, for the
-statistics of its rows and, where asked, of its columns. Backward makes the rectangle again, a kernel turns it into 16-bit weights
-in place, and two products carry them to the vectors. No score matrix, no atomics, no synchronisation with the host; the same bits
-every run.
+Scores are computed in rectangles (`chunk_of`) by a matrix product into one fp32 buffer; a kernel reads the buffer once, for the
+statistics of its rows and, optionally, of its columns. Backward recomputes the rectangle, a kernel turns it into 16-bit weights
+in place, and two products take these to the vectors. No full score matrix, no atomics, no host synchronisation; bit-identical
+from run to run.
 
 Letters as in `ops/score_blocks.py`.
 """
@@ -21,7 +21,7 @@ from unimo_ds.ops.native import launcher, library, products
 from unimo_ds.ops.score_blocks import Keys, Logs
 
 SMALL_CHUNK, LARGE_CHUNK = (4096, 4096), (8192, 8192)
-"""Rows and columns of a rectangle. Multiples of what follows."""
+"""Rows and columns of a rectangle; multiples of TILE_ROWS and TILE_COLUMNS."""
 TILE_ROWS = 64
 TILE_COLUMNS = 1024
 _LARGEST_WEIGHT = 4096.0
@@ -46,7 +46,7 @@ class BlockArguments(launcher.Arguments):
 
 
 def refusal(vectors: torch.Tensor) -> str | None:
-    """Why the kernels cannot take these vectors, None where they can."""
+    """Why the kernels cannot take these vectors, None if they can."""
     narrow = vectors.new_empty(0, dtype=torch.float16) if vectors.dtype == torch.float32 else vectors
     return library.refusal(narrow)
 
@@ -54,10 +54,10 @@ def refusal(vectors: torch.Tensor) -> str | None:
 def log_sum_exps(
     rows: torch.Tensor, columns: torch.Tensor, inverse_temperature: torch.Tensor, keys: Keys, *, both: bool
 ) -> Logs:
-    """Log-sum-exps of every row over the columns and, where `both`, of every column over the rows.
+    """Log-sum-exps of every row over the columns and, if `both`, of every column over the rows.
 
-    rows: [A, D], columns: [B, D], fp16 or bf16, or fp32, which is rounded to fp16: they are meant to be unit vectors.
-    inverse_temperature: fp32 scalar. Differentiable in all three. Callers ask `refusal` first.
+    rows: [A, D], columns: [B, D], fp16 or bf16, or fp32, which is rounded to fp16 (unit vectors are expected).
+    inverse_temperature: fp32 scalar. Differentiable in all three. Callers check `refusal` first.
     """
     return Logs(*torch.ops.unimo.contrastive_forward(rows, columns, inverse_temperature, *keys, both))
 
@@ -74,7 +74,7 @@ def gradients(
     *,
     both: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `score_blocks.gradients`; those of the vectors are fp32."""
+    """See `score_blocks.gradients`; gradients of the vectors are fp32."""
     vectors = (rows, columns, inverse_temperature)
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.unimo.contrastive_backward(
         row_gradients, column_gradients, *vectors, *keys, row_logs, column_logs, both, True
@@ -85,15 +85,15 @@ def gradients(
 def chunk_of(rows: torch.Tensor, columns: torch.Tensor, *, both: bool) -> tuple[int, int]:
     """Rows and columns of the rectangles for these vectors.
 
-    Large ones are faster (docs/kernels.md), and their buffer is what the loss takes of memory: so they are for matrices in both
-    directions beside whose sums in backward, fp32 for the columns and 16-bit for the rows, the buffer is not the larger part.
+    Large ones are faster (docs/kernels.md), but their buffer is most of the loss's memory. So they are used only for both
+    directions, if backward's sums (fp32 for columns, 16-bit for rows) are at least as large as the buffer.
     """
     sums = 4 * columns.numel() + 2 * rows.numel()
     return LARGE_CHUNK if both and 4 * math.prod(LARGE_CHUNK) <= sums else SMALL_CHUNK
 
 
 def narrow(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors as the kernels take them: fp32 becomes fp16."""
+    """Vectors in the kernels' format: fp32 becomes fp16."""
     return (vectors.half() if vectors.dtype == torch.float32 else vectors).contiguous()
 
 
@@ -102,21 +102,21 @@ def _tiles(number: int, size: int) -> int:
 
 
 class _Walk:
-    """The rectangles of one score matrix, one after another in one buffer, and the kernels' arguments at each of them.
+    """The rectangles of one score matrix, one after another in one buffer, and the kernels' arguments for each.
 
-    The host's work per rectangle is kept to some ten microseconds, less than the GPU's: views and addresses are made once.
+    Views and addresses are made once: the host's work per rectangle is some ten microseconds, less than the GPU's.
     """
 
     def __init__(
         self, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, keys: Keys, column_logs: torch.Tensor
     ) -> None:
-        """column_logs: [B] statistics of columns, running or final; empty where they are no queries."""
+        """column_logs: [B] statistics of columns, running or final; empty if columns are no queries."""
         self.chunk = chunk_of(rows, columns, both=len(column_logs) > 0)
         self.row_parts, self.column_parts = torch.split(rows, self.chunk[0]), torch.split(columns, self.chunk[1])
         height, pitch = len(self.row_parts[0]), 8 * _tiles(len(self.column_parts[0]), 8)
         self.scores = rows.new_empty((height, pitch), dtype=torch.float32)
         self.conflicts = rows.new_empty((_tiles(len(rows), TILE_ROWS), _tiles(len(columns), 32)), dtype=torch.int32)
-        # Held here: the structure has their addresses alone.
+        # Kept alive here: the structure has only their addresses.
         keys = Keys(*(tensor.contiguous() for tensor in keys))
         self.by_row: dict[str, torch.Tensor] = {"row_keys": keys.rows, "row_items": keys.row_items}
         self.by_column: dict[str, torch.Tensor] = {"column_keys": keys.columns, "column_items": keys.column_items}
@@ -137,9 +137,9 @@ class _Walk:
         launcher.bound("unimo_contrastive_conflicts", rows)(self.arguments)
 
     def rectangles(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Fill the buffer with each rectangle's cosines and `arguments` with what belongs to it.
+        """Fill the buffer with each rectangle's cosines and set `arguments` for it.
 
-        Yields the numbers of its row part and column part, and where its 16-bit weights lie once the kernel has made them.
+        Yields the indices of its row and column part, and a view of its 16-bit weights, valid once the kernel has run.
         """
         arguments = self.arguments
         transposed = [part.T for part in self.column_parts]
@@ -168,7 +168,7 @@ class _Walk:
 
 
 def _steps(tensors: dict[str, torch.Tensor], chunk: int) -> list[tuple[str, int, int]]:
-    """Name, address and bytes from one part to the next, of each tensor."""
+    """Name, address and stride in bytes from one part to the next, for each tensor."""
     return [
         (name, tensor.data_ptr(), chunk * tensor.stride(0) * tensor.element_size()) for name, tensor in tensors.items()
     ]
@@ -226,7 +226,7 @@ def _backward(
         shapes = _backward_shapes(row_gradients, column_gradients, rows, columns, inverse_temperature, wide)
         return shapes[0].zero_(), shapes[1].zero_(), shapes[2].zero_()
     of_rows, of_columns = row_gradients.float().contiguous(), column_gradients.float().contiguous()
-    # The largest weight is near _LARGEST_WEIGHT, so that fp16 holds those 10^11 times smaller; `back` undoes it.
+    # Scaled so that the largest weight is near _LARGEST_WEIGHT: fp16 then holds weights 10^11 times smaller; `back` undoes it.
     largest = torch.cat((of_rows, of_columns)).abs().amax() if both else of_rows.abs().amax()
     scale = _LARGEST_WEIGHT / largest.clamp(min=1e-30)
     inverse = inverse_temperature.float()
@@ -240,7 +240,7 @@ def _backward(
         walk.by_column |= {"column_logs": column_logs, "column_gradients": of_columns}
     dtype = torch.float32 if wide else rows.dtype
     to_rows, column_sums = _carry(walk, back, narrow_rows, narrow_columns, dtype)
-    del walk  # its buffer makes room for the result
+    del walk  # frees its buffer before the result is allocated
     to_columns = column_sums if wide else torch.empty_like(column_sums, dtype=columns.dtype)
     torch.mul(column_sums, back, out=to_columns)
     to_inverse = inverse_temperature.new_empty(inverse_temperature.shape)
@@ -251,7 +251,7 @@ def _backward(
 def _carry(
     walk: _Walk, back: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights to vectors: ([A, D] of the rows, times `back`; [B, D] fp32 sums for the columns, without it)."""
+    """Gradients from weights: ([A, D] of the rows, times `back`; [B, D] fp32 sums for the columns, without it)."""
     weigh, add = launcher.bound("unimo_contrastive_weights", rows), products.adder(rows)
     to_rows, column_sums = (
         vectors.new_empty(vectors.shape, dtype=kind) for vectors, kind in ((rows, dtype), (columns, torch.float32))

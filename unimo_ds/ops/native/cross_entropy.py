@@ -1,15 +1,15 @@
 """Cross-entropy over the tied vocabulary by the CUDA kernels of `kernels/cross_entropy/` and cuBLAS:
 `unimo::cross_entropy_forward` and `unimo::cross_entropy_backward`.
 
-A product leaves a chunk's logits in 16 bits, without bias; one kernel reads them once and gives the losses, another turns them
-into slopes in place, and two products carry those to the hidden states and the table. Where all logits fit one chunk they are
-kept for the backward pass; else it makes each chunk's again. No atomics, no synchronisation with the host; the same bits every
-run.
+A product writes a chunk's logits in 16 bits, without bias; one kernel reads them once for the losses, another turns them into
+slopes (gradients of the logits) in place, and two products take these to the hidden states and the table. If all logits fit in
+one chunk, they are kept for the backward pass; otherwise it recomputes each chunk's. No atomics, no host synchronisation;
+bit-identical from run to run.
 
-cuBLAS takes its kernels for Hopper only where rows begin at multiples of 16 bytes. So rows of logits have a pitch of a multiple
-of eight words, and the table's last few rows, up to seven, have small products of their own: the table is never copied.
+cuBLAS takes its Hopper kernels only if rows are aligned to 16 bytes. So rows of logits have a pitch of a multiple of eight
+words, and the table's last rows, up to seven, have small products of their own: the table is never copied.
 
-Letters: N rows, D hidden size, V words, P pitch: V brought up to a multiple of eight.
+Letters: N rows, D hidden size, V words, P pitch: V rounded up to a multiple of eight.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 from unimo_ds.ops.native import launcher, library
 
 MOST_KEPT = 256 << 20
-"""Bytes of logits that are kept from the forward to the backward pass, all in one chunk."""
+"""Limit, in bytes, on logits kept from the forward to the backward pass, all in one chunk."""
 CHUNK = 128 << 20
-"""Bytes of a chunk's logits, at most, where there is more than one."""
+"""Limit, in bytes, on a chunk's logits if there are several chunks."""
 _SLAB = 2048
 _SLOPE_ROWS = 3
 _SLOPE_COLUMNS = 1024
 _BLOCKS = 132 * 8
-"""Of the kernel that makes slopes: what an H100 or H200 holds at a time (kernels/REPORT.md)."""
+"""Of the slopes kernel: as many as are resident on an H100 or H200 (kernels/REPORT.md)."""
 _FACTS = 4
 
 
@@ -44,7 +44,7 @@ class CrossEntropyArguments(launcher.Arguments):
 
 
 def refusal(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> str | None:
-    """Why the kernels cannot take this head, None where they can."""
+    """Why the kernels cannot take this head, None if they can."""
     if not hidden_ND.dtype == weight_VD.dtype == bias_V.dtype:
         return f"the hidden states are {hidden_ND.dtype}, the table {weight_VD.dtype}, its bias {bias_V.dtype}"
     return library.refusal(hidden_ND)
@@ -58,8 +58,8 @@ def tied_cross_entropy(
     smoothing: float,
     tells_correct: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `ops.cross_entropy.tied_cross_entropy`, but is_correct is of no length where nobody asks; a target that is no word has
-    the loss NaN. Callers ask `refusal` first."""
+    """As `ops.cross_entropy.tied_cross_entropy`, but is_correct is empty unless `tells_correct`; the loss of a target outside
+    the vocabulary is NaN. Callers check `refusal` first."""
     losses_N, is_correct_N, _, _ = torch.ops.unimo.cross_entropy_forward(
         hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
     )
@@ -95,8 +95,7 @@ def _forward(
 def _forward_shapes(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, smoothing: float, tells: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses; who is correct, of no length where nobody asks; what slopes need of each row; logits, of no length where they are
-    not kept."""
+    """Losses; is_correct, empty unless wanted; what the slopes kernel needs of each row; logits, empty unless kept."""
     num_rows, pitch = len(hidden), _pitch(weight)
     is_kept = num_rows * pitch * hidden.element_size() <= MOST_KEPT
     return (
@@ -116,7 +115,7 @@ def _backward(
     kept: torch.Tensor,
     smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """kept: the logits, which become slopes; of no length: they are made again."""
+    """kept: the logits, which become slopes; empty: they are recomputed."""
     hidden, weight, bias, gradient = (launcher.aligned(tensor) for tensor in (hidden, weight, bias, gradient.float()))
     chunks = _chunks(hidden, weight)
     logits = kept if len(kept) else _logits_of_a_chunk(chunks, weight)
@@ -128,7 +127,7 @@ def _backward(
             _multiply_into(slopes, hidden[rows], weight)
         bias_gradient += _take_slopes(slopes, bias, facts[rows], gradient[rows], smoothing)
         upstream, place = gradient[rows, None], hidden_gradient[rows]
-        # Rows are weighed where they are narrow; the hidden states' weighed ones lie where their gradient will.
+        # Scale by `upstream` on the D side, not V; the scaled hidden states take the memory of their gradient.
         torch.mul(hidden[rows], upstream, out=place)
         if table_gradient is None:
             table_gradient = weight.new_empty((slopes.shape[1], weight.shape[1]))
@@ -151,7 +150,7 @@ def _backward_shapes(
 def _take_slopes(
     logits: torch.Tensor, bias: torch.Tensor, facts: torch.Tensor, gradient: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
-    """Turns a chunk's logits [n, P] into slopes. Returns the gradient of the bias, [V] fp32."""
+    """Turns a chunk's logits [n, P] into slopes in place. Returns the gradient of the bias, [V] fp32."""
     slabs = -(-len(bias) // _SLOPE_COLUMNS)
     num_blocks = min(-(-len(logits) // _SLOPE_ROWS), max(1, _BLOCKS // slabs))
     partials = facts.new_empty((num_blocks, logits.shape[1]))
@@ -181,13 +180,13 @@ def _pitch(weight: torch.Tensor) -> int:
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
-    """Equal slices of rows: one where its logits may be kept, else within `CHUNK`."""
+    """Equal slices of rows: one if its logits may be kept, else within `CHUNK`."""
     num_rows, row_bytes = len(hidden), _pitch(weight) * hidden.element_size()
     return equal_slices(num_rows, num_rows if num_rows * row_bytes <= MOST_KEPT else CHUNK // row_bytes)
 
 
 def equal_slices(num_rows: int, most: int) -> list[slice]:
-    """All rows in order, in slices of at most so many, or of one; the last may be shorter."""
+    """All rows in order, in slices of at most `most` rows (at least one); the last may be shorter."""
     if num_rows == 0:
         return []
     num_slices = -(-num_rows // max(1, most))
@@ -196,12 +195,12 @@ def equal_slices(num_rows: int, most: int) -> list[slice]:
 
 
 def _logits_of_a_chunk(chunks: list[slice], weight: torch.Tensor) -> torch.Tensor:
-    """Room for the longest chunk's, and so for each in turn."""
+    """A buffer for the longest chunk, reused by each."""
     return weight.new_empty((chunks[0].stop if chunks else 0, _pitch(weight)))
 
 
 def _multiply_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
-    """logits[:, :V] = hidden @ weight.T; columns from V on stay as they are."""
+    """logits[:, :V] = hidden @ weight.T; columns from V on are not written."""
     num_words = len(weight)
     whole = num_words // 8 * 8
     if whole:
@@ -211,7 +210,7 @@ def _multiply_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Ten
 
 
 def _multiply_by_table(slopes: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> None:
-    """result = slopes[:, :V] @ weight. The few last words come first: rounding their small part loses less."""
+    """result = slopes[:, :V] @ weight. The last few words come first: rounding their small sum loses less."""
     num_words = len(weight)
     whole = num_words // 8 * 8
     if whole < num_words:
@@ -221,7 +220,7 @@ def _multiply_by_table(slopes: torch.Tensor, weight: torch.Tensor, result: torch
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, *, adds: bool = False) -> None:
-    """result = left @ right, or where it adds result += left @ right: summed in fp32, rounded once."""
+    """result = left @ right, or if `adds`, result += left @ right: summed in fp32, rounded once."""
     if not left.is_cuda:
         product = left.float() @ right.float()
         result.copy_(product + result.float() if adds else product)
@@ -242,7 +241,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if gradient is None:
         return (None,) * 6
-    # Slopes take the place of what was kept: another pass through the same graph makes the logits again.
+    # Slopes overwrite the kept logits: another pass through the same graph recomputes them.
     kept, ctx.kept = ctx.kept, ctx.kept.new_empty((0, ctx.kept.shape[1]))
     found = torch.ops.unimo.cross_entropy_backward(gradient, *ctx.saved_tensors, kept, ctx.smoothing)
     return *found, None, None, None

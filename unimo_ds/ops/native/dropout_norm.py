@@ -1,6 +1,6 @@
 """Dropout, residual and layer norm by the CUDA kernels of `kernels/dropout_norm/`: `unimo::dropout_norm_forward` and
-`unimo::dropout_norm_backward`; and dropout alone, `unimo::dropout`. The mask is made again from the keys in each pass; same bits
-every run.
+`unimo::dropout_norm_backward`; and only dropout, `unimo::dropout`. Each pass recomputes the mask from the keys; bit-identical
+from run to run.
 
 Letters: T rows, D columns.
 """
@@ -19,8 +19,8 @@ LARGEST_SIZE = 1024
 _WARPS = 4
 _MULTIPROCESSORS = 132
 _BLOCKS_OF_ONE = (8, 5, 3, 2)
-"""Of the backward kernel for up to 256, 512, 768 and 1,024 columns: as many as one multiprocessor's registers hold at a time
-(kernels/REPORT.md), so that an H100 or H200 takes all of them in one go. Each block makes a row of partial sums."""
+"""Of the backward kernel for up to 256, 512, 768 and 1,024 columns: resident blocks per multiprocessor, by its registers
+(kernels/REPORT.md), so that an H100 or H200 runs all blocks in one wave. Each block writes a row of partial sums."""
 
 
 class DropoutNormArguments(launcher.Arguments):
@@ -37,14 +37,14 @@ class DropoutNormArguments(launcher.Arguments):
 
 
 def refusal_of_dropout(x_TD: torch.Tensor) -> str | None:
-    """Why the kernel of dropout alone cannot take this input, None where it can."""
+    """Why the dropout-only kernel cannot take this input, None if it can."""
     if x_TD.shape[-1] % 8:
         return f"the kernel is for a multiple of 8 columns, not {x_TD.shape[-1]}"
     return library.refusal(x_TD)
 
 
 def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
-    """Why the kernels cannot take this input, None where they can."""
+    """Why the kernels cannot take this input, None if they can."""
     size = x_TD.shape[-1]
     if size % 8 or size > LARGEST_SIZE:
         return f"the kernel is for a multiple of 8 columns up to {LARGEST_SIZE}, not {size}"
@@ -54,7 +54,7 @@ def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
 
 
 def dropout_add_layer_norm(*arguments: Any) -> torch.Tensor:
-    """As `ops.dropout_norm.dropout_add_layer_norm`, whose arguments it takes in their order. Callers ask `refusal` first."""
+    """`ops.dropout_norm.dropout_add_layer_norm`, with its arguments in the same order. Callers check `refusal` first."""
     result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(*arguments)[0]
     return result
 

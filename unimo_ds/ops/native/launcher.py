@@ -12,7 +12,7 @@ from unimo_ds.ops.native import library
 
 
 class Arguments(ctypes.Structure):
-    """What a C function takes: numbers, and of tensors their addresses. It does not keep the tensors alive."""
+    """Arguments of a C function: numbers and addresses of tensors. It does not keep the tensors alive."""
 
     def __init__(self, **values: torch.Tensor | float | None) -> None:
         super().__init__()
@@ -25,20 +25,20 @@ class Arguments(ctypes.Structure):
 
 
 def addresses(names: str) -> list[tuple[str, type]]:
-    """Fields of a structure: pointers of these names."""
+    """Pointer fields of a structure."""
     return [(name, ctypes.c_void_p) for name in names.split()]
 
 
 def integers(names: str) -> list[tuple[str, type]]:
-    """Fields of a structure: C integers of these names."""
+    """C integer fields of a structure."""
     return [(name, ctypes.c_int) for name in names.split()]
 
 
 def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Callable[[ctypes.Structure], None]:
-    """A C function on a tensor's device and torch's stream there, as a function of its argument structure. The device has to
-    be the current one, as it is within operators made by `define`.
+    """A C function on a tensor's device and torch's current stream there, as a function of its argument structure. The device
+    must be the current one, as it is within operators made by `define`.
 
-    format_number: instead of that of the tensor's dtype.
+    format_number: replaces that of the tensor's dtype.
     """
     function = getattr(library.library_of(like.device), name)
     stream = library.current_stream(like.device)
@@ -51,7 +51,7 @@ def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Ca
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """Contiguous, and where kernels can read 16 bytes at once: parameters may be views of a flat buffer (ZeRO) at any element."""
+    """Contiguous and aligned for 16-byte reads: parameters may be views of a flat buffer (ZeRO) at any element."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
@@ -59,7 +59,7 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
 def define(
     operators: torch.library.Library, schema: str, function: Callable[..., Any], shapes: Callable[..., Any]
 ) -> None:
-    """Register an operator for CUDA and, on emulated kernels, the CPU, with its shapes for tracing."""
+    """Register an operator for CUDA and, with emulated kernels, the CPU, with its shapes for tracing."""
     name = schema.split("(")[0]
 
     def on_its_device(*arguments: Any) -> Any:
@@ -75,7 +75,7 @@ def define(
 def differentiate(
     operators: torch.library.Library, name: str, derivative: Callable[..., Any], save: Callable[..., None]
 ) -> None:
-    """Give an operator its derivative, as `torch.library.register_autograd` does at twice the host's time for a call.
+    """Give an operator its derivative, as `torch.library.register_autograd` does at twice the host time per call.
 
     derivative: (ctx, *gradients of the results) -> gradients of the arguments. save: (ctx, arguments, results).
     """

@@ -1,4 +1,4 @@
-"""The built kernels in this process: which library serves a tensor, and why there may be none."""
+"""The built kernels in this process: which library serves a tensor, or why none does."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unimo_ds.utils.errors import UserError
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
 """Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
 SWITCH = "UNIMO_KERNELS"
-"""Environment variable: `off` leaves the kernels alone on GPUs, whatever is built; `untried` also takes those that no GPU has
-measured yet: they were checked on a CPU alone."""
+"""Environment variable: `off` disables the kernels on GPUs, whatever is built; `untried` also enables those that were checked
+only on a CPU and not yet measured on a GPU."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
@@ -40,19 +40,19 @@ _FUNCTIONS = (
     "unimo_contrastive_segments",
     "unimo_contrastive_segment_gradients",
 )
-"""Each of (arguments, number of the format, stream); returns a status."""
+"""Each takes (arguments, format number, stream) and returns a status."""
 Answer = TypeVar("Answer")
 
 
 def _constant(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Tells torch.compile to ask this function once, of no tensors: as `torch.compiler.assume_constant_result`, which imports the
-    compiler."""
+    """Makes torch.compile call this function once while tracing, without tensors: `torch.compiler.assume_constant_result` does
+    so too, but imports the compiler."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def refusal(tensor: torch.Tensor) -> str | None:
-    """Why no library can take this tensor, None where one can. A library that is missing is compiled (a minute, once)."""
+    """Why no library can take this tensor, None if one can. A missing library is compiled (a minute, once)."""
     return _refusal(tensor.device, tensor.dtype)
 
 
@@ -82,12 +82,12 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @_constant
 def number_of(name: str, device: torch.device) -> int:
-    """What a C function without arguments says, of the library that serves tensors of a device."""
+    """Result of a C function without arguments, in the library that serves a device's tensors."""
     return int(getattr(library_of(device), name)())
 
 
 def refusal_of_untried(tensor: torch.Tensor) -> str | None:
-    """Why a kernel that no GPU has measured is not taken for this tensor; None where it is asked for, or emulated."""
+    """Why a kernel that is not yet measured on a GPU is not used for this tensor; None if enabled, or emulated."""
     if tensor.device.type != "cuda" or os.environ.get(SWITCH) == "untried":
         return None
     return f"no GPU has measured it yet ({SWITCH}=untried takes it)"
@@ -95,7 +95,7 @@ def refusal_of_untried(tensor: torch.Tensor) -> str | None:
 
 @functools.cache
 def _refusal_to_build(number: int) -> str | None:
-    """Builds, or says once and for all why that fails."""
+    """Builds, or returns why that failed; tried once per process."""
     try:
         build.build(f"sm_{number}")
     except (UserError, OSError) as error:
@@ -121,7 +121,7 @@ def library_of(device: torch.device) -> ctypes.CDLL:
 
 @functools.cache
 def _capability(device: torch.device) -> int:
-    """Ten times the major number and the minor one; asked a hundred times a step."""
+    """10 * major + minor; called a hundred times a step."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -133,7 +133,7 @@ def _host_library(architecture: str) -> Path:
 
 @functools.cache
 def _built_for(number: int) -> Path | None:
-    """The library for a compute capability: machine code runs on later minors of its major."""
+    """The library for a compute capability: machine code runs on later minor versions of its major."""
     ending = f"-{build.sources_hash()}.so"
     numbers = [
         int(matched.group(1))
@@ -156,11 +156,11 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def current_stream(device: torch.device) -> int | None:
-    """The handle of torch's current stream, None on the host."""
+    """Handle of torch's current stream, None on the host."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def require_done(status: int, what: str) -> None:
-    """Raise where a launch failed. Positive numbers are CUDA's errors."""
+    """Raise if a launch failed. Positive numbers are CUDA errors."""
     if status:
         raise RuntimeError(f"{what}: the kernel returned {status} (negative: bad arguments; positive: cudaError_t)")

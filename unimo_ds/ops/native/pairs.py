@@ -1,6 +1,6 @@
 """Cosines of listed pairs of vectors, and log-sum-exps of ragged segments, by the kernels of `kernels/contrastive/pairs.cuh`.
 
-Nothing of size [Q, D] is made: a warp reads the two vectors of a pair where they lie. Gradients are summed vector by vector in
+Nothing of size [Q, D] is stored: a warp reads the two vectors of a pair in place. Gradients are summed vector by vector in
 listed order (`ops.grouping`), so two runs give the same bits.
 
 Letters: Q scores, N and M vectors of the two sides, D vector size, P segments, K values.
@@ -41,7 +41,7 @@ class SegmentArguments(launcher.Arguments):
 def pair_scores(left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, right: Groups) -> torch.Tensor:
     """[Q] fp32 products left[left.group_of] . right[right.group_of], differentiable. fp16, bf16, or fp32 rounded to fp16.
 
-    left, right: the scores by the vector they take; vectors after the last group have none.
+    left, right: the scores by vector; vectors after the last group have none.
     """
     scores: torch.Tensor = torch.ops.unimo.contrastive_pair_scores(left_ND, right_MD, *left, *right)
     return scores
@@ -54,7 +54,7 @@ def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups) -> torch.Tenso
 
 
 def log_sum_exp(values_KP: torch.Tensor) -> torch.Tensor:
-    """[P] fp32 log of the sum of exp of each column; a value of -inf has the gradient 0. Differentiable."""
+    """[P] fp32 log of the sum of exp of each column; the gradient of a -inf is 0. Differentiable."""
     nothing = values_KP.new_empty(0, dtype=torch.int64)
     logs: torch.Tensor = torch.ops.unimo.contrastive_segments(
         values_KP.flatten(), nothing, nothing, nothing, values_KP.shape[1]
@@ -106,7 +106,7 @@ def _gradient(
     starts: torch.Tensor,
     right_rows: torch.Tensor,
 ) -> torch.Tensor:
-    """Of the left vectors: [N, D] in their dtype."""
+    """Gradient of the left vectors, [N, D] in their dtype."""
     order, starts = order.contiguous(), starts.contiguous()
     narrow, right_rows, score_gradients = _narrow(right), right_rows.contiguous(), score_gradients.contiguous()
     wide = left.dtype == torch.float32
@@ -157,7 +157,7 @@ def _segment_arguments(
 def _segments(
     values: torch.Tensor, index: torch.Tensor, order: torch.Tensor, starts: torch.Tensor, num_segments: int
 ) -> torch.Tensor:
-    """Without lists, value i is of segment i % num_segments."""
+    """Without lists, value i belongs to segment i % num_segments."""
     values, order, starts = values.float().contiguous(), order.contiguous(), starts.contiguous()
     results = values.new_empty((num_segments,))
     arguments = _segment_arguments(values, index, order, starts, results)
@@ -177,7 +177,7 @@ def _segment_gradient(
     order: torch.Tensor,
     starts: torch.Tensor,
 ) -> torch.Tensor:
-    """[Q] of the values, in their dtype."""
+    """Gradient of the values, [Q] in their dtype."""
     gradient, index, wide = gradient.float().contiguous(), index.contiguous(), values.float().contiguous()
     value_gradients = torch.empty_like(wide)
     arguments = _segment_arguments(wide, index, order, starts, logs)

@@ -1,4 +1,4 @@
-"""Products of 16-bit matrices with fp32 results: cuBLAS on a GPU, fp32 arithmetic on the CPU, where the kernels are emulated."""
+"""Products of 16-bit matrices with fp32 results: cuBLAS on a GPU, fp32 arithmetic on the CPU, where kernels are emulated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 Adder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], None]
-"""(left, right, result, fresh): result += left @ right, or where fresh result = left @ right."""
+"""(left, right, result, fresh): result += left @ right, or if fresh, result = left @ right."""
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ def _add_on_host(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, 
 
 @functools.cache
 def _adds_to_fp32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch adds a 16-bit product to an fp32 matrix in one call: the first releases with it wanted equal dtypes."""
+    """Whether this torch adds a 16-bit product to an fp32 matrix in one call: the first releases with it need equal dtypes."""
     small = torch.ones(16, 16, device=device, dtype=dtype)
     total = torch.ones(16, 16, device=device)
     try:

@@ -1,4 +1,4 @@
-"""The compilers of the native kernels: where they are, what they can make, and the command lines."""
+"""The compilers of the native kernels: where they are, what they support, and their command lines."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Nvcc:
 
     path: str
     version: str
-    """As `12.9`."""
+    """Such as `12.9`."""
     architectures: tuple[str, ...]
-    """As `sm_90`."""
+    """Such as `sm_90`."""
 
 
 def architecture_number(architecture: str) -> int:
-    """90 of `sm_90`.
+    """90 for `sm_90`.
 
     Raises:
         UserError: not of that form, or older than sm_70.
@@ -44,10 +44,10 @@ def architecture_number(architecture: str) -> int:
 
 
 def find_nvcc(named: str | None = None) -> Nvcc:
-    """The compiler named, else `$CUDA_HOME/bin/nvcc`, else `nvcc` on PATH, else the one in /usr/local/cuda.
+    """`named`, else `$CUDA_HOME/bin/nvcc`, else `nvcc` on PATH, else the one in /usr/local/cuda.
 
     Raises:
-        UserError: none there, or it does not answer.
+        UserError: not found, or it does not run.
     """
     home = os.environ.get("CUDA_HOME")
     if named is not None:
@@ -87,10 +87,10 @@ def _answer(words: Sequence[str]) -> str:
 
 
 def require_architecture(nvcc: Nvcc, architecture: str) -> None:
-    """Refuse an architecture that this compiler does not know.
+    """Refuse an architecture that this compiler does not support.
 
     Raises:
-        UserError: with the toolkit that would do.
+        UserError: names a toolkit that does.
     """
     number = architecture_number(architecture)
     if architecture in nvcc.architectures:
@@ -109,7 +109,7 @@ def cuda_command(nvcc: Nvcc, architecture: str, source: Path, target: Path) -> l
     """nvcc's command line: machine code for one architecture, the CUDA runtime linked in, a register report on stderr."""
     number = architecture_number(architecture)
     half_only = ["-DUNIMO_HALF_ONLY"] if number < 80 else []
-    # sm_90a: Hopper's own instructions, which nvcc keeps from the plain name.
+    # sm_90a: Hopper's own instructions, which nvcc does not allow for plain sm_90.
     exact = f"{number}a" if number == 90 else str(number)
     code = f"-gencode=arch=compute_{exact},code=sm_{exact}"
     kind = ["-cubin"] if target.suffix == ".cubin" else ["-shared", "-Xcompiler", "-fPIC", "-cudart", "static"]
@@ -130,7 +130,7 @@ def cuda_command(nvcc: Nvcc, architecture: str, source: Path, target: Path) -> l
 
 
 def _hopper(number: int) -> list[str]:
-    """What takes the kernels with products of a warpgroup, on the one architecture that has them."""
+    """Enables the warpgroup kernels, on the only architecture with their instructions."""
     return ["-DUNIMO_HOPPER"] if number == 90 else []
 
 
