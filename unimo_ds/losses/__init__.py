@@ -1,1 +1,1 @@
-"""Pure functions from model outputs and targets to sums: `engine/step.py` divides once, by counts over all ranks."""
+"""Pure functions from model outputs and targets to sums; `engine/step.py` divides once, by counts over all ranks."""

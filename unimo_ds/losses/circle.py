@@ -1,6 +1,6 @@
-"""Losses of image-text retrieval by one score per pair: a positive against negatives.
+"""Losses of image-text retrieval with one score per pair: a positive against negatives.
 
-Letters: E examples, N negatives of each.
+Letters: E examples, N negatives per example.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 def circle_loss(positive_E: torch.Tensor, negative_EN: torch.Tensor, *, margin: float, scale: float) -> torch.Tensor:
-    """[E] circle loss (Sun et al. 2020) with one positive, as UNIMO's retrieval takes it: no sigmoid on the scores.
+    """[E] circle loss (Sun et al. 2020) with one positive, as in UNIMO's retrieval: no sigmoid on the scores.
 
     log(1 + sum over n of exp(scale * [s_n + margin]+ * (s_n - margin)) * exp(-scale * [1 + margin - s_p]+ * (s_p - 1 + margin)))
 

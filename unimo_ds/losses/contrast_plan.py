@@ -1,9 +1,9 @@
-"""Which rows the contrastive loss takes for what: all that a `ContrastTable` decides before any vector is there.
+"""Which rows each term of the contrastive loss uses: all that a `ContrastTable` decides before any vector is computed.
 
-Made on the host. A mask over a table on a GPU would not do: how many rows it chooses is only known when all work queued before
-it is done, and a host that waits for that lets the GPU run dry. Here choices become lists of rows, and devices get the lists.
+Made on the host. With a boolean mask on the GPU, the number of selected rows would be known only once all work queued before it
+is done, and while the host waits for that the GPU runs dry. So choices become lists of rows here, and devices get the lists.
 
-Letters: P local pairs, Q scores, M scores of negatives among them, n candidates of one modality, k items of a pair.
+Letters: P local pairs, Q scores, M of these for negatives, n candidates of one modality, k items of a pair.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROLES = (
     SequenceRole.JOINT_NEGATIVE,
     SequenceRole.SINGLE_NEGATIVE,
 )
-"""The order of scores by role: single positives, joint positives, then negatives, so that each sum takes neighbours."""
+"""The order of scores by role: single positives, joint positives, then negatives, so that each sum's are adjacent."""
 _PLACE = np.full(len(SequenceRole), -1)
 _PLACE[list(_ROLES)] = np.arange(len(_ROLES))
 
@@ -42,44 +42,44 @@ _LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
 HARD_NEGATIVES = tuple(
     f"hard_negative_{form}_{level.name.lower()}" for form in ("joint", "single") for level in _LEVELS
 )
-"""Names of the accuracies against rewrites, by how those are encoded and were made."""
+"""Names of the accuracies against rewrites, by their encoding and by their level."""
 
 
 @dataclass(frozen=True)
 class Brought:
-    """What this rank brings of one modality: its pairs' own, then related items and the positive rewrites that stand alone."""
+    """This rank's candidates of one modality: its pairs' own, then related items and positive rewrites encoded singly."""
 
     rows: torch.Tensor
-    """[n] int64, of the pooled vectors; the first P are the pairs' own."""
+    """[n] int64, rows of the pooled vectors; the first P are the pairs' own."""
     keys: torch.Tensor
     """[n, 4] int64; see `ops.contrastive.Candidates`."""
     own: torch.Tensor
-    """[P, k] int64, keys of what each pair brings, padded with NO_ITEM; k is the same on all ranks."""
+    """[P, k] int64, keys of each pair's own items, padded with NO_ITEM; k is the same on all ranks."""
     counts: tuple[int, ...] = ()
-    """n of every rank."""
+    """n of each rank."""
 
 
 @dataclass(frozen=True)
 class ContrastPlan:
-    """Lists of rows for the device, and how long they are for the host."""
+    """Lists of rows for the device, with their lengths on the host."""
 
     sizes: list[int]
-    """How many of the Q scores each of `parts` has, one after another."""
+    """Number of the Q scores in each of `parts`, which follow one another."""
     score_images: Groups
-    """The scores by their row of the pooled images."""
+    """The scores grouped by row of the pooled images."""
     score_texts: Groups
-    """The scores by their row of the pooled texts."""
+    """The scores grouped by row of the pooled texts."""
     parts: tuple[Groups, ...]
-    """By their pair, the positives, then the negatives; where single and joint encodings have logarithms of their own, the
-    single positives, the joint positives, the joint negatives, the single negatives."""
+    """Grouped by pair: the positives, then the negatives; if single and joint encodings have separate logarithms, the single
+    positives, the joint positives, the joint negatives, the single negatives."""
     has_any: torch.Tensor
-    """[parts, P] bool, whether a pair has any of a part."""
+    """[parts, P] bool, whether a pair has any score of a part."""
     own_score: torch.Tensor
-    """[P] int64, which score is that of the pair's single encodings; Q: none."""
+    """[P] int64, index of the score of the pair's single encodings; Q: none."""
     rival: torch.Tensor
-    """[M] int64, which score each negative has to stay below: the pair's own, encoded as the negative is; Q: none."""
+    """[M] int64, index of the score that each negative must stay below: the pair's own, encoded likewise; Q: none."""
     asks: torch.Tensor
-    """[M] int64, which of HARD_NEGATIVES each negative counts for; one too many: none."""
+    """[M] int64, index in HARD_NEGATIVES that each negative counts for; its length: none."""
     pair_keys: torch.Tensor
     """[P, 4] int64: group, image key, text key, NO_ITEM."""
     images: Brought
@@ -90,14 +90,14 @@ class ContrastPlan:
         return len(self.own_score)
 
     def to(self, device: torch.device) -> ContrastPlan:
-        """The same lists on `device`; the copies do not wait for work there."""
+        """The same lists on `device`; the copies do not wait for its queued work."""
         return moved(self, device)
 
 
 def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) -> ContrastPlan:
-    """The plan of one step, on the host. A collective: ranks tell each other how much they bring.
+    """The plan of one step, on the host. A collective: ranks exchange their numbers of candidates.
 
-    table: on the host, of all micro-batches of this rank. form: as in `losses/contrastive.py`.
+    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`.
     """
     scores = _sorted_scores(table)
     pair, role = scores["pair"], scores["role"]
@@ -154,7 +154,7 @@ def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) ->
 
 
 def _sorted_scores(table: ContrastTable) -> dict[str, Integers]:
-    """The columns `score_*` in the order of `_ROLES`, negatives by level; equal ones stay in the order of the stream."""
+    """The columns `score_*` in the order of `_ROLES`, negatives by level; equal ones stay in stream order."""
     order = np.lexsort((table.score_level.numpy(), _PLACE[table.score_role.numpy()]))
     names = ("pair", "image", "text", "role", "level", "key")
     return {name: getattr(table, f"score_{name}").numpy()[order] for name in names}
@@ -172,7 +172,7 @@ def _items_by_owner(owner_N: Integers, items_N: Integers, *, num_owners: int) ->
 
 
 def _agreed(images: Brought, texts: Brought, communicator: Communicator) -> tuple[Brought, ...]:
-    """Both with the counts of all ranks, and tables of own items as wide as the widest rank's."""
+    """Both with the counts of all ranks, and tables of own items padded to the widest rank's."""
     mine = [size for one in (images, texts) for size in (len(one.rows), one.own.shape[1])]
     of_ranks = communicator.all_gather_rows(
         torch.tensor([mine], device=communicator.device), [1] * communicator.world_size
