@@ -1,4 +1,4 @@
-"""What an objective of pre-training is. A new one is a new file here, a line in `pretraining.OBJECTIVES` and its weight in
+"""A pre-training objective. To add one, add a file here, a line in `pretraining.OBJECTIVES` and its weight in
 `config.LossWeights` (docs/extending.md)."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Objective:
     """A named loss as (sum, count)."""
 
     name: str
-    """In logs, and of its weight, a field of `config.LossWeights`."""
+    """In logs; also that of its weight, a field of `config.LossWeights`."""
     count: Callable[[PackedBatch], int]
-    """What the loss sums over; of a batch on the host."""
+    """Number of terms of the loss in a batch on the host."""
     loss_sum: Callable[[ModelOutput, PackedBatch], torch.Tensor]
-    """fp32 scalar; of a batch on the device, but for its `contrast` table."""
+    """fp32 scalar; from a batch on the device, except for its `contrast` table."""
     make_head: Callable[[ModelConfig], ObjectiveHead] | None = None
-    """Of an objective whose loss needs more than the model gives; what the head says is `ModelOutput.heads[name]`."""
+    """Makes the objective's own head, if its loss needs one; its output is in `ModelOutput.heads[name]`."""

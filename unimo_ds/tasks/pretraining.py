@@ -1,4 +1,4 @@
-"""UNIMO's pre-training task: four objectives that a micro-batch scores alone, and one that pairs of a whole step share."""
+"""UNIMO's pre-training task: four objectives per micro-batch, and one over the pairs of a whole step."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ OBJECTIVES = (
         ),
     ),
 )
-"""What a micro-batch scores alone."""
+"""Computed per micro-batch."""
 
 
 class PretrainingTask:
-    """What to minimise: sum over objectives of weight * (sum over all ranks) / (count over all ranks)."""
+    """Minimises the sum over objectives of weight * (sum over all ranks) / (count over all ranks)."""
 
     def __init__(self, *, contrast: ContrastConfig, weights: LossWeights, contrastive_path: str = "auto") -> None:
         self.contrast, self.contrastive_path = contrast, contrastive_path
-        # One that brings a head along is left out at a weight of 0: there is no such head then.
+        # An objective with a head of its own is left out at weight 0: its head does not exist then.
         self.objectives = [one for one in OBJECTIVES if one.make_head is None or getattr(weights, one.name) > 0]
         self.weights: list[float] = [getattr(weights, one.name) for one in self.objectives]
         self.contrast_weight = weights.contrastive
 
     @classmethod
     def of(cls, config: RunConfig) -> PretrainingTask:
-        """That of a run."""
+        """The task of a run."""
         return cls(contrast=config.contrast, weights=config.losses, contrastive_path=config.engine.contrastive)
 
     def make_heads(self, model: ModelConfig) -> dict[str, ObjectiveHead]:
-        """What the objectives bring along for `Unimo`."""
+        """The objectives' own heads, for `Unimo`."""
         return {one.name: one.make_head(model) for one in self.objectives if one.make_head is not None}
 
     @property
@@ -73,7 +73,7 @@ class PretrainingTask:
         return (*(objective.name for objective in self.objectives), "contrastive")
 
     def counts(self, micro_batches: Sequence[PackedBatch]) -> list[int]:
-        """What each loss sums over on this rank, the pairs last. From batches on the host, before any forward."""
+        """Number of terms of each loss on this rank, pairs last. From batches on the host, before any forward."""
         counts = [sum(map(objective.count, micro_batches)) for objective in self.objectives]
         pairs = [len(batch.contrast.pair_image) for batch in micro_batches if self.contrast.enabled]
         return [*counts, sum(pairs)]
