@@ -1,4 +1,4 @@
-"""What a model costs, from its sizes alone: parameters, and floating-point operations of a stream. Nothing is allocated.
+"""Cost of a model, computed from its sizes: parameters, and floating-point operations of a stream. Nothing is allocated.
 
 Letters: T stream positions, D hidden size, F feed-forward size, V vocabulary size.
 """
@@ -12,7 +12,7 @@ from unimo_ds.config import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters, by part."""
+    """Numbers of parameters by part."""
 
     text_embedding: int
     region_embedding: int
@@ -23,7 +23,7 @@ class ParameterCount:
 
     @property
     def encoder(self) -> int:
-        """Embeddings, image inputs and layers: what UNIMO's papers call the model."""
+        """Embeddings, image inputs and layers: the model size that UNIMO's papers give."""
         return self.text_embedding + self.region_embedding + self.image_layers + self.layers
 
     @property
@@ -58,15 +58,15 @@ def _linear(inputs: int, outputs: int) -> int:
 
 @dataclass(frozen=True)
 class StreamShape:
-    """What of a packed stream decides its cost."""
+    """Sizes of a packed stream that determine its cost."""
 
     num_positions: int
     sum_squared_lengths: int
-    """Sum over sequences of length times attended length, which is the same but where prefixes are shared: attention scores."""
+    """Attention scores: sum over sequences of length times attended length (equal unless prefixes are shared)."""
     num_regions: int
-    """Image inputs that are projected, [IMG] included: an image that several sequences show counts once."""
+    """Projected image inputs, [IMG] included; an image in several sequences counts once."""
     sum_squared_images: int
-    """Sum over these images of the square of their inputs: attention scores of image layers."""
+    """Attention scores of image layers: sum over these images of their squared number of inputs."""
     num_language: int
     """Positions that predict a token."""
     num_masked_regions: int
@@ -77,7 +77,7 @@ class StreamShape:
 def forward_flops(config: ModelConfig, shape: StreamShape) -> int:
     """Floating-point operations of the matrix products of one forward pass over a stream (a multiply-add counts as two).
 
-    The last layer's output projection and feed-forward part run on the positions that heads read, and are counted so.
+    The last layer's output projection and feed-forward part are counted only for the positions that heads read, as computed.
     Attention is counted in full, although causal parts need about half.
     """
     size, wide, num_image_layers = config.hidden_size, config.feed_forward_size, config.num_image_layers

@@ -1,4 +1,4 @@
-"""Inputs of the encoder: text tokens and image regions, each summed and layer-normed on its own, as in the release.
+"""Inputs of the encoder: text tokens and image regions, each summed and layer-normed separately, as in the release.
 
 Letters: N rows, D hidden size, F region feature size, G tags of a token or region.
 """
@@ -39,10 +39,10 @@ class TextEmbedding(nn.Module):
 
 
 class RegionEmbedding(nn.Module):
-    """FC of the region's feature + FC of its location, then layer norm. No positions: the order of regions says nothing.
+    """FC of the region's feature + FC of its location, then layer norm. No positions: the order of regions has no meaning.
 
-    Where the data gives regions tags, their embeddings are added to the sum. An image Transformer, where there is one, has them
-    in its stead, and features are its hidden states.
+    If the data have region tags, their embeddings are added to the sum. With an image Transformer, the tag tables are there
+    instead, and features are its hidden states.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -54,13 +54,13 @@ class RegionEmbedding(nn.Module):
         self.tags = TagTables(() if is_encoded else config.region_tag_sizes, config.hidden_size)
 
     def forward(self, features_NF: torch.Tensor, boxes_N5: torch.Tensor, tags_NG: torch.Tensor) -> torch.Tensor:
-        """features_NF: any floating dtype. boxes_N5: x1, y1, x2, y2, area as shares.
+        """features_NF: any floating dtype. boxes_N5: x1, y1, x2, y2, area, as fractions of the image.
 
         Raises:
-            ValueError: not a tag for each table.
+            ValueError: the number of tags is not that of tables.
         """
         dtype = self.norm.weight.dtype
-        if not len(features_NF):  # a batch without images may not know F and G
+        if not len(features_NF):  # F and G may be unknown in a batch without images
             if features_NF.shape[1] != self.feature.in_features:
                 features_NF = features_NF.new_zeros((0, self.feature.in_features))
             tags_NG = tags_NG.new_zeros((0, len(self.tags)))
@@ -74,19 +74,19 @@ class RegionEmbedding(nn.Module):
 
 
 class TagTables(nn.ModuleList):
-    """A table for each tag of text tokens or regions: its embeddings are added to theirs. `NO_TAG` adds nothing."""
+    """One table per tag of text tokens or regions; its embeddings are added to theirs. `NO_TAG` adds nothing."""
 
     def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
-        """sizes: numbers of values of each tag."""
-        # One more row, which stays zero: that of NO_TAG.
+        """sizes: number of values of each tag."""
+        # One more row, always zero, for NO_TAG.
         super().__init__(nn.Embedding(size + 1, hidden_size, padding_idx=size) for size in sizes)
 
     def forward(self, tags_GN: torch.Tensor) -> torch.Tensor:
-        """[N, D], the sum over the tags, of which there is at least one. May raise IndexError: a number that has no row."""
+        """[N, D], the sum over the tags, at least one. May raise IndexError: a number without a row."""
         embedded = []
         for table, tags_N in zip(self, tags_GN, strict=True):
             assert isinstance(table, nn.Embedding)
             size = table.num_embeddings - 1
-            # What is too large must not fall on the row of NO_TAG.
+            # Too large a number must not select the row of NO_TAG.
             embedded.append(table(torch.where(tags_N == NO_TAG, size, tags_N + (tags_N >= size))))
         return torch.stack(embedded).sum(0)

@@ -1,4 +1,4 @@
-"""What is read off the hidden states. Every head also runs on zero rows, so that all ranks run the same modules (ZeRO-3).
+"""Heads on the hidden states. Each also runs on zero rows, so that all ranks run the same modules (ZeRO-3).
 
 Letters: N rows of a head, D hidden size, V vocabulary size.
 """
@@ -21,10 +21,10 @@ from unimo_ds.ops.linear import linear
 
 
 class LanguageHead(nn.Module):
-    """FC, gelu, layer norm, then the word table as output matrix, with a bias of its own.
+    """FC, gelu, layer norm, then the word table as output matrix, with its own bias.
 
-    The table belongs to the text embedding. It is held here outside of the module tree, and is not an argument of `forward`
-    either: ZeRO-3 wraps tensor arguments, which would keep a gathered copy of the table until the backward pass.
+    The text embedding owns the table. It is held here outside the module tree, and is not an argument of `forward` either:
+    ZeRO-3 wraps tensor arguments, which would keep a gathered copy of the table until the backward pass.
     """
 
     def __init__(self, config: ModelConfig, text_embedding: TextEmbedding) -> None:
@@ -39,7 +39,7 @@ class LanguageHead(nn.Module):
     def forward(
         self, hidden_ND: torch.Tensor, targets_N: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """With targets: losses [N] fp32 and, outside of training, is_correct [N] bool. Without: logits [N, V] and None."""
+        """With targets: losses [N] fp32 and, except in training, is_correct [N] bool. Without: logits [N, V] and None."""
         word_weight_VD = self._tied[0].weight
         transformed = self.norm(self.transform(hidden_ND))
         if targets_N is None:
@@ -73,11 +73,11 @@ class Temperature(nn.Module):
 
     def __init__(self, *, initial: float, minimum: float, maximum: float) -> None:
         super().__init__()
-        # Equal limits make the temperature a constant; its parameter stays, so that every run has the same ones.
+        # Equal limits make the temperature constant; the parameter remains, so that all runs have the same ones.
         share = (initial - minimum) / (maximum - minimum) if maximum > minimum else 0.5
-        # The ends of the range are only reached at infinity; start a hair inside.
+        # The ends of the range are reached only at infinity; start just inside.
         share = min(max(share, 1e-4), 1 - 1e-4)
-        # One dimension, because DeepSpeed 0.19.8 cannot broadcast a parameter without any.
+        # One dimension, because DeepSpeed 0.19.8 cannot broadcast a 0-d parameter.
         self.raw = nn.Parameter(torch.tensor([math.log(share / (1 - share))]))
         self.minimum, self.maximum = minimum, maximum
 
@@ -87,9 +87,9 @@ class Temperature(nn.Module):
 
 
 class ObjectiveHead(nn.Module, abc.ABC):
-    """A head that an objective brings along (`tasks/objective.py`): `forward` takes the hidden states [N, D] at `positions`,
-    or none of them (N = 0) without gradients: only a training step asks it."""
+    """An objective's own head (`tasks/objective.py`). `forward` takes the hidden states [N, D] at `positions`; without
+    gradients, none (N = 0): only training steps use it."""
 
     @abc.abstractmethod
     def positions(self, batch: PackedBatch) -> torch.Tensor:
-        """[N] int64, stream positions that it reads, in any order and any number of times, on the batch's device."""
+        """[N] int64, stream positions that it reads, in any order, possibly repeated, on the batch's device."""

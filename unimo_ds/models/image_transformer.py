@@ -1,8 +1,8 @@
-"""A Vision Transformer over the patches of every image of a batch, trained with the rest: from pixels, end to end.
+"""A Vision Transformer over the patches of all images of a batch, trained end to end with the rest, from pixels.
 
-UNIMO reads regions of a fixed detector; UNIMO-2 (Li et al. 2022) trains a Vision Transformer (Dosovitskiy et al. 2021) in its
-place: pre-norm, without dropout. Here its outputs take the place of region features, and everything behind them stays as it is.
-Images lie end to end like sequences, without padding, in any number of patches; one that several sequences show is encoded once.
+UNIMO reads regions from a fixed detector; UNIMO-2 (Li et al. 2022) instead trains a Vision Transformer (Dosovitskiy et al.
+2021): pre-norm, without dropout. Here its outputs replace region features; everything after that is unchanged. Images are
+packed like sequences, without padding, with any number of patches; an image in several sequences is encoded once.
 
 Letters: N rows ([IMG] and the patches of all images), M images, D hidden size, F size of a patch, G tags of a patch.
 """
@@ -25,7 +25,7 @@ _EPSILON = 1e-12
 
 
 class PreNormLayer(nn.Module):
-    """Transformer layer with its norms before attention and feed-forward."""
+    """Transformer layer with layer norms before attention and feed-forward."""
 
     def __init__(self, config: ModelConfig, *, path: str) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class PreNormLayer(nn.Module):
 
 
 class ImageTransformer(nn.Module):
-    """Patch projection + an embedding of each tag (the patch's number), a learned vector in the place of [IMG], then the layers.
+    """Patch projection + an embedding per tag (the patch's number), a learned vector for [IMG], then the layers.
 
-    A masked patch is zeros, mid-grey, and keeps its number.
+    A masked patch is all zeros (mid-grey) and keeps its number.
     """
 
     def __init__(self, config: ModelConfig, *, path: str) -> None:
@@ -68,11 +68,11 @@ class ImageTransformer(nn.Module):
     ) -> torch.Tensor:
         """[N, D] hidden states of the last layer, normalised.
 
-        patches_NF: any floating dtype; the first row of each image, [IMG], is not looked at. image_starts_M: [M + 1] int32
+        patches_NF: any floating dtype; the first row of each image, [IMG], is ignored. image_starts_M: [M + 1] int32
         offsets of the images among the rows. longest: rows of the longest image.
         """
         dtype = self.norm.weight.dtype
-        if not len(patches_NF):  # a batch without images may not know F and G
+        if not len(patches_NF):  # F and G may be unknown in a batch without images
             patches_NF = patches_NF.new_zeros((0, self.patch.in_features))
             tags_NG = tags_NG.new_zeros((0, len(self.tags)))
         layout = image_layout(image_starts_M, num_rows=len(patches_NF), longest=longest)
@@ -89,7 +89,7 @@ class ImageTransformer(nn.Module):
 
 
 def image_layout(image_starts_M: torch.Tensor, *, num_rows: int, longest: int) -> Layout:
-    """Images as sequences in which all rows see each other, without dropout. Nothing waits for the device."""
+    """Images as sequences in which all rows see each other, without dropout. Does not wait for the device."""
     rows = torch.arange(num_rows, device=image_starts_M.device, dtype=torch.int32)
     return Layout(
         sequence_starts=image_starts_M,

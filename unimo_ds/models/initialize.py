@@ -10,9 +10,9 @@ from torch import nn
 def initialize(module: nn.Module, *, deviation: float, generator: torch.Generator) -> None:
     """Fill every parameter of `module` in place, in the order of `named_parameters()`.
 
-    Matrices: normal of standard deviation `deviation`, cut at two deviations. Vectors named `weight` (layer norms): 1; those
-    named `bias`: 0; rows of tables that stand for nothing (`padding_idx`): 0. Everything else (the temperature) keeps the value
-    it was made with.
+    Matrices: normal of standard deviation `deviation`, truncated at two deviations. Vectors named `weight` (layer norms): 1;
+    those named `bias`: 0; padding rows of tables (`padding_idx`): 0. Everything else (the temperature) keeps its initial
+    value.
     """
     for name, parameter in module.named_parameters():
         last_name = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Pieces of the encoder: each owns its weights and calls one op.
+"""Modules of the encoder: each owns its weights and calls one op.
 
 Letters: T stream positions, H heads, D hidden size.
 """
@@ -16,7 +16,7 @@ from unimo_ds.ops.linear import linear
 from unimo_ds.ops.linear_gelu import linear_gelu
 
 SITES_PER_LAYER = 64
-"""Dropout sites are numbered layer * 64 + index within the layer; the embedding's is 0, the first layer's start at 64."""
+"""Dropout sites are numbered layer * 64 + index in the layer; the embedding's is 0, the first layer's start at 64."""
 
 
 class Linear(nn.Linear):
@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout, self.site, self.path = config.num_heads, config.attention_dropout, site, path
 
     def forward(self, hidden_TD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
-        """rows_N: [N] int64, the stream positions whose output is wanted; None: all."""
+        """rows_N: [N] int64, stream positions to return; None: all."""
         return self.attend(self.project(hidden_TD), layout, rows_N)
 
     def project(self, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
         return projected.view(num_positions, 3, self.num_heads, size // self.num_heads)
 
     def attend(self, projected_T3HD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
-        """The rest of `forward`, from what `project` gave."""
+        """The rest of `forward`, from the output of `project`."""
         attended = packed_attention(
             projected_T3HD, layout, probability=self.dropout if self.training else 0.0, site=self.site, path=self.path
         ).flatten(1)
@@ -105,7 +105,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = norm(2)
 
     def forward(self, hidden_TD: torch.Tensor, layout: Layout, rows_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [T, D], or [N, D] of the stream positions `rows_N` alone: only those pass the feed-forward part."""
+        """Hidden states [T, D], or [N, D] of only the stream positions `rows_N`: only they pass the feed-forward part."""
         attended = self.attention(hidden_TD, layout, rows_N)
         keys = layout.position_keys
         if rows_N is not None:

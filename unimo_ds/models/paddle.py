@@ -1,10 +1,10 @@
-"""The officially released weights: a folder with one file a parameter, in PaddlePaddle 1.8's binary form, read without Paddle.
+"""The officially released weights: a folder with one file per parameter, in PaddlePaddle 1.8's binary format. Needs no Paddle.
 
-Names are those of the release's code (encoder in PaddlePaddle/ERNIE, ernie-unimo/src/model). Its matrices are
-[inputs, outputs]; ours, as torch's, are [outputs, inputs].
+Names are from the release's code (encoder in PaddlePaddle/ERNIE, ernie-unimo/src/model). Its matrices are [inputs, outputs];
+ours, as torch's, are [outputs, inputs].
 
-A file: uint32 version 0; uint64 number of levels (of ragged sequences; a parameter has none), each a uint64 size and so many
-bytes; uint32 version 0; int32 size of a description in protocol-buffer form (field 1: type, field 2: one dimension each); data.
+A file: uint32 version 0; uint64 number of levels (of ragged sequences; parameters have none), each a uint64 size and that many
+bytes; uint32 version 0; int32 size of a protocol-buffer description (field 1: type, field 2: one dimension each); data.
 Numbers are little-endian.
 """
 
@@ -32,7 +32,7 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     5: np.dtype("<f4"),
     6: np.dtype("<f8"),
 }
-"""Paddle's number of a type -> type."""
+"""Paddle's type number -> dtype."""
 _MOST_DIMENSIONS = 9
 _HEAD_SIZE = 64
 
@@ -60,19 +60,19 @@ _INSIDE_LAYERS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What an import found."""
+    """Result of an import."""
 
     matched: tuple[str, ...]
     """Parameters of the model that were filled."""
     missing: tuple[str, ...]
-    """Parameters that no file provides, wholly: they keep what they had."""
+    """Parameters not provided, or only in part: unchanged."""
     extra: tuple[str, ...]
-    """Files that no parameter takes: a task's head, the optimizer's state."""
+    """Files that belong to no parameter: a task's head, the optimizer's state."""
     misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """(file, its shape, the shape it should have); their parameters are among `missing`."""
 
     def text(self) -> str:
-        """For people."""
+        """For display."""
         lines = [f"{len(self.matched)} parameters matched"]
         lines += [f"missing, left as it was: {name}" for name in self.missing]
         lines += [
@@ -87,10 +87,10 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def read_tensor(path: Path) -> torch.Tensor:
-    """The tensor in a file, in its own type.
+    """The tensor in a file, in its own dtype.
 
     Raises:
-        UserError: not such a file, cut, or of a type that parameters do not have.
+        UserError: not such a file, truncated, or a dtype that parameters do not have.
     """
     try:
         data = path.read_bytes()
@@ -119,7 +119,7 @@ def read_tensor(path: Path) -> torch.Tensor:
 
 
 def _parse_description(data: bytes) -> tuple[int, tuple[int, ...]]:
-    """Type and shape; dimensions one by one, or packed."""
+    """Type and shape; dimensions may be separate or packed."""
     kind, shape, at = -1, list[int](), 0
     while at < len(data):
         tag, at = _parse_number(data, at)
@@ -142,7 +142,7 @@ def _parse_description(data: bytes) -> tuple[int, tuple[int, ...]]:
 
 
 def _parse_number(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-length integer and where the next thing begins."""
+    """A variable-length integer, and the offset after it."""
     number = 0
     for shift in range(0, 70, 7):
         byte = data[at]
@@ -154,7 +154,7 @@ def _parse_number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def sources(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """For every parameter that the release may hold, the file or files (one below the other) that make it."""
+    """For each parameter that the release may hold, its file or files (concatenated along the first dimension)."""
     result: dict[str, tuple[str, ...]] = {}
 
     def add(here: str, *there: str) -> None:
@@ -177,7 +177,7 @@ def sources(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def load_paddle(model: Unimo, folder: Path) -> Report:
-    """Fill `model` in place with what the folder holds of it. Region heads and temperature are not in the release.
+    """Fill `model` in place from the folder. Region heads and temperature are not in the release.
 
     Raises:
         UserError: no folder, a damaged file, or none of the model's parameters in it.
@@ -216,17 +216,17 @@ def load_paddle(model: Unimo, folder: Path) -> Report:
 
 
 def _wanted_shape(parameter: torch.Tensor, num_parts: int, *, is_matrix: bool) -> tuple[int, ...]:
-    """Of each file of a parameter."""
+    """Of each of a parameter's files."""
     first, *rest = parameter.shape
     shape = (first // num_parts, *rest)
     return shape[::-1] if is_matrix else shape
 
 
 def read_sizes(folder: Path) -> ModelConfig:
-    """The sizes of the model whose parameters lie in the folder; heads are of 64, as in both released sizes.
+    """The sizes of the model in the folder; the head size is 64, as in both released sizes.
 
     Raises:
-        UserError: no folder, or a file that decides a size is missing or damaged.
+        UserError: no folder, or a file that determines a size is missing or damaged.
     """
     files = _files(folder)
 

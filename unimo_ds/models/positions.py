@@ -1,4 +1,4 @@
-"""Learned places of patches at another resolution: as many of the same side in more or fewer rows and columns.
+"""Learned patch positions at another resolution: patches of the same side, in more or fewer rows and columns.
 
 Letters: P patches, numbered row by row, D hidden size.
 """
@@ -16,12 +16,12 @@ from unimo_ds.utils.errors import UserError
 Grid = tuple[int, int]
 """Rows and columns."""
 _TABLE = "image_transformer.tags.0.weight"
-"""[P + 1, D]: the last row is that of no patch (`embeddings.TagTables`)."""
+"""[P + 1, D]: the last row is for NO_TAG (`embeddings.TagTables`)."""
 
 
 def resized(positions_PD: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
-    """Positions of the patches of another grid, interpolated (bicubic), as usual of Vision Transformers; fp32. Those of the same
-    grid come back as they are."""
+    """Positions for another grid of patches, interpolated (bicubic, as usual for Vision Transformers), fp32; unchanged if the
+    grids are equal."""
     if old == new:
         return positions_PD
     image = positions_PD.float().T.reshape(1, -1, *old)
@@ -29,7 +29,7 @@ def resized(positions_PD: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
 
 
 def note(old: ModelConfig, new: ModelConfig) -> str:
-    """What a user is told of weights of a model of sizes `old` in one of sizes `new`; empty where all fit."""
+    """Note to the user on weights of a model of sizes `old` in one of sizes `new`; empty if the grids match."""
     if old.patch_grid is None or new.patch_grid is None or old.patch_grid == new.patch_grid:
         return ""
     trained, read = (f"{rows} x {columns}" for rows, columns in (old.patch_grid, new.patch_grid))
@@ -39,12 +39,12 @@ def note(old: ModelConfig, new: ModelConfig) -> str:
 def at_resolution(
     weights: Mapping[str, torch.Tensor], old: ModelConfig, new: ModelConfig, *, where: str
 ) -> Mapping[str, torch.Tensor]:
-    """Weights of a model of sizes `old` for one of sizes `new`: the same, but for the positions of another grid of patches.
+    """Weights of a model of sizes `old` for one of sizes `new`: unchanged, except for positions of another patch grid.
 
-    where: the weights are from, for messages.
+    where: source of the weights, for messages.
 
     Raises:
-        UserError: patches of another side, or a grid that is not known.
+        UserError: patches of another side, or an unknown grid.
     """
     if _TABLE not in weights or not new.num_patches:
         return weights

@@ -1,6 +1,6 @@
-"""Start from RoBERTa (paper section 3): weights of a local Hugging Face folder, put under this model's names.
+"""Start from RoBERTa (paper section 3): weights from a local Hugging Face folder, under this model's names.
 
-RoBERTa's one segment vector is added to every position of its embedding sum, so it is folded into the position table here.
+RoBERTa adds its one segment vector to the embedding sum at each position; here it is folded into the position table.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def load_roberta(model: Unimo, folder: str | Path) -> list[str]:
 
     folder: config.json and model.safetensors (or its shards and index), as `save_pretrained` writes them.
     Returns the names of the parameters that keep their fresh values: image inputs, region heads, poolers, temperature, and
-    the language head where the folder has none.
+    the language head if the folder has none.
 
     Raises:
-        UserError: no such folder, weights as a pickle, sizes other than the model's, a tensor that is missing or misshapen.
+        UserError: no such folder, weights as a pickle, sizes other than the model's, a missing or misshapen tensor.
     """
     path = Path(folder)
     check_roberta(model.config, path)
@@ -59,10 +59,10 @@ def load_roberta(model: Unimo, folder: str | Path) -> list[str]:
 
 
 def check_roberta(config: ModelConfig, folder: Path) -> None:
-    """Refuse a folder of another model, by its config.json.
+    """Refuse a folder with another model, by its config.json.
 
     Raises:
-        UserError: naming what the folder has and what the model has.
+        UserError: with the folder's value and the model's.
     """
     check_config(
         config, folder, setting="model.initialize_from", model_type="roberta", sizes=SIZES, others=" and 'unimo'"
@@ -70,7 +70,7 @@ def check_roberta(config: ModelConfig, folder: Path) -> None:
 
 
 def _renamed(source: Weights, num_layers: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name here, value) of everything that the folder provides."""
+    """(name here, value) of all parameters that the folder provides."""
 
     for here, there in _OUTSIDE_LAYERS.items():
         if there.startswith("lm_head.") and "lm_head.dense.weight" not in source:

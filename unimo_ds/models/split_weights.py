@@ -1,4 +1,4 @@
-"""The index of weights that are split over several files, as transformers splits them."""
+"""The index of weights split over several files, in transformers' format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Index:
 
 
 def split_files(index: Path) -> list[Path]:
-    """The files that an index names, which lie beside it.
+    """The files named by an index, in its folder.
 
     Raises:
         UserError: damaged.

@@ -1,4 +1,4 @@
-"""Weights that a pre-training begins with: RoBERTa's, or another UNIMO's (an export, or an import of the official release)."""
+"""Initial weights of a pre-training: RoBERTa's, or another UNIMO's (an export, or an import of the official release)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 _SIZES_OF_PATCHES = ("num_image_layers", "region_feature_size", "region_tag_sizes", "patch_columns")
-"""Fields of ModelConfig that config.json calls the same."""
+"""Fields of ModelConfig with the same names in config.json."""
 
 
 def load_initial_weights(model: Unimo, folder: str | Path) -> list[str]:
-    """Fill `model` in place from a folder of transformers. Returns the names of the parameters that keep their fresh values.
-    Positions of another grid of patches are interpolated (`positions.py`).
+    """Fill `model` in place from a transformers folder. Returns the names of the parameters that keep their fresh values.
+    Positions of another patch grid are interpolated (`positions.py`).
 
     Raises:
         UserError: no such folder, a model of another type or other sizes, a pickle, or a damaged file.
@@ -33,8 +33,8 @@ def load_initial_weights(model: Unimo, folder: str | Path) -> list[str]:
 
 
 def check_initial_weights(config: ModelConfig) -> None:
-    """Refuse a model whose starting weights are not there or belong to another one, before anything is made. Cheap: of the
-    folders that `config` names, config.json is read and no weights.
+    """Refuse a model whose initial weights are missing or belong to another model, before anything is built. Cheap: reads only
+    config.json in the folders that `config` names, no weights.
 
     Raises:
         UserError: no such folder, a model of another type or other sizes, a pickle or no weights.
@@ -50,7 +50,7 @@ def check_initial_weights(config: ModelConfig) -> None:
 
 
 def start_note(config: ModelConfig) -> str:
-    """What a user is told of starting weights of another resolution; empty where there are none."""
+    """Note to the user on initial weights of another resolution; empty if there are none."""
     if config.initialize_images_from is not None:
         trained = trained_grid(config, Path(config.initialize_images_from))
     elif config.initialize_from is not None:
@@ -62,7 +62,7 @@ def start_note(config: ModelConfig) -> str:
 
 
 def _sizes_of_patches(found: dict[str, Any], path: Path) -> ModelConfig:
-    """found: what is in the config.json at `path`."""
+    """found: content of the config.json at `path`."""
     sizes = {name: found[name] for name in _SIZES_OF_PATCHES if found.get(name) is not None}
     return from_dict(ModelConfig, sizes, where=str(path))
 
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _load_unimo(model: Unimo, folder: Path, sizes: ModelConfig) -> list[str]:
-    """Everything but heads of tasks."""
+    """All parameters except task heads."""
     source, names = Weights(folder, prefix="unimo."), [name for name, _ in model.named_parameters()]
     weights = positions.at_resolution(source.tensors, sizes, model.config, where=str(folder))
     filled = source.fill(model, [(name, weights[name]) for name in names if name in weights])

@@ -1,4 +1,4 @@
-"""Weights of a model in a folder that transformers wrote, and whether they are of the sizes wanted. Nothing is unpickled."""
+"""Weights in a folder written by transformers, and a check that they have the wanted sizes. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from unimo_ds.utils.errors import UserError
 def check_config(
     config: ModelConfig, folder: Path, *, setting: str, model_type: str, sizes: Mapping[str, str], others: str = ""
 ) -> None:
-    """Refuse a folder whose config.json names another model.
+    """Refuse a folder whose config.json describes another model.
 
-    setting: key that named the folder. sizes: key of config.json -> field of ModelConfig. others: further types that the setting
-    takes, for the message.
+    setting: key that named the folder. sizes: key of config.json -> field of ModelConfig. others: further types that the
+    setting accepts, for the message.
 
     Raises:
-        UserError: naming the key, what the folder has and what the model has.
+        UserError: with the key, the folder's value and the model's.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -50,7 +50,7 @@ def check_config(
 
 
 class Weights:
-    """All tensors of a folder by name, without the prefix that models with a head put in front."""
+    """All tensors of a folder by name, without the prefix added by models with a head."""
 
     def __init__(self, folder: Path, *, prefix: str) -> None:
         """
@@ -79,13 +79,13 @@ class Weights:
         return self.tensors[name]
 
     def layer(self, here: str, *there: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name here, value) of a layer's weight and bias: those of the layers `there`, one below the other."""
+        """(name here, value) of a layer's weight and bias, concatenated from the layers `there`."""
         for last in ("weight", "bias"):
             yield f"{here}.{last}", torch.cat([self[f"{name}.{last}"] for name in there])
 
     @torch.no_grad()
     def fill(self, module: nn.Module, values: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Copy (name of a parameter of `module`, value) into it. Returns the names.
+        """Copy each value to the parameter of `module` with its name. Returns the names.
 
         Raises:
             UserError: a tensor of another shape.

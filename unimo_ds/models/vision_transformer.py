@@ -1,7 +1,7 @@
-"""Image layers that begin as a Vision Transformer: weights of a local Hugging Face folder, put under this model's names.
+"""Image layers that start as a Vision Transformer: weights from a local Hugging Face folder, under this model's names.
 
-Patches come here as pixels in [-1, 1], channels last (`data/vision/patches.py`); another mean and deviation, with which the
-folder was trained, are folded into the projection. The vector in place of [IMG] is the class token with its position.
+Patches here are pixels in [-1, 1], channels last (`data/vision/patches.py`); if the folder's model was trained with another
+mean and deviation, these are folded into the projection. The vector for [IMG] is the class token with its position.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _INSIDE_LAYERS = {
 def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
     """Fill the image Transformer of `model` in place.
 
-    folder: config.json, model.safetensors and perhaps preprocessor_config.json of a `vit`, as transformers saves it.
-    Positions of another grid of patches are interpolated (`positions.py`).
+    folder: config.json, model.safetensors and optionally preprocessor_config.json of a `vit`, as saved by transformers.
+    Positions of another patch grid are interpolated (`positions.py`).
 
     Raises:
-        UserError: a model without image layers; no such folder, another type of model, other sizes, weights as a pickle, a tensor
-            that is missing or misshapen.
+        UserError: a model without image layers; no such folder, another type of model, other sizes, weights as a pickle, a
+            missing or misshapen tensor.
     """
     path, transformer = Path(folder), model.image_transformer
     check_vision_transformer(model.config, path)
@@ -57,10 +57,10 @@ def load_vision_transformer(model: Unimo, folder: str | Path) -> None:
 
 
 def check_vision_transformer(config: ModelConfig, folder: Path) -> None:
-    """Refuse a folder of another model, by its config.json, and a model without image layers.
+    """Refuse a folder with another model, by its config.json, and a model without image layers.
 
     Raises:
-        UserError: naming what the folder has and what the model has.
+        UserError: with the folder's value and the model's.
     """
     if not config.num_image_layers:
         raise UserError("model.initialize_images_from needs image layers; set model.num_image_layers, or it to none")
@@ -68,7 +68,7 @@ def check_vision_transformer(config: ModelConfig, folder: Path) -> None:
 
 
 def trained_grid(config: ModelConfig, folder: Path) -> ModelConfig:
-    """`config` with the patches that the folder says it was trained on, if it does."""
+    """`config` with the patch grid that the folder was trained with, if config.json has it."""
     found = strict_json.read(folder / "config.json", dict[str, Any])
     image, patch = found.get("image_size"), found.get("patch_size")
     if not isinstance(image, int) or not isinstance(patch, int) or not 0 < patch <= image:
@@ -78,7 +78,7 @@ def trained_grid(config: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name within the image Transformer, value) of everything that the folder provides."""
+    """(name within the image Transformer, value) of all parameters that the folder provides."""
     yield from _projection(source, transformer)
     positions_PD = source["embeddings.position_embeddings"][0]
     yield "image.weight", source["embeddings.cls_token"][0] + positions_PD[:1]
@@ -95,7 +95,7 @@ def _renamed(source: Weights, transformer: ImageTransformer, config: ModelConfig
 
 
 def _projection(source: Weights, transformer: ImageTransformer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of pixels 2 x - 1 where the folder's are (x - mean) / deviation."""
+    """For pixels 2 x - 1; the folder's are (x - mean) / deviation."""
     weight_DCHW = source["embeddings.patch_embeddings.projection.weight"]
     bias_D = source["embeddings.patch_embeddings.projection.bias"]
     if weight_DCHW.dim() != 4 or weight_DCHW[0].numel() != transformer.patch.in_features:
@@ -116,7 +116,7 @@ class _Preprocessor:
 
 
 def _normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """[3] mean and deviation of pixels in [0, 1] that the folder was trained with."""
+    """[3] mean and deviation, for pixels in [0, 1], that the folder was trained with."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return torch.full((3,), 0.5), torch.full((3,), 0.5)
@@ -130,7 +130,7 @@ def _normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _resized(positions_PD: torch.Tensor, config: ModelConfig, folder: Path) -> torch.Tensor:
-    """Positions of a square of patches, for the model's grid of them."""
+    """Positions of a square of patches, interpolated to the model's patch grid."""
     number, old = len(positions_PD), math.isqrt(len(positions_PD))
     if old**2 == number and config.patch_grid is not None:
         return resized(positions_PD, (old, old), config.patch_grid)
