@@ -1,4 +1,4 @@
-"""Registers and spills of the kernels by NVRTC, NVIDIA's compiler as a library, where no nvcc knows an architecture.
+"""Registers and spills of the kernels by NVRTC, NVIDIA's compiler as a library, if no nvcc supports an architecture.
 
     pip install --target nvrtc --no-deps nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-runtime-cu12==12.9.79 \
         nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-cccl-cu12==12.9.27
@@ -61,7 +61,7 @@ def _names(formats: tuple[str, ...]) -> list[str]:
 
 
 def compile_report(packages: Path, architecture: str) -> build.Built:
-    """Compile every kernel for one architecture; nothing is kept but the report."""
+    """Compile every kernel for one architecture; only the report is kept."""
     libraries = sorted(packages.glob("nvidia/cuda_nvrtc/lib/libnvrtc.so.*"))
     if not libraries:
         raise UserError(f"there is no nvidia/cuda_nvrtc/lib/libnvrtc.so.* in {packages}; see the head of this script")

@@ -1,6 +1,6 @@
-// The C interface of packed attention: raw pointers and a stream, nothing of torch, so one library serves every release.
+// C interface of packed attention: raw pointers and a stream, nothing of torch, so one library works with all releases.
 //
-// UNIMO_HOPPER (set for sm_90a): the kernels with products of a warpgroup; elsewhere those with products of a warp.
+// UNIMO_HOPPER (set for sm_90a): warpgroup kernels (wgmma); elsewhere warp kernels (mma).
 #include "../common/launch.cuh"
 #include "backward_keys.cuh"
 #include "backward_queries.cuh"
@@ -15,11 +15,11 @@
 
 namespace unimo {
 
-// What the C functions take: the first table that the kernels get is that of the blocks of queries.
+// Arguments of the C functions; `arguments.tiles` is the table of query blocks.
 struct AttentionCall {
     AttentionArguments arguments;
-    const int* key_tiles;  // [num_tiles, 4 or 8] the same blocks in the order best for blocks of keys
-    const int* sequences;  // [num_sequences, 4 or 8] likewise, an entry a sequence; its first row is not used
+    const int* key_tiles;  // [num_tiles, 4 or 8] the same blocks in the best order for blocks of keys
+    const int* sequences;  // [num_sequences, 4 or 8] likewise, one entry per sequence; its first row is not used
     int num_sequences;
 
     AttentionArguments of_keys() const {
@@ -110,7 +110,7 @@ int backward(const unimo::AttentionCall& call, Stream stream) {
 }
 #endif
 
-// The instance of `function` for a format and whether anything is dropped.
+// The instance of `function` for a format, with or without dropout.
 template <class Function>
 int with_kind(const unimo::AttentionArguments& arguments, int format, Function function) {
     return unimo::with_format(format, [&](auto tag) {
@@ -130,7 +130,7 @@ extern "C" int unimo_attention_forward(const unimo::AttentionCall* call, int for
     });
 }
 
-// The same where nobody shares a prefix, by whole tiles: the table of blocks is for unimo_attention_bulk_rows() rows.
+// The same by bulk copies, without shared prefixes; the table of blocks is for unimo_attention_bulk_rows() rows.
 extern "C" int unimo_attention_forward_bulk(const unimo::AttentionCall* call, int format, Stream stream) {
     return with_kind(call->arguments, format, [&](auto tag, auto drops) {
         return forward_bulk<decltype(tag), decltype(drops)::value>(call->arguments, stream);
@@ -145,14 +145,14 @@ extern "C" int unimo_attention_backward(const unimo::AttentionCall* call, int fo
     });
 }
 
-// Rows of a sequence that one block takes: what the table of blocks is made for.
+// Rows of a sequence per block, for building the table of blocks.
 extern "C" int unimo_attention_block_rows() { return kBlockRows; }
 
 // The same for unimo_attention_forward_bulk; 0: this architecture has no such kernel.
 extern "C" int unimo_attention_bulk_rows() { return kBulkRows; }
 
-// Sequences of up to this many positions can go backward whole; 0: none can.
+// Sequences of up to this length can take the whole-sequence backward kernel; 0: none can.
 extern "C" int unimo_attention_whole_length() { return kWholeLength; }
 
-// So that Python's view of the argument structure can be checked against this one.
+// To check Python's definition of the argument structure against this one.
 extern "C" int unimo_attention_argument_bytes() { return int(sizeof(unimo::AttentionCall)); }

@@ -1,6 +1,6 @@
-// Backward, second kernel: gradients of keys and values. A block owns 64 keys and goes over the queries that see them, with
-// transposed scores (rows are keys), so that probabilities are left operands as they lie in registers. No atomics: two runs
-// give the same bits. A prefix that is shared is seen by the queries of all who share it, in the order of the stream.
+// Backward, second kernel: gradients of keys and values. A block owns 64 keys and loops over the queries that see them, with
+// transposed scores (rows are keys), so that probabilities are left operands straight from registers. No atomics: two runs give
+// the same bits. A shared prefix is seen by the queries of all sequences that share it, in stream order.
 #pragma once
 
 #include "geometry.cuh"
@@ -14,7 +14,7 @@ struct QueryStatistics {  // of the queries of one stage
 };
 constexpr int kBackwardKeysSharedBytes = kStages * (kPairBytes + int(sizeof(QueryStatistics)));
 
-// The queries that see a block's keys, numbered through: those of its sequence, then those of others that see its prefix.
+// The queries that see a block's keys, numbered consecutively: its sequence's, then those of others that see its prefix.
 template <bool kShares>
 struct Queries {
     const int* sharing;
@@ -23,11 +23,11 @@ struct Queries {
     __device__ __forceinline__ Queries(const AttentionArguments& arguments, const TileOfSequence& tile)
         : sharing(arguments.sharing), listed(tile.listed - tile.length), start(tile.start), length(tile.length),
           prefix(tile.prefix), count(tile.length + (kShares && tile.first < tile.prefix ? tile.num_listed : 0)) {}
-    // Where a query lies in the stream, from the sequence's start on.
+// Position of a query in the stream, relative to the sequence's start.
     __device__ __forceinline__ int offset(int query) const {
         return kShares && query >= length ? sharing[listed + query] - start : query;
     }
-    // How many of the sequence's keys a query sees: more and more along the sequence, then its prefix.
+    // How many of the sequence's keys a query sees: its own queries more and more, those of others its prefix.
     __device__ __forceinline__ int visible(int query) const {
         return kShares && query >= length ? prefix : visible_keys(prefix, query);
     }

@@ -1,6 +1,6 @@
-// Backward, first kernel: gradients of queries, and the row sums `deltas` that the second kernel needs too.
+// Backward, first kernel: gradients of queries, and the row sums `deltas`, which the second kernel needs too.
 //
-// Probabilities are made again from the stored log sums. With keep the dropout mask times its scale:
+// Probabilities are recomputed from the stored log sums. With keep = dropout mask times its scale:
 //   gradient of a score = probability * (keep * (output gradient . value) - delta),  delta = output gradient . output
 #pragma once
 

@@ -1,4 +1,4 @@
-// Forward: one pass over the keys with a running maximum (flash-style); scores never leave registers.
+// Forward: one pass over the keys with an online softmax (FlashAttention); scores never leave registers.
 #pragma once
 
 #include "geometry.cuh"
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward(const AttentionArg
 
     for (int key = 0, stage = 0; key < block_keys; key += kTileRows, stage ^= 1) {
         if (key > 0) wait_for_copies();
-        block_barrier();  // this stage has landed, and everybody is done with the other one
+        block_barrier();  // this stage has landed, and all warps are done with the other one
         if (key + kTileRows < block_keys)
             begin_pair(shared + (stage ^ 1) * kPairBytes, keys, values, key + kTileRows, tile.num_keys());
         if (key >= warp_keys) continue;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward(const AttentionArg
         }
     }
 
-    block_barrier();  // the stages become staging for the output
+    block_barrier();  // the stages are reused for the output
     if (first >= tile.length) return;
     float scales[2];
 #pragma unroll

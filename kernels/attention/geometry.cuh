@@ -1,13 +1,13 @@
-// What all attention kernels share: arguments, which rows a block works on, what sees what, and loads of tiles.
+// Common to all attention kernels: arguments, the rows of a block, which keys a query sees, and loads of tiles.
 //
-// A block takes 64 rows of one sequence and one head (four warps of 16 rows). Blocks are listed in tables on the device,
-// [num_tiles] of (start of the sequence in the stream, its length, its prefix, first row); length 0 marks unused entries.
-// Row i of a sequence sees key j where j < max(prefix, i + 1): every row sees key 0, so no row is ever empty.
+// A block takes 64 rows of one sequence and one head (four warps of 16 rows). Tables on the device list the blocks, [num_tiles]
+// of (start of the sequence in the stream, its length, its prefix length, first row); length 0 marks unused entries. Row i of a
+// sequence sees key j if j < max(prefix, i + 1): every row sees key 0, so no row is empty.
 //
-// kShares: some sequences of the stream see the prefix of another one before their own positions. Their keys are that prefix and
-// then their own, numbered through. The queries that see the keys of a sequence are its own and then, of its prefix, those of the
-// sequences that share it, numbered through too: `sharing` lists where they lie. The table has four more columns (see
-// TileOfSequence). Streams in which nobody shares take kernels without all this.
+// kShares: some sequences of the stream see another's prefix before their own positions. Their keys are that prefix, then their
+// own, numbered consecutively. The keys of a prefix are seen by the queries of its sequence, then by those of the sequences
+// that share it, also numbered consecutively: `sharing` lists their positions. The table has four more columns (see
+// TileOfSequence). Streams without shared prefixes take kernels without all this.
 #pragma once
 
 #include "../common/dropout.cuh"
@@ -18,7 +18,7 @@ namespace unimo {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kStages = 2;
-constexpr int kPairBytes = 2 * kTileBytes;  // two tiles of a stage: keys and values, or queries and output gradients
+constexpr int kPairBytes = 2 * kTileBytes;  // two tiles per stage: keys and values, or queries and output gradients
 
 enum Whole { kNotWhole = 0, kShortWhole = 1, kAllWhole = 2 };  // kAllWhole: none is longer than unimo_attention_whole_length
 
@@ -30,26 +30,26 @@ struct AttentionArguments {
     void* input_gradient;          // [T, 3, H, 64]
     float* deltas;                 // [H, T] sum over the row of output * output gradient
     unsigned* row_keys;            // [H, T] keys of the rows' dropout masks, from the first backward kernel to the second
-    const int* tiles;              // [num_tiles, 4], or 8 where prefixes are shared
+    const int* tiles;              // [num_tiles, 4], or 8 if prefixes are shared
     const unsigned* position_keys; // [T]
     int num_tiles;
     int num_positions;
     int num_heads;
-    int dropout_threshold;         // of the signed 16-bit column; -32768 keeps all
+    int dropout_threshold;         // for a column's signed 16 bits; -32768 keeps all
     unsigned site_key;
     float keep_scale;
     float scale;                   // of scores: 1 / sqrt(64) / ln 2, for exp2
-    int whole;                     // which sequences go backward whole where there is a kernel for that: one of Whole
+    int whole;                     // which sequences take the whole-sequence backward kernel, if there is one: a Whole
     int whole_length;              // the longest of them, 0: none; set by the C function
-    const int* sharing;            // positions of the sequences that share a prefix, by whose it is; null where nobody shares
+    const int* sharing;            // positions of the sequences that share a prefix, by its owner; null: no prefix is shared
 };
 
 __device__ __forceinline__ int visible_keys(int prefix, int row) { return prefix > row ? prefix : row + 1; }
 
 struct TileOfSequence {
     int start, length, prefix, first;
-    int shared_start = 0, shared = 0;  // what it sees of another sequence: where that begins in the stream, how many positions
-    int listed = 0, num_listed = 0;    // queries of other sequences that see its prefix: where they begin in `sharing`, how many
+    int shared_start = 0, shared = 0;  // the prefix it shares: start in the stream, length
+    int listed = 0, num_listed = 0;    // queries of other sequences that see its prefix: start in `sharing`, number
 
     __device__ __forceinline__ bool shares() const { return shared > 0 || num_listed > 0; }
     __device__ __forceinline__ int num_keys() const { return shared + length; }
@@ -69,7 +69,7 @@ __device__ __forceinline__ TileOfSequence tile_of_block(const AttentionArguments
     return tile;
 }
 
-// Rows of one head, by their offset within a sequence.
+// Rows of one head, by offset in a sequence.
 struct Rows {
     const unsigned char* base;
     int stride;  // bytes
@@ -85,7 +85,7 @@ __device__ __forceinline__ Rows output_rows(const void* tensor, int start, int h
     return {base + static_cast<long long>(start) * num_heads * kRowBytes + head * kRowBytes, num_heads * kRowBytes};
 }
 
-// Keys or values that a sequence sees: `shared` rows of another one, then its own, which lie `gap` rows further on.
+// Keys or values that a sequence sees: `shared` rows of another one, then its own, which are `gap` rows further on.
 struct JoinedRows {
     Rows other;
     int shared, gap;
@@ -102,7 +102,7 @@ __device__ __forceinline__ auto seen_rows(const AttentionArguments& arguments, c
     }
 }
 
-// Begins to fill a shared tile with rows `first` to `first` + 63; rows from `length` on are zeros.
+// Starts to fill a shared tile with rows `first` to `first` + 63; rows from `length` on are zeros.
 template <class Source>
 __device__ __forceinline__ void begin_tile(unsigned char* tile, const Source& rows, int first, int length) {
 #pragma unroll
@@ -120,7 +120,7 @@ __device__ __forceinline__ void begin_pair(unsigned char* stage, const Source& r
     begin_tile(stage + kTileBytes, others, first, length);
 }
 
-// Writes a warp's 16 x 64 accumulators, times `scales` per row, through 16 rows of shared memory that it alone uses.
+// Writes a warp's 16 x 64 accumulators, times `scales` per row, through 16 rows of shared memory of its own.
 template <class Format>
 __device__ __forceinline__ void write_rows(Accumulator (&sums)[4], const float (&scales)[2], unsigned char* staging,
                                            Rows rows, int first, int length) {

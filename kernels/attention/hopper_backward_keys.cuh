@@ -1,5 +1,5 @@
-// Backward on Hopper, second kernel: gradients of keys and values, as backward_keys.cuh: transposed scores, so that probabilities
-// are left operands as they lie in registers.
+// Backward on Hopper, second kernel: gradients of keys and values, as backward_keys.cuh: transposed scores, so that
+// probabilities are left operands straight from registers.
 #pragma once
 
 #include "backward_keys.cuh"
@@ -7,8 +7,8 @@
 
 namespace unimo {
 
-// Begins to copy what the first kernel left of the queries of a stage; zeros where there is none, as in the tiles, so that their
-// terms are zero.
+// Starts to copy the first kernel's statistics of a stage's queries; zeros where there is no query, as in the tiles, so that
+// its terms are zero.
 template <bool kDropout, bool kShares>
 __device__ __forceinline__ void begin_statistics(QueryStatistics* target, const AttentionArguments& arguments,
                                                  const Queries<kShares>& queries, int head, int query) {
@@ -22,8 +22,8 @@ __device__ __forceinline__ void begin_statistics(QueryStatistics* target, const 
     if (kDropout) copy_4_bytes(target->row_keys + i, arguments.row_keys + at, valid);
 }
 
-// Which of the lane's probabilities dropout keeps, bits numbered as in an accumulator. `column` may be odd: two words a pair then,
-// made in a short loop, as no registers are left for them beside the sums.
+// Which of the lane's probabilities dropout keeps, bits numbered as in an accumulator. `column` may be odd: then each pair
+// needs two words, computed in a short loop, as the sums leave no registers for them.
 __device__ __forceinline__ unsigned kept_of_lane(const QueryStatistics& of_query, int column, int threshold) {
     unsigned kept = 0;
 #pragma unroll 2
@@ -57,7 +57,7 @@ __device__ __forceinline__ void key_gradients_of_tile(const AttentionArguments& 
     begin_rows<kHopperRows, true>(value_tile, input_rows(arguments.query_key_value, tile.start, 2, head, num_heads), tile.first,
                                   tile.length);
     begin_stage(stages, query_rows, gradient_rows, begin, queries.count);
-    wait_for_previous_kernel();  // that of the queries, which leaves the statistics
+    wait_for_previous_kernel();  // the query kernel, which writes the statistics
     begin_statistics<kDropout>(statistics, arguments, queries, head, begin);
     land_copies();
 
@@ -77,7 +77,7 @@ __device__ __forceinline__ void key_gradients_of_tile(const AttentionArguments& 
             begin_statistics<kDropout>(statistics + (stage ^ 1), arguments, queries, head, query + kTileRows);
         }
         if (group_first >= tile.length) continue;
-        if (group_first >= queries.most_visible(query, query + kTileRows - 1)) continue;  // no query sees one of them
+        if (group_first >= queries.most_visible(query, query + kTileRows - 1)) continue;  // no query sees any of them
         unsigned char* const query_tile = stages + stage * kPairBytes;
         unsigned char* const gradient_tile = query_tile + kTileBytes;
         const QueryStatistics& of_query = statistics[stage];

@@ -1,5 +1,5 @@
-// Backward on Hopper, first kernel: gradients of queries and the row sums `deltas`, as backward_queries.cuh, with the dropout scale
-// taken out of the sums: deltas are divided by it, and gradients multiplied where they are written.
+// Backward on Hopper, first kernel: gradients of queries and the row sums `deltas`, as backward_queries.cuh, but with the
+// dropout scale factored out of the sums: deltas are divided by it, and gradients are multiplied by it when written.
 #pragma once
 
 #include "hopper_geometry.cuh"
@@ -8,7 +8,7 @@ namespace unimo {
 
 constexpr int kHopperBackwardQueriesBytes = 2 * kHopperOwnBytes + kStages * kPairBytes;
 
-// A warp's 16 rows of the output: eight lanes a row, four rows at a time.
+// A warp's 16 output rows: eight lanes per row, four rows at a time.
 struct OutputRows {
     Words4 chunks[4];
 };
@@ -22,8 +22,8 @@ __device__ __forceinline__ void load_output_rows(OutputRows& rows, Rows outputs,
             rows.chunks[i] = load<Words4>(outputs.base + static_cast<long long>(row) * outputs.stride + lane % 8 * 16);
     }
 }
-// Their products with the output gradients over the dropout scale; the lane gets those of its two rows, all of them
-// go to `target` where kWrites. Warp w's rows of the tile are 16 w and on.
+// Their dot products with the output gradients, over the dropout scale; the lane gets those of its two rows, and if kWrites all
+// go to `target`. Warp w's rows of the tile start at 16 w.
 template <class Format, bool kWrites>
 __device__ __forceinline__ void make_deltas(float (&deltas)[2], const OutputRows& outputs, unsigned char* gradient_tile,
                                             float keep_scale, float* target, int first, int length) {
@@ -150,7 +150,7 @@ __device__ __forceinline__ void query_gradients_of_tile(const AttentionArguments
     }
 
     let_next_kernel_start();
-    wait_for_previous_kernel();  // where it is that of whole sequences: who waits for this one waits for both
+    wait_for_previous_kernel();  // the whole-sequence kernel, if any: who waits for this one waits for both
     block_barrier();
     if (first >= tile.length) return;
     const float scale = 0.125f * arguments.keep_scale, scales[2] = {scale, scale};  // 0.125 = 1 / sqrt(64)

@@ -1,22 +1,22 @@
-// Backward on Hopper for sequences of up to 128 positions in which nobody shares a prefix: all three gradients by one block. Every score
-// is made once (5 products where the two kernels for any length do 7), everything is read once, and the row sums `deltas` stay in
-// registers.
+// Backward on Hopper for sequences of up to 128 positions, if no prefix is shared: one block computes all three
+// gradients. Each score is computed once (5 products; the kernels for any length take 7), everything is read once, and the
+// row sums `deltas` stay in registers.
 //
-// A team of warpgroups, one for 64 rows, takes a sequence and a head: two of them, or for up to 64 positions one, and the block's other
-// warpgroup takes the next head. A warpgroup makes the probabilities and score gradients of its own queries and leaves them in shared
-// memory in 16 bits. Then it sums, over queries, the gradients of its own keys and values (these tiles on the left, by columns), and
-// over keys, that of its queries.
+// A team of warpgroups, one per 64 rows, takes one sequence and head: two, or one for up to 64 positions, and then the block's
+// other warpgroup takes the next head. A warpgroup stores the probabilities and score gradients of its own queries in shared
+// memory in 16 bits. Then it sums the gradients of its own keys and values over queries (these tiles as left operands, by
+// columns), and the gradient of its queries over keys.
 #pragma once
 
 #include "hopper_backward_queries.cuh"
 
 namespace unimo {
 
-constexpr int kWholeTeam = 2;  // warpgroups of a block, and tiles of the longest sequence
+constexpr int kWholeTeam = 2;  // warpgroups per block, and tiles of the longest sequence
 constexpr int kWholeLength = kWholeTeam * kTileRows;
 constexpr int kWholeThreads = kWholeTeam * kGroupThreads;
 
-// Tiles of a team in shared memory; `group`: which 64 rows.
+// A team's tiles in shared memory; `group`: which 64 rows.
 template <int kTeam>
 struct TeamTiles {
     static constexpr int kBytes = (4 * kTeam + kTeam * kTeam + kTeam * (kTeam - 1)) * kTileBytes;
@@ -30,7 +30,7 @@ struct TeamTiles {
     __device__ __forceinline__ unsigned char* weights(int of_queries, int of_keys) const {
         return at(4 * kTeam + of_queries * kTeam + of_keys);
     }
-    // Those of the last keys lie where the values were: they are written when nobody reads these any more.
+    // Those of the last keys reuse the values' tiles: they are written when nobody reads these any more.
     __device__ __forceinline__ unsigned char* slopes(int of_queries, int of_keys) const {
         return of_keys == kTeam - 1 ? values(of_queries) : at((4 + kTeam) * kTeam + of_queries * (kTeam - 1) + of_keys);
     }
@@ -45,7 +45,7 @@ __device__ __forceinline__ void store_left(unsigned char* tile, const GroupLeft&
         store(hopper_chunk(tile, row + i % 2 * 8, 2 * step + i / 2) + lane_index() % 4 * 4, left.word[i]);
 }
 
-// thread: of the team.
+// thread: index in the team.
 template <class Format, bool kDropout, int kTeam>
 __device__ __forceinline__ void backward_of_team(const AttentionArguments& arguments, const TileOfSequence& tile, int head,
                                                  TeamTiles<kTeam> tiles, int thread) {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void backward_of_team(const AttentionArguments& argum
     make_deltas<Format, false>(deltas, outputs, gradients, arguments.keep_scale, nullptr, first, length);
 
     GroupLeft slopes[4];
-#pragma unroll 1  // both at once would spill
+#pragma unroll 1  // unrolled, it would spill
     for (int of_keys = 0; of_keys < kTeam; ++of_keys) {
         const int key = of_keys * kTileRows;
         GroupAccumulator scores, products;
@@ -157,7 +157,7 @@ __device__ __forceinline__ void backward_of_team(const AttentionArguments& argum
     pin(key_sum);
     pin(value_sum);
 
-    block_barrier();  // the tiles of queries become staging
+    block_barrier();  // the query tiles are reused for staging
     if (first >= length) return;
     const float scale = 0.125f * arguments.keep_scale;  // 0.125 = 1 / sqrt(64)
     const float scales[2] = {scale, scale}, value_scales[2] = {arguments.keep_scale, arguments.keep_scale};
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kWholeThreads, 2) hopper_backward_whole(const 
     }
     if (block_x() % 2) return;
     const int group = thread_index() / kGroupThreads, head = block_x() + group;
-    if (head >= arguments.num_heads) tile.length = 0;  // it meets the others at barriers
+    if (head >= arguments.num_heads) tile.length = 0;  // it only takes part in the barriers
     const TeamTiles<1> tiles{shared_memory() + group * TeamTiles<1>::kBytes};
     backward_of_team<Format, kDropout>(arguments, tile, smaller(head, arguments.num_heads - 1), tiles,
                                        thread_index() % kGroupThreads);

@@ -1,4 +1,4 @@
-// Forward on Hopper: as forward.cuh, with products of a warpgroup.
+// Forward on Hopper: as forward.cuh, with warpgroup products (wgmma).
 #pragma once
 
 #include "hopper_geometry.cuh"
@@ -14,8 +14,8 @@ __device__ __forceinline__ void forward_of_tile(const AttentionArguments& argume
     unsigned char* const stages = shared + kHopperOwnBytes;
     const auto keys = seen_rows<kShares>(arguments, tile, 1, head), values = seen_rows<kShares>(arguments, tile, 2, head);
 
-    // Queries stay in shared memory. As operands in registers over the whole loop they would spare a read for each tile, but ptxas
-    // 13.0 gives their registers to the weights of the first tile.
+    // Queries stay in shared memory. As register operands over the whole loop they would save a read per tile, but ptxas 13.0
+    // gives their registers to the first tile's weights.
     begin_rows<kHopperRows>(shared, input_rows(arguments.query_key_value, tile.start, 0, head, num_heads), tile.first,
                             tile.length);
     begin_stage(stages, keys, values, 0, tile.num_keys());
@@ -25,7 +25,7 @@ __device__ __forceinline__ void forward_of_tile(const AttentionArguments& argume
     const int group_keys = group_first < tile.length ? tile.keys_of(group_last) : 0;
     const int block_keys = tile.keys_of(smaller(tile.first + kHopperRows, tile.length) - 1);
     const int first = tile.first + warp_index() * 16;  // the warp's first query
-    const int row = first + lane / 4;                  // the lane's queries: this one and the one 8 on
+    const int row = first + lane / 4;                  // the lane's queries: this one and the one 8 rows on
     unsigned row_keys[2] = {0, 0};
     if (kDropout) {
 #pragma unroll
@@ -115,7 +115,7 @@ __device__ __forceinline__ void forward_of_tile(const AttentionArguments& argume
         pin(output);
     }
 
-    block_barrier();  // the queries' tile becomes staging for the output
+    block_barrier();  // the query tile is reused to stage the output
     if (first >= tile.length) return;
     float scales[2];
 #pragma unroll

@@ -1,22 +1,22 @@
-// Forward on Hopper with tiles loaded by the tensor memory unit: the sums of hopper_forward.cuh, in the same order, the same bits.
+// Forward on Hopper with tiles loaded by the TMA (tensor memory accelerator): the sums of hopper_forward.cuh, bit for bit.
 //
-// Two warpgroups of 64 queries share the keys and values in shared memory and run apart from each other, as far as the ring of slots
-// lets them (hopper_supply.cuh). Within a warpgroup the product of the last weights with their values runs while the next scores
-// are made into weights, and the product of the next scores before it in the queue.
+// Two warpgroups of 64 queries share the keys and values in shared memory and otherwise run independently, as far as the ring
+// of slots allows (hopper_supply.cuh). In a warpgroup, the product of the last weights with their values runs while the next
+// scores are turned into weights; the product for these scores is queued before it.
 #pragma once
 
 #include "hopper_supply.cuh"
 
 namespace unimo {
 
-// What a lane knows of its two queries, 8 rows apart.
+// Running values of a lane's two queries, 8 rows apart.
 struct RunningRows {
     float maxima[2], sums[2];
     unsigned row_keys[2];
 };
 
-// Scores of the keys `key` and on become exponentials, those of keys that a query does not see 0; `shrinks`: by what sums of
-// earlier keys are to be multiplied. `first`: the warp's first query.
+// Turns the scores of keys from `key` on into exponentials, 0 for keys that a query does not see; `shrinks`: factors for the
+// sums over earlier keys. `first`: the warp's first query.
 template <bool kDropout>
 __device__ __forceinline__ void exponentiate(GroupAccumulator& scores, float (&shrinks)[2], RunningRows& rows, const TileOfSequence& tile,
                                              int key, int first, const AttentionArguments& arguments) {
@@ -61,8 +61,8 @@ __device__ __forceinline__ void exponentiate(GroupAccumulator& scores, float (&s
         }
 }
 
-// Values past the sequence's end belong to another one: their weights are 0, and 0 times NaN is NaN. The warpgroup writes zeros over the
-// rows from `from` on. The other one may do the same, or multiply by zeros that it has written itself.
+// Values past the sequence's end belong to another one: their weights are 0, but 0 times NaN is NaN. So the warpgroup zeroes
+// the rows from `from` on. The other one may do the same meanwhile, or multiply by zeros that it has written itself.
 __device__ __forceinline__ void clear_rows(unsigned char* values, int from) {
     for (int chunk = from * 8 + thread_index() % kGroupThreads; chunk < kTileRows * 8; chunk += kGroupThreads)
         store(values + chunk * 16, Words4{});
@@ -70,7 +70,7 @@ __device__ __forceinline__ void clear_rows(unsigned char* values, int from) {
     group_barrier(warp_index() / 4);
 }
 
-// `group`: which 64 queries of the item; `at`: the slot of its first keys, left at the slot after the last keys that they see.
+// `group`: which 64 queries of the item; `at`: the slot of its first keys; on return, the slot after their last keys.
 template <class Format, bool kDropout>
 __device__ __forceinline__ void forward_of_group(const Item& item, int place, int group, Position& at, Ring& r,
                                                  const BulkArguments& bulk) {
@@ -99,12 +99,12 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
     group_commit();
     group_wait<0>();
     for (int key = 0;; key += kTileRows) {
-        group_wait<1>();  // but for the product with the last values
+        group_wait<1>();  // for all but the product with the last values
         pin(scores);
         float shrinks[2];
         exponentiate<kDropout>(scores, shrinks, rows, tile, key, first, arguments);
-        // The product with the last values has run meanwhile. ptxas 13.0 moves a wait up within straight code, to before all of this:
-        // so there is one on either side of a branch that the whole warpgroup takes.
+        // Meanwhile the product with the last values has run. ptxas 13.0 moves a wait in straight-line code up to before all of
+        // this: so there is one on each side of a branch that the whole warpgroup takes.
         pin(scores);
         if (key > 0) {
             group_wait<0>();
@@ -162,10 +162,10 @@ __device__ __forceinline__ void forward_of_group(const Item& item, int place, in
             arguments.log_sums[static_cast<long long>(item.head) * arguments.num_positions + tile.start + row + 8 * h] =
                 rows.maxima[h] * arguments.scale + log2_approximate(sum);
     }
-    group_barrier(warp_index() / 4);  // the queries become staging for the output
+    group_barrier(warp_index() / 4);  // the query tile is reused to stage the output
     write_group<Format, false>(output, scales, queries + warp_index() % 4 * 16 * kRowBytes,
                                output_rows(arguments.output, tile.start, item.head, arguments.num_heads), first, tile.length);
-    publish_to_matrix_unit();  // and queries again
+    publish_to_matrix_unit();  // before queries are loaded there again
 }
 
 template <class Format, bool kDropout>

@@ -1,9 +1,9 @@
-// What feeds the blocks of hopper_forward_bulk.cuh, of which a few stay on each multiprocessor and take items (128 rows of a sequence,
-// one head) one after another. Keys and values pass through a ring of slots, 64 rows each; the queries of an item and what it is lie in
-// one of two places. Loads run ahead of the work, into the next item, so that nothing starts from empty tiles but the first.
+// Loads for hopper_forward_bulk.cuh: persistent blocks, a few per multiprocessor, that take items (128 rows of a sequence, one
+// head) one after another. Keys and values pass through a ring of slots, 64 rows each; an item's queries and description are in
+// one of two places. Loads run ahead into the next item, so that only the first one finds its tiles empty.
 //
-// Nobody waits in order to load: the last warp that leaves a slot, or an item, begins what there is room for then. All warps leave
-// slots and items in the same order, also those in which they have no work, so there is one such warp at a time.
+// There is no producer warp that waits: the last warp that leaves a slot, or an item, starts the loads that then fit. All warps
+// leave slots and items in the same order, also those they have no work in, so there is one such warp at a time.
 #pragma once
 
 #include "../common/bulk_copy.cuh"
@@ -11,26 +11,26 @@
 
 namespace unimo {
 
-constexpr int kBulkGroups = 2;  // warpgroups of a block, 64 queries each
+constexpr int kBulkGroups = 2;  // warpgroups per block, 64 queries each
 constexpr int kBulkRows = kBulkGroups * kGroupRows;
 constexpr int kBulkThreads = kBulkGroups * kGroupThreads;
 constexpr int kBulkWarps = kBulkThreads / 32;
-constexpr int kBulkBlocks = 2;  // of a multiprocessor: by registers and by shared memory
+constexpr int kBulkBlocks = 2;  // per multiprocessor: by registers and by shared memory
 constexpr int kSlots = 5;
 constexpr int kPlaces = 2;
 constexpr int kGroupBytes = kGroupRows * kRowBytes;
 
 struct BulkArguments {
-    AttentionArguments attention;  // `tiles`: the table for kBulkRows rows
+    AttentionArguments attention;  // `tiles`: the table for blocks of kBulkRows rows
     int num_blocks;
     TensorMap inputs;  // [T, 3 H 64], boxes of 64 rows
 };
 
 struct Item {
-    TileOfSequence tile;  // length 0: there are no more
+    TileOfSequence tile;  // length 0: no more items
     int head;
 
-    // Keys that one of the 64 rows of a warpgroup sees, 0 where it has no row.
+    // Number of keys that a warpgroup's 64 rows see, 0 if it has no row.
     __device__ __forceinline__ int keys_of_group(int group) const {
         const int first = tile.first + group * kGroupRows;
         return first < tile.length ? tile.keys_of(smaller(first + kGroupRows, tile.length) - 1) : 0;
@@ -38,17 +38,17 @@ struct Item {
     __device__ __forceinline__ int num_keys() const { return tile.keys_of(smaller(tile.first + kBulkRows, tile.length) - 1); }
 };
 
-// In shared memory, behind the tiles.
+// In shared memory, after the tiles.
 struct Ring {
     Barrier slot_landed[kSlots], place_landed[kPlaces];
     unsigned slot_leavers[kSlots], place_leavers[kPlaces];  // warps that have left
     Item items[kPlaces];
-    // Of the warp whose turn it is to load.
+    // Used by one warp at a time, the one that loads.
     int free_slots, slot;    // the next one to fill
     int free_places, place;
     int next_item;
-    bool over;               // there is none
-    int row, end, head;      // keys still to load of the last item: rows of the stream
+    bool over;               // no more items
+    int row, end, head;      // rows in the stream of the last item's keys still to load
 };
 
 constexpr int kRingOffset = kPlaces * kBulkGroups * kGroupBytes + kSlots * kPairBytes;
@@ -67,7 +67,7 @@ __device__ __forceinline__ unsigned char* values_of_slot(int slot) { return keys
 // First byte of a head's 64 columns. part: 0 queries, 1 keys, 2 values
 __device__ __forceinline__ int column_of(int part, int head, int num_heads) { return (part * num_heads + head) * kRowBytes; }
 
-// Begins the block's next item: its queries, and what it is. False: there is none, which those who wait for it learn too.
+// Starts to load the block's next item: its queries and description. False: there is none; waiting warps then see length 0.
 __device__ __forceinline__ bool begin_item(Ring& r, const BulkArguments& bulk) {
     const AttentionArguments& arguments = bulk.attention;
     Item item{};
@@ -88,7 +88,7 @@ __device__ __forceinline__ bool begin_item(Ring& r, const BulkArguments& bulk) {
     arrive_with_bytes(landed, groups * kGroupBytes);
     for (int group = 0; group < groups; ++group)
         copy_box(queries_of(r.place, group), bulk.inputs, column, item.tile.start + first + group * kGroupRows, landed);
-    // Items come with the most work first: the blocks take them in turn, there and back again.
+    // Items are sorted by work, most first: the blocks take them in turn, back and forth.
     r.next_item += r.place == 0 ? 2 * (bulk.num_blocks - block_x()) - 1 : 2 * block_x() + 1;
     r.place ^= 1;
     --r.free_places;
@@ -98,7 +98,7 @@ __device__ __forceinline__ bool begin_item(Ring& r, const BulkArguments& bulk) {
     return true;
 }
 
-// Begins all loads that there is room for. By one thread.
+// Starts all loads that fit. Called by one thread.
 __device__ __forceinline__ void supply(Ring& r, const BulkArguments& bulk) {
     const int num_heads = bulk.attention.num_heads;
     for (;;) {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void begin_ring(Ring& r, const BulkArguments& bulk) {
     block_barrier();
 }
 
-// The warp is done with a slot or with an item's place: `leavers` counts those who are, `free` what is free to be filled.
+// The warp is done with a slot or an item's place: `leavers` counts the warps that are, `free` those free to be filled.
 __device__ __forceinline__ void leave(Ring& r, unsigned& leavers, int& free, const BulkArguments& bulk) {
     warp_barrier();
     if (lane_index() == 0 && count_around(leavers, kBulkWarps - 1) == kBulkWarps - 1) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void leave(Ring& r, unsigned& leavers, int& free, con
     warp_barrier();
 }
 
-// A slot of the ring and the parity of its phase, as one reader goes round. One number: registers are scarce.
+// A slot of the ring and the parity of its phase, for one reader. One number: registers are scarce.
 struct Position {
     int step = 0;
     __device__ __forceinline__ int slot() const { return step < kSlots ? step : step - kSlots; }

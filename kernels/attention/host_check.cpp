@@ -2,9 +2,9 @@
 //
 //     host_check FIRST_CASE NUM_CASES
 //
-// Every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be equal. Outputs start as
-// NaN, inputs are allocated to the byte (build with sanitizers), and rows beyond the stream are never there. Prints one line
-// per failure and a summary; exit status 1 if any case failed.
+// Every case runs under a natural, a reversed and a shuffled schedule of threads, with equal bits. Outputs start as NaN, inputs
+// are allocated to the byte (build with sanitizers), and rows beyond the stream do not exist. Prints one line per failure and a
+// summary; exit status 1 if any case failed.
 #include "attention.cu"
 
 #include "../common/checking.h"
@@ -13,10 +13,10 @@ namespace {
 
 struct Case {
     std::vector<int> lengths, prefixes;
-    std::vector<int> owners;  // whose prefix each sequence shares, -1: none; empty: kernels for streams in which nobody shares
+    std::vector<int> owners;  // owner of the prefix each sequence shares, -1: none; empty: kernels without sharing
     int heads = 1, format = 0;
     double probability = 0;
-    bool whole = false;  // short sequences go backward whole, where there is a kernel for that and nobody shares
+    bool whole = false;  // short sequences take the whole-sequence backward kernel, if there is one and no prefix is shared
     unsigned site_key = 0;
     float query_scale = 1;
 };
@@ -45,7 +45,7 @@ Case make_case(unsigned number) {
     c.site_key = unsigned(draw(random, 1, 100)) * 0x9E3779B9u;
     const float scales[] = {1, 1, 4, 0.1f};
     c.query_scale = scales[draw(random, 0, 3)];
-    if (draw(random, 0, 1)) {  // some sequences see the prefix of one that shares none itself, and so do some short ones
+    if (draw(random, 0, 1)) {  // some sequences, also short ones, see the prefix of one that shares none itself
         for (int more = draw(random, 0, 3); more > 0; --more) {
             c.lengths.push_back(draw(random, 1, 40));
             c.prefixes.push_back(draw(random, 0, c.lengths.back()));
@@ -63,7 +63,7 @@ Case make_case(unsigned number) {
     return c;
 }
 
-// The columns of a table of blocks that belong to sharing, per sequence, and the positions of those who share.
+// Per sequence, the columns of a table of blocks for sharing; and the positions of sequences that share.
 struct Sharing {
     std::vector<int> shared_start, shared, listed, num_listed, positions;
 };
@@ -86,7 +86,7 @@ Sharing sharing_of(const Case& c) {
     return sharing;
 }
 
-// Exact: what the format holds, widened.
+// Exact values of a 16-bit format, widened.
 struct Tensor {
     std::vector<std::uint16_t> bits;
     std::vector<double> values;
@@ -158,7 +158,7 @@ Result exact(const Case& c, const std::vector<double>& input, const std::vector<
     return result;
 }
 
-// Largest and root-mean-square error, in roundings of the format at the tensor's largest value, or at `least` where that is more.
+// Largest and root-mean-square error, in roundings of the format at the tensor's largest value, or at `least` if that is larger.
 template <class Format>
 bool agrees(const std::vector<std::uint16_t>& found, const std::vector<double>& truth, std::size_t modulus, std::size_t from,
             std::size_t to, double least, const std::string& what) {
@@ -182,7 +182,7 @@ bool agrees(const std::vector<std::uint16_t>& found, const std::vector<double>& 
     return false;
 }
 
-// Entries of a table of blocks: a sequence's rows, so many at a time.
+// Table of blocks of `rows` rows of a sequence each.
 std::vector<int> tiles_of(const Case& c, int rows) {
     std::vector<int> tiles;
     for (std::size_t s = 0, start = 0; s < c.lengths.size(); start += std::size_t(c.lengths[s++]))
@@ -191,8 +191,8 @@ std::vector<int> tiles_of(const Case& c, int rows) {
     return tiles;
 }
 
-// Output of the forward kernel that loads whole tiles; its logarithms go where row sums go. Behind the entries of the
-// table that are used there are some that are not.
+// Output of the bulk forward kernel; its log sums are written over `deltas`. After the used entries of the table there are
+// unused ones.
 std::vector<std::uint16_t> output_by_bulk(unimo::AttentionCall call, const Case& c) {
     unimo::AttentionArguments& arguments = call.arguments;
     std::vector<int> tiles = tiles_of(c, unimo_attention_bulk_rows());
@@ -293,8 +293,8 @@ bool run_case(const Case& c, unsigned number) {
     const std::string name = "case " + std::to_string(number) + " ";
     bool good = agrees<Format>(first_output, truth.output, 1, 0, 1, 0, name + "output");
     if (has_bulk) good &= agrees<Format>(first_by_bulk, truth.output, 1, 0, 1, 0, name + "output, tiles loaded whole");
-    // Gradients of queries and keys are differences of products. In streams of few positions they cancel, and the rounding of these
-    // products, about 1 times a probability and the other operand, is left.
+    // Gradients of queries and keys are differences of products. With few positions they cancel, and what is left is the
+    // rounding of these products, about 1 times a probability and the other operand.
     const double noise = std::max(1.f, c.query_scale) / std::max(1, positions);
     const char* const parts[] = {"queries", "keys", "values"};
     for (std::size_t part = 0; part < 3; ++part)

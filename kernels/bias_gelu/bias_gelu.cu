@@ -1,4 +1,4 @@
-// The C interface of bias and gelu.
+// C interface of bias and gelu.
 #include "../common/launch.cuh"
 #include "bias_gelu.cuh"
 

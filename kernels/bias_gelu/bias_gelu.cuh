@@ -1,7 +1,7 @@
-// gelu(x + bias), the exact one, x * (normal distribution of x), and its gradients. x is the product of the linear layer before, which
-// leaves its bias to this kernel: the gradient of the bias is a sum over the rows that the backward kernel writes anyway.
+// Exact gelu(x + bias), x * (normal distribution function of x), and its gradients. x is the linear layer's product without
+// its bias, which is added here, since its gradient is a sum over rows that the backward kernel writes anyway.
 //
-// A thread has eight columns and goes over the rows, four at a time so that enough is under way. Memory is the bound.
+// A thread takes eight columns and loops over the rows, four at a time to have enough loads in flight. Memory-bound.
 #pragma once
 
 #include "../common/rows.cuh"
@@ -9,7 +9,7 @@
 namespace unimo {
 
 constexpr int kGeluThreads = 128;
-constexpr int kGeluRows = 4;  // of a thread at a time
+constexpr int kGeluRows = 4;  // per thread at a time
 constexpr int kGeluColumns = kGeluThreads * kChunkColumns;
 
 struct BiasGeluArguments {
@@ -18,14 +18,14 @@ struct BiasGeluArguments {
     void* result;          // [T, F]
     const void* gradient;  // [T, F] of the result
     void* x_gradient;      // [T, F]
-    float* partials;       // [blocks, F] each block's part of the gradient of the bias; their sum is the caller's: no atomics
+    float* partials;       // [blocks, F] each block's part of the gradient of the bias; the caller sums them: no atomics
     int num_rows;
     int num_columns;       // a multiple of 8
     int num_blocks;        // over the rows
 };
 
-// The standard normal distribution at z. By a fit of erfc with a relative error of 1.2e-7 everywhere (Numerical Recipes, "erfcc"),
-// so that the tail, which multiplies large negative z, is as good as the rest.
+// The standard normal distribution function at z, by a fit of erfc with a relative error of 1.2e-7 everywhere (Numerical
+// Recipes, "erfcc"), so that the tail, which multiplies large negative z, is as accurate as the rest.
 __device__ __forceinline__ float normal_distribution(float z) {
     const float x = fabsf(z) * 0.70710678f, t = reciprocal_approximate(1.f + 0.5f * x);
     float fit = 0.17087277f;
@@ -43,7 +43,7 @@ __device__ __forceinline__ float normal_distribution(float z) {
 }
 __device__ __forceinline__ float normal_density(float z) { return 0.39894228f * exp2_approximate(z * z * -0.72134752f); }
 
-// Begins to load the column's chunks of up to four rows from `first` on, zeros where there is none.
+// Starts to load the column's chunks of up to four rows from `first` on, zeros beyond the last row.
 __device__ __forceinline__ void load_rows(Words4 (&words)[kGeluRows], const void* tensor, const BiasGeluArguments& a, int first,
                                           int column) {
 #pragma unroll
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kGeluThreads) bias_gelu_backward(const BiasGel
 #pragma unroll
         for (int r = 0; r < kGeluRows; ++r) {
             const Chunk chunk = unpacked<Format>(words[r]);
-            Chunk slope = unpacked<Format>(slopes[r]);  // zeros, and so of no weight, beyond the last row
+            Chunk slope = unpacked<Format>(slopes[r]);  // zeros, so no contribution, beyond the last row
 #pragma unroll
             for (int i = 0; i < kChunkColumns; ++i) {
                 const float z = chunk.value[i] + bias.value[i];

@@ -2,7 +2,7 @@
 //
 //     host_check FIRST_CASE NUM_CASES
 //
-// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be equal;
+// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, with equal bits;
 // compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs start as NaN.
 #include "bias_gelu.cu"
 

@@ -1,11 +1,11 @@
-// Copies of whole tiles by the tensor memory unit of Hopper (sm_90a), and the barriers in shared memory that count their bytes.
+// Copies of whole tiles by Hopper's tensor memory accelerator (TMA, sm_90a), and the mbarriers that count their bytes.
 //
-// A box of rows of a matrix in global memory, 128 bytes wide, lands in shared memory with the swizzle of `hopper_chunk`; rows outside of
-// the matrix land as zeros. One thread begins it; everybody who uses the tile waits for the barrier. A barrier completes one phase
-// after another, numbered from 0: when its arrivals and all bytes that they announced have come. Waiters name the phase's parity.
+// A box of rows of a matrix in global memory, 128 bytes wide, lands in shared memory with the swizzle of `hopper_chunk`; rows
+// outside the matrix land as zeros. One thread starts it; all users of the tile wait for the barrier. A barrier's phases, numbered
+// from 0, complete when all arrivals, and all bytes that they announced, have come. Waiters pass the phase's parity.
 //
-// On the host a copy is a closure: it lands at once under the reversed schedule, when somebody waits for its barrier under the natural
-// one, either under a shuffled one.
+// On the host a copy is a closure: it lands at once under the reversed schedule, when somebody waits for its barrier under the
+// natural one, and either way under a shuffled one.
 #pragma once
 
 #include "launch.cuh"
@@ -19,7 +19,7 @@
 
 namespace unimo {
 
-constexpr int kBoxBytes = 128;  // of a row: 64 elements
+constexpr int kBoxBytes = 128;  // per row: 64 elements
 
 #if defined(UNIMO_HOST)
 
@@ -36,7 +36,7 @@ inline int map_matrix(TensorMap& map, const void* base, int rows, int row_bytes,
 inline int count_multiprocessors() { return 1; }  // few blocks: each takes many turns
 
 struct Barrier {
-    std::int32_t bytes;  // announced and not landed
+    std::int32_t bytes;  // announced, not yet landed
     std::uint8_t arrivals, missing, phase, mark;
 };
 static_assert(sizeof(Barrier) == 8);
@@ -98,7 +98,7 @@ inline void wait_for_phase(Barrier& barrier, int parity) {
     });
 }
 
-// Counts up, back to 0 after `last`. Returns the count before. What was done before an earlier count is visible after a later one.
+// Counts up, back to 0 after `last`. Returns the count before. Writes before an earlier count are visible after a later one.
 inline unsigned count_around(unsigned& counter, unsigned last) {
     const unsigned before = counter;
     counter = before >= last ? 0 : before + 1;
@@ -109,8 +109,8 @@ inline unsigned count_around(unsigned& counter, unsigned last) {
 
 using TensorMap = CUtensorMap;
 
-// Describes a matrix of 16-bit elements, `rows` x `row_bytes`, to the copying unit; boxes have `box_rows` rows. By value, so a kernel's
-// parameter may hold it (and a captured graph). The driver's function is looked up: nothing links against the driver.
+// Describes a matrix of 16-bit elements, `rows` x `row_bytes`, to the TMA; boxes have `box_rows` rows. By value, so that a
+// kernel's parameter (or a captured graph) can hold it. The driver's function is looked up: nothing links against the driver.
 inline int map_matrix(TensorMap& map, const void* base, int rows, int row_bytes, int box_rows) {
     using Encode = decltype(&cuTensorMapEncodeTiled);
     static const Encode encode = [] {
@@ -144,7 +144,7 @@ struct alignas(8) Barrier {
 };
 __device__ __forceinline__ unsigned shared_address(const void* address) { return unsigned(__cvta_generic_to_shared(address)); }
 
-// By one thread, then publish_barriers, then a barrier of the block.
+// By one thread, followed by publish_barriers and a block barrier.
 __device__ __forceinline__ void initialize(Barrier& barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
@@ -156,7 +156,7 @@ __device__ __forceinline__ void arrive_with_bytes(Barrier& barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&barrier)), "r"(bytes)
                  : "memory");
 }
-// Begins to fill a tile with a box whose first row and first byte of a row are given. By one thread; `map` is a kernel's parameter.
+// Starts to fill a tile with a box, given its first row and first byte in a row. By one thread; `map` is a kernel's parameter.
 __device__ __forceinline__ void copy_box(void* tile, const TensorMap& map, int column_byte, int row, Barrier& barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(
@@ -164,7 +164,7 @@ __device__ __forceinline__ void copy_box(void* tile, const TensorMap& map, int c
         "l"(&map), "r"(column_byte / 2), "r"(row), "r"(shared_address(&barrier))
         : "memory");
 }
-// Returns once the latest phase of that parity is over: what its copies brought is visible, to the matrix unit too.
+// Returns once the latest phase with that parity is over: its copies are then visible, to the matrix unit too.
 __device__ __forceinline__ void wait_for_phase(Barrier& barrier, int parity) {
     const unsigned address = shared_address(&barrier);
     unsigned done;

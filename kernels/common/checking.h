@@ -1,4 +1,4 @@
-// What the programs host_check.cpp stand on: memory, number formats and runs on the emulator or on a GPU, random draws, comparisons.
+// Common to the host_check.cpp programs: memory, formats and runs on the emulator or a GPU, random draws, comparisons.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@
 
 namespace {
 
-// Memory of both worlds: to the byte on the host, for sanitizers.
+// Memory of the host or a GPU: on the host allocated to the byte, for sanitizers.
 template <class Value>
 class Memory {
 public:
@@ -107,7 +107,7 @@ double from_bits(std::uint16_t bits) {
 #endif
 
 template <class Format>
-constexpr int kFormatNumber = std::is_same_v<Format, unimo::Half> ? 0 : 1;  // as with_format takes it
+constexpr int kFormatNumber = std::is_same_v<Format, unimo::Half> ? 0 : 1;  // as in with_format
 
 #if defined(UNIMO_HALF_ONLY)
 using OtherFormat = unimo::Half;
@@ -115,7 +115,7 @@ using OtherFormat = unimo::Half;
 using OtherFormat = unimo::BFloat16;
 #endif
 
-// The program: cases FIRST_CASE to FIRST_CASE + NUM_CASES - 1, odd numbers by the second function.
+// The program: cases FIRST_CASE to FIRST_CASE + NUM_CASES - 1, odd numbers with the second function.
 int run_cases(int count, char** words, bool (*check)(unsigned), bool (*check_odd)(unsigned)) {
     if (count != 3) {
         std::fprintf(stderr, "usage: host_check FIRST_CASE NUM_CASES\n");

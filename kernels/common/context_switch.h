@@ -1,5 +1,5 @@
 // Switching between fibers: a dozen instructions on x86-64 (swapcontext makes a system call each time), ucontext elsewhere.
-// The address sanitizer is told of each switch.
+// Each switch is reported to the address sanitizer.
 #pragma once
 
 #include <cstddef>
@@ -60,7 +60,7 @@ inline void start_switch([[maybe_unused]] void** fake_stack, [[maybe_unused]] co
 #endif
 }
 
-// `from`: the context that was left, whose stack bounds are learnt here.
+// Sets the stack bounds of `from`, the context that was left.
 inline void finish_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] Context& from) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, &from.bottom, &from.size);
@@ -81,7 +81,7 @@ inline void prepare_context(Context& context, unsigned char* stack, std::size_t 
 #if defined(__x86_64__)
     auto top = (reinterpret_cast<std::uintptr_t>(stack) + size) & ~std::uintptr_t(15);
     auto* words = reinterpret_cast<void**>(top);
-    words[-1] = nullptr;                          // where `entry` would return to: it never does
+    words[-1] = nullptr;                          // return address of `entry`, which never returns
     words[-2] = reinterpret_cast<void*>(entry);
     for (int i = 3; i <= 8; ++i) words[-i] = nullptr;
     context.stack_pointer = words - 8;

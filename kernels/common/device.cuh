@@ -1,6 +1,5 @@
-// The few CUDA features the kernels use, each with an emulation on the host: indices, barriers, shuffles, shared-memory
-// accesses, asynchronous copies, number formats, exp2. Kernels use these names alone, so their sources compile for both.
-//
+// The few CUDA features that the kernels use, each with an emulation on the host: indices, barriers, shuffles, shared-memory
+// accesses, asynchronous copies, number formats, exp2. Kernels use only these names, so their sources compile for both.
 // UNIMO_HOST=700 or 800 (or more): compile for the host, with the matrix instructions of that architecture.
 #pragma once
 
@@ -28,7 +27,7 @@
 
 namespace unimo {
 
-struct Half {};      // tags of the 16-bit formats; values live in 32-bit words of two
+struct Half {};      // tags of the 16-bit formats; values are pairs in 32-bit words
 struct BFloat16 {};
 
 struct alignas(8) Words2 {
@@ -82,7 +81,7 @@ void store(void* address, const Value& value) {
     std::memcpy(address, &value, sizeof value);
 }
 
-// The bytes are read at once and written by wait_for_copies, so that a missing wait shows.
+// The bytes are read at once and written by wait_for_copies, so that a missing wait is detected.
 template <int kBytes>
 void copy_bytes(void* shared, const void* global, bool valid) {
     emulator::require(reinterpret_cast<std::uintptr_t>(shared) % kBytes == 0, "misaligned target of a copy");
@@ -162,7 +161,7 @@ __device__ __forceinline__ void store(void* address, const Value& value) {
     *static_cast<Value*>(address) = value;
 }
 
-// Global to shared memory, zeros where not valid (nothing is read then). It has landed after wait_for_copies and a barrier.
+// Global to shared memory, zeros if not valid (nothing is read then). Landed after wait_for_copies and a barrier.
 __device__ __forceinline__ void copy_16_bytes(void* shared, const void* global, bool valid) {
 #if UNIMO_ARCH >= 800
     const unsigned target = unsigned(__cvta_generic_to_shared(shared));
@@ -215,7 +214,7 @@ __device__ __forceinline__ Pair unpack<BFloat16>(unsigned word) {
 }
 #endif
 
-// A kernel that is launched to start early may load what earlier kernels do not write, until it waits for them.
+// A kernel launched to start early may load what earlier kernels do not write, until it waits for them.
 __device__ __forceinline__ void let_next_kernel_start() {
 #if UNIMO_ARCH >= 900
     asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");

@@ -23,15 +23,15 @@ __device__ __forceinline__ unsigned dropout_word(unsigned row_key, int column) {
     return finalize(row_key + unsigned(column / 2) * 0x27D4EB2Fu);
 }
 
-// The same of columns that are shifted by a number that may be odd: the halves are those of two words then.
+// The same for columns shifted by a number that may be odd: the halves are then from two words.
 template <bool kShifted>
 __device__ __forceinline__ unsigned dropout_word_of(unsigned row_key, int column) {
     const unsigned word = dropout_word(row_key, column);
     return kShifted && column & 1 ? word >> 16 | dropout_word(row_key, column + 1) << 16 : word;
 }
 
-// threshold: of the signed 16-bit column value, round(probability * 65536) - 32768.
-// Compared in the upper half of a word, where bits below do not change the outcome: one shift less.
+// threshold: for the column's signed 16-bit value, round(probability * 65536) - 32768.
+// Compared in the upper half of a word, where the lower bits do not change the outcome: saves a shift.
 __device__ __forceinline__ bool keeps_even(unsigned word, int threshold) {
     return int(word << 16) >= int(unsigned(threshold) << 16);
 }

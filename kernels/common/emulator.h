@@ -1,13 +1,13 @@
 // Runs the kernels' own sources on a CPU: one fiber per CUDA thread, one block after another.
 //
-// What it shows: indices, layouts of matrix instructions, masks, missing barriers (under natural, reversed and shuffled
-// schedules), missing waits of asynchronous copies (a copy lands only when it is waited for) and of a warpgroup's products (they
-// are computed when they are waited for), misaligned accesses, and with sanitizers every access out of bounds. Copies of whole tiles
-// (bulk_copy.cuh) land as early as they may under the reversed schedule, so that a tile refilled too soon shows, and early or late
-// by chance under a shuffled one. What it cannot show: timing, bank conflicts, the memory model between barriers.
+// It detects wrong indices, layouts of matrix instructions and masks, missing barriers (under natural, reversed and shuffled
+// schedules), missing waits for asynchronous copies (a copy lands only when waited for) and for a warpgroup's products
+// (computed only when waited for), misaligned accesses, and with sanitizers every access out of bounds. Copies of whole tiles
+// (bulk_copy.cuh) land as early as they may under the reversed schedule, so that a tile refilled too soon is detected, and
+// early or late at random under a shuffled one. It cannot detect timing, bank conflicts, or memory ordering between barriers.
 //
-// Warp-wide operations (shuffles, matrix products) meet at one rendezvous each: a lane posts its operands, waits until all 32
-// have posted for the same kind of operation, and reads. Two mailboxes alternate, so one rendezvous per operation is enough.
+// Warp-wide operations (shuffles, matrix products) have one rendezvous each: a lane posts its operands, waits until all 32 have
+// posted for the same kind of operation, and reads. Two mailboxes alternate, so one rendezvous per operation is enough.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +47,7 @@ struct Copy {
     unsigned char bytes[16];
 };
 
-using Products = std::vector<std::function<void()>>;  // a batch of a warpgroup's products, this thread's share of them
+using Products = std::vector<std::function<void()>>;  // a batch of a warpgroup's products, this thread's part
 
 struct Thread {
     Context context;
@@ -104,7 +104,7 @@ inline void wait(State state, int kind) {
     leave_for(thread->context, block->scheduler, /*last=*/false);
 }
 
-// Until `condition` holds, whatever may make it true: other threads run meanwhile.
+// Waits until `condition` holds, whatever makes it true; other threads run meanwhile.
 inline void wait_until(std::function<bool()> condition) {
     if (condition()) return;
     Thread* thread = block->current;
@@ -113,7 +113,7 @@ inline void wait_until(std::function<bool()> condition) {
     leave_for(thread->context, block->scheduler, /*last=*/false);
 }
 
-// A barrier of `threads` threads, one of those the hardware numbers.
+// One of the hardware's numbered barriers, for `threads` threads.
 inline void named_barrier(int number, int threads) {
     Block* const b = block;
     const int round = b->rounds[number];

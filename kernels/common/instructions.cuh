@@ -10,8 +10,8 @@ namespace unimo {
 
 #if UNIMO_ARCH >= 800
 
-// Four 8x8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8; it receives of every matrix
-// elements (l / 4, 2 (l % 4)) and the next one, of the transposed matrix where kTransposed.
+// Four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8; of each matrix it receives
+// elements (l / 4, 2 (l % 4)) and the next one, of the transposed matrix if kTransposed.
 template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(unsigned (&registers)[4], const void* row) {
 #if defined(UNIMO_HOST)
@@ -96,7 +96,7 @@ void multiply_16_8_16(float* d, const unsigned (&a)[4], unsigned b0, unsigned b1
 #else
 
 // d: element i is row (l & 1) + (i & 2) + 4 (l >= 16), column (i & 4) + (l & 2) + (i & 1). a: row l % 4 + 4 (l >= 16), four
-// columns. b: column l % 4 + 4 (l >= 16), four rows; where kRightByRows, row l % 4 and columns 4 (l >= 16) and the next three.
+// columns. b: column l % 4 + 4 (l >= 16), four rows; if kRightByRows, row l % 4 and columns 4 (l >= 16) and the next three.
 template <bool kRightByRows>
 __device__ __forceinline__ void multiply_8_8_4(float* d, unsigned a0, unsigned a1, unsigned b0, unsigned b1) {
 #if defined(UNIMO_HOST)

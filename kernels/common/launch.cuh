@@ -1,4 +1,4 @@
-// Starting a kernel of one argument structure on a grid, on a GPU or on the emulator, and what the C functions return.
+// Launch of a kernel with one argument structure, on a GPU or the emulator, and return values of the C functions.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@ enum Status { kDone = 0, kNoSuchFormat = -1, kGridTooLarge = -2, kBadShape = -3 
 
 struct Grid {
     int x, y, threads, shared_bytes;
-    bool starts_early = false;  // while the kernel before it in the stream still ends; it waits for it by itself (sm_90)
+    bool starts_early = false;  // before the previous kernel of the stream ends, for which it waits itself (sm_90)
 };
 
 constexpr int kMaxGridY = 65535;
@@ -52,7 +52,7 @@ int launch(Kernel kernel, const Arguments& arguments, Grid grid, Stream stream) 
         const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
         if (status != cudaSuccess) return int(status);
     }
-    if (grid.shared_bytes > 100 * 1024) {  // two blocks fit a multiprocessor only where all of it may be shared memory
+    if (grid.shared_bytes > 100 * 1024) {  // two blocks fit on a multiprocessor only with the full carveout
         const auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
         if (status != cudaSuccess) return int(status);
     }

@@ -1,22 +1,21 @@
-// 16 x 16 x 16 products of one warp, from tiles of 64-column rows in shared memory, the same names on every architecture.
+// 16 x 16 x 16 products of one warp, from tiles of 64-column rows in shared memory, with the same names on all architectures.
 //
-// A lane holds of every 16 x 16 accumulator rows R and R + 1 (R even) and four columns, two adjacent ones at two places:
-// two adjacent rows, so that in transposed scores one dropout word serves both, and adjacent columns for the plain ones.
-// A shared tile has rows of 128 bytes, whose eight chunks of 16 bytes are exchanged by row (`swizzle`), so that no access
-// below meets another of the same cycle in one bank.
+// Of each 16 x 16 accumulator a lane holds rows R and R + 1 (R even) and four columns, two adjacent pairs: adjacent rows, so
+// that in transposed scores one dropout word serves both, and adjacent columns for the plain ones. A shared tile has rows of
+// 128 bytes, whose eight 16-byte chunks are permuted by row (`swizzle`), so that no access below has bank conflicts.
 #pragma once
 
 #include "instructions.cuh"
 
 namespace unimo {
 
-constexpr int kSize = 64;                 // columns of a row: the head size
+constexpr int kSize = 64;                 // columns per row: the head size
 constexpr int kRowBytes = kSize * 2;
 constexpr int kTileRows = 64;
 constexpr int kTileBytes = kTileRows * kRowBytes;
 
-// Distinct for the rows that one access covers: 8 consecutive, every other of 16, 0-3 with 8-11; and for rows 0-3 never
-// differing in the lowest bit alone, as sm_70 reads two neighbouring chunks of each.
+// Distinct for the rows of one access: 8 consecutive, every other of 16, 0-3 with 8-11; and for rows 0-3 never differing only
+// in the lowest bit, as sm_70 reads two adjacent chunks of each.
 __device__ __forceinline__ int swizzle(int row) {
     const int b0 = row & 1, b1 = row >> 1 & 1, b2 = row >> 2 & 1, b3 = row >> 3 & 1;
     return (b2 ^ b3) | (b0 ^ b3) << 1 | b1 << 2;
@@ -84,8 +83,8 @@ __device__ __forceinline__ void to_left(Left& left, Accumulator& from) {
 
 #else
 
-// Quad pair q computes the 8 x 8 block of rows 8 (q % 2) and columns 8 (q / 2). Within it, row 2 i + r of the accumulator's
-// numbering is row i's place in the instruction with bits 0 and 1 exchanged, so that a lane's two rows are neighbours.
+// Quad pair q computes the 8 x 8 block of rows 8 (q % 2) and columns 8 (q / 2). In it, the accumulator's row numbers are the
+// instruction's with bits 0 and 1 exchanged, so that a lane's two rows are adjacent.
 __device__ __forceinline__ int accumulator_row(int lane) {
     return (lane & 1) << 1 | (lane >> 4) << 2 | (lane >> 2 & 1) << 3;
 }
@@ -143,8 +142,8 @@ __device__ __forceinline__ void multiply_add(Accumulator& sum, const Left& left,
     for (int i = 0; i < 8; i += 2)
         multiply_8_8_4<true>(sum.value, left.word[i], left.word[i + 1], right.word[i], right.word[i + 1]);
 }
-// A lane holds two rows and needs one whole row: it swaps one row's part with the lane that holds the same rows' other
-// columns of the 8 x 8 block, then the half row with the other block's lane.
+// A lane holds two rows and needs one whole row: it swaps its part of one row with the lane that holds the other columns of the
+// same rows of the 8 x 8 block, then the half row with the other block's lane.
 template <class Format>
 __device__ __forceinline__ void to_left(Left& left, Accumulator& from) {
     const int lane = lane_index();

@@ -1,9 +1,9 @@
-// Matrix products of a warpgroup (four warps) on Hopper, sm_90a: 64 x 64 x 64, operands in shared memory or, on the left, in
-// registers. On the host they are emulated from the operands alone: how the instruction names a matrix in shared memory, and its
-// order beside other accesses, is tested on a GPU.
+// Matrix products of a warpgroup (four warps) on Hopper, sm_90a (wgmma): 64 x 64 x 64, operands in shared memory or, on the
+// left, in registers. The host emulation uses only the operands: matrix descriptors, and the order relative to other accesses,
+// are tested on a GPU.
 //
-// A shared tile has rows of 128 bytes whose eight chunks of 16 bytes are exchanged by row, the hardware's 128-byte swizzle;
-// tiles begin at multiples of 1,024 bytes. The same tile serves as [row][k] (`by_rows`: k runs within a row) and as [k][column]
+// A shared tile has rows of 128 bytes whose eight 16-byte chunks are permuted by row, the hardware's 128-byte swizzle; tiles
+// are aligned to 1,024 bytes. The same tile serves as [row][k] (`by_rows`: k runs within a row) and as [k][column]
 // (`by_columns`: k runs over the rows).
 #pragma once
 
@@ -60,7 +60,7 @@ float element_of(const unsigned char* tile, int row, int column) {
     const auto* chunk = hopper_chunk(const_cast<unsigned char*>(tile), row, column / 8);
     return unpack<Format>(load<std::uint16_t>(chunk + column % 8 * 2)).low;
 }
-// The lane's share of a 64-column product, computed when it is waited for. left(h, k): the lane's two rows; right(k, n).
+// The lane's part of a 64-column product, computed when waited for. left(h, k): the lane's two rows; right(k, n).
 template <class Left, class Right>
 void begin_on_host(GroupAccumulator& sum, Left left, Right right, bool adds) {
     const int lane = lane_index();
@@ -74,7 +74,7 @@ void begin_on_host(GroupAccumulator& sum, Left left, Right right, bool adds) {
                 }
     });
 }
-// left(h, k) of fragments: the four lanes of a row hold it.
+// left(h, k) from fragments: the four lanes of a row hold it.
 template <class Format>
 auto rows_of_fragments(const GroupLeft (&left)[4]) {
     std::vector<float> rows(2 * 64);
@@ -113,8 +113,8 @@ void begin_shared_sum(GroupAccumulator& sum, const unsigned char* left, const un
 
 #else
 
-// A matrix in shared memory as the instruction wants it named: address, 1,024 bytes between groups of eight rows (in both fields,
-// as it depends on the order of the operand which one is read), 128-byte swizzle.
+// Descriptor of a matrix in shared memory: address, 1,024 bytes between groups of eight rows (in both fields, as the operand's
+// order determines which one is read), 128-byte swizzle.
 __device__ __forceinline__ unsigned long long matrix_name(const unsigned char* tile) {
     const unsigned address = unsigned(__cvta_generic_to_shared(tile));
     return static_cast<unsigned long long>((address & 0x3ffff) >> 4) | 64ull << 16 | 64ull << 32 | 1ull << 62;
@@ -122,16 +122,16 @@ __device__ __forceinline__ unsigned long long matrix_name(const unsigned char* t
 constexpr unsigned long long kStepByRows = 32 >> 4;       // 16 columns on
 constexpr unsigned long long kStepByColumns = 2048 >> 4;  // 16 rows on
 
-// Of the threads of one warpgroup of the block.
+// For the threads of one warpgroup of the block.
 __device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;\n" ::"r"(1 + group) : "memory"); }
 __device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-// Until at most kPending committed batches are under way.
+// Waits until at most kPending committed batches are in flight.
 template <int kPending>
 __device__ __forceinline__ void group_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
-// Keeps the compiler from moving an accumulator's uses over a fence or a wait.
+// Keeps the compiler from moving uses of an accumulator across a fence or a wait.
 __device__ __forceinline__ void pin(GroupAccumulator& sum) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(sum.value[i])::"memory");
@@ -140,7 +140,7 @@ __device__ __forceinline__ void pin(GroupLeft& left) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(left.word[i])::"memory");
 }
-// Makes what this thread wrote or copied to shared memory visible to the matrix unit; a barrier has to follow.
+// Makes what this thread wrote or copied to shared memory visible to the matrix unit; a barrier must follow.
 __device__ __forceinline__ void publish_to_matrix_unit() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 #define UNIMO_32(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15), \
@@ -187,7 +187,7 @@ __device__ __forceinline__ void begin_sum(GroupAccumulator& sum, const GroupLeft
 #pragma unroll
     for (int step = 0; step < 4; ++step) group_step<true>(Format{}, sum, left[step], name + step * kStepByColumns, 1);
 }
-// sum += left x right over 64 rows of `right`, both in shared memory; left lies as [row][k], or as [k][row] where kLeftByColumns.
+// sum += left x right over 64 rows of `right`, both in shared memory; left is [row][k], or [k][row] if kLeftByColumns.
 template <class Format, bool kLeftByColumns>
 __device__ __forceinline__ void begin_shared_sum(GroupAccumulator& sum, const unsigned char* left, const unsigned char* right) {
     const unsigned long long left_name = matrix_name(left), name = matrix_name(right);

@@ -1,19 +1,19 @@
-// What the kernels over a block of scores share: its arguments, and who may be whose negative.
+// Common to the kernels over a block of scores: its arguments, and the rule for negatives.
 //
-// A block is a rectangle of the matrix of cosines between row vectors and column vectors (images and texts), made by a matrix
-// product into a buffer of bounded size. Each row is a query against the columns, and, where asked, each column one against the
-// rows. Candidate j is a negative of query i where both are of one group, of pairs with another image and another text, and
-// where j's own item is not among the items that i's pair brings itself.
+// A block is a rectangle of the matrix of cosines between row vectors and column vectors (images and texts), written by a
+// matrix product to a buffer of bounded size. Each row is a query over the columns and, optionally, each column a query over
+// the rows. Candidate j is a negative of query i if both are in one group, of pairs with different images and different texts,
+// and j's own item is not one of the own items of i's pair.
 #pragma once
 
 #include "../common/device.cuh"
 
 namespace unimo {
 
-constexpr int kKeys = 4;            // of a vector: group, image of its pair, text of its pair, item
+constexpr int kKeys = 4;            // per vector: group, image of its pair, text of its pair, item
 constexpr int kBandRows = 64;       // rows that share their conflict bits
-constexpr int kBandColumns = 1024;  // columns of a block of threads
-constexpr int kLaneColumns = 8;     // of a lane at a time: four, and four 128 columns on
+constexpr int kBandColumns = 1024;  // columns per block of threads
+constexpr int kLaneColumns = 8;     // per lane at a time: four, and four 128 columns further on
 constexpr int kGroupColumns = 32 * kLaneColumns;
 
 struct alignas(16) Floats4 {
@@ -21,14 +21,14 @@ struct alignas(16) Floats4 {
 };
 
 struct BlockArguments {
-    float* scores;                  // [num_rows, pitch] cosines; the weights, 16 bit, take their place in each row
+    float* scores;                  // [num_rows, pitch] cosines; in each row the 16-bit weights overwrite them
     const long long* row_keys;      // [num_rows, 4]
     const long long* column_keys;   // [num_columns, 4]
-    const long long* row_items;     // [num_rows, row_items_width] keys of columns' items that are a row's own
-    const long long* column_items;  // [num_columns, column_items_width] keys of rows' items that are a column's own
+    const long long* row_items;     // [num_rows, row_items_width] keys of a row's own items among the columns
+    const long long* column_items;  // [num_columns, column_items_width] keys of a column's own items among the rows
     unsigned* conflicts;            // [num_rows / 64 rounded up, conflict_stride], a bit per column: not all pairs are allowed
     const float* inverse_temperature;
-    const float* weight_scale;      // factor on the weights, so that 16 bits hold them well
+    const float* weight_scale;      // factor on the weights, to fit them to 16 bits
     float* row_maxima;              // [num_rows] running over blocks
     float* row_sums;                // [num_rows] of exp((cosine - maximum) / temperature)
     float* column_maxima;           // [num_columns]; null: columns are no queries
@@ -44,7 +44,7 @@ struct BlockArguments {
     float* column_results;          // [num_columns]
     int num_rows, num_columns, pitch, conflict_stride, row_items_width, column_items_width;
     int item_filter_words;          // power of two
-    int begins_rows, begins_columns;  // whether what runs over blocks begins at this one
+    int begins_rows, begins_columns;  // whether running values start at this block
 };
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -67,15 +67,15 @@ __device__ __forceinline__ Allowed allowed(const BlockArguments& a, int row, int
     return {!among(other[3], row_items, a.row_items_width), !among(mine[3], column_items, a.column_items_width)};
 }
 
-// The words of conflict bits that hold a lane's eight columns: what is loaded ahead, and asked only when the columns' turn has come.
+// The words of conflict bits of a lane's eight columns, loaded ahead, and tested only when the columns are processed.
 struct LaneConflicts {
     unsigned low, high;
-    // Of the lane's columns: 0 to 3 for the first four, 4 to 7 for those 128 on.
+    // Of the lane's columns: 0 to 3 for the first four, 4 to 7 for those 128 further on.
     __device__ __forceinline__ unsigned bits() const {
         const int shift = lane_index() % 8 * 4;
         return (low >> shift & 15u) | (high >> shift & 15u) << 4;
     }
-    // Whether any of the warp's 256 columns has one; all lanes have to ask.
+    // Whether any of the warp's 256 columns has one; all lanes must call it.
     __device__ __forceinline__ bool any() const { return any_lane((low | high) != 0u); }
 };
 __device__ __forceinline__ LaneConflicts lane_conflicts(const BlockArguments& a, int row, int group_column) {

@@ -1,5 +1,5 @@
-// Which columns need a look at every pair: one bit per column and 64 rows. Set for nearly none but a query's own candidates,
-// so that the other kernels pay for the rule of negatives only there. A set bit may be in vain, an unset one never is: keys
+// Which columns need a check of every pair: one bit per column and 64 rows. Set for almost none but a query's own candidates,
+// so that the other kernels pay for the rule of negatives only there. A bit may be set needlessly, but is never missing: keys
 // are looked up in two Bloom filters of the 64 rows.
 #pragma once
 
@@ -25,8 +25,8 @@ __device__ __forceinline__ void set_shared_bit(unsigned* words, unsigned bit) {
     atomicOr(words + bit / 32, 1u << bit % 32);
 #endif
 }
-// Four places a key: with 64 bits of the filter to a key, one foreign key in 70,000 is taken for one of its own. Two places and 32
-// bits take one in 270, and of the groups of 256 columns that a warp asks about at once most would hold one.
+// Four places per key: with 64 filter bits per key, one foreign key in 70,000 is a false positive. With two places and 32 bits,
+// one in 270 is, and most groups of 256 columns, which a warp tests at once, would hold one.
 struct Filter {
     unsigned* words;
     int num_words;  // power of two
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kConflictThreads) contrastive_conflicts(const 
 
     for (int i = 0; i < kBandColumns / kConflictThreads; ++i) {
         const int column = block_x() * kBandColumns + i * kConflictThreads + thread;
-        bool conflict = true;  // outside of the matrix: every pair is looked at, and refused
+        bool conflict = true;  // outside the matrix: every pair is checked, and refused
         if (column < a.num_columns && rows == kBandRows) {
             const long long* const key = a.column_keys + static_cast<long long>(column) * kKeys;
             conflict = !one_group || key[0] != group || keys.may_hold(key[1], 1u) || keys.may_hold(key[2], 2u) ||

@@ -1,4 +1,4 @@
-// The C interface of the contrastive kernels: raw pointers and a stream, nothing of torch, so one library serves every release.
+// C interface of the contrastive kernels: raw pointers and a stream, nothing of torch, so one library works with all releases.
 #include "../common/launch.cuh"
 #include "conflicts.cuh"
 #include "pairs.cuh"
@@ -7,7 +7,7 @@
 
 namespace unimo {
 
-// Of the filter of own items: 64 bits an item where that fits.
+// Words of the filter of own items: 64 bits per item if they fit.
 inline int item_filter_words(int row_items_width) {
     int words = kMinItemFilterWords;
     while (words < kMaxItemFilterWords && words < 2 * kBandRows * row_items_width) words *= 2;
@@ -96,7 +96,7 @@ extern "C" int unimo_contrastive_segment_gradients(const unimo::SegmentArguments
                   stream);
 }
 
-// So that Python's view of the argument structures can be checked against this one.
+// To check Python's definitions of the argument structures against these.
 extern "C" int unimo_contrastive_argument_bytes(int which) {
     const int bytes[] = {int(sizeof(unimo::BlockArguments)), int(sizeof(unimo::PairArguments)),
                          int(sizeof(unimo::SegmentArguments))};

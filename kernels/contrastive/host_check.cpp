@@ -2,9 +2,9 @@
 //
 //     host_check FIRST_CASE NUM_CASES
 //
-// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be
-// equal; compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs and the padding of
-// rows start as NaN. Prints one line per failure and a summary; exit status 1 if any case failed.
+// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, with equal bits;
+// compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs and the padding of rows start
+// as NaN. Prints one line per failure and a summary; exit status 1 if any case failed.
 #include "contrastive.cu"
 
 #include <iterator>
@@ -39,11 +39,11 @@ Sizes make_sizes(std::mt19937& random) {
 }
 
 struct Truth {
-    std::vector<double> logs, best, weights, sizes;  // weights: [rows, columns]; sizes: of what they were added up from
+    std::vector<double> logs, best, weights, sizes;  // weights: [rows, columns]; sizes: of the terms in their sums
     std::vector<double> column_logs, column_best, temperature;
 };
 
-// The rule and the sums once more, in fp64 and without any of the kernels' helpers.
+// The rule and the sums again, in fp64 and without the kernels' helpers.
 struct Inputs {
     Sizes s;
     std::vector<float> cosines;
@@ -137,7 +137,7 @@ bool check_blocks(unsigned number) {
         Memory<unsigned> conflicts(std::size_t(bands) * words);
         Memory<std::uint16_t> weights(inputs.cosines.size());
         inverse[0] = s.inverse_temperature, scale[0] = scale_value;
-        if (s.rows == 0 || s.columns == 0) {  // the caller knows these
+        if (s.rows == 0 || s.columns == 0) {  // the caller fills these in
             for (Memory<float>* tensor : {&row_maxima, &column_maxima, &row_logs, &column_logs}) tensor->fill(-INFINITY);
             temperature.fill(0);
         }
@@ -263,7 +263,7 @@ bool check_pairs(unsigned number) {
     const auto value = [&](Memory<std::uint16_t>& side, long long row, int d) {
         return from_bits<Format>(side[std::size_t(row) * size + d]);
     };
-    int listed = lefts;  // the lists may end at the last vector that has a score
+    int listed = lefts;  // lists may end at the last vector with a score
     while (draw(random, 0, 3) && listed > 0 && starts[listed - 1] == starts[listed]) --listed;
     const std::string name = "case " + std::to_string(number) + " pairs: ";
     std::vector<unsigned char> first_bits;
@@ -277,7 +277,7 @@ bool check_pairs(unsigned number) {
         a.scores = scores.get(), a.order = order.get(), a.starts = starts.get(), a.score_gradients = gradients.get();
         a.gradient = wide ? static_cast<void*>(wide_gradient.get()) : narrow_gradient.get();
         a.num_scores = count, a.num_rows = lefts, a.size = size, a.num_listed = listed;
-        // The segments of the lists, then the same values as rows: value i is of segment i % num_columns.
+        // The segments of the lists, then the same values as rows: value i belongs to segment i % num_columns.
         unimo::SegmentArguments segments{scores.get(), order.get(), starts.get(), left_rows.get(), logs.get(), upstream.get(),
                                          score_gradients.get(), lefts, count};
         unimo::SegmentArguments columns{scores.get(), nullptr, nullptr, nullptr, column_logs.get(), upstream.get(),

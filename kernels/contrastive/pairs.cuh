@@ -1,5 +1,5 @@
-// Private candidates: cosines of listed pairs of vectors, their gradients, and log-sum-exps over ragged segments. A warp takes
-// one cosine, one vector, or one segment; everything is summed in listed order, so two runs give the same bits.
+// Private candidates: cosines of listed pairs of vectors, their gradients, and log-sum-exps over ragged segments. One warp per
+// cosine, vector or segment; everything is summed in listed order, so two runs give the same bits.
 #pragma once
 
 #include "block.cuh"
@@ -8,24 +8,24 @@ namespace unimo {
 
 constexpr int kPairWarps = 8;
 constexpr int kPairThreads = kPairWarps * 32;
-constexpr int kChunk = 8;                       // 16-bit elements of one load
-constexpr int kSliceChunks = 3;                 // loads of a lane in one row of a slice: 768 elements
+constexpr int kChunk = 8;                       // 16-bit elements per load
+constexpr int kSliceChunks = 3;                 // loads per lane in one row of a slice: 768 elements
 constexpr int kSliceSize = 32 * kChunk * kSliceChunks;
-constexpr int kFewScores = 4;                   // a row has fewer on average: a warp takes several rows
+constexpr int kFewScores = 4;                   // rows have fewer on average: a warp takes several
 constexpr int kRowsOfFew = 8;
 
 struct PairArguments {
     const void* left;               // [., size] 16 bit
     const void* right;              // [., size]
-    const long long* left_rows;     // [num_scores] which left vector
+    const long long* left_rows;     // [num_scores] index of the left vector
     const long long* right_rows;    // [num_scores]
     float* scores;                  // [num_scores]
-    const long long* order;         // [num_scores] scores by their left vector, stable
-    const long long* starts;        // [num_listed + 1] where each left vector's begin in `order`
+    const long long* order;         // [num_scores] scores sorted by left vector, stable
+    const long long* starts;        // [num_listed + 1] start of each left vector's scores in `order`
     const float* score_gradients;   // [num_scores]
     void* gradient;                 // [num_rows, size] of the left vectors, fp32 or 16 bit
     int num_scores, num_rows, size; // size: a multiple of 8
-    int num_listed;                 // vectors that are listed; those after them have no score
+    int num_listed;                 // vectors that are listed; later ones have no score
 };
 
 template <class Format>
@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kPairThreads) contrastive_pair_scores(const Pa
 
 // gradient[row] = sum over the row's scores of score gradient * right vector
 //
-// A warp takes one row where rows have many scores, and several, one after another, where they have few: what is read to find a
-// vector (starts, then order, then which) is read for 32 scores at once. The next vector is under way while this one is added or a
-// row's sum written.
+// A warp takes one row if rows have many scores, and several, one after another, if they have few: the indices that lead to a
+// vector (starts, then order, then row) are read for 32 scores at once. The next vector is loading while this one is added or a
+// row's sum is written.
 template <class Format, bool kWide>
 __device__ __forceinline__ void write_gradient(const PairArguments& a, int row, int first_chunk, float (&sums)[kSliceChunks][kChunk]) {
 #pragma unroll
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) contrastive_pair_gradients(co
     for (int s = 0; s < kSliceChunks; ++s)
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) sums[s][i] = 0.f;
-    // Lane i knows where row i's scores end.
+    // Lane i holds the end of row i's scores.
     const unsigned end_of_lane = unsigned(a.starts[smaller(smaller(first_row + lane + 1, last_row), a.num_listed)]);
     const int begin = int(a.starts[smaller(first_row, a.num_listed)]), end = int(shuffle(end_of_lane, last_row - first_row - 1));
     int row = first_row, row_end = int(shuffle(end_of_lane, 0));
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kPairThreads, 3) contrastive_pair_gradients(co
 
 struct SegmentArguments {
     const float* values;            // [num_values]
-    const long long* order;         // [num_values] values by their segment; null: value i is of segment i % num_segments
+    const long long* order;         // [num_values] values sorted by segment; null: value i belongs to segment i % num_segments
     const long long* starts;        // [num_segments + 1]; null likewise
     const long long* index;         // [num_values] the segment of each; null likewise
     float* results;                 // [num_segments] log of the sum of exp; -inf for an empty one. Read by the backward kernel
@@ -181,10 +181,10 @@ __global__ void __launch_bounds__(kPairThreads) contrastive_segments(const Segme
         total = joined(total, {shuffle_xor(total.maximum, mask), shuffle_xor(total.sum, mask)}, kLog2E);
     if (lane == 0)
         a.results[segment] =
-            total.sum == 0.f ? -infinity() : total.maximum + log2_approximate(total.sum) / kLog2E;  // of nans: nan
+            total.sum == 0.f ? -infinity() : total.maximum + log2_approximate(total.sum) / kLog2E;  // nan stays nan
 }
 
-// Of the values: the segment's gradient times the value's share of its sum; 0 for a value of -inf, also where the whole sum is 0.
+// Of the values: the segment's gradient times the value's share of its sum; 0 for a value of -inf, even if the whole sum is 0.
 __global__ void __launch_bounds__(kPairThreads) contrastive_segment_gradients(const SegmentArguments a) {
     const int at = block_x() * kPairThreads + thread_index();
     if (at >= a.num_values) return;

@@ -1,8 +1,8 @@
-// Forward over a block of cosines: maximum and sum of exponentials of every row, and of every column where columns are queries
-// too, in one reading of the block. Partial results of tiles are joined in a fixed order by a second kernel: no atomics.
+// Forward over a block of cosines: maximum and sum of exponentials of every row, and of every column if columns are queries
+// too, in one pass over the block. Partial results of tiles are joined in a fixed order by a second kernel: no atomics.
 //
-// A block of threads takes 64 rows and 1024 columns, a warp eight of the rows; a lane has eight rows of eight columns at a time
-// in registers. The next ones are under way while the warps' results for these columns are joined.
+// A block of threads takes 64 rows and 1024 columns, a warp eight of the rows; a lane holds eight rows of eight columns at a
+// time in registers. The next ones are loading while the warps' results for these columns are joined.
 #pragma once
 
 #include "block.cuh"
@@ -18,7 +18,7 @@ struct ScoreTile {
     float value[kWarpRows][kLaneColumns];
 };
 
-// Zeros outside of the block.
+// Zeros outside the block.
 __device__ __forceinline__ void load_tile(ScoreTile& tile, const BlockArguments& a, int first_row, int group_column) {
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kStatisticsThreads) contrastive_statistics(con
 
 constexpr int kJoinThreads = 128;
 
-// A thread per row, then per column: joins the partial results of this block's tiles to the running ones, and writes their logs.
+// One thread per row, then per column: joins the partial results of this block's tiles to the running ones; writes their logs.
 template <bool kBoth>
 __global__ void __launch_bounds__(kJoinThreads) contrastive_join(const BlockArguments arguments) {
     const BlockArguments& a = arguments;

@@ -1,10 +1,10 @@
-// Backward over a block of cosines: the gradient of every cosine, as 16-bit weights that take the cosines' place, ready for the
-// two matrix products that carry it to the vectors; and the sum of weight * cosine, for the temperature.
+// Backward over a block of cosines: the gradient of every cosine, as 16-bit weights that overwrite the cosines, for the two
+// matrix products that lead to the vectors' gradients; and the sum of weight * cosine, for the temperature.
 //
 //     weight = scale * (row gradient * exp(cosine / temperature - row log) + column gradient * exp(cosine / t - column log))
 //
-// A warp owns four rows and walks along them 256 columns at a time, the next ones already under way: few warps fit a rectangle. The
-// weights of a group lie behind what is still to be read, but for the first group, where the warp reads all before it writes.
+// A warp takes four rows, 256 columns at a time, with the next ones already loading, since a rectangle has few warps. A group's
+// weights overwrite what has been read before, except the first group's, which the warp reads entirely before it writes.
 #pragma once
 
 #include "block.cuh"
@@ -13,10 +13,10 @@ namespace unimo {
 
 constexpr int kWeightWarps = 4;
 constexpr int kWeightThreads = kWeightWarps * 32;
-constexpr int kWeightRows = 4;  // of a warp
+constexpr int kWeightRows = 4;  // per warp
 constexpr int kWeightBlockRows = kWeightWarps * kWeightRows;
 
-// A lane's cosines of a group of columns, where the rule has to be asked, and what is known of its columns; zeros outside of the block.
+// A lane's cosines of a group of columns, with the conflict bits, logs and gradients of its columns; zeros outside the block.
 struct CosineGroup {
     float value[kWeightRows][kLaneColumns];
     LaneConflicts conflicts;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, const Cosin
             }
         }
     }
-    warp_barrier();  // in the first group the weights take the place of cosines of this very group, which all lanes have read
+    warp_barrier();  // the first group's weights overwrite cosines of the same group, which all lanes have read by now
 #pragma unroll
     for (int half = 0; half < kLaneColumns; half += 4) {
         const int first_column = lane_column(group_column, half);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void weigh_group(const BlockArguments& a, const Cosin
             for (int c = 0; c < 4; ++c) {
                 const int bit = 8 * r + half + c;
                 const bool used = !kMasked || ((row_mask | (kBoth ? column_mask : 0u)) >> bit & 1u);
-                const float cosine = used ? group.value[r][half + c] : 0.f;  // else it may be anything, a NaN too
+                const float cosine = used ? group.value[r][half + c] : 0.f;  // otherwise it may be anything, even NaN
                 weight[c] = row_factors[r] * exp2_approximate(cosine * rate - row_logs[r]);
                 if (kMasked && !(row_mask >> bit & 1u)) weight[c] = 0.f;
                 if (kBoth) {

@@ -1,4 +1,4 @@
-// The C interface of cross-entropy over rows of logits.
+// C interface of cross-entropy over rows of logits.
 #include "../common/launch.cuh"
 #include "cross_entropy.cuh"
 

@@ -1,6 +1,6 @@
-// Cross-entropy over rows of 16-bit logits that a matrix product has left without their bias: the log-sum-exp of every row and what
-// follows from it, and the slopes of the losses, written over the logits. Memory is the bound: forward reads the logits once, backward
-// reads and writes them once. No atomics, everything is summed in a fixed order: the same bits every run.
+// Cross-entropy over rows of 16-bit logits that a matrix product has left without their bias: the log-sum-exp of every row with
+// its loss, and slopes (gradients of the losses by logits), which overwrite the logits. Memory-bound: forward reads the logits
+// once, backward reads and writes them once. No atomics, all sums in a fixed order: bit-identical from run to run.
 #pragma once
 
 #include "../common/rows.cuh"
@@ -9,26 +9,26 @@ namespace unimo {
 
 constexpr int kEntropyWarps = 4;
 constexpr int kEntropyThreads = kEntropyWarps * 32;
-constexpr int kEntropyRows = 4;                                 // of a warp, so that enough is under way
-constexpr int kEntropySlab = 8 * 32 * kChunkColumns;            // columns of a warp, a part of its rows
-constexpr int kSlopeRows = 3;                                   // of a thread at a time; four are more than nvcc 13 loads at once
-constexpr int kSlopeColumns = kEntropyThreads * kChunkColumns;  // of a block that makes slopes
+constexpr int kEntropyRows = 4;                                 // per warp, so that enough loads are in flight
+constexpr int kEntropySlab = 8 * 32 * kChunkColumns;            // columns per warp, a part of its rows
+constexpr int kSlopeRows = 3;                                   // per thread at a time; nvcc 13 does not load four at once
+constexpr int kSlopeColumns = kEntropyThreads * kChunkColumns;  // per block of the slopes kernel
 constexpr float kBitsPerNat = 1.4426950408889634f;
 
-// Of a row or of a part of it.
+// Of a row or a part of it.
 struct alignas(16) RowPart {
     float maximum;
     float sum;       // of exp(logit - maximum)
-    float logits;    // their sum, where it is asked for
-    float is_beaten; // 1 where a column has a higher logit than the target, or the same and comes first
+    float logits;    // their sum, if wanted
+    float is_beaten; // 1 if a column has a higher logit than the target, or the same and comes first
 };
 
-// What the slopes of a row need.
+// Values of a row that its slopes need.
 struct alignas(16) RowFacts {
     float maximum;
     float log_sum;       // base 2, of the sum of exp(logit - maximum)
     float target_slope;
-    int target;          // its column; -1 where there is no such column, and then the loss is NaN
+    int target;          // its column; -1 if there is no such column, and then the loss is NaN
 };
 
 struct CrossEntropyArguments {
@@ -38,14 +38,14 @@ struct CrossEntropyArguments {
     RowPart* parts;            // [slabs, N]
     RowFacts* facts;           // [N]
     float* losses;             // [N]
-    unsigned char* is_correct; // [N] null: not asked for
+    unsigned char* is_correct; // [N] null: not wanted
     const float* gradients;    // [N] of the losses
-    float* partials;           // [blocks, pitch] each block's part of the gradient of the bias, whose sum is the caller's
+    float* partials;           // [blocks, pitch] each block's part of the gradient of the bias; the caller sums them
     int num_rows;
     int num_words;             // V
     int pitch;                 // a multiple of 8; columns from V on may hold anything
     int num_slabs;
-    int num_blocks;            // over the rows, of the kernel that makes slopes
+    int num_blocks;            // over the rows, in the slopes kernel
     float smoothing;
 };
 
@@ -60,7 +60,7 @@ __device__ __forceinline__ Chunk load_bias(const CrossEntropyArguments& a, int c
     return chunk;
 }
 
-// The column's chunks of four rows from `first` on; the last row again where there is no other.
+// The column's chunks of four rows from `first` on; beyond the end, the last row again.
 __device__ __forceinline__ void load_logits(Words4 (&words)[kEntropyRows], const CrossEntropyArguments& a, int first, int column) {
 #pragma unroll
     for (int r = 0; r < kEntropyRows; ++r) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void load_logits(Words4 (&words)[kEntropyRows], const
     }
 }
 
-// Zeros but for the first `count` of eight elements, so that what lies beyond the last word is no NaN.
+// Zeroes all but the first `count` of eight elements, so that there is no NaN beyond the last word.
 __device__ __forceinline__ void keep_first(Words4& words, int count) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kEntropyThreads) cross_entropy_losses(const Cr
     if (lane_index()) return;
     const Target target = target_of<Format>(a, row);
     const float log_sum = logf(whole.sum);
-    // The difference of the logits first: what is left of it does not depend on how large they are.
+    // The difference of the logits first: its precision does not depend on how large they are.
     const float target_log = target.column < 0 ? infinity() - infinity() : target.logit - whole.maximum - log_sum;
     float wanted = target_log;
     if (a.smoothing > 0.f) {
@@ -192,10 +192,10 @@ __global__ void __launch_bounds__(kEntropyThreads) cross_entropy_losses(const Cr
         wanted = (1.f - a.smoothing) * target_log + a.smoothing * mean_log;
     }
     a.losses[row] = -wanted;
-    // p - 1 of the target, of which nothing would be left in p's last digits where p is almost 1.
+    // The target's is p - 1, whose digits cancel if p is almost 1.
     const float target_slope = expm1f(target_log) + (a.smoothing - a.smoothing / float(a.num_words));
     store(a.facts + row, RowFacts{whole.maximum, log2f(whole.sum), target_slope, target.column});
-    if (a.is_correct) a.is_correct[row] = whole.is_beaten == 0.f && target_log == target_log;  // NaN beats all
+    if (a.is_correct) a.is_correct[row] = whole.is_beaten == 0.f && target_log == target_log;  // false for NaN
 }
 
 // Slopes of kRows rows in the eight columns from `column` on, and their part of the gradient of the bias.
@@ -231,16 +231,16 @@ __device__ __forceinline__ void take_slopes(const CrossEntropyArguments& a, int 
     }
 }
 
-// A thread has eight columns and goes over the rows, three at a time. What it writes beyond the last word means nothing. Slopes are not
-// weighed by the gradients of the losses: 16 bits may not hold the product. The gradient of the bias is summed from slopes in fp32,
-// weighed.
+// A thread takes eight columns and loops over the rows, three at a time. What it writes beyond the last word has no meaning.
+// Slopes are not multiplied by the gradients of the losses: 16 bits may not hold the product. The gradient of the bias is
+// summed in fp32 from slopes times these gradients.
 template <class Format>
 __global__ void __launch_bounds__(kEntropyThreads) cross_entropy_slopes(const CrossEntropyArguments arguments) {
     const CrossEntropyArguments& a = arguments;
     const int column = block_x() * kSlopeColumns + thread_index() * kChunkColumns;
     if (column >= a.num_words) return;
     const Chunk bias = load_bias<Format>(a, column);
-    const float share = a.smoothing / float(a.num_words);  // of every word
+    const float share = a.smoothing / float(a.num_words);  // per word
     Chunk bias_sums{};
     for (int first = block_y() * kSlopeRows; first < a.num_rows; first += a.num_blocks * kSlopeRows) {
         if (first + kSlopeRows <= a.num_rows) {

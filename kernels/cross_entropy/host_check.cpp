@@ -2,9 +2,9 @@
 //
 //     host_check FIRST_CASE NUM_CASES
 //
-// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be equal;
-// compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs start as NaN, and so do the logits
-// beyond the last word.
+// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, with equal bits;
+// compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs start as NaN, and so do the
+// logits beyond the last word.
 #include "cross_entropy.cu"
 
 #include <iterator>
@@ -13,7 +13,7 @@
 
 namespace {
 
-enum Kind { kOrdinary, kHuge, kEqual, kMasked, kCertain, kNumKinds };  // equal: many are the highest; masked: biases of -inf
+enum Kind { kOrdinary, kHuge, kEqual, kMasked, kCertain, kNumKinds };  // equal: several are the highest; masked: biases of -inf
 
 constexpr int kEdges[] = {1, 2, 7, 8, 9, 255, 256, 257, 1031, 2047, 2048, 2050, 4104, 9001};
 

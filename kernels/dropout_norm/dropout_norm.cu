@@ -1,10 +1,10 @@
-// The C interface of dropout, residual and layer norm, and of dropout alone. Columns: a multiple of 8, at most 1,024 for the norm.
+// C interface of dropout, residual and layer norm, and of only dropout. Columns: a multiple of 8, at most 1,024 for the norm.
 #include "../common/launch.cuh"
 #include "dropout_norm.cuh"
 
 namespace unimo {
 
-// The instance of `function` for a format, the accesses of a row, and whether anything is dropped.
+// The instance of `function` for a format, the accesses per row, with or without dropout.
 template <class Function>
 int with_norm(const DropoutNormArguments& a, int format, Function function) {
     const int chunks = tiles(a.num_columns, kWarpColumns);

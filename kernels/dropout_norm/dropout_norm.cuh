@@ -1,5 +1,5 @@
-// layer_norm(residual + dropout(x)), forward and backward. One warp takes a row, 16 bytes a lane at a time; the mask is made again
-// from the keys in each pass, as in the attention kernels. Everything is read once and written once: memory is the bound.
+// layer_norm(residual + dropout(x)), forward and backward. One warp per row, 16 bytes per lane at a time; each pass recomputes
+// the mask from the keys, as in the attention kernels. Everything is read once and written once: memory-bound.
 #pragma once
 
 #include "../common/dropout.cuh"
@@ -9,8 +9,8 @@ namespace unimo {
 
 constexpr int kNormWarps = 4;
 constexpr int kNormThreads = kNormWarps * 32;
-constexpr int kWarpColumns = 32 * kChunkColumns;     // of one access of a warp
-constexpr int kMaxNormChunks = 4;                     // accesses of a row: 1,024 columns
+constexpr int kWarpColumns = 32 * kChunkColumns;     // per access of a warp
+constexpr int kMaxNormChunks = 4;                     // accesses per row: 1,024 columns
 
 struct DropoutNormArguments {
     const void* x;                  // [T, D]
@@ -29,13 +29,13 @@ struct DropoutNormArguments {
     int num_rows;
     int num_columns;
     int num_blocks;                 // of the backward kernel
-    int dropout_threshold;          // of the signed 16-bit column; -32768 keeps all
+    int dropout_threshold;          // for a column's signed 16 bits; -32768 keeps all
     unsigned site_key;
     float keep_scale;
     float epsilon;
 };
 
-// Zeroes what the row's mask drops of the eight columns from `column` on, and scales the rest.
+// Zeroes what the row's mask drops in the eight columns from `column` on, and scales the rest.
 __device__ __forceinline__ void drop(Chunk& chunk, unsigned row_key, int column, int threshold, float keep_scale) {
 #pragma unroll
     for (int i = 0; i < kChunkColumns; i += 2) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ void drop(Chunk& chunk, unsigned row_key, int column,
     }
 }
 
-// Dropout alone, of rows of any multiple of eight columns: `x` to `result`. The gradient of x is that of the result, so dropped.
+// Only dropout, for rows of any multiple of eight columns: `x` to `result`. The gradient of x is that of the result, so dropped.
 template <class Format>
 __global__ void __launch_bounds__(kNormThreads) keyed_dropout(const DropoutNormArguments arguments) {
     const int row = block_x() * kNormWarps + warp_index(), columns = arguments.num_columns;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kNormThreads) dropout_norm_forward(const Dropo
         const Words4 rounded = packed<Format>(x);
         store_words(arguments.sum, start + column, rounded);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {  // the norm is that of the rounded sum, which the backward kernel sees
+        for (int i = 0; i < 4; ++i) {  // the norm is of the rounded sum, which the backward kernel reads
             const Pair pair = unpack<Format>(rounded.word[i]);
             sums[c].value[2 * i] = pair.low;
             sums[c].value[2 * i + 1] = pair.high;
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kNormThreads) dropout_norm_forward(const Dropo
     }
 }
 
-// Each warp goes over rows a grid apart and keeps its part of the gradients of weight and bias in registers; the block adds its
-// warps' in shared memory and writes one row of `partials`, whose sum is the caller's: no atomics.
+// Each warp loops over rows a grid apart and keeps its part of the gradients of weight and bias in registers; the block adds
+// its warps' parts in shared memory and writes one row of `partials`, which the caller sums: no atomics.
 template <class Format, int kChunks, bool kDropout>
 __global__ void __launch_bounds__(kNormThreads) dropout_norm_backward(const DropoutNormArguments arguments) {
     const int columns = arguments.num_columns;

@@ -2,7 +2,7 @@
 //
 //     host_check FIRST_CASE NUM_CASES
 //
-// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, whose bits must be equal;
+// On the CPU (UNIMO_HOST) every case runs under a natural, a reversed and a shuffled schedule of threads, with equal bits;
 // compiled by nvcc (`nvcc -x cu`) it runs three times on the GPU, for compute-sanitizer. Outputs start as NaN.
 #include "dropout_norm.cu"
 
@@ -12,7 +12,7 @@
 
 namespace {
 
-// The dropout bits once more (unimo_ds/utils/seed.py): those of the kernels are functions of the device.
+// The dropout bits again (unimo_ds/utils/seed.py): those of the kernels are device functions.
 unsigned mixed(unsigned x) {
     x = (x ^ x >> 16) * 0x85EBCA6Bu;
     x = (x ^ x >> 13) * 0xC2B2AE35u;
@@ -65,7 +65,7 @@ bool check(unsigned number) {
         finish_run();
         std::vector<unsigned char> bytes;
         alone.append_to(bytes), sum.append_to(bytes), result.append_to(bytes), residual_gradient.append_to(bytes), partials.append_to(bytes);
-        if (probability > 0) x_gradient.append_to(bytes);  // else it is that of the residual, and not written
+        if (probability > 0) x_gradient.append_to(bytes);  // otherwise it is the residual's, and not written
         if (schedule) {
             if (bytes == first_bytes) continue;
             std::printf("case %u: schedule %d gives other bits\n", number, schedule);
@@ -87,7 +87,7 @@ bool check(unsigned number) {
                 const double found = from_bits<Format>(sum[start + c]), single = keep[c] * from_bits<Format>(x[start + c]);
                 good &= near(from_bits<Format>(alone[start + c]), single, rounding * std::fabs(single), name + "dropout alone");
                 good &= near(found, total, rounding * std::fabs(total) + 1e-6, name + "sum");
-                mean += found / columns;  // the norm is that of the rounded sum
+                mean += found / columns;  // the norm is of the rounded sum
             }
             for (int c = 0; c < columns; ++c) squares += std::pow(from_bits<Format>(sum[start + c]) - mean, 2) / columns;
             const double inverse = 1 / std::sqrt(squares + epsilon);
