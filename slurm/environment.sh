@@ -7,24 +7,24 @@
 # export SBATCH_ACCOUNT=my_project
 # export SBATCH_CONSTRAINT=v100-32g
 
-# The Python environment, on a file system that all nodes see ...
+# The Python environment, on a file system of all nodes ...
 # module load cuda/12.6
 PYTHON=${PYTHON:-.venv/bin/python}
 # ... or a container (pyxis) with its own Python:
 # PYTHON=python
 # SRUN_OPTIONS+=(--container-image=/shared/unimo_ds.sqsh --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
 
-# The prepared data (a folder that holds train/ and held_out/; several: A::B), on a file system that all nodes see.
+# The prepared data (a folder with train/ and held_out/; several: A::B), on a file system of all nodes.
 DATA=${DATA:-data}
 
 # The network between nodes, if NCCL and gloo choose the wrong interface (`ip -brief address` on a node lists the names).
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # export NCCL_IB_HCA=mlx5
 
-# What the check of the nodes requires (`unimo doctor preflight --help`), e.g. that an all-reduce over all GPUs reaches 5 GB/s:
+# Options of the check of the nodes (`unimo doctor preflight --help`), e.g. to require 5 GB/s from an all-reduce over all GPUs:
 # PREFLIGHT_OPTIONS+=(--min-bandwidth=5 --min-free-gib=100)
 
-# What reproduce.sh adds to the options of sbatch and `unimo prepare`, e.g. for a detector on the GPUs of four nodes:
+# Further options of sbatch and `unimo prepare` in reproduce.sh, e.g. for a detector on the GPUs of four nodes:
 # PREPARE_OPTIONS=(--nodes=4 --ntasks-per-node=8 --cpus-per-task=4 --gpus-per-node=8)
 # PREPARE_ARGUMENTS=(--executor mpi)
 

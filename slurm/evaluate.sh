@@ -1,9 +1,9 @@
 #!/bin/bash
-# Measures a checkpoint on held-out data, on one GPU.
+# Evaluates a checkpoint on held-out data, on one GPU.
 #
 #   sbatch slurm/evaluate.sh zero-shot --checkpoint runs/base_32xv100 --json zero_shot.json
 #
-# The arguments are those of `unimo evaluate`; --data is the held_out folder of environment.sh's DATA unless given.
+# Takes the arguments of `unimo evaluate`; --data defaults to the held_out folder of environment.sh's DATA.
 #SBATCH --job-name=unimo-evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

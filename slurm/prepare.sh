@@ -1,10 +1,10 @@
 #!/bin/bash
-# Raw corpora to shards on one node without a GPU. It may be killed and requeued at any time; finished parts are not repeated.
+# Turns raw corpora into shards on one node, no GPU. It may be killed and requeued at any time; finished parts are not repeated.
 #
 #   sbatch slurm/prepare.sh all --config corpus.toml
 #
-# The arguments are those of `unimo prepare`. For a detector on the GPUs of four nodes, with one
-# rank for each GPU (the first directs the others, and leaves its own GPU idle):
+# Takes the arguments of `unimo prepare`. For a detector on the GPUs of four nodes, with one
+# rank per GPU (the first directs the others, and leaves its own GPU idle):
 #
 #   sbatch --nodes=4 --ntasks-per-node=8 --cpus-per-task=4 --gpus-per-node=8 slurm/prepare.sh regions data/train \
 #     --extractor bottom-up --weights faster_rcnn.safetensors --executor mpi

@@ -1,11 +1,11 @@
 #!/bin/bash
-# The whole paper, from raw corpora to its tables, as jobs that wait for each other. docs/reproduce.md says where files go.
+# The whole paper, from raw corpora to its tables, as jobs that depend on each other. docs/reproduce.md says where files go.
 #
 #   bash slurm/reproduce.sh base                                      on 4 nodes of 8 V100
 #   bash slurm/reproduce.sh large                                     on 8
 #   bash slurm/reproduce.sh base --set schedule.total_steps=1000      arguments go to unimo_ds/train.py
 #
-# What is done already says so and costs a minute. If a job fails, those that need it are cancelled: fix it, and run this again.
+# Finished steps report this in a minute. If a job fails, those that depend on it are cancelled: fix it, and run this again.
 cd "$(dirname "$0")/.." || exit 2
 size=${1:-}
 case $size in
@@ -21,7 +21,7 @@ FINETUNE_OPTIONS=()
 PREPARE_ARGUMENTS=() # of `unimo prepare all`
 # shellcheck source=environment.sh
 source "${UNIMO_ENVIRONMENT:-slurm/environment.sh}" || exit 2
-set -e # from here on: an environment file may ask what fails
+set -e # not before: the environment file's commands may fail
 RUN_DIR=${RUN_DIR:-runs/$recipe}
 export RUN_DIR=${RUN_DIR%/}
 tuned=$RUN_DIR-finetuned
@@ -29,8 +29,8 @@ corpus=${CORPUS:-slurm/corpus.toml}
 held_out=${HELD_OUT:-slurm/held_out.toml}
 tasks=${TASKS:-data/tasks}
 
-submit() { # job that has to succeed first, or nothing; then the arguments of sbatch
-    local first=${1%;*} # without the name of the cluster, where there are several
+submit() { # job that must succeed first, or nothing; then the arguments of sbatch
+    local first=${1%;*} # without the cluster's name, if there are several
     shift
     sbatch --parsable ${first:+--dependency=afterok:$first --kill-on-invalid-dep=yes} "$@"
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
-# What base.sh and large.sh do inside their job: check the nodes, train, and requeue what was interrupted.
+# Run inside the jobs of base.sh and large.sh: check the nodes, train, and requeue the job if interrupted.
 #
-# Ten minutes before the time limit Slurm sends SIGUSR1 to every task (--signal without "B:" passes this script by). The trainer
-# saves and leaves with status 75, and the job is requeued. A node that fails is Slurm's to notice; --requeue then does the same.
+# Ten minutes before the time limit Slurm sends SIGUSR1 to every task (--signal without "B:" bypasses this script). The trainer
+# saves and exits with status 75, and the job is requeued. If a node fails, Slurm notices, and --requeue does the same.
 set -uo pipefail
 recipe=$1
 shift
@@ -17,21 +17,21 @@ most_failures=5
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
 newest() { cat "$run_dir/checkpoints/latest" 2>/dev/null || echo nothing; }
 
-requeue() { # [nodes to keep away from, separated by commas]
+requeue() { # [nodes to exclude, separated by commas]
     local known
     if ! requeue_job; then
         say "not requeued: the job was cancelled, is being requeued already, or Slurm refused"
         exit "$status"
     fi
     say "requeued"
-    if [ -n "${1:-}" ]; then # a list of nodes can be changed while a job is pending, which it now is
+    if [ -n "${1:-}" ]; then # the list can be changed while a job is pending, which it now is
         known=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ (]*\).*/\1/p')
         scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${known:+$known,}$1" && say "excluded from now on: $1"
     fi
     exit "$status"
 }
 failed() { # [nodes to blame]
-    # Go on from the newest checkpoint, unless that has led nowhere several times.
+    # Continue from the newest checkpoint, unless that led to no new one too often.
     local failures=1
     [ "$before" = "$(newest)" ] && failures=$(($(cat "$run_dir/failed_starts" 2>/dev/null || echo 0) + 1))
     mkdir -p "$run_dir" && echo "$failures" >"$run_dir/failed_starts"
@@ -42,13 +42,13 @@ failed() { # [nodes to blame]
 
 case " $* " in
 *" --run-dir"*) say "give RUN_DIR=... to sbatch instead of --run-dir"; exit 2 ;;
-*" --data"*) say "give DATA=... to sbatch instead of --data"; exit 2 ;; # it would be read beside DATA, unseen by the preflight
+*" --data"*) say "give DATA=... to sbatch instead of --data"; exit 2 ;; # it would add to DATA, unchecked by the preflight
 esac
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun stopped inheriting --cpus-per-task in Slurm 22.05
 before=$(newest)
 say "$recipe on $SLURM_JOB_NODELIST, from $before"
 
-# A node that is not fit is left out from the next start on. Where the preflight names none, the first node could not even judge.
+# Unfit nodes are excluded from the next start on. If the preflight names none, the first node failed before it could judge.
 reports=$run_dir/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 srun --kill-on-bad-exit=0 --wait=240 "${SRUN_OPTIONS[@]}" \
     "$PYTHON" -m unimo_ds doctor preflight --data "$DATA" --run-dir "$run_dir" --reports "$reports" "${PREFLIGHT_OPTIONS[@]}"
@@ -59,7 +59,7 @@ elif [ "$status" -ne 0 ]; then
     failed "$(cat "$reports/bad_nodes" 2>/dev/null || echo "$SLURMD_NODENAME")"
 fi
 
-# Each task leaves with its own status; the first to leave gives the others a minute, so that nobody waits for a dead rank.
+# Each task exits with its own status; once one has, the others get a minute, so that nobody waits for a dead rank.
 srun --kill-on-bad-exit=0 --wait=60 "${SRUN_OPTIONS[@]}" \
     "$PYTHON" -m unimo_ds.train --recipe "$recipe" --data "$DATA" --run-dir "$run_dir" "$@"
 status=$?
