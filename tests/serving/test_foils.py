@@ -114,6 +114,19 @@ def test_a_name_that_two_images_have_finds_neither(photographs: Path, tmp_path: 
     assert locate(["4.png", "5"], [photographs, tmp_path]) == {"5": photographs / "deep" / "5.png"}
 
 
+def test_a_path_counts_before_the_names_of_other_files(tmp_path: Path):
+    for name in ("0.png", "small/0.png", "1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(0).save(tmp_path / name)
+    names = ["0.png", "small/0.png", "1.png"]
+    assert locate(names, [tmp_path]) == {name: tmp_path / name for name in names}
+
+
+def test_a_folder_named_in_two_ways_is_one(photographs: Path):
+    again = photographs / "deep" / ".."
+    assert locate(["4.png"], [photographs, again]) == {"4.png": photographs / "4.png"}
+
+
 @pytest.mark.parametrize("shares_images", [False, True])
 def test_the_command_measures_what_the_vectors_say(
     shares_images: bool, run: Path, joint_run: Path, files: Path, photographs: Path, tmp_path: Path

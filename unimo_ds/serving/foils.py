@@ -5,6 +5,7 @@ UNIMO rewrites captions to learn from such hard negatives; these benchmarks test
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,15 +125,20 @@ def locate(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
     Raises:
         UserError: no image in the folders.
     """
-    of_spelling: dict[str, Path | None] = {}
+    folders = [Path(os.path.abspath(folder)) for folder in folders]  # `a` and `b/../a` hold the same files
+    of_path: dict[str, Path | None] = {}
+    of_name: dict[str, Path | None] = {}
+    of_stem: dict[str, Path | None] = {}
     for path in find_images(folders):
         relative = {path.relative_to(folder).as_posix() for folder in folders if path.is_relative_to(folder)}
-        for spelling in {*relative, path.name, path.stem}:
-            if of_spelling.setdefault(spelling, path) != path:
-                of_spelling[spelling] = None
+        for table, spellings in ((of_path, relative), (of_name, {path.name}), (of_stem, {path.stem})):
+            for spelling in spellings:
+                table[spelling] = path if table.get(spelling, path) == path else None
     found = {}
     for name in names:
-        file = of_spelling.get(name) or of_spelling.get(Path(name).name)
+        last = Path(name).name
+        looked_up = ((of_path, name), (of_name, last), (of_stem, last))
+        file = next((table[spelling] for table, spelling in looked_up if spelling in table), None)
         if file is not None:
             found[name] = file
     return found
