@@ -134,6 +134,12 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (["prepare", "import", "--kind", "texts", "--input", "a", "--output", "gs://b/o"], "gs://b/o is a URL"),
         (["export", "--checkpoint", "s3://bucket/run", "--to", "y"], "s3://bucket/run is a URL"),
+        (
+            ["search", "build", "--checkpoint", "x", "--texts", "y", "--output", "s3://bucket/z"],
+            "s3://bucket/z is a URL",
+        ),
+        (["search", "build", "--checkpoint", "x", "--data", "file:///y", "--output", "z"], "file:///y is a URL"),
+        (["search", "a dog", "--index", "gs://bucket/z"], "gs://bucket/z is a URL"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

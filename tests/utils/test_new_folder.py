@@ -36,6 +36,15 @@ def test_what_came_meanwhile_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["below", "there", "who"]
 
 
+def test_two_of_the_same_process_number_do_not_meet(tmp_path: Path) -> None:
+    """As two commands in containers; also what a killed one has left there."""
+    there = tmp_path / "there"
+    with pytest.raises(UserError, match="there already holds something"):
+        make(there, lambda: make(there))
+    assert (there / "who").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [there]
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [

@@ -31,10 +31,16 @@ _EXAMPLE = """example:
 def main(words: Sequence[str]) -> int:
     """Run `unimo search ...`. Returns the exit status."""
     if words[:1] == ["build"]:
-        return run_command(lambda: _build(_build_parser().parse_args(words[1:])))
+        return run_command(lambda: _build(_parsed(_build_parser(), words[1:])))
     if words[:1] == ["page"]:
-        return run_command(lambda: _page(_page_parser().parse_args(words[1:])))
-    return run_command(lambda: _search(_search_parser().parse_args(words)))
+        return run_command(lambda: _page(_parsed(_page_parser(), words[1:])))
+    return run_command(lambda: _search(_parsed(_search_parser(), words)))
+
+
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    arguments = parser.parse_args(words)
+    locations.check_local_options(arguments)
+    return arguments
 
 
 def _parser(program: str, purpose: str, epilog: str) -> ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ def new_folder(folder: Path, *, option: str) -> Iterator[Path]:
             anything inside.
     """
     refuse_occupied(folder, option=option)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    # In containers, the process number may be that of a killed one, or of another at work.
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
     try:
         aside.mkdir(parents=True)
         yield aside
