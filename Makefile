@@ -51,6 +51,7 @@ format: env
 cluster: env
 	tests/cluster/mini-slurm.sh install
 	$(VENV)/bin/python -m tests.cluster.rehearsal
+	rm -rf runs/kills
 	$(VENV)/bin/python -m tests.cluster.kills --kills 200 --run-dir runs/kills
 
 # Data in object stores, by the clients of users from servers of the protocols on this machine.

@@ -208,6 +208,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     options.run_dir.mkdir(parents=True, exist_ok=True)
+    if any(options.run_dir.iterdir()):  # a finished run would be killed in no step
+        parser.error(f"--run-dir {options.run_dir} holds something already; give a new folder")
     outcome = torment(options.run_dir.resolve(), kills=options.kills, seed=options.seed)
     print(json.dumps(asdict(outcome)), flush=True)
     return 0 if outcome.is_good else 1
