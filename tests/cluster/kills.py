@@ -28,6 +28,8 @@ from tests.cluster.killed_ranks import NUM_RANKS, Rank, kill, run_to_the_end, st
 from tests.cluster.rehearsal import write_corpus
 from tests.runs import logged
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.utils.new_folder import refuse_occupied
+from unimo_ds.utils.running import run_command
 
 _PATIENCE = 900.0
 _STEPS_PER_KILL = 4
@@ -207,13 +209,12 @@ def main() -> int:
         "--run-dir", type=Path, default=Path("runs/kills"), help="folder for corpus and runs, new or empty"
     )
     options = parser.parse_args()
+    refuse_occupied(options.run_dir, option="--run-dir")  # a finished run would be killed in no step
     options.run_dir.mkdir(parents=True, exist_ok=True)
-    if any(options.run_dir.iterdir()):  # a finished run would be killed in no step
-        parser.error(f"--run-dir {options.run_dir} holds something already; give a new folder")
     outcome = torment(options.run_dir.resolve(), kills=options.kills, seed=options.seed)
     print(json.dumps(asdict(outcome)), flush=True)
     return 0 if outcome.is_good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
