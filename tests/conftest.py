@@ -8,6 +8,24 @@ from collections.abc import Iterator
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest -m gpu` runs what needs a GPU; everything else runs on CPUs, on machines with GPUs too.
+
+    Before torch looks for GPUs, and for the processes that tests start: two ranks on the one GPU of a workstation are refused.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and `pytest -m gpu`"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environment_of_its_own() -> Iterator[None]:
     """A file's tests leave no variables to the next file's: who starts a process group in the test process (MASTER_PORT, RANK,

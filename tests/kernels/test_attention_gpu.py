@@ -13,7 +13,7 @@ from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
 from unimo_ds.ops.native import library
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = pytest.mark.gpu
 
 
 def on_gpu(layout: Layout) -> Layout:

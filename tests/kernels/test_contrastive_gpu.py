@@ -14,7 +14,7 @@ from unimo_ds.ops.native import contrastive, library, pairs
 from unimo_ds.ops.score_blocks import Keys
 from unimo_ds.utils.communicator import SingleProcess
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = pytest.mark.gpu
 BIG = Case(num_rows=4700, num_columns=5100, size=768, groups=2, listed=3)
 
 

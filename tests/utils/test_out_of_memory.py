@@ -10,7 +10,7 @@ from unimo_ds.utils.out_of_memory import out_of_memory_told
 from unimo_ds.utils.running import run_command
 
 MORE_THAN_ANY = 1 << 50
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("name", DEVICES)

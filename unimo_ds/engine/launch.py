@@ -93,7 +93,23 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
             f"port {os.environ.get('MASTER_PORT')} of this machine is taken, perhaps by another run; give the launcher another "
             "one: `deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT=N"
         ) from None
-    return torch.device(get_accelerator().current_device_name())
+    device = torch.device(get_accelerator().current_device_name())
+    if device.type == "cuda" and torch.distributed.get_world_size() > 1:
+        _meet(device)
+    return device
+
+
+def _meet(device: torch.device) -> None:
+    """The first collective: there NCCL finds out whether two ranks have taken one GPU, which it cannot serve."""
+    try:
+        torch.distributed.all_reduce(torch.zeros(1, device=device))
+    except torch.distributed.DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
+        raise UserError(
+            f"there are more processes than GPUs on {socket.gethostname()}, where {torch.cuda.device_count()} can be seen; start "
+            "one process per GPU (`deepspeed` does, as does `torchrun --nproc-per-node gpu`)"
+        ) from None
 
 
 def _be_deterministic() -> None:
