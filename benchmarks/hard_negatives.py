@@ -165,8 +165,8 @@ def measure(arguments: argparse.Namespace, *, regions: str, negatives: int) -> l
 
 
 def _main(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)  # beside a GPU too, as in training
     if arguments.device == "cpu":
-        torch.set_num_threads(arguments.threads)
         keep_freed_buffers()
     rows = []
     for case in arguments.cases.split(","):

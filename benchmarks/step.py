@@ -325,8 +325,7 @@ def memory_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    if arguments.device == "cpu":
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)  # beside a GPU too, as in training
     if arguments.peak_of:
         print(json.dumps(peak_memory(arguments.peak_of, arguments)))
         return

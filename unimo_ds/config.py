@@ -250,7 +250,7 @@ class EngineConfig:
     hang_minutes: Annotated[float, Interval(0, 525_600)] = 15.0
     """After a longer step, evaluation or save, every rank prints its stack on stderr and exits; 0: never."""
     threads: Annotated[int, Interval(0, 4096)] = 0
-    """torch threads per rank on CPU; 0: as set by OMP_NUM_THREADS."""
+    """torch threads per rank; 0: one on a GPU, unless the optimizer is offloaded, else as set by OMP_NUM_THREADS."""
     check_memory: bool = True
     """Refuse to train on CPUs if `unimo plan` needs more memory than the machine, or this job or container, has."""
     deterministic: bool = False

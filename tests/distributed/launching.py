@@ -47,7 +47,8 @@ def started(command: list[str], *, output: IO[str] | int = subprocess.PIPE) -> I
         **{name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES},
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parents[2]),  # workers import what tests share
+        # Workers import what tests share.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     family = subprocess.Popen(
         command, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True

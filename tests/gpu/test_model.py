@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -51,6 +52,14 @@ def within_budget(found: Found, plain: Found, exact: Found) -> None:
         allowed = 2 * (plain[0][name] - truth).norm() + 1e-3 * truth.norm()
         assert (found[0][name] - truth).norm() <= allowed, name
     assert (found[1] - exact[1]).norm() <= 3 * (plain[1] - exact[1]).norm() + 1e-3 * exact[1].norm()
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """torch's gathers add up in any order otherwise."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("name", ["regions", "patches"])

@@ -28,7 +28,7 @@ from torch import nn
 from unimo_ds.config import RunConfig
 from unimo_ds.engine import optim
 from unimo_ds.engine.checkpoint_folder import WEIGHT
-from unimo_ds.engine.ds_config import precision, zero_stage
+from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.engine.frozen import WithFrozen, frozen_weights
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
@@ -196,8 +196,8 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
     device = start_processes()
     if device.type == "cpu":
         keep_freed_buffers()
-        if config.engine.threads:
-            torch.set_num_threads(config.engine.threads)
+    if threads := config.engine.threads or _usual_threads(device, ds_config):
+        torch.set_num_threads(threads)
     communicator = make_communicator(device)
     with failing_together(communicator):
         _check_precision(precision(ds_config), device)
@@ -215,6 +215,15 @@ def how_to_save_memory(config: RunConfig, ds_config: dict[str, Any]) -> str:
     if zero_stage(ds_config) < 3:
         ways.append("take a higher ZeRO stage or offload (engine.deepspeed_config)")
     return f"{', or '.join(ways)}: `unimo plan` says what each needs, and the same run goes on with it"
+
+
+def _usual_threads(device: torch.device, ds_config: dict[str, Any]) -> int:
+    """torch threads where nothing is set; 0: as torch has them.
+
+    Beside a GPU the host only sorts lists of some thousand numbers. torch would divide them among all cores and wait for the
+    last, on cores that loader processes need: with sixteen threads, a step of 0.16 s took 0.46.
+    """
+    return int(device.type == "cuda" and not offloads_optimizer(ds_config))
 
 
 def _check_precision(name: str, device: torch.device) -> None:
