@@ -87,7 +87,7 @@ def run_step(engine: Engine, *, micro_batches: int, is_finite: bool = True, spoi
 
 
 def weights(engine: Engine, slot: str = WEIGHT) -> list[float]:
-    flat = [engine.masters.read(parameter, slot).flatten() for parameter in engine.module.parameters()]
+    flat = [engine.masters.read(parameter, slot).flatten().cpu() for parameter in engine.module.parameters()]
     return torch.cat(flat).tolist()
 
 

@@ -24,7 +24,7 @@ ON_KERNELS = {
     "model__num_heads": 2,
     "model__feed_forward_size": 256,
     "engine__deepspeed_config": "zero1_bf16",
-    "engine__attention": "native",
+    "engine__attention": "auto",
     "engine__contrastive": "native",
     "engine__deterministic": "true",
     "logging__trace_steps": "2,3",
@@ -78,7 +78,7 @@ def test_steps_are_traced(straight: Path) -> None:
 
 def test_a_gpu_loses_what_a_cpu_loses(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32: every logged loss of every step."""
-    settings = {"engine__deepspeed_config": "zero1_fp32", "batch__micro_batch_tokens": 1 << 16}
+    settings = {"engine__deepspeed_config": "zero1_fp32", "engine__contrastive": "tiled", "batch__micro_batch_tokens": 1 << 16}
     launch(TRAIN, arguments(corpus, tmp_path / "gpu", **settings), processes=torch.cuda.device_count())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     launch(TRAIN, arguments(corpus, tmp_path / "cpu", **settings), processes=1)
