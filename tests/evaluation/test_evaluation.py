@@ -324,6 +324,14 @@ def test_a_model_is_loaded_from_a_run_a_checkpoint_or_an_export(tmp_path: Path, 
     assert model.config == config
 
 
+def test_a_run_on_kernels_is_read_where_there_are_none(tmp_path: Path, config: RunConfig, reader: PairReader) -> None:
+    on_kernels = dataclasses.replace(config.engine, attention="native", contrastive="native")
+    _write_run(tmp_path, dataclasses.replace(config, engine=on_kernels))
+    model = checkpoint.load(tmp_path, device=torch.device("cpu"))
+    scores = measure.score_joint(model, reader, np.arange(2), np.arange(2))
+    assert np.isfinite(scores).all()
+
+
 def test_bad_checkpoints_are_named(tmp_path: Path, config: RunConfig) -> None:
     with pytest.raises(UserError, match="no folder at"):
         checkpoint.load(tmp_path / "nothing")

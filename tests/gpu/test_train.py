@@ -24,7 +24,7 @@ ON_KERNELS = {
     "model__num_heads": 2,
     "model__feed_forward_size": 256,
     "engine__deepspeed_config": "zero1_bf16",
-    "engine__attention": "auto",
+    "engine__attention": "native",
     "engine__contrastive": "native",
     "engine__deterministic": "true",
     "logging__trace_steps": "2,3",

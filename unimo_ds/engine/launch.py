@@ -79,13 +79,19 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
         # saves the compiler runs that fill DeepSpeed's at every start.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     else:
-        get_accelerator().set_device(local_rank(os.environ) % get_accelerator().device_count())
+        index = local_rank(os.environ) % get_accelerator().device_count()
+        get_accelerator().set_device(index)
+        # DeepSpeed 0.19.8 takes it for the device's number, which it is not where each process sees only its own GPU.
+        os.environ["LOCAL_RANK"] = str(index)
     atexit.register(_leave)
     minutes = settings.hang_minutes
     timeout = datetime.timedelta(minutes=minutes) + _GRACE if minutes else _NEVER
     _await_first_rank()
     try:
         deepspeed.init_distributed(timeout=timeout, verbose=False)
+        device = torch.device(get_accelerator().current_device_name())
+        if device.type == "cuda" and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(torch.zeros(1, device=device))  # NCCL looks at the GPUs no later than here
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -93,16 +99,6 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
             f"port {os.environ.get('MASTER_PORT')} of this machine is taken, perhaps by another run; give the launcher another "
             "one: `deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT=N"
         ) from None
-    device = torch.device(get_accelerator().current_device_name())
-    if device.type == "cuda" and torch.distributed.get_world_size() > 1:
-        _meet(device)
-    return device
-
-
-def _meet(device: torch.device) -> None:
-    """The first collective: there NCCL finds out whether two ranks have taken one GPU, which it cannot serve."""
-    try:
-        torch.distributed.all_reduce(torch.zeros(1, device=device))
     except torch.distributed.DistBackendError as error:
         if "Duplicate GPU" not in str(error):
             raise
@@ -110,6 +106,7 @@ def _meet(device: torch.device) -> None:
             f"there are more processes than GPUs on {socket.gethostname()}, where {torch.cuda.device_count()} can be seen; start "
             "one process per GPU (`deepspeed` does, as does `torchrun --nproc-per-node gpu`)"
         ) from None
+    return device
 
 
 def _be_deterministic() -> None:

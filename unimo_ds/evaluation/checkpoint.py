@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,9 @@ def _latest(run_dir: Path) -> Path | None:
 def read_config(path: Path) -> RunConfig:
     """The configuration that a run, an export or transformers' `save_pretrained` wrote.
 
+    How the trainer computed is not taken over: here the model may be on another device and is in float32, which the path
+    that `engine.attention` names need not take.
+
     Raises:
         UserError: not readable, not JSON, keys of another version, or another kind of model.
     """
@@ -124,7 +128,7 @@ def read_config(path: Path) -> RunConfig:
         check_stored(config)
     except UserError as error:
         raise UserError(f"{path}: {error}; restore it") from None
-    return config
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, attention="auto", contrastive="auto"))
 
 
 def _from_transformers(values: dict[str, Any], path: Path) -> RunConfig:
