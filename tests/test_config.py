@@ -97,6 +97,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("data.prefetch_steps=1000000000", "between 1 and 1000"),
         ("masking.max_span_words=1000000000", "between 1 and 100000"),
         ("schedule.warmup_steps=9000000", "warmup_steps"),
+        ("schedule.decay_share=0.5", "is for schedule.form=stable, but the form is"),
         ("data.kind_weights.pair=0", "needs pairs"),
         ("contrast.temperature=0.9", "max_temperature"),
         ("logging.trace_steps=5,4", "a first step and a last one"),

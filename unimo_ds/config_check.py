@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from unimo_ds.config import RunConfig
+from unimo_ds.config import RunConfig, ScheduleConfig
 from unimo_ds.utils import intervals, locations
 from unimo_ds.utils.errors import UserError
 
@@ -46,6 +46,11 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"schedule.warmup_steps={config.schedule.warmup_steps} is above "
             f"schedule.total_steps={config.schedule.total_steps}; shorten it too, for example to a tenth of them"
+        )
+    if config.schedule.form != "stable" and config.schedule.decay_share != ScheduleConfig.decay_share:
+        raise UserError(
+            f"schedule.decay_share={config.schedule.decay_share} is for schedule.form=stable, but the form is "
+            f"{config.schedule.form}; set one of them back"
         )
     if weights.image + weights.text + weights.pair == 0:
         raise UserError("data.kind_weights are all 0; give at least one kind a weight")
