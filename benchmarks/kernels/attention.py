@@ -24,9 +24,8 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
 HEADS, SIZE = 12, 64
-VARIANTS = {"": (True, "copies"), ", in parts": (False, "copies"), ", bulk": (True, "bulk")}
-"""Suffix of a contender's name -> `WHOLE_BACKWARD`, whether short sequences have a backward kernel of their own, and
-`FORWARD`, how the forward kernel loads tiles."""
+VARIANTS = {"": True, ", in parts": False}
+"""Suffix of a contender's name -> `WHOLE_BACKWARD`, whether short sequences have a backward kernel of their own."""
 _PAIRS = [(40 + 60 * pair // 23, [12 + (7 * pair + 5 * text) % 19 for text in range(4)]) for pair in range(24)]
 """Positions of an image, 40 to 100, and of each of four texts, 12 to 30."""
 _UNIMO = [(512, 512)] * 8 + [(512, 256)] * 8 + [(101, 101)] * 40 + [(n, n) for n in range(120, 232, 3)]
@@ -70,13 +69,10 @@ def ours(layout: Layout, probability: float, inputs: torch.Tensor, upstream: tor
         except UserError as error:
             print(f"ours {path}: left out: {error}", file=sys.stderr)
             continue
-        for note, modes in VARIANTS.items() if path == "native" else [("", VARIANTS[""])]:
-            native.WHOLE_BACKWARD, native.FORWARD = modes
-            if modes[1] == "bulk" and native.bulk_tiles(inputs, layout) is None:
-                continue
+        for note, whole in VARIANTS.items() if path == "native" else [("", True)]:
 
-            def call(leaf: torch.Tensor, path: str = path, modes: tuple[bool, str] = modes) -> torch.Tensor:
-                native.WHOLE_BACKWARD, native.FORWARD = modes
+            def call(leaf: torch.Tensor, path: str = path, whole: bool = whole) -> torch.Tensor:
+                native.WHOLE_BACKWARD = whole
                 return packed_attention(leaf, layout, probability=probability, site=1, path=path)
 
             found[f"ours {path}{note}"] = Contender(call, (inputs,), upstream)

@@ -6,14 +6,12 @@ ncu --set full --clock-control none -k regex:attention_ -c 3 python -m benchmark
 from __future__ import annotations
 
 import argparse
-import os
 
 import torch
 
 from benchmarks.kernels.attention import HEADS, MIXES, SIZE, layout_of_mix
 from unimo_ds.ops.attention import packed_attention
 from unimo_ds.ops.native import attention as native
-from unimo_ds.ops.native import library
 
 
 def main() -> None:
@@ -23,11 +21,8 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True, help="short sequences")
-    parser.add_argument("--forward", choices=("copies", "bulk"), default="copies", help="see native.attention")
     arguments = parser.parse_args()
-    native.WHOLE_BACKWARD, native.FORWARD = arguments.whole, arguments.forward
-    if arguments.forward == "bulk":
-        os.environ[library.SWITCH] = "untried"
+    native.WHOLE_BACKWARD = arguments.whole
     layout = layout_of_mix(arguments.mix, arguments.scale).to(torch.device("cuda"))
     dtype = getattr(torch, arguments.dtype)
     inputs = torch.randn(layout.num_positions, 3, HEADS, SIZE, device="cuda", dtype=dtype, requires_grad=True)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What needs a GPU: tests, checkers, benchmarks, the training step, a run. Parts; default, all of them in this order:
-#     PYTHON=python3 OUT=folder LIMIT=540 benchmarks/kernels/gpu.sh checks bulk step training contrastive elementwise attention
+#     PYTHON=python3 OUT=folder LIMIT=540 benchmarks/kernels/gpu.sh checks step training contrastive elementwise attention
 # `checks` runs everything that is not timed at once: tests (pytest -m gpu), random cases, memory and race checkers.
 # Every step is a process of its own with a time limit, and goes on where an earlier one failed; what they print is in OUT/log.txt, rows
 # in OUT/*.json as they are measured. LIMIT: seconds of all; what they do not reach is named. INF_CL: a checkout of Inf-CLIP, a peer.
@@ -13,11 +13,11 @@ LIMIT=${LIMIT:-540}
 INF_CL=${INF_CL:-}
 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH PYTHONUNBUFFERED=1
-PARTS=${*:-checks bulk step training contrastive elementwise attention}
+PARTS=${*:-checks step training contrastive elementwise attention}
 for part in $PARTS; do
     case $part in
-    checks | bulk | step | training | contrastive | elementwise | attention) ;;
-    *) echo "gpu.sh: there is no part $part; parts: checks bulk step training contrastive elementwise attention" >&2 && exit 2 ;;
+    checks | step | training | contrastive | elementwise | attention) ;;
+    *) echo "gpu.sh: there is no part $part; parts: checks step training contrastive elementwise attention" >&2 && exit 2 ;;
     esac
 done
 mkdir -p "$OUT"
@@ -74,24 +74,16 @@ tests() { # name, files and options of pytest
     step "test_$of" 240 12 "$PYTHON" -m pytest -m gpu -vv --durations 5 "$@"
 }
 
-checks() { # the kernel that no GPU has run has a process of its own
+checks() {
     for kernel in dropout_norm bias_gelu cross_entropy contrastive; do
         program "$kernel" &
     done
     sanitized attention "$PYTHON" -m benchmarks.kernels.attention_once --mix unimo --scale 0.15 &
-    sanitized bulk "$PYTHON" -m benchmarks.kernels.attention_once --mix unimo --scale 0.15 --forward bulk &
-    tests bulk tests/kernels/test_attention_gpu.py -k "bulk or whole_tiles" &
-    tests kernels tests/kernels tests/utils -k "not bulk and not whole_tiles" --numprocesses 3 --dist load &
+    tests kernels tests/kernels tests/utils --numprocesses 3 --dist load &
     tests model tests/gpu/test_model.py &
     tests engine tests/gpu/test_engine.py &
     tests train tests/gpu/test_train.py &
     wait
-}
-
-bulk() { # forward attention by whole tiles beside the one in use
-    step bulk_once 40 3 "$PYTHON" -m benchmarks.kernels.attention_once --mix texts_256 --scale 0.1 --forward bulk &&
-        step bulk 130 30 env UNIMO_KERNELS=untried "$PYTHON" -m benchmarks.kernels.attention --device cuda --dtype bfloat16 --rounds 5 \
-            --mixes texts_256,unimo,texts_128,texts_512,prefix_512 --contenders "ours native,cuDNN" --json "$OUT/bulk.json"
 }
 
 step_of_training() { # the usual way with its head on masked positions: with a head on all it does not fit 80 GB

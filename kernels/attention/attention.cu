@@ -10,7 +10,6 @@
 #include "hopper_backward_queries.cuh"
 #include "hopper_backward_whole.cuh"
 #include "hopper_forward.cuh"
-#include "hopper_forward_bulk.cuh"
 #endif
 
 namespace unimo {
@@ -51,21 +50,6 @@ int run(Kernel kernel, const unimo::AttentionArguments& arguments, int threads, 
 
 #if defined(UNIMO_HOPPER)
 constexpr int kBlockRows = unimo::kHopperRows;
-constexpr int kBulkRows = unimo::kBulkRows;
-template <class Format, bool kDropout>
-int forward_bulk(const unimo::AttentionArguments& arguments, Stream stream) {
-    const long long items = 1LL * arguments.num_tiles * arguments.num_heads;
-    if (items == 0 || arguments.num_positions == 0) return kDone;
-    if (arguments.sharing) return unimo::kBadShape;
-    if (items > (1 << 30)) return unimo::kGridTooLarge;
-    const int room = unimo::kBulkBlocks * unimo::count_multiprocessors();
-    unimo::BulkArguments bulk{arguments, items < room ? int(items) : room, {}};
-    const int row_bytes = 3 * arguments.num_heads * unimo::kRowBytes;
-    const int status = unimo::map_matrix(bulk.inputs, arguments.query_key_value, arguments.num_positions, row_bytes, unimo::kTileRows);
-    if (status != kDone) return status;
-    return unimo::launch(unimo::hopper_forward_bulk<Format, kDropout>, bulk,
-                         {bulk.num_blocks, 1, unimo::kBulkThreads, unimo::kBulkBytes}, stream);
-}
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
     return run(unimo::hopper_forward<Format, kDropout, kShares>, arguments, unimo::kHopperThreads, unimo::kHopperForwardBytes, stream);
@@ -90,11 +74,6 @@ int backward(unimo::AttentionCall call, Stream stream) {
 }
 #else
 constexpr int kBlockRows = unimo::kTileRows;
-constexpr int kBulkRows = 0;
-template <class Format, bool kDropout>
-int forward_bulk(const unimo::AttentionArguments&, Stream) {
-    return unimo::kBadShape;
-}
 constexpr int kWholeLength = 0;
 template <class Format, bool kDropout, bool kShares>
 int forward(const unimo::AttentionArguments& arguments, Stream stream) {
@@ -130,13 +109,6 @@ extern "C" int unimo_attention_forward(const unimo::AttentionCall* call, int for
     });
 }
 
-// The same by bulk copies, without shared prefixes; the table of blocks is for unimo_attention_bulk_rows() rows.
-extern "C" int unimo_attention_forward_bulk(const unimo::AttentionCall* call, int format, Stream stream) {
-    return with_kind(call->arguments, format, [&](auto tag, auto drops) {
-        return forward_bulk<decltype(tag), decltype(drops)::value>(call->arguments, stream);
-    });
-}
-
 extern "C" int unimo_attention_backward(const unimo::AttentionCall* call, int format, Stream stream) {
     return with_kind(call->arguments, format, [&](auto tag, auto drops) {
         return unimo::with_flag(call->arguments.sharing != nullptr, [&](auto shares) {
@@ -147,9 +119,6 @@ extern "C" int unimo_attention_backward(const unimo::AttentionCall* call, int fo
 
 // Rows of a sequence per block, for building the table of blocks.
 extern "C" int unimo_attention_block_rows() { return kBlockRows; }
-
-// The same for unimo_attention_forward_bulk; 0: this architecture has no such kernel.
-extern "C" int unimo_attention_bulk_rows() { return kBulkRows; }
 
 // Sequences of up to this length can take the whole-sequence backward kernel; 0: none can.
 extern "C" int unimo_attention_whole_length() { return kWholeLength; }

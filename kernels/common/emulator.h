@@ -2,9 +2,8 @@
 //
 // It detects wrong indices, layouts of matrix instructions and masks, missing barriers (under natural, reversed and shuffled
 // schedules), missing waits for asynchronous copies (a copy lands only when waited for) and for a warpgroup's products
-// (computed only when waited for), misaligned accesses, and with sanitizers every access out of bounds. Copies of whole tiles
-// (bulk_copy.cuh) land as early as they may under the reversed schedule, so that a tile refilled too soon is detected, and
-// early or late at random under a shuffled one. It cannot detect timing, bank conflicts, or memory ordering between barriers.
+// (computed only when waited for), misaligned accesses, and with sanitizers every access out of bounds. It cannot detect timing,
+// bank conflicts, or memory ordering between barriers.
 //
 // Warp-wide operations (shuffles, matrix products) have one rendezvous each: a lane posts its operands, waits until all 32 have
 // posted for the same kind of operation, and reads. Two mailboxes alternate, so one rendezvous per operation is enough.
@@ -39,7 +38,7 @@ inline void require(bool condition, const char* what) {
     if (!condition) fail(what);
 }
 
-enum class State : std::uint8_t { runnable, at_warp, at_block, polling, finished };
+enum class State : std::uint8_t { runnable, at_warp, at_block, finished };
 
 struct Copy {
     void* target;
@@ -55,7 +54,6 @@ struct Thread {
     int index;
     int kind;      // of the warp-wide operation it waits at
     int mailbox;   // which of the two it posts to next
-    std::function<bool()> condition;  // that it polls
     std::vector<Copy> pending;
     Products begun;                  // not committed yet
     std::vector<Products> batches;   // committed, not waited for yet
@@ -67,13 +65,6 @@ struct Mailbox {
     float right[kWarpSize][4];
 };
 
-constexpr int kNamedBarriers = 16;
-
-struct BulkCopy {
-    const void* barrier;  // in shared memory: the one that counts its bytes
-    std::function<void()> land;
-};
-
 struct Block {
     Context scheduler;
     std::vector<Thread> threads;
@@ -83,8 +74,6 @@ struct Block {
     unsigned char* shared = nullptr;
     int x = 0, y = 0;
     Thread* current = nullptr;
-    std::vector<BulkCopy> bulk_copies;  // that have not landed
-    int arrived[kNamedBarriers] = {}, rounds[kNamedBarriers] = {};  // of named barriers
 };
 inline Block* block = nullptr;
 
@@ -102,26 +91,6 @@ inline void wait(State state, int kind) {
     thread->state = state;
     thread->kind = kind;
     leave_for(thread->context, block->scheduler, /*last=*/false);
-}
-
-// Waits until `condition` holds, whatever makes it true; other threads run meanwhile.
-inline void wait_until(std::function<bool()> condition) {
-    if (condition()) return;
-    Thread* thread = block->current;
-    thread->state = State::polling;
-    thread->condition = std::move(condition);
-    leave_for(thread->context, block->scheduler, /*last=*/false);
-}
-
-// One of the hardware's numbered barriers, for `threads` threads.
-inline void named_barrier(int number, int threads) {
-    Block* const b = block;
-    const int round = b->rounds[number];
-    if (++b->arrived[number] == threads) {
-        b->arrived[number] = 0;
-        ++b->rounds[number];
-    }
-    wait_until([b, number, round] { return b->rounds[number] != round; });
 }
 
 inline int lane() { return block->current->index % kWarpSize; }
@@ -142,19 +111,15 @@ inline bool run_warp(int warp, std::vector<int>& order) {
     bool ran = false;
     for (int lane : order) {
         Thread& thread = block->threads[warp * kWarpSize + lane];
-        if (thread.state == State::polling && thread.condition()) thread.state = State::runnable;
         if (thread.state != State::runnable) continue;
         ran = true;
         block->current = &thread;
         enter_context(block->scheduler, thread.context);
     }
     Thread* first = &block->threads[warp * kWarpSize];
-    int waiting = 0, polling = 0;
-    for (int lane = 0; lane < kWarpSize; ++lane) {
-        waiting += first[lane].state == State::at_warp;
-        polling += first[lane].state == State::polling;
-    }
-    if (waiting == 0 || (polling > 0 && waiting + polling == kWarpSize)) return ran;
+    int waiting = 0;
+    for (int lane = 0; lane < kWarpSize; ++lane) waiting += first[lane].state == State::at_warp;
+    if (waiting == 0) return ran;
     require(waiting == kWarpSize, "a warp-wide operation that not all lanes of the warp reach");
     for (int lane = 0; lane < kWarpSize; ++lane) {
         require(first[lane].kind == first[0].kind, "lanes of a warp wait at different operations");
@@ -185,21 +150,16 @@ inline void run_block() {
                 ran = true;
             } while (schedule != Schedule::shuffled);  // shuffled: one turn, then another warp
         }
-        int finished = 0, at_barrier = 0, polling = 0;
+        int finished = 0, at_barrier = 0;
         for (Thread& thread : b.threads) {
             finished += thread.state == State::finished;
             at_barrier += thread.state == State::at_block;
-            polling += thread.state == State::polling;
         }
-        if (finished == num_threads) {
-            require(b.bulk_copies.empty(), "a block ends with bulk copies that nobody waited for");
-            return;
-        }
+        if (finished == num_threads) return;
         if (at_barrier == num_threads) {
             for (Thread& thread : b.threads) thread.state = State::runnable;
             ran = true;
         }
-        require(ran || !polling, "deadlock: threads wait at a barrier in shared memory, or at a named one, that nothing completes");
         require(ran, "deadlock: a block barrier that not all threads reach");
     }
 }

@@ -36,7 +36,6 @@ __device__ __forceinline__ void to_group_left(GroupLeft& left, GroupAccumulator&
 }
 #if defined(UNIMO_HOST)
 
-inline void group_barrier(int group) { emulator::named_barrier(1 + group, kGroupThreads); }
 inline void group_fence() { emulator::wait(emulator::State::at_warp, 8); }
 inline void group_commit() {
     auto& thread = *emulator::block->current;
@@ -122,8 +121,6 @@ __device__ __forceinline__ unsigned long long matrix_name(const unsigned char* t
 constexpr unsigned long long kStepByRows = 32 >> 4;       // 16 columns on
 constexpr unsigned long long kStepByColumns = 2048 >> 4;  // 16 rows on
 
-// For the threads of one warpgroup of the block.
-__device__ __forceinline__ void group_barrier(int group) { asm volatile("bar.sync %0, 128;\n" ::"r"(1 + group) : "memory"); }
 __device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 // Waits until at most kPending committed batches are in flight.

@@ -55,7 +55,7 @@ class DatalessEngine:
 def test_nothing_is_read_from_the_device_but_what_was_measured(monkeypatch, form, exchange, micro_batches):
     # The kernels' own way: their operators know their shapes.
     monkeypatch.setattr(library, "refusal", lambda *_, **__: None)
-    numbers = {"block_rows": 64, "whole_length": 128, "bulk_rows": 128}
+    numbers = {"block_rows": 64, "whole_length": 128}
     facts = {f"unimo_attention_{name}": lambda number=number: number for name, number in numbers.items()}
     monkeypatch.setattr(library, "library_of", lambda _: SimpleNamespace(**facts))
     model = Unimo(support.model_config(hidden_size=64, num_heads=1), attention="native").to(META, torch.bfloat16)

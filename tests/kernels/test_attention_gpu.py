@@ -11,7 +11,6 @@ from tests.kernels.test_attention_operator import STREAMS, random_inputs, stream
 from unimo_ds.ops.attention import packed_attention
 from unimo_ds.ops.layout import Layout, make_layout
 from unimo_ds.ops.native import attention as native
-from unimo_ds.ops.native import library
 
 pytestmark = pytest.mark.gpu
 
@@ -33,11 +32,9 @@ def formats() -> list[torch.dtype]:
 
 @pytest.mark.parametrize("dtype", formats())
 @pytest.mark.parametrize("probability", [0.0, 0.1])
-@pytest.mark.parametrize(("whole", "forward"), [(False, "copies"), (True, "copies"), (True, "bulk")])
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", [*STREAMS, "mix"])
-def test_native_equals_fp64_and_itself(monkeypatch, name, forward, whole, probability, dtype):
-    monkeypatch.setenv(library.SWITCH, "untried")
-    monkeypatch.setattr(native, "FORWARD", forward)
+def test_native_equals_fp64_and_itself(monkeypatch, name, whole, probability, dtype):
     monkeypatch.setattr(native, "WHOLE_BACKWARD", whole)
     mix = make_layout([512, 101, 512, 173, 20], prefix_lengths=[512, 101, 200, 173, 0])
     layout = mix if name == "mix" else stream(name)
@@ -56,10 +53,8 @@ def test_native_equals_fp64_and_itself(monkeypatch, name, forward, whole, probab
             assert error <= factor * float((other.cpu().double() - truth).abs().max()) + floor
 
 
-@pytest.mark.parametrize(("forward", "owners"), [("copies", None), ("bulk", None), ("copies", [-1, 2, -1])])
-def test_no_synchronisation_and_cuda_graphs(monkeypatch, forward, owners):
-    monkeypatch.setenv(library.SWITCH, "untried")
-    monkeypatch.setattr(native, "FORWARD", forward)
+@pytest.mark.parametrize("owners", [None, [-1, 2, -1]])
+def test_no_synchronisation_and_cuda_graphs(owners):
     layout = on_gpu(make_layout([70, 20, 130], prefix_lengths=[70, 3, 64], prefix_of=owners))
     inputs = random_inputs(220).half().cuda()
     expected = packed_attention(inputs, layout, probability=0.1, site=3, path="native")
@@ -75,25 +70,3 @@ def test_no_synchronisation_and_cuda_graphs(monkeypatch, forward, owners):
         output = native.attention(inputs, layout, probability=0.1, site=3)
     graph.replay()
     assert torch.equal(output, expected)
-
-
-@pytest.mark.parametrize("probability", [0.0, 0.1])
-@pytest.mark.parametrize("lengths", [[1500, 700, 1], [256] * 40, [101] * 300, [130, 60, 129] * 20])
-def test_whole_tiles_give_the_bits_of_copies_and_nothing_of_a_neighbour(monkeypatch, lengths, probability):
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("the kernel that loads whole tiles is for sm_90")
-    monkeypatch.setenv(library.SWITCH, "untried")
-    layout = on_gpu(make_layout(lengths, prefix_lengths=[length // 2 for length in lengths]))
-    inputs = random_inputs(layout.num_positions).bfloat16().cuda()
-
-    def by(forward: str, inputs: torch.Tensor) -> torch.Tensor:
-        monkeypatch.setattr(native, "FORWARD", forward)
-        return native.attention(inputs, layout, probability=probability, site=3)
-
-    found, expected = by("bulk", inputs), by("copies", inputs)
-    assert (found - expected).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps * expected.abs().max()
-    assert (found != expected).float().mean() < 0.01
-    spoilt = inputs.clone()
-    every_other = layout.position_sequence % 2 == 0
-    spoilt[every_other] = float("nan")
-    assert torch.equal(by("bulk", spoilt)[~every_other], found[~every_other])

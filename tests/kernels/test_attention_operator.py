@@ -35,12 +35,6 @@ STREAMS: dict[str, tuple[list[int], list[int], list[int] | None]] = {
 FORMATS = [("sm_70", torch.float16), ("sm_80", torch.float16), ("sm_80", torch.bfloat16), ("sm_90", torch.bfloat16)]
 
 
-@pytest.fixture(autouse=True)
-def forward_in_use(monkeypatch):
-    """What GPUs take; the emulator would take whole tiles, which `test_attention_bulk.py` compares with these."""
-    monkeypatch.setattr(native, "FORWARD", "copies")
-
-
 def stream(name: str) -> Layout:
     lengths, prefixes, owners = STREAMS[name]
     seeds = [seed.mix(2, index) for index in range(len(lengths))]
@@ -86,6 +80,28 @@ def test_short_sequences_go_backward_whole(monkeypatch, heads, lengths, probabil
     assert_within_budget(path, reference, [inputs], torch.bfloat16)
     monkeypatch.setattr(native, "WHOLE_BACKWARD", False)
     assert native._whole(inputs, layout) == native._NOT_WHOLE
+
+
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+def test_nothing_of_a_neighbour_leaks(monkeypatch, worst, architecture):
+    monkeypatch.setenv(library.ON_HOST, architecture)
+    lengths = [70, 30, 128, 65, 1]
+    layout = make_layout(lengths, prefix_lengths=[length // 2 for length in lengths])
+    inputs = random_inputs(sum(lengths)).half()
+
+    def output_and_gradient(inputs):
+        leaf = inputs.detach().requires_grad_()
+        output = packed_attention(leaf, layout, probability=0.1, site=5, path="native")
+        return output.detach(), torch.autograd.grad(output.float().sum(), leaf)[0]
+
+    clean = output_and_gradient(inputs)
+    for parity in (0, 1):
+        spoilt = layout.position_sequence % 2 == parity
+        found = output_and_gradient(inputs.masked_fill(spoilt[:, None, None, None], worst))
+        assert found[0][spoilt].isnan().any()
+        for one, other in zip(found, clean, strict=True):
+            assert torch.equal(one[~spoilt], other[~spoilt])
 
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_80", "sm_90"])
@@ -175,7 +191,7 @@ def test_operator_traces_and_differentiates(monkeypatch, owners):
     monkeypatch.setenv(library.ON_HOST, "sm_80")
     layout = make_layout([20, 3], prefix_lengths=[4, 3], prefix_of=owners)
     inputs = random_inputs(23).half().requires_grad_()
-    arguments = (inputs, *native.tables_of(layout), layout.position_keys, 0.1, 2, 0, None)
+    arguments = (inputs, *native.tables_of(layout), layout.position_keys, 0.1, 2, 0)
     torch.library.opcheck(torch.ops.unimo.attention_forward.default, arguments)
 
     def loss(query_key_value, *rest):

@@ -65,13 +65,3 @@ def test_what_the_kernels_cannot_take_is_refused_by_name(monkeypatch, size, dtyp
     with pytest.raises(UserError, match=words):
         linear_gelu(*tensors, path="native")
     assert torch.equal(linear_gelu(*tensors), plain(*tensors))
-
-
-def test_what_no_gpu_has_measured_is_taken_where_it_is_asked_for(monkeypatch):
-    class OnGpu:
-        device = torch.device("cuda")
-
-    monkeypatch.delenv(library.SWITCH, raising=False)
-    assert "no GPU has measured it yet" in library.refusal_of_untried(OnGpu())
-    monkeypatch.setenv(library.SWITCH, "untried")
-    assert library.refusal_of_untried(OnGpu()) is None

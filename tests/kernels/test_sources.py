@@ -49,18 +49,6 @@ FAULTS = {
         "    block_barrier();  // all have made",
         "    // all have made",
     ),
-    "attention: a whole tile read before it has landed": (
-        "sm_90",
-        "attention/hopper_forward_bulk.cuh",
-        "        wait_for_phase(r.slot_landed[next.slot()], next.parity());\n",
-        "",
-    ),
-    "attention: a slot filled again when the first warp leaves it, not the last": (
-        "sm_90",
-        "attention/hopper_supply.cuh",
-        "kBulkWarps - 1) == kBulkWarps - 1",
-        "kBulkWarps - 1) == 0",
-    ),
     "attention: a mask off by one": (
         "sm_70",
         "attention/geometry.cuh",

@@ -25,9 +25,6 @@ WINDOW = 128
 WHOLE_BACKWARD = True
 """Whether sequences of up to 128 positions take the whole-sequence backward kernel, which computes scores once (sm_90, no
 shared prefixes); longer ones of the same stream take the kernels for any length."""
-FORWARD = "bulk"
-"""How the sm_90 forward kernel loads tiles if no prefix is shared: `copies`, each thread a part; `bulk`, whole tiles by the
-tensor memory accelerator, for blocks of two warpgroups. `bulk` is not yet measured on a GPU (`library.refusal_of_untried`)."""
 _NOT_WHOLE, _SHORT_WHOLE, _ALL_WHOLE = range(3)
 
 
@@ -63,20 +60,8 @@ def attention(
     tables = tables_of(layout)
     keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
-    bulk = bulk_tiles(query_key_value_T3HD, layout)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole, bulk)
+    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole)
     return output  # type: ignore[no-any-return]
-
-
-def bulk_tiles(query_key_value: torch.Tensor, layout: Layout) -> torch.Tensor | None:
-    """The table of blocks for the `bulk` forward kernel, None if another one is to run."""
-    if FORWARD == "copies" or layout.prefix_of is not None or library.refusal_of_untried(query_key_value):
-        return None
-    if "native_attention_bulk" not in layout.tables:
-        rows = library.number_of("unimo_attention_bulk_rows", layout.device)
-        layout.tables["native_attention_bulk"] = make_tables(layout, rows=rows).tiles[0] if rows else None
-    table: torch.Tensor | None = layout.tables["native_attention_bulk"]
-    return table
 
 
 def _whole(query_key_value: torch.Tensor, layout: Layout) -> int:
@@ -197,16 +182,11 @@ def _arguments(query_key_value: torch.Tensor, call: _Call) -> _Arguments:
 
 
 def _forward(query_key_value: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *call, bulk_tiles = rest
     query_key_value = query_key_value.contiguous()
     output, log_sums = _forward_shapes(query_key_value)
-    arguments = _arguments(query_key_value, _Call(*call))
+    arguments = _arguments(query_key_value, _Call(*rest))
     arguments.set(output=output, log_sums=log_sums)
-    name = "unimo_attention_forward"
-    if bulk_tiles is not None:
-        arguments.set(tiles=bulk_tiles, num_tiles=len(bulk_tiles))
-        name = "unimo_attention_forward_bulk"
-    launcher.bound(name, query_key_value)(arguments)
+    launcher.bound("unimo_attention_forward", query_key_value)(arguments)
     return output, log_sums
 
 
@@ -235,21 +215,21 @@ def _backward_shapes(gradient: torch.Tensor, query_key_value: torch.Tensor, *_: 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole, _ = inputs
+    query_key_value, tiles, sequences, sharing, position_keys, ctx.probability, ctx.site, ctx.whole = inputs
     ctx.save_for_backward(query_key_value, *output, tiles, sequences, sharing, position_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
-    return result, *[None] * 8
+    return result, *[None] * 7
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 launcher.define(
     _OPERATORS,
     "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sequences, Tensor sharing, Tensor position_keys,"
-    " float probability, int site, int whole, Tensor? bulk_tiles) -> (Tensor, Tensor)",
+    " float probability, int site, int whole) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
 )

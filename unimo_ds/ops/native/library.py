@@ -18,12 +18,10 @@ from unimo_ds.utils.errors import UserError
 ON_HOST = "UNIMO_KERNELS_ON_HOST"
 """Environment variable: `sm_70`, `sm_80` or `sm_90` runs CPU tensors through that architecture's kernels, emulated. For tests."""
 SWITCH = "UNIMO_KERNELS"
-"""Environment variable: `off` disables the kernels on GPUs, whatever is built; `untried` also enables those that were checked
-only on a CPU and not yet measured on a GPU."""
+"""Environment variable: `off` disables the kernels on GPUs, whatever is built."""
 FORMATS = {torch.float16: 0, torch.bfloat16: 1}
 _FUNCTIONS = (
     "unimo_attention_forward",
-    "unimo_attention_forward_bulk",
     "unimo_attention_backward",
     "unimo_bias_gelu_forward",
     "unimo_bias_gelu_backward",
@@ -84,13 +82,6 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 def number_of(name: str, device: torch.device) -> int:
     """Result of a C function without arguments, in the library that serves a device's tensors."""
     return int(getattr(library_of(device), name)())
-
-
-def refusal_of_untried(tensor: torch.Tensor) -> str | None:
-    """Why a kernel that is not yet measured on a GPU is not used for this tensor; None if enabled, or emulated."""
-    if tensor.device.type != "cuda" or os.environ.get(SWITCH) == "untried":
-        return None
-    return f"no GPU has measured it yet ({SWITCH}=untried takes it)"
 
 
 @functools.cache
