@@ -78,7 +78,11 @@ def test_steps_are_traced(straight: Path) -> None:
 
 def test_a_gpu_loses_what_a_cpu_loses(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32: every logged loss of every step."""
-    settings = {"engine__deepspeed_config": "zero1_fp32", "engine__contrastive": "tiled", "batch__micro_batch_tokens": 1 << 16}
+    settings = {
+        "engine__deepspeed_config": "zero1_fp32",
+        "engine__contrastive": "tiled",
+        "batch__micro_batch_tokens": 1 << 16,
+    }
     launch(TRAIN, arguments(corpus, tmp_path / "gpu", **settings), processes=torch.cuda.device_count())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     launch(TRAIN, arguments(corpus, tmp_path / "cpu", **settings), processes=1)
