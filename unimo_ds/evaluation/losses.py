@@ -49,16 +49,15 @@ def held_out_losses(
     with evaluating(engine):
         for rows in dealt[engine.communicator.rank]:
             examples = _examples(corpus, selection.rows(rows), tokenizer, vocabulary, config)
-            batch = pack(examples, feature_size=corpus.feature_size, classes_per_region=corpus.classes_per_region).to(
-                engine.device
-            )
-            output = engine.forward(batch)
+            batch = pack(examples, feature_size=corpus.feature_size, classes_per_region=corpus.classes_per_region)
+            on_device = batch.to(engine.device)
+            output = engine.forward(on_device)
             for column, objective in enumerate(task.objectives):
-                totals[0, column] += objective.loss_sum(output, batch).double().cpu()
+                totals[0, column] += objective.loss_sum(output, on_device).double().cpu()
                 totals[1, column] += objective.count(batch)
                 if objective.name in _LANGUAGE:
                     assert output.language_correct is not None  # set in evaluation
-                    of_objective = batch.language_objectives == int(_LANGUAGE[objective.name])
+                    of_objective = on_device.language_objectives == int(_LANGUAGE[objective.name])
                     totals[2, column] += int((output.language_correct & of_objective).sum())
     sums, counts, correct = engine.communicator.all_reduce_sum(totals.to(engine.device)).tolist()
     result: dict[str, float] = {}
