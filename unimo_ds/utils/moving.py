@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 def moved(value: Value, device: torch.device) -> Value:
-    """A dataclass or tuple with every tensor in it, at any depth, on `device`; the copies do not wait for work there.
+    """A dataclass or tuple with every tensor in it, at any depth, on `device`; copies to a GPU do not wait for work there.
 
     Tensors that share one storage (a step's batch as its loader sends it) are moved by one copy. Otherwise, small ones are
     first put into one block of page-locked memory.
@@ -82,7 +82,7 @@ def _are_one_block(tensors: Sequence[torch.Tensor]) -> bool:
 
 def _together_on(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     if device.type == "cpu" or not tensors or tensors[0].device.type != "cpu":
-        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+        return [tensor.to(device) for tensor in tensors]  # to the host it waits: who reads there needs what was copied
     are_one_block = _are_one_block(tensors)
     are_together = [are_one_block or tensor.nbytes <= _SMALL for tensor in tensors]
     together = list(itertools.compress(tensors, are_together))

@@ -1,0 +1,13 @@
+"""The devices that tests compare with the CPU: the second one everywhere, by `pytest -m gpu` a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.second_device import second_device
+
+
+@pytest.fixture(scope="session", params=["second", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return second_device() if request.param == "second" else torch.device(request.param, 0)
