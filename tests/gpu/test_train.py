@@ -77,11 +77,12 @@ def test_steps_are_traced(straight: Path) -> None:
 
 
 def test_a_gpu_loses_what_a_cpu_loses(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32: every logged loss of every step."""
+    """fp32: every logged loss of every step, and of the evaluations before, between and after."""
     settings = {
         "engine__deepspeed_config": "zero1_fp32",
         "engine__contrastive": "tiled",
         "batch__micro_batch_tokens": 1 << 16,
+        "evaluation__every_steps": TOTAL_STEPS // 2,
     }
     launch(TRAIN, arguments(corpus, tmp_path / "gpu", **settings), processes=torch.cuda.device_count())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -89,7 +90,7 @@ def test_a_gpu_loses_what_a_cpu_loses(corpus: Path, tmp_path: Path, monkeypatch:
     there, here = logged(tmp_path / "gpu"), logged(tmp_path / "cpu")
     assert list(there) == list(here)
     for step, values in here.items():
-        losses = {name: value for name, value in values.items() if name.startswith("loss/")}
+        losses = {name: value for name, value in values.items() if name.startswith(("loss/", "held_out/loss/"))}
         assert losses
         assert {name: there[step][name] for name in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5), step
 

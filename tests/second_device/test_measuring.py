@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,16 @@ from tests.huggingface import small as runs
 from tests.huggingface.test_family import HEADS
 from tests.serving.test_foils import WINOGROUND
 from unimo_ds import cli
+from unimo_ds.config import ContrastConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.evaluation.held_out import evaluate_held_out
 from unimo_ds.export.folder import export
 from unimo_ds.finetune.model import TaskModel
+from unimo_ds.generation.generate import GenerationSettings
 from unimo_ds.huggingface import heads
 from unimo_ds.huggingface.modeling import UnimoForPreTraining
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.serving.model import ServedModel
 
 CPU = torch.device("cpu")
 
@@ -37,11 +41,15 @@ def numbers_of(value: object, name: str = "") -> dict[str, object]:
     return {name: value}
 
 
-def assert_same(found: object, expected: object) -> None:
+ROUNDING = {"second": {"rel": 1e-5, "abs": 1e-6}, "cuda": {"rel": 0.05, "abs": 0.15}}
+"""On a GPU it may move a rank: one of a dozen."""
+
+
+def assert_same(device: torch.device, found: object, expected: object) -> None:
     there, here = numbers_of(found), numbers_of(expected)
     assert there.keys() == here.keys()
     for name, value in here.items():
-        wanted = pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True) if isinstance(value, float) else value
+        wanted = pytest.approx(value, **ROUNDING[device.type], nan_ok=True) if isinstance(value, float) else value
         assert there[name] == wanted, name
 
 
@@ -91,13 +99,14 @@ def ask(device: torch.device, tmp_path: Path) -> Callable[..., None]:
             result = tmp_path / f"{where.type}.json"
             assert cli.main([*map(str, words), "--device", str(where), "--json", str(result)]) == 0
             found.append(json.loads(result.read_text()))
-        assert_same(*found)
+        assert_same(device, *found)
 
     return compare
 
 
 def test_evaluation_during_training(device: torch.device, corpus: Path) -> None:
-    config = pairs.run_config(corpus)
+    shared = ContrastConfig(joint_encoding="shared_image")
+    config = dataclasses.replace(pairs.run_config(corpus), contrast=shared)
 
     def measured(where: torch.device) -> dict[str, Any]:
         model = Unimo(config.model, seed=3).to(where)
@@ -111,11 +120,12 @@ def test_evaluation_during_training(device: torch.device, corpus: Path) -> None:
 
     expected = measured(CPU)
     assert {"held_out/loss/masked_language", "held_out/rewrites/joint/word"} <= expected.keys()
-    assert_same(measured(device), expected)
+    assert_same(device, measured(device), expected)
 
 
 def test_zero_shot(ask, of_pairs: Path, corpus: Path, tmp_path: Path) -> None:
-    ask("evaluate", "zero-shot", "--checkpoint", of_pairs, "--data", corpus, "--rerank", 4)
+    drawn = ("--pictures", tmp_path / "pictures")
+    ask("evaluate", "zero-shot", "--checkpoint", of_pairs, "--data", corpus, "--rerank", 4, *drawn)
 
 
 def test_foils(ask, run: Path, photographs: Path, tmp_path: Path) -> None:
@@ -128,12 +138,20 @@ def test_classification(ask, run: Path, photographs: Path) -> None:
     ask("evaluate", "classification", "--checkpoint", run, "--data", photographs)
 
 
-@pytest.mark.parametrize(
-    "way", [("--beams", 1), ("--beams", 3, "--texts", 2, "--block-words", 2), ("--sample", "--top-k", 5)]
-)
+@pytest.mark.parametrize("way", [("--beams", 1), ("--beams", 3, "--texts", 2, "--block-words", 2)])
 def test_generation(ask, run: Path, photographs: Path, way: tuple) -> None:
     ask("generate", "--checkpoint", run, "--image", photographs / "boat", "--max-tokens", 8, *way)
     ask("generate", "--checkpoint", run, "--text", "a red ball", "two dogs", "--max-tokens", 8, *way)
+
+
+def test_sampling(device: torch.device, run: Path) -> None:
+    def drawn(where: torch.device) -> list:
+        settings = GenerationSettings(num_beams=1, num_texts=3, max_tokens=8, sample=True, top_k=5)
+        return ServedModel.open(run, device=where).write([None], ["a red ball"], settings)
+
+    assert drawn(device) == drawn(device)
+    if device.type == "second":  # a GPU draws other numbers
+        assert drawn(device) == drawn(CPU)
 
 
 @pytest.mark.parametrize("task", ["sst2", "gigaword"])
@@ -160,7 +178,7 @@ def test_search(device: torch.device, run: Path, photographs: Path, tmp_path: Pa
         capsys.readouterr()
         assert cli.main(["search", "two dogs", "--index", str(index), "--json", *names]) == 0
         found.append(json.loads(capsys.readouterr().out)["found"])
-    assert_same(*found)
+    assert_same(device, *found)
 
 
 def everything_of(model: transformers.PreTrainedModel, inputs: dict, labels: torch.Tensor | None) -> dict[str, Any]:
