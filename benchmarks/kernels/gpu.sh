@@ -83,6 +83,7 @@ checks() {
     tests model tests/gpu/test_model.py &
     tests engine tests/gpu/test_engine.py &
     tests train tests/gpu/test_train.py &
+    tests second tests/second_device &
     wait
 }
 
