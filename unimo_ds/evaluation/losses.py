@@ -45,7 +45,7 @@ def held_out_losses(
         world_size=engine.communicator.world_size,
     )
     vocabulary = Vocabulary.of(tokenizer)
-    totals = torch.zeros(3, len(task.objectives), dtype=torch.float64)
+    totals = torch.zeros(3, len(task.objectives), dtype=torch.float64, device=engine.device)
     with evaluating(engine):
         for rows in dealt[engine.communicator.rank]:
             examples = _examples(corpus, selection.rows(rows), tokenizer, vocabulary, config)
@@ -53,13 +53,13 @@ def held_out_losses(
             on_device = batch.to(engine.device)
             output = engine.forward(on_device)
             for column, objective in enumerate(task.objectives):
-                totals[0, column] += objective.loss_sum(output, on_device).double().cpu()
+                totals[0, column] += objective.loss_sum(output, on_device)
                 totals[1, column] += objective.count(batch)
                 if objective.name in _LANGUAGE:
                     assert output.language_correct is not None  # set in evaluation
                     of_objective = on_device.language_objectives == int(_LANGUAGE[objective.name])
-                    totals[2, column] += int((output.language_correct & of_objective).sum())
-    sums, counts, correct = engine.communicator.all_reduce_sum(totals.to(engine.device)).tolist()
+                    totals[2, column] += (output.language_correct & of_objective).sum()
+    sums, counts, correct = engine.communicator.all_reduce_sum(totals).tolist()
     result: dict[str, float] = {}
     for column, objective in enumerate(task.objectives):
         if counts[column]:
