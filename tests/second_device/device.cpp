@@ -12,6 +12,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <string_view>
 
 namespace {
@@ -274,7 +275,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty.memory_format", &empty);
   library.impl("empty_strided", &empty_strided);
   library.impl("_copy_from", &copy_from);
-  // Elsewhere torch has them call operators that the CPU does not have.
+  // torch's own for such a device calls an operator that the CPU does not have.
   library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&compute_on_host>());
 }
 
