@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
 
 from unimo_ds.config import OptimizerConfig, RunConfig
 from unimo_ds.engine import ds_config
@@ -27,6 +28,12 @@ def test_every_shipped_file_loads(name: str) -> None:
 def test_the_documented_set_is_shipped() -> None:
     expected = {f"zero{stage}_{precision}" for stage in range(4) for precision in ("fp32", "bf16", "fp16")}
     assert expected | {"zero2_offload_bf16", "zero3_offload_bf16"} == set(ALL)
+
+
+def test_deepspeed_is_told_not_to_wait_for_the_device_to_time_steps() -> None:
+    timers = DeepSpeedConfig(ds_config.load("zero1_bf16", CONFIG, 1)).timers_config
+    assert not timers.enabled
+    assert not timers.synchronized
 
 
 def test_batch_and_clipping_come_from_the_recipe() -> None:

@@ -97,6 +97,9 @@ def load(name_or_path: str, config: RunConfig, world_size: int) -> dict[str, Any
         "gradient_clipping": float(config.optimizer.clip_norm),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        # DeepSpeed would wait for the GPU before every forward pass and after every step, to time them: nothing could be queued
+        # ahead. The trainer measures speed itself (`engine/speed.py`).
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
 
 
