@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from unimo_ds.data.schema import PackedBatch
+from unimo_ds.engine.carried import carried
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.rehearsal import clean_part
 from unimo_ds.losses.contrast_plan import ContrastPlan
@@ -76,6 +77,12 @@ def carry(output: ModelOutput, contrast: Contrast, index: int) -> torch.Tensor:
 
     output: of micro-batch `index`, with gradients.
     """
-    carried = (output.pooled_images.float() * contrast.image_gradients[index]).sum()
-    carried = carried + (output.pooled_texts.float() * contrast.text_gradients[index]).sum()
-    return carried + output.temperature * (contrast.temperature_gradient if index == 0 else 0.0)
+    of_temperature = contrast.temperature_gradient
+    return carried(
+        (output.pooled_images, output.pooled_texts, output.temperature),
+        (
+            contrast.image_gradients[index],
+            contrast.text_gradients[index],
+            of_temperature if index == 0 else torch.zeros_like(of_temperature),
+        ),
+    )

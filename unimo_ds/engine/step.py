@@ -1,7 +1,8 @@
 """One optimizer step: all objectives in one gradient-carrying forward per micro-batch.
 
 Sums and counts. Counts come from packing and are summed over ranks before the first backward; each micro-batch then
-contributes weight * sum * world_size / global count (DeepSpeed averages gradients over ranks), so N ranks equal one rank.
+contributes weight * sum * world_size / global count (DeepSpeed averages gradients over ranks), so N ranks equal one rank. These
+factors are known before, so no loss is added up before its backward pass (`carried.py`).
 
 The contrastive group, whose pairs need every pooled vector of the step at once, is in `contrast.py`.
 
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 import torch
 
 from unimo_ds.data.schema import StepBatch
+from unimo_ds.engine.carried import carried
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.losses.contrast_plan import make_plan
 from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
+from unimo_ds.utils.moving import moved
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def train_step(
         weight * engine.communicator.world_size / max(count, 1.0)
         for weight, count in zip(task.weights, counts, strict=True)
     ]
+    scales_L = moved(torch.tensor(scales), engine.device)
     engine.set_learning_rate(learning_rate)
     plan = None
     if num_pairs:
@@ -112,12 +116,14 @@ def train_step(
     temperature = torch.zeros((), device=engine.device)
     for index, micro_batch in enumerate(micro_batches):
         output = only_output if only_output is not None else engine.forward(micro_batch)
-        local = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
-        loss = sum((value * scale for value, scale in zip(local, scales, strict=True)), start=anchor(output))
+        sums_L = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
+        loss = carried((sums_L,), (scales_L,))
         if contrast is not None:
             loss = loss + carry(output, contrast, index)
+        if contrast is None or output.heads:
+            loss = loss + anchor(output)
         engine.backward(loss, is_boundary=index == last)
-        sums[:-1] += local.detach()
+        sums[:-1] += sums_L.detach()
         temperature = output.temperature.detach()
     if contrast is not None:
         sums[-1] = contrast.loss_sum
