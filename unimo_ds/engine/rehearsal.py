@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.utils.moving import moved
@@ -28,50 +30,62 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
     The pooled vectors are those of the full batch, in its order and with its dropout masks. Images used only by corrupted
     sequences are removed on the device, so that features are not copied again. Tokens have no tags in pre-training.
     """
-    is_kept_S = torch.zeros(batch.num_sequences, dtype=torch.bool)
-    is_kept_S[batch.position_sequence[torch.cat((batch.pooled_image_at, batch.pooled_text_at))].long()] = True
-    is_kept_T = is_kept_S[batch.position_sequence.long()]
-    sequence_S, position_T = is_kept_S.cumsum(0) - 1, is_kept_T.cumsum(0) - 1
-    is_kept_token, is_kept_region = is_kept_T[batch.token_at], is_kept_T[batch.region_at]
-    lengths = batch.sequence_starts.diff()[is_kept_S]
-    rows = batch.region_row[is_kept_region]
-    is_shown_N = torch.zeros(len(batch.region_boxes), dtype=torch.bool)
+    here = {
+        field.name: value.numpy()
+        for field in dataclasses.fields(batch)
+        if field.name not in _ROWS and isinstance(value := getattr(batch, field.name), torch.Tensor)
+    }
+    at = {name: here[name] for name in ("token_at", "region_at", "pooled_image_at", "pooled_text_at")}
+    is_kept_S = np.zeros(batch.num_sequences, bool)
+    is_kept_S[here["position_sequence"][np.concatenate((at["pooled_image_at"], at["pooled_text_at"]))]] = True
+    all_lengths_S = np.diff(here["sequence_starts"])
+    is_kept_T = np.repeat(is_kept_S, all_lengths_S)
+    kept_S, kept_T = np.flatnonzero(is_kept_S), np.flatnonzero(is_kept_T)
+    token, region = (np.flatnonzero(is_kept_T.take(at[name])) for name in ("token_at", "region_at"))
+    sequence_S, position_T = is_kept_S.cumsum() - 1, is_kept_T.cumsum() - 1
+    lengths = all_lengths_S.take(kept_S)
+    rows = here["region_row"].take(region)
+    is_shown_N = np.zeros(len(batch.region_boxes), bool)
     is_shown_N[rows] = True
-    is_kept_M = is_shown_N[batch.image_starts[:-1].long()]  # every use of an image includes its first row, [IMG]
-    image_lengths_M = batch.image_starts.diff()
-    is_kept_N = is_kept_M.repeat_interleave(image_lengths_M)
-    owners = batch.prefix_of[is_kept_S].long()  # an image encoded without text, also clean
+    is_kept_M = is_shown_N.take(here["image_starts"][:-1])  # every use of an image includes its first row, [IMG]
+    all_lengths_M = np.diff(here["image_starts"])
+    is_kept_N = np.repeat(is_kept_M, all_lengths_M)
+    lengths_M = all_lengths_M[is_kept_M]
+    owners = here["prefix_of"].take(kept_S)  # an image encoded without text, also clean
     kept = {
         "sequence_starts": _starts(lengths),
-        "prefix_lengths": batch.prefix_lengths[is_kept_S],
-        "sequence_seeds": batch.sequence_seeds[is_kept_S],
-        "prefix_of": torch.where(owners >= 0, sequence_S[owners], -1).int(),
-        "position_sequence": sequence_S[batch.position_sequence[is_kept_T].long()].int(),
-        "position_offset": batch.position_offset[is_kept_T],
-        "position_keys": batch.position_keys[is_kept_T],
-        "token_ids": batch.token_ids[is_kept_token],
-        "token_at": position_T[batch.token_at[is_kept_token]],
-        "token_positions": batch.token_positions[is_kept_token],
-        "image_starts": _starts(image_lengths_M[is_kept_M]),
-        "region_row": (is_kept_N.cumsum(0) - 1)[rows],
-        "rows": is_kept_N.nonzero()[:, 0],
-        "region_at": position_T[batch.region_at[is_kept_region]],
-        "pooled_image_at": position_T[batch.pooled_image_at],
-        "pooled_text_at": position_T[batch.pooled_text_at],
+        "prefix_lengths": here["prefix_lengths"].take(kept_S),
+        "sequence_seeds": here["sequence_seeds"].take(kept_S),
+        "prefix_of": np.where(owners >= 0, sequence_S[owners], -1).astype(np.int32),
+        "position_sequence": np.repeat(np.arange(len(kept_S), dtype=np.int32), lengths),
+        "position_offset": here["position_offset"].take(kept_T),
+        "position_keys": here["position_keys"].take(kept_T),
+        "token_ids": here["token_ids"].take(token),
+        "token_at": position_T.take(at["token_at"].take(token)),
+        "token_positions": here["token_positions"].take(token),
+        "image_starts": _starts(lengths_M),
+        "region_row": (is_kept_N.cumsum() - 1).take(rows),
+        "rows": np.flatnonzero(is_kept_N),
+        "region_at": position_T.take(at["region_at"].take(region)),
+        "pooled_image_at": position_T.take(at["pooled_image_at"]),
+        "pooled_text_at": position_T.take(at["pooled_text_at"]),
     }
     device = on_device.token_ids.device
-    changes: dict[str, Any] = dict(zip(kept, moved(tuple(kept.values()), device), strict=True))
+    tensors = moved(tuple(map(torch.from_numpy, kept.values())), device)
+    changes: dict[str, Any] = dict(zip(kept, tensors, strict=True))
     changes |= {name: getattr(on_device, name)[:0] for name in _TARGETS}
     kept_rows = changes.pop("rows")
     changes |= {name: getattr(on_device, name).index_select(0, kept_rows) for name in _ROWS}
     return dataclasses.replace(
         on_device,
         **changes,
-        longest=max(lengths.tolist(), default=0),
-        longest_image=max(image_lengths_M[is_kept_M].tolist(), default=0),
+        longest=int(lengths.max(initial=0)),
+        longest_image=int(lengths_M.max(initial=0)),
     )
 
 
-def _starts(lengths: torch.Tensor) -> torch.Tensor:
+def _starts(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
     """[n + 1] int32 offsets."""
-    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)))
+    starts = np.zeros(len(lengths) + 1, np.int32)
+    lengths.cumsum(out=starts[1:])
+    return starts
