@@ -31,7 +31,6 @@ from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.layout import make_layout
-from unimo_ds.ops.linear_gelu import linear_gelu
 from unimo_ds.ops.native import attention, bias_gelu, library
 from unimo_ds.tasks.pretraining import join_tables
 from unimo_ds.utils import moving

@@ -37,9 +37,8 @@ class Contrast:
 
 def rehearse(engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]) -> list[ModelOutput]:
     """Outputs of the clean sequences of every micro-batch without gradients."""
-    parts = [clean_part(*both) for both in zip(on_host, on_device, strict=True)]  # all copies before the first forward
-    with torch.no_grad():
-        return [engine.forward(part) for part in parts]
+    with torch.no_grad():  # while a GPU encodes one part, the host makes the next
+        return [engine.forward(clean_part(*both)) for both in zip(on_host, on_device, strict=True)]
 
 
 def contrast_of(

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
 from unimo_ds.ops.contrastive import NO_ITEM
-from unimo_ds.ops.grouping import Groups, group
+from unimo_ds.ops.grouping import Groups, group_on_host
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.moving import moved
 
@@ -132,7 +132,7 @@ def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) ->
     if form != "one_log":
         ends = [other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop, num_scores]
     sizes = np.diff(ends, prepend=0).tolist()
-    parts = tuple(group(owners, num_pairs) for owners in torch.split(torch.from_numpy(pair), sizes))
+    parts = tuple(group_on_host(owners, num_pairs) for owners in np.split(pair, ends[:-1]))
     images, texts = _agreed(
         brought(table.pair_image, scores["image"], keys[:, 1], with_roles(SequenceRole.RELATED_IMAGE)),
         brought(table.pair_text, scores["text"], keys[:, 2], other_texts),
@@ -140,10 +140,10 @@ def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) ->
     )
     return ContrastPlan(
         sizes=sizes,
-        score_images=group(torch.from_numpy(scores["image"]), int(scores["image"].max(initial=-1)) + 1),
-        score_texts=group(torch.from_numpy(scores["text"]), int(scores["text"].max(initial=-1)) + 1),
+        score_images=group_on_host(scores["image"], int(scores["image"].max(initial=-1)) + 1),
+        score_texts=group_on_host(scores["text"], int(scores["text"].max(initial=-1)) + 1),
         parts=parts,
-        has_any=torch.stack([part.starts.diff() > 0 for part in parts]),
+        has_any=torch.from_numpy(np.stack([np.diff(part.starts.numpy()) > 0 for part in parts])),
         own_score=torch.from_numpy(own_single),
         rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
         asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 _ALIGNMENT = 64
-_SMALL = 1 << 16
-"""Bytes up to which an extra copy on the host costs less than a separate one to the GPU."""
+_SMALL = 1 << 22
+"""Bytes up to which a tensor is first copied to page-locked memory. The driver would copy it as well, but for more than some ten
+kilobytes wait for the GPU's queued work."""
 
 Value = TypeVar("Value")
 
@@ -38,7 +39,8 @@ def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> 
     if isinstance(value, torch.Tensor):
         return function(value)  # type: ignore[return-value]
     if isinstance(value, tuple):
-        parts = [replaced(part, function) for part in value]
+        # A batch has hundreds of keys, which are strings.
+        parts = [part if isinstance(part, str) else replaced(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes: dict[str, Any] = {
