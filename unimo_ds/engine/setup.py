@@ -6,6 +6,7 @@ Differences from plain DeepSpeed use, and why:
 - Models may return a dataclass. DeepSpeed finds tensors only in tuples and dictionaries, and silently does not prepare
   the backward pass of other outputs, so outputs pass through it as a dictionary.
 - fp16 without ZeRO: DeepSpeed 0.19.8 divides gradients by the loss scale but never multiplies the loss by it; done here.
+- In bf16 at ZeRO stage 1 gradients are added up and clipped together (`joined_gradients.py`).
 - All ranks together skip a step with a non-finite loss or gradient, at every stage and precision.
 """
 
@@ -20,13 +21,14 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from unimo_ds.config import RunConfig
-from unimo_ds.engine import optim
+from unimo_ds.engine import joined_gradients, optim
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.engine.frozen import WithFrozen, frozen_weights
@@ -63,6 +65,8 @@ class Engine:
         self._optimizer = optimizer
         self.wrapper = self._deepspeed.optimizer
         self.masters = make_masters(self.wrapper)
+        if isinstance(self.wrapper, BF16_Optimizer):
+            joined_gradients.join(self.wrapper)
         if frozen:
             self.masters = WithFrozen(self.masters, frozen)
         if initial:
