@@ -59,6 +59,6 @@ class _Dropout(torch.autograd.Function):
 
 
 _PATHS: dict[str, Path[Callable[..., torch.Tensor]]] = {
-    "native": Path(torch.ops.unimo.dropout, native.refusal_of_dropout),
+    "native": Path(native.dropout, native.refusal_of_dropout),
     "plain": Path(_Dropout.apply),
 }

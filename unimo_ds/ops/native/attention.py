@@ -60,7 +60,7 @@ def attention(
     tables = tables_of(layout)
     keys = layout.position_keys if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
-    output, _ = torch.ops.unimo.attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole)
+    output, _ = attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole)
     return output  # type: ignore[no-any-return]
 
 
@@ -221,23 +221,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    result = torch.ops.unimo.attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
+    result = attention_backward(gradient, *ctx.saved_tensors, ctx.probability, ctx.site, ctx.whole)
     return result, *[None] * 7
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
-launcher.define(
+attention_forward = launcher.Operator(
     _OPERATORS,
     "attention_forward(Tensor query_key_value, Tensor tiles, Tensor sequences, Tensor sharing, Tensor position_keys,"
     " float probability, int site, int whole) -> (Tensor, Tensor)",
     _forward,
     _forward_shapes,
+    derivative=_derivative,
+    save=_save,
 )
-launcher.define(
+attention_backward = launcher.Operator(
     _OPERATORS,
     "attention_backward(Tensor gradient, Tensor query_key_value, Tensor output, Tensor log_sums, Tensor tiles, Tensor sequences,"
     " Tensor sharing, Tensor position_keys, float probability, int site, int whole) -> Tensor",
     _backward,
     _backward_shapes,
 )
-launcher.differentiate(_OPERATORS, "attention_forward", _derivative, _save)

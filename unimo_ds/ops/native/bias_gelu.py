@@ -38,7 +38,7 @@ def refusal(x_TI: torch.Tensor, bias_F: torch.Tensor) -> str | None:
 
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor) -> torch.Tensor:
     """gelu(x + bias), [T, F]; summed in fp32, as is the gradient of the bias. Callers check `refusal` first."""
-    result: torch.Tensor = torch.ops.unimo.bias_gelu_forward(x_TF, bias_F)
+    result: torch.Tensor = bias_gelu_forward(x_TF, bias_F)
     return result
 
 
@@ -78,21 +78,22 @@ def _save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> N
 
 
 def _derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    found: tuple[torch.Tensor, torch.Tensor] = torch.ops.unimo.bias_gelu_backward(gradient, *ctx.saved_tensors)
+    found: tuple[torch.Tensor, torch.Tensor] = bias_gelu_backward(gradient, *ctx.saved_tensors)
     return found
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
-launcher.define(
+bias_gelu_forward = launcher.Operator(
     _OPERATORS,
     "bias_gelu_forward(Tensor x, Tensor bias) -> Tensor",
     _forward,
     lambda x, bias: x.new_empty(x.shape),
+    derivative=_derivative,
+    save=_save,
 )
-launcher.define(
+bias_gelu_backward = launcher.Operator(
     _OPERATORS,
     "bias_gelu_backward(Tensor gradient, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     _backward,
     lambda gradient, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape)),
 )
-launcher.differentiate(_OPERATORS, "bias_gelu_forward", _derivative, _save)

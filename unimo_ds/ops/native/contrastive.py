@@ -59,7 +59,7 @@ def log_sum_exps(
     rows: [A, D], columns: [B, D], fp16 or bf16, or fp32, which is rounded to fp16 (unit vectors are expected).
     inverse_temperature: fp32 scalar. Differentiable in all three. Callers check `refusal` first.
     """
-    return Logs(*torch.ops.unimo.contrastive_forward(rows, columns, inverse_temperature, *keys, both))
+    return Logs(*contrastive_forward(rows, columns, inverse_temperature, *keys, both))
 
 
 def gradients(
@@ -76,7 +76,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `score_blocks.gradients`; gradients of the vectors are fp32."""
     vectors = (rows, columns, inverse_temperature)
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.unimo.contrastive_backward(
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = contrastive_backward(
         row_gradients, column_gradients, *vectors, *keys, row_logs, column_logs, both, True
     )
     return found
@@ -288,20 +288,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _derivative(ctx: Any, of_rows: torch.Tensor, _: Any, of_columns: torch.Tensor, __: Any) -> tuple[Any, ...]:
     wide = ctx.saved_tensors[0].dtype == torch.float32
-    found = torch.ops.unimo.contrastive_backward(of_rows, of_columns, *ctx.saved_tensors, ctx.both, wide)
+    found = contrastive_backward(of_rows, of_columns, *ctx.saved_tensors, ctx.both, wide)
     return *found, None, None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
 _KEYS = "Tensor row_keys, Tensor column_keys, Tensor row_items, Tensor column_items"
-launcher.define(
+contrastive_forward = launcher.Operator(
     _OPERATORS,
     f"contrastive_forward(Tensor rows, Tensor columns, Tensor inverse_temperature, {_KEYS}, bool both)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_shapes,
+    derivative=_derivative,
+    save=_save,
 )
-launcher.define(
+contrastive_backward = launcher.Operator(
     _OPERATORS,
     "contrastive_backward(Tensor row_gradients, Tensor column_gradients, Tensor rows, Tensor columns,"
     f" Tensor inverse_temperature, {_KEYS}, Tensor row_logs, Tensor column_logs, bool both, bool wide)"
@@ -309,4 +311,3 @@ launcher.define(
     _backward,
     _backward_shapes,
 )
-launcher.differentiate(_OPERATORS, "contrastive_forward", _derivative, _save)

@@ -60,7 +60,7 @@ def tied_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `ops.cross_entropy.tied_cross_entropy`, but is_correct is empty unless `tells_correct`; the loss of a target outside
     the vocabulary is NaN. Callers check `refusal` first."""
-    losses_N, is_correct_N, _, _ = torch.ops.unimo.cross_entropy_forward(
+    losses_N, is_correct_N, _, _ = cross_entropy_forward(
         hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct
     )
     return losses_N, is_correct_N
@@ -243,23 +243,24 @@ def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None
         return (None,) * 6
     # Slopes overwrite the kept logits: another pass through the same graph recomputes them.
     kept, ctx.kept = ctx.kept, ctx.kept.new_empty((0, ctx.kept.shape[1]))
-    found = torch.ops.unimo.cross_entropy_backward(gradient, *ctx.saved_tensors, kept, ctx.smoothing)
+    found = cross_entropy_backward(gradient, *ctx.saved_tensors, kept, ctx.smoothing)
     return *found, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
-launcher.define(
+cross_entropy_forward = launcher.Operator(
     _OPERATORS,
     "cross_entropy_forward(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, float smoothing, bool tells_correct)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_shapes,
+    derivative=_derivative,
+    save=_save,
 )
-launcher.define(
+cross_entropy_backward = launcher.Operator(
     _OPERATORS,
     "cross_entropy_backward(Tensor gradient, Tensor hidden, Tensor weight, Tensor bias, Tensor facts, Tensor(a!) kept,"
     " float smoothing) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_shapes,
 )
-launcher.differentiate(_OPERATORS, "cross_entropy_forward", _derivative, _save)

@@ -55,7 +55,7 @@ def refusal(x_TD: torch.Tensor, weight_D: torch.Tensor) -> str | None:
 
 def dropout_add_layer_norm(*arguments: Any) -> torch.Tensor:
     """`ops.dropout_norm.dropout_add_layer_norm`, with its arguments in the same order. Callers check `refusal` first."""
-    result: torch.Tensor = torch.ops.unimo.dropout_norm_forward(*arguments)[0]
+    result: torch.Tensor = dropout_norm_forward(*arguments)[0]
     return result
 
 
@@ -86,7 +86,7 @@ def _save_dropout(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 
 
 def _dropout_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return torch.ops.unimo.dropout(gradient, *ctx.saved_tensors, ctx.probability, ctx.site), None, None, None
+    return dropout(gradient, *ctx.saved_tensors, ctx.probability, ctx.site), None, None, None
 
 
 def _forward(
@@ -157,32 +157,34 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 def _derivative(ctx: Any, gradient: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if gradient is None:
         return (None,) * 8
-    x_gradient, residual_gradient, of_weights = torch.ops.unimo.dropout_norm_backward(
+    x_gradient, residual_gradient, of_weights = dropout_norm_backward(
         gradient, *ctx.saved_tensors, ctx.probability, ctx.site
     )
     return x_gradient, residual_gradient, *of_weights.unbind(), None, None, None, None
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
-launcher.define(
+dropout = launcher.Operator(
     _OPERATORS,
     "dropout(Tensor x, Tensor position_keys, float probability, int site) -> Tensor",
     _dropout,
     lambda x, *_: x.new_empty(x.shape),
+    derivative=_dropout_derivative,
+    save=_save_dropout,
 )
-launcher.define(
+dropout_norm_forward = launcher.Operator(
     _OPERATORS,
     "dropout_norm_forward(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor position_keys, float probability,"
     " int site, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_shapes,
+    derivative=_derivative,
+    save=_save,
 )
-launcher.define(
+dropout_norm_backward = launcher.Operator(
     _OPERATORS,
     "dropout_norm_backward(Tensor gradient, Tensor total, Tensor means, Tensor inverse_deviations, Tensor weight,"
     " Tensor position_keys, float probability, int site) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_shapes,
 )
-launcher.differentiate(_OPERATORS, "dropout_norm_forward", _derivative, _save)
-launcher.differentiate(_OPERATORS, "dropout", _dropout_derivative, _save_dropout)

@@ -10,6 +10,8 @@ import torch
 
 from unimo_ds.ops.native import library
 
+_NUMBERS = frozenset((int, float, bool, type(None)))
+
 
 class Arguments(ctypes.Structure):
     """Arguments of a C function: numbers and addresses of tensors. It does not keep the tensors alive."""
@@ -21,7 +23,7 @@ class Arguments(ctypes.Structure):
     def set(self, **values: torch.Tensor | float | None) -> None:
         """Fill fields; None is a null pointer."""
         for name, value in values.items():
-            setattr(self, name, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+            setattr(self, name, value if type(value) in _NUMBERS else value.data_ptr())  # type: ignore[union-attr]
 
 
 def addresses(names: str) -> list[tuple[str, type]]:
@@ -36,7 +38,7 @@ def integers(names: str) -> list[tuple[str, type]]:
 
 def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Callable[[ctypes.Structure], None]:
     """A C function on a tensor's device and torch's current stream there, as a function of its argument structure. The device
-    must be the current one, as it is within operators made by `define`.
+    must be the current one, as it is within an `Operator`.
 
     format_number: replaces that of the tensor's dtype.
     """
@@ -56,41 +58,79 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def define(
-    operators: torch.library.Library, schema: str, function: Callable[..., Any], shapes: Callable[..., Any]
-) -> None:
-    """Register an operator for CUDA and, with emulated kernels, the CPU, with its shapes for tracing."""
-    name = schema.split("(")[0]
+class Operator:
+    """A torch operator of the kernels.
 
-    def on_its_device(*arguments: Any) -> Any:
-        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
-            return function(*arguments)
-
-    operators.define(schema)  # type: ignore[no-untyped-call]
-    for device in ("CUDA", "CPU"):
-        operators.impl(name, on_its_device, device)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"unimo::{name}", shapes, lib=operators)
-
-
-def differentiate(
-    operators: torch.library.Library, name: str, derivative: Callable[..., Any], save: Callable[..., None]
-) -> None:
-    """Give an operator its derivative, as `torch.library.register_autograd` does at twice the host time per call.
-
-    derivative: (ctx, *gradients of the results) -> gradients of the arguments. save: (ctx, arguments, results).
+    Python calls of it do not pass torch's dispatcher, which takes as long as the rest of the host's work, unless someone there
+    is to see it: a compiler that traces shapes, a dispatch mode that counts or records.
     """
-    operator = getattr(torch.ops.unimo, name).default
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                results = operator(*arguments)
-            save(ctx, arguments, results)
-            return results
+    def __init__(
+        self,
+        operators: torch.library.Library,
+        schema: str,
+        function: Callable[..., Any],
+        shapes: Callable[..., Any],
+        *,
+        derivative: Callable[..., Any] | None = None,
+        save: Callable[..., None] | None = None,
+    ) -> None:
+        """Register the operator for CUDA and, with emulated kernels, the CPU.
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return derivative(ctx, *gradients)
+        function: launches the kernels. shapes: of its results, for tracing. derivative: (ctx, *gradients of the results) ->
+        gradients of the arguments, as `torch.library.register_autograd` takes it at several times the host time per call.
+        save: (ctx, arguments, results).
+        """
+        name = schema.split("(")[0]
+        self._function = function
+        operators.define(schema)  # type: ignore[no-untyped-call]
+        self._registered = getattr(torch.ops.unimo, name).default
+        for device in ("CUDA", "CPU"):
+            operators.impl(name, self._on_its_device, device)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"unimo::{name}", shapes, lib=operators)
+        self._differentiable = None
+        if derivative is not None and save is not None:
+            self._differentiable = self._make_differentiable(name, derivative, save)
+            operators.impl(name, self._differentiable, "Autograd")  # type: ignore[no-untyped-call]
 
-    operators.impl(name, Differentiable.apply, "Autograd")  # type: ignore[no-untyped-call]
+    def __call__(self, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or _is_watched(arguments[0]):
+            return self._registered(*arguments)
+        if self._differentiable is not None and torch.is_grad_enabled():
+            return self._differentiable(*arguments)
+        return self._on_its_device(*arguments)
+
+    def _on_its_device(self, *arguments: Any) -> Any:
+        index = arguments[0].device.index
+        if index is None or index == torch.cuda.current_device():
+            return self._function(*arguments)
+        with torch.cuda.device(index):
+            return self._function(*arguments)
+
+    def _make_differentiable(
+        self, name: str, derivative: Callable[..., Any], save: Callable[..., None]
+    ) -> Callable[..., Any]:
+        registered, run = self._registered, self._on_its_device
+
+        class Differentiable(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *arguments: Any) -> Any:
+                with torch._C._AutoDispatchBelowAutograd():
+                    results = (registered if _is_watched(arguments[0]) else run)(*arguments)
+                save(ctx, arguments, results)
+                return results
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: Any) -> Any:
+                return derivative(ctx, *gradients)
+
+        Differentiable.__name__ = name  # as profiles show it
+        return Differentiable.apply
+
+
+def _is_watched(tensor: torch.Tensor) -> bool:
+    """Whether a call must pass torch's dispatcher."""
+    return torch._C._len_torch_dispatch_stack() > 0 or type(tensor) not in _PLAIN or tensor.is_meta
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -43,22 +43,20 @@ def pair_scores(left_ND: torch.Tensor, right_MD: torch.Tensor, left: Groups, rig
 
     left, right: the scores by vector; vectors after the last group have none.
     """
-    scores: torch.Tensor = torch.ops.unimo.contrastive_pair_scores(left_ND, right_MD, *left, *right)
+    scores: torch.Tensor = contrastive_pair_scores(left_ND, right_MD, *left, *right)
     return scores
 
 
 def segment_log_sum_exp(values_Q: torch.Tensor, segments: Groups) -> torch.Tensor:
     """[P] fp32 log of the sum of exp of each segment's values; -inf for an empty one. Differentiable."""
-    logs: torch.Tensor = torch.ops.unimo.contrastive_segments(values_Q, *segments, segments.num_groups)
+    logs: torch.Tensor = contrastive_segments(values_Q, *segments, segments.num_groups)
     return logs
 
 
 def log_sum_exp(values_KP: torch.Tensor) -> torch.Tensor:
     """[P] fp32 log of the sum of exp of each column; the gradient of a -inf is 0. Differentiable."""
     nothing = values_KP.new_empty(0, dtype=torch.int64)
-    logs: torch.Tensor = torch.ops.unimo.contrastive_segments(
-        values_KP.flatten(), nothing, nothing, nothing, values_KP.shape[1]
-    )
+    logs: torch.Tensor = contrastive_segments(values_KP.flatten(), nothing, nothing, nothing, values_KP.shape[1])
     return logs
 
 
@@ -139,7 +137,7 @@ def _save_pairs(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
 
 def _pair_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     left, right, left_rows, left_order, left_starts, right_rows, right_order, right_starts = ctx.saved_tensors
-    back = torch.ops.unimo.contrastive_pair_gradient
+    back = contrastive_pair_gradient
     to_left = back(gradient, left, right, left_order, left_starts, right_rows) if ctx.needs_input_grad[0] else None
     to_right = back(gradient, right, left, right_order, right_starts, left_rows) if ctx.needs_input_grad[1] else None
     return to_left, to_right, *[None] * 6
@@ -191,36 +189,38 @@ def _save_segments(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _segment_derivative(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return torch.ops.unimo.contrastive_segment_gradient(gradient, *ctx.saved_tensors), *[None] * 4
+    return contrastive_segment_gradient(gradient, *ctx.saved_tensors), *[None] * 4
 
 
 _OPERATORS = torch.library.Library("unimo", "FRAGMENT")  # type: ignore[no-untyped-call]
-launcher.define(
+contrastive_pair_scores = launcher.Operator(
     _OPERATORS,
     "contrastive_pair_scores(Tensor left, Tensor right, Tensor left_rows, Tensor left_order, Tensor left_starts,"
     " Tensor right_rows, Tensor right_order, Tensor right_starts) -> Tensor",
     _scores,
     _score_shapes,
+    derivative=_pair_derivative,
+    save=_save_pairs,
 )
-launcher.define(
+contrastive_pair_gradient = launcher.Operator(
     _OPERATORS,
     "contrastive_pair_gradient(Tensor score_gradients, Tensor left, Tensor right, Tensor order, Tensor starts,"
     " Tensor right_rows) -> Tensor",
     _gradient,
     _gradient_shapes,
 )
-launcher.define(
+contrastive_segments = launcher.Operator(
     _OPERATORS,
     "contrastive_segments(Tensor values, Tensor index, Tensor order, Tensor starts, int num_segments) -> Tensor",
     _segments,
     _segment_shapes,
+    derivative=_segment_derivative,
+    save=_save_segments,
 )
-launcher.define(
+contrastive_segment_gradient = launcher.Operator(
     _OPERATORS,
     "contrastive_segment_gradient(Tensor gradient, Tensor logs, Tensor values, Tensor index, Tensor order, Tensor starts)"
     " -> Tensor",
     _segment_gradient,
     lambda gradient, logs, values, *_: values.new_empty(values.shape),
 )
-launcher.differentiate(_OPERATORS, "contrastive_pair_scores", _pair_derivative, _save_pairs)
-launcher.differentiate(_OPERATORS, "contrastive_segments", _segment_derivative, _save_segments)
