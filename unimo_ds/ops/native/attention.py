@@ -17,7 +17,6 @@ from torch.nn import functional
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.native import launcher, library
-from unimo_ds.utils import seed
 
 HEAD_SIZE = 64
 WINDOW = 128
@@ -173,11 +172,9 @@ def _arguments(query_key_value: torch.Tensor, call: _Call) -> _Arguments:
         num_sequences=len(call.sequences) - 1,
         num_positions=num_positions,
         num_heads=num_heads,
-        dropout_threshold=seed.keep_threshold(call.probability),
-        site_key=((call.site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
-        keep_scale=seed.keep_scale(call.probability),
         scale=1 / (math.sqrt(head_size) * math.log(2)),
         whole=call.whole,
+        **launcher.dropout_fields(call.probability, call.site),
     )
 
 

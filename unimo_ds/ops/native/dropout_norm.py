@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from unimo_ds.ops.native import launcher, library
-from unimo_ds.utils import seed
 
 LARGEST_SIZE = 1024
 _WARPS = 4
@@ -65,9 +64,7 @@ def _arguments(rows: torch.Tensor, position_keys: torch.Tensor, probability: flo
         position_keys=position_keys,
         num_rows=num_rows,
         num_columns=num_columns,
-        dropout_threshold=seed.keep_threshold(probability),
-        site_key=((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
-        keep_scale=seed.keep_scale(probability),
+        **launcher.dropout_fields(probability, site),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from unimo_ds.ops.native import library
+from unimo_ds.utils import seed
 
 _NUMBERS = frozenset((int, float, bool, type(None)))
 
@@ -34,6 +36,16 @@ def addresses(names: str) -> list[tuple[str, type]]:
 def integers(names: str) -> list[tuple[str, type]]:
     """C integer fields of a structure."""
     return [(name, ctypes.c_int) for name in names.split()]
+
+
+@functools.cache
+def dropout_fields(probability: float, site: int) -> dict[str, float]:
+    """What kernels with dropout get of its rate and number; see `utils/seed.py`."""
+    return {
+        "dropout_threshold": seed.keep_threshold(probability),
+        "site_key": ((site + 1) * 0x9E3779B9) & 0xFFFFFFFF,
+        "keep_scale": seed.keep_scale(probability),
+    }
 
 
 def bound(name: str, like: torch.Tensor, format_number: int | None = None) -> Callable[[ctypes.Structure], None]:

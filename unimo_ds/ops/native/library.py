@@ -103,6 +103,11 @@ def library_of(device: torch.device) -> ctypes.CDLL:
     """
     if device.type == "cpu":
         return load(_host_library(os.environ.get(ON_HOST, "sm_80")))
+    return _library_of_gpu(device)
+
+
+@functools.cache
+def _library_of_gpu(device: torch.device) -> ctypes.CDLL:
     number = _capability(device)
     path = _built_for(number)
     if path is None:
@@ -147,8 +152,9 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def current_stream(device: torch.device) -> int | None:
-    """Handle of torch's current stream, None on the host."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    """Handle of torch's current stream, None on the host. device: of a tensor, so it has an index."""
+    # Without the object around it that `torch.cuda.current_stream` makes.
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
 
 
 def require_done(status: int, what: str) -> None:
