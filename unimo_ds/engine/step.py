@@ -105,17 +105,18 @@ def train_step(
         plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
 
     # With one micro-batch the same forward gives the pooled vectors and carries gradients; with several, each is encoded twice.
-    only_output = engine.forward(micro_batches[0]) if last == 0 else None
+    rehearsed = rehearse(engine, batch.micro_batches, micro_batches) if plan is not None and last else None
+    # Before the contrastive loss: while a GPU computes it, the host launches that loss's many small kernels.
+    first = engine.forward(micro_batches[0])
     contrast = None
     if plan is not None:
-        outputs = [only_output] if only_output is not None else rehearse(engine, batch.micro_batches, micro_batches)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
-        contrast = contrast_of(engine, task, plan, outputs, scale=scale)
+        contrast = contrast_of(engine, task, plan, rehearsed or [first], scale=scale)
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)
     for index, micro_batch in enumerate(micro_batches):
-        output = only_output if only_output is not None else engine.forward(micro_batch)
+        output = engine.forward(micro_batch) if index else first
         sums_L = torch.stack([objective.loss_sum(output, micro_batch) for objective in task.objectives])
         loss = carried((sums_L,), (scales_L,))
         if contrast is not None:
