@@ -43,7 +43,7 @@ def idle_library() -> Any:
     """A kernels' library whose functions return 0 at once."""
     nothing = ctypes.CDLL(None).isascii  # 0 for any address
     nothing.argtypes, nothing.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p], ctypes.c_int
-    numbers = {"block_rows": 64, "whole_length": 128, "bulk_rows": 0}
+    numbers = {"block_rows": 64, "whole_length": 128}
     functions = {f"unimo_attention_{name}": lambda number=number: number for name, number in numbers.items()}
     return SimpleNamespace(**dict.fromkeys(library._FUNCTIONS, nothing), **functions)
 
