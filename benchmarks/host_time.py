@@ -25,7 +25,7 @@ from benchmarks import step as steps
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.transport import flatten, restore
 from unimo_ds.engine.rehearsal import clean_part
-from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.losses.contrast_plan import agree, make_plan
 from unimo_ds.ops.contrastive import pair_scores
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
@@ -99,8 +99,9 @@ def lists(samples: int) -> dict[str, Call]:
     batch: StepBatch = restore(
         flatten(steps.make_batches(steps.dataclasses.replace(config, batch=halves), arguments, 1)[0])
     )
-    table, communicator = join_tables(batch.micro_batches), SingleProcess()
-    plan = make_plan(table, form=config.contrast.form, communicator=communicator)
+    table = join_tables(batch.micro_batches)
+    agreed = agree(table, SingleProcess())
+    plan = make_plan(table, form=config.contrast.form, agreed=agreed)
     there = [one.to(torch.device("meta")) for one in batch.micro_batches]  # a device that does nothing
     print(
         f"{samples} samples: {positions} positions, {len(batch.micro_batches)} micro-batches, {plan.num_pairs} pairs, "
@@ -116,7 +117,7 @@ def lists(samples: int) -> dict[str, Call]:
 
     return {
         "one table of the micro-batches": lambda: join_tables(batch.micro_batches),
-        "plan of the contrastive loss": lambda: make_plan(table, form=config.contrast.form, communicator=communicator),
+        "plan of the contrastive loss": lambda: make_plan(table, form=config.contrast.form, agreed=agreed),
         "plan, put together for one copy": lambda: together(plan),
         "batch, put together for one copy": lambda: [together(one) for one in batch.micro_batches],
         "clean parts for the rehearsal": lambda: list(map(clean_part, batch.micro_batches, there)),

@@ -22,7 +22,7 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine.carried import carried
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.protocol import StepEngine
-from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.losses.contrast_plan import agree, make_plan
 from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
@@ -99,17 +99,16 @@ def train_step(
     ]
     scales_L = moved(torch.tensor(scales), engine.device)
     engine.set_learning_rate(learning_rate)
-    plan = None
-    if num_pairs:
-        table = join_tables(batch.micro_batches)
-        plan = make_plan(table, form=task.contrast.form, communicator=engine.communicator).to(engine.device)
+    table = join_tables(batch.micro_batches)
+    agreed = agree(table, engine.communicator) if num_pairs else None
 
     # With one micro-batch the same forward gives the pooled vectors and carries gradients; with several, each is encoded twice.
-    rehearsed = rehearse(engine, batch.micro_batches, micro_batches) if plan is not None and last else None
-    # Before the contrastive loss: while a GPU computes it, the host launches that loss's many small kernels.
+    rehearsed = rehearse(engine, batch.micro_batches, micro_batches) if agreed and last else None
+    # Before the contrastive loss: while a GPU computes it, the host plans that loss and launches its many small kernels.
     first = engine.forward(micro_batches[0])
     contrast = None
-    if plan is not None:
+    if agreed:
+        plan = make_plan(table, form=task.contrast.form, agreed=agreed).to(engine.device)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
         contrast = contrast_of(engine, task, plan, rehearsed or [first], scale=scale)
 

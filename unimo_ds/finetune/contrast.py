@@ -12,7 +12,7 @@ from unimo_ds.config import ContrastConfig, LossWeights
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.setup import Engine
-from unimo_ds.losses.contrast_plan import make_plan
+from unimo_ds.losses.contrast_plan import agree, make_plan
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
@@ -25,7 +25,8 @@ def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, 
     """
     # A pair's only positive is itself, so all forms are the same loss.
     task = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights(), contrastive_path=path)
-    plan = make_plan(join_tables(singles), form=task.contrast.form, communicator=engine.communicator)
+    table = join_tables(singles)
+    plan = make_plan(table, form=task.contrast.form, agreed=agree(table, engine.communicator))
     batches = [one.to(engine.device) for one in singles]
     only_output = engine.forward(batches[0]) if len(batches) == 1 else None
     outputs = [only_output] if only_output is not None else rehearse(engine, singles, batches)

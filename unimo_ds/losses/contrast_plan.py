@@ -8,8 +8,8 @@ Letters: P local pairs, Q scores, M of these for negatives, n candidates of one 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ _ROLES = (
 _PLACE = np.full(len(SequenceRole), -1)
 _PLACE[list(_ROLES)] = np.arange(len(_ROLES))
 
+_OTHER_IMAGES = (SequenceRole.RELATED_IMAGE,)
+_OTHER_TEXTS = (SequenceRole.SINGLE_POSITIVE, SequenceRole.RELATED_TEXT)
+"""Roles, adjacent in `_ROLES`, of the candidates that a pair brings besides its own image and text."""
+
 Integers = NDArray[np.int64]
 
 _LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
@@ -55,7 +59,7 @@ class Brought:
     """[n, 4] int64; see `ops.contrastive.Candidates`."""
     own: torch.Tensor
     """[P, k] int64, keys of each pair's own items, padded with NO_ITEM; k is the same on all ranks."""
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...]
     """n of each rank."""
 
 
@@ -94,10 +98,32 @@ class ContrastPlan:
         return moved(self, device)
 
 
-def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) -> ContrastPlan:
-    """The plan of one step, on the host. A collective: ranks exchange their numbers of candidates.
+class Agreed(NamedTuple):
+    """What ranks must know of each other's candidates of one modality."""
 
-    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`.
+    counts: tuple[int, ...]
+    """Number of candidates of each rank."""
+    width: int
+    """The most items of a pair, on any rank."""
+
+
+def agree(table: ContrastTable, communicator: Communicator) -> tuple[Agreed, Agreed]:
+    """Of images and texts. A collective, and all that a plan needs of other ranks. table: as in `make_plan`."""
+    pair, role = table.score_pair.numpy(), table.score_role.numpy()
+    others = [pair[np.isin(role, roles)] for roles in (_OTHER_IMAGES, _OTHER_TEXTS)]
+    num_pairs = len(table.pair_image)
+    mine = [(num_pairs + len(owners), 1 + int(np.bincount(owners, minlength=1).max())) for owners in others]
+    of_ranks = communicator.all_gather_rows(
+        torch.tensor([mine], dtype=torch.int64, device=communicator.device), [1] * communicator.world_size
+    )
+    (image_counts, image_widths), (text_counts, text_widths) = of_ranks.permute(1, 2, 0).tolist()
+    return Agreed(tuple(image_counts), max(image_widths)), Agreed(tuple(text_counts), max(text_widths))
+
+
+def make_plan(table: ContrastTable, *, form: str, agreed: tuple[Agreed, Agreed]) -> ContrastPlan:
+    """The plan of one step, on the host.
+
+    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`. agreed: from `agree`.
     """
     scores = _sorted_scores(table)
     pair, role = scores["pair"], scores["role"]
@@ -118,26 +144,24 @@ def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) ->
     asks = np.where(is_joint, 0, len(_LEVELS)) + level - int(_LEVELS[0])
     keys = np.stack([column.numpy() for column in (table.pair_group, table.pair_image_key, table.pair_text_key)], 1)
 
-    def brought(pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice) -> Brought:
+    def brought(
+        pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice, agreed: Agreed
+    ) -> Brought:
         owners = np.concatenate((np.arange(num_pairs), pair[others]))
         items = np.concatenate((own_keys, scores["key"][others]))
         return Brought(
             rows=torch.from_numpy(np.concatenate((pair_rows.numpy(), score_rows[others]))),
             keys=torch.from_numpy(np.concatenate((keys[owners], items[:, None]), 1)),
-            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs)),
+            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs, width=agreed.width)),
+            counts=agreed.counts,
         )
 
-    other_texts = with_roles(SequenceRole.SINGLE_POSITIVE, SequenceRole.RELATED_TEXT)
+    other_images, other_texts = with_roles(*_OTHER_IMAGES), with_roles(*_OTHER_TEXTS)
     ends = [negatives.start, num_scores]
     if form != "one_log":
         ends = [other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop, num_scores]
     sizes = np.diff(ends, prepend=0).tolist()
     parts = tuple(group_on_host(owners, num_pairs) for owners in np.split(pair, ends[:-1]))
-    images, texts = _agreed(
-        brought(table.pair_image, scores["image"], keys[:, 1], with_roles(SequenceRole.RELATED_IMAGE)),
-        brought(table.pair_text, scores["text"], keys[:, 2], other_texts),
-        communicator,
-    )
     return ContrastPlan(
         sizes=sizes,
         score_images=group_on_host(scores["image"], int(scores["image"].max(initial=-1)) + 1),
@@ -148,8 +172,8 @@ def make_plan(table: ContrastTable, *, form: str, communicator: Communicator) ->
         rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
         asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),
         pair_keys=functional.pad(torch.from_numpy(keys), (0, 1), value=NO_ITEM),
-        images=images,
-        texts=texts,
+        images=brought(table.pair_image, scores["image"], keys[:, 1], other_images, agreed[0]),
+        texts=brought(table.pair_text, scores["text"], keys[:, 2], other_texts, agreed[1]),
     )
 
 
@@ -160,25 +184,12 @@ def _sorted_scores(table: ContrastTable) -> dict[str, Integers]:
     return {name: getattr(table, f"score_{name}").numpy()[order] for name in names}
 
 
-def _items_by_owner(owner_N: Integers, items_N: Integers, *, num_owners: int) -> Integers:
-    """[num_owners, k] the items of each owner, padded with NO_ITEM."""
+def _items_by_owner(owner_N: Integers, items_N: Integers, *, num_owners: int, width: int) -> Integers:
+    """[num_owners, width] the items of each owner, padded with NO_ITEM."""
     order = np.argsort(owner_N, kind="stable")
     owner_N, items_N = owner_N[order], items_N[order]
     counts = np.bincount(owner_N, minlength=num_owners)
     place = np.arange(len(owner_N)) - (np.cumsum(counts) - counts)[owner_N]
-    table = np.full((num_owners, counts.max(initial=1)), NO_ITEM)
+    table = np.full((num_owners, width), NO_ITEM)
     table[owner_N, place] = items_N
     return table
-
-
-def _agreed(images: Brought, texts: Brought, communicator: Communicator) -> tuple[Brought, ...]:
-    """Both with the counts of all ranks, and tables of own items padded to the widest rank's."""
-    mine = [size for one in (images, texts) for size in (len(one.rows), one.own.shape[1])]
-    of_ranks = communicator.all_gather_rows(
-        torch.tensor([mine], device=communicator.device), [1] * communicator.world_size
-    ).T.tolist()
-    agreed = []
-    for brought, counts, widths in zip((images, texts), of_ranks[::2], of_ranks[1::2], strict=True):
-        own = functional.pad(brought.own, (0, max(widths) - brought.own.shape[1]), value=NO_ITEM)
-        agreed.append(dataclasses.replace(brought, own=own, counts=tuple(counts)))
-    return tuple(agreed)
