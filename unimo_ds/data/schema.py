@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -351,9 +351,13 @@ class PackedBatch:
     def num_sequences(self) -> int:
         return int(self.prefix_lengths.shape[0])
 
-    def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on `device`; copies are asynchronous where memory is pinned. `contrast` stays on the host."""
-        return dataclasses.replace(moved(self, device), contrast=self.contrast)
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`; copies are asynchronous where memory is pinned. Only its own tensors are there: `contrast`
+        stays on the host."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        own = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        there: dict[str, Any] = dict(zip(own, moved(tuple(own.values()), device), strict=True))
+        return dataclasses.replace(self, **there)
 
     def pin_memory(self) -> PackedBatch:
         return replaced(self, lambda tensor: tensor.pin_memory())

@@ -71,7 +71,7 @@ def clean_part(batch: PackedBatch, on_device: PackedBatch) -> PackedBatch:
         "pooled_text_at": position_T.take(at["pooled_text_at"]),
     }
     device = on_device.token_ids.device
-    tensors = moved(tuple(map(torch.from_numpy, kept.values())), device)
+    tensors = moved(tuple(map(_tensor, kept.values())), device)
     changes: dict[str, Any] = dict(zip(kept, tensors, strict=True))
     changes |= {name: getattr(on_device, name)[:0] for name in _TARGETS}
     kept_rows = changes.pop("rows")
@@ -89,3 +89,9 @@ def _starts(lengths: NDArray[np.int32]) -> NDArray[np.int32]:
     starts = np.zeros(len(lengths) + 1, np.int32)
     lengths.cumsum(out=starts[1:])
     return starts
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """numpy gives an empty array a stride of 0, with which torch cannot view 64 bits as twice 32."""
+    tensor = torch.from_numpy(array)
+    return tensor if len(array) else tensor.new_empty(0)

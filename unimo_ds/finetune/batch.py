@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -38,12 +37,7 @@ class TaskBatch(PackedBatch):
     targets: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """[E, K] float32"""
     singles: PackedBatch = field(default_factory=lambda: pack(()))
-    """A separate stream: the single encodings of the examples that have a pair."""
-
-    def to(self, device: torch.device) -> TaskBatch:
-        """As `PackedBatch.to`; `singles` stays on the host."""
-        moved = PackedBatch.to(dataclasses.replace(self, singles=pack(())), device)
-        return dataclasses.replace(cast(TaskBatch, moved), singles=self.singles)
+    """A separate stream: the single encodings of the examples that have a pair. Stays on the host, like `contrast`."""
 
 
 def pack_examples(examples: Sequence[TaskExample], *, feature_size: int, target_size: int) -> TaskBatch:

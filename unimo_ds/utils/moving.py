@@ -39,8 +39,7 @@ def replaced(value: Value, function: Callable[[torch.Tensor], torch.Tensor]) -> 
     if isinstance(value, torch.Tensor):
         return function(value)  # type: ignore[return-value]
     if isinstance(value, tuple):
-        # A batch has hundreds of keys, which are strings.
-        parts = [part if isinstance(part, str) else replaced(part, function) for part in value]
+        parts = [replaced(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes: dict[str, Any] = {
