@@ -97,8 +97,9 @@ def test_a_rehearsal_asks_no_objective(with_matching: None) -> None:
     model.objective_heads[NAME].register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
     batch = step_batch(0, rank=0, world_size=1, micro_batches=3, group_pairs=0)
     metrics = train_step(OneProcess(model), pretrains, batch, learning_rate=0.0)
-    assert len(asked) == 6, "the module runs all the same: ZeRO-3 wants one order"
-    assert asked[:3] == [0, 0, 0]
+    assert len(asked) == 5, "the module runs all the same: ZeRO-3 wants one order"
+    assert asked[0] > 0
+    assert asked[1:3] == [0, 0], "the first micro-batch is not rehearsed"
     assert sum(asked) == metrics.counts[NAME] > 0
 
 

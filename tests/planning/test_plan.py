@@ -36,11 +36,11 @@ def test_the_design_figure_for_the_base_run() -> None:
     assert (own.global_samples, large.global_samples) == (1024, 6144)
     assert own.positions_per_step * 500_000 / own.days == pytest.approx(745_000 * 500_000, rel=0.05)
     assert own.device_hours == pytest.approx(own.days * 24 * 32)
-    assert own.micro_batches == 1
-    # More than one micro-batch costs a rehearsal: a third of forward and backward, over clean positions alone.
+    assert (own.micro_batches, large.micro_batches) == (1, 5)
+    # More than one micro-batch costs a rehearsal of the others: a third of forward and backward, over clean positions alone.
     clean, corrupted = 5 * (5 * 117 + 2 * 101 + 2 * 16), 5 * 117 + 101 + 384
     share = clean / (clean + corrupted)
-    assert large.flops_per_step / own.flops_per_step == pytest.approx(6 * (1 + share / 3), rel=5e-3)
+    assert large.flops_per_step / own.flops_per_step == pytest.approx(6 * (1 + 4 / 5 * share / 3), rel=5e-3)
     assert result.encoder_parameters == pytest.approx(125.6e6, rel=1e-3)
 
 

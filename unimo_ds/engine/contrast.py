@@ -1,10 +1,10 @@
 """The contrastive loss of one step, whose pairs may be in several micro-batches and on several ranks.
 
 The pairs of a group (`contrast.group_pairs`; by default all of the step) are each other's negatives, so their loss needs every
-pooled vector at once. It is computed on detached vectors, which gives one gradient per vector; a micro-batch's loss then adds
-the sum of vector * gradient, whose derivative is the same. With several micro-batches, a rehearsal (a pass over their clean
-sequences without gradients) yields the vectors first (gradient caching: GradCache, Gao et al. 2021). Dropout masks depend
-only on the sequence seeds, so both passes see the same network.
+pooled vector at once. It is computed on detached vectors, which gives one gradient per vector, from which a micro-batch's
+backward pass then starts (`carried.py`). The first micro-batch has been encoded with gradients by then; of the others a
+rehearsal (a pass over their clean sequences without gradients) yields the vectors (gradient caching: GradCache, Gao et al.
+2021). Dropout masks depend only on the sequence seeds, so both passes see the same network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Contrast:
 
 
 def rehearse(engine: StepEngine, on_host: Sequence[PackedBatch], on_device: Sequence[PackedBatch]) -> list[ModelOutput]:
-    """Outputs of the clean sequences of every micro-batch without gradients."""
+    """Outputs of the clean sequences of these micro-batches without gradients."""
     with torch.no_grad():  # while a GPU encodes one part, the host makes the next
         return [engine.forward(clean_part(*both)) for both in zip(on_host, on_device, strict=True)]
 

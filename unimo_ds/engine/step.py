@@ -6,8 +6,8 @@ factors are known before, so no loss is added up before its backward pass (`carr
 
 The contrastive group, whose pairs need every pooled vector of the step at once, is in `contrast.py`.
 
-The host never waits for the GPU between the first forward and the last backward: what depends only on the batch is counted and
-listed on the host before, and what was measured is read in one piece after (tests/engine/test_step.py).
+The host never waits for the GPU between the first forward and the last backward: what depends only on the batch is counted on
+the host before and listed there meanwhile, and what was measured is read in one piece after (tests/engine/test_step.py).
 """
 
 from __future__ import annotations
@@ -102,15 +102,14 @@ def train_step(
     table = join_tables(batch.micro_batches)
     agreed = agree(table, engine.communicator) if num_pairs else None
 
-    # With one micro-batch the same forward gives the pooled vectors and carries gradients; with several, each is encoded twice.
-    rehearsed = rehearse(engine, batch.micro_batches, micro_batches) if agreed and last else None
-    # Before the contrastive loss: while a GPU computes it, the host plans that loss and launches its many small kernels.
+    # While a GPU computes this, the host makes lists and launches the contrastive loss's many small kernels.
     first = engine.forward(micro_batches[0])
     contrast = None
     if agreed:
+        others = rehearse(engine, batch.micro_batches[1:], micro_batches[1:])
         plan = make_plan(table, form=task.contrast.form, agreed=agreed).to(engine.device)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
-        contrast = contrast_of(engine, task, plan, rehearsed or [first], scale=scale)
+        contrast = contrast_of(engine, task, plan, [first, *others], scale=scale)
 
     sums = torch.zeros(len(task.names), dtype=torch.float64, device=engine.device)
     temperature = torch.zeros((), device=engine.device)

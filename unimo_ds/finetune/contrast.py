@@ -28,10 +28,10 @@ def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, 
     table = join_tables(singles)
     plan = make_plan(table, form=task.contrast.form, agreed=agree(table, engine.communicator))
     batches = [one.to(engine.device) for one in singles]
-    only_output = engine.forward(batches[0]) if len(batches) == 1 else None
-    outputs = [only_output] if only_output is not None else rehearse(engine, singles, batches)
+    first = engine.forward(batches[0])
+    outputs = [first, *rehearse(engine, singles[1:], batches[1:])]
     contrast = contrast_of(engine, task, plan.to(engine.device), outputs, scale=scale)
     for index, batch in enumerate(batches):
-        output = only_output if only_output is not None else engine.forward(batch)
+        output = engine.forward(batch) if index else first
         engine.backward(carry(output, contrast, index) + anchor(output), is_boundary=False)
     return contrast

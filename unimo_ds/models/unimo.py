@@ -122,7 +122,7 @@ class Unimo(nn.Module):
     def read_rows(self, batch: PackedBatch, text_addition_ND: torch.Tensor | None = None) -> Rows:
         """Hidden states of the last layer, computed only at the positions that heads use. Arguments as in `forward`."""
         further = {
-            # Not needed without gradients (in evaluation, and in the first pass of `engine/contrast.py`).
+            # Not needed without gradients (in evaluation, and in the rehearsal of `engine/contrast.py`).
             name: cast(ObjectiveHead, head).positions(batch) if torch.is_grad_enabled() else batch.pooled_text_at[:0]
             for name, head in self.objective_heads.items()
         }

@@ -240,8 +240,8 @@ def _batch_plan(
     if config.engine.activation_checkpointing:
         flops += forward_flops(config.model, shape)
     if micro_batches > 1 and config.contrast.enabled and config.data.kind_weights.pair:
-        # The contrastive group spans micro-batches, so a pass without gradients comes first (engine/step.py).
-        flops += forward_flops(config.model, cost.rehearsed_shape(samples))
+        # The contrastive group spans micro-batches, so all but the first are encoded before without gradients (engine/step.py).
+        flops += forward_flops(config.model, cost.rehearsed_shape(samples)) * (micro_batches - 1) / micro_batches
     seconds = flops / (devices * hardware.peak_flops * utilisation)
     days = seconds * config.schedule.total_steps / 86400
     return BatchPlan(
