@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from unimo_ds.utils.launchers import host_names, local_rank, rank_environment, slurm_port
+import pytest
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from unimo_ds.utils.launchers import device_environment, host_names, local_rank, rank_environment, slurm_port
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,16 @@ def test_mpirun_on_one_machine_needs_no_mpi() -> None:
     assert rank_environment(here | {"PMIX_NAMESPACE": "prterun-gpu03-78@1"})["MASTER_PORT"] != port
     assert "MASTER_PORT" not in rank_environment(here | {"MASTER_PORT": "777"})
     assert rank_environment(here | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == {}, "two machines ask MPI"
+
+
+@pytest.mark.parametrize("names", [("LOCAL_RANK",), ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")])
+def test_deepspeed_takes_the_one_gpu_that_a_process_sees(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process of a machine, started by torchrun or by mpirun."""
+    seen = SimpleNamespace()
+    for name, number in device_environment(dict.fromkeys(names, "1"), 0).items():
+        monkeypatch.setenv(name, number)
+    DeepSpeedEngine._configure_with_arguments(seen, None, None)
+    assert seen.local_rank == 0
 
 
 def test_srun() -> None:

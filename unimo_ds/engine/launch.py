@@ -23,7 +23,7 @@ from unimo_ds.config import EngineConfig
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator, make_communicator
 from unimo_ds.utils.errors import EXIT_INTERRUPTED, UserError
-from unimo_ds.utils.launchers import is_alone, local_rank, rank_environment
+from unimo_ds.utils.launchers import device_environment, is_alone, local_rank, rank_environment
 from unimo_ds.utils.running import exit_status
 
 _GRACE = datetime.timedelta(minutes=5)
@@ -81,8 +81,7 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
     else:
         index = local_rank(os.environ) % get_accelerator().device_count()
         get_accelerator().set_device(index)
-        # DeepSpeed 0.19.8 takes it for the device's number, which it is not where each process sees only its own GPU.
-        os.environ["LOCAL_RANK"] = str(index)
+        os.environ.update(device_environment(os.environ, index))
     atexit.register(_leave)
     minutes = settings.hang_minutes
     timeout = datetime.timedelta(minutes=minutes) + _GRACE if minutes else _NEVER

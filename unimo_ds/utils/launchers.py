@@ -53,6 +53,14 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in zip(_NAMES, place, strict=True) if name not in environment}
 
 
+def device_environment(environment: Mapping[str, str], index: int) -> dict[str, str]:
+    """Variables to set in `environment` so that DeepSpeed 0.19.8 takes the device `index`. It takes a process's number on its
+    machine for it, which it is not where each process sees only its own GPU, and refuses to start if mpirun's number differs.
+    """
+    others = [name for name in ("OMPI_COMM_WORLD_LOCAL_RANK",) if name in environment]
+    return dict.fromkeys(["LOCAL_RANK", *others], str(index))
+
+
 def is_alone(environment: Mapping[str, str]) -> bool:
     """Whether this is the only process of the run, started by a launcher or by none."""
     return {**environment, **rank_environment(environment)}.get("WORLD_SIZE") == "1"
