@@ -10,4 +10,7 @@ from tests.second_device import second_device
 
 @pytest.fixture(scope="session", params=["second", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return second_device() if request.param == "second" else torch.device(request.param, 0)
+    if request.param == "second":
+        return second_device()
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions round fp32 inputs to ten bits there
+    return torch.device(request.param, 0)

@@ -23,6 +23,8 @@ from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import SingleProcess
 
 CPU = torch.device("cpu")
+IN_FP32 = "tiled"
+"""Path of the contrastive loss: the kernels of a GPU round to fp16."""
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, clip_norm=0.5)
 
 
@@ -65,7 +67,7 @@ def assert_trained_alike(device: torch.device, task: PretrainingTask, **options)
 @pytest.mark.parametrize("case", CASES)
 def test_pre_training(device: torch.device, case: str) -> None:
     micro_batches, contrast, model = CASES[case]
-    task = PretrainingTask(contrast=ContrastConfig(**contrast), weights=LossWeights())
+    task = PretrainingTask(contrast=ContrastConfig(**contrast), weights=LossWeights(), contrastive_path=IN_FP32)
     assert_trained_alike(device, task, micro_batches=micro_batches, **model)
 
 
@@ -73,7 +75,8 @@ def test_an_objective_of_ones_own(device: torch.device, monkeypatch: pytest.Monk
     """That of docs/extending.md."""
     own = extending_page.modules_of_page()["matching"].MATCHING
     monkeypatch.setattr(pretraining, "OBJECTIVES", (*pretraining.OBJECTIVES, own))
-    task = PretrainingTask(contrast=ContrastConfig(), weights=extending_page.weights_of(1.0))
+    weights = extending_page.weights_of(1.0)
+    task = PretrainingTask(contrast=ContrastConfig(), weights=weights, contrastive_path=IN_FP32)
     assert assert_trained_alike(device, task, micro_batches=2)[0]["loss/image_text_matching"] > 0
 
 
