@@ -49,7 +49,9 @@ def test_mpirun_on_one_machine_needs_no_mpi() -> None:
 
 
 @pytest.mark.parametrize("names", [("LOCAL_RANK",), ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")])
-def test_deepspeed_takes_the_one_gpu_that_a_process_sees(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_takes_the_one_gpu_that_a_process_sees(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second process of a machine, started by torchrun or by mpirun."""
     seen = SimpleNamespace()
     for name, number in device_environment(dict.fromkeys(names, "1"), 0).items():

@@ -6,6 +6,7 @@ Differences from plain DeepSpeed use, and why:
 - Models may return a dataclass. DeepSpeed finds tensors only in tuples and dictionaries, and silently does not prepare
   the backward pass of other outputs, so outputs pass through it as a dictionary.
 - fp16 without ZeRO: DeepSpeed 0.19.8 divides gradients by the loss scale but never multiplies the loss by it; done here.
+- A forward pass without gradients may come between another one and its backward pass, at ZeRO stage 3 too (`pending.py`).
 - In bf16 at ZeRO stage 1 gradients are added up and clipped together (`joined_gradients.py`).
 - All ranks together skip a step with a non-finite loss or gradient, at every stage and precision.
 """
@@ -34,6 +35,7 @@ from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.engine.frozen import WithFrozen, frozen_weights
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
+from unimo_ds.engine.pending import pending_gradients_kept
 from unimo_ds.engine.protocol import StepResult
 from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.utils.agreement import failing_together
@@ -115,8 +117,9 @@ class Engine:
         With ZeRO-3 every forward is a collective, with or without gradients.
         """
         self._outputs.keep_plain = True
+        is_between = self.zero_stage == 3 and not torch.is_grad_enabled()
         try:
-            with self.forward_time:
+            with self.forward_time, pending_gradients_kept(self.module) if is_between else contextlib.nullcontext():
                 output = self._deepspeed(*arguments)
         finally:
             self._outputs.keep_plain = False
