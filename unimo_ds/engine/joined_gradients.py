@@ -2,7 +2,8 @@
 
 It casts, adds and clips them one by one: five operators for each parameter and step of two micro-batches, 850 in the base
 model, while the GPU has nothing else to do. The same bits in fewer: addition itself widens bf16, and a group's gradients are
-clipped as the one flat tensor that holds them. Written against DeepSpeed 0.19.8 (runtime/bf16_optimizer.py).
+clipped as the one flat tensor that holds them. (Still one kernel for each addition: torch 2.13 joins those of a list only if all
+its tensors have one dtype.) Written against DeepSpeed 0.19.8 (runtime/bf16_optimizer.py).
 """
 
 from __future__ import annotations

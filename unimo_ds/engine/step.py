@@ -119,7 +119,7 @@ def train_step(
         loss = carried((sums_L,), (scales_L,))
         if contrast is not None:
             loss = loss + carry(output, contrast, index)
-        if contrast is None or output.heads:
+        if contrast is None or output.heads:  # otherwise both losses reach every output, of no rows too
             loss = loss + anchor(output)
         engine.backward(loss, is_boundary=index == last)
         sums[:-1] += sums_L.detach()
