@@ -7,6 +7,10 @@ import torch
 
 from tests.second_device import second_device
 
+if not torch.cuda.is_available():  # GPUs are hidden unless only their tests run
+    # When tests are collected: the first backward pass of a process, of whatever test, counts the devices that there are.
+    second_device()
+
 
 @pytest.fixture(scope="session", params=["second", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
