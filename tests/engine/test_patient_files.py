@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.disks import files_of_at_most
-from unimo_ds.engine.patient_files import PatientLines
+from unimo_ds.engine.patient_files import PatientBoard, PatientLines
 
 FULL = Path("/dev/full")
 
@@ -37,3 +39,17 @@ def test_lines_that_wait_are_written_at_the_end_where_there_is_room_by_then(tmp_
 def test_neither_does_a_warning_that_none_takes() -> None:
     with FULL.open("wb", buffering=0) as full, contextlib.redirect_stdout(io.TextIOWrapper(full, write_through=True)):
         write_two_lines()
+
+
+def test_starts_within_a_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes begin anew: a later start may have a lower one."""
+    for process, first in ((32735, 1), (309, 3), (12, 4)):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        board = PatientBoard(tmp_path, purge_step=first)
+        for step in range(first, first + 3):
+            board.add("scalar", "loss", float(process), step)
+        board.close()
+    found = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    found.Reload()
+    shown = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert shown == [(1, 32735.0), (2, 32735.0), (3, 309.0), (4, 12.0), (5, 12.0), (6, 12.0)]

@@ -77,6 +77,7 @@ class PatientBoard:
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _await_a_free_second(self._folder)
         try:
             self._board = SummaryWriter(str(self._folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
         except OSError as error:
@@ -100,3 +101,12 @@ class PatientBoard:
         if board is not None:
             with contextlib.suppress(OSError):
                 board.close()
+
+
+def _await_a_free_second(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names, which hold the second of their start and then the process's number. Of
+    two starts in one second the earlier may come last, and what it drops (`purge_step`) would be the later one's.
+    """
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
+        time.sleep(1 - now % 1)
