@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import functools
 import json
 import statistics
@@ -32,7 +33,7 @@ from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.layout import make_layout
 from unimo_ds.ops.native import attention, bias_gelu, library
-from unimo_ds.tasks.pretraining import join_tables
+from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 from unimo_ds.utils.communicator import SingleProcess
 
 Call = Callable[[], Any]
@@ -94,10 +95,8 @@ def lists(samples: int) -> dict[str, Call]:
     )
     config = steps.configuration(arguments)
     positions = steps.make_batches(config, arguments, 1)[0].micro_batches[0].num_positions
-    halves = steps.dataclasses.replace(config.batch, micro_batch_tokens=int(0.55 * positions))
-    batch: StepBatch = restore(
-        flatten(steps.make_batches(steps.dataclasses.replace(config, batch=halves), arguments, 1)[0])
-    )
+    halves = dataclasses.replace(config.batch, micro_batch_tokens=int(0.55 * positions))
+    batch: StepBatch = restore(flatten(steps.make_batches(dataclasses.replace(config, batch=halves), arguments, 1)[0]))
     table = join_tables(batch.micro_batches)
     agreed = agree(table, SingleProcess())
     plan = make_plan(table, form=config.contrast.form, agreed=agreed)
@@ -114,7 +113,7 @@ def lists(samples: int) -> dict[str, Call]:
         "plan, moved": lambda: plan.to(nowhere),
         "batch, moved": lambda: [one.to(nowhere) for one in batch.micro_batches],
         "clean part of a micro-batch": lambda: clean_part(batch.micro_batches[1], there),
-        "counts of the objectives": lambda: steps.PretrainingTask.of(config).counts(batch.micro_batches),
+        "counts of the objectives": lambda: PretrainingTask.of(config).counts(batch.micro_batches),
     }
 
 
@@ -137,8 +136,9 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    library.library_of = functools.partial(lambda idle, _: idle, idle_library())  # type: ignore[assignment]
-    library.refusal = lambda *_: None  # type: ignore[assignment]
+    idle = idle_library()
+    library.library_of = lambda _: idle
+    library.refusal = lambda *_: None
     rows = {}
     for name, (forward, both) in operators().items():
         rows[f"{name}, without gradients"] = microseconds(forward, calls=200, repeats=arguments.repeats)

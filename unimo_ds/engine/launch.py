@@ -91,21 +91,27 @@ def start_processes(settings: EngineConfig = _DEFAULTS) -> torch.device:
         device = torch.device(get_accelerator().current_device_name())
         if device.type == "cuda" and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(torch.zeros(1, device=device))  # NCCL looks at the GPUs no later than here
-    except torch.distributed.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
+    except torch.distributed.DistError as error:
+        sentence = _explained(str(error))
+        if sentence is None:
             raise
-        raise UserError(
+        raise UserError(sentence) from None
+    return device
+
+
+def _explained(problem: str) -> str | None:
+    """What to do about an error of torch.distributed at the start, None if it is none of the user's."""
+    if "EADDRINUSE" in problem:
+        return (
             f"port {os.environ.get('MASTER_PORT')} of this machine is taken, perhaps by another run; give the launcher another "
             "one: `deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT=N"
-        ) from None
-    except torch.distributed.DistBackendError as error:
-        if "Duplicate GPU" not in str(error):
-            raise
-        raise UserError(
+        )
+    if "Duplicate GPU" in problem:
+        return (
             f"there are more processes than GPUs on {socket.gethostname()}, where {torch.cuda.device_count()} can be seen; start "
             "one process per GPU (`deepspeed` does, as does `torchrun --nproc-per-node gpu`)"
-        ) from None
-    return device
+        )
+    return None
 
 
 def _be_deterministic() -> None:

@@ -99,8 +99,10 @@ def train_step(
     ]
     scales_L = moved(torch.tensor(scales), engine.device)
     engine.set_learning_rate(learning_rate)
-    table = join_tables(batch.micro_batches)
-    agreed = agree(table, engine.communicator) if num_pairs else None
+    agreed = None
+    if num_pairs:
+        table = join_tables(batch.micro_batches)
+        agreed = agree(table, engine.communicator)
 
     # While a GPU computes this, the host makes lists and launches the contrastive loss's many small kernels.
     first = engine.forward(micro_batches[0])
