@@ -19,12 +19,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    of_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if not of_gpus:  # torch takes seconds to import
+        return
     import torch
 
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and `pytest -m gpu`"))
+        for item in of_gpus:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and `pytest -m gpu`"))
 
 
 @pytest.fixture(scope="module", autouse=True)

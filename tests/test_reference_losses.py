@@ -14,8 +14,7 @@ import pytest
 
 from tests.distributed.launching import started
 from tests.distributed.test_train import TRAIN, arguments
-from tests.runs import logged
-from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
+from tests.runs import logged, write_small_corpus
 
 FILE = Path(__file__).with_name("reference_losses.json")
 RENEW = "python -m tests.test_reference_losses"
@@ -25,7 +24,7 @@ NAMES = ("loss/", "count/", "learning_rate", "gradient_norm", "positions")
 
 def take_steps(folder: Path) -> dict[str, dict[str, float]]:
     """Twelve steps of every kind and objective, with dropout and two micro-batches, in fp32 on one thread."""
-    write_demo_corpus(folder / "demo", num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
+    write_small_corpus(folder / "demo")
     flags = arguments(
         folder / "demo" / "train",
         folder / "run",

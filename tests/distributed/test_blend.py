@@ -8,15 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.data.prepare.raw import small_extractor, write_photographs
 from tests.distributed.launching import deepspeed, launch, processes_of_rank, started, torchrun
-from tests.distributed.test_train import SETTINGS, TRAIN, steps_so_far
-from tests.runs import logged
+from tests.distributed.test_train import SETTINGS, TRAIN
+from tests.runs import await_two_steps, logged
 from unimo_ds.data.prepare.command import main as prepare
 
 TOTAL_STEPS = 8
@@ -64,9 +63,7 @@ def test_two_folders_train_stop_and_resume_bit_for_bit(places: tuple[Path, Path]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     launch(TRAIN, command(*places, run_dir=straight), processes=2, launcher=deepspeed)
     with started([*deepspeed(2), str(TRAIN), *command(*places, run_dir=stopped)]) as family:
-        deadline = time.monotonic() + 300
-        while steps_so_far(stopped) < 2 and time.monotonic() < deadline and family.poll() is None:
-            time.sleep(0.01)
+        await_two_steps(stopped, family, seconds=300)
         for target in processes_of_rank(family.pid, 1):
             os.kill(target, signal.SIGUSR1)
         output, _ = family.communicate(timeout=300)

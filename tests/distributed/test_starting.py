@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import deepspeed, processes_of_rank, started, torchrun
-from tests.distributed.test_train import TRAIN, arguments, is_running, steps_so_far
+from tests.distributed.test_train import TRAIN, arguments, is_running
+from tests.runs import steps_so_far
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 
 

@@ -17,8 +17,7 @@ import pytest
 import safetensors.torch
 
 from tests.distributed.launching import deepspeed, launch, mpirun, processes_of_rank, started, torchrun
-from tests.runs import logged
-from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
+from tests.runs import await_two_steps, logged, write_small_corpus
 from unimo_ds.engine import checkpoint_folder
 
 TRAIN = Path(__file__).parents[2] / "unimo_ds" / "train.py"
@@ -47,17 +46,9 @@ def arguments(corpus: Path, run_dir: Path, **changes: object) -> list[str]:
     return ["--data", str(corpus), "--run-dir", str(run_dir), *flags]
 
 
-def steps_so_far(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.is_file() else 0
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small enough that the run crosses the end of an epoch."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_demo_corpus(folder / "demo", num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
-    return folder / "demo"
+    return write_small_corpus(tmp_path_factory.mktemp("corpus") / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +72,7 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed_bit_for_bit(corpus: Path, s
     """R1, R6, R7: SIGUSR1 to the second rank and its loader workers; two launchers; the same numbers as a straight run."""
     stopped = tmp_path / "stopped"
     with started([*deepspeed(2), str(TRAIN), *arguments(corpus, stopped)]) as family:
-        deadline = time.monotonic() + 600
-        while steps_so_far(stopped) < 2 and time.monotonic() < deadline and family.poll() is None:
-            time.sleep(0.01)
+        await_two_steps(stopped, family)
         targets = processes_of_rank(family.pid, 1)
         assert len(targets) >= 3, "a rank and its two loader workers"
         for target in targets:
@@ -113,8 +102,7 @@ def test_a_launcher_that_dies_and_a_storm_of_signals_leave_a_good_checkpoint(
     flags = arguments(corpus, run_dir, schedule__total_steps=10_000, data__num_workers=0)
     with started([*launcher(2), str(TRAIN), *flags]) as family:
         deadline = time.monotonic() + 600
-        while steps_so_far(run_dir) < 2 and time.monotonic() < deadline and family.poll() is None:
-            time.sleep(0.01)
+        await_two_steps(run_dir, family)
         ranks = [process for rank in range(2) for process in processes_of_rank(family.pid, rank)]
         os.kill(family.pid, number)
         assert family.wait(60) != 0

@@ -10,14 +10,14 @@ from pathlib import Path
 from tests.distributed.launching import started
 from tests.distributed.test_train import TRAIN, arguments
 from tests.engine.disks import fill
-from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
+from tests.runs import write_small_corpus
 from unimo_ds.engine import checkpoint_folder
 
 
 def test_a_run_outlives_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     """Checkpoints are given up with a warning, lines of metrics.jsonl wait, and all is well once there is room again."""
     corpus, run_dir, total = tmp_path / "corpus", small_disk / "run", 100
-    write_demo_corpus(corpus, num_pairs=80, num_images=20, num_texts=20, num_held_out=8)
+    write_small_corpus(corpus)
     flags = arguments(corpus, run_dir, schedule__total_steps=total, data__num_workers=0)
     log = tmp_path / "log"
     with log.open("w") as file, started([sys.executable, str(TRAIN), *flags], output=file) as process:

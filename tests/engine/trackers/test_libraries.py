@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from tests.distributed.launching import launch, processes_of_rank, started, torchrun
-from tests.distributed.test_train import SPOILING, TRAIN, arguments, is_running, steps_so_far
+from tests.distributed.test_train import SPOILING, TRAIN, arguments, is_running
+from tests.runs import steps_so_far
 from unimo_ds.data.prepare.scenes.writing import write_demo_corpus
 from unimo_ds.engine import checkpoint_folder
 
