@@ -18,7 +18,7 @@ from unimo_ds.finetune_config import FinetuneConfig
 from unimo_ds.overrides import apply_overrides
 from unimo_ds.planning.cost import SampleCost
 from unimo_ds.planning.host import check_host_memory, example_cost, pretraining_costs, shortage
-from unimo_ds.planning.plan import stage_memory
+from unimo_ds.planning.memory import stage_memory
 from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError

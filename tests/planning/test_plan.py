@@ -76,6 +76,35 @@ def test_checkpointing_trades_memory_for_operations() -> None:
     assert less.batches[0].flops_per_step == pytest.approx(plain.batches[0].flops_per_step * 4 / 3, rel=1e-6)
 
 
+def test_frozen_parts_have_no_gradients_and_no_moments() -> None:
+    recipe = recipes.load("base_pixels_32xv100")
+    frozen = apply_overrides(
+        recipe, ["optimizer.rate_factors.image_transformer=0", "optimizer.rate_factors.layers=0.1"]
+    )
+    usual, less = plan(recipe), plan(frozen)
+    # Twelve layers of a Vision Transformer, its patches, positions of 196 patches and of the class, and the last norm.
+    layer = 4 * 768 * 769 + 3072 * 769 + 768 * 3073 + 4 * 768
+    assert less.frozen_parameters == 12 * layer + 768 * 769 + 198 * 768 + 2 * 768
+    assert less.total_parameters == usual.total_parameters
+    for before, after in zip(usual.memory, less.memory, strict=True):
+        shared = 32 if before.stage >= 1 else 1
+        assert before.optimizer - after.optimizer == pytest.approx(12 * less.frozen_parameters / shared / 2**30)
+        assert after.weights == before.weights
+    assert after.gradients < before.gradients
+    assert less.batches[0].communication_seconds < usual.batches[0].communication_seconds
+    assert "M of them frozen" in to_text(less)
+    with pytest.raises(UserError, match="image_transformer"):
+        plan(apply_overrides(recipe, ["optimizer.rate_factors.image_transformers=0"]))
+
+
+def test_the_rehearsal_of_further_micro_batches_needs_a_layers_memory() -> None:
+    recipe = recipes.load("base_32xv100")  # one micro-batch a rank
+    usual, more = plan(recipe), plan(apply_overrides(recipe, ["batch.global_samples=6144"]))
+    full = plan(apply_overrides(recipe, ["batch.global_samples=6144", "contrast.enabled=false"]))
+    assert usual.batches[0].micro_batches == 1
+    assert more.memory[1].activations / full.memory[1].activations == pytest.approx(13 / 12, rel=0.05)
+
+
 def test_patches_of_another_number_are_patches_still() -> None:
     config = apply_overrides(
         recipes.load("base_pixels_32xv100"), ["model.region_tag_sizes=576", "data.max_regions=576"]

@@ -28,14 +28,17 @@ def factors_of(names: Iterable[str], factors: Mapping[str, float]) -> dict[str, 
             raise UserError(f"optimizer.rate_factors.{key}: the model has no such part{nearest_name(key, near)}")
         if not 0 <= factor < math.inf:
             raise UserError(f"optimizer.rate_factors.{key}={factor} must be at least 0")
-    found = {
-        name: next((float(factors[part]) for part in parts if part in factors), 1.0) for name, parts in parts_of.items()
-    }
+    found = {name: factor_of(name, factors) for name in parts_of}
     if found and not any(found.values()):
         raise UserError(
             "optimizer.rate_factors freezes the whole model; give a part that is to be trained a factor above 0"
         )
     return found
+
+
+def factor_of(name: str, factors: Mapping[str, float]) -> float:
+    """Factor of the parameter `name`; keys that are no part of its model are not noticed."""
+    return next((float(factors[part]) for part in _parts(name) if part in factors), 1.0)
 
 
 def _parts(name: str) -> list[str]:

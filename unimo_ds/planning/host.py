@@ -14,7 +14,7 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.engine.ds_config import zero_stage
 from unimo_ds.planning.cost import SampleCost, assumed_cost, counted_cost
-from unimo_ds.planning.plan import StageMemory, stage_memory
+from unimo_ds.planning.memory import StageMemory, frozen_parameters, stage_memory
 from unimo_ds.planning.rates import HARDWARE
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
@@ -57,12 +57,13 @@ def shortage(
     """
     num_ranks = Counter(machines)
     (host, has), ranks_there = min(num_ranks.items(), key=lambda item: item[0][1] / item[1])
+    frozen = frozen_parameters(config)
     share = dataclasses.replace(HARDWARE["cpu"], memory_gib=has / ranks_there)
 
     def memory_of(tokens: int, cost: SampleCost) -> StageMemory:
         batch = dataclasses.replace(config.batch, micro_batch_tokens=tokens)
         asked = dataclasses.replace(config, batch=batch)
-        return stage_memory(asked, cost, stage=stage, devices=len(machines), hardware=share)
+        return stage_memory(asked, cost, stage=stage, devices=len(machines), hardware=share, frozen=frozen)
 
     most = config.batch.micro_batch_tokens
     for cost in costs:

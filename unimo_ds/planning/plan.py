@@ -8,16 +8,15 @@ activations; time is operations / (peak * a stated utilisation).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 
 from unimo_ds import recipes
 from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.engine.ds_config import load, precision
 from unimo_ds.models.accounting import count_parameters, forward_flops, training_flops
 from unimo_ds.planning.cost import SampleCost, assumed_cost, counted_cost
+from unimo_ds.planning.memory import StageMemory, frozen_parameters, has_contrast, is_low_precision, stage_memory
 from unimo_ds.planning.mix import Stream, mix_of
 from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
@@ -33,30 +32,9 @@ GLOBAL_BATCHES = (1024, 6144)
 """Besides the recipe's own: the paper does not publish its batch; these bracket the likely range."""
 UTILISATION = 0.55
 _STAGES = (0, 1, 2, 3)
-_GIB = 2**30
 _PAPER = ModelConfig()
 # Assumed if no data is given.
 _PATCH_SIZE, _NUM_PATCHES = 3 * 16**2, 14**2
-_COMMUNICATION_GIB = 0.5
-# Of a rank on a CPU, fitted to the peak memory of whole processes (docs/experiments.md, 2026-11-27): Python and its libraries;
-# heap fragmentation, a factor; attention probabilities with their dropout masks, padded to buckets, a factor.
-_PROCESS_GIB, _HEAP, _HOST_PROBABILITIES = 0.5, 1.2, 2.4
-_BUCKET_PARAMETERS = 50_000_000
-"""Parameters whose gradients are reduced together (ds_configs)."""
-
-
-@dataclass(frozen=True)
-class StageMemory:
-    """GiB on one device under one ZeRO stage."""
-
-    stage: int
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    buffers: float
-    total: float
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +64,7 @@ class Plan:
     utilisation: float
     encoder_parameters: int
     total_parameters: int
+    frozen_parameters: int
     memory: tuple[StageMemory, ...]
     batches: tuple[BatchPlan, ...]
     mix: tuple[Stream, ...]
@@ -108,7 +87,7 @@ def plan(
     devices, hardware: None: those in the recipe's name. measured: file of rows from which the utilisation is taken.
 
     Raises:
-        UserError: unknown hardware, no devices, or a utilisation outside of (0, 1].
+        UserError: unknown hardware, no devices, a utilisation outside of (0, 1], or a rate factor of no part of the model.
     """
     default_devices, default_hardware = recipes.RUNS_ON.get(config.recipe, (1, "h200"))
     devices, hardware = default_devices if devices is None else devices, hardware or default_hardware
@@ -124,7 +103,7 @@ def plan(
     else:
         cost, assumed = counted_cost(config, corpus)
     batches = {config.batch.global_samples, *(GLOBAL_BATCHES if hardware != "cpu" else ())}
-    parameters = count_parameters(config.model)
+    parameters, frozen = count_parameters(config.model), frozen_parameters(config)
     return Plan(
         recipe=config.recipe,
         devices=devices,
@@ -132,11 +111,14 @@ def plan(
         utilisation=utilisation,
         encoder_parameters=parameters.encoder,
         total_parameters=parameters.total,
+        frozen_parameters=frozen,
         memory=tuple(
-            stage_memory(config, cost, stage=stage, devices=devices, hardware=HARDWARE[hardware]) for stage in _STAGES
+            stage_memory(config, cost, stage=stage, devices=devices, hardware=HARDWARE[hardware], frozen=frozen)
+            for stage in _STAGES
         ),
         batches=tuple(
-            _batch_plan(config, cost, samples, devices, HARDWARE[hardware], utilisation) for samples in sorted(batches)
+            _batch_plan(config, cost, parameters.total - frozen, samples, devices, HARDWARE[hardware], utilisation)
+            for samples in sorted(batches)
         ),
         mix=mix_of(config, corpus) if corpus is not None else (),
         assumptions=(
@@ -145,6 +127,7 @@ def plan(
             *((f"utilisation {how}: {measured}",) if measured else ()),
             f"{utilisation:.3g} of {HARDWARE[hardware].peak_flops / 1e12:g} TFLOP/s a device, communication hidden (its own "
             f"column: {DEVICES_PER_NODE} devices a node, {NODE_BYTES_PER_SECOND / 1e9:g} GB/s between nodes)",
+            *(("frozen parts cost as many operations and activations as trained ones",) if frozen else ()),
             *(("operators as fast as without engine.deterministic",) if config.engine.deterministic else ()),
             "attention probabilities kept for the backward pass (the paths in plain PyTorch keep them, fused ones do not)",
         ),
@@ -173,73 +156,21 @@ def _with_sizes(config: RunConfig) -> tuple[RunConfig, list[str]]:
     ]
 
 
-def stage_memory(config: RunConfig, cost: SampleCost, *, stage: int, devices: int, hardware: Hardware) -> StageMemory:
-    """Memory of one device under one ZeRO stage at the recipe's own batch."""
-    parameters = count_parameters(config.model).total
-    is_low = _is_low(config)
-    # Bytes in low precision: weights 2; gradients 2, accumulated in 4; master weights 4 and two moments of 4.
-    weight_bytes, gradient_bytes, optimizer_bytes = (2, 6, 12) if is_low else (4, 4, 12 if stage else 8)
-    rank_positions = cost.positions * config.batch.global_samples / devices
-    positions = min(rank_positions, config.batch.micro_batch_tokens)
-    weights = parameters * weight_bytes / (devices if stage >= 3 else 1)
-    gradients = parameters * gradient_bytes / (devices if stage >= 2 else 1)
-    optimizer = parameters * optimizer_bytes / (devices if stage >= 1 else 1)
-    mean_square = cost.squared_lengths / cost.positions
-    is_host = hardware.name == HARDWARE["cpu"].name
-    kept = functools.partial(
-        activation_bytes, value_bytes=2 if is_low else 4, is_checkpointed=config.engine.activation_checkpointing
-    )
-    activations = positions * kept(config.model, attended=mean_square * (_HOST_PROBABILITIES if is_host else 1.0))
-    if config.model.num_image_layers:
-        # The same per image input, for the image layers.
-        layers = dataclasses.replace(config.model, num_layers=config.model.num_image_layers)
-        attended = cost.squared_images / max(cost.regions, 1.0)
-        activations += positions * (cost.regions / cost.positions) * kept(layers, attended=attended)
-    buffers = _COMMUNICATION_GIB if devices > 1 and is_low else 0.0
-    if is_host:
-        activations *= _HEAP
-        # Fine-tuning keeps its initial weights, and reads them from a file.
-        copies = 8 * (config.finetune is not None) + 12 * config.checkpoint.in_background
-        buffers += _PROCESS_GIB + (copies * parameters + 4 * min(parameters, _BUCKET_PARAMETERS)) / _GIB
-    total = (weights + gradients + optimizer + activations) / _GIB + buffers
-    return StageMemory(
-        stage=stage,
-        weights=weights / _GIB,
-        gradients=gradients / _GIB,
-        optimizer=optimizer / _GIB,
-        activations=activations / _GIB,
-        buffers=buffers,
-        total=total,
-        # A tenth is left for the allocator and the CUDA context.
-        fits=total <= 0.9 * hardware.memory_gib,
-    )
-
-
-def _is_low(config: RunConfig) -> bool:
-    return precision(load(config.engine.deepspeed_config, config, world_size=1)) != "fp32"
-
-
-def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:
-    """Bytes kept for the backward pass per stream position.
-
-    A layer keeps its input, queries, keys, values, attention output, two sums before norms, the norm between, and input and
-    output of the feed-forward activation; dropout masks are recomputed. attended: mean length that a position attends to.
-    """
-    layer = (8 * model.hidden_size + 2 * model.feed_forward_size + model.num_heads * attended) * value_bytes
-    if is_checkpointed:
-        return model.num_layers * model.hidden_size * value_bytes + layer
-    return model.num_layers * layer
-
-
 def _batch_plan(
-    config: RunConfig, cost: SampleCost, samples: int, devices: int, hardware: Hardware, utilisation: float
+    config: RunConfig,
+    cost: SampleCost,
+    trained: int,
+    samples: int,
+    devices: int,
+    hardware: Hardware,
+    utilisation: float,
 ) -> BatchPlan:
     shape = cost.shape(samples)
     micro_batches = max(1, math.ceil(shape.num_positions / devices / config.batch.micro_batch_tokens))
     flops = float(training_flops(config.model, shape))
     if config.engine.activation_checkpointing:
         flops += forward_flops(config.model, shape)
-    if micro_batches > 1 and config.contrast.enabled and config.data.kind_weights.pair:
+    if micro_batches > 1 and has_contrast(config):
         # The contrastive group spans micro-batches, so all but the first are encoded before without gradients (engine/step.py).
         flops += forward_flops(config.model, cost.rehearsed_shape(samples)) * (micro_batches - 1) / micro_batches
     seconds = flops / (devices * hardware.peak_flops * utilisation)
@@ -254,7 +185,5 @@ def _batch_plan(
         days=days,
         device_hours=days * 24 * devices,
         read_bytes_per_second=cost.bytes * samples / seconds,
-        communication_seconds=communication_seconds(
-            count_parameters(config.model).total, devices, is_low=_is_low(config)
-        ),
+        communication_seconds=communication_seconds(trained, devices, is_low=is_low_precision(config)),
     )

@@ -9,9 +9,10 @@ from unimo_ds.utils.duration import duration
 
 def to_text(result: Plan) -> str:
     """Tables for people."""
+    frozen = f", {result.frozen_parameters / 1e6:.1f} M of them frozen" if result.frozen_parameters else ""
     lines = [
         f"recipe {result.recipe} on {result.devices} x {result.hardware}",
-        f"parameters: {result.encoder_parameters / 1e6:.1f} M encoder, {result.total_parameters / 1e6:.1f} M with heads",
+        f"parameters: {result.encoder_parameters / 1e6:.1f} M encoder, {result.total_parameters / 1e6:.1f} M with heads{frozen}",
         "",
         "memory per device, GiB   weights  gradients  optimizer  activations  buffers    total",
     ]
