@@ -13,6 +13,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <string>
 #include <string_view>
 
 namespace {
@@ -209,8 +212,67 @@ void refuse_mixtures(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> v
   }
 }
 
+// For what a GPU's work and copies would have made the host wait, and which host memory copies may still read.
+class Queue {
+ public:
+  // A copy that does not wait reads host memory at some time before the next wait.
+  void read_later(const Tensor& source) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    reads_.emplace_back(source, source.clone());
+  }
+
+  void wait(std::string_view reason) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    waits_.emplace_back(reason);
+    for (const auto& [source, copied] : std::exchange(reads_, {})) {
+      TORCH_CHECK(
+          std::memcmp(source.contiguous().const_data_ptr(), copied.const_data_ptr(), copied.nbytes()) == 0,
+          "Host memory was changed while a copy to ", kDevice, " that does not wait might still read it");
+    }
+  }
+
+  std::vector<std::string> take_waits() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(waits_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<Tensor, Tensor>> reads_;
+  std::vector<std::string> waits_;
+};
+Queue queue;
+
+bool is_mask(const Tensor& index) {
+  return index.scalar_type() == at::kBool || index.scalar_type() == at::kByte;
+}
+
+// The host waits for sizes and numbers that it needs, and for numbers and indices of its own that CUDA's kernels copy first.
+void wait_as_cuda(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> values) {
+  const std::string_view name = op.schema().name();
+  bool waits = is_one_of(
+      name,
+      {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::bincount", "aten::_unique",
+       "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::multinomial"});
+  waits |= name == "aten::repeat_interleave" && values.back().isNone();  // without output_size
+  const bool copies_numbers = is_one_of(name, {"aten::where", "aten::index_put_", "aten::_index_put_impl_"});
+  for (const c10::IValue& value : values) {
+    if (value.isTensor()) {
+      waits |= copies_numbers && value.toTensor().defined() && !is_ours(value.toTensor());
+    } else if (value.isOptionalTensorList()) {
+      for (const std::optional<Tensor>& index : value.toOptionalTensorVector()) {
+        waits |= index.has_value() && index->defined() && (!is_ours(*index) || is_mask(*index));
+      }
+    }
+  }
+  if (waits) {
+    queue.wait(name);
+  }
+}
+
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   refuse_mixtures(op, torch::jit::last(*stack, op.schema().arguments().size()));
+  wait_as_cuda(op, torch::jit::last(*stack, op.schema().arguments().size()));
   Call call;
   auto replace = [](c10::IValue& value, const auto& replaced) {
     if (value.isTensor()) {
@@ -262,6 +324,11 @@ Tensor empty_strided(
 // Also from and to the host. A copy to the host that does not wait would be read before it has arrived: a race on a GPU.
 Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
   TORCH_CHECK(is_ours(to) || !non_blocking, "A copy from ", kDevice, " to the host must wait: leave non_blocking out");
+  if (!is_ours(to)) {
+    queue.wait("to the host");
+  } else if (!is_ours(from)) {
+    non_blocking ? queue.read_later(from) : queue.wait("from the host");
+  }
   Call call;
   Tensor target = call.to_host(to);
   at::native::copy_(target, call.to_host(from), non_blocking);
@@ -277,6 +344,11 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from", &copy_from);
   // torch's own for such a device calls an operator that the CPU does not have.
   library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&compute_on_host>());
+}
+
+// Why the host has waited since the last call.
+TORCH_LIBRARY(second_device, library) {
+  library.def("take_waits", [] { return queue.take_waits(); });
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {

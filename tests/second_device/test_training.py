@@ -101,15 +101,20 @@ def data_of(name: str, folder: Path):
     return folder, tokenizer
 
 
-def tuned(device: torch.device, name: str, folder: Path, tokenizer, changes: tuple[str, ...]) -> dict:
-    """Two steps, and what is measured after them."""
+def task_on(device: torch.device, name: str, folder: Path, tokenizer, changes: tuple[str, ...], dtype=torch.float32):
+    """An open task, its examples, an engine, and two batches."""
     usual = ("model.hidden_dropout=0.1", "batch.global_samples=2", "batch.micro_batch_tokens=400")
     task, config, examples = small.open_task(name, folder, tokenizer, "train", *usual, *changes)
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     untrained = Untrained(model.to(device), device, SingleProcess())
     examples = task.prepare_training(examples, untrained, config)
-    engine = PlainEngine(model.train(), config.optimizer, device=device)
-    batches = TaskReader(examples, config, rank=0, world_size=1).steps(0, 2)
+    engine = PlainEngine(model.train(), config.optimizer, device=device, dtype=dtype)
+    return task, config, examples, engine, list(TaskReader(examples, config, rank=0, world_size=1).steps(0, 2))
+
+
+def tuned(device: torch.device, name: str, folder: Path, tokenizer, changes: tuple[str, ...]) -> dict:
+    """Two steps, and what is measured after them."""
+    task, config, examples, engine, batches = task_on(device, name, folder, tokenizer, changes)
     found = [TaskStep(config.finetune)(engine, task, batch, learning_rate=1e-3).scalars() for batch in batches]
     evaluation = task.evaluate(engine, examples, config=config, tokenizer=tokenizer, quick=True)
     steps = {f"{name} {step}": value for step, values in enumerate(found) for name, value in values.items()}

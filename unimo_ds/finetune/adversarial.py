@@ -26,6 +26,7 @@ from unimo_ds.finetune.task import Task
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
 from unimo_ds.models.unimo import anchor
 from unimo_ds.utils import seed
+from unimo_ds.utils.moving import moved
 
 _TEXT_SITE, _REGION_SITE = 1 << 20, (1 << 20) + 1
 """Outside the range of dropout sites, so that noise and dropout share no random bits."""
@@ -33,20 +34,24 @@ _SMALLEST_NORM = 1e-12
 
 
 def accumulate(
-    engine: Engine, task: Task, batch: TaskBatch, *, finetuning: FinetuneConfig, scale: float, is_last: bool
+    engine: Engine, task: Task, on_host: TaskBatch, *, finetuning: FinetuneConfig, scale: float, is_last: bool
 ) -> tuple[torch.Tensor, TaskOutput]:
     """Add the gradients of a micro-batch, scaled by `scale`; returns the clean loss's sum and output of the last ascent.
 
     is_last: whether it is the step's last micro-batch. Not for ZeRO-3, which cannot run several forwards before one backward.
     """
     settings = finetuning.adversarial
-    batch = _with_own_regions(batch)
+    # Counted on the host, which on a GPU would wait for the number of images.
+    tokens_S, regions_S = (_number_per_sequence(on_host, at) for at in (on_host.token_at, on_host.region_at))
+    image_starts = functional.pad(regions_S[regions_S > 0].cumsum(0), (1, 0)).int()
+    tokens_S, regions_S, image_starts = moved((tokens_S, regions_S, image_starts), engine.device)
+    batch = _with_own_regions(on_host.to(engine.device), image_starts)
     text_sequence_N = batch.position_sequence[batch.token_at].long()
     region_sequence_N = batch.position_sequence[batch.region_at].long()
     hidden_size = engine.module.get_parameter("text_embedding.word.weight").shape[1]
-    text_ND = _first_noise(batch, batch.token_at, text_sequence_N, hidden_size, settings, site=_TEXT_SITE)
-    feature_size = batch.region_features.shape[1]
-    region_ND = _first_noise(batch, batch.region_at, region_sequence_N, feature_size, settings, site=_REGION_SITE)
+    text_shape, region_shape = (tokens_S, hidden_size), (regions_S, batch.region_features.shape[1])
+    text_ND = _first_noise(batch, batch.token_at, text_sequence_N, *text_shape, settings, site=_TEXT_SITE)
+    region_ND = _first_noise(batch, batch.region_at, region_sequence_N, *region_shape, settings, site=_REGION_SITE)
     for ascent in range(settings.steps):
         text_ND, region_ND = text_ND.detach().requires_grad_(), region_ND.detach().requires_grad_()
         clean: TaskOutput = engine.forward(batch)
@@ -64,16 +69,20 @@ def accumulate(
     return losses[0], clean
 
 
-def _with_own_regions(batch: TaskBatch) -> TaskBatch:
+def _number_per_sequence(batch: TaskBatch, at_N: torch.Tensor) -> torch.Tensor:
+    """[S] how many of these stream positions are in each sequence."""
+    return torch.bincount(batch.position_sequence[at_N], minlength=batch.num_sequences)
+
+
+def _with_own_regions(batch: TaskBatch, image_starts: torch.Tensor) -> TaskBatch:
     """Give every sequence region rows of its own: whether two share an image's rows depends on the stream they are in."""
-    rows_S = torch.bincount(batch.position_sequence[batch.region_at], minlength=batch.num_sequences)
     return dataclasses.replace(
         batch,
         region_features=batch.region_features[batch.region_row],
         region_boxes=batch.region_boxes[batch.region_row],
         region_tags=batch.region_tags[batch.region_row],
         region_row=torch.arange(len(batch.region_row), device=batch.region_row.device),
-        image_starts=functional.pad(rows_S[rows_S > 0].cumsum(0), (1, 0)).int(),
+        image_starts=image_starts,
     )
 
 
@@ -81,16 +90,17 @@ def _first_noise(
     batch: TaskBatch,
     at_N: torch.Tensor,
     sequence_N: torch.Tensor,
+    rows_S: torch.Tensor,
     size: int,
     settings: AdversarialConfig,
     *,
     site: int,
 ) -> torch.Tensor:
-    """[N, size] fp32, uniform in +-magnitude / sqrt(elements of the row's sequence)."""
+    """[N, size] fp32, uniform in +-magnitude / sqrt(elements of the row's sequence). rows_S: of each sequence."""
     keys_N = seed.position_keys(batch.sequence_seeds, sequence_N, batch.position_offset[at_N])
     uniform_ND = seed.uniform(seed.row_keys(keys_N, site), size) * 2 - 1
-    elements_S = torch.bincount(sequence_N, minlength=batch.num_sequences) * size
-    return uniform_ND * (settings.initial_magnitude / elements_S[sequence_N].clamp_min(1).sqrt())[:, None]
+    elements_N = (rows_S * size)[sequence_N]
+    return uniform_ND * (settings.initial_magnitude / elements_N.clamp_min(1).sqrt())[:, None]
 
 
 def _climb(

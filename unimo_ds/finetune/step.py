@@ -43,9 +43,14 @@ class TaskStep:
         """
         micro_batches = [cast(TaskBatch, one) for one in batch.micro_batches]
         singles = [one.singles for one in micro_batches]
-        mine = [sum(map(task.count, micro_batches)), sum(len(one.contrast.pair_image) for one in singles)]
-        local_counts = torch.tensor(mine, dtype=torch.float64).to(engine.device)
-        count, num_pairs = engine.communicator.all_reduce_sum(local_counts).tolist()
+        num_positions = sum(one.num_positions for one in (*micro_batches, *singles))
+        mine = [
+            sum(map(task.count, micro_batches)),
+            sum(len(one.contrast.pair_image) for one in singles),
+            num_positions,
+        ]
+        local_counts = torch.tensor(mine, dtype=torch.float64, device=engine.communicator.device)
+        count, num_pairs, positions = engine.communicator.all_reduce_sum(local_counts).tolist()
         world_size, weight = engine.communicator.world_size, self._settings.retrieval.contrastive_weight
         scale = world_size / max(count, 1.0)
         engine.set_learning_rate(learning_rate)
@@ -56,35 +61,35 @@ class TaskStep:
             sums[1] = contrast.accumulate(engine, singles, scale=contrast_scale, path=path).loss_sum
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
-            on_device = micro_batch.to(engine.device)
             output: TaskOutput
             if self._settings.adversarial.steps:
                 loss, output = adversarial.accumulate(
-                    engine, task, on_device, finetuning=self._settings, scale=scale, is_last=is_last
+                    engine, task, micro_batch, finetuning=self._settings, scale=scale, is_last=is_last
                 )
             else:
+                on_device = micro_batch.to(engine.device)
                 output = engine.forward(on_device)
                 loss = task.loss_sum(output, on_device, self._settings)
                 engine.backward(loss * scale + anchor(output), is_boundary=is_last)
             sums[0] += loss.detach()
             temperature = output.temperature.detach()
         known = {"task": (count, 1.0)} | ({"contrastive": (num_pairs, weight)} if num_pairs else {})
-        return _finish(engine, batch, known, sums, float(temperature), learning_rate, is_wanted)
+        measured = torch.cat((sums, temperature.double().reshape(1)))
+        return _finish(engine, batch, known, measured, int(positions), learning_rate, is_wanted)
 
 
 def _finish(
     engine: Engine,
     batch: StepBatch,
     known: Mapping[str, tuple[float, float]],
-    sums: torch.Tensor,
-    temperature: float,
+    measured: torch.Tensor,
+    positions: int,
     learning_rate: float,
     is_wanted: Callable[[float], bool],
 ) -> StepMetrics:
-    """known: number of terms of each loss over all ranks, and its weight. sums: of the losses on this rank."""
-    positions = sum(one.num_positions + cast(TaskBatch, one).singles.num_positions for one in batch.micro_batches)
-    packed = torch.cat((sums, sums.new_tensor([positions])))
-    *totals, all_positions = engine.communicator.all_reduce_sum(packed).tolist()
+    """known: number of terms of each loss over all ranks, and its weight. measured: sums of the losses on this rank, then the
+    temperature: all that the host reads of the step. positions: over all ranks."""
+    *totals, temperature = engine.communicator.all_reduce_sum(measured).tolist()
     means = {
         name: total / count if count else float("nan")
         for total, (name, (count, _)) in zip(totals, known.items(), strict=False)
@@ -97,12 +102,12 @@ def _finish(
         losses=means,
         counts={name: int(count) for name, (count, _) in known.items()},
         accuracies={},
-        positions=int(all_positions),
+        positions=positions,
         bad_samples=len(batch.bad_samples),
         bytes_read=batch.bytes_read,
         gradient_norm=result.gradient_norm,
         loss_scale=result.loss_scale,
-        temperature=temperature,
+        temperature=temperature / engine.communicator.world_size,
         learning_rate=learning_rate,
         applied=result.applied,
     )
