@@ -15,6 +15,7 @@ from unimo_ds.ops.buckets import Bucket, Plan, plan_of
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.linear import widens
 from unimo_ds.utils import seed
+from unimo_ds.utils.differentiable_once import differentiable_once
 
 
 def bucketed_attention(
@@ -61,6 +62,7 @@ class _BucketedAttention(torch.autograd.Function):
         return outputs.index_select(0, plan.gather_out).view(num_positions, num_heads, head_size)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         plan: Plan = ctx.plan
         inputs, *saved = ctx.saved_tensors

@@ -14,6 +14,7 @@ from torch.nn import functional
 from unimo_ds.ops.linear import linear, widens
 from unimo_ds.ops.native import cross_entropy as native
 from unimo_ds.ops.paths import Path, choose
+from unimo_ds.utils.differentiable_once import differentiable_once
 
 _CHUNK_LOGITS = 1 << 23
 """Logits per chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's vocabulary. Four times as many are 1 to 20 % faster, but
@@ -98,6 +99,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses_N, is_correct_N
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, target_logs_N, *kept = ctx.saved_tensors
         weight, bias = _table(weight_VD, bias_V)

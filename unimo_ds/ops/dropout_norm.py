@@ -15,6 +15,7 @@ from unimo_ds.ops.dropout import dropout_reference, stream_mask
 from unimo_ds.ops.native import dropout_norm as native
 from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils import seed
+from unimo_ds.utils.differentiable_once import differentiable_once
 
 
 def dropout_add_layer_norm(
@@ -84,6 +85,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         return result_TD
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sum_TD, mean, inverse_deviation, weight_D, bias_D, mask_TD = ctx.saved_tensors
         residual_grad, weight_grad, bias_grad = torch.ops.aten.native_layer_norm_backward(

@@ -24,6 +24,7 @@ from torch.nn import functional
 from unimo_ds.ops.contrastive import NO_ITEM, Candidates, Functions
 from unimo_ds.ops.score_blocks import Keys, Logs
 from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.differentiable_once import differentiable_once
 
 _TEXTS, _RESULTS = 0, 1
 """Channels: blocks, sent before they are processed, and results, sent after."""
@@ -114,6 +115,7 @@ class _LogSumExps(torch.autograd.Function):
         return Logs(*mine, *theirs)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, texts, inverse, row_keys, column_keys, row_items, column_items, row_logs, column_logs = (
             ctx.saved_tensors

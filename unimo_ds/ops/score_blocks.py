@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unimo_ds.utils.differentiable_once import differentiable_once
+
 ROWS_PER_TILE = 512
 
 
@@ -72,6 +74,7 @@ class _LogSumExps(torch.autograd.Function):
         return logs
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, columns, inverse, *keys, row_logs, column_logs = ctx.saved_tensors
         found = gradients(

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 
+from unimo_ds.utils.differentiable_once import differentiable_once
+
 _MAX_TENSORS = 16
 """Most tensors in one `pass_on`; the tags of its channels are this far apart."""
 
@@ -136,6 +138,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         total = gradients[0].contiguous().clone()
         if total.numel():

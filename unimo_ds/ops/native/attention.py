@@ -57,7 +57,7 @@ def attention(
 ) -> torch.Tensor:
     """`packed_attention` by the kernels, [T, H, D]. Callers check `refusal` first."""
     tables = tables_of(layout)
-    keys = layout.position_keys if probability else tables.tiles.new_empty(0)
+    keys = layout.position_keys.contiguous() if probability else tables.tiles.new_empty(0)
     whole = _whole(query_key_value_T3HD, layout)
     output, _ = attention_forward(query_key_value_T3HD, *tables, keys, probability, site, whole)
     return output  # type: ignore[no-any-return]
@@ -179,7 +179,7 @@ def _arguments(query_key_value: torch.Tensor, call: _Call) -> _Arguments:
 
 
 def _forward(query_key_value: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    query_key_value = query_key_value.contiguous()
+    query_key_value = launcher.aligned(query_key_value)
     output, log_sums = _forward_shapes(query_key_value)
     arguments = _arguments(query_key_value, _Call(*rest))
     arguments.set(output=output, log_sums=log_sums)
@@ -197,7 +197,7 @@ def _backward(
     gradient: torch.Tensor, query_key_value: torch.Tensor, output: torch.Tensor, log_sums: torch.Tensor, *rest: Any
 ) -> torch.Tensor:
     call = _Call(*rest)
-    gradient, query_key_value = gradient.contiguous(), query_key_value.contiguous()
+    gradient, query_key_value = launcher.aligned(gradient), launcher.aligned(query_key_value)
     input_gradient, deltas = torch.empty_like(query_key_value), torch.empty_like(log_sums)
     row_keys = torch.empty_like(log_sums, dtype=torch.int32) if call.probability else None
     arguments = _arguments(query_key_value, call)

@@ -287,8 +287,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 
 def _derivative(ctx: Any, of_rows: torch.Tensor, _: Any, of_columns: torch.Tensor, __: Any) -> tuple[Any, ...]:
-    wide = ctx.saved_tensors[0].dtype == torch.float32
-    found = contrastive_backward(of_rows, of_columns, *ctx.saved_tensors, ctx.both, wide)
+    rows, *rest = ctx.saved_tensors  # once: checkpointing gives them only once
+    found = contrastive_backward(of_rows, of_columns, rows, *rest, ctx.both, rows.dtype == torch.float32)
     return *found, None, None, None, None, None
 
 

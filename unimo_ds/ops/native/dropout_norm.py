@@ -97,6 +97,7 @@ def _forward(
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x, residual, weight, bias = (launcher.aligned(tensor) for tensor in (x, residual, weight, bias))
+    position_keys = position_keys.contiguous()
     result, total, means, inverse_deviations = _forward_shapes(x)
     arguments = _arguments(x, position_keys, probability, site)
     arguments.set(x=x, residual=residual, weight=weight, bias=bias, epsilon=epsilon)
@@ -121,7 +122,7 @@ def _backward(
     probability: float,
     site: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradient, weight = launcher.aligned(gradient), launcher.aligned(weight)
+    gradient, weight, position_keys = launcher.aligned(gradient), launcher.aligned(weight), position_keys.contiguous()
     x_gradient, residual_gradient, _ = _backward_shapes(gradient)
     most_blocks = _MULTIPROCESSORS * _BLOCKS_OF_ONE[(gradient.shape[1] - 1) // 256]
     num_blocks = min(-(-len(gradient) // _WARPS), most_blocks)
@@ -168,6 +169,7 @@ dropout = launcher.Operator(
     lambda x, *_: x.new_empty(x.shape),
     derivative=_dropout_derivative,
     save=_save_dropout,
+    is_linear=True,
 )
 dropout_norm_forward = launcher.Operator(
     _OPERATORS,

@@ -11,12 +11,14 @@ import torch
 
 from unimo_ds.ops.native import library
 from unimo_ds.utils import seed
+from unimo_ds.utils.differentiable_once import differentiable_once
 
 _NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 class Arguments(ctypes.Structure):
-    """Arguments of a C function: numbers and addresses of tensors. It does not keep the tensors alive."""
+    """Arguments of a C function: numbers and addresses of tensors. It does not keep the tensors alive: give it none that its
+    caller does not hold until the launch, or torch may give their memory to another."""
 
     def __init__(self, **values: torch.Tensor | float | None) -> None:
         super().__init__()
@@ -86,12 +88,13 @@ class Operator:
         *,
         derivative: Callable[..., Any] | None = None,
         save: Callable[..., None] | None = None,
+        is_linear: bool = False,
     ) -> None:
         """Register the operator for CUDA and, with emulated kernels, the CPU.
 
         function: launches the kernels. shapes: of its results, for tracing. derivative: (ctx, *gradients of the results) ->
         gradients of the arguments, as `torch.library.register_autograd` takes it at several times the host time per call.
-        save: (ctx, arguments, results).
+        save: (ctx, arguments, results). is_linear: the derivative is a differentiable operator itself; all others have none.
         """
         name = schema.split("(")[0]
         self._function = function
@@ -102,7 +105,8 @@ class Operator:
         torch.library.register_fake(f"unimo::{name}", shapes, lib=operators)
         self._differentiable = None
         if derivative is not None and save is not None:
-            self._differentiable = self._make_differentiable(name, derivative, save)
+            backward = derivative if is_linear else differentiable_once(derivative)
+            self._differentiable = self._make_differentiable(name, backward, save)
             operators.impl(name, self._differentiable, "Autograd")  # type: ignore[no-untyped-call]
 
     def __call__(self, *arguments: Any) -> Any:
@@ -120,7 +124,7 @@ class Operator:
             return self._function(*arguments)
 
     def _make_differentiable(
-        self, name: str, derivative: Callable[..., Any], save: Callable[..., None]
+        self, name: str, derive: Callable[..., Any], save: Callable[..., None]
     ) -> Callable[..., Any]:
         registered, run = self._registered, self._on_its_device
 
@@ -134,15 +138,21 @@ class Operator:
 
             @staticmethod
             def backward(ctx: Any, *gradients: Any) -> Any:
-                return derivative(ctx, *gradients)
+                return derive(ctx, *gradients)
 
         Differentiable.__name__ = name  # as profiles show it
         return Differentiable.apply
 
 
 def _is_watched(tensor: torch.Tensor) -> bool:
-    """Whether a call must pass torch's dispatcher."""
-    return torch._C._len_torch_dispatch_stack() > 0 or type(tensor) not in _PLAIN or tensor.is_meta
+    """Whether a call must pass torch's dispatcher: for modes and subclasses, shapes alone, `torch.func` and `torch.jit.trace`."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or type(tensor) not in _PLAIN
+        or tensor.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
