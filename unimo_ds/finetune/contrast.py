@@ -26,11 +26,12 @@ def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, 
     # A pair's only positive is itself, so all forms are the same loss.
     task = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights(), contrastive_path=path)
     table = join_tables(singles)
-    plan = make_plan(table, form=task.contrast.form, agreed=agree(table, engine.communicator))
+    agreed = agree(table, engine.communicator)
     batches = [one.to(engine.device) for one in singles]
-    first = engine.forward(batches[0])
+    first = engine.forward(batches[0])  # while a GPU computes this, the host makes lists
     outputs = [first, *rehearse(engine, singles[1:], batches[1:])]
-    contrast = contrast_of(engine, task, plan.to(engine.device), outputs, scale=scale)
+    plan = make_plan(table, form=task.contrast.form, agreed=agreed).to(engine.device)
+    contrast = contrast_of(engine, task, plan, outputs, scale=scale)
     for index, batch in enumerate(batches):
         output = engine.forward(batch) if index else first
         engine.backward(carry(output, contrast, index) + anchor(output), is_boundary=False)
