@@ -26,6 +26,7 @@ from unimo_ds.finetune.hard_negatives import nearest
 from unimo_ds.finetune.right_answers import of_texts, own_alone
 from unimo_ds.finetune.tasks.retrieval import RetrievalExamples
 from unimo_ds.losses.circle import choice_loss, circle_loss
+from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 
 NEGATIVES = ("finetune.retrieval.negative_images=3", "finetune.retrieval.negative_captions=4")
@@ -272,6 +273,28 @@ def test_training_measures_by_candidates_where_there_are_many(folder, tokenizer,
     assert "best 2 of each query" in quick.notes["candidates"]
     assert task.best_metric in quick.metrics
     assert "candidates" not in task.evaluate(engine, examples, config=config, tokenizer=tokenizer).notes
+
+
+def test_every_rank_encodes_the_candidates_that_rank_0_has_chosen(folder, tokenizer, monkeypatch):
+    """Ranks that choose differently would encode different numbers of micro-batches, and wait for each other for ever."""
+    some, config = open_split(folder, tokenizer, "dev", "finetune.retrieval.rerank=2")
+    of_rank_0 = np.array([0, 1, 1]), np.array([2, 0, 1])
+
+    class NotFirst(SingleProcess):
+        def broadcast_object(self, value: object) -> object:
+            return of_rank_0 if isinstance(value, tuple) else value
+
+    asked, real = [], predict.scores
+
+    def noted(engine, examples, **arguments):
+        asked.append((examples.images_Q.tolist(), examples.captions_Q.tolist()))
+        return real(engine, examples, **arguments)
+
+    monkeypatch.setattr(predict, "scores", noted)
+    engine = small.plain_engine(config)
+    engine.communicator = NotFirst()
+    tasks.load("retrieval").evaluate(engine, some, config=config, tokenizer=tokenizer)
+    assert asked == [tuple(one.tolist() for one in of_rank_0)]
 
 
 def test_reranking_of_everything_is_the_whole_measurement(folder, tokenizer, monkeypatch):
