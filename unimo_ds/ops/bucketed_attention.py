@@ -16,6 +16,7 @@ from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.linear import widens
 from unimo_ds.utils import seed
 from unimo_ds.utils.differentiable_once import differentiable_once
+from unimo_ds.utils.own_precision import own_precision
 
 
 def bucketed_attention(
@@ -32,6 +33,7 @@ class _BucketedAttention(torch.autograd.Function):
     """Forward saves gathered inputs, probabilities and dropout masks; backward is the textbook one, bucket by bucket."""
 
     @staticmethod
+    @own_precision
     def forward(
         ctx: Any, query_key_value_T3HD: torch.Tensor, layout: Layout, probability: float, site: int
     ) -> torch.Tensor:

@@ -15,6 +15,7 @@ from unimo_ds.ops.linear import linear, widens
 from unimo_ds.ops.native import cross_entropy as native
 from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils.differentiable_once import differentiable_once
+from unimo_ds.utils.own_precision import own_precision
 
 _CHUNK_LOGITS = 1 << 23
 """Logits per chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's vocabulary. Four times as many are 1 to 20 % faster, but
@@ -39,9 +40,14 @@ def tied_cross_entropy(
     hidden_ND, weight_VD, bias_V: floating, of one dtype. targets_N: int64. path: `native` (the CUDA kernels: fp16 or
     bf16), `chunked`, `reference`, or `auto`.
     smoothing: fraction of the target's probability that is spread evenly over the vocabulary.
+    Under autocast hidden states, weight and bias are cast to its dtype, as for a linear layer.
     Returns losses [N] fp32 (softmax and logarithm in fp32) and is_correct [N] bool (the target has the highest logit), None
     unless `tells_correct`: on a CPU the argmax takes as long as the softmax.
     """
+    kind = hidden_ND.device.type
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden_ND, weight_VD, bias_V = hidden_ND.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)
     run = choose("tied_cross_entropy", path, _PATHS, hidden_ND, weight_VD, bias_V)
     losses_N, is_correct_N = run(hidden_ND, weight_VD, bias_V, targets_N, smoothing, tells_correct)
     return losses_N, is_correct_N if tells_correct else None
@@ -68,6 +74,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     one chunk, its logits are saved."""
 
     @staticmethod
+    @own_precision
     def forward(
         ctx: Any,
         hidden_ND: torch.Tensor,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from unimo_ds.utils.own_precision import own_precision
+
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _HAS_BF16_INSTRUCTIONS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -37,6 +39,7 @@ class _WideLinear(torch.autograd.Function):
     """Inputs are widened, the product is fp32, the result is rounded once; gradients likewise."""
 
     @staticmethod
+    @own_precision
     def forward(ctx: Any, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
         ctx.has_bias = bias_O is not None

@@ -25,6 +25,7 @@ from unimo_ds.ops.contrastive import NO_ITEM, Candidates, Functions
 from unimo_ds.ops.score_blocks import Keys, Logs
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.differentiable_once import differentiable_once
+from unimo_ds.utils.own_precision import own_precision
 
 _TEXTS, _RESULTS = 0, 1
 """Channels: blocks, sent before they are processed, and results, sent after."""
@@ -89,6 +90,7 @@ class _LogSumExps(torch.autograd.Function):
     """[A] and [B] log-sum-exps and best cosines of this rank's images and texts over those of all ranks."""
 
     @staticmethod
+    @own_precision
     def forward(
         ctx: Any,
         images: torch.Tensor,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unimo_ds.utils.differentiable_once import differentiable_once
+from unimo_ds.utils.own_precision import own_precision
 
 ROWS_PER_TILE = 512
 
@@ -66,6 +67,7 @@ class _LogSumExps(torch.autograd.Function):
     """Backward recomputes each tile's scores."""
 
     @staticmethod
+    @own_precision
     def forward(ctx: Any, rows: torch.Tensor, columns: torch.Tensor, inverse: torch.Tensor, *rest: Any) -> Logs:
         *keys, ctx.both = rest
         logs = _log_sum_exps(rows, columns, inverse, Keys(*keys), both=ctx.both)
