@@ -343,6 +343,29 @@ HEADS = [
 ]
 
 
+WRITES = (heads.UnimoForConditionalGeneration, torch.tensor([[9, 10, 2], [12, 2, -100]]), {})
+
+
+@pytest.mark.parametrize(
+    ("family", "labels", "changes"), [WRITES, HEADS[0], HEADS[3]], ids=["writes", "classes", "entails"]
+)
+def test_classes_train_in_mixed_precision(
+    exported: Path, processor: UnimoProcessor, family: type, labels, changes: dict
+):
+    """As `Trainer` does it with `bf16=True`."""
+    torch.manual_seed(0)
+    model = family.from_pretrained(exported, **changes).eval()
+    inputs = processor(images=[picture(0), picture(1)], text=TEXTS[:2])
+    exact = float(model(**inputs, labels=labels).loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    assert float(loss) == pytest.approx(exact, rel=0.1)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients)
+
+
 @pytest.mark.parametrize(("family", "labels", "changes"), HEADS, ids=lambda value: getattr(value, "__name__", ""))
 def test_heads_learn(exported: Path, processor: UnimoProcessor, family: type, labels: torch.Tensor, changes: dict):
     torch.manual_seed(0)
