@@ -3,7 +3,8 @@
 It casts, adds, measures and clips them one by one: six operators for each parameter and step of two micro-batches, a thousand in
 the base model, while the GPU has nothing else to do. The same bits in fewer: addition itself widens bf16, norms of a list are
 taken at once, and a group's gradients are clipped as the one flat tensor that holds them. (Still one kernel for each addition:
-torch 2.13 joins those of a list only if all its tensors have one dtype.)
+torch 2.13 joins those of a list only if all its tensors have one dtype.) And it zeroes the bf16 gradients, to which the next
+backward pass adds: without them, that pass leaves its own where they are.
 
 It also waits for the GPU four times: for a constant, to see whether the norm is finite and whether to clip, and, after the
 update, for the norm itself. Here the host reads the norm once, before the update, during which it goes on to the next step.
@@ -22,9 +23,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
 
 def join(wrapper: BF16_Optimizer) -> None:
-    """Replace the two methods of this optimizer that go through its parameters, and the function that goes through gradients."""
+    """Replace the methods of this optimizer that go through its parameters, and the function that goes through gradients."""
     wrapper.update_hp_grads = functools.partial(_accumulate, wrapper)
     wrapper.get_grads_for_norm = functools.partial(_gradients, wrapper, wrapper.get_grads_for_norm)
+    wrapper.clear_lp_grads = functools.partial(_forget, wrapper)
     bf16_optimizer.get_global_norm_of_tensors = _norm
 
 
@@ -41,8 +43,15 @@ def _accumulate(wrapper: BF16_Optimizer, clear_lp_grads: bool = False) -> None:
                 addends.append(parameter.grad.view(gradient.shape))
     if sums:
         torch._foreach_add_(sums, addends)
-    if clear_lp_grads and addends:
-        torch._foreach_zero_(addends)
+    if clear_lp_grads:
+        _forget(wrapper)
+
+
+def _forget(wrapper: BF16_Optimizer, set_to_none: bool = True) -> None:
+    """Drop the bf16 gradients. set_to_none: whatever it says."""
+    for parameters in wrapper.bf16_groups:
+        for parameter in parameters:
+            parameter.grad = None
 
 
 def _gradients(wrapper: BF16_Optimizer, one_by_one: Any, for_clipping: bool = False) -> Any:
