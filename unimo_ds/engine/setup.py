@@ -7,7 +7,7 @@ Differences from plain DeepSpeed use, and why:
   the backward pass of other outputs, so outputs pass through it as a dictionary.
 - fp16 without ZeRO: DeepSpeed 0.19.8 divides gradients by the loss scale but never multiplies the loss by it; done here.
 - A forward pass without gradients may come between another one and its backward pass, at ZeRO stage 3 too (`pending.py`).
-- In bf16 at ZeRO stage 1 gradients are added up without a cast before, and clipped by group (`joined_gradients.py`).
+- In bf16 at ZeRO stage 1 gradients are added up without a cast before, and measured and clipped together (`joined_gradients.py`).
 - All ranks together skip a step with a non-finite loss or gradient, at every stage and precision.
 """
 
