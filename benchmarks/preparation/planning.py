@@ -15,8 +15,8 @@ import tracemalloc
 from pathlib import Path
 
 from unimo_ds.data.prepare import formats
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 
 WORDS = (
     "a",

@@ -16,8 +16,8 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.readers import text_files
 from unimo_ds.data.prepare.readers.names import read_exclusion
 from unimo_ds.data.prepare.readers.protocol import Record
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.utils.errors import UserError

@@ -23,7 +23,7 @@ from unimo_ds.utils.printable import printable
 from unimo_ds.utils.running import run_command
 
 if TYPE_CHECKING:
-    from unimo_ds.data.prepare.sources import Report
+    from unimo_ds.data.prepare.report import Report
     from unimo_ds.data.prepare.workers import Workers
 
 _EXAMPLE = """example:
@@ -187,7 +187,7 @@ def _run_import(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace, report: Report) -> None:
-    _print(arguments, dataclasses.asdict(report), report.lines())
+    _print(arguments, vars(report), report.lines())
 
 
 def _run_all(arguments: argparse.Namespace) -> int:
@@ -198,7 +198,7 @@ def _run_all(arguments: argparse.Namespace) -> int:
     def body(workers: Workers) -> None:
         reports = everything.prepare_all(plan, workers)
         lines = [f"{stage}: {line}" for stage, report in reports.items() for line in report.lines()]
-        _print(arguments, {stage: dataclasses.asdict(report) for stage, report in reports.items()}, lines)
+        _print(arguments, {stage: vars(report) for stage, report in reports.items()}, lines)
 
     return worker_options.with_workers(arguments, plan.output, body, make=True)
 

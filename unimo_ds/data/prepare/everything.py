@@ -10,6 +10,8 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import formats, importing, phrases, stages, verify
 from unimo_ds.data.prepare.corpus_plan import Plan
 from unimo_ds.data.prepare.journal import Journal, sweep
+from unimo_ds.data.prepare.readers.files import read_lines
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import rewrite_stage
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers
@@ -22,7 +24,6 @@ from unimo_ds.data.prepare.settings import (
     fingerprint,
     identity_of,
 )
-from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer

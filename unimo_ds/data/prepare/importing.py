@@ -22,15 +22,14 @@ from unimo_ds.data.prepare.journal import (
     check_whole,
     import_journal,
     read_json_object,
-    report_of,
     sweep,
     unfinished_shards,
 )
 from unimo_ds.data.prepare.progress import progress
 from unimo_ds.data.prepare.readers.protocol import Part, Reader
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint, source_name
 from unimo_ds.data.prepare.shard_making import Making
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest, shards
@@ -113,7 +112,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
 
 def write_report(folder: Path, name: str, report: Report, *, made_of: str) -> None:
     """Write `report-NAME.json`: counts, all skipped names, and the fingerprint of the settings."""
-    content = {**dataclasses.asdict(report), "made_of": made_of}
+    content = {**vars(report), "made_of": made_of}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     write_whole(folder / f"report-{name}.json", f"{text}\n".encode(errors="backslashreplace"))
 
@@ -127,7 +126,7 @@ def finished_report(folder: Path, name: str, identity: str) -> Report | None:
     present = {entry.file for entry in listed.shards if name in entry.sources}
     if not present or not all((folder / file).is_file() for file in present):
         return None
-    report = report_of(content)
+    report = Report.of(content)
     report.counts = {"already imported": 1, **report.counts}
     return report
 
@@ -175,13 +174,13 @@ def _plan(reader: Reader, journal: Journal) -> tuple[Report, int]:
     """(report of the planning, number of parts); the parts are in the journal."""
     planned = journal.read("plan.json")
     if planned is not None:
-        return report_of(planned), planned["parts"]
+        return Report.of(planned), planned["parts"]
     report = Report()
     number = 0
     for part in progress(reader.parts(report), label="planning"):
         journal.write(_part_name(number), part)
         number += 1
-    journal.write("plan.json", {"parts": number, **dataclasses.asdict(report)})
+    journal.write("plan.json", {"parts": number, **vars(report)})
     return report, number
 
 
@@ -210,15 +209,14 @@ def _make_shards(
         for number in range(num_parts)
         if not _is_done(entries[number], paths[number])
     ]
-    for _ in workers.run(shard_making.make_shard, tasks, label=f"importing {making.source}", unit="shards"):
-        pass
+    workers.run_all(shard_making.make_shard, tasks, label=f"importing {making.source}")
     num_samples = 0
     for entry in entries:
         content = read_json_object(entry)
         if content is None:
             raise UserError(f"{entry} is gone; run the same command again")
         num_samples += content["samples"]
-        report.add(report_of(content))
+        report.add(Report.of(content))
     return num_samples
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.storage.begun_imports import BEGUN, IMPORT, JOURNALS, begun_imports
 from unimo_ds.utils import strict_json
@@ -221,8 +220,3 @@ def read_json_object(path: Path) -> Any:
         return strict_json.parsed(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def report_of(content: dict[str, Any]) -> Report:
-    """A stored report."""
-    return Report(dict(content["counts"]), {reason: list(names) for reason, names in content["skipped"].items()})

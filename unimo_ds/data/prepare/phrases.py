@@ -7,30 +7,21 @@ Here: names; objects with their preceding attributes ("black and white dog"); mu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare.journal import write_json
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.settings import PhraseSettings, files_in
-from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.prepare.stages import Stage
+from unimo_ds.data.prepare.stages import Stage, Transform
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Sample, Spans
-from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.shards import StoredSample
 
 _MOST_WORDS = 6
 """Longest phrase, in words: a longer one, if masked, could not be guessed from the rest."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    folder: Path
-    settings: PhraseSettings
-    tokenizer: Path
 
 
 def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers: Workers | None = None) -> Report:
@@ -44,20 +35,16 @@ def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers:
     stage = Stage(folder, "phrases", [settings.parser, files_in(settings.parser_path)])
     if not stage.begin():
         return Report({"phrases are stored already": 1})
-    work = _Work(folder, settings, stage.tokenizer)
     names = stage.shards("pair", "text")
-    report = stage.each_shard(phrase_shard, work, names, workers, label="looking for phrases")
+    report = stage.each_shard(_with_phrases, settings, names, workers, label="looking for phrases")
     stage.finish()
     return report
 
 
-def phrase_shard(work: _Work, name: str, entry: Path) -> None:
-    """Find and store the phrases of one shard, index it, and write the entry that marks it as done."""
-    path = work.folder / name
+def _with_phrases(settings: PhraseSettings, path: Path, report: Report) -> Transform:
     texts = [text for stored in shards.read_shard(path, pixels=False) for text in _texts(stored.sample)]
-    graphs = parsers.load(work.settings.parser, work.settings.parser_path).parse(texts)
+    graphs = parsers.load(settings.parser, settings.parser_path).parse(texts)
     found = iter([phrases_of(graph) for graph in graphs])
-    report = Report()
 
     def transform(_: int, stored: StoredSample) -> StoredSample:
         sample = stored.sample
@@ -69,8 +56,7 @@ def phrase_shard(work: _Work, name: str, entry: Path) -> None:
         captions = tuple(replace(one, phrases=own) for one, own in zip(sample.captions, spans, strict=True))
         return replace(stored, sample=replace(sample, captions=captions))
 
-    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
-    write_json(entry, asdict(report))
+    return transform
 
 
 def _texts(sample: Sample) -> list[str]:

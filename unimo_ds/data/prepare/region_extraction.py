@@ -7,19 +7,17 @@ stage's journal keeps the extractor, so that a killed stage continues with the s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.importing import chosen_images
-from unimo_ds.data.prepare.journal import write_json
-from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.prepare.stages import Stage
+from unimo_ds.data.prepare.report import Report
+from unimo_ds.data.prepare.stages import Stage, Transform
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import Manifest
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.vision import extractors, images
@@ -72,9 +70,9 @@ def extract_again(
         else:
             extractor = given
         extractor.save(place)
-    work = _Work(folder, place, extractor.fingerprint, stage.tokenizer)
+    work = (place, extractor.fingerprint)
     with (workers or Workers()).for_extractor(is_network=extractors.is_network(place)) as some:
-        report = stage.each_shard(_extract_shard, work, names, some, label="regions")
+        report = stage.each_shard(_with_regions, work, names, some, label="regions")
     stage.finish(
         extractor_fingerprint=extractor.fingerprint,
         extractor_file=extractor.save(folder).name,
@@ -83,20 +81,9 @@ def extract_again(
     return report
 
 
-@dataclass(frozen=True)
-class _Work:
-    folder: Path
-    extractor: Path
-    """Folder that holds its file."""
-    fingerprint: str
-    tokenizer: Path
-
-
-def _extract_shard(work: _Work, name: str, entry: Path) -> None:
-    """Recompute the regions of one shard, index it, and write the entry that marks it as done."""
-    path = work.folder / name
-    found = _regions_of(path, extractors.loaded(work.extractor, work.fingerprint))
-    report = Report()
+def _with_regions(extractor: tuple[Path, str], path: Path, report: Report) -> Transform:
+    """extractor: folder of its file, and fingerprint."""
+    found = _regions_of(path, extractors.loaded(*extractor))
 
     def transform(_: int, stored: StoredSample) -> StoredSample:
         if stored.sample.regions is None:
@@ -104,8 +91,7 @@ def _extract_shard(work: _Work, name: str, entry: Path) -> None:
         report.count("images")
         return replace(stored, sample=replace(stored.sample, regions=next(found)))
 
-    index.rewrite(path, transform, tokenizers.load(work.tokenizer))
-    write_json(entry, asdict(report))
+    return transform
 
 
 def _regions_of(path: Path, extractor: RegionExtractor) -> Iterator[Regions]:

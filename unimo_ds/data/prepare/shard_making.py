@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare import texts
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.readers.protocol import Reader, Record
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage import index, shards
 from unimo_ds.data.storage.shards import StoredSample
@@ -63,7 +62,7 @@ def make_shard(making: Making, part_file: Path, shard: Path, entry: Path) -> Non
     )
     if num_samples:
         index.build_index(shard, _tokenizer(*making.tokenizer), pixels=False)
-    write_json(entry, {"samples": num_samples, **dataclasses.asdict(report)})
+    write_json(entry, {"samples": num_samples, **vars(report)})
 
 
 def _samples(making: Making, records: Iterator[Record], report: Report) -> Iterator[StoredSample]:

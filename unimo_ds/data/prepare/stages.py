@@ -19,18 +19,22 @@ from unimo_ds.data.prepare.journal import (
     changed_shard,
     check_whole,
     read_json_object,
-    report_of,
     sweep,
     unfinished_shards,
     write_json,
 )
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import folder as folders
-from unimo_ds.data.storage import manifest
+from unimo_ds.data.storage import index, manifest
 from unimo_ds.data.storage.begun_imports import JOURNALS
+from unimo_ds.data.storage.shards import StoredSample
 
 _MARKS = "done.json"
+
+Transform = Callable[[int, StoredSample], StoredSample]
+"""Of a sample and its number in the shard, its replacement."""
+Changing = Callable[[Any, Path, Report], Transform]
 
 
 class Stage:
@@ -75,26 +79,27 @@ class Stage:
 
     def each_shard(
         self,
-        function: Callable[[Any, str, Path], None],
+        changing: Changing,
         work: Any,
         names: Sequence[str],
         workers: Workers,
         *,
         label: str,
     ) -> Report:
-        """Run `function(work, name of the shard, entry)` for every shard without an entry. Returns the reports of all entries.
+        """Rewrite every shard without an entry. Returns the reports of all entries.
 
-        The function rewrites the shard, indexes it, and then writes its report as the entry.
+        changing: a module's function; of (`work`, path of a shard, report to fill in) it makes the shard's `Transform`.
         """
         entries = [self.journal.path / f"done-{name}.json" for name in names]
         tasks = [
-            (work, name, entry) for name, entry in zip(names, entries, strict=True) if read_json_object(entry) is None
+            (changing, work, self.folder / name, self.tokenizer, entry)
+            for name, entry in zip(names, entries, strict=True)
+            if read_json_object(entry) is None
         ]
-        for _ in workers.run(function, tasks, label=label, unit="shards"):
-            pass
+        workers.run_all(_change_shard, tasks, label=label)
         report = Report()
         for entry in entries:
-            report.add(report_of(read_json_object(entry)))
+            report.add(Report.of(read_json_object(entry)))
         return report
 
     def finish(self, **changes: Any) -> None:
@@ -106,6 +111,13 @@ class Stage:
         )
         mark_done(self.folder, self.name, self.options)
         self.journal.forget()
+
+
+def _change_shard(changing: Changing, work: Any, path: Path, tokenizer: Path, entry: Path) -> None:
+    """Rewrite and index a shard, then write its report as the entry that marks it as done."""
+    report = Report()
+    index.rewrite(path, changing(work, path, report), tokenizers.load(tokenizer))
+    write_json(entry, vars(report))
 
 
 def identity(options: Any) -> str:

@@ -65,6 +65,13 @@ class Workers:
                 yield i, result
                 display.advance()
 
+    def run_all(
+        self, function: Callable[..., object], tasks: Sequence[tuple[Any, ...]], *, label: str, unit: str = "shards"
+    ) -> None:
+        """`run`, for tasks that return nothing."""
+        for _ in self.run(function, tasks, label=label, unit=unit):
+            pass
+
     @contextmanager
     def for_extractor(self, *, is_network: bool) -> Iterator[Workers]:
         """These; for a network, which each worker loads, one worker per GPU or a single one, unless a number was given."""

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, from_base64, to_regions
-from unimo_ds.data.prepare.readers.image_files import open_file, read_extent
+from unimo_ds.data.prepare.readers.files import open_file, read_extent
 from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.readers.tsv_lines import find_lines
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
 _PLAIN = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.printable import is_unicode
 
 

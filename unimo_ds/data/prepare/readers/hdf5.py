@@ -22,7 +22,7 @@ from unimo_ds.data.prepare.readers.detections import (
     to_regions,
 )
 from unimo_ds.data.prepare.readers.protocol import Item, Record
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.errors import UserError
 
 _SPELLINGS = {

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from unimo_ds.data.limits import MAX_MEMBER_BYTES
+from unimo_ds.data.prepare.readers.files import open_file, read_extent
 from unimo_ds.data.prepare.readers.protocol import Item, Pictures, Record
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -143,26 +144,3 @@ def refusal(member: tarfile.TarInfo) -> str | None:
     if member.size > MAX_MEMBER_BYTES:
         return _TOO_LARGE
     return None
-
-
-def open_file(path: Path) -> BinaryIO:
-    """
-    Raises:
-        UserError: it cannot be opened.
-    """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def read_extent(stream: BinaryIO, path: Path, offset: int, size: int) -> bytes:
-    """
-    Raises:
-        UserError: the file ends earlier.
-    """
-    stream.seek(offset)
-    content = stream.read(size)
-    if len(content) < size:
-        raise UserError(f"{path} is shorter than when it was first read; do not change inputs during an import")
-    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unimo_ds.data.prepare.readers.compact import CompactList
+from unimo_ds.data.prepare.readers.files import read_json, read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
-from unimo_ds.data.prepare.sources import read_lines
 from unimo_ds.utils.errors import UserError
 
 _TRAILING_NUMBER = re.compile(r"(\d{1,18})$")
@@ -161,17 +160,3 @@ def _names_in_json(path: Path) -> Iterator[str]:
         yield from map(str, content)
     else:
         raise UserError(f"--exclude {path} is neither a JSON list of names or ids nor a file with Karpathy's splits")
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        UserError: it cannot be read or parsed.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}; fetch it again") from None

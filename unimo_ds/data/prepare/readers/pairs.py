@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from unimo_ds.data.prepare.readers.compact import CompactList
 from unimo_ds.data.prepare.readers.names import Annotations, Exclusion, read_exclusion
 from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Annotation, HeldRegions, Item, Part, Pictures, Record
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.batched import batched
 
 AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]

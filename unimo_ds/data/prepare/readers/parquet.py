@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.errors import UserError
 
 DEFAULT_COLUMN = "text"

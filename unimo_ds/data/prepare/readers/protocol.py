@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.schema import Regions
 
 PART_ITEMS = 1000

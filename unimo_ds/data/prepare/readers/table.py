@@ -6,9 +6,10 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unimo_ds.data.prepare.readers.files import read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
 
 _Rows = Callable[[Path, Report], Iterator[tuple[int, list[str]]]]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from unimo_ds.data.prepare.readers.image_files import open_file
+from unimo_ds.data.prepare.readers.files import open_file
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import is_unicode

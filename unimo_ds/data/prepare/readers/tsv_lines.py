@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from unimo_ds.data.prepare.readers.image_files import open_file
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.readers.files import open_file
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.errors import UserError
 
 _LONGEST_ID = 4096

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, to_regions
 from unimo_ds.data.prepare.readers.protocol import Item, Record
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.errors import UserError
 
 _NOT_IMAGES = (b"__keys__", b"__len__", b"keys")

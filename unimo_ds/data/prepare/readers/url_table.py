@@ -18,10 +18,10 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from unimo_ds.data.prepare.readers.captions import caption_of
-from unimo_ds.data.prepare.readers.names import read_json
+from unimo_ds.data.prepare.readers.files import read_json, read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report, read_lines
 from unimo_ds.utils.errors import UserError
 
 DEFAULT_NAME = "{url_file}"

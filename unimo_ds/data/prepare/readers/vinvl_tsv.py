@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.data.prepare.readers.detections import BadDetections, Detections, FeatureFiles, from_base64, to_regions
-from unimo_ds.data.prepare.readers.image_files import open_file, read_extent
-from unimo_ds.data.prepare.readers.names import read_json
+from unimo_ds.data.prepare.readers.files import open_file, read_extent, read_json, read_lines
 from unimo_ds.data.prepare.readers.protocol import Item, Record
 from unimo_ds.data.prepare.readers.tsv_lines import Line, find_lines
-from unimo_ds.data.prepare.sources import Report, read_lines
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.utils.errors import UserError
 
 _GEOMETRY = 6

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.json_entries import array_items
 
 _WHAT = "Visual Genome's region_descriptions.json"

@@ -15,17 +15,12 @@ from typing import Any, BinaryIO
 
 from unimo_ds.data.limits import MAX_JSON_BYTES
 from unimo_ds.data.prepare.readers.captions import caption_of
-from unimo_ds.data.prepare.readers.image_files import (
-    IMAGE_SUFFIXES,
-    members_of_tar,
-    open_file,
-    read_extent,
-    refusal,
-)
+from unimo_ds.data.prepare.readers.files import open_file, read_extent
+from unimo_ds.data.prepare.readers.image_files import IMAGE_SUFFIXES, members_of_tar, refusal
 from unimo_ds.data.prepare.readers.names import Exclusion, read_exclusion
 from unimo_ds.data.prepare.readers.protocol import PART_ITEMS, Part, Reader, Record
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 

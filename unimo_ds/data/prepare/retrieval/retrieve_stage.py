@@ -15,7 +15,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -23,18 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from unimo_ds.data import tokenizer as tokenizers
-from unimo_ds.data.prepare.journal import write_json
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.retrieval import approximate as approximate_search
 from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
 from unimo_ds.data.prepare.retrieval.approximate import Group, require_faiss
 from unimo_ds.data.prepare.retrieval.similarity import Nearest, distinct, tf_idf
 from unimo_ds.data.prepare.settings import CollectionName, RetrieveSettings
-from unimo_ds.data.prepare.sources import Report
-from unimo_ds.data.prepare.stages import Stage
+from unimo_ds.data.prepare.stages import Stage, Transform
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind
-from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import Manifest
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.utils.errors import UserError
@@ -66,14 +64,12 @@ class _Block:
 class _Search:
     """Arguments shared by all tasks."""
 
-    folder: Path
     work: Path
     fingerprint: str
     number: int
     num_classes: int
     texts: tuple[_Block, ...]
     images: tuple[_Block, ...]
-    tokenizer: Path
     approximate: tuple[str, ...]
     """Kinds (`texts`, `images`) that are searched with an index."""
 
@@ -112,20 +108,11 @@ def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, work
     texts = _text_blocks(stage, workers)
     images = _image_blocks(stage, workers) if stage.listed.num_region_classes > 1 else ()
     report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
-    search = _Search(
-        folder,
-        stage.journal.path,
-        stage.fingerprint,
-        number,
-        stage.listed.num_region_classes,
-        texts,
-        images,
-        stage.tokenizer,
-        approximate,
-    )
+    num_classes = stage.listed.num_region_classes
+    search = _Search(stage.journal.path, stage.fingerprint, number, num_classes, texts, images, approximate)
     if approximate:
         _index(search, workers)
-    report.add(stage.each_shard(retrieve_shard, search, stage.shards("pair"), workers, label="retrieving"))
+    report.add(stage.each_shard(_with_related, search, stage.shards("pair"), workers, label="retrieving"))
     stage.finish()
     return report
 
@@ -143,8 +130,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
         numbers = list(range(len(names)))
         work = stage.journal.path
         collecting = [(stage.folder / name, work, number) for number, name in enumerate(names)]
-        for _ in workers.run(collections.collect_sentences, collecting, label="reading texts", unit="shards"):
-            pass
+        workers.run_all(collections.collect_sentences, collecting, label="reading texts")
         num_sentences = collections.keep_first(work, numbers)
         frequencies: Counter[str] = Counter()
         counting = [(work, number) for number in numbers]
@@ -184,8 +170,7 @@ def _index(search: _Search, workers: Workers) -> None:
         for group in approximate_search.groups_of([block.size for block in blocks])
         if not _index_file(search, kind, group).exists()
     ]
-    for _ in workers.run(_index_group, tasks, label="indexing", unit="indices"):
-        pass
+    workers.run_all(_index_group, tasks, label="indexing", unit="indices")
 
 
 def _index_group(search: _Search, kind: str, group: Group) -> None:
@@ -201,9 +186,7 @@ def _size(blocks: Sequence[_Block]) -> int:
     return sum(block.size for block in blocks)
 
 
-def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
-    """Find and store related items of one shard's pairs, index it, and write the entry that marks it as done."""
-    path = search.folder / name
+def _with_related(search: _Search, path: Path, report: Report) -> Transform:
     captions: list[str] = []
     summaries: list[tuple[Floats, Floats]] = []
     numbers: dict[int, int] = {}
@@ -216,7 +199,6 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
                 summaries.append(collections.summarise(stored.sample.regions, num_classes=search.num_classes))
     texts = related_texts(search, captions)
     images = related_images(search, [one for one, _ in summaries], [other for _, other in summaries])
-    report = Report()
 
     def transform(position: int, stored: StoredSample) -> StoredSample:
         if position not in numbers:
@@ -229,8 +211,7 @@ def retrieve_shard(search: _Search, name: str, entry: Path) -> None:
         sample = replace(stored.sample, related_texts=tuple(mine[0]), related_images=tuple(mine[1]))
         return replace(stored, sample=sample)
 
-    index.rewrite(path, transform, tokenizers.load(search.tokenizer))
-    write_json(entry, asdict(report))
+    return transform
 
 
 def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:

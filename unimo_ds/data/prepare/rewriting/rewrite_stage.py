@@ -11,14 +11,14 @@ Positives are other captions of the image and, if a translator is given, back-tr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unimo_ds.data.prepare.journal import read_json_object
 from unimo_ds.data.prepare.progress import progress
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.rewriting import learned_file, replacements, rewrite_tasks
 from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS
 from unimo_ds.data.prepare.rewriting.rewrite_tasks import LEARNED, USUAL, Rewriting
@@ -26,7 +26,6 @@ from unimo_ds.data.prepare.rewriting.scene_graph import parsers
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
 from unimo_ds.data.prepare.rewriting.translation import opening, wording
 from unimo_ds.data.prepare.settings import RewriteSettings, identity_of
-from unimo_ds.data.prepare.sources import Report
 from unimo_ds.data.prepare.stages import Stage
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest
@@ -56,13 +55,13 @@ def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, worker
     stage = Stage(folder, "rewrite", [identity_of(settings), taught_by.fingerprint if taught_by else None])
     if not stage.begin():
         return Report({"already rewritten": 1})
-    work = Rewriting(folder, stage.journal.path, stage.fingerprint, settings, stage.tokenizer)
+    work = Rewriting(folder, stage.journal.path, stage.fingerprint, settings)
     names = stage.shards("pair")
     _parse(work, folder, names, "graphs", workers)
     _learn(work, settings.learn_from or folder, taught_by or stage.listed, workers)
     _back_translate(work, names, workers)
     _find_negatives(work, names, workers)
-    report = stage.each_shard(rewrite_tasks.store_rewrites, work, names, workers, label="storing rewrites")
+    report = stage.each_shard(rewrite_tasks.with_rewrites, work, names, workers, label="storing rewrites")
     stage.finish()
     return report
 
@@ -88,7 +87,7 @@ def check(settings: RewriteSettings) -> None:
 def _parse(work: Rewriting, folder: Path, names: Sequence[str], kind: str, workers: Workers) -> None:
     waiting = [name for name in names if not work.is_done(kind, name)]
     tasks = [(work, folder, name, work.entry(kind, name)) for name in waiting]
-    _run(workers, rewrite_tasks.parse_shard, tasks, "parsing")
+    workers.run_all(rewrite_tasks.parse_shard, tasks, label="parsing")
 
 
 def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers: Workers) -> None:
@@ -116,7 +115,7 @@ def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers
 def _back_translate(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
     if work.settings.translator is not None:
         waiting = [(work, name) for name in names if not work.is_done("back", name)]
-        _run(workers, rewrite_tasks.translate_shard, waiting, "translating")
+        workers.run_all(rewrite_tasks.translate_shard, waiting, label="translating")
 
 
 def _find_negatives(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
@@ -126,14 +125,7 @@ def _find_negatives(work: Rewriting, names: Sequence[str], workers: Workers) -> 
         for level in reversed(NEGATIVE_LEVELS)
         if not all(work.is_done(level.name.lower(), name) for name in pool)
     ]
-    _run(workers, rewrite_tasks.find_negatives, tasks, "looking for negatives", unit="pools")
-
-
-def _run(
-    workers: Workers, function: Callable[..., None], tasks: Sequence[tuple[Any, ...]], label: str, unit: str = "shards"
-) -> None:
-    for _ in workers.run(function, tasks, label=label, unit=unit):
-        pass
+    workers.run_all(rewrite_tasks.find_negatives, tasks, label="looking for negatives", unit="pools")
 
 
 def _pools(work: Rewriting, names: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -8,14 +8,14 @@ learned.npz, usual.npy  learned from the captions
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import read_json_object, write_json
+from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.rewriting import balancing, caption_rewrites, learned_file, similar_sentences, word_classes
 from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS, ImageCaptions, substitute
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers, records
@@ -24,9 +24,9 @@ from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
 from unimo_ds.data.prepare.rewriting.translation import opening, wording
 from unimo_ds.data.prepare.rewriting.translation.positives import back_translate
 from unimo_ds.data.prepare.settings import RewriteSettings
-from unimo_ds.data.prepare.sources import Report
+from unimo_ds.data.prepare.stages import Transform
 from unimo_ds.data.schema import Kind, Level, Rewrite
-from unimo_ds.data.storage import index, shards
+from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.utils import seed as seeds
 
@@ -41,7 +41,6 @@ class Rewriting:
     work: Path
     fingerprint: str
     settings: RewriteSettings
-    tokenizer: Path
 
     def entry(self, kind: str, name: str) -> Path:
         return self.work / f"{kind}-{name}.json"
@@ -126,9 +125,9 @@ def _replaced(
         ]
 
 
-def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
-    """Write the rewrites into the shard, index it, and write the entry that marks it as done."""
-    settings, path, report = rewriting.settings, rewriting.folder / name, Report()
+def with_rewrites(rewriting: Rewriting, path: Path, report: Report) -> Transform:
+    """The change of a shard that stores its rewrites."""
+    settings, name = rewriting.settings, path.name
     candidates = {level: _read(rewriting, level.name.lower(), name, level) for level in NEGATIVE_LEVELS}
     back: list[list[list[Rewrite]]] | None = None
     if settings.translator is not None:
@@ -160,8 +159,7 @@ def store_rewrites(rewriting: Rewriting, name: str, entry: Path) -> None:
                 report.count(f"{level.name.lower()} negatives", sum(one.level is level for one in caption.negatives))
         return replace(stored, sample=replace(stored.sample, captions=tuple(captions)))
 
-    index.rewrite(path, transform, tokenizers.load(rewriting.tokenizer))
-    write_json(entry, asdict(report))
+    return transform
 
 
 def captions_of(shard: Path) -> Iterator[list[str]]:

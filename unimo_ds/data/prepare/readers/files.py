@@ -1,0 +1,69 @@
+"""Reads the files of a corpus; each failure is one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unimo_ds.data.prepare.report import Report
+from unimo_ds.utils.errors import UserError
+
+
+def open_file(path: Path) -> BinaryIO:
+    """
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_extent(stream: BinaryIO, path: Path, offset: int, size: int) -> bytes:
+    """
+    Raises:
+        UserError: the file ends earlier.
+    """
+    stream.seek(offset)
+    content = stream.read(size)
+    if len(content) < size:
+        raise UserError(f"{path} is shorter than when it was first read; do not change inputs during an import")
+    return content
+
+
+def read_lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line of a UTF-8 file.
+
+    report: lists lines that are not UTF-8, which are skipped; None: they are errors.
+
+    Raises:
+        UserError: the file cannot be read, or, without a report, a line is not UTF-8.
+    """
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError:
+                    if report is None:
+                        raise UserError(f"{path}:{number} is not UTF-8; convert the file") from None
+                    report.skip("a line that is not UTF-8", f"{path.name}:{number}")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read or parsed.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}; fetch it again") from None
