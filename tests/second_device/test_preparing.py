@@ -34,7 +34,7 @@ def test_a_vision_encoder(device: torch.device, name: str, tmp_path: Path, monke
     found = []
     for where in (device, CPU):
         monkeypatch.setattr(vision_encoder, "worker_device", lambda where=where: where)
-        extractor = extractors.chosen(Path("vision-encoder"), folder).learn(IMAGES, seed=0)
+        extractor = extractors.Choice(extractor=Path("vision-encoder"), weights=folder).made().learn(IMAGES, seed=0)
         assert extractor.encoder.device == where
         file = extractor.save(tmp_path / where.type)
         found.append((extractor.extract(IMAGES), file.read_bytes(), extractor.encoder.fingerprint))

@@ -199,12 +199,12 @@ def test_a_corpus_file_says_the_sizes(raw: Path, tmp_path: Path) -> None:
 
 def test_sizes_without_a_word_are_those_of_vit() -> None:
     (found,) = PatchExtractor(PatchGrid()).extract([picture(0)])
-    made = extractors.chosen(Path("patches"), None)
+    made = extractors.Choice(extractor=Path("patches")).made()
     assert isinstance(made, PatchExtractor)
     assert made.grid == PatchGrid(14, 14, 16)
     assert made.working_side == 224
     assert found.features.shape == (196, 768)
-    large = extractors.chosen(Path("patches"), None, image_side=384)
+    large = extractors.Choice(extractor=Path("patches"), image_side=384).made()
     assert isinstance(large, PatchExtractor)
     assert large.grid == PatchGrid(24, 24, 16)
 

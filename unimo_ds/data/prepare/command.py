@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar
 
-from unimo_ds.data.prepare import all_options, import_options, rewrite_options, worker_options
+from unimo_ds.data.prepare import all_options, formats, worker_options
 from unimo_ds.data.prepare.settings import (
     DEFAULT_VOCABULARY,
-    CollectionName,
     ImportSettings,
     PhraseSettings,
+    RegionSettings,
     RetrieveSettings,
+    RewriteSettings,
 )
-from unimo_ds.utils import command_line, locations
+from unimo_ds.utils import command_line, locations, options
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.printable import printable
 from unimo_ds.utils.running import run_command
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unimo_ds.data.prepare.report import Report
     from unimo_ds.data.prepare.workers import Workers
 
+_Settings = TypeVar("_Settings")
 _EXAMPLE = """example:
   unimo prepare import --kind pairs --images photos.tar --captions captions.tsv --output data/train
   unimo prepare rewrite data/train && unimo prepare verify data/train"""
@@ -47,107 +48,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stages and their options."""
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     purpose = "import a raw corpus into a data folder, as one more source"
-    import_options.add(_stage(stages, "import", purpose, import_options.EXAMPLE))
-    _add_tokenizer(_stage(stages, "tokenizer", "train a tokenizer on text files or captions", _TOKENIZER_EXAMPLE))
-    purpose = "store the names and phrases of every text, which training masks as a whole"
-    rewrite_options.add_phrases(_stage(stages, "phrases", purpose, "unimo prepare phrases data/train"))
-    purpose = "store positive and negative rewrites of every caption"
-    rewrite_options.add(_stage(stages, "rewrite", purpose, rewrite_options.EXAMPLE))
-    for name, purpose in _FOLDER_STAGES.items():
-        stage = _stage(stages, name, purpose, f"unimo prepare {name} data/train")
-        if name == "verify":
-            stage.add_argument("folder", metavar="FOLDER", help="data folder or its URL")
-        else:
-            stage.add_argument("folder", type=Path, help="data folder")
-        stage.add_argument("--json", action="store_true", help="print the result as JSON")
-        if name == "retrieve":
-            stage.add_argument(
-                "--number",
-                type=int,
-                default=RetrieveSettings.number,
-                metavar="N",
-                help="related texts and images stored for each pair (default %(default)s)",
-            )
-            stage.add_argument(
-                "--approximate",
-                nargs="+",
-                choices=get_args(CollectionName),
-                default=[],
-                help="search these through a FAISS index: for millions of images (for texts exact search is faster and better)",
-            )
-        if name != "pack":
-            worker_options.add(stage)
-        if name == "regions":
-            stage.add_argument(
-                "--seed", type=command_line.seed, default=0, help="seed of what is learned from the images (default 0)"
-            )
-            stage.add_argument("--refit", action="store_true", help="learn the extractor again, from the stored images")
-            import_options.add_extractor(stage)
-        if name == "pack":
-            stage.add_argument("--tokenizer", type=Path, help="use this tokenizer from now on")
-    purpose = "everything from raw files to a verified data folder"
-    all_options.add(_stage(stages, "all", purpose, all_options.EXAMPLE))
-    demo = _stage(
-        stages,
-        "demo",
-        "generate the synthetic corpus of `make demo`, or one of another size",
-        "unimo prepare demo --output demo_data",
+    stage = _stage(stages, "import", purpose, _run_import, _IMPORT_EXAMPLE)
+    options.add(stage, ImportSettings)
+    worker_options.add(stage)
+    stage = _stage(
+        stages, "tokenizer", "train a tokenizer on text files or captions", _run_tokenizer, _TOKENIZER_EXAMPLE
     )
-    demo.add_argument("--output", type=Path, required=True, help="folder for train/ and held_out/")
+    stage.add_argument("files", type=Path, nargs="+", help="text files (of a .tsv, all columns but the first)")
+    stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
+    number = "number of tokens (default %(default)s)"
+    stage.add_argument("--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help=number)
+    purpose = "store the names and phrases of every text, which training masks as a whole"
+    _over_folder(_stage(stages, "phrases", purpose, _run_phrases), PhraseSettings)
+    purpose = "store positive and negative rewrites of every caption"
+    _over_folder(_stage(stages, "rewrite", purpose, _run_rewrite, _REWRITE_EXAMPLE), RewriteSettings)
+    _over_folder(
+        _stage(stages, "retrieve", "store related texts and images of every pair", _run_retrieve), RetrieveSettings
+    )
+    _over_folder(
+        _stage(stages, "regions", "recompute the regions from the stored images", _run_regions), RegionSettings
+    )
+    purpose = "rebuild a folder's indices and manifest from its shards as they are"
+    stage = _stage(stages, "pack", purpose, _run_pack)
+    stage.add_argument("folder", type=Path, help="data folder")
+    stage.add_argument("--tokenizer", type=Path, help="use this tokenizer from now on")
+    purpose = "check a folder: exit status 0 if it is good, else 1 and the name of each bad file and sample"
+    stage = _stage(stages, "verify", purpose, _run_verify)
+    stage.add_argument("folder", metavar="FOLDER", help="data folder or its URL")
+    worker_options.add(stage)
+    stage = _stage(stages, "all", "everything from raw files to a verified data folder", _run_all, all_options.EXAMPLE)
+    all_options.add(stage)
+    worker_options.add(stage)
+    purpose = "generate the synthetic corpus of `make demo`, or one of another size"
+    _add_demo(_stage(stages, "demo", purpose, _run_demo, "unimo prepare demo --output demo_data"))
+
+
+_IMPORT_EXAMPLE = f"""unimo prepare import --kind texts --input wiki.txt --output data/train
+  unimo prepare import --format coco --captions captions_train2017.json --images train2017 --output data/train
+
+formats (--format; the command for each: docs/preparation.md):
+{formats.described()}"""
+_TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
+_REWRITE_EXAMPLE = """unimo prepare rewrite data/train --workers 8
+  unimo prepare rewrite data/train --translator marian --to-pivot opus-mt-en-de --from-pivot opus-mt-de-en"""
+
+
+def _stage(
+    stages: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int],
+    example: str = "",
+) -> argparse.ArgumentParser:
+    stage = stages.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"example:\n  {example or f'unimo prepare {name} data/train'}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stage.add_argument("--json", action="store_true", help="print the result as JSON")
+    stage.set_defaults(run=run)
+    return stage
+
+
+def _over_folder(stage: argparse.ArgumentParser, settings: type) -> None:
+    """Options of a stage that rewrites the shards of a folder."""
+    stage.add_argument("folder", type=Path, help="data folder")
+    options.add(stage, settings)
+    worker_options.add(stage)
+
+
+def _add_demo(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument("--output", type=Path, required=True, help="folder for train/ and held_out/")
     unchanged = argparse.SUPPRESS  # defaults are those of `make demo`
-    for name in ("pairs", "images", "texts", "held-out"):
-        dest = f"num_{name.replace('-', '_')}"
-        demo.add_argument(
+    for name, what in (
+        ("pairs", "pairs"),
+        ("images", "images"),
+        ("texts", "texts"),
+        ("held-out", "held-out pairs"),
+    ):
+        stage.add_argument(
             f"--{name}",
             type=int,
-            dest=dest,
+            dest=f"num_{name.replace('-', '_')}",
             default=unchanged,
             metavar="N",
-            help=f"number of {name.replace('held-out', 'held-out pairs')} (default: as in `make demo`)",
+            help=f"number of {what} (default: as in `make demo`)",
         )
-    demo.add_argument(
+    stage.add_argument(
         "--regions",
         choices=("exact", "grid"),
         default=unchanged,
         help="exact: boxes of the drawn objects (default); grid: learned from pixels",
     )
-    demo.add_argument(
-        "--seed",
-        type=command_line.seed,
-        default=unchanged,
-        help="another seed gives another corpus of the same kind (default 0)",
-    )
-    demo.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-_TOKENIZER_EXAMPLE = "unimo prepare tokenizer wiki.txt captions.tsv --output data/tokenizer --vocabulary-size 16384"
-_FOLDER_STAGES = {
-    "retrieve": "store related texts and images of every pair",
-    "regions": "recompute the regions from the stored images",
-    "pack": "rebuild a folder's indices and manifest from its shards as they are",
-    "verify": "check a folder: exit status 0 if it is good, else 1 and the name of each bad file and sample",
-}
-
-
-def _stage(
-    stages: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
-) -> argparse.ArgumentParser:
-    return stages.add_parser(
-        name,
-        help=purpose,
-        description=purpose[0].upper() + purpose[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _add_tokenizer(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument("files", type=Path, nargs="+", help="text files (of a .tsv, all columns but the first)")
-    stage.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
-    stage.add_argument(
-        "--vocabulary-size", type=int, default=DEFAULT_VOCABULARY, help="number of tokens (default %(default)s)"
-    )
-    stage.add_argument("--json", action="store_true", help="print the result as JSON")
+    another = "another seed gives another corpus of the same kind (default 0)"
+    stage.add_argument("--seed", type=command_line.seed, default=unchanged, help=another)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -157,31 +153,18 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: bad input.
     """
     locations.check_local_options(arguments)
-    return {
-        "import": _run_import,
-        "all": _run_all,
-        "tokenizer": _run_tokenizer,
-        "rewrite": _run_rewrite,
-        "phrases": _run_phrases,
-        "retrieve": _run_retrieve,
-        "regions": _run_regions,
-        "pack": _run_pack,
-        "verify": _run_verify,
-        "demo": _run_demo,
-    }[arguments.stage](arguments)
+    run_stage: Callable[[argparse.Namespace], int] = arguments.run
+    return run_stage(arguments)
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import importing
 
-    names = {field.name for field in dataclasses.fields(ImportSettings)}
-    values = {name: value for name, value in vars(arguments).items() if name in names}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    wanted = ImportSettings(**values)
+    settings = ImportSettings(**options.values(ImportSettings, arguments))
     return worker_options.with_workers(
         arguments,
-        wanted.output,
-        lambda workers: _show(arguments, importing.run_import(wanted, workers)),
+        settings.output,
+        lambda workers: _show(arguments, importing.run_import(settings, workers)),
         make=True,
     )
 
@@ -217,45 +200,35 @@ def _run_tokenizer(arguments: argparse.Namespace) -> int:
 def _run_rewrite(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare.rewriting import rewrite_stage
 
-    settings = rewrite_options.settings(arguments)
-    return _run_stage(arguments, lambda workers: rewrite_stage.rewrite_folder(arguments.folder, settings, workers))
+    return _run_stage(arguments, rewrite_stage.rewrite_folder, RewriteSettings)
 
 
 def _run_phrases(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import phrases
 
-    settings = PhraseSettings(arguments.parser, arguments.parser_path)
-    return _run_stage(arguments, lambda workers: phrases.phrase_folder(arguments.folder, settings, workers))
+    return _run_stage(arguments, phrases.phrase_folder, PhraseSettings)
 
 
 def _run_retrieve(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare.retrieval import retrieve_stage
 
-    settings = RetrieveSettings(arguments.number, tuple(arguments.approximate))
-    return _run_stage(arguments, lambda workers: retrieve_stage.retrieve_folder(arguments.folder, settings, workers))
+    return _run_stage(arguments, retrieve_stage.retrieve_folder, RetrieveSettings)
 
 
 def _run_regions(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare import region_extraction
 
-    return _run_stage(
-        arguments,
-        lambda workers: region_extraction.extract_again(
-            arguments.folder,
-            refit=arguments.refit,
-            extractor_path=arguments.extractor,
-            weights=arguments.weights,
-            image_side=arguments.image_side,
-            patch_side=arguments.patch_side,
-            seed=arguments.seed,
-            workers=workers,
-        ),
-    )
+    return _run_stage(arguments, region_extraction.extract_again, RegionSettings)
 
 
-def _run_stage(arguments: argparse.Namespace, stage: Callable[[Workers], Report]) -> int:
+def _run_stage(
+    arguments: argparse.Namespace, stage: Callable[[Path, _Settings, Workers], Report], kind: type[_Settings]
+) -> int:
     """Run a stage on an existing folder and print its report."""
-    return worker_options.with_workers(arguments, arguments.folder, lambda workers: _show(arguments, stage(workers)))
+    folder, settings = arguments.folder, kind(**options.values(kind, arguments))
+    return worker_options.with_workers(
+        arguments, folder, lambda workers: _show(arguments, stage(folder, settings, workers))
+    )
 
 
 def _run_pack(arguments: argparse.Namespace) -> int:
@@ -282,7 +255,7 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 def _run_demo(arguments: argparse.Namespace) -> int:
     from unimo_ds.data.prepare.scenes import writing
 
-    given = {name: value for name, value in vars(arguments).items() if name not in ("stage", "output", "json")}
+    given = {name: value for name, value in vars(arguments).items() if name not in ("stage", "run", "output", "json")}
     writing.write_demo_corpus(arguments.output, **given)
     result = {name: str(arguments.output / name) for name in ("train", "held_out")}
     _print(arguments, result, [f"{name}: {path}" for name, path in result.items()])

@@ -42,37 +42,28 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.prepare.settings import (
-    DEFAULT_VOCABULARY,
+    SHARED,
     ImportSettings,
     PhraseSettings,
     RetrieveSettings,
     RewriteSettings,
+    Shared,
     source_name,
 )
+from unimo_ds.data.vision.extractors import KINDS
 from unimo_ds.utils import locations
 from unimo_ds.utils.errors import UserError, nearest_name
 
-_SHARED = (
-    *("output", "tokenizer", "like", "vocabulary_size", "extractor", "weights", "image_side", "patch_side"),
-    *("keep_images", "seed", "replace"),
-)
-"""Set once for the whole corpus, not per import (`like` and `replace` are not allowed at all)."""
+_NOT_PER_IMPORT = (*SHARED, "output", "like", "replace")
+"""Set once for the whole corpus, but `like` and `replace`, which are not allowed at all."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shared):
     """Settings of `prepare_all`."""
 
     output: Path
     imports: tuple[ImportSettings, ...]
-    tokenizer: Path | None = None
-    extractor: Path | None = None
-    weights: Path | None = None
-    image_side: int | None = None
-    patch_side: int | None = None
-    vocabulary_size: int = DEFAULT_VOCABULARY
-    keep_images: bool = False
-    seed: int = 0
     phrases: PhraseSettings | None = field(default_factory=PhraseSettings)
     """None: skip the stage; the same below."""
     rewrite: RewriteSettings | None = field(default_factory=RewriteSettings)
@@ -110,7 +101,7 @@ def read_plan(path: Path) -> Plan:
             values[stage] = made(**{**shared, **options})
     if "output" not in values:
         raise UserError(f"{path} has no output; name the data folder to make")
-    hints = {name: hint for name, hint in typing.get_type_hints(ImportSettings).items() if name not in _SHARED}
+    hints = {name: hint for name, hint in typing.get_type_hints(ImportSettings).items() if name not in _NOT_PER_IMPORT}
     settings = [
         ImportSettings(
             **{"kind": None, "output": values["output"], **_typed(one, hints, path.parent, f"{path}, import {i}")}
@@ -139,7 +130,8 @@ def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], folder: Path, wh
         key = {"split": "splits"}.get(name, name)
         if key not in hints:
             raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")
-        found[key] = _as(hints[key], value, folder, f"{where}: {name}")
+        is_kind = name == "extractor" and value in KINDS
+        found[key] = Path(value) if is_kind else _as(hints[key], value, folder, f"{where}: {name}")
     return found
 
 

@@ -17,6 +17,7 @@ from unimo_ds.data.prepare.rewriting import rewrite_stage
 from unimo_ds.data.prepare.rewriting.scene_graph import parsers
 from unimo_ds.data.prepare.settings import (
     NEWER,
+    SHARED,
     ImportSettings,
     PhraseSettings,
     RewriteSettings,
@@ -27,7 +28,6 @@ from unimo_ds.data.prepare.settings import (
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError
 
 
@@ -52,7 +52,7 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
             raise UserError(f"{output} is a data folder already; name a new one, or run the stages one by one")
     for one in plan.imports:
         formats.check(one)
-    extractors.check_sizes(plan.extractor, plan.image_side, plan.patch_side)
+    plan.check()
     if plan.phrases is not None:
         parsers.check(plan.phrases.parser, plan.phrases.parser_path)
     if plan.rewrite is not None:
@@ -78,16 +78,8 @@ def _stages(plan: Plan, journal: Journal, workers: Workers) -> dict[str, Report]
     reports: dict[str, Report] = {}
     tokenizer = plan.tokenizer or _trained(plan, journal)
     for one in plan.imports:
-        settings = dataclasses.replace(
-            one,
-            tokenizer=tokenizer,
-            extractor=plan.extractor,
-            weights=plan.weights,
-            image_side=plan.image_side,
-            patch_side=plan.patch_side,
-            keep_images=plan.keep_images,
-            seed=plan.seed,
-        )
+        shared = {name: getattr(plan, name) for name in SHARED if name != "vocabulary_size"}
+        settings = dataclasses.replace(one, **{**shared, "tokenizer": tokenizer})
         reports[f"import {settings.source}"] = importing.run_import(settings, workers)
     listed = manifest.load_manifest(output)
     totals = listed.totals

@@ -18,7 +18,6 @@ from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
 from unimo_ds.data.prepare.readers.vinvl_tsv import VinvlTsv
 from unimo_ds.data.prepare.readers.webdataset_tars import WebDatasetTars
 from unimo_ds.data.prepare.settings import ImportSettings, KindName, input_paths
-from unimo_ds.data.vision import extractors
 from unimo_ds.utils.errors import UserError, nearest_name
 
 
@@ -144,7 +143,7 @@ def check(settings: ImportSettings) -> None:
         raise UserError(f"--features needs --features-format, one of {known}")
     if settings.features_format and not settings.features:
         raise UserError(f"--features-format {settings.features_format} needs --features")
-    extractors.check_sizes(settings.extractor, settings.image_side, settings.patch_side)
+    settings.check()
     if not 1 <= settings.max_classes <= settings.num_classes or settings.feature_size < 1:
         raise UserError(
             "--feature-size, --num-classes and --max-classes must be at least 1, the last at most the second"
@@ -153,8 +152,7 @@ def check(settings: ImportSettings) -> None:
         if getattr(settings, option) and option not in (*one.needs, *one.takes):
             raise UserError(f"{asked} has no use for {_flag(option)}")
     for path in input_paths(settings):
-        is_kind = path == settings.extractor and path.name in extractors.KINDS
-        if not path.exists() and not is_kind:
+        if not path.exists():
             raise UserError(f"{path} does not exist")
 
 
@@ -168,6 +166,7 @@ def reader(settings: ImportSettings) -> Reader:
 
 
 def described() -> str:
-    """One line per format, for `unimo prepare import --help`."""
+    """One line per format, and those of features, for `unimo prepare import --help`."""
     width = max(map(len, FORMATS))
-    return "\n".join(f"  {name:<{width}}  {one.purpose}" for name, one in FORMATS.items())
+    lines = [f"  {name:<{width}}  {one.purpose}" for name, one in FORMATS.items()]
+    return "\n".join([*lines, f"\nformats of --features: {', '.join(FEATURE_FILES)}"])

@@ -255,9 +255,7 @@ def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_p
     own = manifest.manifest_in(settings.output)
     own_entry = own.extractor if own else None
     like = manifest.load_manifest(settings.like) if settings.like else None
-    given = extractors.chosen(
-        settings.extractor, settings.weights, image_side=settings.image_side, patch_side=settings.patch_side
-    )
+    given = settings.made()
     if given is None and like is not None and settings.like is not None:
         if like.extractor is None or like.extractor.file is None:
             raise UserError(f"{settings.like} has no region extractor; name one with --extractor")

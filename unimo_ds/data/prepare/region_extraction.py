@@ -14,6 +14,7 @@ from PIL import Image
 
 from unimo_ds.data.prepare.importing import chosen_images
 from unimo_ds.data.prepare.report import Report
+from unimo_ds.data.prepare.settings import RegionSettings
 from unimo_ds.data.prepare.stages import Stage, Transform
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.schema import Regions
@@ -30,30 +31,18 @@ _BATCH = 64
 """Images per call of the extractor."""
 
 
-def extract_again(
-    folder: Path,
-    *,
-    refit: bool = False,
-    extractor_path: Path | None = None,
-    weights: Path | None = None,
-    image_side: int | None = None,
-    patch_side: int | None = None,
-    seed: int = 0,
-    workers: Workers | None = None,
-) -> Report:
+def extract_again(folder: Path, settings: RegionSettings | None = None, workers: Workers | None = None) -> Report:
     """Replace the regions of every image in the folder, computed from the stored JPEGs.
-
-    refit: learn a new grid from these JPEGs; extractor_path: a kind (which also learns anew, if it learns) or an extractor's
-    file; weights: of that kind's network; image_side, patch_side: of patches; none of these: the folder's own extractor.
 
     Raises:
         UserError: a sample without a JPEG (import with --keep-images), or no extractor.
     """
-    given = extractors.chosen(extractor_path, weights, image_side=image_side, patch_side=patch_side)
-    if refit and given is not None and not isinstance(given, GridLearner):
+    settings = settings or RegionSettings()
+    given = settings.made()
+    if settings.refit and given is not None and not isinstance(given, GridLearner):
         raise UserError("--refit learns a new grid; leave --extractor and --weights out")
-    given = given or (GridLearner() if refit else None)
-    stage = Stage(folder, "regions", [refit, seed, None if given is None else given.fingerprint])
+    given = given or (GridLearner() if settings.refit else None)
+    stage = Stage(folder, "regions", [settings.refit, settings.seed, None if given is None else given.fingerprint])
     names = stage.shards("pair", "image")
     if not names:
         raise UserError(f"{folder} holds no images")
@@ -66,7 +55,7 @@ def extract_again(
         if given is None:
             extractor = _own(folder, stage.listed)
         elif isinstance(given, RegionLearner):
-            extractor = one_thread(_learned, given, folder, names, stage.listed, seed)
+            extractor = one_thread(_learned, given, folder, names, stage.listed, settings.seed)
         else:
             extractor = given
         extractor.save(place)

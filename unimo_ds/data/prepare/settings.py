@@ -1,4 +1,4 @@
-"""Settings of imports, rewriting, phrases and retrieval: made by the command line, used by readers and stages."""
+"""Settings of the stages: options of the command line and keys of a corpus file, used by readers and stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from unimo_ds.data.vision.extractors import Choice
+from unimo_ds.utils import command_line
+from unimo_ds.utils.options import option
+
 DEFAULT_VOCABULARY = 8192
 
 KindName = Literal["pairs", "texts", "images"]
@@ -18,112 +22,122 @@ ParserName = Literal["rules", "factual", "spacy"]
 CollectionName = Literal["texts", "images"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared(Choice):
+    """What a corpus of one import, or of several, is made with."""
+
+    tokenizer: Path | None = option(
+        None,
+        "tokenizer.json, or a folder of RoBERTa or GPT-2 (default: the folder's own; if there is none, it is trained here)",
+    )
+    vocabulary_size: int = option(DEFAULT_VOCABULARY, "size of a tokenizer trained here")
+    keep_images: bool = option(
+        False, "also store the JPEGs, for `unimo prepare regions` and for pictures (patches always do)"
+    )
+    seed: int = option(0, "seed of what is learned and of random choices", type=command_line.seed)
+
+
 @dataclass(frozen=True)
-class ImportSettings:
+class ImportSettings(Shared):
     """What to import, and into which folder."""
 
-    kind: KindName | None
-    """None: the format's default."""
-    output: Path
-    format: str | None = None
-    """A name of `formats.FORMATS`; None: the plain format of the kind."""
-    images: tuple[Path, ...] = ()
-    """Folders and tars of encoded images."""
-    captions: tuple[Path, ...] = ()
-    """Annotation files of the format."""
-    input: tuple[Path, ...] = ()
-    """Text files, or tars with both images and captions."""
-    features: tuple[Path, ...] = ()
-    """Files of region features, instead of images."""
-    features_format: str | None = None
-    feature_size: int = 2048
-    num_classes: int = 1601
-    """Number of the detector's classes, background included: Visual Genome's 1600 and one."""
-    feature_name: str | None = None
-    """Name of the detector: features of one name may share a folder. None: the format's name."""
-    feature_columns: str | None = None
-    """Columns of a bottom-up TSV, if they are not one of the known sets."""
-    feature_classes: Path | None = None
-    """Names of the region classes, one per line, or JSON of name -> number, for formats that store names."""
-    feature_labels: Path | None = None
-    """A second file with the classes of the regions (VinVL's predictions.tsv)."""
-    max_classes: int = 4
-    """Number of likeliest classes kept from a stored distribution."""
-    exclude: tuple[Path, ...] = ()
-    """Lists of images to exclude: names or ids, one per line, or a Karpathy JSON (its val and test images)."""
-    splits: tuple[str, ...] = ()
-    """For formats with splits: import only these."""
-    image_name: str | None = None
-    """For formats with URLs of images: pattern of the file names."""
-    image_data: Path | None = None
-    """Visual Genome's image_data.json, which says which of its images are in COCO."""
-    source: str | None = None
-    """Name of the corpus in the folder; None: the name of its file."""
-    tokenizer: Path | None = None
-    extractor: Path | None = None
-    """An extractor's file or folder, or the name of a kind (`extractors.KINDS`)."""
-    weights: Path | None = None
-    """Of that kind's network: a file or folder."""
-    image_side: int | None = None
-    patch_side: int | None = None
-    """In pixels, if the extractor is `patches`; None: its default."""
-    like: Path | None = None
-    """A data folder whose tokenizer and extractor to use."""
-    vocabulary_size: int = DEFAULT_VOCABULARY
-    keep_images: bool = False
-    paragraphs: bool = False
-    column: str | None = None
-    replace: bool = False
-    seed: int = 0
+    kind: KindName | None = option(
+        purpose="import plain files of this kind (default: that of --format)", required=False
+    )
+    output: Path = option(purpose="data folder to create or to add to")
+    format: str | None = option(None, "format of the files, one of those below (default: that of --kind)")
+    images: tuple[Path, ...] = option((), "folders or tars of JPEG, PNG or WebP images")
+    captions: tuple[Path, ...] = option((), "annotation files: file<TAB>caption, or as --format says")
+    input: tuple[Path, ...] = option((), "text files; or, with --format webdataset, tars of images with captions")
+    features: tuple[Path, ...] = option((), "files of region features, instead of --images")
+    features_format: str | None = option(None, "format of --features, one of those below")
+    feature_size: int = option(2048, "length of a region's feature vector")
+    num_classes: int = option(1601, "number of the detector's classes, background included")
+    max_classes: int = option(4, "how many of the likeliest classes to store for each region")
+    feature_name: str | None = option(
+        None, "name of the detector; a folder holds features of only one (default: the format)"
+    )
+    feature_columns: str | None = option(None, "names of the columns of a bottom-up TSV: image_id,image_w,image_h,...")
+    feature_labels: Path | None = option(None, "VinVL's predictions.tsv")
+    feature_classes: Path | None = option(
+        None, "names of the classes, one per line, or JSON of name -> number, for files with names of classes"
+    )
+    column: str | None = option(None, "column or JSON key that holds the text")
+    paragraphs: bool = option(False, "texts are separated by empty lines, not one per line")
+    splits: tuple[str, ...] = option((), "import only these splits", names=["--split"])
+    image_name: str | None = option(
+        None, 'how the downloader named the image of each line, such as "{line}_{crc32}" (docs/preparation.md)'
+    )
+    image_data: Path | None = option(
+        None, "Visual Genome's image_data.json, so that --exclude knows its images by COCO ids too"
+    )
+    source: str | None = option(None, "name of this corpus in the folder (default: the name of its file)")
+    exclude: tuple[Path, ...] = option(
+        (),
+        "files that list image names or ids to leave out (of a Karpathy JSON: its val and test images)",
+        names=["--exclude", "--skip"],
+    )
+    like: Path | None = option(None, "use the tokenizer and the extractor of this data folder")
+    replace: bool = option(False, "replace the shards of an earlier import of this source")
 
 
 @dataclass(frozen=True)
-class RewriteSettings:
-    """How to rewrite captions. Field names are those of the options and of the corpus file."""
+class ParserChoice:
+    """What parses captions."""
 
-    positives: int = 4
-    """Other captions of the image stored with each caption."""
-    negatives: int = 4
-    """Per level."""
-    back_translations: int = 3
-    """Maximum of positives by translation."""
-    translator: TranslatorName | None = None
-    """None: no back-translation."""
-    to_pivot: tuple[Path, ...] = ()
-    """Folders of models (marian, ctranslate2), one per pivot language."""
-    from_pivot: tuple[Path, ...] = ()
-    """Folders of the models back, in the same order."""
-    pivots: tuple[str, ...] = ()
-    """Pivot languages for apertium; empty: all installed ones."""
-    translation_batch: int = 32
-    """Sentences translated at a time."""
-    beams: int = 4
-    parser: ParserName = "rules"
-    parser_path: Path | None = None
-    """Weights or pipeline of the parser, if it has any."""
-    learn_from: Path | None = None
-    """Data folder from whose captions to learn replacements (a small folder has too few); None: the folder itself."""
-    seed: int = 0
+    parser: ParserName = option("rules", "parser of captions (docs/rewriting.md)")
+    parser_path: Path | None = option(
+        None, "folder with the parser's weights (factual) or pipeline (spacy)", metavar="DIR"
+    )
 
 
 @dataclass(frozen=True)
-class PhraseSettings:
+class PhraseSettings(ParserChoice):
     """How to find the phrases that are masked as a whole."""
 
-    parser: ParserName = "rules"
-    parser_path: Path | None = None
+
+@dataclass(frozen=True)
+class RewriteSettings(ParserChoice):
+    """How to rewrite captions."""
+
+    negatives: int = option(4, "negatives stored for each caption and level")
+    positives: int = option(4, "positives stored for each caption: other captions of its image")
+    learn_from: Path | None = option(
+        None,
+        "data folder from which replacement words are learned (default: this one; a small one has too few)",
+        metavar="FOLDER",
+    )
+    translator: TranslatorName | None = option(None, "add back-translated positives")
+    to_pivot: tuple[Path, ...] = option(
+        (), "folders of models into the pivot languages, one for each (marian, ctranslate2)", metavar="DIR"
+    )
+    from_pivot: tuple[Path, ...] = option((), "folders of the models back, in the same order", metavar="DIR")
+    pivots: tuple[str, ...] = option((), "pivot languages of apertium (default: all installed)", metavar="LANGUAGE")
+    back_translations: int = option(3, "back-translations added to each caption at most")
+    translation_batch: int = option(32, "sentences translated at a time")
+    beams: int = option(4, "beams of the translation models")
+    seed: int = option(0, "seed of random choices", type=command_line.seed)
 
 
 @dataclass(frozen=True)
 class RetrieveSettings:
     """How to find related items."""
 
-    number: int = 10
-    """Number of texts, and of images, stored with each pair."""
-    approximate: tuple[CollectionName, ...] = ()
-    """Collections to search through a FAISS index, for millions of images."""
+    number: int = option(10, "related texts and images stored for each pair", metavar="N")
+    approximate: tuple[CollectionName, ...] = option(
+        (), "search these through a FAISS index: for millions of images (for texts exact search is faster and better)"
+    )
 
 
+@dataclass(frozen=True)
+class RegionSettings(Choice):
+    """How to make regions again; no extractor and no `refit`: by the folder's own."""
+
+    refit: bool = option(False, "learn the extractor again, from the stored images")
+    seed: int = option(0, "seed of what is learned from the images", type=command_line.seed)
+
+
+SHARED = tuple(field.name for field in dataclasses.fields(Shared))
 NEWER = ("image_side", "patch_side")
 """Newer fields, left out of fingerprints if None, so that imports finished before they existed keep their fingerprints."""
 _NO_INPUT = ("output", "replace", "source")
@@ -173,10 +187,10 @@ def _plain(value: Any) -> Any:
 
 
 def input_paths(settings: ImportSettings) -> list[Path]:
-    """All input paths in the settings."""
+    """All input paths in the settings but that of the extractor."""
     paths: list[Path] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name != "output":
+        if field.name not in ("output", "extractor"):
             paths += [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Path)]
     return paths

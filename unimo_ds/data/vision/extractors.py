@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.vision import extractor_file
 from unimo_ds.data.vision.regions import RegionExtractor, RegionLearner
 from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils.options import option
 
 _MODULES = {
     "grid": "unimo_ds.data.vision.regions",
@@ -30,6 +32,76 @@ _NETWORKS = {"vision-encoder": "folder", "torchvision": "file", "bottom-up": "fi
 
 
 _WITH_SIZES = "patches"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which extractor is to make the regions of images; options of every stage that makes some."""
+
+    extractor: Path | None = option(
+        None,
+        "how regions are made: grid (the default, learned from the images); patches (of pixels, cut from the stored JPEG when it "
+        "is read); with --weights vision-encoder (CLIP, SigLIP, DINOv2, ...), torchvision or bottom-up; or the "
+        "extractor.safetensors of another data folder",
+    )
+    weights: Path | None = option(
+        None,
+        "a detector's file (safetensors, or a state dict of torch), or a vision encoder's folder (save_pretrained)",
+    )
+    image_side: int | None = option(None, "for patches: scale images to this side (default 224)", metavar="PIXELS")
+    patch_side: int | None = option(None, "side of a patch, a divisor of --image-side (default 16)", metavar="PIXELS")
+
+    def check(self) -> None:
+        """Cheap, so that a whole plan can be checked before anything is made.
+
+        Raises:
+            UserError: neither a kind nor a path, or sizes that do not fit the extractor or together.
+        """
+        if self.extractor is not None and self._kind is None and not self.extractor.exists():
+            known = f"nor one of {', '.join(KINDS)}{nearest_name(self.extractor.name, KINDS)}"
+            raise UserError(f"--extractor {self.extractor} is neither a file or folder {known}")
+        if self._sizes and self._kind != _WITH_SIZES:
+            option = next(iter(self._sizes)).replace("_", "-")
+            raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
+        if self._sizes:
+            _module(_WITH_SIZES).ready_made(**self._sizes)
+
+    def made(self) -> RegionExtractor | RegionLearner | None:
+        """None: nothing is chosen.
+
+        Raises:
+            UserError: as `check`; a kind that needs weights without any, weights without a kind, or files that cannot be read.
+        """
+        self.check()
+        found: RegionExtractor | RegionLearner
+        if self.weights is None:
+            if self.extractor is None:
+                return None
+            if self._kind is None:
+                return load(self.extractor)
+            if self._kind in _NETWORKS:
+                place = _NETWORKS[self._kind]
+                raise UserError(f"--extractor {self._kind} needs its weights; name their {place} with --weights")
+            found = _module(self._kind).ready_made(**self._sizes)
+            return found
+        if self.extractor is None:
+            raise UserError(
+                f"--weights {self.weights} needs --extractor, to say whose they are: {' or '.join(_NETWORKS)}"
+            )
+        if self._kind not in _NETWORKS:
+            raise UserError(f"--extractor {self.extractor} has no weights; leave --weights out")
+        found = _module(self._kind).from_weights(self.weights)
+        return found
+
+    @property
+    def _kind(self) -> str | None:
+        """None: it is a file or folder."""
+        return str(self.extractor) if str(self.extractor) in KINDS else None
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        both = {"image_side": self.image_side, "patch_side": self.patch_side}
+        return {name: value for name, value in both.items() if value is not None}
 
 
 def load(path: str | os.PathLike[str]) -> RegionExtractor:
@@ -60,54 +132,6 @@ def makes_regions(path: str | os.PathLike[str]) -> bool:
         return extractor_file.kind_of(Path(path)) in _MODULES
     except UserError:
         return False
-
-
-def chosen(
-    extractor: Path | None, weights: Path | None, *, image_side: int | None = None, patch_side: int | None = None
-) -> RegionExtractor | RegionLearner | None:
-    """What `--extractor` (an extractor's file, or a kind) and `--weights` (of a network's kind) select. None: neither is given.
-
-    image_side, patch_side: pixels, only for patches.
-
-    Raises:
-        UserError: a kind that needs weights without any, weights without a kind, an unknown kind, sizes for a kind without.
-    """
-    found: RegionExtractor | RegionLearner
-    sizes = check_sizes(extractor, image_side, patch_side)
-    if weights is None:
-        if extractor is None:
-            return None
-        if extractor.name not in KINDS or extractor.exists():
-            return load(extractor)
-        if extractor.name in _NETWORKS:
-            place = _NETWORKS[extractor.name]
-            raise UserError(f"--extractor {extractor.name} needs its weights; name their {place} with --weights")
-        found = _module(extractor.name).ready_made(**sizes)
-        return found
-    if extractor is None:
-        raise UserError(f"--weights {weights} needs --extractor, to say whose they are: {' or '.join(_NETWORKS)}")
-    if extractor.name not in KINDS:
-        raise UserError(f"--extractor {extractor} is no kind of extractor{nearest_name(extractor.name, KINDS)}")
-    if extractor.name not in _NETWORKS:
-        raise UserError(f"--extractor {extractor.name} has no weights; leave --weights out")
-    found = _module(extractor.name).from_weights(weights)
-    return found
-
-
-def check_sizes(extractor: Path | None, image_side: int | None, patch_side: int | None) -> dict[str, int]:
-    """Those of the two that are given. Cheap, so that a whole plan can be checked before anything is made.
-
-    Raises:
-        UserError: this extractor has no sizes, or they do not fit together.
-    """
-    both = {"image_side": image_side, "patch_side": patch_side}
-    sizes = {name: value for name, value in both.items() if value is not None}
-    if sizes and (extractor is None or extractor.name != _WITH_SIZES or extractor.exists()):
-        option = next(iter(sizes)).replace("_", "-")
-        raise UserError(f"--{option} is a size of --extractor {_WITH_SIZES}; add that, or leave --{option} out")
-    if sizes:
-        _module(_WITH_SIZES).ready_made(**sizes)
-    return sizes
 
 
 def is_network(path: str | os.PathLike[str]) -> bool:

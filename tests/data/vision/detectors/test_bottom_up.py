@@ -30,7 +30,7 @@ def test_regions_of_the_whole_network(tmp_path: Path) -> None:
     """ResNet-101 with 1600 classes and 400 attributes, from a file of weights."""
     file = tmp_path / "weights.safetensors"
     save_file(contiguous(as_in_caffe(random_network(NetworkSizes()).state_dict())), file)
-    made = extractors.chosen(Path("bottom-up"), file)
+    made = extractors.Choice(extractor=Path("bottom-up"), weights=file).made()
     assert isinstance(made, BottomUpExtractor)
     assert made.settings == BottomUpSettings()
     assert (made.feature_size, made.num_classes) == (2048, 1601)
@@ -49,7 +49,8 @@ def test_both_families_of_weights_are_one_network(tmp_path: Path) -> None:
     save_file(contiguous(as_in_caffe(state)), tmp_path / "caffe.safetensors")
     torch.save({"model": contiguous(as_in_detectron2(state)), "iteration": 7}, tmp_path / "detectron2.pth")
     one, other = (
-        extractors.chosen(Path("bottom-up"), tmp_path / name) for name in ("caffe.safetensors", "detectron2.pth")
+        extractors.Choice(extractor=Path("bottom-up"), weights=tmp_path / name).made()
+        for name in ("caffe.safetensors", "detectron2.pth")
     )
     assert one is not None
     assert other is not None
@@ -131,7 +132,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
 
     def refused(message: str, path: Path = file) -> None:
         with pytest.raises(UserError, match=message):
-            extractors.chosen(kind, path)
+            extractors.Choice(extractor=kind, weights=path).made()
 
     refused("there are no weights at")
     torch.save({"model": _RunsCode()}, file)
@@ -164,9 +165,11 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
         ("grid", "w.pth", "has no weights"),
         (None, "w.pth", "needs --extractor"),
         ("bottomup", "w.pth", "did you mean 'bottom-up'"),
-        ("bottomup", None, "no region extractor at"),
+        ("bottomup", None, "neither a file or folder nor one of grid, patches, .*did you mean 'bottom-up'"),
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence(extractor: str | None, weights: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        extractors.chosen(Path(extractor) if extractor else None, Path(weights) if weights else None)
+        extractors.Choice(
+            extractor=Path(extractor) if extractor else None, weights=Path(weights) if weights else None
+        ).made()
