@@ -139,6 +139,15 @@ def test_bad_folders_are_refused(files: dict[str, str], message: str, tmp_path) 
         load(tmp_path)
 
 
+def test_what_is_no_word_but_data_neither_teaches_nor_delays() -> None:
+    """As one word, this would take a day: learning a merge goes through all of it, again and again."""
+    words = ["the dog runs", "the dog sits", "the dog runs home"]
+    with_data = train([*words, f"see {'ab0' * 10**6} there"], vocabulary_size=300)
+    assert with_data.fingerprint == train([*words, "see there"], vocabulary_size=300).fingerprint
+    short = train([*words, f"see {'ab0' * 1000} there"], vocabulary_size=300)
+    assert short.fingerprint != with_data.fingerprint
+
+
 def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match="at least 261"):
         train(TEXTS, vocabulary_size=100)

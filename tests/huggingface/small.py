@@ -15,8 +15,8 @@ from unimo_ds.config import DataConfig, RunConfig, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.schema import SEP
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.data.vision import regions
-from unimo_ds.data.vision.regions import GridExtractor
+from unimo_ds.data.vision import grid
+from unimo_ds.data.vision.grid import GridExtractor
 from unimo_ds.models.unimo import Unimo
 
 TEXTS = ("a red ball on green grass", "two dogs play in the snow", "a man rides a brown horse", "the boat is blue")
@@ -29,7 +29,7 @@ def make_tokenizer() -> Tokenizer:
 
 @functools.cache
 def make_extractor() -> GridExtractor:
-    return regions.fit([picture(number) for number in range(8)], seed=0, settings=SMALL)
+    return grid.fit([picture(number) for number in range(8)], seed=0, settings=SMALL)
 
 
 def run_config(**changes) -> RunConfig:

@@ -28,7 +28,7 @@ from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, SequenceRole
 from unimo_ds.data.tokenizer import load as load_tokenizer
-from unimo_ds.data.vision import extractors, regions
+from unimo_ds.data.vision import extractors, grid
 from unimo_ds.data.vision.images import decode
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.export import source
@@ -531,7 +531,7 @@ def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: Uni
     other.mkdir()
     maker = small.make_extractor()
     narrow = dataclasses.replace(maker.parameters, projection=maker.parameters.projection[:, :12].contiguous())
-    regions.GridExtractor(dataclasses.replace(maker.settings, feature_size=12), narrow).save(other)
+    grid.GridExtractor(dataclasses.replace(maker.settings, feature_size=12), narrow).save(other)
     with pytest.raises(UserError, match="features of size 12, the model takes 24"):
         source.load(exported, extractor=other)
 

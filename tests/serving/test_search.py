@@ -19,7 +19,7 @@ from tests.huggingface import small
 from tests.serving.conftest import TEXTS, refusal
 from unimo_ds import cli
 from unimo_ds.data.prepare.command import main as prepare
-from unimo_ds.data.vision import regions
+from unimo_ds.data.vision import grid
 from unimo_ds.export.folder import export
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write
@@ -100,7 +100,7 @@ def test_samples_of_a_data_folder_are_found_as_their_photographs_are(
     assert read_picture(item).size == Image.open(photographs / "0.png").size
 
     # A model of other regions, and a damaged shard.
-    regions.fit([picture(40)], seed=5, settings=SMALL).save(tmp_path / "other")
+    grid.fit([picture(40)], seed=5, settings=SMALL).save(tmp_path / "other")
     assert cli.main([*build[:-1], str(tmp_path / "new"), "--extractor", str(tmp_path / "other")]) == 2
     assert "another extractor than the model's" in capsys.readouterr().err
     shard = data / "s-000000.tar"
@@ -121,7 +121,7 @@ def test_only_the_regions_of_the_models_own_extractor_are_taken(
     run = small.write_run(tmp_path / "run", config=dataclasses.replace(small.run_config(), data=data))
     assert cli.main(["export", "--checkpoint", str(run), "--to", str(tmp_path / "exported")]) == 0
     other = tmp_path / "other"
-    regions.fit([picture(number) for number in range(8)], seed=9, settings=SMALL).save(other)
+    grid.fit([picture(number) for number in range(8)], seed=9, settings=SMALL).save(other)
     images = tmp_path / "images"
     words = ["import", "--kind", "images", "--images", str(photographs), "--source", "s", "--output", str(images)]
     assert prepare([*words, "--tokenizer", str(run), "--extractor", str(other), "--workers", "1"]) == 0

@@ -40,6 +40,8 @@ _WORD = re.compile(rf"[{_SPACES}]*[^{_SPACES}]+|[{_SPACES}]+")
 """White space (as in Unicode) and what follows it. RoBERTa's own splitting always ends a piece before white space that follows
 something else, so words can be encoded separately and cached: most recur, and a look-up costs a fiftieth."""
 _KNOWN_WORDS = 200_000
+_ENDLESS = re.compile(rf"[^{_SPACES}]{{4096,}}")
+"""No words but data, such as base64; learning merges within one takes time that grows with the square of its length."""
 
 
 class Tokenizer:
@@ -149,7 +151,8 @@ class Tokenizer:
 def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLike[str] | None = None) -> Tokenizer:
     """Learn a byte-level BPE from texts, and save it in the folder `output`, if given.
 
-    Equal texts give equal tokenizers. A small corpus may run out of merges, so the vocabulary may be smaller than requested.
+    Equal texts give equal tokenizers. Thousands of characters without white space are left out. A small corpus may run out of
+    merges, so the vocabulary may be smaller than requested.
 
     Raises:
         UserError: a vocabulary smaller than the bytes and specials need, or too large.
@@ -167,7 +170,7 @@ def train(texts: Iterable[str], *, vocabulary_size: int, output: str | os.PathLi
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer=trainer)
+    learner.train_from_iterator((_ENDLESS.sub(" ", text) for text in texts), trainer=trainer)
     model = json.loads(learner.to_str())["model"]
     tokenizer = _assemble(model["vocab"], [tuple(merge) for merge in model["merges"]])
     if output is not None:

@@ -17,7 +17,7 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import extractors, resolution
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.vision.patch_extractor import PatchExtractor
-from unimo_ds.data.vision.regions import RegionExtractor
+from unimo_ds.data.vision.region_extractor import RegionExtractor
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
 from unimo_ds.evaluation.own_tokenizer import tokenizer_of

@@ -18,7 +18,7 @@ from unimo_ds.data.schema import NO_TAG, Regions
 from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
 from unimo_ds.data.vision.images import upright
-from unimo_ds.data.vision.regions import RegionExtractor
+from unimo_ds.data.vision.region_extractor import RegionExtractor
 from unimo_ds.utils.errors import UserError
 
 

@@ -25,6 +25,8 @@ PEAK_TERAFLOPS = {
 }
 """Peak of dense half-precision matrix products, by the first key found in a device's name, from the vendor's data sheets."""
 _GIB = 2**30
+_LOCAL_NUMBERS = ("UNIMO_WORKER", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
+"""Variables with the number of this process among its machine's workers, set by this program or by MPI launchers."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -99,3 +101,17 @@ def device_of(name: str | None) -> torch.device | None:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}; give cpu or cuda") from None
     return device
+
+
+def worker_device() -> torch.device:
+    """GPU number (worker modulo GPUs), or the CPU if there is none."""
+    count = num_gpus()
+    if not count:
+        return torch.device("cpu")
+    number = next((int(os.environ[name]) for name in _LOCAL_NUMBERS if os.environ.get(name, "").isdigit()), 0)
+    return torch.device("cuda", number % count)
+
+
+def num_gpus() -> int:
+    """GPUs that this process may use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

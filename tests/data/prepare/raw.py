@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unimo_ds.data.vision import regions
+from unimo_ds.data.vision import grid
 from unimo_ds.data.vision.images import encode_jpeg
 
 COLOURS = ("red", "green", "blue", "black")
 THINGS = ("dog", "cat", "horse", "bird")
 PLACES = ("grass", "sand", "snow", "street")
-SMALL = regions.GridSettings(feature_size=24, num_classes=10, image_side=48, num_patches=16)
+SMALL = grid.GridSettings(feature_size=24, num_classes=10, image_side=48, num_patches=16)
 
 
 def picture(number: int, *, width: int = 80, height: int = 60) -> Image.Image:
@@ -51,4 +51,4 @@ def write_photographs(folder: Path, count: int) -> tuple[Path, Path]:
 
 def small_extractor(folder: Path) -> Path:
     """A quickly fitted extractor, saved."""
-    return regions.fit([picture(i) for i in range(12)], seed=0, settings=SMALL).save(folder)
+    return grid.fit([picture(i) for i in range(12)], seed=0, settings=SMALL).save(folder)

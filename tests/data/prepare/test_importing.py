@@ -22,7 +22,7 @@ from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Kind, TextRole
 from unimo_ds.data.storage.manifest import load_manifest
 from unimo_ds.data.storage.shards import index_path
-from unimo_ds.data.vision import extractors, images, regions
+from unimo_ds.data.vision import extractors, grid, images
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_extractor_and_tokenizer_are_learned_where_none_is_given(raw: Path, tmp_
     arguments = ["--images", str(photos), "--captions", str(tsv), "--output", str(tmp_path / "data")]
     assert main(["import", "--kind", "pairs", *arguments]) == 0
     corpus = Corpus.open(tmp_path / "data")
-    assert corpus.feature_size == regions.GridSettings().feature_size
+    assert corpus.feature_size == grid.GridSettings().feature_size
     assert tokenizers.load(corpus.tokenizer_path).fingerprint == corpus.manifest.tokenizer.fingerprint
     assert verify(tmp_path / "data") == []
 
@@ -264,8 +264,8 @@ def test_an_import_that_was_done_but_for_its_journal_takes_nothing_back(raw: Pat
         patch.setattr(importing.Journal, "forget", _stop)
         with pytest.raises(KeyboardInterrupt):
             _import(raw, tmp_path / "data", "--keep-images")
-    settings = regions.GridSettings(feature_size=16, num_patches=16)
-    regions.fit([picture(40)], seed=5, settings=settings).save(tmp_path)
+    settings = grid.GridSettings(feature_size=16, num_patches=16)
+    grid.fit([picture(40)], seed=5, settings=settings).save(tmp_path)
     assert main(["regions", str(tmp_path / "data"), "--extractor", str(tmp_path), "--workers", "1"]) == 0
     renewed = load_manifest(tmp_path / "data")
     assert _import(raw, tmp_path / "data", "--keep-images") == 0
@@ -382,7 +382,7 @@ def test_bad_input_is_one_sentence(
 def test_a_refused_import_leaves_no_journal(raw: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "data")
     before = sorted(path.name for path in (tmp_path / "data").iterdir())
-    regions.fit([picture(40)], seed=5, settings=regions.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
+    grid.fit([picture(40)], seed=5, settings=grid.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
     refused = ("--source", "more", "--extractor", str(tmp_path))
     assert _import(raw, tmp_path / "data", *refused, kind="images") == 2
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
@@ -406,7 +406,7 @@ def test_a_refusal_leaves_an_interrupted_import_its_state(raw: Path, tmp_path: P
 
 def test_another_tokenizer_or_extractor_is_refused(raw: Path, folder: Path, tmp_path: Path, capsys) -> None:
     tokenizers.train(["other words"] * 9, vocabulary_size=270, output=tmp_path)
-    regions.fit([picture(40)], seed=5, settings=regions.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
+    grid.fit([picture(40)], seed=5, settings=grid.GridSettings(feature_size=24, num_patches=16)).save(tmp_path)
     for option in ("--tokenizer", "--extractor"):
         assert _import(raw, folder, "--source", "more", option, str(tmp_path), kind="images") == 2
         assert "was made with" in capsys.readouterr().err
@@ -423,8 +423,8 @@ def test_tokenizer_stage_reads_captions_and_texts(raw: Path, tmp_path: Path) -> 
 def test_regions_and_pack_renew_a_folder(raw: Path, tmp_path: Path, capsys) -> None:
     assert _import(raw, tmp_path, "--keep-images") == 0
     before = Corpus.open(tmp_path)
-    small = regions.GridSettings(feature_size=16, num_classes=8, image_side=48, num_patches=16)
-    other = regions.fit([picture(i) for i in range(30, 40)], seed=3, settings=small)
+    small = grid.GridSettings(feature_size=16, num_classes=8, image_side=48, num_patches=16)
+    other = grid.fit([picture(i) for i in range(30, 40)], seed=3, settings=small)
     other.save(tmp_path.parent)
     assert main(["regions", str(tmp_path), "--extractor", str(tmp_path.parent)]) == 0
     after = Corpus.open(tmp_path)

@@ -17,6 +17,7 @@ from tests.data.prepare.test_scale import shard_bytes
 from tests.data.vision.test_patches import assert_same_regions
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
+from unimo_ds.data.prepare.corpus_plan import read_plan
 from unimo_ds.data.prepare.settings import ImportSettings, fingerprint
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Kind, PatchGrid
@@ -27,6 +28,7 @@ from unimo_ds.data.vision.images import encode_jpeg
 from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.huggingface.image_processing import UnimoImageProcessor
 from unimo_ds.inspection import inspect_path
+from unimo_ds.utils.errors import UserError
 
 NUMBER = 8
 PATCHES = ["--extractor", "patches", "--image-side", "32", "--patch-side", "16"]
@@ -207,6 +209,30 @@ def test_sizes_without_a_word_are_those_of_vit() -> None:
     large = extractors.Choice(extractor=Path("patches"), image_side=384).made()
     assert isinstance(large, PatchExtractor)
     assert large.grid == PatchGrid(24, 24, 16)
+
+
+def test_the_name_of_a_kind_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be called so: that of the data, for instance, which the command has just made."""
+    (tmp_path / "patches").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(extractors.Choice(extractor=Path("patches")).made(), PatchExtractor)
+    with pytest.raises(UserError, match=r"no region extractor at \S*/patches/extractor.safetensors"):
+        extractors.Choice(extractor=tmp_path / "patches").made()
+    imports = '[[import]]\ncaptions = "c.tsv"\nimages = "i.tar"\nkind = "pairs"\n'
+    (tmp_path / "corpus.toml").write_text(f'output = "data"\nextractor = "patches"\n{imports}')
+    assert read_plan(tmp_path / "corpus.toml").extractor == Path("patches")
+
+
+def test_an_image_longer_than_a_jpeg_holds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (70_000, 1)).save(photos / "long.png")
+    picture(0).save(photos / "one.png")
+    options = ["--extractor", "patches", "--image-side", "32", "--vocabulary-size", "300", "--workers", "1"]
+    command = ["import", "--kind", "images", "--images", str(photos), "--output", str(tmp_path / "data"), *options]
+    assert main(command) == 0
+    assert "an image that cannot be stored: 1 (long.png: 70000 x 1 pixels, of which a JPEG" in capsys.readouterr().out
+    assert load_manifest(tmp_path / "data").totals == {"image": 1}
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     write_samples(
         shards / "00000.tar",
         {
-            "000000000": {"jpg": JPEG, "json": b"{}", "txt": b" a dog \n"},
+            "000000000": {"jpg": JPEG, "json": b"{}", "txt": "\ufeff a dog \n".encode()},
             "000000001": {"jpg": JPEG, "json": json.dumps(about).encode()},
             "000000002": {"json": b"{}", "txt": b"no image"},
             "000000003": {"jpg": JPEG, "txt": b" "},
@@ -273,6 +273,17 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     assert Corpus.open(tmp_path / "data").manifest.totals == {"pair": 2}
     settings = ImportSettings("images", tmp_path / "out", format="webdataset", input=(shards,))
     assert [one.captions for one in read(settings)[0]] == [()] * 7
+
+
+def test_what_must_first_be_converted_says_how(tmp_path: Path) -> None:
+    table = tmp_path / "captions.tsv"
+    table.write_bytes("a.jpg\ta dog\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"captions.tsv is UTF-16, not UTF-8; convert it with `iconv"):
+        captions_of(tmp_path, "table", {"a.jpg": JPEG}, [table])
+    (tmp_path / "photos.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
+    settings = ImportSettings("images", tmp_path / "out", images=(tmp_path / "photos.tar.zst",))
+    with pytest.raises(UserError, match=r"photos.tar.zst is a compressed tar; unpack it .* unzstd"):
+        read(settings)
 
 
 def test_downloads_that_number_their_tars_alike_are_all_taken(tmp_path: Path) -> None:

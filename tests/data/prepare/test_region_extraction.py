@@ -21,9 +21,10 @@ from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import shards
 from unimo_ds.data.storage.manifest import load_manifest
 from unimo_ds.data.vision import extractors, images
-from unimo_ds.data.vision.detectors import detector, device
+from unimo_ds.data.vision.detectors import detector
+from unimo_ds.data.vision.grid import fit
 from unimo_ds.data.vision.images import encode_jpeg
-from unimo_ds.data.vision.regions import fit
+from unimo_ds.utils import machine
 
 NUM_SOURCES = 4
 
@@ -225,7 +226,7 @@ def test_a_detector_gets_a_worker_per_gpu_or_one_alone(
     number: int,
 ) -> None:
     """Where a plan's file names the detector, too; the stages after the import keep a worker per core."""
-    monkeypatch.setattr(device, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "num_gpus", lambda: gpus)
     monkeypatch.setattr(detector, "worker_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
     numbers: dict[str, int] = {}

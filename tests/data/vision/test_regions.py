@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 
 from tests.data.prepare.raw import SMALL, picture
 from unimo_ds.data.storage import members
-from unimo_ds.data.vision import extractors, regions
+from unimo_ds.data.vision import extractors, grid
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.vision.regions import GridExtractor, GridSettings
+from unimo_ds.data.vision.grid import GridExtractor, GridSettings
 from unimo_ds.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def extractor() -> GridExtractor:
-    return regions.fit([picture(i) for i in range(12)], seed=0, settings=SMALL)
+    return grid.fit([picture(i) for i in range(12)], seed=0, settings=SMALL)
 
 
 def test_regions_are_valid_and_on_a_grid_of_two_scales(extractor: GridExtractor) -> None:
@@ -36,8 +36,8 @@ def test_regions_are_valid_and_on_a_grid_of_two_scales(extractor: GridExtractor)
 
 
 def test_fitting_and_extracting_are_deterministic(extractor: GridExtractor) -> None:
-    again = regions.fit([picture(i) for i in range(12)], seed=0, settings=SMALL)
-    other = regions.fit([picture(i) for i in range(12)], seed=1, settings=SMALL)
+    again = grid.fit([picture(i) for i in range(12)], seed=0, settings=SMALL)
+    other = grid.fit([picture(i) for i in range(12)], seed=1, settings=SMALL)
     assert again.fingerprint == extractor.fingerprint
     assert other.fingerprint != extractor.fingerprint
     first, second = (one.extract([picture(20)])[0] for one in (extractor, again))
@@ -76,7 +76,7 @@ def test_any_size_and_mode_is_taken(extractor: GridExtractor, size: tuple[int, i
 
 
 def test_one_flat_image_is_enough_to_fit() -> None:
-    made = regions.fit([Image.new("RGB", (20, 20), "white")], seed=0, settings=SMALL)
+    made = grid.fit([Image.new("RGB", (20, 20), "white")], seed=0, settings=SMALL)
     (one,) = made.extract([picture(0)])
     members.check_values(one)
 
@@ -125,9 +125,9 @@ def test_bad_extractors_are_refused(extractor: GridExtractor, tmp_path) -> None:
 )
 def test_sizes_that_do_not_fit_are_refused(settings: GridSettings) -> None:
     with pytest.raises(UserError):
-        regions.fit([picture(0)], seed=0, settings=settings)
+        grid.fit([picture(0)], seed=0, settings=settings)
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
-        regions.fit([], seed=0)
+        grid.fit([], seed=0)

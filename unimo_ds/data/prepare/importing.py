@@ -36,7 +36,8 @@ from unimo_ds.data.storage import manifest, shards
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
+from unimo_ds.data.vision.grid import GridLearner
+from unimo_ds.data.vision.region_extractor import RegionExtractor, RegionLearner
 from unimo_ds.utils import seed as seeds
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import make_folder, write_whole

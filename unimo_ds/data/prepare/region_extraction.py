@@ -23,7 +23,8 @@ from unimo_ds.data.storage.manifest import Manifest
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
-from unimo_ds.data.vision.regions import GridLearner, RegionExtractor, RegionLearner
+from unimo_ds.data.vision.grid import GridLearner
+from unimo_ds.data.vision.region_extractor import RegionExtractor, RegionLearner
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 

@@ -20,7 +20,7 @@ from unimo_ds.data.storage import index, shards
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import extractors, images
-from unimo_ds.data.vision.regions import RegionExtractor
+from unimo_ds.data.vision.region_extractor import RegionExtractor
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
 
@@ -99,7 +99,10 @@ def _extracted(
         for decoded in _within_memory(_decode(batch, extractor.working_side, report)):
             found = extractor.extract([picture for _, picture in decoded])
             for (record, picture), one in zip(decoded, found, strict=True):
-                yield _stored(making, record, one, {"size": list(picture.size)}, report)
+                try:
+                    yield _stored(making, record, one, {"size": list(picture.size)}, report)
+                except images.BadImage as error:
+                    report.skip("an image that cannot be stored", f"{record.name}: {error}")
             decoded.clear()  # free memory before decoding more
 
 
@@ -118,11 +121,12 @@ def _stored(
     making: Making, record: Record, found: Regions | None, details: dict[str, object], report: Report
 ) -> StoredSample:
     captions = tuple(Caption(text) for text in record.captions)
-    report.count("captions", len(captions))
     keeps_image = making.keep_images or (found is not None and found.patches is not None)
+    jpeg = _stored_jpeg(record.image) if keeps_image and record.image is not None else None
+    report.count("captions", len(captions))
     return StoredSample(
         Sample("", Kind.PAIR if captions else Kind.IMAGE, making.source, regions=found, captions=captions),
-        jpeg=_stored_jpeg(record.image) if keeps_image and record.image is not None else None,
+        jpeg=jpeg,
         details={"file": printable(record.name), **details, **record.details},
     )
 

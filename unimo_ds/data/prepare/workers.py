@@ -12,13 +12,13 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+from unimo_ds.data.prepare.progress import progress
 from unimo_ds.utils.errors import UserError
 
 _WAITING_PER_WORKER = 2
@@ -49,21 +49,18 @@ class Workers:
     ) -> Iterator[tuple[int, _T]]:
         """(number of the task, its result), in the order of completion.
 
-        unit: plural noun for tasks, for the displayed rate.
+        unit: see `progress`.
 
         Raises:
             UserError: raised by a task, and further tasks are not started; or a worker died.
         """
-        number = min(self.number, len(tasks))
-        with _Display(label, len(tasks), unit) as display:
-            if self.executor is None and number <= 1:
-                for i, arguments in enumerate(tasks):
-                    yield i, one_thread(function, *arguments)
-                    display.advance()
-                return
-            for i, result in _in_flight(self._pool(), function, tasks, _WAITING_PER_WORKER * self.number):
-                yield i, result
-                display.advance()
+        if self.executor is None and min(self.number, len(tasks)) <= 1:
+            found: Iterator[tuple[int, _T]] = (
+                (i, one_thread(function, *arguments)) for i, arguments in enumerate(tasks)
+            )
+        else:
+            found = _in_flight(self._pool(), function, tasks, _WAITING_PER_WORKER * self.number)
+        return progress(found, label=label, total=len(tasks), unit=unit)
 
     def run_all(
         self, function: Callable[..., object], tasks: Sequence[tuple[Any, ...]], *, label: str, unit: str = "shards"
@@ -78,7 +75,7 @@ class Workers:
         if not (is_network and self._is_by_default):
             yield self
             return
-        from unimo_ds.data.vision.detectors.device import num_gpus
+        from unimo_ds.utils.machine import num_gpus
 
         gpus = num_gpus()
         number = max(gpus, 1)
@@ -175,7 +172,7 @@ def _in_flight(
 
 
 def _begin(num_begun: Any) -> None:
-    """Initialise a worker: its number decides which of the machine's GPUs it uses (`detectors/device.py`)."""
+    """Initialise a worker: its number decides which of the machine's GPUs it uses (`machine.worker_device`)."""
     with num_begun.get_lock():
         os.environ["UNIMO_WORKER"] = str(num_begun.value)
         num_begun.value += 1
@@ -193,34 +190,3 @@ def _follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-class _Display:
-    """Done, total and rate: a progress bar if stderr is a terminal, otherwise nothing."""
-
-    def __init__(self, label: str, total: int, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.bar: Any = None
-
-    def __enter__(self) -> _Display:
-        if sys.stderr.isatty() and self.total:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-            self.bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.total, rate="")
-            self.start = time.perf_counter()
-            self.done = 0
-        return self
-
-    def advance(self) -> None:
-        if self.bar is not None:
-            self.done += 1
-            rate = self.done / max(time.perf_counter() - self.start, 1e-9)
-            self.bar.update(self.task, advance=1, rate=f"{rate:.3g} {self.unit}/s")
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.data.vision import extractor_file
-from unimo_ds.data.vision.regions import RegionExtractor, RegionLearner
+from unimo_ds.data.vision.region_extractor import RegionExtractor, RegionLearner
 from unimo_ds.utils.errors import UserError, nearest_name
 from unimo_ds.utils.options import option
 
 _MODULES = {
-    "grid": "unimo_ds.data.vision.regions",
+    "grid": "unimo_ds.data.vision.grid",
     "patches": "unimo_ds.data.vision.patch_extractor",
     "vision-encoder": "unimo_ds.data.vision.vision_encoder",
     "torchvision": "unimo_ds.data.vision.detectors.torchvision_rcnn",

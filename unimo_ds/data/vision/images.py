@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
 """Largest image that is decoded, in pixels (a 64-megapixel photograph); a decompression bomb is refused from its header."""
+_LONGEST_SIDE = 65500
+"""Of libjpeg."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Only these decoders are ever tried."""
 # Raised by Pillow's decoders on damaged bytes: its own errors are OSError and SyntaxError, the others leak from parsing.
@@ -80,7 +82,13 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def encode_jpeg(image: Image.Image, *, quality: int = 92) -> bytes:
-    """JPEG bytes of an RGB image."""
+    """JPEG bytes of an RGB image.
+
+    Raises:
+        BadImage: it is too long or too high.
+    """
+    if max(image.size) > _LONGEST_SIDE:
+        raise BadImage(f"{image.width} x {image.height} pixels, of which a JPEG holds at most {_LONGEST_SIDE} in a row")
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,13 +1,16 @@
 """What a grid extractor learns from images: dictionaries of whitened patches, a palette, principal components, a codebook.
 
 Unsupervised (Coates, Lee and Ng 2011; Coates and Ng 2012) and deterministic: every draw comes from the generator passed in.
-`regions` uses the result.
+`grid` uses the result, and `vision_encoder` its codebook.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as functional
+
+from unimo_ds.data.schema import Regions
+from unimo_ds.data.vision.region_extractor import Found, to_regions
 
 CONTRAST_FLOOR = 0.01
 """Added to the variance of a patch (values in [0, 1]), so that flat patches stay flat."""
@@ -78,9 +81,15 @@ def fit_classes(features: torch.Tensor, number: int, randomness: torch.Generator
     return classes, 0.5 * (nearest[:, -1] - nearest[:, 0]).mean().clamp_min(1e-6)
 
 
-def class_probabilities(features: torch.Tensor, classes: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
-    """[..., number] of features [..., F], with the results of `fit_classes`."""
-    return torch.softmax(-squared_distances(features, classes) / softness, dim=-1)
+def regions_of(
+    boxes: torch.Tensor, features: torch.Tensor, classes: torch.Tensor, softness: torch.Tensor, *, stored_classes: int
+) -> list[Regions]:
+    """The regions of images, all with these boxes [R, 4]: features [N, R, F], and classes by the results of `fit_classes`."""
+    chances = (torch.softmax(-squared_distances(one, classes) / softness, dim=-1) for one in features)
+    return [
+        to_regions(Found(boxes, one, probabilities), stored_classes=stored_classes)
+        for one, probabilities in zip(features, chances, strict=True)
+    ]
 
 
 def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

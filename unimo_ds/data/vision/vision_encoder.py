@@ -26,14 +26,14 @@ from PIL import Image
 from unimo_ds.config import from_dict
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import extractor_file, region_fitting, vision_folder
-from unimo_ds.data.vision.detectors.device import worker_device
-from unimo_ds.data.vision.detectors.found import Found, to_regions
-from unimo_ds.data.vision.detectors.weights import State, fill
 from unimo_ds.data.vision.extractor_file import StoredExtractor
-from unimo_ds.data.vision.regions import RegionExtractor, RegionLearner
+from unimo_ds.data.vision.network_weights import State, fill
+from unimo_ds.data.vision.region_extractor import RegionExtractor, RegionLearner
+from unimo_ds.data.vision.region_fitting import regions_of
 from unimo_ds.data.vision.vision_folder import Pixels
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import worker_device
 
 KIND = "vision-encoder"
 _IMAGES_AT_ONCE = 8
@@ -154,14 +154,8 @@ class VisionExtractor:
         if not images:
             return []
         features_NRF = _standard(self.encoder.cells(images), self.learned["mean"], self.learned["scale"])
-        classes, softness = self.learned["classes"], self.learned["class_softness"]
-        return [
-            to_regions(
-                Found(self._boxes, features, region_fitting.class_probabilities(features, classes, softness)),
-                stored_classes=self.settings.stored_classes,
-            )
-            for features in features_NRF
-        ]
+        codebook = self.learned["classes"], self.learned["class_softness"]
+        return regions_of(self._boxes, features_NRF, *codebook, stored_classes=self.settings.stored_classes)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `extractor.safetensors` into the folder, four bytes per parameter. Returns its path."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from unimo_ds.data.vision.detectors.weights import State
+from unimo_ds.data.vision.network_weights import State
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 

@@ -11,10 +11,12 @@ from scipy.sparse import csr_matrix
 
 from tests.data.prepare.raw import captions, small_extractor, write_photographs
 from tests.data.prepare.test_scale import run_and_kill, shard_bytes
+from tests.engine.disks import files_of_at_most
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import approximate
 from unimo_ds.data.prepare.retrieval.similarity import Nearest, Vocabulary, tf_idf, unit_rows, weigh_words
 from unimo_ds.data.prepare.verify import verify
+from unimo_ds.utils.errors import UserError
 
 WORDS = 400
 BLOCKS = (300, 0, 500, 200)
@@ -90,6 +92,14 @@ def test_recall_grows_with_what_is_looked_into(collection, tmp_path: Path) -> No
             assert (np.diff(scores) <= 0).all()
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.95
+
+
+def test_a_full_disk_is_one_sentence(collection, tmp_path: Path) -> None:
+    _, blocks = collection
+    (group,) = approximate.groups_of(BLOCKS)
+    with files_of_at_most(10_000), pytest.raises(UserError, match=r"cannot write \S*/0.faiss: File too large"):
+        approximate.build(group, blocks.__getitem__, tmp_path / "0.faiss")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_projection_keeps_angles() -> None:

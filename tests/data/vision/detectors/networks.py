@@ -6,7 +6,7 @@ from unimo_ds.data.vision.detectors import boxes
 from unimo_ds.data.vision.detectors.bottom_up import BottomUpExtractor, BottomUpSettings
 from unimo_ds.data.vision.detectors.bottom_up_network import BottomUpNetwork, NetworkSizes
 from unimo_ds.data.vision.detectors.choosing import Choosing
-from unimo_ds.data.vision.detectors.weights import State
+from unimo_ds.data.vision.network_weights import State
 
 SMALL = NetworkSizes(blocks=(1, 1, 2), head_blocks=2, width=8, proposal_channels=16, num_classes=21, num_attributes=6)
 PREDICTOR = "roi_heads.box_predictor."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,13 @@ def read_lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, 
     report: lists lines that are not UTF-8, which are skipped; None: they are errors.
 
     Raises:
-        UserError: the file cannot be read, or, without a report, a line is not UTF-8.
+        UserError: the file cannot be read, or is UTF-16, or, without a report, a line is not UTF-8.
     """
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(f"{path} is UTF-16, not UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`")
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:

@@ -19,7 +19,8 @@ from unimo_ds.utils.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 _TOO_LARGE = f"larger than {MAX_MEMBER_BYTES} bytes"
-_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""How files of gzip, bzip2, xz and zstd begin."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
     """
     with open_file(path) as stream:
         start = stream.read(6)
-        if start.startswith((_GZIP, _BZIP2, _XZ)):
-            raise UserError(f"{path} is a compressed tar; unpack it to a plain .tar first (gunzip, bunzip2 or unxz)")
+        if start.startswith(_COMPRESSED):
+            raise UserError(
+                f"{path} is a compressed tar; unpack it to a plain .tar first (gunzip, bunzip2, unxz or unzstd)"
+            )
         stream.seek(0)
         if not tarfile.is_tarfile(stream):
             raise UserError(f"{option} {path} is neither a folder nor a tar of images")

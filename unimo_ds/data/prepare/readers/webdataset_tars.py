@@ -160,7 +160,7 @@ def _caption(
     caption = about.get("caption")
     if "txt" in members and members["txt"][1] <= MAX_JSON_BYTES:
         try:
-            caption = read_extent(stream, path, *members["txt"]).decode("utf-8")
+            caption = read_extent(stream, path, *members["txt"]).decode("utf-8-sig")
         except UnicodeDecodeError:
             report.skip("a caption that is not UTF-8", name)
             return None

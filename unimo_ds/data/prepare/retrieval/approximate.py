@@ -13,7 +13,6 @@ built on one thread and does not depend on the number of workers.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from scipy.sparse import csr_matrix
 
 from unimo_ds.data.prepare.retrieval.similarity import Nearest
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import write_made
 
 DIMENSIONS = 384
 PROPOSED = 10
@@ -116,9 +116,7 @@ def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> Non
         rows = vectors(block)
         for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
             index.add(project(rows[start : start + _ROWS_AT_ONCE]))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    faiss.write_index(index, str(aside))
-    os.replace(aside, path)
+    write_made(path, lambda stream: faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write)))
 
 
 def search(

@@ -17,7 +17,7 @@ from unimo_ds.data.prepare.scenes import regions as scene_regions
 from unimo_ds.data.prepare.scenes.drawing import boxes_of, draw_jpeg
 from unimo_ds.data.prepare.scenes.model import Scene
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.vision import regions as grid_regions
+from unimo_ds.data.vision import grid as photograph_grid
 
 NUM_FITTED_SCENES = 1000
 """Training scenes on which an extractor is fitted; about fifty things of each colour and shape."""
@@ -53,7 +53,7 @@ def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, se
     fitted = scenes[:NUM_FITTED_SCENES]
     jpegs = [draw_jpeg(scene) for scene in fitted]
     if kind == "grid":
-        grid = grid_regions.fit([_decode(jpeg) for jpeg in jpegs], seed=seed)
+        grid = photograph_grid.fit([_decode(jpeg) for jpeg in jpegs], seed=seed)
         return FittedExtractor(grid, lambda _, drawn: grid.extract([_decode(jpeg) for jpeg in drawn]))
     boxes, crops = _crop(fitted, jpegs)
     statistics = scene_regions.pool_statistics(np.concatenate(crops), np.concatenate(boxes))

@@ -22,10 +22,10 @@ from unimo_ds.data.vision.detectors.bottom_up_network import POOLED_SIDE, STRIDE
 from unimo_ds.data.vision.detectors.bottom_up_weights import canonical
 from unimo_ds.data.vision.detectors.choosing import Choosing, choose
 from unimo_ds.data.vision.detectors.detector import Detector
-from unimo_ds.data.vision.detectors.found import Found
 from unimo_ds.data.vision.detectors.pooling import pool_regions
-from unimo_ds.data.vision.detectors.weights import fill, read_state
 from unimo_ds.data.vision.extractor_file import StoredExtractor
+from unimo_ds.data.vision.network_weights import fill, read_state
+from unimo_ds.data.vision.region_extractor import Found
 from unimo_ds.utils.errors import UserError
 
 KIND = "bottom-up"

@@ -17,7 +17,7 @@ import torch
 
 from unimo_ds.data.vision.detectors import boxes
 from unimo_ds.data.vision.detectors.bottom_up_network import STRIDE, NetworkSizes
-from unimo_ds.data.vision.detectors.weights import State
+from unimo_ds.data.vision.network_weights import State
 from unimo_ds.utils.errors import UserError
 
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"

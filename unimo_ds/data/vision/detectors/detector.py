@@ -15,8 +15,8 @@ from PIL import Image
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import extractor_file
 from unimo_ds.data.vision.detectors.choosing import Choosing
-from unimo_ds.data.vision.detectors.device import worker_device
-from unimo_ds.data.vision.detectors.found import Found, to_regions
+from unimo_ds.data.vision.region_extractor import Found, to_regions
+from unimo_ds.utils.machine import worker_device
 
 _IMAGES_AT_ONCE = 8
 

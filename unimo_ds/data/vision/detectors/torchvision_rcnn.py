@@ -20,9 +20,9 @@ from unimo_ds.config import from_dict
 from unimo_ds.data.vision.detectors import boxes
 from unimo_ds.data.vision.detectors.choosing import Choosing, choose
 from unimo_ds.data.vision.detectors.detector import Detector
-from unimo_ds.data.vision.detectors.found import Found
-from unimo_ds.data.vision.detectors.weights import State, fill, read_state
 from unimo_ds.data.vision.extractor_file import StoredExtractor
+from unimo_ds.data.vision.network_weights import State, fill, read_state
+from unimo_ds.data.vision.region_extractor import Found
 from unimo_ds.utils.errors import UserError
 
 KIND = "torchvision"

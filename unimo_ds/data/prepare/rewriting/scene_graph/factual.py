@@ -18,9 +18,9 @@ from unimo_ds.data.prepare.rewriting.scene_graph import alignment, tagging
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
-from unimo_ds.data.vision.detectors.device import worker_device
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import worker_device
 
 _PROMPT = "Generate Scene Graph: "
 _LONGEST = 200

@@ -9,8 +9,8 @@ from typing import Any
 from unimo_ds.data.prepare.rewriting.translation import apertium
 from unimo_ds.data.prepare.rewriting.translation.protocol import Pivot, Translator
 from unimo_ds.data.prepare.settings import RewriteSettings
-from unimo_ds.data.vision.detectors.device import num_gpus, worker_device
 from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils.machine import num_gpus, worker_device
 
 
 def check(settings: RewriteSettings) -> None:

@@ -3,20 +3,18 @@
 UNIMO's regions come from a Faster R-CNN, whose weights may not be available, so the default extractor needs none: patches are
 whitened, a dictionary is learned by spherical k-means, activations are soft-thresholded and pooled over each cell (Coates, Lee
 and Ng 2011; Coates and Ng 2012), concatenated with colour histograms, and mapped to `feature_size` by principal components.
-Classes are a codebook of the cells. Detectors implement the same protocol.
+Classes are a codebook of the cells.
 
 Letters: N images, C cells of the finest grid, R regions, D descriptor size, F feature size.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,8 +24,9 @@ from PIL import Image
 from unimo_ds.config import from_dict
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import extractor_file, region_fitting
-from unimo_ds.data.vision.detectors.found import Found, to_regions
 from unimo_ds.data.vision.extractor_file import StoredExtractor
+from unimo_ds.data.vision.region_extractor import RegionExtractor, RegionLearner
+from unimo_ds.data.vision.region_fitting import regions_of
 from unimo_ds.utils.errors import UserError
 
 KIND = "grid"
@@ -41,61 +40,6 @@ _THRESHOLD = 0.5
 """Activations of smaller absolute value count as zero."""
 _LARGEST_FEATURE = 20.0
 """Images unlike those learned from must neither overflow float16 nor dominate a regression loss."""
-
-
-class RegionExtractor(Protocol):
-    """Anything that makes regions of images."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash, in 16 hexadecimal digits, of all that decides its output."""
-        ...
-
-    @property
-    def feature_size(self) -> int: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def working_side(self) -> int:
-        """Pixels of the shorter side; a larger image adds nothing."""
-        ...
-
-    def extract(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """Regions of RGB images, in their order."""
-        ...
-
-    def save(self, folder: str | os.PathLike[str]) -> Path: ...
-
-
-class RegionLearner(abc.ABC):
-    """Learns a `RegionExtractor` from images of the corpus."""
-
-    num_images: int
-    """How many images are enough."""
-
-    @property
-    @abc.abstractmethod
-    def fingerprint(self) -> str:
-        """Hash, in 16 hexadecimal digits, of its state before learning."""
-
-    @property
-    @abc.abstractmethod
-    def working_side(self) -> int:
-        """See `RegionExtractor`."""
-
-    @abc.abstractmethod
-    def learn(self, images: Iterable[Image.Image], *, seed: int) -> RegionExtractor:
-        """An extractor; a function of the RGB images, their order and the seed.
-
-        Raises:
-            UserError: no images.
-        """
-
-    @abc.abstractmethod
-    def became(self, extractor: RegionExtractor) -> bool:
-        """Whether this learner made it, from whatever images."""
 
 
 @dataclass(frozen=True)
@@ -189,20 +133,12 @@ class GridExtractor:
         """One `Regions` per image: the finest grid row by row, then the coarser; float16 features of unit scale."""
         if not images:
             return []
-        features_NRF = self._features(_pixels(images, self.settings.image_side))
-        classes, softness = self.parameters.classes, self.parameters.class_softness
-        return [
-            to_regions(
-                Found(self._boxes, features, region_fitting.class_probabilities(features, classes, softness)),
-                stored_classes=self.settings.stored_classes,
-            )
-            for features in features_NRF
-        ]
-
-    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        descriptors_NRD = _describe(pixels, self.settings, self.parameters)
-        features_NRF = (descriptors_NRD - self.parameters.descriptor_mean) @ self.parameters.projection
-        return features_NRF.clamp_(-_LARGEST_FEATURE, _LARGEST_FEATURE)
+        settings, learned = self.settings, self.parameters
+        descriptors_NRD = _describe(_pixels(images, settings.image_side), settings, learned)
+        features_NRF = (descriptors_NRD - learned.descriptor_mean) @ learned.projection
+        features_NRF.clamp_(-_LARGEST_FEATURE, _LARGEST_FEATURE)
+        codebook = learned.classes, learned.class_softness
+        return regions_of(self._boxes, features_NRF, *codebook, stored_classes=settings.stored_classes)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `extractor.safetensors` into the folder, atomically. Returns its path."""
