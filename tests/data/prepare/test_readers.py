@@ -275,11 +275,15 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     assert [one.captions for one in read(settings)[0]] == [()] * 7
 
 
-def test_what_must_first_be_converted_says_how(tmp_path: Path) -> None:
+def test_what_is_no_caption_or_must_be_converted_is_said(tmp_path: Path) -> None:
     table = tmp_path / "captions.tsv"
     table.write_bytes("a.jpg\ta dog\n".encode("utf-16"))
     with pytest.raises(UserError, match=r"captions.tsv is UTF-16, not UTF-8; convert it with `iconv"):
         captions_of(tmp_path, "table", {"a.jpg": JPEG}, [table])
+    lines = [f"a.jpg\t{'a dog ' * 2000}", "a.jpg\ta cat"]
+    found, report = captions_of(tmp_path, "table", {"a.jpg": JPEG}, [write_lines(table, lines)])
+    assert found == {"a.jpg": ("a cat",)}
+    assert report.skipped == {"a caption of more than 10000 characters": ["captions.tsv:1"]}
     (tmp_path / "photos.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
     settings = ImportSettings("images", tmp_path / "out", images=(tmp_path / "photos.tar.zst",))
     with pytest.raises(UserError, match=r"photos.tar.zst is a compressed tar; unpack it .* unzstd"):

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from unimo_ds.data.limits import MAX_MEMBER_BYTES
@@ -101,21 +100,14 @@ class _OpenShard:
         self.aside.unlink(missing_ok=True)
 
 
-class _disk_errors:
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     """Turns a failed write into one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            free = shutil.disk_usage(self.path.parent).free
-            raise UserError(f"cannot write {self.path}: {error.strerror} ({free} bytes are free there)") from error
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(f"cannot write {path}: {error.strerror} ({free} bytes are free there)") from error
 
 
 def read_shard(path: str | os.PathLike[str], *, pixels: bool = True) -> Iterator[StoredSample]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.preparation import giveaways
 from tests.data.prepare.raw import COLOURS, PLACES, THINGS, captions, small_extractor, write_photographs
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
@@ -14,7 +15,6 @@ from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import (
     balancing,
     caption_rewrites,
-    giveaways,
     learned_file,
     replacements,
     similar_sentences,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.preparation import scene_graphs, wordnet_extract
 from unimo_ds.data.prepare.rewriting.compatibility import Compatibility
-from unimo_ds.data.prepare.rewriting.scene_graph import rules, scoring, tagging, wordnet, wordnet_extract
+from unimo_ds.data.prepare.rewriting.scene_graph import rules, tagging, wordnet
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import AttributeKind, SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
 from unimo_ds.utils.errors import UserError
@@ -197,18 +198,18 @@ def test_scores_count_what_is_found_and_what_is_not(tmp_path: Path) -> None:
         "# by hand\nx.jpg\t0\ttest\ta1:2-5 o1:6-9 r1>2:10-17 o2:20-23\nx.jpg\t1\ttest\to1:0-5 n1:0-5\n",
         encoding="utf-8",
     )
-    graphs = [one.graph for one in scoring.read_marks(marks, tmp_path / "captions.tsv")]
+    graphs = [one.graph for one in scene_graphs.read_marks(marks, tmp_path / "captions.tsv")]
     found = rules.RuleParser().parse([graph.text for graph in graphs])
-    scores = scoring.score(graphs, found)
+    scores = scene_graphs.score(graphs, found)
     assert (scores["object"].right, scores["object"].marked, scores["object"].found) == (3, 3, 3)
     assert scores["attribute"].f1 == scores["relation, subject too"].f1 == 1
     assert (scores["number"].precision, scores["number"].recall) == (0, 0)
-    empty = scoring.score(graphs, [SceneGraph(graph.text) for graph in graphs])
+    empty = scene_graphs.score(graphs, [SceneGraph(graph.text) for graph in graphs])
     assert empty["object"].recall == 0
     command = [
         sys.executable,
         "-m",
-        "unimo_ds.data.prepare.rewriting.scene_graph.scoring",
+        "benchmarks.preparation.scene_graphs",
         "--marks",
         str(marks),
         "--captions",
@@ -223,4 +224,4 @@ def test_scores_count_what_is_found_and_what_is_not(tmp_path: Path) -> None:
     ):
         marks.write_text(line + "\n")
         with pytest.raises(UserError, match=message):
-            list(scoring.read_marks(marks, tmp_path / "captions.tsv"))
+            list(scene_graphs.read_marks(marks, tmp_path / "captions.tsv"))

@@ -66,7 +66,7 @@ class Annotations:
         captions += self._further.get(position, ())
         return Annotation(tuple(names), tuple(captions), number, tuple(known_as))
 
-    def find(self, names: Sequence[str]) -> tuple[array[int], bytearray]:
+    def find(self, names: CompactList | Sequence[str]) -> tuple[array[int], bytearray]:
         """For images with these names: positions of their annotations (-1: none), and ranks of the spelling that matched, from
         exact (0) to least exact (3).
 

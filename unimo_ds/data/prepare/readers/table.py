@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unimo_ds.data.prepare.readers.captions import caption_of
 from unimo_ds.data.prepare.readers.files import read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.report import Report
@@ -54,10 +55,9 @@ def _captions(path: Path, rows: _Rows, report: Report, problem: str) -> dict[str
                 report.skip(problem, where)
             continue
         mine = captions.setdefault(columns[0].strip().removeprefix("./"), [])
-        if columns[1].strip():
-            mine.append(columns[1].strip())
-        else:
-            report.skip("an empty caption", where)
+        caption = caption_of(columns[1], where, report)
+        if caption is not None:
+            mine.append(caption)
     return captions
 
 

@@ -1,6 +1,7 @@
 """Word meanings from the extract of WordNet 3.0 shipped with the package: synonyms, hypernyms, topics.
 
-`wordnet.tsv.gz` is made by `wordnet_extract.py` and is under WordNet's own licence (`WORDNET_LICENSE`). Lines, tab-separated:
+`wordnet.tsv.gz` is made by `benchmarks/preparation/wordnet_extract.py` and is under WordNet's own licence (`WORDNET_LICENSE`).
+Lines, tab-separated:
     n  @   TOPIC      PARENT PARENT ...    the next synset of the part of speech (n, v, a): its topic and hypernyms
     n  !   INFLECTED  BASE                 an irregular form
     n  WORD  SYNSET SYNSET ...             a word and its synsets, most frequent first

@@ -1,6 +1,6 @@
 """Can a reader who never sees the image tell rewrites from originals? If so, a model can learn that instead of looking.
 
-    python -m unimo_ds.data.prepare.rewriting.giveaways data/train
+    python -m benchmarks.preparation.giveaways data/train
 
 Per level, a linear classifier over word and part-of-speech n-grams is trained on captions with one rewrite each, on part of
 the images, and judged on others. Balanced accuracy 50 %: nothing is given away.

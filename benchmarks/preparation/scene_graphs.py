@@ -1,6 +1,6 @@
 """How well the rules read real captions: precision and recall by kind against marks made by hand.
 
-    python -m unimo_ds.data.prepare.rewriting.scene_graph.scoring --marks benchmarks/data/flickr8k_scene_graphs.tsv \
+    python -m benchmarks.preparation.scene_graphs --marks benchmarks/data/flickr8k_scene_graphs.tsv \
       --captions flickr8k/dev_captions.tsv
 
 The marks stand off from the captions, which belong to their own corpus: a line names a file, the number of one of its captions,

@@ -1,10 +1,10 @@
 """Makes `wordnet.tsv.gz`, the part of WordNet 3.0 that rewriting needs, from WordNet's own database files.
 
-    python -m unimo_ds.data.prepare.rewriting.scene_graph.wordnet_extract /usr/share/wordnet
+    python -m benchmarks.preparation.wordnet_extract /usr/share/wordnet
 
 (The files are in Debian's package wordnet-base and in the archives of wordnet.princeton.edu.) Kept are nouns, verbs and
 adjectives that the tagger's lexicon knows or that WordNet's own corpus uses, their most frequent senses, and what those are
-kinds of. The format is in `wordnet.py`. The same input gives the same bytes.
+kinds of. The format is in `scene_graph/wordnet.py`. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
@@ -116,6 +117,6 @@ def _run(folder: Path, output: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="WordNet 3.0's database files")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("wordnet.tsv.gz"))
+    parser.add_argument("--output", type=Path, default=Path(wordnet.__file__).with_name("wordnet.tsv.gz"))
     arguments = parser.parse_args()
     raise SystemExit(run_command(lambda: _run(arguments.folder, arguments.output)))
