@@ -170,6 +170,10 @@ def test_worker_processes_make_the_same_bytes(raw: Path, whole: Path, tmp_path: 
     output = tmp_path / "two"
     assert main(command(raw, output, "--workers", "2")) == 0
     assert shard_bytes(output) == shard_bytes(whole)
+    reports = sorted(path.name for path in whole.glob("report-*.json"))
+    assert len(reports) == 3
+    for name in reports:
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), "its time is no part of the tokenizer"
 
 
 def test_a_plan_holds_every_setting_of_the_rewrites(tmp_path: Path) -> None:
@@ -252,6 +256,7 @@ def test_options_of_workers(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("output = 'x'\n[[import]]\nkind = 'text'", "kind is 'text', not one of pairs, texts, images"),
         ("output = 'x'\n[[import]]\nformat = 5", "format has an ill-typed value 5"),
         ("output = 'x'\n[[import]]\nseed = 5", "unknown key 'seed'"),
+        (f"output = 'x'\nseed = {2**63}\n[[import]]\nkind = 'texts'", f"seed has an ill-typed value {2**63}"),
         ("output = 'x'", "has no [[import]]"),
         ("output = ", "cannot read --config"),
         ("output = 'x'\nretrieve = 5\n[[import]]\nkind = 'texts'", "either a table of options or false"),

@@ -76,7 +76,7 @@ def read_plan(path: Path) -> Plan:
         UserError: no such file, not TOML, an unknown key or an ill-typed value; the message names it.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read --config {path}: {error}") from None
     imports = content.pop("import", None)
@@ -149,6 +149,6 @@ def _as(hint: Any, value: Any, folder: Path, where: str) -> Any:
     if hint is Path and isinstance(value, str) and value:
         locations.check_local(value)
         return folder / Path(value).expanduser()
-    if hint in (str, int, bool) and type(value) is hint:
+    if hint in (str, int, bool) and type(value) is hint and (hint is not int or abs(value) < 2**63):
         return value
     raise UserError(f"{where} has an ill-typed value {value!r}")

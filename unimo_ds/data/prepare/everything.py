@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -129,7 +130,11 @@ def _trained(plan: Plan, journal: Journal) -> Path:
     """A tokenizer trained on the captions and texts of all imports; kept in the journal."""
     path = journal.path / TOKENIZER_FILE
     if not path.exists():
-        tokenizers.train(_texts(plan.imports), vocabulary_size=plan.vocabulary_size, output=journal.path)
+        aside = journal.path / "new"
+        tokenizers.train(_texts(plan.imports), vocabulary_size=plan.vocabulary_size, output=aside)
+        # Imports know their tokenizer by the size and time of its file, and write down what they know.
+        os.utime(aside / TOKENIZER_FILE, ns=(0, 0))
+        os.replace(aside / TOKENIZER_FILE, path)
     return path
 
 
@@ -144,11 +149,11 @@ def train_tokenizer(files: Sequence[Path], *, vocabulary_size: int, output: Path
     """Train a tokenizer on text files and captions (of a .tsv, all columns but the first), and save it in `output`.
 
     Raises:
-        UserError: a file that does not exist or cannot be read, or too small a vocabulary.
+        UserError: no such file, one that cannot be read, or too small a vocabulary.
     """
     for path in files:
         if not path.is_file():
-            raise UserError(f"{path} does not exist")
+            raise UserError(f"there is no file {path}")
     report = Report()
     lines = (
         line.partition("\t")[2] if path.suffix == ".tsv" else line

@@ -245,7 +245,7 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
     """
     try:
         present = strict_json.parsed((output / _FINISHED).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {output / _FINISHED}: {error}; remove {output} or name another folder") from None
