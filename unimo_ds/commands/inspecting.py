@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unimo_ds import recipes
-from unimo_ds.commands.common import add_command, add_json, add_recipe, config_of, emit
+from unimo_ds.commands.common import add_json, add_recipe, config_of, emit
 from unimo_ds.utils import locations
+from unimo_ds.utils.command_line import add_command
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
 

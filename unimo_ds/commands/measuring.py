@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.commands.common import add_command, add_json, emit
+from unimo_ds.commands.common import add_json, emit
 from unimo_ds.serving.foil_files import FORMATS
 from unimo_ds.serving.options import CHECKPOINT_HELP
+from unimo_ds.utils.command_line import add_command
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import is_alone
 

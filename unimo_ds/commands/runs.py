@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 
 from unimo_ds import recipes
-from unimo_ds.commands.common import add_command, add_json, add_recipe, config_of, emit
+from unimo_ds.commands.common import add_json, add_recipe, config_of, emit
 from unimo_ds.utils import locations
+from unimo_ds.utils.command_line import add_command
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

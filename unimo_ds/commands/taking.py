@@ -7,9 +7,10 @@ import dataclasses
 import math
 from pathlib import Path
 
-from unimo_ds.commands.common import add_command, add_json, emit
+from unimo_ds.commands.common import add_json, emit
 from unimo_ds.export import SHARD_BYTES
 from unimo_ds.serving.options import CHECKPOINT_HELP
+from unimo_ds.utils.command_line import add_command
 from unimo_ds.utils.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from unimo_ds.utils.errors import UserError, nearest_name
@@ -16,6 +16,25 @@ def seed(text: str) -> int:
     if abs(found) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text} is no number of 64 bits")
     return found
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int | None],
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command that `run` executes, with an example in its help."""
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -100,15 +100,8 @@ def _stage(
     run: Callable[[argparse.Namespace], int],
     example: str = "",
 ) -> argparse.ArgumentParser:
-    stage = stages.add_parser(
-        name,
-        help=purpose,
-        description=purpose[0].upper() + purpose[1:] + ".",
-        epilog=f"example:\n  {example or f'unimo prepare {name} data/train'}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    stage = command_line.add_command(stages, name, purpose, run, example or f"unimo prepare {name} data/train")
     stage.add_argument("--json", action="store_true", help="print the result as JSON")
-    stage.set_defaults(run=run)
     return stage
 
 
