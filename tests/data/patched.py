@@ -13,6 +13,7 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.schema import Kind, PatchGrid, Sample
 from unimo_ds.data.storage import index
 from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import ExtractorEntry
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.shards import StoredSample, rewrite_shard, write_shards
 from unimo_ds.data.vision import patches
@@ -45,8 +46,7 @@ def write_folder(folder: Path, *, images: int = 12, texts: int = 12, pairs: int 
     finish_folder(
         folder,
         tokenizer=tokenizer,
-        extractor_fingerprint=extractor.fingerprint,
-        extractor_file="extractor.safetensors",
+        extractor=ExtractorEntry(extractor.fingerprint, "extractor.safetensors"),
         num_region_classes=1,
         command="make test data",
     )

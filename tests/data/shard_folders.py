@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.manifest import ExtractorEntry, Manifest
 from unimo_ds.data.storage.shards import StoredSample, write_shards
 
 FEATURE_SIZE, CLASSES_PER_REGION, NUM_CLASSES = 8, 2, 16
@@ -88,7 +88,7 @@ def finish(folder: Path, *, tokenizer: WordTokenizer | None = None, reindex: boo
     return finish_folder(
         folder,
         tokenizer=tokenizer or WordTokenizer(),
-        extractor_fingerprint="random",
+        extractor=ExtractorEntry("random"),
         num_region_classes=NUM_CLASSES,
         command="make test data",
         reindex=reindex,

@@ -14,7 +14,7 @@ from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
 from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
 from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
-from unimo_ds.data.prepare import phrases, region_extraction
+from unimo_ds.data.prepare import stages
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers, one_thread
@@ -133,7 +133,7 @@ def test_nothing_else_is_done_to_a_folder_with_regions_of_two_extractors(
     """The regions stage is stopped within its second shard: before it is written, before it is indexed, before its entry."""
     output = tmp_path / "halves"
     shutil.copytree(folder, output)
-    place = region_extraction if at == "write_json" else region_extraction.index
+    place = stages if at == "write_json" else stages.index
     calls, real = [], getattr(place, at)
 
     def stop_at_the_second(*arguments: object, **options: object) -> None:
@@ -172,7 +172,7 @@ def test_a_stage_that_changed_nothing_is_not_taken_for_the_one_that_did(
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    for command, place, at in ((regions, region_extraction.index, "rewrite"), (phrase, phrases, "write_json")):
+    for command, place, at in ((regions, stages.index, "rewrite"), (phrase, stages, "write_json")):
         with monkeypatch.context() as patched:
             patched.setattr(place, at, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -193,7 +193,7 @@ def test_a_stage_is_not_done_where_it_was_begun_with_other_options(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(region_extraction, "write_json", stop)
+        patched.setattr(stages, "write_json", stop)
         with pytest.raises(KeyboardInterrupt):
             main(["regions", str(output), "--extractor", str(raw / "grid"), "--workers", "1"])
     assert shard_bytes(output) != shard_bytes(detected)

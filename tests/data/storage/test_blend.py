@@ -25,6 +25,7 @@ from unimo_ds.data.step_plan import order_of
 from unimo_ds.data.storage import cache, manifest, shards
 from unimo_ds.data.storage.blend import still_there
 from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import ExtractorEntry
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.viewing.inspect_order import inspect_order
 from unimo_ds.data.viewing.sample_page import sample_number, sample_page
@@ -54,7 +55,7 @@ def finish(folder: Path, tokenizer: tokenizers.Tokenizer, *, extractor: str = "r
     finish_folder(
         folder,
         tokenizer=tokenizer,
-        extractor_fingerprint=extractor,
+        extractor=ExtractorEntry(extractor),
         num_region_classes=classes,
         command="make test data",
     )

@@ -18,6 +18,7 @@ from unimo_ds.data.corpus_check import check_corpus
 from unimo_ds.data.loader import StepLoader
 from unimo_ds.data.schema import Kind, Sample, StepBatch
 from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import ExtractorEntry
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.data.viewing.inspect_order import inspect_order
@@ -33,7 +34,7 @@ def write_folder(folder: Path) -> Path:
         own = (StoredSample(with_real_shard_names(sample)) for sample in samples if sample.kind is kind)
         write_shards(folder, kind.name.lower(), own, max_samples=10)
     finish_folder(
-        folder, tokenizer=tokenizer, extractor_fingerprint="random", num_region_classes=9, command="make test data"
+        folder, tokenizer=tokenizer, extractor=ExtractorEntry("random"), num_region_classes=9, command="make test data"
     )
     return folder
 
@@ -106,7 +107,7 @@ def test_an_index_counted_by_another_tokenizer_is_refused(tmp_path: Path) -> Non
     finish_folder(
         folder,
         tokenizer=OneTokenAWord(),
-        extractor_fingerprint="random",
+        extractor=ExtractorEntry("random"),
         num_region_classes=9,
         command="make test data",
         reindex=True,

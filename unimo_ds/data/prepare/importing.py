@@ -33,6 +33,7 @@ from unimo_ds.data.prepare.shard_making import Making
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest, shards
+from unimo_ds.data.storage.manifest import ExtractorEntry
 from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
@@ -99,11 +100,13 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
     report.counts = {"samples": num_samples, **report.counts}
     tokenizer.save(settings.output)
     write_report(settings.output, name, report, made_of=identity)
+    made_by = ExtractorEntry(held.fingerprint) if held else None
+    if extractor is not None:
+        made_by = ExtractorEntry(extractor.fingerprint, extractor.save(settings.output).name)
     folders.finish_folder(
         settings.output,
         tokenizer=tokenizer,
-        extractor_fingerprint=extractor.fingerprint if extractor else held.fingerprint if held else None,
-        extractor_file=extractor.save(settings.output).name if extractor else None,
+        extractor=made_by,
         num_region_classes=extractor.num_classes if extractor else held.num_classes if held else None,
         leave_out=unfinished_shards(settings.output, but=name),
     )
@@ -275,9 +278,7 @@ def _extractor(settings: ImportSettings, journal: Journal, reader: Reader, num_p
     return chosen
 
 
-def _learned_before(
-    settings: ImportSettings, learner: RegionLearner, entry: manifest.ExtractorEntry
-) -> RegionExtractor:
+def _learned_before(settings: ImportSettings, learner: RegionLearner, entry: ExtractorEntry) -> RegionExtractor:
     """The folder's own extractor, if this learner made it in an earlier import; a folder has only one."""
     place = settings.output / (entry.file or EXTRACTOR_FILE)
     if extractors.makes_regions(place):

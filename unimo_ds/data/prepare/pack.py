@@ -8,7 +8,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.prepare.journal import begun_stages, check_whole
 from unimo_ds.data.storage import folder as folders
 from unimo_ds.data.storage import manifest
-from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.manifest import ExtractorEntry, Manifest
 from unimo_ds.data.tokenizer import TOKENIZER_FILE
 from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
@@ -31,15 +31,10 @@ def pack_folder(folder: Path, *, tokenizer_path: Path | None = None) -> Manifest
     else:
         tokenizer = tokenizers.load(folder / (before.tokenizer.file if before else TOKENIZER_FILE))
     # A folder whose import was killed has the extractor's file but no manifest with an entry for it.
-    extractor = None
+    entry, num_classes = (before.extractor, before.num_region_classes) if before else (None, None)
     if before is None and (folder / EXTRACTOR_FILE).exists():
         extractor = extractors.load(folder)
-    entry = before.extractor if before else None
+        entry, num_classes = ExtractorEntry(extractor.fingerprint, EXTRACTOR_FILE), extractor.num_classes
     return folders.finish_folder(
-        folder,
-        tokenizer=tokenizer,
-        extractor_fingerprint=extractor.fingerprint if extractor else entry.fingerprint if entry else None,
-        extractor_file=EXTRACTOR_FILE if extractor else entry.file if entry else None,
-        num_region_classes=extractor.num_classes if extractor else before.num_region_classes if before else None,
-        reindex=True,
+        folder, tokenizer=tokenizer, extractor=entry, num_region_classes=num_classes, reindex=True
     )

@@ -19,7 +19,7 @@ from unimo_ds.data.prepare.stages import Stage, Transform
 from unimo_ds.data.prepare.workers import Workers, one_thread
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.storage import shards
-from unimo_ds.data.storage.manifest import Manifest
+from unimo_ds.data.storage.manifest import ExtractorEntry, Manifest
 from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE
@@ -63,11 +63,8 @@ def extract_again(folder: Path, settings: RegionSettings | None = None, workers:
     work = (place, extractor.fingerprint)
     with (workers or Workers()).for_extractor(is_network=extractors.is_network(place)) as some:
         report = stage.each_shard(_with_regions, work, names, some, label="regions")
-    stage.finish(
-        extractor_fingerprint=extractor.fingerprint,
-        extractor_file=extractor.save(folder).name,
-        num_region_classes=extractor.num_classes,
-    )
+    entry = ExtractorEntry(extractor.fingerprint, extractor.save(folder).name)
+    stage.finish(extractor=entry, num_region_classes=extractor.num_classes)
     return report
 
 

@@ -31,8 +31,7 @@ def finish_folder(
     *,
     tokenizer: index.BatchEncoder,
     tokenizer_file: str = "tokenizer.json",
-    extractor_fingerprint: str | None = None,
-    extractor_file: str | None = None,
+    extractor: ExtractorEntry | None = None,
     num_region_classes: int | None = None,
     command: str | None = None,
     reindex: bool = False,
@@ -41,8 +40,8 @@ def finish_folder(
     """Make a folder of shards complete: build indices that are missing or count tokens of another tokenizer, and write
     manifest.json. Repeating it is cheap and changes nothing; after another import it adds the new shards.
 
-    tokenizer_file, extractor_file: names of files inside the folder.
-    extractor_fingerprint, extractor_file, num_region_classes: None: as in the present manifest.
+    tokenizer_file: name of a file inside the folder.
+    extractor, num_region_classes: None: as in the present manifest.
     command: recorded as what made the folder; None: this process's command line.
     leave_out: names of shards that do not belong to it (yet).
     reindex: rebuild every index, and accept shards changed or removed since the manifest was written.
@@ -69,7 +68,6 @@ def finish_folder(
     entries, outlines = _collect(paths)
     feature_size, classes_per_region, largest_class, tag_sizes = common_sizes(outlines)
     check_related(outlines)
-    extractor = ExtractorEntry(extractor_fingerprint, extractor_file) if extractor_fingerprint is not None else None
     if extractor is None and before is not None:
         extractor = before.extractor
     if num_region_classes is None:

@@ -29,7 +29,7 @@ from unimo_ds.data.prepare.scenes.model import Scene
 from unimo_ds.data.prepare.workers import one_thread
 from unimo_ds.data.schema import Caption, Kind, Regions, Sample
 from unimo_ds.data.storage.folder import finish_folder
-from unimo_ds.data.storage.manifest import load_manifest
+from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest
 from unimo_ds.data.storage.shards import StoredSample, shard_name, write_shards
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.utils import strict_json
@@ -219,8 +219,7 @@ def _finish(folder: Path, tokenizer: Tokenizer, extractor: FittedExtractor, comm
         folder,
         tokenizer=tokenizer,
         tokenizer_file=path.name,
-        extractor_fingerprint=extractor.inner.fingerprint,
-        extractor_file=extractor.inner.save(folder).name,
+        extractor=ExtractorEntry(extractor.inner.fingerprint, extractor.inner.save(folder).name),
         num_region_classes=extractor.inner.num_classes,
         command=command,
     )
