@@ -81,9 +81,8 @@ def _metrics(scores_CI: retrieval.Scores, pairs: PairReader, prefix: str) -> dic
 def _joint_scores(engine: TaskEngine, pairs: PairReader, wanted_CI: NDArray[np.bool_]) -> retrieval.Scores:
     """[C, I] the head's scores of the wanted combinations."""
     images_Q, captions_Q = np.nonzero(wanted_CI.T)
-    if (
-        not wanted_CI.all()
-    ):  # every rank must encode the same ones, and other processors may round single scores differently
+    if not wanted_CI.all():
+        # Every rank must encode the same ones, and other processors may round single scores differently.
         images_Q, captions_Q = engine.communicator.broadcast_object((images_Q, captions_Q))
     combinations = _Combinations(pairs, images_Q, captions_Q)
     found_Q1 = predict.scores(engine, combinations, micro_batch_tokens=pairs.micro_batch_tokens)

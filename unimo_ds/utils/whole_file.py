@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from unimo_ds.utils.errors import UserError
 
@@ -22,8 +24,9 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to a file beside `path`, sync it to the disk, then rename it.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file beside `path`, open for writing; at the end it is synced to the disk and renamed.
 
     Raises:
         UserError: the disk is full or cannot be written; an existing file is unchanged.
@@ -31,22 +34,25 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(aside, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """`whole_file` with this content."""
+    with whole_file(path) as stream:
+        stream.write(content)
 
 
 def write_made(path: Path, make: Callable[[io.BytesIO], object]) -> None:
-    """`write_whole` of what `make` writes: libraries that write files themselves report a full disk each in their own way, or
-    not at all.
-
-    Raises:
-        UserError: as `write_whole`.
-    """
+    """`write_whole` of what `make` writes, by way of memory: libraries that write files themselves report a full disk each in
+    their own way, or not at all."""
     buffer = io.BytesIO()
     make(buffer)
     write_whole(path, buffer.getbuffer())

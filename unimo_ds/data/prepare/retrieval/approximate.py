@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 
 from unimo_ds.data.prepare.retrieval.similarity import Nearest
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.whole_file import write_made
+from unimo_ds.utils.whole_file import whole_file
 
 DIMENSIONS = 384
 PROPOSED = 10
@@ -116,7 +116,8 @@ def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> Non
         rows = vectors(block)
         for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
             index.add(project(rows[start : start + _ROWS_AT_ONCE]))
-    write_made(path, lambda stream: faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write)))
+    with whole_file(path) as stream:  # FAISS's own file writer ignores a full disk
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
 
 
 def search(
