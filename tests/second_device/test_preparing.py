@@ -13,8 +13,9 @@ from tests.data.encoder_folders import FAMILIES
 from tests.data.prepare.raw import captions, picture
 from tests.data.vision.detectors import networks
 from unimo_ds.data.schema import Regions
-from unimo_ds.data.vision import extractors, vision_encoder
+from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.detectors.bottom_up import BottomUpExtractor
+from unimo_ds.utils.machine import networks_on
 
 CPU = torch.device("cpu")
 IMAGES = [picture(number, width=60 + 9 * number, height=80 - 5 * number) for number in range(3)]
@@ -28,13 +29,13 @@ def assert_alike(there: list[Regions], here: list[Regions]) -> None:
 
 
 @pytest.mark.parametrize("name", ["siglip", "resnet"])
-def test_a_vision_encoder(device: torch.device, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vision_encoder(device: torch.device, name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     folder = encoder_folders.write(tmp_path, encoder_folders.make(family), side=family.side)
     found = []
     for where in (device, CPU):
-        monkeypatch.setattr(vision_encoder, "worker_device", lambda where=where: where)
-        extractor = extractors.Choice(extractor=Path("vision-encoder"), weights=folder).made().learn(IMAGES, seed=0)
+        with networks_on(where):
+            extractor = extractors.Choice(extractor=Path("vision-encoder"), weights=folder).made().learn(IMAGES, seed=0)
         assert extractor.encoder.device == where
         file = extractor.save(tmp_path / where.type)
         found.append((extractor.extract(IMAGES), file.read_bytes(), extractor.encoder.fingerprint))

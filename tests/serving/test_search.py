@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.prepare.raw import SMALL, picture
@@ -19,13 +20,15 @@ from tests.huggingface import small
 from tests.serving.conftest import TEXTS, refusal
 from unimo_ds import cli
 from unimo_ds.data.prepare.command import main as prepare
-from unimo_ds.data.vision import grid
+from unimo_ds.data.vision import extractors, grid
 from unimo_ds.export.folder import export
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.index import Index, Item, write
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.serving.samples import read_picture
+from unimo_ds.utils import machine
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import worker_device
 from unimo_ds.utils.seed import generator
 
 
@@ -111,6 +114,15 @@ def test_samples_of_a_data_folder_are_found_as_their_photographs_are(
     assert "--skip-bad leaves such samples out" in capsys.readouterr().err
     assert cli.main([*build[:-1], str(tmp_path / "new"), "--skip-bad"]) == 0
     assert len(Index.open(tmp_path / "new")) == len(Index.open(made)) - 1
+
+
+def test_the_extractor_is_on_the_models_device(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are networks choose a GPU by themselves if there is one."""
+    chosen, load = [], extractors.load
+    monkeypatch.setattr(extractors, "load", lambda path: chosen.append(worker_device()) or load(path))
+    monkeypatch.setattr(machine, "num_gpus", lambda: 1)
+    ServedModel.open(run, device=torch.device("cpu"))
+    assert chosen == [torch.device("cpu")]
 
 
 def test_only_the_regions_of_the_models_own_extractor_are_taken(

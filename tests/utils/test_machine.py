@@ -1,4 +1,4 @@
-"""What a Slurm job or a container may use of a machine's memory, as control groups of both versions tell it."""
+"""Memory of a machine that a Slurm job or a container may use (control groups of both versions), and devices of networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from unimo_ds.utils import machine
 from unimo_ds.utils.machine import memory_limit
@@ -50,3 +51,12 @@ def test_without_groups_the_machine_counts(tmp_path: Path, monkeypatch: pytest.M
     whole = machine.memory_gib()
     monkeypatch.setattr(machine, "memory_limit", lambda: whole * 2**30 / 4)
     assert machine.memory_gib() == whole / 4
+
+
+def test_networks_run_where_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "num_gpus", lambda: 2)
+    monkeypatch.setenv("UNIMO_WORKER", "3")
+    assert machine.worker_device() == torch.device("cuda", 1)
+    with machine.networks_on(torch.device("cpu")), machine.networks_on(None):
+        assert machine.worker_device() == torch.device("cpu")
+    assert machine.worker_device() == torch.device("cuda", 1)

@@ -24,6 +24,7 @@ from unimo_ds.evaluation.own_tokenizer import tokenizer_of
 from unimo_ds.finetune.loaded import LoadedTask, load_task
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.machine import networks_on
 
 _WITHIN_A_TASK = (("train",), ("images",), ("images", "train"))
 """Paths of data folders within the folder of a task's official files."""
@@ -74,7 +75,8 @@ def load(
     loaded = (checkpoint.load if config.finetune is None else load_task)(Path(path), device=device)
     assets = loaded.assets if isinstance(loaded, LoadedTask) else {}
     found = tokenizer_of(files, config, tokenizer)
-    maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
+    with networks_on(device):
+        maker = extractors.load(extractor) if extractor is not None else find_extractor(files, config)
     if maker is not None and maker.feature_size != config.model.region_feature_size:
         raise UserError(
             f"the region extractor makes features of size {maker.feature_size}, the model takes "

@@ -7,6 +7,8 @@ import math
 import os
 import platform
 import socket
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ PEAK_TERAFLOPS = {
 _GIB = 2**30
 _LOCAL_NUMBERS = ("UNIMO_WORKER", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID")
 """Variables with the number of this process among its machine's workers, set by this program or by MPI launchers."""
+
+
+_CHOSEN: ContextVar[torch.device | None] = ContextVar("_CHOSEN", default=None)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -103,8 +108,21 @@ def device_of(name: str | None) -> torch.device | None:
     return device
 
 
+@contextlib.contextmanager
+def networks_on(device: torch.device | None) -> Iterator[None]:
+    """Inside, `worker_device` is this one; None: as outside."""
+    before = _CHOSEN.set(_CHOSEN.get() if device is None else device)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(before)
+
+
 def worker_device() -> torch.device:
-    """GPU number (worker modulo GPUs), or the CPU if there is none."""
+    """For networks that prepare data: that of `networks_on`, GPU number (worker modulo GPUs), or the CPU if there is none."""
+    chosen = _CHOSEN.get()
+    if chosen is not None:
+        return chosen
     count = num_gpus()
     if not count:
         return torch.device("cpu")
