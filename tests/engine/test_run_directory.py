@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.disks import fill
 from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
 from unimo_ds.engine import run_directory
 from unimo_ds.overrides import apply_overrides
@@ -231,7 +233,8 @@ HOLDER = """if True:
     import sys
     from pathlib import Path
     from unimo_ds.engine import run_directory
-    assert run_directory._lock(Path(sys.argv[1]), patience=0.0) == ""
+    if holder := run_directory._lock(Path(sys.argv[1]), patience=0.0):
+        sys.exit(holder)
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -239,11 +242,17 @@ HOLDER = """if True:
 
 def hold(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def test_an_earlier_start_of_the_same_slurm_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_start_of_the_same_slurm_job_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A silent node may still run the tasks of a job that was requeued elsewhere; another job's are not waited for."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     with hold(tmp_path) as process:
@@ -257,6 +266,34 @@ def test_an_earlier_start_of_the_same_slurm_job_is_waited_for(tmp_path: Path, mo
         began = time.monotonic()
         prepare(tmp_path, RunConfig(recipe="test"))
         assert time.monotonic() - began > 0.4
+    assert capsys.readouterr().out.count("waiting for it for up to 16 minutes") == 1
+
+
+def test_a_directory_that_is_deleted_stays_locked_until_another_trainer_begins_there(tmp_path: Path) -> None:
+    """By whoever comes first: the trainer whose directory it was, at its next checkpoint, or a new one."""
+    run_dir = tmp_path / "run"
+    prepare(run_dir, RunConfig(recipe="test"))
+    assert run_directory.hold(run_dir) == ""
+    shutil.rmtree(run_dir)
+    assert run_directory.hold(run_dir) == ""
+    with hold(run_dir) as refused:
+        assert f"process {os.getpid()} " in refused.communicate()[1]
+    shutil.rmtree(run_dir)
+    run_dir.mkdir()
+    with hold(run_dir) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert f"process {process.pid} " in run_directory.hold(run_dir)
+        process.communicate("")
+    assert f"process {process.pid} " in run_directory.hold(run_dir), "what it left is not ours either"
+
+
+def test_a_full_disk_is_no_reason_for_another_directory(small_disk: Path) -> None:
+    config = RunConfig(recipe="test")
+    prepare(small_disk / "run", config)
+    fill(small_disk)
+    with pytest.raises(UserError, match="No space left on device; make room and give the same command again"):
+        prepare(small_disk / "run", config)
 
 
 def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:

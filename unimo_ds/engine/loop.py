@@ -37,7 +37,8 @@ _QUIET_SECONDS = 30.0
 
 
 class Loop:
-    """One start of a run, from its newest checkpoint to its end or to a request to stop.
+    """One start of a run, from its newest checkpoint to its end or to a request to stop. Making it may raise UserError: a damaged
+    or lost checkpoint, or no room for the next one.
 
     make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
     best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
@@ -68,6 +69,8 @@ class Loop:
         self.progress: Progress
         self._resume()
         self._saver = checkpoint.Saver(engine, self.run_dir, config)
+        if self._spans():
+            self._saver.check_room()
         self._quiet_until = 0.0
         self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         self._slow_ranks = SlowRanks(engine.communicator)

@@ -25,7 +25,7 @@ from unimo_ds.engine.patient_files import say
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.errors import NO_ROOM, UserError
 from unimo_ds.utils.machine import describe_machine
 from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
@@ -94,7 +94,9 @@ def prepare(
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
-            problem = f"cannot write to {run_dir}: {error.strerror}; give another --run-dir"
+            has_room = error.errno not in NO_ROOM
+            cure = "give another --run-dir" if has_room else "make room and give the same command again"
+            problem = f"cannot write to {run_dir}: {error.strerror}; {cure}"
     fail_together(communicator, problem)
 
 
@@ -142,7 +144,7 @@ def _lock(run_dir: Path, *, patience: float) -> str:
     file = (run_dir / _LOCK).open("a+")
     job = os.environ.get("SLURM_JOB_ID")
     mine = f" of Slurm job {job}" if job else ""
-    deadline = time.monotonic() + patience
+    deadline, is_waiting = time.monotonic() + patience, False
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,16 +155,38 @@ def _lock(run_dir: Path, *, patience: float) -> str:
                     f"warning: {run_dir} is on a file system without locks ({error.strerror}); see that no other run uses it"
                 )
                 return ""
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = _holder(run_dir / _LOCK)
             if not mine or not holder.endswith(mine) or time.monotonic() > deadline:
                 return holder
+            if not is_waiting:
+                say(f"{run_dir} is in use by {holder}: waiting for it for up to {patience / 60:.0f} minutes")
+                is_waiting = True
             time.sleep(_LOCK_POLL_SECONDS)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}{mine}\n")
     file.flush()
     _held_locks.append(file)
     return ""
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock. Never ask for one's own: closing any descriptor of a file releases its locks."""
+    return lock.read_text().strip() or "another process"
+
+
+def hold(run_dir: Path) -> str:
+    """Go on holding the directory, whose lock is gone if it was deleted; returns the holder if another trainer has begun in its
+    place since, else "". May raise OSError."""
+    path = run_dir / _LOCK
+    mine = [os.fstat(file.fileno()) for file in _held_locks if Path(file.name) == path]
+    if not mine:  # on a file system without locks
+        return ""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return _lock(run_dir, patience=0.0)
+    return "" if any(os.path.samestat(there, one) for one in mine) else _holder(path)
 
 
 def _prepare(
