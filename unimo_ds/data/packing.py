@@ -34,8 +34,6 @@ _TEXT_ROLES = (
     SequenceRole.SINGLE_POSITIVE,
     SequenceRole.SINGLE_NEGATIVE,
 )
-# They are scored as text against the pair's own singly encoded image.
-AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
 
 
 def pack(
@@ -244,10 +242,9 @@ def _contrast_table(
     role, pair = roles[scored], pair_of[scored]
     levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
     item_keys = np.fromiter((sequence.item_key for sequence in sequences), np.int64, len(sequences))
-    uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
-    uses_pair_image = np.isin(role, AGAINST_OWN_IMAGE) | ~has_image[scored]
-    score_image = np.where(uses_pair_image, pair_image[pair], image_row[scored])
-    score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
+    # What has no image or no text of its own is scored against the pair's, encoded singly.
+    score_image = np.where(has_image[scored], image_row[scored], pair_image[pair])
+    score_text = np.where(has_text[scored], text_row[scored], pair_text[pair])
     chosen = [examples[index] for index in pairs]
     return ContrastTable(
         pair_position=_tensor(np.fromiter((example.position for example in chosen), np.int64, len(pairs)), np.int64),
