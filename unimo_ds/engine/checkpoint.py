@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
-from unimo_ds.engine import checkpoint_folder, run_directory, state
+from unimo_ds.engine import checkpoint_folder, run_lock, state
 from unimo_ds.engine.checkpoint_folder import FOLDER, STATE
+from unimo_ds.engine.run_directory import differs
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.state import Described, OptimizerNumbers, Progress
 from unimo_ds.utils import records, strict_json
@@ -143,7 +144,7 @@ class Saver:
         taken = ""
         if self._communicator.rank == 0:
             try:
-                if holder := run_directory.hold(self._run_dir):
+                if holder := run_lock.hold(self._run_dir):
                     taken = (
                         f"{self._run_dir} was deleted, and {holder} trains there now; give this run another --run-dir"
                     )
@@ -254,7 +255,7 @@ def _other_model(described: Mapping[str, Any], config: RunConfig, folder: Path) 
     mine = to_dict(config.model)
     # The origin of the weights and dropout may change, and the layout of patches belongs to the data; tensors may not change.
     free = {"initialize_from", "initialize_images_from", "hidden_dropout", "attention_dropout", "patch_columns"}
-    differing = sorted(key for key in mine.keys() - free if run_directory.differs(described, mine, key))
+    differing = sorted(key for key in mine.keys() - free if differs(described, mine, key))
     if not differing:
         return ""
     key = differing[0]
