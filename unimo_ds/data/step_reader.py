@@ -77,7 +77,7 @@ class StepReader:
         """
         bytes_before = self._corpus.bytes_read
         planned = self._planner.plan(step)
-        mine = planned.split.ranks[self._rank]
+        mine = planned.split[self._rank]
         samples = planned.samples[np.concatenate(mine)].tolist()
         self._corpus.expect(sample for sample in samples if sample not in self._samples)
         bad: list[BadSample] = []
