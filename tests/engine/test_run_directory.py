@@ -132,6 +132,15 @@ def test_other_settings_take_the_place_of_a_start_of_which_nothing_came(tmp_path
         prepare(other, config)
 
 
+def test_a_run_whose_configuration_is_gone_does_not_go_on_with_any(tmp_path: Path) -> None:
+    prepare_and_begin(tmp_path, RunConfig(recipe="test"))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=r"holds a run whose config\.json is gone; restore it or give another --run-dir"
+    ):
+        prepare(tmp_path, RunConfig(recipe="test", seed=1))
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     prepare_and_begin(tmp_path, RunConfig(recipe="test"), data="aaaa")
     with pytest.raises(UserError, match=r"other data than data\.path='' \(data\.path='' there\)"):

@@ -141,6 +141,8 @@ def _prepare(
         return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another --run-dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
+    if not path.is_file() and _has_numbers(run_dir):
+        return f"{run_dir} holds a run whose {path.name} is gone; restore it or give another --run-dir"
     if path.is_file() and not _is_unused(run_dir):
         problem = _differences(path, run_dir / ENVIRONMENT_FILE, config, data_fingerprint)
         if problem:
@@ -162,11 +164,15 @@ def _prepare(
 
 def _is_unused(run_dir: Path) -> bool:
     """Whether earlier starts produced nothing (refused by the optimizer, out of memory), so that settings may change."""
-    metrics, checkpoints = run_dir / METRICS_FILE, run_dir / checkpoint_folder.FOLDER
-    has_numbers = metrics.is_file() and metrics.stat().st_size > 0
+    checkpoints = run_dir / checkpoint_folder.FOLDER
     has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
     # A config.json that does not belong to a run has no such file beside it.
-    return (run_dir / ENVIRONMENT_FILE).is_file() and not has_numbers and not has_checkpoints
+    return (run_dir / ENVIRONMENT_FILE).is_file() and not _has_numbers(run_dir) and not has_checkpoints
+
+
+def _has_numbers(run_dir: Path) -> bool:
+    metrics = run_dir / METRICS_FILE
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
