@@ -87,10 +87,7 @@ class Order:
         weights = dict(source_weights or {})
         _check_source_weights(weights, source_names)
         folder_weights = folder_weights or {"": 1}
-        for name, weight in folder_weights.items():
-            if weight < 0:
-                raise UserError(f"data.folder_weights has {weight:g} for {name}; it must be at least 0")
-        self.seed = seed
+        _check_folder_weights(folder_weights)
         self._num_samples = len(kinds)
         self.mix: list[Share] = []
         self._streams: list[SourceStream] = []
@@ -99,12 +96,7 @@ class Order:
             if not kind_weight:
                 continue
             members = np.flatnonzero(kinds == kind)
-            if not len(members):
-                name = kind.name.lower()
-                raise UserError(
-                    f"data.kind_weights.{name}={kind_weight} but the data holds no {name} sample; "
-                    f"set data.kind_weights.{name}=0 or add {name} shards"
-                )
+            _check_kind(kind, kind_weight, members)
             found = _by_owner(members, source_ids, folder_ids, num_folders=len(folder_weights))
             if weights:
                 _check_whole(weights, [source_names[source] for _, source in found])
@@ -184,6 +176,21 @@ def _check_source_weights(weights: Mapping[str, float], source_names: Sequence[s
             )
         if weight < 0:
             raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
+
+
+def _check_folder_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"data.folder_weights has {weight:g} for {name}; it must be at least 0")
+
+
+def _check_kind(kind: Kind, weight: float, members: Integers) -> None:
+    if not len(members):
+        name = kind.name.lower()
+        raise UserError(
+            f"data.kind_weights.{name}={weight} but the data holds no {name} sample; "
+            f"set data.kind_weights.{name}=0 or add {name} shards"
+        )
 
 
 def _check_whole(weights: Mapping[str, float], names: Sequence[str]) -> None:
