@@ -23,7 +23,7 @@ from benchmarks import measuring
 from benchmarks.mix import MixCorpus
 from unimo_ds import recipes
 from unimo_ds.config import RunConfig
-from unimo_ds.data.balance import plan_step
+from unimo_ds.data.balance import split_step
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind, LanguageObjective, SequenceRole
 from unimo_ds.data.selection import StepSelection, select_step
@@ -37,14 +37,14 @@ Dealing = Callable[[StepSelection, RunConfig, int, np.random.Generator], list[ND
 
 def ours(selection: StepSelection, config: RunConfig, world_size: int, random: np.random.Generator) -> list[Any]:
     """What the trainer does."""
-    plan = plan_step(
+    split = split_step(
         sample_costs(selection, config.model),
         selection.num_positions,
         selection.kinds == Kind.PAIR,
         world_size,
         config.batch.micro_batch_tokens,
     )
-    return [np.concatenate(micro_batches) for micro_batches in plan.ranks]
+    return [np.concatenate(micro_batches) for micro_batches in split]
 
 
 def at_random(selection: StepSelection, config: RunConfig, world_size: int, random: np.random.Generator) -> list[Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimo_ds.data.balance import contrast_groups, estimate_costs, plan_step
+from unimo_ds.data.balance import contrast_groups, estimate_costs, split_step
 from unimo_ds.utils.errors import UserError
 
 
@@ -20,44 +20,44 @@ from unimo_ds.utils.errors import UserError
 def test_every_sample_once_within_the_budget(sizes: list[int], world_size: int, budget: int) -> None:
     lengths = np.array(sizes, np.int64)
     costs = lengths + lengths**2 / 100
-    plan = plan_step(costs, lengths, lengths % 2 == 0, world_size, budget)
-    assert len(plan.ranks) == world_size
-    assert len({len(rank) for rank in plan.ranks}) == 1
-    rows = [row for rank in plan.ranks for micro in rank for row in micro.tolist()]
+    split = split_step(costs, lengths, lengths % 2 == 0, world_size, budget)
+    assert len(split) == world_size
+    assert len({len(rank) for rank in split}) == 1
+    rows = [row for rank in split for micro in rank for row in micro.tolist()]
     assert sorted(rows) == list(range(len(sizes)))
-    for rank in plan.ranks:
+    for rank in split:
         for micro in rank:
             assert lengths[micro].sum() <= budget
             assert micro.tolist() == sorted(micro.tolist())
     # No more micro-batches than half-full bins would need.
-    assert (len(plan.ranks[0]) - 1) * world_size * budget / 2 <= lengths.sum()
-    again = plan_step(costs, lengths, lengths % 2 == 0, world_size, budget)
-    assert [[m.tolist() for m in r] for r in again.ranks] == [[m.tolist() for m in r] for r in plan.ranks]
+    assert (len(split[0]) - 1) * world_size * budget / 2 <= lengths.sum()
+    again = split_step(costs, lengths, lengths % 2 == 0, world_size, budget)
+    assert [[m.tolist() for m in r] for r in again] == [[m.tolist() for m in r] for r in split]
 
 
 def test_loads_are_close_to_equal() -> None:
     random = np.random.default_rng(0)
     lengths = random.integers(100, 700, 1024)
     costs = lengths * 1.0
-    plan = plan_step(costs, lengths, None, 32, 16384)
-    loads = np.array([[costs[micro].sum() for micro in rank] for rank in plan.ranks])
+    split = split_step(costs, lengths, None, 32, 16384)
+    loads = np.array([[costs[micro].sum() for micro in rank] for rank in split])
     assert loads.max() / loads.mean() < 1.01
 
 
 def test_pairs_are_spread_where_costs_are_equal() -> None:
     pairs = np.array([True] * 8 + [False] * 8)
-    plan = plan_step(np.ones(16), np.ones(16), pairs, 4, 100)
-    assert [int(pairs[rank[0]].sum()) for rank in plan.ranks] == [2, 2, 2, 2]
+    split = split_step(np.ones(16), np.ones(16), pairs, 4, 100)
+    assert [int(pairs[rank[0]].sum()) for rank in split] == [2, 2, 2, 2]
 
 
 def test_fewer_samples_than_ranks_leaves_empty_micro_batches() -> None:
-    plan = plan_step(np.ones(2), np.ones(2), None, 5, 10)
-    assert [len(rank[0]) for rank in plan.ranks] == [1, 1, 0, 0, 0]
+    split = split_step(np.ones(2), np.ones(2), None, 5, 10)
+    assert [len(rank[0]) for rank in split] == [1, 1, 0, 0, 0]
 
 
 def test_a_sample_beyond_the_budget_is_named() -> None:
     with pytest.raises(UserError, match=r"shard-3:7 makes 501 .*micro_batch_tokens=500; raise"):
-        plan_step(np.ones(2), np.array([4, 501]), None, 2, 500, name_of=lambda row: f"shard-3:{row + 6}")
+        split_step(np.ones(2), np.array([4, 501]), None, 2, 500, name_of=lambda row: f"shard-3:{row + 6}")
 
 
 def test_costs_count_attention() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from unimo_ds.config import MaskingConfig
 from unimo_ds.data import masking
 from unimo_ds.data.draws import Uniforms
+from unimo_ds.data.fragments import cut_fragments, fragment_lengths, sequence_to_sequence
+from unimo_ds.data.region_masks import mask_regions, overlap
 from unimo_ds.data.schema import CLS, SEP
 from unimo_ds.utils.seed import mix
 
@@ -42,7 +44,7 @@ def draws_of(seed: int) -> Uniforms:
 
 
 def mask_boxes(boxes: np.ndarray, seed: int, settings: MaskingConfig = MASKING) -> np.ndarray:
-    return masking.mask_regions(boxes, np.array([len(boxes)]), np.array([mix(seed)]), masking=settings)
+    return mask_regions(boxes, np.array([len(boxes)]), np.array([mix(seed)]), masking=settings)
 
 
 @given(length=st.integers(0, 200), seed=st.integers(0, 10**6), continued=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
@@ -105,7 +107,7 @@ def test_specials_are_never_masked() -> None:
 @settings(max_examples=60, deadline=None)
 def test_fragment_lengths_fill_the_budget(lengths: list[int], seed: int) -> None:
     keys = np.arange(len(lengths)) + seed
-    text, drawn = masking.fragment_lengths(np.array(lengths), keys, masking=MASKING)
+    text, drawn = fragment_lengths(np.array(lengths), keys, masking=MASKING)
     assert (np.diff(text) >= 0).all()
     for number, length in enumerate(lengths):
         mine = drawn[text == number]
@@ -113,12 +115,12 @@ def test_fragment_lengths_fill_the_budget(lengths: list[int], seed: int) -> None
         assert mine.sum() == wanted
         assert (mine >= min(4, wanted)).all()
         assert (mine <= 32).all()
-        alone = masking.fragment_lengths(np.array([length]), keys[number : number + 1], masking=MASKING)[1]
+        alone = fragment_lengths(np.array([length]), keys[number : number + 1], masking=MASKING)[1]
         assert alone.tolist() == mine.tolist()
 
 
 def test_fragment_lengths_are_spread_over_the_limits() -> None:
-    _, drawn = masking.fragment_lengths(np.full(4000, 2048), np.arange(4000), masking=MASKING)
+    _, drawn = fragment_lengths(np.full(4000, 2048), np.arange(4000), masking=MASKING)
     counts = np.bincount(drawn, minlength=33)[4:33] / len(drawn)
     assert counts.min() > 0.6 / 29
     assert counts.max() < 1.4 / 29
@@ -129,12 +131,12 @@ def test_fragment_lengths_are_spread_over_the_limits() -> None:
 def test_sequence_to_sequence_moves_whole_words_and_loses_nothing(length: int, seed: int, continued: float) -> None:
     tokens = make_tokens(length, seed, continued=continued)
     bounds = masking.words_of(tokens, VOCABULARY).bounds
-    _, sizes = masking.fragment_lengths(np.array([length]), np.array([seed]), masking=MASKING)
-    fragments = masking.cut_fragments(bounds, sizes, draws=draws_of(seed))
+    _, sizes = fragment_lengths(np.array([length]), np.array([seed]), masking=MASKING)
+    fragments = cut_fragments(bounds, sizes, draws=draws_of(seed))
     assert 1 <= len(fragments) <= len(sizes)
     assert all(start in bounds and end in bounds and start < end for start, end in fragments)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(fragments))
-    result = masking.sequence_to_sequence(tokens, fragments)
+    result = sequence_to_sequence(tokens, fragments)
     inside = np.zeros(length, bool)
     for start, end in fragments:
         inside[start:end] = True
@@ -156,8 +158,8 @@ def test_sequence_to_sequence_share_is_a_quarter() -> None:
     taken = 0
     for seed in range(400):
         bounds = masking.words_of(make_tokens(120, seed), VOCABULARY).bounds
-        _, sizes = masking.fragment_lengths(np.array([120]), np.array([seed]), masking=MASKING)
-        taken += sum(end - start for start, end in masking.cut_fragments(bounds, sizes, draws=draws_of(seed)))
+        _, sizes = fragment_lengths(np.array([120]), np.array([seed]), masking=MASKING)
+        taken += sum(end - start for start, end in cut_fragments(bounds, sizes, draws=draws_of(seed)))
     assert taken / (400 * 120) == pytest.approx(0.25, abs=0.01)
 
 
@@ -173,7 +175,7 @@ def test_no_visible_region_overlaps_an_anchor(count: int, seed: int) -> None:
     boxes = make_boxes(count, seed)
     masked = mask_boxes(boxes, seed)
     assert masked.any()
-    overlaps = masking.overlap(boxes[:, None], boxes[None])
+    overlaps = overlap(boxes[:, None], boxes[None])
     alone = mask_boxes(boxes, seed, MaskingConfig(region_overlap=1.0))  # no expansion: the anchors themselves
     assert (alone <= masked).all()
     assert not (overlaps[alone][:, ~masked] > MASKING.region_overlap).any()
@@ -195,16 +197,14 @@ def test_anchor_share_is_exact_in_the_mean() -> None:
 def test_overlap_of_known_boxes() -> None:
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.5, 0.5, 0.5, 0.5]], np.float32)
     expected = [[1, 0.5, 0.5, 0], [0.5, 1, 1 / 3, 0], [0.5, 1 / 3, 1, 0], [0, 0, 0, 0]]
-    assert masking.overlap(boxes[:, None], boxes[None]) == pytest.approx(np.array(expected), abs=1e-6)
+    assert overlap(boxes[:, None], boxes[None]) == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def test_an_image_is_masked_alike_in_any_company() -> None:
     images = [make_boxes(count, count) for count in (3, 1, 20, 7)]
     keys = np.array([mix(number) for number in range(4)])
     counts = np.array([len(boxes) for boxes in images])
-    together = np.split(
-        masking.mask_regions(np.concatenate(images), counts, keys, masking=MASKING), np.cumsum(counts)[:-1]
-    )
+    together = np.split(mask_regions(np.concatenate(images), counts, keys, masking=MASKING), np.cumsum(counts)[:-1])
     for number, (boxes, masked) in enumerate(zip(images, together, strict=True)):
         assert masked.tolist() == mask_boxes(boxes, number).tolist()
 

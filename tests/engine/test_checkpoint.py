@@ -194,6 +194,37 @@ def test_saving_the_same_step_again_replaces_it(engine: Engine, tmp_path: Path) 
     assert loaded_step(engine, tmp_path) == 1
 
 
+def test_checkpoints_that_are_gone_are_no_fresh_start(engine: Engine, tmp_path: Path) -> None:
+    """On a disk that is not mounted, say. A start without any is one until the first was saved."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "event": "spike"}\n')
+    assert loaded_step(engine, tmp_path) is None
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 5, "event": "saved"}\n')
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not_mounted")
+    with pytest.raises(UserError, match="checkpoints has lost the checkpoint of step 5; restore it"):
+        loaded_step(engine, tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    save(engine, tmp_path, 5)
+    assert loaded_step(engine, tmp_path) == 5
+
+
+def test_a_place_that_takes_no_checkpoint_is_refused_before_training(engine: Engine, tmp_path: Path) -> None:
+    saver = checkpoint.Saver(engine, tmp_path, CONFIG)
+    saver.check_room()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match=r"cannot make \S+: Not a directory; free space or give another --run-dir"):
+        saver.check_room()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(engine: Engine, small_disk: Path) -> None:
+    filler = fill(small_disk)
+    os.truncate(filler, filler.stat().st_size - 2**16)  # room for a folder alone
+    with pytest.raises(UserError, match=r"no room for a checkpoint in .* bytes are free"):
+        checkpoint.Saver(engine, small_disk, CONFIG).check_room()
+
+
 def test_no_room_is_told_before_writing(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(engine, tmp_path, 1)
     with monkeypatch.context() as patch:

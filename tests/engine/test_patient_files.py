@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,9 +43,14 @@ def test_neither_does_a_warning_that_none_takes() -> None:
         write_two_lines()
 
 
-def test_starts_within_a_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of processes begin anew: a later start may have a lower one."""
-    for process, first in ((32735, 1), (309, 3), (12, 4)):
+@pytest.mark.parametrize("clocks", [(0.0, 0.2, 0.4), (7200.0, 3600.0, 0.0)])
+def test_starts_are_read_in_their_order_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clocks: tuple[float, ...]
+) -> None:
+    """Within a second numbers of processes tell them apart, and those begin anew: a later start may have a lower one."""
+    now = math.floor(time.time())
+    for clock, process, first in zip(clocks, (32735, 309, 12), (1, 3, 4), strict=True):
+        monkeypatch.setattr(time, "time", lambda clock=clock: now + clock)
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
         board = PatientBoard(tmp_path, purge_step=first)
         for step in range(first, first + 3):

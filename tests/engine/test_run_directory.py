@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.disks import fill
 from unimo_ds.config import OptimizerConfig, RunConfig, ScheduleConfig
 from unimo_ds.engine import run_directory
 from unimo_ds.overrides import apply_overrides
@@ -138,6 +132,15 @@ def test_other_settings_take_the_place_of_a_start_of_which_nothing_came(tmp_path
         prepare(other, config)
 
 
+def test_a_run_whose_configuration_is_gone_does_not_go_on_with_any(tmp_path: Path) -> None:
+    prepare_and_begin(tmp_path, RunConfig(recipe="test"))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=r"holds a run whose config\.json is gone; restore it or give another --run-dir"
+    ):
+        prepare(tmp_path, RunConfig(recipe="test", seed=1))
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     prepare_and_begin(tmp_path, RunConfig(recipe="test"), data="aaaa")
     with pytest.raises(UserError, match=r"other data than data\.path='' \(data\.path='' there\)"):
@@ -214,57 +217,9 @@ def test_a_run_goes_on_with_its_own_rate_factors_alone(before, after, differing)
         assert run_directory.differing_keys(one, other) == [f"optimizer.rate_factors.{part}" for part in differing]
 
 
-def test_a_file_system_without_locks_is_no_other_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Lustre that is mounted without `flock` has none."""
-
-    def refuse(file: object, operation: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "lockf", refuse)
-    prepare(tmp_path, RunConfig(recipe="test"))
-    assert "without locks (Function not implemented)" in capsys.readouterr().out
-
-
-HOLDER = """if True:
-    import sys
-    from pathlib import Path
-    from unimo_ds.engine import run_directory
-    assert run_directory._lock(Path(sys.argv[1]), patience=0.0) == ""
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def hold(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_an_earlier_start_of_the_same_slurm_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent node may still run the tasks of a job that was requeued elsewhere; another job's are not waited for."""
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with hold(tmp_path) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        monkeypatch.setenv("SLURM_JOB_ID", "18")
-        with pytest.raises(UserError, match=rf"in use by process {process.pid} on \S+ of Slurm job 17;"):
-            prepare(tmp_path, RunConfig(recipe="test"))
-        monkeypatch.setenv("SLURM_JOB_ID", "17")
-        threading.Timer(0.5, process.kill).start()
-        began = time.monotonic()
-        prepare(tmp_path, RunConfig(recipe="test"))
-        assert time.monotonic() - began > 0.4
-
-
-def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:
-    process = hold(tmp_path)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"in use by process {process.pid} "):
-            prepare(tmp_path, RunConfig(recipe="test"))
-        process.communicate("")
-    prepare(tmp_path, RunConfig(recipe="test"))
+def test_a_full_disk_is_no_reason_for_another_directory(small_disk: Path) -> None:
+    config = RunConfig(recipe="test")
+    prepare(small_disk / "run", config)
+    fill(small_disk)
+    with pytest.raises(UserError, match="No space left on device; make room and give the same command again"):
+        prepare(small_disk / "run", config)

@@ -8,7 +8,7 @@ import torch
 
 from tests import support
 from tests.generation import small
-from unimo_ds.data import masking
+from unimo_ds.data.fragments import sequence_to_sequence
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import CLS, SequenceInput, SequenceRole
 from unimo_ds.generation.decoding import decode, encode_prefixes
@@ -54,7 +54,7 @@ def test_decoding_predicts_where_the_generative_objective_does():
     """A text whose end is its one fragment, as training lays it out, against prefix and steps."""
     model = small.make_model().double()
     tokens = generator(7).integers(4, 49, 20).astype(np.int32)
-    cut = masking.sequence_to_sequence(tokens, [(14, 20)])
+    cut = sequence_to_sequence(tokens, [(14, 20)])
     training = SequenceInput(
         role=SequenceRole.CORRUPTED,
         seed=0,

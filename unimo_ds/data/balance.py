@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,8 @@ from numpy.typing import NDArray
 from unimo_ds.data.draws import Integers
 from unimo_ds.utils.errors import UserError
 
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The split of a step's samples."""
-
-    ranks: tuple[tuple[Integers, ...], ...]
-    """[W][M] rows among the step's samples, ascending; any may be empty."""
+Split = tuple[tuple[Integers, ...], ...]
+"""[W][M] rows among a step's samples, ascending; any may be empty."""
 
 
 def estimate_costs(
@@ -42,7 +36,7 @@ def estimate_costs(
     return result
 
 
-def plan_step(
+def split_step(
     costs: NDArray[Any],
     num_positions: NDArray[Any],
     pair_flags: NDArray[Any] | None = None,
@@ -50,7 +44,7 @@ def plan_step(
     micro_batch_tokens: int = 16384,
     *,
     name_of: Callable[[int], str] = "sample {}".format,
-) -> StepPlan:
+) -> Split:
     """Assign every sample to one rank and one of its micro-batches.
 
     costs: [B] from `estimate_costs`. num_positions: [B] stream positions. pair_flags: [B] bool, True for pairs; of equal costs
@@ -81,11 +75,9 @@ def plan_step(
     for row, number in enumerate(bins.tolist()):
         rows[number].append(row)
     # Neighbouring bins go to different ranks, so ranks stay balanced even if bins are not.
-    return StepPlan(
-        ranks=tuple(
-            tuple(np.array(rows[micro * world_size + rank], np.int64) for micro in range(num_micro_batches))
-            for rank in range(world_size)
-        )
+    return tuple(
+        tuple(np.array(rows[micro * world_size + rank], np.int64) for micro in range(num_micro_batches))
+        for rank in range(world_size)
     )
 
 

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from unimo_ds.config import MaskingConfig, RunConfig
-from unimo_ds.data import masking
 from unimo_ds.data.draws import Uniforms, mix_many, uniforms_of
-from unimo_ds.data.masking import Tokens, Vocabulary
+from unimo_ds.data.fragments import cut_fragments, sequence_to_sequence
+from unimo_ds.data.masking import Tokens, Vocabulary, mask_tokens, words_of
+from unimo_ds.data.region_masks import mask_regions
 from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
@@ -244,7 +245,7 @@ def corrupt_images(
         return []
     sizes = np.array([len(image.features) - 1 for image in images])
     boxes = np.concatenate([image.boxes[1:, :4] for image in images])
-    is_masked = np.split(masking.mask_regions(boxes, sizes, keys, masking=settings), np.cumsum(sizes)[:-1])
+    is_masked = np.split(mask_regions(boxes, sizes, keys, masking=settings), np.cumsum(sizes)[:-1])
     return [_corrupt_image(image.features, own) for image, own in zip(images, is_masked, strict=True)]
 
 
@@ -321,13 +322,11 @@ def _corrupt_text(
     draws: Uniforms,
 ) -> _CorruptedText:
     if selection.objective is LanguageObjective.SEQUENCE_TO_SEQUENCE:
-        bounds = masking.words_of(tokens, vocabulary, phrases).bounds
-        fragments = masking.cut_fragments(bounds, selection.fragments, draws=draws)
-        cut = masking.sequence_to_sequence(tokens, fragments)
+        bounds = words_of(tokens, vocabulary, phrases).bounds
+        fragments = cut_fragments(bounds, selection.fragments, draws=draws)
+        cut = sequence_to_sequence(tokens, fragments)
         return _CorruptedText(cut.token_ids, cut.positions, cut.source_length, cut.predicts_at, cut.targets)
-    corrupted, chosen = masking.mask_tokens(
-        tokens, vocabulary=vocabulary, masking=settings, draws=draws, phrases=phrases
-    )
+    corrupted, chosen = mask_tokens(tokens, vocabulary=vocabulary, masking=settings, draws=draws, phrases=phrases)
     ids = text_input(corrupted, max_text_tokens=len(tokens) + NUM_TEXT_SPECIALS)
     return _CorruptedText(ids, _positions(len(ids)), len(ids), chosen + np.int32(1), tokens[chosen])
 

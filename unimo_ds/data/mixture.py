@@ -6,14 +6,12 @@ Two steps, both O(1) in the position:
    after the other, each by a Beatty sequence: among the first p positions, exactly floor(p * share) belong to the stream.
    So every window of a cycle's length has exactly the stated mix (with one source of each kind, 1 : 1 : 5 is exact in any
    seven neighbours). In other windows, such as a step, each stream before the pairs makes their number vary by at most one.
-2. The stream's sample. A stream counts its own epochs. In each one its shards are permuted, neighbours in the permuted order
-   form windows, and the samples of a window are permuted: reading stays within a few shards at a time.
+2. The stream's sample (`source_stream.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,13 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import KindWeights
-from unimo_ds.data.draws import Integers, ranges
+from unimo_ds.data.draws import Integers
 from unimo_ds.data.schema import Kind
+from unimo_ds.data.source_stream import SourceStream
 from unimo_ds.utils.errors import UserError, nearest_name
-from unimo_ds.utils.seed import generator
-
-_SHARDS, _WINDOW = 1, 2
-"""What is permuted; makes the random keys differ."""
 
 _LARGEST_DENOMINATOR = 2**31
 """Shares with smaller denominators are exact in 64-bit arithmetic; others are rounded to one in a million, unless that gives 0
@@ -92,30 +87,17 @@ class Order:
         weights = dict(source_weights or {})
         _check_source_weights(weights, source_names)
         folder_weights = folder_weights or {"": 1}
-        for name, weight in folder_weights.items():
-            if weight < 0:
-                raise UserError(f"data.folder_weights has {weight:g} for {name}; it must be at least 0")
-        self.seed = seed
+        _check_folder_weights(folder_weights)
         self._num_samples = len(kinds)
         self.mix: list[Share] = []
-        self._streams: list[_Stream] = []
+        self._streams: list[SourceStream] = []
         for kind in Kind:
             kind_weight = getattr(kind_weights, kind.name.lower())
             if not kind_weight:
                 continue
             members = np.flatnonzero(kinds == kind)
-            if not len(members):
-                name = kind.name.lower()
-                raise UserError(
-                    f"data.kind_weights.{name}={kind_weight} but the data holds no {name} sample; "
-                    f"set data.kind_weights.{name}=0 or add {name} shards"
-                )
-            found: dict[tuple[int, int], Integers] = {}
-            for folder in range(len(folder_weights)):
-                own = members if folder_ids is None else members[folder_ids[members] == folder]
-                sources = source_ids[own]
-                for source in np.flatnonzero(np.bincount(sources)).tolist():
-                    found[folder, source] = own[sources == source]
+            _check_kind(kind, kind_weight, members)
+            found = _by_owner(members, source_ids, folder_ids, num_folders=len(folder_weights))
             if weights:
                 _check_whole(weights, [source_names[source] for _, source in found])
             parts = {
@@ -125,7 +107,7 @@ class Order:
             for (folder, source), share in _shares(kind, parts, list(folder_weights.values())).items():
                 indices = found[folder, source]
                 number = (folder << _KIND_BITS | int(kind)) << _SOURCE_BITS | source
-                self._streams.append(_Stream(indices, shard_of, window=window, seed=seed, number=number))
+                self._streams.append(SourceStream(indices, shard_of, window=window, seed=seed, number=number))
                 self.mix.append(Share(kind, folder, source, len(indices), _exact(kind_weight) * share))
         if folder_ids is not None:
             _check_used(folder_weights, {one.folder for one in self.mix})
@@ -172,6 +154,19 @@ class Order:
         return stream_of, rest
 
 
+def _by_owner(
+    members: Integers, source_ids: NDArray[Any], folder_ids: NDArray[Any] | None, *, num_folders: int
+) -> dict[tuple[int, int], Integers]:
+    """The samples of a kind by (folder, source)."""
+    found: dict[tuple[int, int], Integers] = {}
+    for folder in range(num_folders):
+        own = members if folder_ids is None else members[folder_ids[members] == folder]
+        sources = source_ids[own]
+        for source in np.flatnonzero(np.bincount(sources)).tolist():
+            found[folder, source] = own[sources == source]
+    return found
+
+
 def _check_source_weights(weights: Mapping[str, float], source_names: Sequence[str]) -> None:
     for name, weight in weights.items():
         if weight > 0 and name not in source_names:
@@ -181,6 +176,21 @@ def _check_source_weights(weights: Mapping[str, float], source_names: Sequence[s
             )
         if weight < 0:
             raise UserError(f"data.source_weights.{name}={weight} must be at least 0")
+
+
+def _check_folder_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"data.folder_weights has {weight:g} for {name}; it must be at least 0")
+
+
+def _check_kind(kind: Kind, weight: float, members: Integers) -> None:
+    if not len(members):
+        name = kind.name.lower()
+        raise UserError(
+            f"data.kind_weights.{name}={weight} but the data holds no {name} sample; "
+            f"set data.kind_weights.{name}=0 or add {name} shards"
+        )
 
 
 def _check_whole(weights: Mapping[str, float], names: Sequence[str]) -> None:
@@ -255,75 +265,3 @@ def _splits(shares: list[Fraction]) -> list[_Split]:
 def _exact(number: float) -> Fraction:
     """The fraction that was meant: 0.1 is one tenth, not the nearest binary number."""
     return Fraction(number) if isinstance(number, int | np.integer) else Fraction(repr(float(number)))
-
-
-class _Stream:
-    """One source of one kind: its own endless sequence of epochs."""
-
-    def __init__(self, indices: Integers, shard_of: NDArray[Any], *, window: int, seed: int, number: int) -> None:
-        shards = np.asarray(shard_of)[indices]
-        if (shards[1:] < shards[:-1]).any():  # in a corpus they are sorted already, and sorting millions takes seconds
-            by_shard = np.argsort(shards, kind="stable")
-            indices, shards = indices[by_shard], shards[by_shard]
-        self.size = len(indices)
-        self._shard_starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]]))
-        self._shard_sizes = np.diff(np.append(self._shard_starts, self.size))
-        # Usually a stream's samples in a shard are contiguous: then it is enough to store the first of each shard.
-        self._firsts = indices[self._shard_starts]
-        lasts = indices[self._shard_starts + self._shard_sizes - 1]
-        self._scattered = None if (lasts - self._firsts < self._shard_sizes).all() else indices
-        self._window, self._seed, self._number = window, seed, number
-        # A step touches one or two windows of a stream; a few more are cached for steps made concurrently.
-        self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
-        self._members = functools.lru_cache(maxsize=4)(self._make_members)
-
-    @property
-    def members(self) -> Integers:
-        """[size] its samples, sorted by shard."""
-        return ranges(self._firsts, self._shard_sizes) if self._scattered is None else self._scattered
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_epoch", "_members")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch = functools.lru_cache(maxsize=4)(self._make_epoch)
-        self._members = functools.lru_cache(maxsize=4)(self._make_members)
-
-    def samples_of(self, numbers: Integers) -> Integers:
-        """`members` at these indices, without making the whole array, which may have millions."""
-        if self._scattered is not None:
-            return self._scattered[numbers]
-        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
-        samples: Integers = self._firsts[shards] + numbers - self._shard_starts[shards]
-        return samples
-
-    def samples_at(self, count: Integers) -> Integers:
-        """Samples at these positions of the stream's own sequence: global indices of the same shape."""
-        epochs, offsets = np.divmod(count, self.size)
-        samples = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
-            _, window_starts = self._epoch(int(epoch))
-            in_epoch = epochs == epoch
-            windows = np.searchsorted(window_starts, offsets, side="right") - 1
-            for window in np.unique(windows[in_epoch]):
-                chosen = in_epoch & (windows == window)
-                samples[chosen] = self._members(int(epoch), int(window))[offsets[chosen] - window_starts[window]]
-        return samples
-
-    def _make_epoch(self, epoch: int) -> tuple[Integers, Integers]:
-        """The epoch's order of shards, and the offset at which each window of shards starts."""
-        order = generator(self._seed, self._number, epoch, _SHARDS).permutation(len(self._shard_sizes))
-        sizes = np.add.reduceat(self._shard_sizes[order], np.arange(0, len(order), self._window))
-        return order, np.cumsum(sizes) - sizes
-
-    def _make_members(self, epoch: int, window: int) -> Integers:
-        """The samples of one window in their shuffled order."""
-        order, _ = self._epoch(epoch)
-        shards = order[window * self._window : (window + 1) * self._window]
-        sizes = self._shard_sizes[shards]
-        if self._scattered is None:
-            members = ranges(self._firsts[shards], sizes)
-        else:
-            members = self._scattered[ranges(self._shard_starts[shards], sizes)]
-        return generator(self._seed, self._number, epoch, _WINDOW, window).permutation(members)

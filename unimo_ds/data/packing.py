@@ -1,12 +1,11 @@
-"""Concatenates a micro-batch's sequences into one stream without padding, and makes the table of what is scored against what.
+"""Concatenates a micro-batch's sequences into one stream without padding.
 
-Letters: T stream positions, S sequences, P pairs, Q private scores, F region feature size, K stored classes per region.
+Letters: T stream positions, S sequences, F region feature size, K stored classes per region.
 All index arithmetic is on whole arrays, since a loader shares its core with training.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unimo_ds.data.contrast_table import column, contrast_table, empty_contrast_table
 from unimo_ds.data.draws import Integers, ranges
-from unimo_ds.data.schema import (
-    JOINT_ROLES,
-    ContrastTable,
-    Example,
-    Kind,
-    PackedBatch,
-    SequenceInput,
-    SequenceRole,
-)
+from unimo_ds.data.schema import JOINT_ROLES, ContrastTable, Example, PackedBatch, SequenceInput, SequenceRole
 from unimo_ds.utils import seed
 
 _IMAGE_ROLES = (*JOINT_ROLES, SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
@@ -34,8 +26,6 @@ _TEXT_ROLES = (
     SequenceRole.SINGLE_POSITIVE,
     SequenceRole.SINGLE_NEGATIVE,
 )
-# They are scored as text against the pair's own singly encoded image.
-AGAINST_OWN_IMAGE = (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE, SequenceRole.SINGLE_NEGATIVE)
 
 
 def pack(
@@ -62,17 +52,15 @@ def pack(
             f"pair_groups has shape {groups.shape}; one number for each of {len(examples)} examples is wanted"
         )
     sequences = [sequence for example in examples for sequence in example.sequences]
-    example_of = np.repeat(np.arange(len(examples)), _lengths([example.sequences for example in examples]))
-    roles = np.fromiter((sequence.role for sequence in sequences), np.int64, len(sequences))
+    roles = column(sequences, "role")
     # A joint sequence that shares the image's prefix has no image of its own.
     has_image = np.isin(roles, _IMAGE_ROLES) & (_shared_prefixes(sequences) < 0)
     has_text = np.isin(roles, _TEXT_ROLES)
-    contrast = _contrast_table(examples, groups, sequences, example_of, roles, has_image, has_text)
     return _stream(
         sequences,
         has_image,
         has_text,
-        contrast,
+        contrast_table(examples, groups, has_image, has_text),
         keys=tuple(example.key for example in examples),
         feature_size=feature_size,
         classes_per_region=classes_per_region,
@@ -103,11 +91,6 @@ def pack_sequences(
     )
 
 
-def empty_contrast_table() -> ContrastTable:
-    """A table without pairs and scores."""
-    return ContrastTable(*(torch.zeros(0, dtype=torch.int64) for _ in dataclasses.fields(ContrastTable)))
-
-
 def _stream(
     sequences: Sequence[SequenceInput],
     has_image: NDArray[np.bool_],
@@ -122,7 +105,7 @@ def _stream(
     num_regions = _lengths([sequence.region_features for sequence in sequences])
     num_tokens = _lengths([sequence.token_ids for sequence in sequences])
     lengths = num_regions + num_tokens
-    prefix_lengths = np.fromiter((sequence.prefix_length for sequence in sequences), np.int64, len(sequences))
+    prefix_lengths = column(sequences, "prefix_length")
     prefix_of = _shared_prefixes(sequences)
     _refuse_inconsistent(sequences, has_image, has_text, num_regions, num_tokens, prefix_lengths, prefix_of)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -130,17 +113,13 @@ def _stream(
     num_positions = int(starts[-1])
     num_language = _lengths([sequence.language_at for sequence in sequences])
     num_masked = _lengths([sequence.masked_region_at for sequence in sequences])
-    objectives = np.fromiter((sequence.language_objective for sequence in sequences), np.int64, len(sequences))
-    seeds = np.fromiter((sequence.seed for sequence in sequences), np.int64, len(sequences))
 
     def joined(name: str, dtype: type[np.generic], *columns: int) -> torch.Tensor:
         return _joined(sequences, name, dtype, columns)
 
-    images, image_rows = _distinct_images(sequences, num_regions)
-    rows_of_images = _lengths([image.region_features for image in images])
     width = _width(sequences, "region_features", feature_size)
     classes = _width(sequences, "masked_region_class_ids", classes_per_region)
-    sequence_seeds = _tensor(seeds, np.int64)
+    sequence_seeds = _tensor(column(sequences, "seed"), np.int64)
     position_sequence = _tensor(np.repeat(np.arange(len(sequences)), lengths), np.int32)
     position_offset = _tensor(np.arange(num_positions) - np.repeat(first, lengths), np.int32)
     return PackedBatch(
@@ -154,13 +133,11 @@ def _stream(
         token_ids=joined("token_ids", np.int32),
         token_at=_tensor(ranges(first + num_regions, num_tokens), np.int64),
         token_positions=joined("token_positions", np.int32),
-        region_features=_joined(images, "region_features", np.float16, (width,)),
-        region_boxes=_joined(images, "region_boxes", np.float32, (5,)),
-        region_row=_tensor(ranges(image_rows, num_regions), np.int64),
+        **_images(sequences, num_regions, width),
         region_at=_tensor(ranges(first, num_regions), np.int64),
         language_at=joined("language_at", np.int64) + _tensor(np.repeat(first, num_language), np.int64),
         language_targets=joined("language_targets", np.int64),
-        language_objectives=_tensor(np.repeat(objectives, num_language), np.int64),
+        language_objectives=_tensor(np.repeat(column(sequences, "language_objective"), num_language), np.int64),
         masked_region_at=joined("masked_region_at", np.int64) + _tensor(np.repeat(first, num_masked), np.int64),
         masked_region_features=joined("masked_region_features", np.float16, width),
         masked_region_class_ids=joined("masked_region_class_ids", np.int64, classes),
@@ -172,10 +149,21 @@ def _stream(
         shares_prefixes=bool((prefix_of >= 0).any()),
         keys=keys,
         token_tags=_joined_tags(sequences),
-        region_tags=_joined_region_tags(images),
-        image_starts=_tensor(np.concatenate([np.zeros(1, np.int64), np.cumsum(rows_of_images)]), np.int32),
-        longest_image=int(rows_of_images.max(initial=0)),
     )
+
+
+def _images(sequences: Sequence[SequenceInput], num_regions: Integers, feature_size: int) -> dict[str, Any]:
+    """The fields of a `PackedBatch` on its images, each of which is there once."""
+    images, first_rows = _distinct_images(sequences, num_regions)
+    num_rows = _lengths([image.region_features for image in images])
+    return {
+        "region_features": _joined(images, "region_features", np.float16, (feature_size,)),
+        "region_boxes": _joined(images, "region_boxes", np.float32, (5,)),
+        "region_tags": _joined_region_tags(images),
+        "region_row": _tensor(ranges(first_rows, num_regions), np.int64),
+        "image_starts": _tensor(np.concatenate([np.zeros(1, np.int64), np.cumsum(num_rows)]), np.int32),
+        "longest_image": int(num_rows.max(initial=0)),
+    }
 
 
 def _joined_tags(sequences: Sequence[SequenceInput]) -> torch.Tensor:
@@ -192,7 +180,7 @@ def _joined_region_tags(images: Sequence[SequenceInput]) -> torch.Tensor:
 
 def _shared_prefixes(sequences: Sequence[SequenceInput]) -> Integers:
     """[S] the sequence whose prefix each one shares; -1: none."""
-    distances = np.fromiter((sequence.shares_prefix_at for sequence in sequences), np.int64, len(sequences))
+    distances = column(sequences, "shares_prefix_at")
     return np.where(distances != 0, np.arange(len(sequences)) + distances, -1)
 
 
@@ -215,74 +203,6 @@ def _distinct_images(sequences: Sequence[SequenceInput], num_regions: Integers) 
             next_row += int(num_regions[index])
         rows[index] = row_of[identity]
     return distinct, rows
-
-
-def _contrast_table(
-    examples: Sequence[Example],
-    groups: Integers,
-    sequences: Sequence[SequenceInput],
-    example_of: Integers,
-    roles: Integers,
-    has_image: NDArray[np.bool_],
-    has_text: NDArray[np.bool_],
-) -> ContrastTable:
-    """Rows for every example with clean sequences; images and texts are rows of the pooled vectors."""
-    if not has_image.any() and not has_text.any():
-        return empty_contrast_table()
-    image_row = np.cumsum(has_image) - 1
-    text_row = np.cumsum(has_text) - 1
-    pairs = np.unique(example_of[has_image | has_text])
-    pair_of_example = np.full(len(examples), -1, np.int64)
-    pair_of_example[pairs] = np.arange(len(pairs))
-    pair_of = pair_of_example[example_of]
-
-    pair_image = _one_row_per_pair(SequenceRole.SINGLE_IMAGE, examples, pairs, pair_of, roles, image_row)
-    pair_text = _one_row_per_pair(SequenceRole.SINGLE_TEXT, examples, pairs, pair_of, roles, text_row)
-
-    # One score per clean sequence, except that a pair's two single encodings make one score, with role SINGLE_IMAGE.
-    scored = (has_image | has_text) & (roles != SequenceRole.SINGLE_TEXT)
-    role, pair = roles[scored], pair_of[scored]
-    levels = np.fromiter((sequence.level for sequence in sequences), np.int64, len(sequences))
-    item_keys = np.fromiter((sequence.item_key for sequence in sequences), np.int64, len(sequences))
-    uses_pair_text = np.isin(role, (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE))
-    uses_pair_image = np.isin(role, AGAINST_OWN_IMAGE) | ~has_image[scored]
-    score_image = np.where(uses_pair_image, pair_image[pair], image_row[scored])
-    score_text = np.where(uses_pair_text, pair_text[pair], text_row[scored])
-    chosen = [examples[index] for index in pairs]
-    return ContrastTable(
-        pair_position=_tensor(np.fromiter((example.position for example in chosen), np.int64, len(pairs)), np.int64),
-        pair_group=_tensor(groups[pairs], np.int64),
-        pair_image=_tensor(pair_image, np.int64),
-        pair_text=_tensor(pair_text, np.int64),
-        pair_image_key=_tensor(np.fromiter((example.image_key for example in chosen), np.int64, len(pairs)), np.int64),
-        pair_text_key=_tensor(np.fromiter((example.text_key for example in chosen), np.int64, len(pairs)), np.int64),
-        score_pair=_tensor(pair, np.int64),
-        score_image=_tensor(score_image, np.int64),
-        score_text=_tensor(score_text, np.int64),
-        score_role=_tensor(role, np.int64),
-        score_level=_tensor(levels[scored], np.int64),
-        score_key=_tensor(item_keys[scored], np.int64),
-    )
-
-
-def _one_row_per_pair(
-    wanted: SequenceRole,
-    examples: Sequence[Example],
-    pairs: Integers,
-    pair_of: Integers,
-    roles: Integers,
-    row: Integers,
-) -> Integers:
-    """[P] the pooled row of each pair's only sequence of role `wanted`."""
-    at = np.flatnonzero(roles == wanted)
-    count = np.bincount(pair_of[at], minlength=len(pairs))
-    if (count != 1).any():
-        culprit = examples[int(pairs[np.flatnonzero(count != 1)[0]])]
-        kind = Kind(culprit.kind).name.lower()
-        raise ValueError(f"{kind} {culprit.key!r} has clean sequences but not exactly one {wanted.name} among them")
-    rows = np.empty(len(pairs), np.int64)
-    rows[pair_of[at]] = row[at]
-    return rows
 
 
 def _refuse_inconsistent(

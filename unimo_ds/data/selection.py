@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import ContrastConfig, RunConfig
 from unimo_ds.data.draws import Integers, draw_distinct, mix_many, ranges, uniform
-from unimo_ds.data.masking import fragment_lengths
+from unimo_ds.data.fragments import fragment_lengths
 from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, Level, SequenceRole, TextRole
 
 NUM_TEXT_SPECIALS = 2

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.config import ModelConfig, RunConfig
-from unimo_ds.data.balance import StepPlan, contrast_groups, estimate_costs, plan_step
+from unimo_ds.data.balance import Split, contrast_groups, estimate_costs, split_step
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind
@@ -41,7 +41,7 @@ class PlannedStep:
     selection: StepSelection
     groups: Integers
     """[B] contrastive group of each pair."""
-    split: StepPlan
+    split: Split
 
     @property
     def samples(self) -> Integers:
@@ -118,7 +118,7 @@ class StepPlanner:
         samples = self.order.samples_at(positions)
         selection = select_step(self._corpus, samples, positions, self.config)
         is_pair = selection.kinds == Kind.PAIR
-        split = plan_step(
+        split = split_step(
             sample_costs(selection, self.config.model),
             selection.num_positions,
             is_pair,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -77,15 +78,15 @@ class StepReader:
         """
         bytes_before = self._corpus.bytes_read
         planned = self._planner.plan(step)
-        mine = planned.split.ranks[self._rank]
+        mine = planned.split[self._rank]
         samples = planned.samples[np.concatenate(mine)].tolist()
         self._corpus.expect(sample for sample in samples if sample not in self._samples)
         bad: list[BadSample] = []
         micro_batches = []
         for rows in mine:
-            visits = [(row, *visit) for row in rows.tolist() if (visit := self._visit(planned.selection[row], bad))]
-            examples = self._examples([visit[1:] for visit in visits], bad)
-            micro_batches.append(self._pack(examples, planned.groups[[visit[0] for visit in visits]]))
+            made = {row: self._visit(planned.selection[row], bad) for row in rows.tolist()}
+            visits = {row: visit for row, visit in made.items() if visit is not None}
+            micro_batches.append(self._pack(self._examples(list(visits.values())), planned.groups[list(visits)]))
         return StepBatch(
             step=step,
             micro_batches=tuple(micro_batches),
@@ -94,20 +95,16 @@ class StepReader:
             bytes_read=self._corpus.bytes_read - bytes_before,
         )
 
-    def _examples(self, visits: list[tuple[Selection, PreparedSample]], bad: list[BadSample]) -> list[Example]:
-        texts = [text for selection, sample in visits for text in texts_to_encode(sample, selection)]
-        text_inputs = self._texts.inputs(texts)
+    def _examples(self, visits: list[Visit]) -> list[Example]:
+        texts = [text for visit in visits for text in texts_to_encode(visit.sample, visit.selection)]
         examples = make_examples(
-            [Visit(selection, sample, self._related_images(selection, bad)) for selection, sample in visits],
-            text_inputs=text_inputs,
-            vocabulary=self._vocabulary,
-            config=self._config,
+            visits, text_inputs=self._texts.inputs(texts), vocabulary=self._vocabulary, config=self._config
         )
-        for (selection, sample), example in zip(visits, examples, strict=True):
-            length = sum(sequence.length for sequence in example.sequences)
-            if length > selection.num_positions:
+        for visit, example in zip(visits, examples, strict=True):
+            length, promised = sum(sequence.length for sequence in example.sequences), visit.selection.num_positions
+            if length > promised:
                 raise UserError(
-                    f"sample {sample.key} makes {length} positions where its index promised {selection.num_positions}: "
+                    f"sample {example.key} makes {length} positions where its index promised {promised}: "
                     "the index was made with another tokenizer; build it again with `unimo prepare pack`"
                 )
         return examples
@@ -120,28 +117,30 @@ class StepReader:
             classes_per_region=self._corpus.classes_per_region,
         )
 
-    def _visit(self, selection: Selection, bad: list[BadSample]) -> tuple[Selection, PreparedSample] | None:
-        """The sample of a visit, or a substitute: another one of its stream that is not longer; None if there is none.
-
-        The substitute depends only on (seed, position), so every rank draws the same.
-        """
+    def _visit(self, selection: Selection, bad: list[BadSample]) -> Visit | None:
+        """The visit with all that it shows; its sample is a substitute if it cannot be read, None if there is none either."""
         try:
-            return selection, self._shown(selection)
-        except CorruptSample as error:
-            damage = error
+            shown = selection, self._shown(selection)
+        except CorruptSample as damage:
+            substitute = self._substitute(selection)
+            bad.append(BadSample(damage.key, damage.reason, substitute[1].key if substitute else NOTHING))
+            if substitute is None:
+                return None
+            shown = substitute
+        return Visit(*shown, self._related_images(shown[0], bad))
+
+    def _substitute(self, selection: Selection) -> tuple[Selection, PreparedSample] | None:
+        """Another sample of the visit's stream that is not longer and can be read; None if none is found.
+
+        It depends only on (seed, position), so every rank draws the same.
+        """
         random = generator(self._config.seed, selection.position, _SUBSTITUTE)
         for _ in range(_ROUNDS):
             candidates = self._planner.order.drawn_like(selection.position, _CANDIDATES, random)
             visits = select_step(self._corpus, candidates, np.full(_CANDIDATES, selection.position), self._config)
             for row in np.flatnonzero(visits.num_positions <= selection.num_positions).tolist():
-                substitute = visits[row]
-                try:
-                    sample = self._shown(substitute)
-                except CorruptSample:
-                    continue
-                bad.append(BadSample(damage.key, damage.reason, substitute=sample.key))
-                return substitute, sample
-        bad.append(BadSample(damage.key, damage.reason, substitute=NOTHING))
+                with contextlib.suppress(CorruptSample):
+                    return visits[row], self._shown(visits[row])
         return None
 
     def _related_images(self, selection: Selection, bad: list[BadSample]) -> dict[int, ImageInput | None]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig, fingerprint, to_dict
-from unimo_ds.engine import checkpoint_folder, state
+from unimo_ds.engine import checkpoint_folder, run_lock, state
 from unimo_ds.engine.checkpoint_folder import FOLDER, STATE
 from unimo_ds.engine.run_directory import differs
 from unimo_ds.engine.setup import Engine
 from unimo_ds.engine.state import Described, OptimizerNumbers, Progress
-from unimo_ds.utils import strict_json
+from unimo_ds.utils import records, strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 
@@ -55,13 +55,27 @@ class Saver:
 
     def __init__(self, engine: Engine, run_dir: Path, config: RunConfig) -> None:
         self._engine, self._config = engine, config
-        self._checkpoints = run_dir / FOLDER
+        self._run_dir, self._checkpoints = run_dir, run_dir / FOLDER
         self._communicator = engine.communicator
         self._snapshot: state.Snapshot | None = None  # its memory is reused by the next one
         self._writer: threading.Thread | None = None
         self._is_writing = False  # known to all ranks
         self._problem = ""
         self._saved: Saved | None = None
+
+    def check_room(self) -> None:
+        """Refuse to train for a checkpoint that cannot be written.
+
+        Raises:
+            UserError: on all ranks: no room, or no folder.
+        """
+        problem = ""
+        if self._communicator.rank == 0:
+            try:
+                checkpoint_folder.begin(self._checkpoints, 0, state.state_bytes(self._engine)).rmdir()
+            except OSError as error:
+                problem = str(error)
+        fail_together(self._communicator, problem)
 
     def save(self, progress: Progress, *, wait: bool) -> None:
         """Save the engine's state. wait: return once it is on disk, without a copy of the state in host memory.
@@ -70,6 +84,7 @@ class Saver:
 
         Raises:
             CheckpointError: on all ranks, if rank 0 could not begin, or, with `wait`, write.
+            UserError: on all ranks, if another trainer has the run directory by now.
         """
         assert not self._is_writing, "settle() the save before first"
         began = time.monotonic()
@@ -126,11 +141,18 @@ class Saver:
             self._saved = Saved(progress.step, self._final(progress), stall, time.monotonic() - began)
 
     def _begin(self, progress: Progress) -> Path:
+        taken = ""
         if self._communicator.rank == 0:
             try:
-                checkpoint_folder.begin(self._checkpoints, progress.step, state.state_bytes(self._engine))
+                if holder := run_lock.hold(self._run_dir):
+                    taken = (
+                        f"{self._run_dir} was deleted, and {holder} trains there now; give this run another --run-dir"
+                    )
+                else:
+                    checkpoint_folder.begin(self._checkpoints, progress.step, state.state_bytes(self._engine))
             except OSError as error:
                 self._problem = f"{error}; earlier ones are intact"
+        fail_together(self._communicator, taken)
         self._raise_problem()
         return self._checkpoints / f".tmp-step-{progress.step}"
 
@@ -176,13 +198,16 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
     """Resume from the newest good checkpoint. A collective. Returns None if the run has no checkpoint at all (a fresh start).
 
     Raises:
-        UserError: on all ranks, if checkpoints exist but none is good, or the good one is of another model.
+        UserError: on all ranks, if checkpoints exist but none is good, there were some but they are gone, or the good one is of
+            another model.
     """
     communicator = engine.communicator
     choice: tuple[str, str, Any] = ("", "", None)
     if communicator.rank == 0:
         try:
             choice = checkpoint_folder.choose(run_dir / FOLDER, say)
+            if not any(choice):
+                choice = "", _lost(run_dir), None
         except (OSError, ValueError, KeyError, TypeError) as error:  # the other ranks wait for the verdict
             choice = "", f"cannot make out what is in {run_dir / FOLDER} ({error!r}); is it of another version?", None
     fail_together(communicator, choice[1])
@@ -199,6 +224,15 @@ def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str
     state.read_tensors(engine, folder)
     state.write_numbers(engine, found.optimizer)
     return Loaded(folder, found.progress)
+
+
+def _lost(run_dir: Path) -> str:
+    """An error message if the run has saved checkpoints, which are not there: on a disk that is not mounted, or deleted. (A fresh
+    start would drop its records.) May raise OSError."""
+    saved = [record.step for record in records.read(run_dir / records.METRICS_FILE) if record.event == "saved"]
+    if not saved:
+        return ""
+    return f"{run_dir / FOLDER} has lost the checkpoint of step {saved[-1]}; restore it or give another --run-dir"
 
 
 def _describe(engine: Engine, progress: Progress, numbers: OptimizerNumbers, config: RunConfig) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from unimo_ds.engine.judging import judge
 from unimo_ds.engine.log import make_log
 from unimo_ds.engine.metrics import Report, progress_line
 from unimo_ds.engine.replicas import check_replicas
+from unimo_ds.engine.saves import Saves
 from unimo_ds.engine.schedule import learning_rate
 from unimo_ds.engine.setup import Engine, how_to_save_memory
 from unimo_ds.engine.signals import Stop, StopRequests
@@ -32,12 +32,11 @@ from unimo_ds.utils.host_memory import return_freed_memory
 from unimo_ds.utils.out_of_memory import out_of_memory_told
 
 _TRIM_EVERY = 25
-_QUIET_SECONDS = 30.0
-"""Least time between terminal messages about saves; metrics.jsonl has every save."""
 
 
 class Loop:
-    """One start of a run, from its newest checkpoint to its end or to a request to stop.
+    """One start of a run, from its newest checkpoint to its end or to a request to stop. Making it may raise UserError: a damaged
+    or lost checkpoint, or no room for the next one.
 
     make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
     best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
@@ -65,10 +64,11 @@ class Loop:
         self._best_metric, self._measured_on = best_metric, measured_on
         self._log = make_log(config, rank=engine.communicator.rank)
         self._memory_cure = how_to_save_memory(config, engine.ds_config)
+        self._saves = Saves(engine, self.run_dir, config, self._log)
         self.progress: Progress
         self._resume()
-        self._saver = checkpoint.Saver(engine, self.run_dir, config)
-        self._quiet_until = 0.0
+        if self._spans():
+            self._saves.check_room()
         self._speed = SpeedMeter(config.model, device=engine.device, forward_time=engine.forward_time)
         self._slow_ranks = SlowRanks(engine.communicator)
         self._watchdog = Watchdog(engine.communicator, minutes=config.engine.hang_minutes)
@@ -101,8 +101,7 @@ class Loop:
         elif self.progress.evaluation_is_due:
             self._measure()
             self.progress = dataclasses.replace(self.progress, evaluation_is_due=False)
-            self._saved_step = -1  # save again, with the new measurements
-            self._save(must_succeed=not self._spans())
+            self._save(must_succeed=not self._spans(), again=True)  # with the new measurements
         if self.progress.step >= total_steps:
             self._log.say(f"nothing to do: {self.run_dir} has all {total_steps} steps (schedule.total_steps)")
         self.engine.module.train()
@@ -158,12 +157,12 @@ class Loop:
         if best and self._measured_on and best.measured_on not in ("", self._measured_on):
             self._log.say(f"the best value so far, of step {best.step}, was measured on other data: it counts no more")
             self.progress = dataclasses.replace(self.progress, best=None)
-        self._saved_step = self.progress.step if loaded else -1
-        self._best_on_disk = self._best_in_flight = self.progress.best
+        saved_step = self.progress.step if loaded else -1
+        self._saves.go_on_from(saved_step, self.progress.best)
         self._spiked: list[tuple[int, Any]] = []
         try:
             # After a crash before the first checkpoint, a fresh start drops all earlier records, step 0 included.
-            self._log.resume(self._saved_step, measures_again=self.progress.evaluation_is_due)
+            self._log.resume(saved_step, measures_again=self.progress.evaluation_is_due)
         except OSError as error:
             problem = f"cannot continue the records of {self.run_dir}: {error}"
         fail_together(communicator, problem)
@@ -174,7 +173,7 @@ class Loop:
         Raises:
             UserError: on all ranks, after too many rollbacks, or if there is no checkpoint to go back to.
         """
-        self._settle()
+        self.progress = self._saves.settle(self.progress)
         first, stop, limit = self.progress.first_spike, self.progress.step, self.config.spikes.max_rollbacks
         text = f"{stop - first} steps up to step {stop} had a loss or gradient norm far above the usual"
         cure = "lower optimizer.peak_learning_rate or look at their samples in metrics.jsonl, then resume"
@@ -282,7 +281,7 @@ class Loop:
     def _after_step(self, *, is_last: bool, stop: Stop | None) -> None:
         step, evaluation = self.progress.step, self.config.evaluation
         is_best = False
-        self._report_saved()
+        self._saves.report()
         is_due = self._evaluate is not None and (is_last or step % evaluation.every_steps == 0)
         if is_due and stop is None:
             is_best = self._measure()
@@ -311,50 +310,12 @@ class Loop:
         self._speed.reset()
         return is_best
 
-    def _save(self, *, must_succeed: bool) -> None:
-        if self._saved_step == self.progress.step:
-            return
-        self._watchdog.alive()
-        check_replicas(self.engine)
-        self._settle()
-        wait = must_succeed or not self.config.checkpoint.in_background
-        try:
-            self._saver.save(self.progress, wait=wait)
-        except checkpoint.CheckpointError as error:
-            if must_succeed:
-                fail_together(self.engine.communicator, str(error))
-            self._forget_save(error, self.progress.step)
-            return
-        self._saved_step, self._best_in_flight = self.progress.step, self.progress.best
-        if wait:
-            self._best_on_disk = self._best_in_flight
-            self._report_saved()
-        self._speed.reset()
-
-    def _settle(self) -> None:
-        """Wait for the checkpoint being written in the background, if any. A collective."""
-        try:
-            self._saver.settle()
-            self._best_on_disk = self._best_in_flight
-        except checkpoint.CheckpointError as error:
-            self._forget_save(error, self._saved_step)
-        self._report_saved()
-
-    def _forget_save(self, error: checkpoint.CheckpointError, step: int) -> None:
-        """Handle a failed save of `step`: the best checkpoint must be one that exists."""
-        self._log.say(f"warning: {error}; training goes on and tries again at the next checkpoint")
-        self._best_in_flight = self._best_on_disk
-        if self.progress.best is not None and self.progress.best.step == step:
-            self.progress = dataclasses.replace(self.progress, best=self._best_on_disk)
-
-    def _report_saved(self) -> None:
-        saved = self._saver.take_saved()
-        if saved is not None:
-            if time.monotonic() >= self._quiet_until or saved.step >= self.config.schedule.total_steps:
-                self._log.say(f"saved {saved.folder}")
-                self._quiet_until = time.monotonic() + _QUIET_SECONDS
-            stall, write = round(saved.stall_seconds, 4), round(saved.write_seconds, 4)
-            self._log.note(saved.step, "saved", stall_seconds=stall, write_seconds=write)
+    def _save(self, *, must_succeed: bool, again: bool = False) -> None:
+        if again or not self._saves.has(self.progress.step):
+            self._watchdog.alive()
+            check_replicas(self.engine)
+            self.progress = self._saves.save(self.progress, must_succeed=must_succeed)
+            self._speed.reset()
 
     def _memory_told(self, doing: str) -> contextlib.AbstractContextManager[None]:
         engine = self.engine

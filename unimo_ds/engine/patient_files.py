@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unimo_ds.utils.redact import redact
 _MOST_WAITING = 4 * 2**20
 """Bytes of lines to buffer while the disk is full; about ten thousand steps."""
 _REOPEN_SECONDS = 30.0
+_BOARD_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")
 
 
 def say(text: str) -> None:
@@ -77,8 +79,8 @@ class PatientBoard:
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        _await_a_free_second(self._folder)
         try:
+            _put_in_the_past(self._folder)
             self._board = SummaryWriter(str(self._folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
         except OSError as error:
             self._give_up(error)
@@ -103,10 +105,16 @@ class PatientBoard:
                 board.close()
 
 
-def _await_a_free_second(folder: Path) -> None:
-    """TensorBoard reads files in the order of their names, which hold the second of their start and then the process's number. Of
-    two starts in one second the earlier may come last, and what it drops (`purge_step`) would be the later one's.
+def _put_in_the_past(folder: Path) -> None:
+    """Rename the files of earlier starts so that all come before one made now. May raise OSError.
+
+    TensorBoard reads files in the order of their names, which hold the second of their start and then the process's number. If an
+    earlier start is of the same second, or of a later one because the clock was set back, it would drop this one's steps.
     """
-    now = time.time()
-    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
-        time.sleep(1 - now % 1)
+    folder.mkdir(exist_ok=True)
+    second_of = {file: int(found[1]) for file in folder.iterdir() if (found := _BOARD_FILE.match(file.name))}
+    ahead = max(second_of.values(), default=0) - int(time.time()) + 1
+    if ahead > 0:
+        for file in sorted(second_of):
+            moved = _BOARD_FILE.sub(f"events.out.tfevents.{second_of[file] - ahead}.", file.name)
+            file.rename(file.with_name(moved))

@@ -5,8 +5,6 @@ config.json  deepspeed.json  environment.json  starts.jsonl  metrics.jsonl  tens
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,15 +15,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unimo_ds.config import RunConfig, ScheduleConfig, fingerprint, to_dict
-from unimo_ds.engine import checkpoint_folder
-from unimo_ds.engine.patient_files import say
+from unimo_ds.engine import checkpoint_folder, run_lock
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.communicator import Communicator
-from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.errors import NO_ROOM, UserError
 from unimo_ds.utils.machine import describe_machine
 from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
@@ -94,7 +91,9 @@ def prepare(
         try:
             problem = _prepare(run_dir, config, ds_config, data_fingerprint, machines, command)
         except OSError as error:
-            problem = f"cannot write to {run_dir}: {error.strerror}; give another --run-dir"
+            has_room = error.errno not in NO_ROOM
+            cure = "give another --run-dir" if has_room else "make room and give the same command again"
+            problem = f"cannot write to {run_dir}: {error.strerror}; {cure}"
     fail_together(communicator, problem)
 
 
@@ -127,44 +126,6 @@ def differs(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
     return old.get(key) != new.get(key) and (key in old or not is_off)
 
 
-_LOCK = ".lock"
-_LOCK_POLL_SECONDS = 1.0
-_held_locks: list[IO[str]] = []
-"""Kept open until the process ends: two trainers in one directory would damage each other's records and checkpoints."""
-
-
-def _lock(run_dir: Path, *, patience: float) -> str:
-    """Lock the directory until the process ends; returns the holder if another process has the lock, else "".
-
-    Slurm requeues a job whose node stopped responding, while that node may still run its tasks. Those end by themselves,
-    `engine.hang_minutes` after their last step at the latest: wait up to `patience` seconds for an earlier start of this job.
-    """
-    file = (run_dir / _LOCK).open("a+")
-    job = os.environ.get("SLURM_JOB_ID")
-    mine = f" of Slurm job {job}" if job else ""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # Lustre without `flock`, NFS without its lock daemon
-                say(
-                    f"warning: {run_dir} is on a file system without locks ({error.strerror}); see that no other run uses it"
-                )
-                return ""
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            if not mine or not holder.endswith(mine) or time.monotonic() > deadline:
-                return holder
-            time.sleep(_LOCK_POLL_SECONDS)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{mine}\n")
-    file.flush()
-    _held_locks.append(file)
-    return ""
-
-
 def _prepare(
     run_dir: Path,
     config: RunConfig,
@@ -176,10 +137,12 @@ def _prepare(
     if (run_dir / "manifest.json").is_file():
         return f"{run_dir} is a data folder; give another --run-dir"
     run_dir.mkdir(parents=True, exist_ok=True)
-    if holder := _lock(run_dir, patience=60.0 * config.engine.hang_minutes + 60.0):
+    if holder := run_lock.lock(run_dir, patience=60.0 * config.engine.hang_minutes + 60.0):
         return f"{run_dir} is in use by {holder}; wait for it, stop it, or give another --run-dir"
     environment = {"data_fingerprint": data_fingerprint, **describe_environment()}
     path = run_dir / CONFIG_FILE
+    if not path.is_file() and _has_numbers(run_dir):
+        return f"{run_dir} holds a run whose {path.name} is gone; restore it or give another --run-dir"
     if path.is_file() and not _is_unused(run_dir):
         problem = _differences(path, run_dir / ENVIRONMENT_FILE, config, data_fingerprint)
         if problem:
@@ -201,11 +164,15 @@ def _prepare(
 
 def _is_unused(run_dir: Path) -> bool:
     """Whether earlier starts produced nothing (refused by the optimizer, out of memory), so that settings may change."""
-    metrics, checkpoints = run_dir / METRICS_FILE, run_dir / checkpoint_folder.FOLDER
-    has_numbers = metrics.is_file() and metrics.stat().st_size > 0
+    checkpoints = run_dir / checkpoint_folder.FOLDER
     has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
     # A config.json that does not belong to a run has no such file beside it.
-    return (run_dir / ENVIRONMENT_FILE).is_file() and not has_numbers and not has_checkpoints
+    return (run_dir / ENVIRONMENT_FILE).is_file() and not _has_numbers(run_dir) and not has_checkpoints
+
+
+def _has_numbers(run_dir: Path) -> bool:
+    metrics = run_dir / METRICS_FILE
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from unimo_ds.config import KindWeights, RunConfig
-from unimo_ds.data.balance import estimate_costs, plan_step
+from unimo_ds.data.balance import estimate_costs, split_step
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind, StepBatch
 from unimo_ds.finetune.batch import pack_examples
@@ -72,7 +72,7 @@ class TaskReader:
         lengths = [self._examples.lengths(index, seed) for index, seed in zip(indices, seeds, strict=True)]
         counts = [len(one) for one in lengths]
         try:
-            plan = plan_step(
+            split = split_step(
                 estimate_costs(
                     np.concatenate([np.array(one, np.int64) for one in lengths]),
                     np.concatenate([[0], np.cumsum(counts)]),
@@ -91,6 +91,6 @@ class TaskReader:
                 feature_size=self._examples.feature_size,
                 target_size=self._examples.target_size,
             )
-            for rows in plan.ranks[self._rank]
+            for rows in split[self._rank]
         )
         return StepBatch(step=step, micro_batches=micro_batches, num_samples=size)

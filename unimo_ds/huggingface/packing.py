@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from unimo_ds.data.packing import empty_contrast_table
+from unimo_ds.data.contrast_table import empty_contrast_table
 from unimo_ds.data.schema import FIRST_POSITION, NO_TAG, PackedBatch
 from unimo_ds.utils import seed
 

@@ -16,8 +16,9 @@ from unimo_ds.engine.ds_config import zero_stage
 from unimo_ds.planning.cost import SampleCost, assumed_cost, counted_cost
 from unimo_ds.planning.memory import StageMemory, frozen_parameters, stage_memory
 from unimo_ds.planning.rates import HARDWARE
-from unimo_ds.utils.agreement import fail_together
+from unimo_ds.utils.agreement import failing_together
 from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import memory_gib
 
 _FEWEST_TOKENS = 512
@@ -37,14 +38,16 @@ def check_host_memory(
     costs: of a sample; see `shortage`.
 
     Raises:
-        UserError: on all ranks, naming the machine and the cures.
+        UserError: on all ranks, naming the machine and the cures, or as `memory.frozen_parameters`.
     """
     if device.type != "cpu":
         return
     machines = communicator.all_gather_object((socket.gethostname(), memory_gib()))
     if not config.engine.check_memory:
         return
-    fail_together(communicator, shortage(config, costs, machines, stage=zero_stage(engine_settings)))
+    with failing_together(communicator):
+        if problem := shortage(config, costs, machines, stage=zero_stage(engine_settings)):
+            raise UserError(problem)
 
 
 def shortage(

@@ -18,7 +18,8 @@ EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = 75
 """Stopped by SIGTERM, SIGUSR1 or the end of the launcher, with nothing lost: start the same command again (EX_TEMPFAIL of
 sysexits.h)."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk."""
 _NO_WAY = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
@@ -59,7 +60,7 @@ def sentence_of(error: Exception) -> str | None:
     number = errno_of(error)
     filename = getattr(error, "filename", None)
     named = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
-    if number in _NO_ROOM:
+    if number in NO_ROOM:
         return (
             f"cannot write {named or 'what was made'}: {os.strerror(number)}; make room and give the same command again"
         )

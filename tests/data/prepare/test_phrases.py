@@ -12,6 +12,7 @@ from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Uniforms
 from unimo_ds.data.examples import in_bytes
+from unimo_ds.data.fragments import cut_fragments
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.phrases import phrases_of
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption
@@ -150,7 +151,7 @@ def test_fragments_begin_and_end_with_phrases(tokenizer: tokenizers.Tokenizer) -
     tokens = tokenizer.encode(CAPTION)
     found = masking.words_of(tokens, vocabulary, in_bytes(CAPTION, phrases_of(parse_caption(CAPTION))))
     for seed in range(50):
-        for start, end in masking.cut_fragments(found.bounds, [6], draws=Uniforms(mix(seed))):
+        for start, end in cut_fragments(found.bounds, [6], draws=Uniforms(mix(seed))):
             assert {start, end} <= set(found.bounds)
 
 

@@ -64,5 +64,5 @@ class _Plans(Dataset[StepOrder]):
         except UserError as error:
             return {"step": step, "refused": str(error)}
         keys = [self._corpus.key(sample) for sample in planned.samples.tolist()]
-        ranks = [sorted(row for micro_batch in rank for row in micro_batch.tolist()) for rank in planned.split.ranks]
+        ranks = [sorted(row for micro_batch in rank for row in micro_batch.tolist()) for rank in planned.split]
         return {"step": step, "global_batch": keys, "ranks": [[keys[row] for row in rank] for rank in ranks]}

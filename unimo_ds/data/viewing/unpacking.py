@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.draws import Integers
-from unimo_ds.data.packing import AGAINST_OWN_IMAGE
-from unimo_ds.data.schema import JOINT_ROLES, LanguageObjective, Level, PackedBatch, SequenceRole
+from unimo_ds.data.schema import LanguageObjective, Level, PackedBatch, SequenceRole
 
-_KNOWN_BY_TEXT = (*JOINT_ROLES, *AGAINST_OWN_IMAGE)
-"""A score with one of these roles belongs to the sequence of its text vector, any other to that of its image vector."""
+_KNOWN_BY_IMAGE = (SequenceRole.SINGLE_IMAGE, SequenceRole.RELATED_IMAGE)
+"""A score with one of these roles belongs to the sequence of its image vector, any other to that of its text vector."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _roles(batch: PackedBatch) -> tuple[Integers, Integers, Integers]:
     sequence_of = batch.position_sequence.numpy().astype(np.int64)
     shows_image, has_text = sequence_of[batch.pooled_image_at.numpy()], sequence_of[batch.pooled_text_at.numpy()]
     role = table.score_role.numpy()
-    by_text = np.isin(role, _KNOWN_BY_TEXT)
+    by_text = ~np.isin(role, _KNOWN_BY_IMAGE)
     scored = np.empty(len(role), np.int64)
     scored[by_text] = has_text[table.score_text.numpy()[by_text]]
     scored[~by_text] = shows_image[table.score_image.numpy()[~by_text]]
