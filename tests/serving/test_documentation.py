@@ -32,7 +32,9 @@ def folder(run: Path, photographs: Path, tmp_path: Path) -> Path:
     shutil.copytree(run, tmp_path / "runs" / "photos")
     chosen = GenerationConfig(beams=3, min_tokens=2, max_tokens=9)
     config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("captioning", generation=chosen))
-    small.write_run(tmp_path / "runs" / "captions", task_models.TaskModel(config, task_models.NoHead()), config)
+    small.write_run(
+        tmp_path / "runs" / "captions" / "seed-0", task_models.TaskModel(config, task_models.NoHead()), config
+    )
     (tmp_path / "photos").mkdir()
     for name in ("red_ball", "boat"):
         (tmp_path / "classes" / name).mkdir(parents=True)
