@@ -74,4 +74,8 @@ def test_every_command_of_the_page_works(
     (python,) = blocks("python")
     known: dict = {}
     exec(compile(python, str(PAGE), "exec"), known)
-    assert known["vectors"].shape == (2, 32)
+    cosines, probabilities = known["cosines"], known["probabilities"]
+    assert cosines.shape == probabilities.shape == (1, 2)
+    assert cosines.abs().max() <= 1.0001
+    assert probabilities.sum() == pytest.approx(1)
+    assert (probabilities.argmax() == cosines.argmax()).item()
