@@ -57,6 +57,9 @@ def test_a_pair_is_shown_whole(folder: Path) -> None:
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size for one in pictures]
     assert sizes == [(640, 427), (160, 160)]
+    without = Tags(sample_page(corpus, number + 1))
+    assert "size: 40 x 20" in without.text
+    assert "the picture cannot be decoded" in without.text
 
 
 def test_nothing_of_a_sample_is_markup_and_nothing_is_fetched(folder: Path) -> None:

@@ -156,16 +156,17 @@ def _figure(batch: PackedBatch, sequence: UnpackedSequence, number: int, config:
     smallest = config.data.smallest_crop
     crop = crops.draw(sequence.seed, smallest=smallest) if smallest < 1 else None
     overlay = page_parts.boxes_overlay(shown)
-    picture = page_parts.picture(_jpeg(corpus, number), _PICTURE_SIDE, overlay, crop)
-    return f"<div>{picture or page_parts.blank(_PICTURE_SIDE, _PICTURE_SIDE, overlay)}</div>"
+    jpeg = _jpeg(corpus, number)
+    picture = page_parts.picture(jpeg, _PICTURE_SIDE, overlay, crop)
+    return f"<div>{picture or page_parts.no_picture(jpeg, _PICTURE_SIDE, _PICTURE_SIDE, overlay)}</div>"
 
 
 def _jpeg(corpus: Corpus, number: int) -> bytes | None:
-    """None if it is not stored, or is damaged, since an image with stored regions is no input of the model."""
+    """None if it is not stored; empty if it is damaged, since an image with stored regions is no input of the model."""
     try:
         return corpus.read_jpeg(number)
     except CorruptSample:
-        return None
+        return b""
 
 
 def _row(at: int, one: UnpackedSequence, corpus: Corpus, tokenizer: Tokenizer) -> str:
