@@ -113,6 +113,7 @@ def test_notes_of_any_form_are_shown(tmp_path: Path) -> None:
     corpus = Corpus.open(tmp_path)
     heights = [re.findall(r'class="blank" style="width:640px;height:(\d+)px', sample_page(corpus, i)) for i in range(7)]
     assert heights == [["640"]] * 3 + [["320"]] + [["640"]] * 3
+    assert "the picture is not stored (import with --keep-images)" in sample_page(corpus, 0)
 
 
 def test_a_command_that_is_not_unicode_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

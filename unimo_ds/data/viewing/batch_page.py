@@ -35,7 +35,7 @@ _STYLE = """
 .sample { display: flex; flex-wrap: wrap; gap: 1.2em; border-top: 2px solid #ddd; margin-top: 1.4em; padding-top: .4em }
 .sample h2 { flex: 0 0 100%; margin: .2em 0; overflow-wrap: anywhere }
 .sample table { flex: 1 1 28em; width: auto; align-self: flex-start }
-.sample > div img, .sample > div .blank { width: 240px; height: auto }
+.sample > div img, .sample > div .blank { width: 240px; height: auto } .sample > div > p { width: 240px }
 .name { width: 11em; min-width: 11em; border-left: .5em solid; padding-left: .5em; font-size: .85em }
 .see { width: 44px } .see svg { background: #e2e8f0; display: block } .see path { fill: #4a5568 }
 .words { width: 100% } .words figure { vertical-align: top }
