@@ -54,7 +54,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         help="shard (.tar), data folder (also by URL), run or checkpoint; or one of the words `sample`, `batch`, `order`",
     )
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="how many samples to show of a folder or shard (default 1) or batch (8)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="how many samples to show of a folder or shard (default 1) or batch (8)",
     )
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a run, sample or batch as an HTML page")
     add_json(parser)
