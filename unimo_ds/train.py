@@ -78,7 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_fits(held_out, config)
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
     if communicator.rank == 0:
-        for note in filter(None, (*regions_left_out(corpus, config), start_note(config.model))):
+        notes = (
+            recipes.device_note(config.recipe, device.type),
+            *regions_left_out(corpus, config),
+            start_note(config.model),
+        )
+        for note in filter(None, notes):
             say(f"note: {note}")
     costs = pretraining_costs(config, corpus)
     check_host_memory(config, costs, engine_settings, device=device, communicator=communicator)

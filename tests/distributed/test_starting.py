@@ -58,13 +58,20 @@ def test_a_rank_whose_launcher_is_killed_leaves_the_rendezvous(corpus: Path, tmp
             wait_for(lambda: not is_running(second), seconds=30)
 
 
-def test_a_port_that_another_run_holds_is_told_in_one_sentence(corpus: Path, tmp_path: Path) -> None:
-    command = [*deepspeed(2), str(TRAIN), *arguments(corpus, tmp_path / "run")]
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [((), "port {port} of this machine is taken"), (("--recipe", "dmo"), "unknown recipe 'dmo'; did you mean 'demo'?")],
+    ids=["good input", "bad input, which is told first"],
+)
+def test_a_port_that_another_run_holds_is_told_in_one_sentence(
+    corpus: Path, tmp_path: Path, more: tuple[str, ...], sentence: str
+) -> None:
+    command = [*deepspeed(2), str(TRAIN), *arguments(corpus, tmp_path / "run"), *more]
     port = command[command.index("--master_port") + 1]
     with socket.create_server(("0.0.0.0", int(port))), started(command) as family:
         said, _ = family.communicate(timeout=120)
         assert family.returncode == 2, said
-    assert said.count(f"error: port {port} of this machine is taken") == 1
+    assert said.count(f"error: {sentence.format(port=port)}") == said.count("error: ") == 1
     assert "Traceback" not in said
 
 

@@ -60,6 +60,13 @@ def test_stopped_and_resumed_is_the_same_run_and_seeds_are_joined(folder, capsys
     again = json.loads((folder / "stopped" / "results.json").read_text())
     assert again["seeds"][0]["metrics"] == result["seeds"][0]["metrics"]
 
+    # With --json, stdout is JSON alone.
+    words = [*arguments(folder, "straight", "--seeds", "2"), "--json"]
+    told = subprocess.run([sys.executable, str(MAIN), *words], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout)["seeds"] == result["seeds"]
+    assert "nothing to do: " in told.stderr
+    assert "Setting accelerator" not in told.stderr
+
     # What is done is not told as the result of another rate.
     written = (folder / "stopped" / "results.json").read_bytes()
     other_rate = arguments(folder, "stopped", "--set", "optimizer.peak_learning_rate=2e-3")

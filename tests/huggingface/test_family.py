@@ -139,7 +139,9 @@ def test_configurations_say_the_same_both_ways():
     assert UnimoConfig().sizes() == dataclasses.replace(UnimoConfig().sizes())
 
 
-def test_the_exported_folder_tells_what_the_run_recorded(exported: Path):
+def test_the_exported_folder_tells_what_the_run_recorded(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     card = (exported / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "| retrieval/mean_recall | 0.125 |" in card
@@ -148,6 +150,12 @@ def test_the_exported_folder_tells_what_the_run_recorded(exported: Path):
     assert "| with | torch 2.0 |" in card
     assert "abc123" in card
     assert "made by the extractor in this folder" in card
+    _, _, python = card.partition("```python\n")
+    picture(0).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    known: dict = {}
+    exec(python.partition("```")[0].replace("FOLDER", str(exported)), known)
+    assert (known["image"] @ known["texts"].T).shape == (1, 2)
 
 
 def test_the_card_says_among_how_many_images_retrieval_searched(tmp_path: Path):
@@ -507,6 +515,9 @@ def test_missing_pieces_are_named(exported: Path, tmp_path: Path, processor: Uni
         bare(images=picture(0))
     with pytest.raises(ValueError, match="as many images as texts"):
         processor(images=picture(0), text=TEXTS)
+    for wrong in ("photo.png", ["photo.png"], np.zeros((8, 8, 3), np.uint8)):
+        with pytest.raises(TypeError, match=r"an image is a PIL image, as Image.open\(PATH\) gives, not (str|ndarray)"):
+            processor(images=wrong)
     with pytest.raises(ValueError, match="give images, text, or both"):
         processor()
     model = UnimoModel.from_pretrained(exported)

@@ -23,6 +23,13 @@ def test_every_recipe_loads_passes_the_checks_and_survives_json(name: str) -> No
     assert recipe.model.hidden_size == 64 * recipe.model.num_heads, "heads are of size 64"
 
 
+def test_a_recipe_for_gpus_says_that_there_is_none() -> None:
+    assert "no GPU that torch can use, so the recipe single_gpu runs on the CPU" in recipes.device_note(
+        "single_gpu", "cpu"
+    )
+    assert not any((recipes.device_note("single_gpu", "cuda"), recipes.device_note("small", "cpu")))
+
+
 def test_run_directories_differ() -> None:
     assert len({recipes.load(name).run_dir for name in recipes.NAMES}) == len(recipes.NAMES)
 

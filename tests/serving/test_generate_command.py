@@ -83,8 +83,9 @@ def test_texts_alone_are_printed_for_people(run: Path, tmp_path: Path, capsys: p
     texts.write_text("a red ball\ntwo dogs\n")
     capsys.readouterr()
     assert cli.main(["generate", "--checkpoint", str(run), "--text-file", str(texts), "--max-tokens", "6"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["a red ball", "two dogs"]
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == ["a red ball", "two dogs"]
+    assert printed.err.startswith("note: a model that was only pre-trained writes fragments")
 
 
 def test_a_model_that_writes_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from unimo_ds import recipes
 from unimo_ds.utils.errors import UserError
@@ -26,6 +28,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="print the result as JSON, or write it to the file OUT",
     )
+
+
+def progress_beside_json(target: str | None) -> contextlib.redirect_stdout[TextIO]:
+    """A context in which what is printed goes to stderr, if stdout is kept for the JSON."""
+    return contextlib.redirect_stdout(sys.stderr if target == _TO_STDOUT else sys.stdout)
 
 
 def emit(result: dict[str, Any], text: str, target: str | None) -> None:

@@ -54,7 +54,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         help="shard (.tar), data folder (also by URL), run or checkpoint; or one of the words `sample`, `batch`, `order`",
     )
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="how many samples to show of a shard (default 3) or batch (8)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="how many samples to show of a folder or shard (default 1) or batch (8)",
     )
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a run, sample or batch as an HTML page")
     add_json(parser)
@@ -99,7 +102,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         return None
     from unimo_ds import inspection
 
-    found = inspection.inspect_path(arguments.path, num_samples=3 if arguments.samples is None else arguments.samples)
+    found = inspection.inspect_path(arguments.path, num_samples=1 if arguments.samples is None else arguments.samples)
     emit(found, inspection.to_text(found), arguments.json)
     return None
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.commands.common import add_json, emit
+from unimo_ds.commands.common import add_json, emit, progress_beside_json
 from unimo_ds.serving.foil_files import FORMATS
 from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.command_line import add_command
@@ -163,9 +163,10 @@ def _finetune(arguments: argparse.Namespace) -> int:
     if is_alone(os.environ):  # several processes agree first, so that only one reports
         check(arguments)
 
-    from unimo_ds.finetune import command
+    with progress_beside_json(arguments.json):
+        from unimo_ds.finetune import command  # also DeepSpeed, whose log takes the stdout that it finds
 
-    status, result = command.run(arguments)
+        status, result = command.run(arguments)
     if result:
         emit(result, command.to_text(result), arguments.json)
     return status

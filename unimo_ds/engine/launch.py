@@ -50,7 +50,10 @@ def start_run(
         if is_alone(os.environ):
             raise
         problem = str(error)
-    device = start_processes(settings)
+    try:
+        device = start_processes(settings)
+    except UserError as error:  # the input has a problem too, which is nearer to the user
+        raise UserError(problem or str(error)) from None
     communicator = make_communicator(device)
     fail_together(communicator, problem)
     return found, device, communicator

@@ -70,7 +70,8 @@ class LoadedModel:
 def find(path: str | os.PathLike[str]) -> CheckpointFiles:
     """The newest checkpoint of a run directory, or the model in a checkpoint folder or an exported folder.
 
-    `RUN/checkpoints/best` and `RUN/checkpoints/latest` each name a checkpoint in the same folder.
+    `RUN/checkpoints/best` and `RUN/checkpoints/latest` each name a checkpoint in the same folder. A folder of `unimo finetune`
+    with a single seed stands for that seed's best checkpoint.
 
     Raises:
         UserError: nothing there, or no complete checkpoint yet.
@@ -91,7 +92,7 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
                 return CheckpointFiles(weights, config)
         raise UserError(f"{folder} has {weights.name} but no {CONFIG_FILE}; give the run directory it belongs to")
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
+        return find(_of_single_seed(folder))
     chosen = _latest(folder)
     if chosen is None:
         raise UserError(
@@ -99,6 +100,17 @@ def find(path: str | os.PathLike[str]) -> CheckpointFiles:
             "checkpoint.every_steps"
         )
     return CheckpointFiles(chosen / WEIGHTS_FILE, folder / CONFIG_FILE)
+
+
+def _of_single_seed(folder: Path) -> Path:
+    """The best checkpoint, or else the run, of the only seed that was fine-tuned in `folder`."""
+    seeds = sorted(file.parent for file in folder.glob(f"seed-*/{CONFIG_FILE}"))
+    if not seeds:
+        raise UserError(f"{folder} is not a run, a checkpoint or an exported model: it has no {CONFIG_FILE}")
+    best = [seed / checkpoint_folder.FOLDER / checkpoint_folder.BEST for seed in seeds]
+    if len(seeds) > 1:
+        raise UserError(f"{folder} holds {len(seeds)} fine-tuned seeds; give one of them, such as {best[0]}")
+    return best[0] if best[0].is_file() else seeds[0]
 
 
 def _latest(run_dir: Path) -> Path | None:

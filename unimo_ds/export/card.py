@@ -165,11 +165,17 @@ def _use(found: Source, family: str) -> str:
     lines = ["import unimo_ds  # makes the classes known"]
     if found.task is None:
         lines += [
+            *(["from PIL import Image"] if found.extractor is not None else []),
             "from transformers import AutoModel, AutoProcessor",
             "",
             'processor, model = AutoProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")',
-            'vectors = model.get_text_features(**processor(text=["a red ball"]))',
+            'texts = model.get_text_features(**processor(text=["a red ball", "two dogs"]))',
         ]
+        if found.extractor is not None:
+            lines += [
+                'image = model.get_image_features(**processor(images=Image.open("photo.jpg")))',
+                "print(image @ texts.T)  # cosines",
+            ]
     else:
         lines += [
             "from transformers import AutoProcessor",

@@ -51,9 +51,13 @@ class UnimoImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         """Each image's regions with their classes. Images are rotated according to their EXIF data, like the training data.
 
         Raises:
+            TypeError: something that is not a PIL image.
             UserError: the model was trained on regions that no extractor here can make.
         """
-        several = [images] if isinstance(images, Image.Image) else images
+        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        for image in several:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"an image is a PIL image, as Image.open(PATH) gives, not {type(image).__name__}")
         if self.extractor is None:
             raise UserError(
                 f"this model has no region extractor ({EXTRACTOR_FILE}): it was trained on regions that were given to it; "

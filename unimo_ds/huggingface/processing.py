@@ -67,7 +67,10 @@ class UnimoProcessor(ProcessorMixin):  # type: ignore[misc]
             values |= self.tokenizer(several, return_tensors=return_tensors, **{"padding": True, **options})
         sizes = {len(values[name]) for name in ("input_ids", "region_features") if name in values}
         if len(sizes) > 1:
-            raise ValueError(f"as many images as texts are wanted, not {' and '.join(map(str, sorted(sizes)))}")
+            raise ValueError(
+                f"as many images as texts are wanted, not {' and '.join(map(str, sorted(sizes)))}; to compare images with texts, "
+                "process each alone, for get_image_features and get_text_features"
+            )
         return BatchFeature(values)
 
     def _objects_of(self, regions: Regions) -> str:

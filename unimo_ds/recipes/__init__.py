@@ -55,6 +55,14 @@ def load(name: str) -> RunConfig:
     return config
 
 
+def device_note(recipe: str, device_type: str) -> str:
+    """Note to the user of a recipe for GPUs that runs without one; empty if nothing is wrong."""
+    _, hardware = RUNS_ON.get(recipe, (1, "cpu"))
+    if hardware == "cpu" or device_type != "cpu":
+        return ""
+    return f"no GPU that torch can use, so the recipe {recipe} runs on the CPU; `unimo doctor` says more"
+
+
 def with_data(config: RunConfig, path: str) -> RunConfig:
     """`config` reading `path`: a data folder, or one that holds `train/` and, for evaluation, `held_out/`; or several, `A::B`.
 

@@ -66,6 +66,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if not any(text["text"] for one in results for text in one["texts"]):
         print("every text came out empty: the model has not learned to write; see `unimo finetune`", file=sys.stderr)
+    elif model.source.task is None:
+        print(
+            "note: a model that was only pre-trained writes fragments; for captions: `unimo finetune captioning`",
+            file=sys.stderr,
+        )
     return {"checkpoint": str(model.source.files.weights.parent), "task": model.source.task, "results": results}
 
 

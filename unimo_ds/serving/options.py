@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from unimo_ds.generation.generate import GenerationSettings
     from unimo_ds.serving.model import ServedModel
 
-CHECKPOINT_HELP = "run (its newest checkpoint is used), RUN/checkpoints/best, another checkpoint, or an exported folder"
+CHECKPOINT_HELP = (
+    "run (its newest checkpoint is used), RUN/checkpoints/best, another checkpoint, an exported folder, or the folder of a "
+    "fine-tuning with one seed (its best checkpoint is used)"
+)
 
 
 def add_model(parser: argparse.ArgumentParser, *, default: str = "") -> None:

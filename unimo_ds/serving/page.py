@@ -43,6 +43,9 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
     """The page's WSGI application. writer: the model that generates captions."""
     app = Flask(__name__, template_folder="templates", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _LARGEST_UPLOAD
+    app.jinja_env.globals["what_is_written"] = (
+        "fragments of captions (the model was only pre-trained)" if writer.source.task is None else "captions"
+    )
     lock = threading.Lock()  # one model, several requests
 
     @app.before_request

@@ -125,6 +125,31 @@ def test_captions_with_commas(tmp_path: Path) -> None:
         captions_of(tmp_path, "csv", {"a.jpg": JPEG}, [endless])
 
 
+def test_metadata_of_an_imagefolder(tmp_path: Path) -> None:
+    lines = [
+        '{"file_name": "a.jpg", "text": " a dog ", "caption": "the dog"}',
+        '{"file_name": "deep/b.jpg", "text": ["a cat", "", "two cats"]}',
+        "",
+        '{"text": "a bird"}',
+        "a.jpg,a dog",
+        '{"file_name": "a.jpg", "text": 7}',
+    ]
+    images = {"a.jpg": JPEG, "deep/b.jpg": JPEG}
+    file = write_lines(tmp_path / "metadata.jsonl", lines)
+    found, report = captions_of(tmp_path, "imagefolder", images, [file])
+    assert found == {"a.jpg": ("a dog",), "deep/b.jpg": ("a cat", "two cats")}
+    assert report.skipped == {
+        "an empty caption": ["metadata.jsonl:2"],
+        "a line without file_name": ["metadata.jsonl:4"],
+        "a line that is not JSON": ["metadata.jsonl:5"],
+        "a caption that is not a text": ["metadata.jsonl:6"],
+    }
+    found, _ = captions_of(tmp_path, "imagefolder", images, [file], column="caption")
+    assert found == {"a.jpg": ("the dog",)}
+    with pytest.raises(UserError, match=r"other\.jsonl holds no JSON line with a file_name; is it a metadata\.jsonl"):
+        captions_of(tmp_path, "imagefolder", images, [write_lines(tmp_path / "other.jsonl", lines[3:5])])
+
+
 def test_annotations_of_lavis(tmp_path: Path) -> None:
     entries = [
         {"image": "val2014/a.jpg", "caption": "a dog", "image_id": "coco_1"},

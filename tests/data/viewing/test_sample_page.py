@@ -57,6 +57,9 @@ def test_a_pair_is_shown_whole(folder: Path) -> None:
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size for one in pictures]
     assert sizes == [(640, 427), (160, 160)]
+    without = Tags(sample_page(corpus, number + 1))
+    assert "size: 40 x 20" in without.text
+    assert "the picture cannot be decoded" in without.text
 
 
 def test_nothing_of_a_sample_is_markup_and_nothing_is_fetched(folder: Path) -> None:
@@ -110,6 +113,7 @@ def test_notes_of_any_form_are_shown(tmp_path: Path) -> None:
     corpus = Corpus.open(tmp_path)
     heights = [re.findall(r'class="blank" style="width:640px;height:(\d+)px', sample_page(corpus, i)) for i in range(7)]
     assert heights == [["640"]] * 3 + [["320"]] + [["640"]] * 3
+    assert "the picture is not stored (import with --keep-images)" in sample_page(corpus, 0)
 
 
 def test_a_command_that_is_not_unicode_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from unimo_ds.data.prepare.readers import coco, karpathy, lavis, table, url_table, visual_genome
+from unimo_ds.data.prepare.readers import coco, imagefolder, karpathy, lavis, table, url_table, visual_genome
 from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
 from unimo_ds.data.prepare.readers.hdf5 import Hdf5
 from unimo_ds.data.prepare.readers.image_files import ImageFiles
@@ -71,6 +71,7 @@ FORMATS: dict[str, Format] = {
     "table": _captioned("lines file<TAB>caption, beside images", table.read_annotations),
     "csv": _captioned("rows file,caption, beside images", table.read_csv),
     "lavis": _captioned("JSON list of image and caption, as of LAVIS, ALBEF and BLIP", lavis.read_annotations),
+    "imagefolder": _captioned("metadata.jsonl of Hugging Face's imagefolder", imagefolder.read_annotations, "column"),
     "coco": _captioned("COCO captions JSON", coco.read_annotations),
     "karpathy": _captioned("JSON with Karpathy's splits", karpathy.read_annotations, "splits"),
     "visual-genome": _captioned(

@@ -35,7 +35,7 @@ _STYLE = """
 .sample { display: flex; flex-wrap: wrap; gap: 1.2em; border-top: 2px solid #ddd; margin-top: 1.4em; padding-top: .4em }
 .sample h2 { flex: 0 0 100%; margin: .2em 0; overflow-wrap: anywhere }
 .sample table { flex: 1 1 28em; width: auto; align-self: flex-start }
-.sample > div img, .sample > div .blank { width: 240px; height: auto }
+.sample > div img, .sample > div .blank { width: 240px; height: auto } .sample > div > p { width: 240px }
 .name { width: 11em; min-width: 11em; border-left: .5em solid; padding-left: .5em; font-size: .85em }
 .see { width: 44px } .see svg { background: #e2e8f0; display: block } .see path { fill: #4a5568 }
 .words { width: 100% } .words figure { vertical-align: top }
@@ -156,16 +156,17 @@ def _figure(batch: PackedBatch, sequence: UnpackedSequence, number: int, config:
     smallest = config.data.smallest_crop
     crop = crops.draw(sequence.seed, smallest=smallest) if smallest < 1 else None
     overlay = page_parts.boxes_overlay(shown)
-    picture = page_parts.picture(_jpeg(corpus, number), _PICTURE_SIDE, overlay, crop)
-    return f"<div>{picture or page_parts.blank(_PICTURE_SIDE, _PICTURE_SIDE, overlay)}</div>"
+    jpeg = _jpeg(corpus, number)
+    picture = page_parts.picture(jpeg, _PICTURE_SIDE, overlay, crop)
+    return f"<div>{picture or page_parts.no_picture(jpeg, _PICTURE_SIDE, _PICTURE_SIDE, overlay)}</div>"
 
 
 def _jpeg(corpus: Corpus, number: int) -> bytes | None:
-    """None if it is not stored, or is damaged, since an image with stored regions is no input of the model."""
+    """None if it is not stored; empty if it is damaged, since an image with stored regions is no input of the model."""
     try:
         return corpus.read_jpeg(number)
     except CorruptSample:
-        return None
+        return b""
 
 
 def _row(at: int, one: UnpackedSequence, corpus: Corpus, tokenizer: Tokenizer) -> str:

@@ -60,9 +60,11 @@ def picture(jpeg: bytes | None, side: int, overlay: str = "", crop: Crop | None 
     return f"<figure>{tag}{overlay}</figure>"
 
 
-def blank(width: int, height: int, overlay: str = "") -> str:
-    """A grey figure in place of a picture; sizes in pixels."""
-    return f'<figure><div class="blank" style="width:{width}px;height:{height}px"></div>{overlay}</figure>'
+def no_picture(jpeg: bytes | None, width: int, height: int, overlay: str = "") -> str:
+    """A grey figure in place of an image that is missing or damaged, and which of both; sizes in pixels."""
+    note = "the picture is not stored (import with --keep-images)" if jpeg is None else "the picture cannot be decoded"
+    figure = f'<figure><div class="blank" style="width:{width}px;height:{height}px"></div>{overlay}</figure>'
+    return f'{figure}\n<p class="from">{note}</p>'
 
 
 def boxes_overlay(rectangles: list[str]) -> str:

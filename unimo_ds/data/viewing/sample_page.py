@@ -62,7 +62,8 @@ def sample_page(corpus: Corpus, number: int) -> str:
 
 def _heading(sample: Sample, details: dict[str, object]) -> str:
     # Details that a program stored for itself (how a scene was drawn) are not for people.
-    notes = "; ".join(f"{name}: {value}" for name, value in details.items() if "{" not in str(value))
+    told = {name: " x ".join(map(str, value)) if _is_size(value) else value for name, value in details.items()}  # type: ignore[call-overload]
+    notes = "; ".join(f"{name}: {value}" for name, value in told.items() if "{" not in str(value))
     kind = sample.kind.name.lower()
     return (
         f"<h1>{kind} {html.escape(sample.key)}</h1>\n"
@@ -79,10 +80,7 @@ def _picture(jpeg: bytes | None, regions: Regions, size: object) -> str:
     if picture is None:
         ratio = size[1] / size[0] if _is_size(size) else 1.0  # type: ignore[index]
         height = round(_PICTURE_SIDE * min(max(ratio, 0.2), 3.0))
-        note = (
-            "the picture is not stored (import with --keep-images)" if jpeg is None else "the picture cannot be decoded"
-        )
-        picture = f'{page_parts.blank(_PICTURE_SIDE, height, overlay)}\n<p class="from">{note}</p>'
+        picture = page_parts.no_picture(jpeg, _PICTURE_SIDE, height, overlay)
     count = len(regions.boxes)
     about = f"{count} regions of {regions.features.shape[1]} features; point at a box for its classes"
     return f'{picture}\n<p class="from">{about}</p>'

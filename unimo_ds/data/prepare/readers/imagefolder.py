@@ -1,0 +1,42 @@
+"""`metadata.jsonl` of Hugging Face's `imagefolder`: JSON lines with `file_name` and a caption, or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from unimo_ds.data.prepare.readers.captions import caption_of
+from unimo_ds.data.prepare.readers.files import read_lines
+from unimo_ds.data.prepare.readers.protocol import Annotation
+from unimo_ds.data.prepare.report import Report
+from unimo_ds.data.prepare.settings import ImportSettings
+from unimo_ds.utils import strict_json
+from unimo_ds.utils.errors import UserError
+
+
+def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
+    """
+    Raises:
+        UserError: unreadable, or no line with a file_name.
+    """
+    key = settings.column or "text"
+    for path in settings.captions:
+        captions: dict[str, list[str]] = {}
+        for number, line in read_lines(path, report):
+            if not line.strip():
+                continue
+            where = f"{path.name}:{number}"
+            try:
+                entry = strict_json.parsed(line)
+            except ValueError:
+                report.skip("a line that is not JSON", where)
+                continue
+            name = entry.get("file_name") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or not name:
+                report.skip("a line without file_name", where)
+                continue
+            mine, given = captions.setdefault(name, []), entry.get(key)
+            found = (caption_of(value, where, report) for value in (given if isinstance(given, list) else [given]))
+            mine += [caption for caption in found if caption is not None]
+        if not captions:
+            raise UserError(f"{path} holds no JSON line with a file_name; is it a metadata.jsonl of an imagefolder?")
+        yield from (Annotation((name,), tuple(texts)) for name, texts in captions.items())
