@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def test_accuracy_as_in_scikit_learns_documentation():
 
 def test_matthews_as_in_scikit_learns_documentation():
     assert classification.matthews([+1, -1, +1, +1], [+1, +1, +1, -1]) == pytest.approx(-0.3333, abs=1e-4)
-    assert classification.matthews([1, 1, 1], [0, 1, 1]) == 0.0
+    with warnings.catch_warnings(action="error"):
+        for predicted, true in (([1, 1, 1], [0, 1, 1]), ([0, 1, 1], [1, 1, 1]), ([1, 1], [1, 1])):
+            assert classification.matthews(predicted, true) == 0.0
 
 
 def test_correlations_as_in_scipys_documentation():
