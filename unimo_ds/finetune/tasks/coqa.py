@@ -3,8 +3,9 @@
 The source is the passage and the conversation up to the question; every token has a role and a turn, whose embeddings are
 added to its own (`data/conversation.py`). Recipe of the release: rate 1e-5 (base) or 8e-6 (large), 8 on each of 4
 V100, 20 epochs, source of 480 and target of 32 tokens, up to 30 written, beam 3 without length penalty, label smoothing 0.1,
-decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). (The release gives written tokens the tags 0 and 0;
-here they have no tag.)
+decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). The release lays the source out otherwise: positions
+begin anew with every text, questions and answers are turns of their own, roles alternate so that the last question has 1, [CLS]
+belongs to the conversation, and written tokens have the tags 0 and 0; here they have no tag.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ of 96 tokens, 5 to 48 written, beam 5 with penalty 1.0 (large: 6 with 1.2), labe
 BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 
 These metrics compare lower-case words and marks as in UniLM's files, including the question mark, which PTB tokens (used for
-captions) would leave out. (If questions share a passage and an answer, the official script uses each as a reference for all.)
+captions) would leave out. (Of questions with the same line in the source file, the official script compares the last output
+alone, with all of them as references; here each output is compared with its own question.)
 """
 
 from __future__ import annotations

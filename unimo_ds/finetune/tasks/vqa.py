@@ -3,9 +3,9 @@
 photographs as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
 
 The release has no code for it. This project follows UNITER and similar models: the answers that occur at least nine times
-in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
-cross-entropy against the official accuracy of each answer; 10 epochs of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01.
-Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).
+in training are the vocabulary (with the validation answers, which those models train on as well, they are 3,129), a linear map
+of the product of both pooled vectors scores each, binary cross-entropy against the official accuracy of each answer; 10 epochs
+of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01. Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).
 
 Letters: E examples, A answers.
 """
