@@ -35,8 +35,7 @@ def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: 
 
     quick: encode only some candidates of each query jointly, unless `finetune.retrieval.rerank` sets how many.
     """
-    assert config.finetune is not None
-    settings = config.finetune.retrieval
+    settings = config.finetuning.retrieval
     single_CI = encode_single(engine, pairs).scores_CI
     scores = {"single/": single_CI, "combined/": single_CI}
     notes = {"combined": "single encodings alone: nothing was trained jointly (no negatives)"}

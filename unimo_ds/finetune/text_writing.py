@@ -122,7 +122,6 @@ class TextWritingTask(WritingTask):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> TextToText:
-        assert config.finetune is not None
         rows = self.read(data, split)
         paths = self.files(data, split)
         if not rows:
@@ -131,7 +130,7 @@ class TextWritingTask(WritingTask):
             rows,
             tokenizer,
             max_source_tokens=config.data.max_text_tokens,
-            max_target_tokens=config.finetune.max_target_tokens,
+            max_target_tokens=config.finetuning.max_target_tokens,
             fingerprint=fingerprint_of(paths),
         )
 

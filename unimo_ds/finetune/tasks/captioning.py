@@ -139,8 +139,7 @@ class Captioning(WritingTask):
             UserError: a file that does not name the detector's classes, or pycocoevalcap is not installed.
         """
         captions.check_installed()
-        assert config.finetune is not None
-        path = config.finetune.captioning.object_names
+        path = config.finetuning.captioning.object_names
         if not path:
             return config, {}
         corpus = images.open_split(data, "train", config, tokenizer=None)
@@ -153,7 +152,6 @@ class Captioning(WritingTask):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> CaptionExamples:
-        assert config.finetune is not None
         corpus = images.open_split(data, split, config, tokenizer=tokenizer)
         pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
         empty = np.flatnonzero(pairs.texts.tokens_n == 0)
@@ -163,7 +161,7 @@ class Captioning(WritingTask):
             )
         return CaptionExamples(
             pairs,
-            max_target_tokens=config.finetune.max_target_tokens,
+            max_target_tokens=config.finetuning.max_target_tokens,
             objects=ObjectWords.of(config, assets, tokenizer),
         )
 

@@ -209,16 +209,15 @@ class RetrievalTask(Task):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> RetrievalExamples:
-        assert config.finetune is not None
         corpus = images.open_split(data, split, config, tokenizer=tokenizer)
         pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
         if split == "train" and pairs.num_images < 2:
             raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
-        if split == "train" and config.finetune.max_examples == 1:
+        if split == "train" and config.finetuning.max_examples == 1:
             raise UserError(
                 "finetune.max_examples=1 leaves one image alone, so there are no negatives; give at least 2"
             )
-        return RetrievalExamples(pairs, config.finetune.retrieval)
+        return RetrievalExamples(pairs, config.finetuning.retrieval)
 
     def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
         """Adds hard negatives of the starting model, and a head that scores as pre-training did.

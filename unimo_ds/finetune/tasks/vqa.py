@@ -64,15 +64,14 @@ class Vqa(Task):
         Raises:
             UserError: none occurs often enough.
         """
-        assert config.finetune is not None
         path = _annotations_file(data, "train")
-        answers = vocabulary_of(_People(path).everyone(), config.finetune.answer_min_count)
+        answers = vocabulary_of(_People(path).everyone(), config.finetuning.answer_min_count)
         if not answers:
             raise UserError(
-                f"no answer of {path} occurs {config.finetune.answer_min_count} times, so the vocabulary is empty; "
+                f"no answer of {path} occurs {config.finetuning.answer_min_count} times, so the vocabulary is empty; "
                 "lower finetune.answer_min_count"
             )
-        return replace(config, finetune=replace(config.finetune, num_outputs=len(answers))), {"answers": answers}
+        return replace(config, finetune=replace(config.finetuning, num_outputs=len(answers))), {"answers": answers}
 
     def find_images(self, data: Path, split: str) -> Corpus:
         return find_images(data, split)
@@ -81,10 +80,9 @@ class Vqa(Task):
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> ImageTextExamples:
         answers: list[str] = strict_json.typed(list[str], assets.get("answers", []), where="task.json: answers")
-        assert config.finetune is not None
-        if len(answers) != config.finetune.num_outputs:
+        if len(answers) != config.finetuning.num_outputs:
             raise UserError(
-                f"the checkpoint scores {config.finetune.num_outputs} answers, but its task.json lists {len(answers)}; "
+                f"the checkpoint scores {config.finetuning.num_outputs} answers, but its task.json lists {len(answers)}; "
                 "restore that file"
             )
         number_of = {answer: number for number, answer in enumerate(answers)}
@@ -106,8 +104,7 @@ class Vqa(Task):
         return found
 
     def make_head(self, config: RunConfig) -> nn.Module:
-        assert config.finetune is not None
-        return ProductHead(config, num_outputs=config.finetune.num_outputs)
+        return ProductHead(config, num_outputs=config.finetuning.num_outputs)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Binary cross-entropy, summed over answers."""
