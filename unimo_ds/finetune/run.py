@@ -23,11 +23,11 @@ from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.optim import freeze
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.loaded import ASSETS_FILE, load_task
-from unimo_ds.finetune.model import TaskModel
-from unimo_ds.finetune.predict import Untrained
+from unimo_ds.finetune.model import TaskModel, TaskOutput
 from unimo_ds.finetune.reader import StepTooLarge, TaskReader
 from unimo_ds.finetune.start import Start
 from unimo_ds.finetune.step import TaskStep
@@ -136,7 +136,8 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         tokenizer.save(run_dir)
         write_whole(run_dir / ASSETS_FILE, f"{json.dumps(read.assets)}\n".encode())
 
-    training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
+    untrained: OneDevice[TaskOutput] = OneDevice(model.to(device), device, communicator=communicator)
+    training = task.prepare_training(training, untrained, config)
     engine = make_engine(model, config, engine_settings)
     reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
     measured = spread(held_out, finetuning.max_evaluated)

@@ -21,7 +21,7 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
-from unimo_ds.finetune.predict import Scorable, TaskEngine, Untrained
+from unimo_ds.finetune.predict import Scorable, TaskEngine
 from unimo_ds.finetune.reads import OF_SOME_TASKS
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -103,10 +103,10 @@ class Task(ABC):
             UserError: a missing file or image, an unknown label, an empty text; names the file and line.
         """
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+    def prepare_training(self, examples: Examples, engine: TaskEngine, config: RunConfig) -> Examples:
         """Examples for training (with hard negatives), and a head initialised from what the body knows. A collective.
 
-        engine: the model with its starting weights, whose head may be changed in place.
+        engine: has the starting weights; its head may be changed in place.
         """
         return examples
 

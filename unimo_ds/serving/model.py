@@ -15,7 +15,6 @@ from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.data.vision import region_tags
-from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import Pooled, encode
 from unimo_ds.evaluation.pair_reader import joint_sequences
 from unimo_ds.export import source
@@ -38,7 +37,6 @@ class ServedModel:
     def __init__(self, found: Source) -> None:
         self.source = found
         self.vocabulary = Vocabulary.of(found.tokenizer)
-        self._engine = LoadedModel(found.module, found.config, found.files, found.device)
 
     @classmethod
     def open(
@@ -161,7 +159,7 @@ class ServedModel:
     def _encode(self, items: list[tuple[SequenceInput, ...]]) -> Pooled:
         config = self.source.config
         return encode(
-            self._engine,
+            self.source,
             np.array([sum(sequence.length for sequence in sequences) for sequences in items], np.int64),
             lambda index: items[index],
             micro_batch_tokens=config.batch.micro_batch_tokens,

@@ -35,7 +35,7 @@ from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.reads import HEAD, RETRIEVAL
 from unimo_ds.finetune.right_answers import RightAnswers
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
@@ -219,7 +219,7 @@ class RetrievalTask(Task):
             )
         return RetrievalExamples(pairs, config.finetuning.retrieval)
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+    def prepare_training(self, examples: Examples, engine: TaskEngine, config: RunConfig) -> Examples:
         """Adds hard negatives of the starting model, and a head that scores as pre-training did.
 
         A fresh head would undo in its first steps what the body knows (docs/experiments.md). With all weights equal, the score
