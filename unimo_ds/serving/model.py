@@ -83,8 +83,11 @@ class ServedModel:
         Raises:
             UserError: as `regions`.
         """
-        max_regions = self.source.config.data.max_regions
-        return self.region_vectors([image_input(one, max_regions=max_regions) for one in self.regions(images)])
+        return self.region_vectors([self.input_of(one) for one in self.regions(images)])
+
+    def input_of(self, regions: Regions) -> ImageInput:
+        """What the encoder takes of an image's regions."""
+        return image_input(regions, max_regions=self.source.config.data.max_regions)
 
     def region_vectors(self, inputs: Sequence[ImageInput]) -> Vectors:
         """[n, D] of length 1, from images encoded alone."""
@@ -124,20 +127,19 @@ class ServedModel:
         Raises:
             UserError: an empty source, an image and text that are both None, or invalid settings.
         """
-        config, encode_text = self.source.config, self.source.tokenizer.encode
-        objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
+        tokenizer = self.source.tokenizer
+        objects = ObjectWords.of(self.source.config, self.source.assets, tokenizer)
         prompts = []
         for regions, text in zip(self._regions_in_turn(images), texts, strict=True):
-            shown = None if regions is None else image_input(regions, max_regions=config.data.max_regions)
+            shown = None if regions is None else self.input_of(regions)
             if objects is not None and regions is not None and text is None:
                 words = objects.text(regions)
                 prompts.append(clean_sequence(role=SequenceRole.JOINT_PAIR, image=shown, text=words))
                 continue
-            source = None if text is None else encode_text(text.strip())
+            source = None if text is None else tokenizer.encode(text.strip())
             prompts.append(make_prompt(image=shown, source=source, max_source_tokens=self.source.max_text_tokens))
         found = generate(self.source.module, prompts, self.vocabulary, settings)
-        decode = self.source.tokenizer.decode
-        return [[(decode(one.tokens).strip(), one) for one in several] for several in found]
+        return [[(tokenizer.decode(one.tokens).strip(), one) for one in several] for several in found]
 
     def _regions_in_turn(self, images: Iterable[Image.Image | None]) -> Iterator[Regions | None]:
         for some in batched(images, _AT_ONCE):
