@@ -162,7 +162,7 @@ def load(
     """
     files = find(path)
     config = read_config(files.config)
-    weights = read_weights(files, config)
+    weights = weights_of(files, config)
     if any(name.startswith("head.") for name in weights):
         raise UserError(f"{files.weights.parent} is a fine-tuned model, with a task's head; give the pre-trained one")
     if images is not None:
@@ -196,29 +196,30 @@ def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *
             parameter.copy_(weights[name])
 
 
-def _check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: CheckpointFiles) -> None:
-    """Checked before a model is made: a changed configuration may describe one that needs more memory than there is.
+def weights_of(files: CheckpointFiles, config: RunConfig) -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint. Their number is checked before a model is made: a changed configuration may describe one that
+    needs more memory than there is.
 
     Raises:
-        UserError: the configured model is more than twice as large.
+        UserError: as `read_weights`, or the configured model is more than twice as large.
     """
+    weights = read_weights(files.weights)
     held, wanted = sum(weight.numel() for weight in weights.values()), count_parameters(config.model).total
     if wanted > 2 * held:
         raise UserError(
             f"{files.weights} does not fit the model of {files.config}: it holds {held:,} numbers, the model has {wanted:,}"
         )
+    return weights
 
 
-def read_weights(files: CheckpointFiles, config: RunConfig) -> Mapping[str, torch.Tensor]:
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """The tensors of a safetensors file, or of all files that an index names; checked against the checkpoint's manifest if
     one is in the same folder, named as in `Unimo`, and without the own heads of pre-training objectives.
 
-    config: of the model that they are for.
-
     Raises:
-        UserError: damaged or unreadable, or far too few for that model.
+        UserError: damaged or unreadable.
     """
-    path, cure = files.weights, "take another checkpoint"
+    cure = "take another checkpoint"
     manifest = path.parent / checkpoint_folder.MANIFEST
     weights: dict[str, torch.Tensor] = {}
     try:
@@ -231,6 +232,4 @@ def read_weights(files: CheckpointFiles, config: RunConfig) -> Mapping[str, torc
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {cure}") from None
     named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
-    kept = {name: weight for name, weight in named.items() if not name.startswith(OBJECTIVE_HEADS)}
-    _check_size(kept, config, files)
-    return kept
+    return {name: weight for name, weight in named.items() if not name.startswith(OBJECTIVE_HEADS)}

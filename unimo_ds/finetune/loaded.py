@@ -62,7 +62,7 @@ def load_task(
     if name is not None and config.finetune.task != name:
         raise UserError(f"{path} is fine-tuned on {config.finetune.task}, not on {name}; give a checkpoint of {name}")
     task = tasks.load(config.finetune.task)
-    weights = checkpoint.read_weights(files, config)
+    weights = checkpoint.weights_of(files, config)
     module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     checkpoint.fill(
         dict(module.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}"

@@ -1,5 +1,5 @@
 """What a downstream task is. A new task is a new file in `tasks/` with one object of this kind, usually based on
-`sentences.SentenceTask`, `image_text_labels.ImageTextLabelTask` or `writing.WritingTask` (docs/extending.md).
+`sentences.SentenceTask`, `labels.LabelTask` or `writing.WritingTask` (docs/extending.md).
 
 Letters: E examples, K numbers per target, S sequences.
 """
@@ -142,7 +142,7 @@ class Evaluation:
     metrics: dict[str, float]
     """Names as in the paper's tables, values as fractions in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
     predictions: list[dict[str, Any]]
-    """One per example, in order; on every rank: its `key`, the model's answer, and, if the task's official evaluation takes
-    answer files, the entry of such a file (`official`, see `answers.py`)."""
+    """One per example, in order; on every rank: its `key`, the model's answer, and the entry of the answer file that the task's
+    official evaluation takes, if there is one (`official`, see `answers.py`)."""
     notes: dict[str, str]
     """What a reader of the metrics must know: how texts were tokenised, and what could not be measured and why."""

@@ -30,7 +30,7 @@ from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.evaluation.pair_reader import PairReader
-from unimo_ds.evaluation.pairs import choose_pairs, evenly
+from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
@@ -209,10 +209,11 @@ class RetrievalTask(Task):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> RetrievalExamples:
-        corpus = images.open_split(data, split, config, tokenizer=tokenizer)
-        pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
+        pairs = images.open_pairs(data, split, config, tokenizer=tokenizer)
         if split == "train" and pairs.num_images < 2:
-            raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
+            raise UserError(
+                f"{pairs.corpus.location} has one image alone, so there are no negatives; give at least two"
+            )
         if split == "train" and config.finetuning.max_examples == 1:
             raise UserError(
                 "finetune.max_examples=1 leaves one image alone, so there are no negatives; give at least 2"

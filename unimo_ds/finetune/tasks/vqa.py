@@ -12,6 +12,7 @@ Letters: E examples, A answers.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,8 +31,8 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.columns import Ragged
-from unimo_ds.finetune.files import fingerprint_of, first_file, plain_text, read_json_items, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images, open_images
+from unimo_ds.finetune.files import first_file, in_form_of, plain_text, read_json_items, text_of
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
@@ -86,17 +87,18 @@ class Vqa(Task):
                 "restore that file"
             )
         number_of = {answer: number for number, answer in enumerate(answers)}
-        shelf, names = open_images(data, split, config)
         path = _questions_file(data, split)
-        paths = [path] if split == "test" else [path, _annotations_file(data, split)]
-        people = None if split == "test" else _People(paths[-1])
-        found = ImageTextExamples.of(
-            _rows(path, people, names, number_of, must_be_answerable=split == "train"),
-            shelf,
-            tokenizer,
-            max_text_tokens=config.data.max_text_tokens,
+        people = None if split == "test" else _People(_annotations_file(data, split))
+        read = functools.partial(_rows, path, people, number_of=number_of, must_be_answerable=split == "train")
+        paths = [path] if people is None else [path, people.path]
+        found = ImageTextExamples.open(
+            read,
+            paths,
+            data,
+            split,
+            tokenizer=tokenizer,
+            config=config,
             target_size=len(answers),
-            fingerprint=f"{fingerprint_of(paths)}/{shelf.corpus.fingerprint}",
             answers=answers,
         )
         if not len(found):
@@ -135,7 +137,7 @@ class Vqa(Task):
 
 
 def _rows(
-    path: Path, people: _People | None, names: ImageNames, number_of: Mapping[str, int], *, must_be_answerable: bool
+    path: Path, people: _People | None, names: ImageNames, *, number_of: Mapping[str, int], must_be_answerable: bool
 ) -> Iterator[ImageTextRow]:
     for question, image, asked in _questions(path):
         where = f"{path}: question {question}"
@@ -185,11 +187,9 @@ def _annotations_file(data: Path, split: str) -> Path:
 
 def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
     """(question, image, text), the text unchecked."""
-    for one in read_json_items(path, "questions"):
-        try:
+    with in_form_of("VQA", path):
+        for one in read_json_items(path, "questions"):
             yield _number(one["question_id"]), _number(one["image_id"]), one["question"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
 
 
 def _number(value: Any) -> int:
@@ -213,20 +213,16 @@ class _People:
         Raises:
             UserError: not in VQA's form, or a question without answers, or with two lists of them.
         """
-        self._path, self._answers = path, Ragged("i")
+        self.path, self._answers = path, Ragged("i")
         number_of: dict[str, int] = {}
         ids = array("q")
-        for one in read_json_items(path, "annotations"):
-            try:
+        with in_form_of("VQA", path):
+            for one in read_json_items(path, "annotations"):
                 ids.append(_number(one["question_id"]))
                 given = [_answer(answer["answer"], f"{path}: question {ids[-1]}") for answer in one["answers"]]
-            except UserError:
-                raise
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
-            if not given:
-                raise UserError(f"{path}: question {ids[-1]} has no answers")
-            self._answers.append([number_of.setdefault(answer, len(number_of)) for answer in given])
+                if not given:
+                    raise UserError(f"{path}: question {ids[-1]} has no answers")
+                self._answers.append([number_of.setdefault(answer, len(number_of)) for answer in given])
         self._texts = list(number_of)
         self._order = np.argsort(np.array(ids), kind="stable")
         self._ids = np.array(ids)[self._order]
@@ -235,7 +231,7 @@ class _People:
             raise UserError(f"{path}: question {self._ids[twice[0]]} has answers twice; leave one of them")
 
     def __str__(self) -> str:
-        return str(self._path)
+        return str(self.path)
 
     def of(self, question: int) -> tuple[str, ...] | None:
         """None if the question is not there."""
