@@ -135,9 +135,10 @@ class Captioning(WritingTask):
         """Read the names of objects if the recipe uses them.
 
         Raises:
-            UserError: a file that does not name the detector's classes, or pycocoevalcap is not installed.
+            UserError: a file that does not name the detector's classes, pycocoevalcap is not installed, or Java fails.
         """
         captions.check_installed()
+        captions.check_java()
         path = config.finetuning.captioning.object_names
         if not path:
             return config, {}
