@@ -173,7 +173,7 @@ def own_settings(found: Source) -> GenerationSettings:
     """Generation settings of the task that the model was fine-tuned on; the defaults for a pre-trained model.
 
     Raises:
-        UserError: the model is fine-tuned on a task that does not generate text.
+        UserError: the model is fine-tuned on a task that does not generate text, or reads more than a text and an image.
     """
     if found.config.finetune is None:
         return GenerationSettings()
@@ -182,5 +182,10 @@ def own_settings(found: Source) -> GenerationSettings:
         raise UserError(
             f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
             "fine-tuned on captioning or a text task that writes"
+        )
+    if task.tag_sizes:
+        raise UserError(
+            f"{found.files.weights.parent} is fine-tuned on {task.name}: it answers in conversations, not to a text alone; "
+            "export it and give its processor the `conversations` (docs/using.md)"
         )
     return task.generation_settings(found.config, found.tokenizer)
