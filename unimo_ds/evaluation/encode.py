@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import PackedBatch, SequenceInput
 from unimo_ds.models.unimo import ModelOutput
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.communicator import Communicator, SingleProcess
 
 Integers = NDArray[np.int64]
@@ -125,6 +126,7 @@ def encode(
             made = [make(item) for item in items.tolist()]
             sequences = [one for item in made for one in (item if isinstance(item, tuple) else (item,))]
             output = engine.forward(pack_sequences(sequences, feature_size=feature_size).to(engine.device))
+            heartbeat.beat()
             images.append(output.pooled_images.float())
             texts.append(output.pooled_texts.float())
         if not images:

@@ -15,6 +15,7 @@ from unimo_ds.data.schema import PackedBatch
 from unimo_ds.evaluation.encode import Evaluable, deal, evaluating, micro_batches
 from unimo_ds.finetune.batch import TaskExample, pack_examples
 from unimo_ds.finetune.model import TaskOutput
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.communicator import Communicator
 
 Item = TypeVar("Item")
@@ -84,7 +85,10 @@ def over_ranks(
     """
     batches = micro_batches(lengths, micro_batch_tokens=micro_batch_tokens)
     dealt = deal(batches, world_size=communicator.world_size)
-    mine = [run(items) for items in dealt[communicator.rank]]
+    mine = []
+    for items in dealt[communicator.rank]:
+        mine.append(run(items))
+        heartbeat.beat()
     everyone: Sequence[list[Any]] = communicator.all_gather_object(mine)
     rounds = len(dealt[0])
     in_order = [everyone[rank][turn] for turn in range(rounds) for rank in range(communicator.world_size)]
