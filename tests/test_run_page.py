@@ -118,3 +118,26 @@ def test_not_a_run_and_a_damaged_one(run_dir: Path, tmp_path: Path) -> None:
     assert write_page(run_dir, tmp_path / "page.html")["steps"] == 0
     with pytest.raises(UserError, match="cannot write"):
         write_page(run_dir, run_dir / "config.json" / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("starts.jsonl", {"time": "2027-01-15T08:00:00+0000", "versions": []}, r"a line: versions has \[\]"),
+        ("starts.jsonl", {"time": "2027-01-15T08:00:00+0000", "machines": [3]}, r"a line: machines\[0\] has 3"),
+        ("starts.jsonl", {"time": "yesterday"}, "Invalid isoformat string"),
+        ("last_samples.json", {"step": 3, "samples_of_rank_0": 7}, "samples_of_rank_0 has 7"),
+        ("config.json", {"schedule": 3}, "config.json: schedule has 3 where an object belongs"),
+    ],
+)
+def test_what_is_no_text_or_table_is_said(run_dir: Path, tmp_path: Path, name: str, content: object, said: str) -> None:
+    (run_dir / name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(UserError, match=said):
+        write_page(run_dir, tmp_path / "page.html")
+
+
+def test_what_is_no_number_counts_nothing(run_dir: Path, tmp_path: Path) -> None:
+    with (run_dir / "metrics.jsonl").open("w") as lines:
+        lines.write(json.dumps({"step": 1, "time": 1.8e9, "speed/data_wait_share": "much"}) + "\n")
+        lines.write(json.dumps({"step": 1, "event": "saved", "stall_seconds": [1]}) + "\n")
+    assert write_page(run_dir, tmp_path / "page.html")["save_stall_seconds"] == 0

@@ -335,6 +335,12 @@ class RunConfig:
     finetune: FinetuneConfig | None = None
     """Settings of a fine-tuning; None: the run pre-trains."""
 
+    @property
+    def finetuning(self) -> FinetuneConfig:
+        """`finetune` of a run that has it."""
+        assert self.finetune is not None
+        return self.finetune
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain nested dictionaries for JSON."""

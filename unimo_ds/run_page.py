@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,54 @@ img{max-width:100%;display:block;margin:.3rem 0}
 
 
 @dataclass(frozen=True)
+class Machine(strict_json.Partial):
+    """One machine of a start."""
+
+    host: Any = ""
+    ranks: Any = ""
+    gpus: Sequence[str] = ()
+    processor: Any = ""
+    cores: Any = ""
+    memory_gib: Any = ""
+    system: Any = ""
+
+
+@dataclass(frozen=True)
+class Start(strict_json.Partial):
+    """A line of starts.jsonl."""
+
+    time: str
+    host: Any = ""
+    slurm_job: Any = ""
+    world_size: Any = ""
+    revision: Any = ""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    machines: Sequence[Machine] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch. May raise ValueError."""
+        return datetime.datetime.fromisoformat(self.time).timestamp()
+
+
+@dataclass(frozen=True)
+class LastSamples(strict_json.Partial):
+    """Keys of rank 0's samples in the last logged step."""
+
+    step: int = 0
+    samples_of_rank_0: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class RunFiles:
-    """Content of a run directory. steps: lines with metrics, ascending; events: the other lines; starts: all lines."""
+    """Content of a run directory. steps: lines with metrics, ascending; events: the other lines."""
 
     name: str
     steps: Sequence[Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
-    starts: Sequence[Mapping[str, Any]]
+    starts: Sequence[Start]
     config: Mapping[str, Any]
-    last_samples: Mapping[str, Any]
-    """Keys of rank 0's samples in the last logged step."""
+    last_samples: LastSamples
     pictures: Sequence[bytes]
     """JPEGs of the last evaluation."""
 
@@ -85,7 +123,7 @@ def read_run(run_dir: Path) -> RunFiles:
         events=[line.values for line in lines if line.event],
         starts=_starts(run_dir / "starts.jsonl"),
         config=strict_json.read(run_dir / "config.json", dict[str, Any]),
-        last_samples=strict_json.read(samples, dict[str, Any]) if samples.is_file() else {},
+        last_samples=strict_json.read(samples, LastSamples) if samples.is_file() else LastSamples(),
         pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
     )
 
@@ -109,8 +147,7 @@ def start_steps(run: RunFiles) -> list[int]:
     """For each start, the first step logged after it; starts without a step have that of the next start."""
     found = []
     for start in run.starts:
-        began = _seconds(start)
-        later = [int(line["step"]) for line in run.steps if line["time"] >= began]
+        later = [int(line["step"]) for line in run.steps if line["time"] >= start.seconds]
         found.append(min(later, default=int(run.steps[-1]["step"]) if run.steps else 0))
     return found
 
@@ -122,26 +159,27 @@ def summary(run: RunFiles) -> dict[str, Any]:
     steps = run.steps
     if not steps:
         return {"steps": 0, "starts": len(run.starts)}
-    begins = [_seconds(start) for start in run.starts]
+    begins = [start.seconds for start in run.starts]
     # Sum gaps instead of last minus first: wall clocks may be set back.
     trained = elapsed = 0.0
     for before, after in itertools.pairwise([{"step": 0, "time": min([*begins, steps[0]["time"]])}, *steps]):
         gap = max(0.0, after["time"] - before["time"])
         elapsed += gap
         if any(before["time"] <= began <= after["time"] for began in begins):
-            working = 1.0 - after.get("speed/data_wait_share", 0.0)
-            seconds_per_step = after.get("speed/seconds_per_step", 0.0) * working
+            working = 1.0 - _value(after, "speed/data_wait_share")
+            seconds_per_step = _value(after, "speed/seconds_per_step") * working
             gap = min(gap, (after["step"] - before["step"]) * seconds_per_step)
         trained += gap
     saves = [event for event in run.events if event["event"] == "saved"]
+    schedule = strict_json.typed(dict[str, Any], run.config.get("schedule", {}), where="config.json: schedule")
     return {
         "steps": int(steps[-1]["step"]),
-        "total_steps": run.config.get("schedule", {}).get("total_steps"),
+        "total_steps": schedule.get("total_steps"),
         "starts": len(run.starts),
         "hours": elapsed / 3600.0,
         "training_share": trained / elapsed if elapsed > 0 else math.nan,
         "saves": len(saves),
-        "save_stall_seconds": sum(float(event.get("stall_seconds", 0.0)) for event in saves),
+        "save_stall_seconds": sum(_value(event, "stall_seconds") for event in saves),
         "skipped_steps": sum(event["event"] == "skipped" for event in run.events),
         "spikes": sum(event["event"] == "spike" for event in run.events),
     }
@@ -172,13 +210,13 @@ def to_html(run: RunFiles) -> str:
     starts = [
         (
             number,
-            start.get("time", ""),
+            start.time,
             step,
-            start.get("host", ""),
-            start.get("slurm_job", ""),
-            start.get("world_size", ""),
-            str(start.get("revision", ""))[:12],
-            ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items()),
+            start.host,
+            start.slurm_job,
+            start.world_size,
+            str(start.revision)[:12],
+            ", ".join(f"{name} {version}" for name, version in start.versions.items()),
         )
         for number, (start, step) in enumerate(zip(run.starts, firsts, strict=True), start=1)
     ]
@@ -201,18 +239,18 @@ def to_html(run: RunFiles) -> str:
 
 def _machines(run: RunFiles) -> list[Sequence[object]]:
     """One row per machine of the last start."""
-    machines = run.starts[-1].get("machines", ()) if run.starts else ()
     return [
         (
-            machine.get("host", ""),
-            machine.get("ranks", ""),
-            "; ".join(f"{count} x {name}" for name, count in Counter(machine.get("gpus", ())).items()) or "none",
-            machine.get("processor", ""),
-            machine.get("cores", ""),
-            f"{machine.get('memory_gib', '')} GiB",
-            machine.get("system", ""),
+            machine.host,
+            machine.ranks,
+            "; ".join(f"{count} x {name}" for name, count in Counter(machine.gpus).items()) or "none",
+            machine.processor,
+            machine.cores,
+            f"{machine.memory_gib} GiB",
+            machine.system,
         )
-        for machine in machines
+        for start in run.starts[-1:]
+        for machine in start.machines
     ]
 
 
@@ -222,10 +260,10 @@ def _last_samples(run: RunFiles) -> str:
     parts = (
         ["<p>Held-out captions of the last evaluation, and what was retrieved for each:</p>", *shown] if shown else []
     )
-    keys = run.last_samples.get("samples_of_rank_0", ())
+    keys = run.last_samples.samples_of_rank_0
     if keys:
         more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
-        told = f"Step {run.last_samples.get('step')}, rank 0: {', '.join(map(str, keys[:_MOST_KEYS]))}{more}"
+        told = f"Step {run.last_samples.step}, rank 0: {', '.join(keys[:_MOST_KEYS])}{more}"
         parts.append(f"<p>{escape(told)} (<code>unimo inspect sample</code> shows one)</p>")
     return "".join(parts) or "<p>none yet</p>"
 
@@ -288,19 +326,20 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _seconds(start: Mapping[str, Any]) -> float:
-    """Time of a start, in seconds since the epoch."""
-    return datetime.datetime.fromisoformat(str(start["time"])).timestamp()
+def _value(line: Mapping[str, Any], name: str) -> float:
+    """A number of a line of metrics.jsonl; 0 if it has none of that name."""
+    value = line.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _starts(path: Path) -> list[dict[str, Any]]:
+def _starts(path: Path) -> list[Start]:
     """All starts, without a last line that is still being written."""
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
     starts = []
     for line in (one for one in lines if one.endswith("\n")):
         try:
-            starts.append(strict_json.typed(dict[str, Any], strict_json.parsed(line), where="a line"))
-            _seconds(starts[-1])
-        except (ValueError, KeyError) as error:
+            starts.append(strict_json.typed(Start, strict_json.parsed(line), where="a line"))
+            _ = starts[-1].seconds
+        except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); restore it") from None
     return starts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -50,6 +52,31 @@ def test_one_rank_tells_though_the_one_that_stopped_is_a_turn_behind(
         watchdog._turn = turn
         watchdog._tell(1.0)
     assert capsys.readouterr().out.count("no progress for 1 s") == 1
+
+
+WATCHED = """
+import sys, time
+from unimo_ds.engine.watchdog import Watchdog
+from unimo_ds.utils import heartbeat
+from unimo_ds.utils.communicator import SingleProcess
+watchdog = Watchdog(SingleProcess(), minutes=1.5 / 60)
+watchdog.alive()
+with heartbeat.heard_by(watchdog.working):
+    for _ in range(10):
+        time.sleep(0.3)
+        if sys.argv[1] == "beats":
+            heartbeat.beat()
+watchdog.stop()
+print("whole")
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("beats", 0), ("hangs", 1)])
+def test_an_evaluation_may_last_longer_than_the_limit_if_it_goes_on(kind: str, status: int) -> None:
+    command = [sys.executable, "-c", WATCHED, kind]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert found.returncode == status, found.stderr
+    assert ("whole" in found.stdout) == (status == 0)
 
 
 def test_a_threads_place_names_its_line_and_the_packages() -> None:

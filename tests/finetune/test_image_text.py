@@ -11,9 +11,10 @@ import pytest
 
 from tests.finetune import small
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.sample_shelf import SampleShelf
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, open_images
+from unimo_ds.finetune.image_text import AnsweredRow, Columns, ImageTextExamples, ImageTextRow
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
@@ -53,7 +54,7 @@ def test_snli_ve(folder, tokenizer):
 
 
 def test_columns_hold_what_was_read(folder, tokenizer):
-    images = open_images(folder, "train", small.task_config("snli-ve", tokenizer))[0]
+    images = SampleShelf(Corpus.open(folder / "images"), max_regions=100)
     texts = ["a film", "", "the plot is great " * 30, "a film"]
     rows = [
         ImageTextRow(
@@ -61,8 +62,8 @@ def test_columns_hold_what_was_read(folder, tokenizer):
         )
         for n, text in enumerate(texts)
     ]
-    settings = {"max_text_tokens": 20, "target_size": 6, "fingerprint": ""}
-    examples = ImageTextExamples.of(iter(rows), images, tokenizer, **settings)
+    columns = Columns.of(iter(rows), tokenizer, max_text_tokens=20)
+    examples = ImageTextExamples(columns, images, target_size=6, fingerprint="")
     assert list(examples.rows) == [row.answered for row in rows]
     assert list(examples.select([3, 1]).rows) == [rows[3].answered, rows[1].answered]
     for index, text in enumerate(texts):
@@ -72,13 +73,10 @@ def test_columns_hold_what_was_read(folder, tokenizer):
 
 
 def test_a_file_without_labels_gets_answers_and_no_measure(folder, tokenizer):
-    write_snli_ve(folder, entailment("neutral"))
-    task, config, _ = small.open_task("snli-ve", folder, tokenizer)
-    shelf, _ = open_images(folder, "test", config)
-    rows = [ImageTextRow(AnsweredRow("test.jsonl:1", ()), 0, "a film is good")]
-    examples = ImageTextExamples.of(rows, shelf, tokenizer, max_text_tokens=64, target_size=1, fingerprint="f")
+    (folder / "test.jsonl").write_text(json.dumps({"Flickr30K_ID": "4705552913", "sentence2": "a film is good"}))
+    task, config, examples = small.open_task("snli-ve", folder, tokenizer, "test")
     found = task.evaluate(small.plain_engine(config), examples, config=config, tokenizer=tokenizer)
-    assert (found.metrics, [one["key"] for one in found.predictions]) == ({}, ["test.jsonl:1"])
+    assert (found.metrics, [one["key"] for one in found.predictions]) == ({}, [f"{folder}/test.jsonl:1"])
     assert "no labels" in found.notes["metrics"]
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,9 @@ def test_accuracy_as_in_scikit_learns_documentation():
 
 def test_matthews_as_in_scikit_learns_documentation():
     assert classification.matthews([+1, -1, +1, +1], [+1, +1, +1, -1]) == pytest.approx(-0.3333, abs=1e-4)
-    assert classification.matthews([1, 1, 1], [0, 1, 1]) == 0.0
+    with warnings.catch_warnings(action="error"):
+        for predicted, true in (([1, 1, 1], [0, 1, 1]), ([0, 1, 1], [1, 1, 1]), ([1, 1], [1, 1])):
+            assert classification.matthews(predicted, true) == 0.0
 
 
 def test_correlations_as_in_scipys_documentation():
@@ -114,6 +120,44 @@ def test_texts_are_lower_cased_and_lose_their_punctuation(monkeypatch):
     measured, notes = captions.measure(["a dog"], [["a dog"]])
     assert "meteor" not in measured
     assert "needs Java" in notes["meteor"]
+
+
+_MEASURE = (
+    "from unimo_ds.finetune.metrics import captions; print(captions.measure(['a dog'], [['a dog']], tokenised={}))"
+)
+
+
+def test_a_java_that_fails_is_told_and_makes_no_figures(tmp_path):
+    """pycocoevalcap would take what it says for words, and wait for itself for ever."""
+    (tmp_path / "java").write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+
+    def measured(tokenised: bool) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = [sys.executable, "-c", _MEASURE.format(tokenised)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+    said = "words cannot be split: Java failed (no memory); cure it, or take Java off the PATH for a plain rule instead"
+    assert measured(tokenised=False).stderr.splitlines()[-1].endswith(said)
+    found = measured(tokenised=True)
+    assert found.returncode == 0
+    assert "'meteor': 'not measured: Java failed (no memory)'" in found.stdout
+    assert "'rouge_l': 1.0" in found.stdout
+
+
+@pytest.mark.skipif(not captions.has_java(), reason="PTB tokens need Java")
+def test_words_are_those_of_the_packages_own_tokenizer():
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    texts = [
+        "A dog, running!  ",
+        "It's 3 o'clock (now)... -- [x]",
+        "caf\u00e9 na\u00efve \U0001f642",
+        "``a'' \"b\"; 3.5, 1,000",
+        ".",
+    ]
+    official = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(texts)})
+    assert captions.tokenise({number: [text] for number, text in enumerate(texts)})[0] == official
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_fine_tuned_models_keep_their_head(head, family: type, num_outputs: int,
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
     assets = {"answers": ["yes", "no", "2"]} if family is heads.UnimoForVisualQuestionAnswering else {"note": 1}
     found = source.Source(
-        own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), assets
+        own, torch.device("cpu"), config, files, small.make_tokenizer(), small.make_extractor(), assets
     )
     folder = tmp_path / "exported"
     write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found))
@@ -449,7 +449,7 @@ def test_pipelines_say_what_a_fine_tuned_model_says_of_two_sentences(task: str, 
     config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig(task))
     own = task_models.TaskModel(config, task_models.TextHead(config, num_outputs=num_outputs)).eval()
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
-    found = source.Source(own, config, files, small.make_tokenizer(), None, torch.device("cpu"), {})
+    found = source.Source(own, torch.device("cpu"), config, files, small.make_tokenizer(), None, {})
     folder = tmp_path / "exported"
     write(found, folder, dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found))
     texts = [small.make_tokenizer().encode(text) for text in TEXTS[:2]]
@@ -473,7 +473,7 @@ def test_the_processor_of_a_model_taught_with_names_of_objects_names_them(tmp_pa
     own = task_models.TaskModel(config, task_models.NoHead())
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
     found = source.Source(
-        own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"), {"object_names": names}
+        own, torch.device("cpu"), config, files, small.make_tokenizer(), small.make_extractor(), {"object_names": names}
     )
     write(found, tmp_path / "exported", dtype="fp32", card=lambda family: "")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "exported")
@@ -495,7 +495,7 @@ def test_a_fine_tuned_model_without_a_class_is_refused(tmp_path: Path):
     config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("sst2", num_outputs=2))
     files = checkpoint.CheckpointFiles(tmp_path / "step-7" / "model.safetensors", tmp_path / "config.json")
     own = task_models.TaskModel(config, torch.nn.Identity())
-    found = source.Source(own, config, files, small.make_tokenizer(), small.make_extractor(), torch.device("cpu"))
+    found = source.Source(own, torch.device("cpu"), config, files, small.make_tokenizer(), small.make_extractor())
     with pytest.raises(UserError, match="fine-tuned on sst2, whose parts no class"):
         write(
             found, tmp_path / "exported", dtype="fp32", max_shard_bytes=10**9, card=functools.partial(write_card, found)

@@ -13,14 +13,13 @@ from tests.distributed.step_worker import NUM_STEPS, step_batch
 from tests.finetune import small, test_image_text, test_writing
 from unimo_ds.config import ContrastConfig, LossWeights, OptimizerConfig
 from unimo_ds.engine.step import train_step
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.finetune.model import TaskModel
-from unimo_ds.finetune.predict import Untrained
 from unimo_ds.finetune.reader import TaskReader
 from unimo_ds.finetune.step import TaskStep
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks import pretraining
 from unimo_ds.tasks.pretraining import PretrainingTask
-from unimo_ds.utils.communicator import SingleProcess
 
 CPU = torch.device("cpu")
 IN_FP32 = "tiled"
@@ -106,7 +105,7 @@ def task_on(device: torch.device, name: str, folder: Path, tokenizer, changes: t
     usual = ("model.hidden_dropout=0.1", "batch.global_samples=2", "batch.micro_batch_tokens=400")
     task, config, examples = small.open_task(name, folder, tokenizer, "train", *usual, *changes)
     model = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
-    untrained = Untrained(model.to(device), device, SingleProcess())
+    untrained = OneDevice(model.to(device), device)
     examples = task.prepare_training(examples, untrained, config)
     engine = PlainEngine(model.train(), config.optimizer, device=device, dtype=dtype)
     return task, config, examples, engine, list(TaskReader(examples, config, rank=0, world_size=1).steps(0, 2))

@@ -22,6 +22,7 @@ from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
+from unimo_ds.finetune import tasks
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig, GenerationConfig
 from unimo_ds.generation.generate import GenerationSettings
@@ -113,6 +114,10 @@ def test_bad_input_is_named(run: Path, photographs: Path, tmp_path: Path, capsys
     tuned = task_models.TaskModel(config, task_models.TextHead(config, num_outputs=2))
     run_of_sst2 = small.write_run(tmp_path / "sst2", tuned, config)
     assert "fine-tuned on sst2, which does not write" in refused("--checkpoint", str(run_of_sst2), "--text", "a")
+    config = dataclasses.replace(small.run_config(), finetune=FinetuneConfig("coqa"))
+    tuned = task_models.TaskModel(config, task_models.NoHead(), tag_sizes=tasks.load("coqa").tag_sizes)
+    run_of_coqa = small.write_run(tmp_path / "coqa", tuned, config)
+    assert "it answers in conversations, not to a text" in refused("--checkpoint", str(run_of_coqa), "--text", "a")
 
 
 def test_a_tuned_model_writes_as_its_task_does(tmp_path: Path):

@@ -18,7 +18,7 @@ from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine.rollback import Rollback
 from unimo_ds.engine.state import Described
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.strict_json import read, typed
+from unimo_ds.utils.strict_json import Partial, read, typed
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -50,6 +50,19 @@ def test_values_of_the_type_are_taken() -> None:
     assert found == Outer(Inner(3, 1.0), "a", (2, "y"), (Inner(1),), (1.0, 2.5), {"a": 1, "b": 1.5})
     assert type(found.table["a"]) is int
     assert type(found.inner.share) is float
+
+
+@dataclass(frozen=True)
+class Some(Partial):
+    inner: Inner
+
+
+def test_a_part_of_an_object_is_read_and_no_less_strictly() -> None:
+    assert typed(Some, {"inner": {"number": 3}, "other": [1]}, where="here") == Some(Inner(3))
+    with pytest.raises(UserError, match="here: inner has unknown key 'nmber'; did you mean 'number'"):
+        typed(Some, {"inner": {"nmber": 3}}, where="here")
+    with pytest.raises(UserError, match="here has no 'inner'"):
+        typed(Some, {"other": 1}, where="here")
 
 
 @pytest.mark.parametrize(

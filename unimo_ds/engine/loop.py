@@ -26,6 +26,7 @@ from unimo_ds.engine.state import Best, Progress
 from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.stragglers import SlowRanks
 from unimo_ds.engine.watchdog import Watchdog
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.agreement import fail_together
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.host_memory import return_freed_memory
@@ -296,7 +297,8 @@ class Loop:
         if self._evaluate is None:
             return False
         self._watchdog.alive()
-        with self._memory_told(f"the evaluation after step {self.progress.step}"):
+        told = self._memory_told(f"the evaluation after step {self.progress.step}")
+        with told, heartbeat.heard_by(self._watchdog.working):
             report = self._evaluate()
         self._log.write_report(self.progress.step, report)
         # Use rank 0's value everywhere: saving is a collective, and the last bit may differ between machines.

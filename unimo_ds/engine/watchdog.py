@@ -1,8 +1,8 @@
 """If a rank stops, all others hang in a collective: report which rank it is, print every stack, and end the process.
 
-Two timers run beside the trainer; every step, evaluation and save resets both. Shortly before the limit a thread writes this
-rank's position into the group's store, and one rank prints who waits for whom. At the limit `faulthandler`, which does not
-need the GIL, prints the stacks and ends the process, long before the timeout of a launcher or NCCL.
+Two timers run beside the trainer; every step, every micro-batch of an evaluation, and every save resets both. Shortly before the
+limit a thread writes this rank's position into the group's store, and one rank prints who waits for whom. At the limit
+`faulthandler`, which does not need the GIL, prints the stacks and ends the process, long before a launcher's or NCCL's timeout.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ class Watchdog:
         if self._thread is None and self._communicator.world_size > 1:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
+
+    def working(self) -> None:
+        """Reset the timers in the middle of a turn: of an evaluation, in which ranks work apart for as long as it takes."""
+        if self._limit:
+            self._since = time.monotonic()
+            faulthandler.dump_traceback_later(self._limit, exit=True)
 
     def stop(self) -> None:
         faulthandler.cancel_dump_traceback_later()

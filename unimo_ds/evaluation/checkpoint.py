@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -16,15 +16,14 @@ import torch
 from unimo_ds.config import RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.vision import resolution
 from unimo_ds.engine import checkpoint_folder
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.models.accounting import count_parameters
 from unimo_ds.models.positions import at_resolution
 from unimo_ds.models.split_weights import split_files
 from unimo_ds.models.unimo import OBJECTIVE_HEADS, ModelOutput, Unimo, options_of
 from unimo_ds.utils import strict_json
-from unimo_ds.utils.communicator import Communicator, SingleProcess
 from unimo_ds.utils.errors import UserError
 
 WEIGHTS_FILE = checkpoint_folder.FILES[checkpoint_folder.WEIGHT]
@@ -36,6 +35,8 @@ RUN_CONFIG_FILE = "run_config.json"
 """The run's configuration in an export."""
 PREFIX = "unimo."
 """Prefix of a model's weight names in transformers' classes."""
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,12 @@ class CheckpointFiles:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model on one device, ready to be evaluated (an `Evaluable`)."""
+class LoadedModel(OneDevice[ModelOutput]):
+    """A model ready to be evaluated."""
 
     module: Unimo
     config: RunConfig
     files: CheckpointFiles
-    device: torch.device
-    communicator: Communicator = field(default_factory=SingleProcess)
-
-    def forward(self, batch: PackedBatch, /) -> ModelOutput:
-        output: ModelOutput = self.module(batch)
-        return output
 
 
 def find(path: str | os.PathLike[str]) -> CheckpointFiles:
@@ -179,8 +174,7 @@ def load(
     """
     files = find(path)
     config = read_config(files.config)
-    weights = read_weights(files.weights)
-    check_size(weights, config, files)
+    weights = weights_of(files, config)
     if any(name.startswith("head.") for name in weights):
         raise UserError(f"{files.weights.parent} is a fine-tuned model, with a task's head; give the pre-trained one")
     if images is not None:
@@ -188,8 +182,13 @@ def load(
         weights = at_resolution(weights, trained.model, config.model, where=str(files.weights))
     model = Unimo(config.model, **options_of(config))
     fill(dict(model.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}")
+    return LoadedModel(*on_device(model, device), config, files)
+
+
+def on_device(model: Module, device: torch.device | None) -> tuple[Module, torch.device]:
+    """The model in evaluation mode, and its device. device: None: a GPU if there is one."""
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return LoadedModel(model.to(chosen).eval(), config, files, chosen)
+    return model.to(chosen).eval(), chosen
 
 
 def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *, where: str) -> None:
@@ -209,17 +208,20 @@ def fill(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], *
             parameter.copy_(weights[name])
 
 
-def check_size(weights: Mapping[str, torch.Tensor], config: RunConfig, files: CheckpointFiles) -> None:
-    """Checked before a model is made: a changed configuration may describe one that needs more memory than there is.
+def weights_of(files: CheckpointFiles, config: RunConfig) -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint. Their number is checked before a model is made: a changed configuration may describe one that
+    needs more memory than there is.
 
     Raises:
-        UserError: the configured model is more than twice as large.
+        UserError: as `read_weights`, or the configured model is more than twice as large.
     """
+    weights = read_weights(files.weights)
     held, wanted = sum(weight.numel() for weight in weights.values()), count_parameters(config.model).total
     if wanted > 2 * held:
         raise UserError(
             f"{files.weights} does not fit the model of {files.config}: it holds {held:,} numbers, the model has {wanted:,}"
         )
+    return weights
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import PackedBatch, SequenceInput
 from unimo_ds.models.unimo import ModelOutput
-from unimo_ds.utils.communicator import Communicator
+from unimo_ds.utils import heartbeat
+from unimo_ds.utils.communicator import Communicator, SingleProcess
 
 Integers = NDArray[np.int64]
 
 
 class Evaluable(Protocol):
-    """What evaluation needs of an engine; `LoadedModel` is one without DeepSpeed."""
+    """What evaluation needs of an engine; `OneDevice` is one without DeepSpeed."""
 
     @property
     def module(self) -> torch.nn.Module: ...
@@ -37,6 +38,22 @@ class Evaluable(Protocol):
     def communicator(self) -> Communicator: ...
 
     def forward(self, batch: PackedBatch, /) -> ModelOutput: ...
+
+
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+@dataclass(frozen=True)
+class OneDevice(Generic[Output]):
+    """A model on its device (an `Evaluable`)."""
+
+    module: torch.nn.Module
+    device: torch.device
+    communicator: Communicator = field(default_factory=SingleProcess, kw_only=True)
+
+    def forward(self, batch: PackedBatch, /) -> Output:
+        output: Output = self.module(batch)
+        return output
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,7 @@ def encode(
             made = [make(item) for item in items.tolist()]
             sequences = [one for item in made for one in (item if isinstance(item, tuple) else (item,))]
             output = engine.forward(pack_sequences(sequences, feature_size=feature_size).to(engine.device))
+            heartbeat.beat()
             images.append(output.pooled_images.float())
             texts.append(output.pooled_texts.float())
         if not images:

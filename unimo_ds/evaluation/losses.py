@@ -18,6 +18,7 @@ from unimo_ds.data.selection import Selection, select_step
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import Evaluable, Integers, deal, evaluating, micro_batches
 from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils import heartbeat
 
 _SEED = 2021
 """Of the corruption; independent of the run's seed, so that runs of different seeds are compared on the same inputs."""
@@ -52,6 +53,7 @@ def held_out_losses(
             batch = pack(examples, feature_size=corpus.feature_size, classes_per_region=corpus.classes_per_region)
             on_device = batch.to(engine.device)
             output = engine.forward(on_device)
+            heartbeat.beat()
             for column, objective in enumerate(task.objectives):
                 totals[0, column] += objective.loss_sum(output, on_device)
                 totals[1, column] += objective.count(batch)

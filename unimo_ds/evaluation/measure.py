@@ -86,17 +86,8 @@ def measure_reranked(
     scores_CI, image_of_C = single.scores_CI, reader.image_of_C
     images_CK = retrieval.best_candidates(scores_CI, num_candidates)
     captions_IK = retrieval.best_candidates(scores_CI.T, num_candidates)
-    num_captions, num_images = scores_CI.shape
-    # Each combination once, sorted by image, which is the larger thing to read.
-    wanted = np.unique(
-        np.concatenate(
-            [
-                (images_CK * num_captions + np.arange(num_captions)[:, None]).ravel(),
-                (np.arange(num_images)[:, None] * num_captions + captions_IK).ravel(),
-            ]
-        )
-    )
-    images_Q, captions_Q = wanted // num_captions, wanted % num_captions
+    # Sorted by image, which is the larger thing to read.
+    images_Q, captions_Q = np.nonzero(retrieval.wanted_combinations(scores_CI, num_candidates).T)
     joint_Q = score_joint(engine, reader, images_Q, captions_Q)
     sum_CI = np.full_like(scores_CI, np.nan)
     sum_CI[captions_Q, images_Q] = joint_Q + scores_CI[captions_Q, images_Q]
@@ -111,7 +102,7 @@ def measure_reranked(
             retrieval.image_to_text_ranks(scores_CI, image_of_C),
             captions_IK,
             np.take_along_axis(sum_CI.T, captions_IK, axis=1),
-            image_of_C[captions_IK] == np.arange(num_images)[:, None],
+            image_of_C[captions_IK] == np.arange(len(captions_IK))[:, None],
         ),
     )
 

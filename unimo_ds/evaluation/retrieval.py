@@ -106,6 +106,14 @@ def best_candidates(scores_RN: Scores, num_candidates: int) -> Integers:
     return np.argsort(-scores_RN, axis=1, kind="stable")[:, :num_candidates].astype(np.int64)
 
 
+def wanted_combinations(scores_CI: Scores, num_candidates: int) -> NDArray[np.bool_]:
+    """[C, I] whether an image is among the best candidates of a caption, or the caption among those of the image."""
+    wanted_CI = np.zeros(scores_CI.shape, bool)
+    np.put_along_axis(wanted_CI, best_candidates(scores_CI, num_candidates), True, axis=1)
+    np.put_along_axis(wanted_CI.T, best_candidates(scores_CI.T, num_candidates), True, axis=1)
+    return wanted_CI
+
+
 def reranked(
     first_ranks_R: Integers, candidates_RK: Integers, scores_RK: Scores, is_own_RK: NDArray[np.bool_]
 ) -> Integers:

@@ -41,11 +41,11 @@ def convert(folder: Path, to: Path, *, tokenizer: Path, dtype: str = "fp32") -> 
     config = RunConfig(recipe="released", model=sizes, data=data)
     source = Source(
         model,
+        torch.device("cpu"),
         config,
         CheckpointFiles(folder / "word_embedding", folder / "config.json"),
-        found,
-        None,
-        torch.device("cpu"),
+        tokenizer=found,
+        extractor=None,
     )
     written = write(source, to, dtype=dtype, card=lambda family: _card(source, family, report))
     return report, written

@@ -20,9 +20,10 @@ from unimo_ds.data.vision.patch_extractor import PatchExtractor
 from unimo_ds.data.vision.region_extractor import RegionExtractor
 from unimo_ds.evaluation import checkpoint, run_paths
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.evaluation.own_tokenizer import tokenizer_of
 from unimo_ds.finetune.loaded import LoadedTask, load_task
-from unimo_ds.models.unimo import Unimo
+from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.machine import networks_on
 
@@ -31,8 +32,8 @@ _WITHIN_A_TASK = (("train",), ("images",), ("images", "train"))
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model on one device, in float32 and evaluation mode."""
+class Source(OneDevice[ModelOutput]):
+    """A model in float32 and evaluation mode."""
 
     module: Unimo
     """A `TaskModel` if fine-tuned."""
@@ -41,7 +42,6 @@ class Source:
     tokenizer: Tokenizer
     extractor: RegionExtractor | None
     """None if the model was trained on given regions, or if its data is gone."""
-    device: torch.device
     assets: Mapping[str, Any] = field(default_factory=dict)
     """Of its task: answer vocabulary, object names."""
 
@@ -88,7 +88,7 @@ def load(
             f"the region extractor {maker.fingerprint} is not {made_with}, whose regions the model was trained on; give the "
             "model's own with --extractor"
         )
-    return Source(loaded.module, config, files, found, maker, loaded.device, assets)
+    return Source(loaded.module, loaded.device, config, files, found, maker, assets)
 
 
 def find_extractor(files: CheckpointFiles, config: RunConfig) -> RegionExtractor | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,20 @@ def first_file(data: Path, names: Sequence[str]) -> Path:
     Raises:
         UserError: none exists; lists them.
     """
-    for name in names:
-        if (data / name).is_file():
-            return data / name
-    raise none_of(data, ", ".join(names))
+    return first_files(data, [(name,) for name in names])[0]
+
+
+def first_files(data: Path, choices: Iterable[tuple[str, ...]]) -> tuple[Path, ...]:
+    """The first of `choices` whose files all exist in the folder `data`.
+
+    Raises:
+        UserError: none does; lists them.
+    """
+    choices = list(choices)
+    for names in choices:
+        if all((data / name).is_file() for name in names):
+            return tuple(data / name for name in names)
+    raise none_of(data, ", ".join(map(" with ".join, choices)))
 
 
 def none_of(data: Path, names: str) -> UserError:
@@ -139,6 +150,21 @@ def read_json_items(path: Path, name: str) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} has no entries in a list {name!r}")
     yield first
     yield from items
+
+
+@contextlib.contextmanager
+def in_form_of(name: str, path: Path) -> Iterator[None]:
+    """Around code that takes apart what was read from the file `path`.
+
+    Raises:
+        UserError: a part is missing, or is another kind of thing than in the files of `name`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is not in {name}'s form ({type(error).__name__}: {error})") from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,12 +5,14 @@ Examples, up to half a million, are held as columns: tokens, image numbers, targ
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
@@ -20,6 +22,7 @@ from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
+from unimo_ds.finetune.files import fingerprint_of
 from unimo_ds.finetune.images import ImageNames, check_images
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
@@ -52,7 +55,9 @@ class ImageTextRow:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
+    """Rows, each column in one piece; texts are tokenised as they are read."""
+
     keys: Names
     images: array[int]
     texts: Ragged
@@ -66,7 +71,7 @@ class _Columns:
     answers: list[str]
 
     @classmethod
-    def of(cls, rows: Iterable[ImageTextRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> _Columns:
+    def of(cls, rows: Iterable[ImageTextRow], tokenizer: Tokenizer, *, max_text_tokens: int) -> Columns:
         number_of: dict[str, int] = {}
         found = cls(Names(), array("q"), Ragged("i"), Ragged("i"), Ragged("d"), Ragged("i"), array("q"), [])
         for some in batched(rows, _ENCODED_AT_ONCE):
@@ -90,72 +95,81 @@ class _Columns:
             self.questions[index],
         )
 
-    def select(self, indices: Sequence[int]) -> _Columns:
+    def select(self, indices: Sequence[int]) -> Columns:
         ragged = (one.select(indices) for one in (self.texts, self.places, self.values, self.people))
         images, questions = (array("q", (one[index] for index in indices)) for one in (self.images, self.questions))
         texts, places, values, people = ragged
-        return _Columns(self.keys.select(indices), images, texts, places, values, people, questions, self.answers)
+        return Columns(self.keys.select(indices), images, texts, places, values, people, questions, self.answers)
 
 
+@dataclass(frozen=True)
 class ImageTextExamples:
     """`task.Examples` of rows."""
 
-    def __init__(
-        self,
-        columns: _Columns,
-        shelf: SampleShelf,
-        *,
-        target_size: int,
-        fingerprint: str,
-        answers: Sequence[str] = (),
-    ) -> None:
-        """answers: names of the targets, if they are answers."""
-        self.answers = answers
-        self.shelf, self.fingerprint, self.target_size = shelf, fingerprint, target_size
-        self.feature_size = shelf.corpus.feature_size
-        self._columns = columns
+    columns: Columns
+    shelf: SampleShelf
+    target_size: int
+    fingerprint: str
+    answers: Sequence[str] = ()
+    """Names of the targets, if they are answers."""
+
+    @property
+    def feature_size(self) -> int:
+        return self.shelf.corpus.feature_size
 
     @classmethod
-    def of(
+    def open(
         cls,
-        rows: Iterable[ImageTextRow],
-        shelf: SampleShelf,
-        tokenizer: Tokenizer,
+        read: Callable[[ImageNames], Iterable[ImageTextRow]],
+        paths: Sequence[Path],
+        data: Path,
+        split: str,
         *,
-        max_text_tokens: int,
+        tokenizer: Tokenizer,
+        config: RunConfig,
         target_size: int,
-        fingerprint: str,
         answers: Sequence[str] = (),
     ) -> ImageTextExamples:
-        """Tokenises the rows as they are read."""
-        columns = _Columns.of(rows, tokenizer, max_text_tokens=max_text_tokens)
-        return cls(columns, shelf, target_size=target_size, fingerprint=fingerprint, answers=answers)
+        """What `read` finds in the files at `paths`, with the images of the split below `data`.
+
+        Raises:
+            UserError: no images, unreadable files, and what `read` raises.
+        """
+        corpus = check_images(find_images(data, split), config, tokenizer=None)
+        rows = read(ImageNames(corpus))
+        return cls(
+            Columns.of(rows, tokenizer, max_text_tokens=config.data.max_text_tokens),
+            SampleShelf(corpus, max_regions=config.data.max_regions),
+            target_size=target_size,
+            fingerprint=f"{fingerprint_of(paths)}/{corpus.fingerprint}",
+            answers=answers,
+        )
 
     def __len__(self) -> int:
-        return len(self._columns.keys)
+        return len(self.columns.keys)
 
     @property
     def rows(self) -> Iterator[AnsweredRow]:
         """One by one."""
-        return map(self._columns.row, range(len(self)))
+        return map(self.columns.row, range(len(self)))
+
+    @property
+    def targets_E(self) -> NDArray[np.float64]:
+        """As in `LabelledExamples`, of examples with one target."""
+        return np.array([row.targets[0][1] if row.targets else np.nan for row in self.rows])
 
     def key(self, index: int) -> str:
-        return self._columns.keys[index]
+        return self.columns.keys[index]
 
     def select(self, indices: Sequence[int]) -> ImageTextExamples:
-        return ImageTextExamples(
-            self._columns.select(indices),
-            self.shelf,
-            target_size=self.target_size,
-            fingerprint=f"{self.fingerprint}/{len(indices)}",
-            answers=self.answers,
-        )
+        fingerprint = f"{self.fingerprint}/{len(indices)}"
+        return dataclasses.replace(self, columns=self.columns.select(indices), fingerprint=fingerprint)
 
     def lengths(self, index: int, seed: int) -> list[int]:
-        return [self.shelf.length(self._columns.images[index]) + self._columns.texts.length(index)]
+        return [self.shelf.length(self.columns.images[index]) + self.columns.texts.length(index)]
 
     def make(self, index: int, seed: int) -> TaskExample:
-        columns = self._columns
+        columns = self.columns
         image = self.shelf.image(columns.images[index])
         sequence = clean_sequence(role=SequenceRole.JOINT_PAIR, seed=seed, image=image, text=columns.texts[index])
         targets = np.zeros(self.target_size, np.float32)
@@ -163,18 +177,9 @@ class ImageTextExamples:
         return TaskExample(columns.keys[index], (sequence,), targets)
 
 
-def open_images(data: Path, split: str, config: RunConfig) -> tuple[SampleShelf, ImageNames]:
-    """The images of a task: `data/images/SPLIT`, or `data/images` for all splits together.
-
-    Raises:
-        UserError: no data folder there, or one made with another region extractor.
-    """
-    corpus = check_images(find_images(data, split), config, tokenizer=None)
-    return SampleShelf(corpus, max_regions=config.data.max_regions), ImageNames(corpus)
-
-
 def find_images(data: Path, split: str) -> Corpus:
-    """Their data folder, not yet checked against the model.
+    """The data folder of a task's images, not yet checked against the model: `data/images/SPLIT`, or `data/images` for all splits
+    together.
 
     Raises:
         UserError: none there.

@@ -12,6 +12,8 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import check_made_alike, check_regions
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint
+from unimo_ds.evaluation.pair_reader import PairReader
+from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.utils.errors import UserError
 
 _LAST_NUMBER = re.compile(r"\d+$")
@@ -31,8 +33,18 @@ def open_split(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenize
     return check_images(find_split(data, split), config, tokenizer=tokenizer)
 
 
+def open_pairs(data: Path, split: str, config: RunConfig, *, tokenizer: Tokenizer) -> PairReader:
+    """Its pairs, with all their captions.
+
+    Raises:
+        UserError: as `open_split`, or it holds no pairs.
+    """
+    corpus = open_split(data, split, config, tokenizer=tokenizer)
+    return PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
+
+
 def find_split(data: Path, split: str) -> Corpus:
-    """The same, not yet checked against the model.
+    """The data folder, not yet checked against the model.
 
     Raises:
         UserError: none there.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.schema import PackedBatch
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation import checkpoint
 from unimo_ds.evaluation.checkpoint import CheckpointFiles
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.evaluation.own_tokenizer import find_tokenizer
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.model import TaskModel, TaskOutput
@@ -27,8 +27,8 @@ ASSETS_FILE = "task.json"
 
 
 @dataclass(frozen=True)
-class LoadedTask:
-    """A fine-tuned model on one device (a `predict.TaskEngine`)."""
+class LoadedTask(OneDevice[TaskOutput]):
+    """A fine-tuned model (a `predict.TaskEngine`)."""
 
     module: TaskModel
     config: RunConfig
@@ -36,12 +36,6 @@ class LoadedTask:
     task: Task
     tokenizer: Tokenizer
     assets: Mapping[str, Any]
-    device: torch.device
-    communicator: Communicator = field(default_factory=SingleProcess)
-
-    def forward(self, batch: PackedBatch, /) -> TaskOutput:
-        output: TaskOutput = self.module(batch)
-        return output
 
 
 def load_task(
@@ -68,21 +62,18 @@ def load_task(
     if name is not None and config.finetune.task != name:
         raise UserError(f"{path} is fine-tuned on {config.finetune.task}, not on {name}; give a checkpoint of {name}")
     task = tasks.load(config.finetune.task)
-    weights = checkpoint.read_weights(files.weights)
-    checkpoint.check_size(weights, config, files)
+    weights = checkpoint.weights_of(files, config)
     module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
     checkpoint.fill(
         dict(module.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}"
     )
-    chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assets_file = files.config.parent / ASSETS_FILE
     return LoadedTask(
-        module.to(chosen).eval(),
+        *checkpoint.on_device(module, device),
         config,
         files,
         task,
         find_tokenizer(files, config),
         strict_json.read(assets_file, dict[str, Any]) if assets_file.is_file() else {},
-        chosen,
-        communicator or SingleProcess(),
+        communicator=communicator or SingleProcess(),
     )

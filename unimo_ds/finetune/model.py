@@ -43,8 +43,7 @@ class HeadDropout(nn.Module):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        assert config.finetune is not None
-        self.probability = config.finetune.head_dropout
+        self.probability = config.finetuning.head_dropout
         self.site = (config.model.num_layers + 1) * SITES_PER_LAYER  # after the sites of all layers
 
     def forward(self, vectors_SD: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
@@ -111,9 +110,8 @@ class TaskModel(Unimo):
     def __init__(self, config: RunConfig, head: nn.Module, *, tag_sizes: tuple[int, ...] = ()) -> None:
         """tag_sizes: rows of each tag table. Fresh weights are determined by `config.seed`."""
         super().__init__(config.model, **options_of(config))
-        assert config.finetune is not None
-        self.language_head.smoothing = config.finetune.label_smoothing
-        self._keeps_logits = config.finetune.adversarial.steps > 0
+        self.language_head.smoothing = config.finetuning.label_smoothing
+        self._keeps_logits = config.finetuning.adversarial.steps > 0
         self.head = nn.ModuleDict({"scores": head})
         self.head["tags"] = TagTables(tag_sizes, config.model.hidden_size)
         generator = torch.Generator().manual_seed(mix(config.seed, _HEAD_SEED))

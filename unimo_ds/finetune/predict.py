@@ -6,17 +6,16 @@ Letters: E examples, K outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.evaluation.encode import Evaluable, deal, evaluating, micro_batches
 from unimo_ds.finetune.batch import TaskExample, pack_examples
-from unimo_ds.finetune.model import TaskModel, TaskOutput
+from unimo_ds.finetune.model import TaskOutput
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.communicator import Communicator
 
 Item = TypeVar("Item")
@@ -26,19 +25,6 @@ class TaskEngine(Evaluable, Protocol):
     """What evaluation needs of an engine: the trainer's, or a loaded model."""
 
     def forward(self, batch: PackedBatch, /) -> TaskOutput: ...
-
-
-@dataclass(frozen=True)
-class Untrained:
-    """A model on its device, before a trainer wraps it (a `TaskEngine`)."""
-
-    module: TaskModel
-    device: torch.device
-    communicator: Communicator
-
-    def forward(self, batch: PackedBatch, /) -> TaskOutput:
-        output: TaskOutput = self.module(batch)
-        return output
 
 
 class Scorable(Protocol):
@@ -99,7 +85,10 @@ def over_ranks(
     """
     batches = micro_batches(lengths, micro_batch_tokens=micro_batch_tokens)
     dealt = deal(batches, world_size=communicator.world_size)
-    mine = [run(items) for items in dealt[communicator.rank]]
+    mine = []
+    for items in dealt[communicator.rank]:
+        mine.append(run(items))
+        heartbeat.beat()
     everyone: Sequence[list[Any]] = communicator.all_gather_object(mine)
     rounds = len(dealt[0])
     in_order = [everyone[rank][turn] for turn in range(rounds) for rank in range(communicator.world_size)]

@@ -35,8 +35,7 @@ def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: 
 
     quick: encode only some candidates of each query jointly, unless `finetune.retrieval.rerank` sets how many.
     """
-    assert config.finetune is not None
-    settings = config.finetune.retrieval
+    settings = config.finetuning.retrieval
     single_CI = encode_single(engine, pairs).scores_CI
     scores = {"single/": single_CI, "combined/": single_CI}
     notes = {"combined": "single encodings alone: nothing was trained jointly (no negatives)"}
@@ -44,7 +43,7 @@ def measure(engine: TaskEngine, pairs: PairReader, config: RunConfig, *, quick: 
         candidates = settings.rerank or (_QUICK_CANDIDATES if quick else 0)
         wanted_CI = np.ones(single_CI.shape, bool)
         if is_some := 0 < candidates < max(single_CI.shape):
-            wanted_CI = _best(single_CI, candidates) | _best(single_CI.T, candidates).T
+            wanted_CI = retrieval.wanted_combinations(single_CI, candidates)
         joint_CI = _joint_scores(engine, pairs, wanted_CI)
         combined_CI = joint_CI + single_CI * np.float32(score_of_cosine(engine, settings))
         scores = {"joint/" if is_some else "": joint_CI, "single/": single_CI, "combined/": combined_CI}
@@ -90,13 +89,6 @@ def _joint_scores(engine: TaskEngine, pairs: PairReader, wanted_CI: NDArray[np.b
     scores_CI = np.full(wanted_CI.shape, -np.inf, np.float32)
     scores_CI[captions_Q, images_Q] = found_Q1[:, 0]
     return scores_CI
-
-
-def _best(scores_RN: NDArray[np.float32], number: int) -> NDArray[np.bool_]:
-    """[R, N] whether a column is among the best of its row."""
-    chosen = np.zeros(scores_RN.shape, bool)
-    np.put_along_axis(chosen, retrieval.best_candidates(scores_RN, number), True, axis=1)
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.optim import freeze
 from unimo_ds.engine.setup import make_engine
 from unimo_ds.engine.trackers import check_installed
+from unimo_ds.evaluation.encode import OneDevice
 from unimo_ds.finetune import settings, start
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.loaded import ASSETS_FILE, load_task
-from unimo_ds.finetune.model import TaskModel
-from unimo_ds.finetune.predict import Untrained
+from unimo_ds.finetune.model import TaskModel, TaskOutput
 from unimo_ds.finetune.reader import StepTooLarge, TaskReader
 from unimo_ds.finetune.start import Start
 from unimo_ds.finetune.step import TaskStep
@@ -105,8 +105,7 @@ def finetune(read_order: Callable[[], Order], *, seed: int) -> tuple[int, Result
 def _train(read: _Read, seed: int, device: torch.device, communicator: Communicator) -> tuple[int, bool]:
     """Exit status, and whether all steps were taken. A collective."""
     order, config, training, held_out = read.order, read.config, read.training, read.held_out
-    task, run_dir, tokenizer, finetuning = order.task, Path(config.run_dir), order.start.tokenizer, config.finetune
-    assert finetuning is not None
+    task, run_dir, tokenizer, finetuning = order.task, Path(config.run_dir), order.start.tokenizer, config.finetuning
     with failing_together(communicator):
         engine_settings = ds_config.load(config.engine.deepspeed_config, config, communicator.world_size)
         _check_stage(config, ds_config.zero_stage(engine_settings))
@@ -137,7 +136,8 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
         tokenizer.save(run_dir)
         write_whole(run_dir / ASSETS_FILE, f"{json.dumps(read.assets)}\n".encode())
 
-    training = task.prepare_training(training, Untrained(model.to(device), device, communicator), config)
+    untrained: OneDevice[TaskOutput] = OneDevice(model.to(device), device, communicator=communicator)
+    training = task.prepare_training(training, untrained, config)
     engine = make_engine(model, config, engine_settings)
     reader = TaskReader(training, config, rank=communicator.rank, world_size=communicator.world_size)
     measured = spread(held_out, finetuning.max_evaluated)
@@ -187,10 +187,9 @@ def _read(order: Order, seed: int) -> _Read:
     )
     check_installed(config.logging.trackers)
     config, assets = task.settle(config, order.data)
-    assert config.finetune is not None
     tokenizer = order.start.tokenizer
     everything = task.open(order.data, "train", tokenizer=tokenizer, config=config, assets=assets)
-    training = spread(everything, config.finetune.max_examples)
+    training = spread(everything, config.finetuning.max_examples)
     held_out = task.open(order.data, "dev", tokenizer=tokenizer, config=config, assets=assets)
     for examples in (everything, held_out):
         if (key := task.unanswered(examples)) is not None:
@@ -255,10 +254,9 @@ def _check_stage(config: RunConfig, stage: int) -> None:
     Raises:
         UserError: ZeRO-3, if its ranks would write texts of different lengths, or run several ascents before one backward.
     """
-    assert config.finetune is not None
     for kind, is_asked in (
-        ("tasks that write need", config.finetune.max_target_tokens),
-        ("adversarial training needs", config.finetune.adversarial.steps),
+        ("tasks that write need", config.finetuning.max_target_tokens),
+        ("adversarial training needs", config.finetuning.adversarial.steps),
     ):
         if stage == 3 and is_asked:
             raise UserError(f"{kind} ZeRO stage 0 to 2; set engine.deepspeed_config to a zero2_* file")

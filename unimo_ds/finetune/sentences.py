@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
-from unimo_ds.finetune import predict
-from unimo_ds.finetune.batch import TaskBatch, TaskExample
+from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
 from unimo_ds.finetune.files import column, fingerprint_of, first_file, label_of, read_tsv, text_of
 from unimo_ds.finetune.joined_texts import join_texts
-from unimo_ds.finetune.metrics.classification import accuracy
-from unimo_ds.finetune.model import TaskOutput, TextHead
-from unimo_ds.finetune.predict import TaskEngine
-from unimo_ds.finetune.reads import HEAD
-from unimo_ds.finetune.task import Evaluation, Examples, Task
-from unimo_ds.finetune_config import FinetuneConfig
+from unimo_ds.finetune.labels import LabelTask
+from unimo_ds.finetune.model import TextHead
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
@@ -49,7 +41,7 @@ class SentenceRow:
 
 
 class SentenceExamples:
-    """`task.Examples` of rows."""
+    """`LabelledExamples` of rows."""
 
     feature_size = 1
     target_size = 1
@@ -95,18 +87,14 @@ class SentenceExamples:
         )
 
 
-class SentenceTask(Task):
-    """The shared part of tasks on sentences. By default, the files are `SPLIT.tsv` and the metric is accuracy."""
+class SentenceTask(LabelTask):
+    """The shared part of tasks on sentences. By default, the files are `SPLIT.tsv`."""
 
-    best_metric = "accuracy"
     official_form = ".tsv"
-    reads = HEAD
     columns: tuple[str, ...] = ("sentence",)
     """Those with the one or two sentences."""
     target_column = "label"
     """May be missing in test sets."""
-    labels: tuple[str, ...] = ()
-    """In the order of the head's outputs; empty for tasks that predict a value."""
 
     def files(self, data: Path, split: str) -> list[Path]:
         return [first_file(data, (f"{split}.tsv",))]
@@ -128,14 +116,6 @@ class SentenceTask(Task):
                 target = row.get(self.target_column)
                 yield SentenceRow(where, texts, float("nan") if target is None else self.target(target, where))
 
-    def measure(self, scores_EK: NDArray[np.float32], targets_E: NDArray[np.float64]) -> dict[str, float]:
-        """Metrics of the examples of one part; all have targets."""
-        return {"accuracy": accuracy(scores_EK.argmax(1), targets_E)}
-
-    def part_of(self, key: str) -> str:
-        """Name of a line's file if the split has several, which are measured separately; empty otherwise."""
-        return ""
-
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> SentenceExamples:
@@ -152,36 +132,3 @@ class SentenceTask(Task):
 
     def make_head(self, config: RunConfig) -> nn.Module:
         return TextHead(config, num_outputs=max(1, len(self.labels)))
-
-    def unanswered(self, examples: Examples) -> str | None:
-        assert isinstance(examples, SentenceExamples)
-        found = np.flatnonzero(np.isnan(examples.targets_E))
-        return examples.key(int(found[0])) if len(found) else None
-
-    def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
-        """Cross-entropy of labels; squared error of a value."""
-        scores_SK = output.scores.float()
-        if self.labels:
-            return functional.cross_entropy(scores_SK, batch.targets[:, 0].long(), reduction="sum")
-        return functional.mse_loss(scores_SK, batch.targets, reduction="sum")
-
-    def evaluate(
-        self, engine: TaskEngine, examples: Examples, *, config: RunConfig, tokenizer: Tokenizer, quick: bool = False
-    ) -> Evaluation:
-        assert isinstance(examples, SentenceExamples)
-        scores_EK = predict.scores(engine, examples, micro_batch_tokens=config.batch.micro_batch_tokens)
-        has_targets = self.unanswered(examples) is None
-        parts = [self.part_of(key) for key in examples.keys]
-        metrics: dict[str, float] = {}
-        for part in dict.fromkeys(parts) if has_targets else ():
-            is_there = np.array(parts) == part
-            found = self.measure(scores_EK[is_there], examples.targets_E[is_there])
-            metrics |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
-        answers = [self.labels[number] for number in scores_EK.argmax(1)] if self.labels else scores_EK[:, 0].tolist()
-        predictions, counted = [], Counter[str]()
-        for key, part, answer in zip(examples.keys, parts, answers, strict=True):
-            official = {"part": part, "index": counted[part], "prediction": answer}
-            predictions.append({"key": key, "answer": answer, "official": official})
-            counted[part] += 1
-        notes = {} if has_targets else {"metrics": "the file has no labels, so nothing was measured"}
-        return Evaluation(metrics, predictions, notes)

@@ -87,8 +87,7 @@ def configure(
     )
     config = apply_overrides(config, overrides)
     check_finetuning(config)
-    assert config.finetune is not None
-    longest = config.finetune.max_target_tokens
+    longest = config.finetuning.max_target_tokens
     if longest >= usable:
         raise UserError(
             f"finetune.max_target_tokens={longest} is above {usable - 1}, all that {start.model.max_positions} positions allow"
@@ -103,16 +102,15 @@ def check_finetuning(config: RunConfig) -> None:
         UserError: numbers that cannot run.
     """
     check(config)
-    assert config.finetune is not None
-    retrieval = config.finetune.retrieval
+    retrieval = config.finetuning.retrieval
     if not (retrieval.trains_jointly or retrieval.contrastive_weight):
         raise UserError(
             "nothing is trained: give finetune.retrieval.contrastive_weight, or negatives with "
             "finetune.retrieval.negative_images and negative_captions"
         )
-    if not config.finetune.max_target_tokens:
+    if not config.finetuning.max_target_tokens:
         return
-    generation, positions = config.finetune.generation, config.model.max_positions
+    generation, positions = config.finetuning.generation, config.model.max_positions
     largest = positions - FIRST_POSITION
     if generation.max_tokens > largest:
         raise UserError(
@@ -127,16 +125,15 @@ def check_finetuning(config: RunConfig) -> None:
 
 def fit_schedule(config: RunConfig, num_examples: int, overrides: Sequence[str] = ()) -> RunConfig:
     """Set the steps of the recipe's epochs, its warm-up, and a measurement after each epoch; overridden values are kept."""
-    assert config.finetune is not None
     changed = set(map(key_of, overrides))
     steps_per_epoch = max(1, math.ceil(num_examples / config.batch.global_samples))
     schedule, every = config.schedule, config.evaluation.every_steps
     if "schedule.total_steps" not in changed:
-        total = max(1, round(config.finetune.epochs * steps_per_epoch))
+        total = max(1, round(config.finetuning.epochs * steps_per_epoch))
         schedule = dataclasses.replace(schedule, total_steps=total)
     if "schedule.warmup_steps" not in changed:
         has_none = schedule.form == "drops" and "finetune.warmup_share" not in changed
-        share = 0.0 if has_none else config.finetune.warmup_share
+        share = 0.0 if has_none else config.finetuning.warmup_share
         schedule = dataclasses.replace(schedule, warmup_steps=round(share * schedule.total_steps))
     if "evaluation.every_steps" not in changed:
         every = steps_per_epoch

@@ -73,8 +73,7 @@ def read_start(path: Path, *, tokenizer: Path | None = None) -> Start:
         return _read_roberta(path, tokenizer)
     files = checkpoint.find(path)
     config = checkpoint.read_config(files.config)
-    weights = checkpoint.read_weights(files.weights)
-    checkpoint.check_size(weights, config, files)
+    weights = checkpoint.weights_of(files, config)
     body = {name: weight.float() for name, weight in weights.items() if not name.startswith(HEAD_PREFIX)}
     return Start(path, config, tokenizer_of(files, config, tokenizer), body, files.weights.parent)
 

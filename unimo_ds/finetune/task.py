@@ -1,5 +1,5 @@
 """What a downstream task is. A new task is a new file in `tasks/` with one object of this kind, usually based on
-`sentences.SentenceTask`, `image_text_labels.ImageTextLabelTask` or `writing.WritingTask` (docs/extending.md).
+`sentences.SentenceTask`, `labels.LabelTask` or `writing.WritingTask` (docs/extending.md).
 
 Letters: E examples, K numbers per target, S sequences.
 """
@@ -21,7 +21,7 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.model import TaskOutput
-from unimo_ds.finetune.predict import Scorable, TaskEngine, Untrained
+from unimo_ds.finetune.predict import Scorable, TaskEngine
 from unimo_ds.finetune.reads import OF_SOME_TASKS
 from unimo_ds.finetune_config import FinetuneConfig
 
@@ -103,10 +103,10 @@ class Task(ABC):
             UserError: a missing file or image, an unknown label, an empty text; names the file and line.
         """
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+    def prepare_training(self, examples: Examples, engine: TaskEngine, config: RunConfig) -> Examples:
         """Examples for training (with hard negatives), and a head initialised from what the body knows. A collective.
 
-        engine: the model with its starting weights, whose head may be changed in place.
+        engine: has the starting weights; its head may be changed in place.
         """
         return examples
 
@@ -142,7 +142,7 @@ class Evaluation:
     metrics: dict[str, float]
     """Names as in the paper's tables, values as fractions in [0, 1] (BLEU, ROUGE, METEOR and CIDEr likewise)."""
     predictions: list[dict[str, Any]]
-    """One per example, in order; on every rank: its `key`, the model's answer, and, if the task's official evaluation takes
-    answer files, the entry of such a file (`official`, see `answers.py`)."""
+    """One per example, in order; on every rank: its `key`, the model's answer, and the entry of the answer file that the task's
+    official evaluation takes, if there is one (`official`, see `answers.py`)."""
     notes: dict[str, str]
     """What a reader of the metrics must know: how texts were tokenised, and what could not be measured and why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
-from unimo_ds.finetune.files import fingerprint_of, none_of, text_of
+from unimo_ds.finetune.files import fingerprint_of, first_files, text_of
 from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.metrics.summaries import rouge
 from unimo_ds.finetune.writing import WritingTask, with_target
@@ -113,25 +113,29 @@ class TextWritingTask(WritingTask):
 
     examples_kind: type[TextToText] = TextToText
 
-    def files(self, data: Path, split: str) -> tuple[Path, ...]:
+    def names(self, split: str) -> Iterable[tuple[str, ...]]:
+        """Names of a split's files, or of the two files whose lines correspond; the first choice that is there is read."""
+        raise NotImplementedError
+
+    def rows(self, paths: tuple[Path, ...]) -> Rows:
+        """What one choice of `names` holds."""
         raise NotImplementedError
 
     def read(self, data: Path, split: str) -> Rows:
-        raise NotImplementedError
+        return self.rows(first_files(data, self.names(split)))
 
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> TextToText:
-        assert config.finetune is not None
-        rows = self.read(data, split)
-        paths = self.files(data, split)
+        paths = first_files(data, self.names(split))
+        rows = self.rows(paths)
         if not rows:
             raise UserError(f"{paths[0]} holds no example")
         return self.examples_kind(
             rows,
             tokenizer,
             max_source_tokens=config.data.max_text_tokens,
-            max_target_tokens=config.finetune.max_target_tokens,
+            max_target_tokens=config.finetuning.max_target_tokens,
             fingerprint=fingerprint_of(paths),
         )
 
@@ -147,19 +151,6 @@ class SummaryTask(TextWritingTask):
         return rouge(written, [one[0] for one in references]), {
             "rouge": "rouge-score with stemming; published: Perl ROUGE-1.5.5"
         }
-
-
-def find_line_files(data: Path, pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:
-    """The first pair of source and target files that exists in `data`.
-
-    Raises:
-        UserError: none exists.
-    """
-    for source, target in pairs:
-        if (data / source).is_file() and (data / target).is_file():
-            return data / source, data / target
-    wanted = ", ".join(f"{source} with {target}" for source, target in pairs)
-    raise none_of(data, wanted)
 
 
 def row_of_lines(names: list[str], lines: list[str]) -> TextRow:

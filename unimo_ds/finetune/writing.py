@@ -86,8 +86,7 @@ class WritingTask(Task):
 
     def generation_settings(self, config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
         """How a model fine-tuned with `config` decodes its texts."""
-        assert config.finetune is not None
-        generation = config.finetune.generation
+        generation = config.finetuning.generation
         return GenerationSettings(
             num_beams=generation.beams,
             length_penalty=generation.length_penalty,

@@ -18,6 +18,7 @@ from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.generation.words import Forbidden, NoRepeatedWords
 from unimo_ds.models.unimo import Unimo
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
@@ -162,6 +163,7 @@ def generate(
                     [prompts[number] for number in numbers], feature_size=model.config.region_feature_size
                 )
                 found = generator.generate_from(encode_prefixes(model, batch.to(device)), **arguments)
+                heartbeat.beat()
                 scores = [None] * len(found.sequences) if settings.num_beams == 1 else found.sequences_scores.tolist()
                 for row, (tokens, score) in enumerate(zip(found.sequences[:, 1:].tolist(), scores, strict=True)):
                     texts, text = results[numbers[row // settings.num_texts]], _generated(tokens, score, settings)

@@ -74,7 +74,7 @@ def read_results(folder: Path) -> dict[tuple[str, str, str], Measured]:
 
 
 @dataclass(frozen=True)
-class _Spread:
+class _Spread(strict_json.Partial):
     """A metric over several seeds."""
 
     mean: float
@@ -82,7 +82,7 @@ class _Spread:
 
 
 @dataclass(frozen=True)
-class _Result:
+class _Result(strict_json.Partial):
     """Fields of a result that the tables use."""
 
     task: str
@@ -102,26 +102,11 @@ def _result(path: Path) -> _Result | None:
     values = strict_json.read(path, Any, cure=cure)
     if not isinstance(values, dict) or not {"task", "split", "metrics", "best_metric"} <= values.keys():
         return None
-    kept = {name: value for name, value in values.items() if name in _RESULT_FIELDS}
-    if isinstance(kept["metrics"], dict):
-        kept["metrics"] = {name: _of_spread(value) for name, value in kept["metrics"].items()}
     try:
-        found: _Result = strict_json.typed(_Result, kept, where=str(path))
+        found: _Result = strict_json.typed(_Result, values, where=str(path))
     except UserError as error:
         raise UserError(f"{error}; {cure}") from None
     return found
-
-
-_RESULT_FIELDS = frozenset(_Result.__dataclass_fields__)
-
-
-def _of_spread(value: Any) -> Any:
-    """Without the median and similar fields."""
-    return (
-        {name: value[name] for name in _Spread.__dataclass_fields__ if name in value}
-        if isinstance(value, dict)
-        else value
-    )
 
 
 def _measured(value: _Spread | float, seeds: int, file: str) -> Measured:

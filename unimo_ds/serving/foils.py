@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from unimo_ds.data.examples import ImageInput, image_input
+from unimo_ds.data.examples import ImageInput
 from unimo_ds.serving import foil_files
 from unimo_ds.serving.foil_files import Item
 from unimo_ds.serving.images import find_images, read_image
@@ -147,9 +147,8 @@ def locate(names: Iterable[str], folders: Sequence[Path]) -> dict[str, Path]:
 def _image_inputs(model: ServedModel, items: Sequence[Item], paths: Mapping[str, Path]) -> dict[str, ImageInput]:
     """Model inputs by image name, each image once."""
     names = list(dict.fromkeys(name for item in items for name in item.images))
-    max_regions = model.source.config.data.max_regions
     regions = model.regions([read_image(paths[name], shrink_to=model.shrink_to) for name in names])
-    return {name: image_input(found, max_regions=max_regions) for name, found in zip(names, regions, strict=True)}
+    return {name: model.input_of(found) for name, found in zip(names, regions, strict=True)}
 
 
 def _single(model: ServedModel, items: Sequence[Item], inputs: Mapping[str, ImageInput]) -> list[Scores]:

@@ -15,7 +15,6 @@ from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.data.vision import region_tags
-from unimo_ds.evaluation.checkpoint import LoadedModel
 from unimo_ds.evaluation.encode import Pooled, encode
 from unimo_ds.evaluation.pair_reader import joint_sequences
 from unimo_ds.export import source
@@ -38,7 +37,6 @@ class ServedModel:
     def __init__(self, found: Source) -> None:
         self.source = found
         self.vocabulary = Vocabulary.of(found.tokenizer)
-        self._engine = LoadedModel(found.module, found.config, found.files, found.device)
 
     @classmethod
     def open(
@@ -85,8 +83,11 @@ class ServedModel:
         Raises:
             UserError: as `regions`.
         """
-        max_regions = self.source.config.data.max_regions
-        return self.region_vectors([image_input(one, max_regions=max_regions) for one in self.regions(images)])
+        return self.region_vectors([self.input_of(one) for one in self.regions(images)])
+
+    def input_of(self, regions: Regions) -> ImageInput:
+        """What the encoder takes of an image's regions."""
+        return image_input(regions, max_regions=self.source.config.data.max_regions)
 
     def region_vectors(self, inputs: Sequence[ImageInput]) -> Vectors:
         """[n, D] of length 1, from images encoded alone."""
@@ -126,20 +127,19 @@ class ServedModel:
         Raises:
             UserError: an empty source, an image and text that are both None, or invalid settings.
         """
-        config, encode_text = self.source.config, self.source.tokenizer.encode
-        objects = ObjectWords.of(config, self.source.assets, self.source.tokenizer)
+        tokenizer = self.source.tokenizer
+        objects = ObjectWords.of(self.source.config, self.source.assets, tokenizer)
         prompts = []
         for regions, text in zip(self._regions_in_turn(images), texts, strict=True):
-            shown = None if regions is None else image_input(regions, max_regions=config.data.max_regions)
+            shown = None if regions is None else self.input_of(regions)
             if objects is not None and regions is not None and text is None:
                 words = objects.text(regions)
                 prompts.append(clean_sequence(role=SequenceRole.JOINT_PAIR, image=shown, text=words))
                 continue
-            source = None if text is None else encode_text(text.strip())
+            source = None if text is None else tokenizer.encode(text.strip())
             prompts.append(make_prompt(image=shown, source=source, max_source_tokens=self.source.max_text_tokens))
         found = generate(self.source.module, prompts, self.vocabulary, settings)
-        decode = self.source.tokenizer.decode
-        return [[(decode(one.tokens).strip(), one) for one in several] for several in found]
+        return [[(tokenizer.decode(one.tokens).strip(), one) for one in several] for several in found]
 
     def _regions_in_turn(self, images: Iterable[Image.Image | None]) -> Iterator[Regions | None]:
         for some in batched(images, _AT_ONCE):
@@ -161,7 +161,7 @@ class ServedModel:
     def _encode(self, items: list[tuple[SequenceInput, ...]]) -> Pooled:
         config = self.source.config
         return encode(
-            self._engine,
+            self.source,
             np.array([sum(sequence.length for sequence in sequences) for sequences in items], np.int64),
             lambda index: items[index],
             micro_batch_tokens=config.batch.micro_batch_tokens,
@@ -173,7 +173,7 @@ def own_settings(found: Source) -> GenerationSettings:
     """Generation settings of the task that the model was fine-tuned on; the defaults for a pre-trained model.
 
     Raises:
-        UserError: the model is fine-tuned on a task that does not generate text.
+        UserError: the model is fine-tuned on a task that does not generate text, or reads more than a text and an image.
     """
     if found.config.finetune is None:
         return GenerationSettings()
@@ -182,5 +182,10 @@ def own_settings(found: Source) -> GenerationSettings:
         raise UserError(
             f"{found.files.weights.parent} is fine-tuned on {task.name}, which does not write; give a pre-trained model, or one "
             "fine-tuned on captioning or a text task that writes"
+        )
+    if task.tag_sizes:
+        raise UserError(
+            f"{found.files.weights.parent} is fine-tuned on {task.name}: it answers in conversations, not to a text alone; "
+            "export it and give its processor the `conversations` (docs/using.md)"
         )
     return task.generation_settings(found.config, found.tokenizer)

@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image
 
 from unimo_ds.data.corpus import Corpus, CorruptSample
-from unimo_ds.data.examples import image_input
 from unimo_ds.data.schema import Sample
 from unimo_ds.data.vision import images
 from unimo_ds.data.vision.images import BadImage
@@ -49,9 +48,8 @@ def encode(
     shown = [(number, one.key, one.regions) for number, one in samples if one.regions is not None]
     if shown:
         folder = Path(corpus.location).resolve()
-        max_regions = model.source.config.data.max_regions
-        inputs = [image_input(regions, max_regions=max_regions) for *_, regions in shown]
-        yield [Item(f"{folder}/{key}", sample=number) for number, key, _ in shown], model.region_vectors(inputs)
+        vectors = model.region_vectors([model.input_of(regions) for *_, regions in shown])
+        yield [Item(f"{folder}/{key}", sample=number) for number, key, _ in shown], vectors
     texts = [one.text for _, one in samples if one.text is not None]
     if texts:
         yield [Item(text=text) for text in texts], model.text_vectors(texts)

@@ -18,6 +18,10 @@ from unimo_ds.utils.errors import UserError, nearest_name
 _LARGEST = 2**63 - 1
 
 
+class Partial:
+    """Base of a dataclass that describes part of an object: keys that are not its fields are passed over, not refused."""
+
+
 def read(path: Path, hint: Any, *, cure: str = "restore it") -> Any:
     """The file's content as the annotated type: dataclasses, numbers, strings, and tuples, lists and dictionaries of them.
 
@@ -47,7 +51,8 @@ def parsed(content: bytes | str) -> Any:
 
 
 def typed(hint: Any, value: Any, *, where: str) -> Any:
-    """`value` (from JSON) as the annotated type, strictly: a missing key takes its field's default, an unknown one is an error.
+    """`value` (from JSON) as the annotated type, strictly: a missing key takes its field's default, an unknown one is an error
+    (but see `Partial`).
 
     Numbers are finite and fit into 64 bits; an integer may stand for a float, otherwise types must match.
 
@@ -92,6 +97,8 @@ def typed(hint: Any, value: Any, *, where: str) -> Any:
 
 def _object(kind: type, value: dict[str, Any], where: str) -> Any:
     hints = _type_hints(kind)
+    if issubclass(kind, Partial):
+        value = {name: item for name, item in value.items() if name in hints}
     for name in value:
         if name not in hints:
             raise UserError(f"{where} has unknown key {name!r}{nearest_name(name, hints)}")

@@ -6,11 +6,14 @@ measured; the notes say so, since such BLEU values must not be compared with pub
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from unimo_ds.utils.errors import UserError
@@ -31,7 +34,7 @@ def measure(
     seconds to start and up to 2 GB of memory.
 
     Raises:
-        UserError: pycocoevalcap is not installed.
+        UserError: pycocoevalcap is not installed, or Java fails to split the texts.
     """
     hypotheses = {number: [text] for number, text in enumerate(written)}
     wanted = {number: list(texts) for number, texts in enumerate(references)}
@@ -46,10 +49,23 @@ def measure(
         metrics["cider"] = float(_package("cider.cider").Cider().compute_score(wanted, hypotheses)[0])
     metrics["rouge_l"] = float(_package("rouge.rouge").Rouge().compute_score(wanted, hypotheses)[0])
     if meteor and has_java():
-        metrics["meteor"] = float(_package("meteor.meteor").Meteor().compute_score(wanted, hypotheses)[0])
+        try:
+            metrics["meteor"] = _meteor(wanted, hypotheses)
+        except RuntimeError as error:
+            notes["meteor"] = f"not measured: {error}"
     elif meteor:
         notes["meteor"] = "not measured: it needs Java, which is not on the PATH"
     return metrics, notes
+
+
+def _meteor(wanted: Texts, hypotheses: Texts) -> float:
+    """May raise RuntimeError: its program failed."""
+    scorer = _package("meteor.meteor").Meteor()
+    try:
+        return float(scorer.compute_score(wanted, hypotheses)[0])
+    except (OSError, ValueError):
+        scorer.lock.release()  # otherwise its end would wait for itself
+        raise RuntimeError(_failure(scorer.meteor_p.stderr.read())) from None
 
 
 def has_java() -> bool:
@@ -57,21 +73,53 @@ def has_java() -> bool:
 
 
 def tokenise(texts: Mapping[int, Sequence[str]]) -> tuple[Texts, str]:
-    """Each text as words separated by single spaces, and the rule that split them."""
-    if has_java():
-        tokenizer = _package("tokenizer.ptbtokenizer").PTBTokenizer()
-        # One line per text, none of which may be missing, so an empty text becomes a word that is dropped again.
-        items = {
-            number: [{"caption": " ".join(text.split()) or "."} for text in group] for number, group in texts.items()
-        }
-        found: Texts = tokenizer.tokenize(items)
-        return found, "PTB (Stanford CoreNLP)"
-    return {number: [split_plainly(text) for text in group] for number, group in texts.items()}, "plain rule, no Java"
+    """Each text as words separated by single spaces, and the rule that split them.
+
+    Raises:
+        UserError: Java fails.
+    """
+    if not has_java():
+        split = {number: [split_plainly(text) for text in group] for number, group in texts.items()}
+        return split, "plain rule, no Java"
+    lines = iter(_ptb([text for group in texts.values() for text in group]))
+    return {number: [next(lines) for _ in group] for number, group in texts.items()}, "PTB (Stanford CoreNLP)"
+
+
+def _ptb(texts: Sequence[str]) -> list[str]:
+    """As pycocoevalcap's PTBTokenizer, which would write into its package's folder, perhaps a read-only one, and not notice that
+    Java failed."""
+    module = _package("tokenizer.ptbtokenizer")
+    options = ["-cp", module.STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
+    # One line per text, none of which may be missing, so an empty text becomes a word that is dropped again.
+    done = subprocess.run(
+        ["java", *options, "-preserveLines", "-lowerCase"],
+        cwd=Path(str(module.__file__)).parent,
+        input="\n".join(" ".join(text.split()) or "." for text in texts).encode(errors="replace"),
+        capture_output=True,
+        check=False,
+    )
+    lines = done.stdout.decode().split("\n")[: len(texts)]
+    if done.returncode or len(lines) < len(texts):
+        raise UserError(
+            f"words cannot be split: {_failure(done.stderr)}; cure it, or take Java off the PATH for a plain rule instead"
+        )
+    return [" ".join(word for word in line.split(" ") if word and word not in module.PUNCTUATIONS) for line in lines]
+
+
+def _failure(told: bytes) -> str:
+    """told: what Java wrote to its standard error."""
+    return f"Java failed ({' '.join(told.decode(errors='replace').split())[-200:] or 'without a word'})"
 
 
 def split_plainly(text: str) -> str:
     """Lower-case words separated by single spaces, without punctuation."""
     return " ".join(word for word in _WORD.findall(text.lower()) if word not in _DROPPED)
+
+
+@functools.cache
+def check_java() -> None:
+    """Call it before training a model whose texts are split by `tokenise`. Raises UserError: Java fails."""
+    tokenise({0: ["a dog"]})
 
 
 def check_installed() -> None:

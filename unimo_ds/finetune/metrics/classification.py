@@ -17,8 +17,11 @@ def accuracy(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
 
 
 def matthews(predicted_E: ArrayLike, true_E: ArrayLike) -> float:
-    """Matthews correlation; 0 if all predictions are equal."""
-    return float(matthews_corrcoef(np.asarray(true_E), np.asarray(predicted_E)))
+    """Matthews correlation; 0 if all predictions are equal, or all right answers."""
+    predicted, true = np.asarray(predicted_E), np.asarray(true_E)
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:  # scikit-learn says the same, with a warning
+        return 0.0
+    return float(matthews_corrcoef(true, predicted))
 
 
 def correlations(predicted_E: ArrayLike, true_E: ArrayLike) -> tuple[float, float]:

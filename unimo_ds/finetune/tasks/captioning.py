@@ -24,7 +24,6 @@ from unimo_ds.data.masking import Tokens
 from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pair_reader import PairReader
-from unimo_ds.evaluation.pairs import choose_pairs
 from unimo_ds.finetune import images, object_words
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.metrics import captions
@@ -136,11 +135,11 @@ class Captioning(WritingTask):
         """Read the names of objects if the recipe uses them.
 
         Raises:
-            UserError: a file that does not name the detector's classes, or pycocoevalcap is not installed.
+            UserError: a file that does not name the detector's classes, pycocoevalcap is not installed, or Java fails.
         """
         captions.check_installed()
-        assert config.finetune is not None
-        path = config.finetune.captioning.object_names
+        captions.check_java()
+        path = config.finetuning.captioning.object_names
         if not path:
             return config, {}
         corpus = images.open_split(data, "train", config, tokenizer=None)
@@ -153,17 +152,15 @@ class Captioning(WritingTask):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> CaptionExamples:
-        assert config.finetune is not None
-        corpus = images.open_split(data, split, config, tokenizer=tokenizer)
-        pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
+        pairs = images.open_pairs(data, split, config, tokenizer=tokenizer)
         empty = np.flatnonzero(pairs.texts.tokens_n == 0)
         if len(empty):
             raise UserError(
-                f"{corpus.location}: caption {pairs.key(int(empty[0]))} is empty; give it a text or take it out"
+                f"{pairs.corpus.location}: caption {pairs.key(int(empty[0]))} is empty; give it a text or take it out"
             )
         return CaptionExamples(
             pairs,
-            max_target_tokens=config.finetune.max_target_tokens,
+            max_target_tokens=config.finetuning.max_target_tokens,
             objects=ObjectWords.of(config, assets, tokenizer),
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from unimo_ds.finetune.files import parse_object, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import SummaryTask, TextRow, find_line_files, row_of_lines
+from unimo_ds.finetune.text_writing import SummaryTask, TextRow, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
 _NAMES = {"train": ("train",), "dev": ("dev", "val", "valid"), "test": ("test",)}
@@ -49,15 +49,12 @@ class CnnDm(SummaryTask):
             max_text_tokens=512,
         )
 
-    def files(self, data: Path, split: str) -> tuple[Path, ...]:
+    def names(self, split: str) -> list[tuple[str, ...]]:
         names = _NAMES[split]
-        for name in names:
-            if (data / f"{name}.jsonl").is_file():
-                return (data / f"{name}.jsonl",)
-        return find_line_files(data, [(name + source, name + target) for name in names for source, target in _ENDINGS])
+        of_lines = [(name + source, name + target) for name in names for source, target in _ENDINGS]
+        return [*((f"{name}.jsonl",) for name in names), *of_lines]
 
-    def read(self, data: Path, split: str) -> LineRows:
-        paths = self.files(data, split)
+    def rows(self, paths: tuple[Path, ...]) -> LineRows:
         return LineRows(paths, _row_of_lines if len(paths) == 2 else _row_of_object)
 
 

@@ -3,8 +3,9 @@
 The source is the passage and the conversation up to the question; every token has a role and a turn, whose embeddings are
 added to its own (`data/conversation.py`). Recipe of the release: rate 1e-5 (base) or 8e-6 (large), 8 on each of 4
 V100, 20 epochs, source of 480 and target of 32 tokens, up to 30 written, beam 3 without length penalty, label smoothing 0.1,
-decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). (The release gives written tokens the tags 0 and 0;
-here they have no tag.)
+decay 0.01. Published F1 on the development set: 80.2 (base), 84.9 (large). The release lays the source out otherwise: positions
+begin anew with every text, questions and answers are turns of their own, roles alternate so that the last question has 1, [CLS]
+belongs to the conversation, and written tokens have the tags 0 and 0; here they have no tag.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
 from unimo_ds.data.examples import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
-from unimo_ds.finetune.files import first_file, plain_text, read_json_items, text_of
+from unimo_ds.finetune.files import in_form_of, plain_text, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune.text_writing import TextRow, TextToText, TextWritingTask
@@ -53,18 +54,13 @@ class Coqa(TextWritingTask):
             max_text_tokens=480,
         )
 
-    def files(self, data: Path, split: str) -> tuple[Path, ...]:
-        return (first_file(data, (f"coqa-{split}-v1.0.json", f"{split}.json")),)
+    def names(self, split: str) -> list[tuple[str, ...]]:
+        return [(f"coqa-{split}-v1.0.json",), (f"{split}.json",)]
 
-    def read(self, data: Path, split: str) -> list[TextRow]:
-        (path,) = self.files(data, split)
-        rows: list[TextRow] = []
-        try:
-            for story in read_json_items(path, "data"):
-                rows += _turns(story, path)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} is not in CoQA's form ({type(error).__name__}: {error})") from None
-        return rows
+    def rows(self, paths: tuple[Path, ...]) -> list[TextRow]:
+        (path,) = paths
+        with in_form_of("CoQA", path):
+            return [row for story in read_json_items(path, "data") for row in _turns(story, path)]
 
     def measure(
         self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False

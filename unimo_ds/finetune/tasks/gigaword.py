@@ -12,10 +12,10 @@ from pathlib import Path
 
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import SummaryTask, find_line_files, row_of_lines
+from unimo_ds.finetune.text_writing import SummaryTask, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 
-_FILES = {
+_FILES: dict[str, list[tuple[str, ...]]] = {
     "train": [("train.src", "train.tgt"), ("train.article.txt", "train.title.txt")],
     "dev": [
         ("dev.src", "dev.tgt"),
@@ -45,11 +45,11 @@ class Gigaword(SummaryTask):
             max_text_tokens=128,
         )
 
-    def files(self, data: Path, split: str) -> tuple[Path, Path]:
-        return find_line_files(data, _FILES[split])
+    def names(self, split: str) -> list[tuple[str, ...]]:
+        return _FILES[split]
 
-    def read(self, data: Path, split: str) -> LineRows:
-        return LineRows(self.files(data, split), row_of_lines)
+    def rows(self, paths: tuple[Path, ...]) -> LineRows:
+        return LineRows(paths, row_of_lines)
 
 
 TASK = Gigaword()

@@ -30,12 +30,12 @@ from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
 from unimo_ds.evaluation.pair_reader import PairReader
-from unimo_ds.evaluation.pairs import choose_pairs, evenly
+from unimo_ds.evaluation.pairs import evenly
 from unimo_ds.finetune import images, ranking, right_answers
 from unimo_ds.finetune.batch import TaskBatch, TaskExample
 from unimo_ds.finetune.hard_negatives import Nearest, nearest
 from unimo_ds.finetune.model import ProductHead, TaskOutput
-from unimo_ds.finetune.predict import TaskEngine, Untrained
+from unimo_ds.finetune.predict import TaskEngine
 from unimo_ds.finetune.reads import HEAD, RETRIEVAL
 from unimo_ds.finetune.right_answers import RightAnswers
 from unimo_ds.finetune.task import Evaluation, Examples, Recipe, Size, Task
@@ -209,18 +209,18 @@ class RetrievalTask(Task):
     def open(
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> RetrievalExamples:
-        assert config.finetune is not None
-        corpus = images.open_split(data, split, config, tokenizer=tokenizer)
-        pairs = PairReader.of(corpus, config, choose_pairs(corpus), tokenizer=tokenizer)
+        pairs = images.open_pairs(data, split, config, tokenizer=tokenizer)
         if split == "train" and pairs.num_images < 2:
-            raise UserError(f"{corpus.location} has one image alone, so there are no negatives; give at least two")
-        if split == "train" and config.finetune.max_examples == 1:
+            raise UserError(
+                f"{pairs.corpus.location} has one image alone, so there are no negatives; give at least two"
+            )
+        if split == "train" and config.finetuning.max_examples == 1:
             raise UserError(
                 "finetune.max_examples=1 leaves one image alone, so there are no negatives; give at least 2"
             )
-        return RetrievalExamples(pairs, config.finetune.retrieval)
+        return RetrievalExamples(pairs, config.finetuning.retrieval)
 
-    def prepare_training(self, examples: Examples, engine: Untrained, config: RunConfig) -> Examples:
+    def prepare_training(self, examples: Examples, engine: TaskEngine, config: RunConfig) -> Examples:
         """Adds hard negatives of the starting model, and a head that scores as pre-training did.
 
         A fresh head would undo in its first steps what the body knows (docs/experiments.md). With all weights equal, the score

@@ -9,26 +9,31 @@ twelve times as much: finetune.adversarial.steps=0 leaves them out. Published ac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from unimo_ds.config import RunConfig
+from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.files import first_file, label_of, read_json_lines, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextRow
-from unimo_ds.finetune.image_text_labels import ImageTextLabelTask
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images
 from unimo_ds.finetune.images import ImageNames
+from unimo_ds.finetune.labels import LabelTask
 from unimo_ds.finetune.model import SumHead
 from unimo_ds.finetune.task import Recipe, Size
 from unimo_ds.finetune_config import AdversarialConfig, FinetuneConfig
+from unimo_ds.utils.errors import UserError
 
 _UNDECIDED = "-"
 """Label of lines on which annotators disagreed; these are left out."""
 _MIDDLE = 2048
 
 
-class SnliVe(ImageTextLabelTask):
+class SnliVe(LabelTask):
     name, title = "snli-ve", "SNLI-VE"
     labels = ("contradiction", "entailment", "neutral")
 
@@ -41,10 +46,21 @@ class SnliVe(ImageTextLabelTask):
             beta2=0.999,
         )
 
-    def file(self, data: Path, split: str) -> Path:
-        return first_file(data, (f"snli_ve_{split}.jsonl", f"{split}.jsonl"))
+    def find_images(self, data: Path, split: str) -> Corpus:
+        return find_images(data, split)
+
+    def open(
+        self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
+    ) -> ImageTextExamples:
+        path = first_file(data, (f"snli_ve_{split}.jsonl", f"{split}.jsonl"))
+        read = functools.partial(self.read, path)
+        found = ImageTextExamples.open(read, [path], data, split, tokenizer=tokenizer, config=config, target_size=1)
+        if not len(found):
+            raise UserError(f"{path} holds no example")
+        return found
 
     def read(self, path: Path, names: ImageNames) -> Iterator[ImageTextRow]:
+        """The lines of a file; those without a label have no targets."""
         for number, line in read_json_lines(path):
             where = f"{path}:{number}"
             label = line.get("gold_label")

@@ -6,7 +6,8 @@ of 96 tokens, 5 to 48 written, beam 5 with penalty 1.0 (large: 6 with 1.2), labe
 BLEU-4/METEOR/ROUGE-L: 22.78/25.24/51.34 (base), 24.59/26.39/52.47 (large).
 
 These metrics compare lower-case words and marks as in UniLM's files, including the question mark, which PTB tokens (used for
-captions) would leave out. (If questions share a passage and an answer, the official script uses each as a reference for all.)
+captions) would leave out. (Of questions with the same line in the source file, the official script compares the last output
+alone, with all of them as references; here each output is compared with its own question.)
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig
-from unimo_ds.finetune.files import first_file, read_json_items, text_of
+from unimo_ds.finetune.files import in_form_of, read_json_items, text_of
 from unimo_ds.finetune.line_rows import LineRows
 from unimo_ds.finetune.metrics import captions
 from unimo_ds.finetune.task import Recipe, Size
-from unimo_ds.finetune.text_writing import Rows, TextRow, TextWritingTask, find_line_files, row_of_lines
+from unimo_ds.finetune.text_writing import Rows, TextRow, TextWritingTask, row_of_lines
 from unimo_ds.finetune_config import FinetuneConfig, GenerationConfig
 from unimo_ds.utils.errors import UserError
 
@@ -48,20 +49,15 @@ class SquadQuestions(TextWritingTask):
             max_text_tokens=416,
         )
 
-    def files(self, data: Path, split: str) -> tuple[Path, ...]:
-        if (data / f"{split}.pa.tok.txt").is_file():
-            return find_line_files(data, [(f"{split}.pa.tok.txt", f"{split}.q.tok.txt")])
-        return (first_file(data, (f"{split}-v1.1.json", f"{split}.json")),)
+    def names(self, split: str) -> list[tuple[str, ...]]:
+        return [(f"{split}.pa.tok.txt", f"{split}.q.tok.txt"), (f"{split}-v1.1.json",), (f"{split}.json",)]
 
     def settle(self, config: RunConfig, data: Path) -> tuple[RunConfig, Mapping[str, Any]]:
         captions.check_installed()
         return super().settle(config, data)
 
-    def read(self, data: Path, split: str) -> Rows:
-        paths = self.files(data, split)
-        if len(paths) == 1:
-            return read_squad(paths[0])
-        return LineRows(paths, _row_of_lines)
+    def rows(self, paths: tuple[Path, ...]) -> Rows:
+        return LineRows(paths, _row_of_lines) if len(paths) == 2 else read_squad(paths[0])
 
     def measure(
         self, written: Sequence[str], references: Sequence[Sequence[str]], *, quick: bool = False
@@ -96,7 +92,7 @@ def read_squad(path: Path) -> list[TextRow]:
         UserError: not SQuAD's form, or a question without an answer.
     """
     rows = []
-    try:
+    with in_form_of("SQuAD 1.1", path):
         for article in read_json_items(path, "data"):
             for paragraph in article["paragraphs"]:
                 passage = text_of(paragraph["context"], f"{path}: a passage of {article.get('title', '?')!r}")
@@ -106,8 +102,6 @@ def read_squad(path: Path) -> list[TextRow]:
                         raise UserError(f"{where} has no answer; this task needs SQuAD 1.1, where each has one")
                     answer = text_of(one["answers"][0]["text"], where)
                     rows.append(TextRow(where, (passage, answer), (text_of(one["question"], where),)))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} is not in SQuAD 1.1's form ({type(error).__name__}: {error})") from None
     return rows
 
 

@@ -3,15 +3,16 @@
 photographs as data folders `images/train`, `images/dev`, `images/test`, or one `images`.
 
 The release has no code for it. This project follows UNITER and similar models: the answers that occur at least nine times
-in training are the vocabulary (3,129 of them), a linear map of the product of both pooled vectors scores each, binary
-cross-entropy against the official accuracy of each answer; 10 epochs of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01.
-Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).
+in training are the vocabulary (with the validation answers, which those models train on as well, they are 3,129), a linear map
+of the product of both pooled vectors scores each, binary cross-entropy against the official accuracy of each answer; 10 epochs
+of 256, rate 5e-5 (base) or 3e-5 (large), decay 0.01. Published on test-dev/test-std: 73.79/74.02 (base), 75.06/75.27 (large).
 
 Letters: E examples, A answers.
 """
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,8 +31,8 @@ from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune import predict
 from unimo_ds.finetune.batch import TaskBatch
 from unimo_ds.finetune.columns import Ragged
-from unimo_ds.finetune.files import fingerprint_of, first_file, plain_text, read_json_items, text_of
-from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images, open_images
+from unimo_ds.finetune.files import first_file, in_form_of, plain_text, read_json_items, text_of
+from unimo_ds.finetune.image_text import AnsweredRow, ImageTextExamples, ImageTextRow, find_images
 from unimo_ds.finetune.images import ImageNames
 from unimo_ds.finetune.metrics import questions
 from unimo_ds.finetune.model import ProductHead, TaskOutput
@@ -64,15 +65,14 @@ class Vqa(Task):
         Raises:
             UserError: none occurs often enough.
         """
-        assert config.finetune is not None
         path = _annotations_file(data, "train")
-        answers = vocabulary_of(_People(path).everyone(), config.finetune.answer_min_count)
+        answers = vocabulary_of(_People(path).everyone(), config.finetuning.answer_min_count)
         if not answers:
             raise UserError(
-                f"no answer of {path} occurs {config.finetune.answer_min_count} times, so the vocabulary is empty; "
+                f"no answer of {path} occurs {config.finetuning.answer_min_count} times, so the vocabulary is empty; "
                 "lower finetune.answer_min_count"
             )
-        return replace(config, finetune=replace(config.finetune, num_outputs=len(answers))), {"answers": answers}
+        return replace(config, finetune=replace(config.finetuning, num_outputs=len(answers))), {"answers": answers}
 
     def find_images(self, data: Path, split: str) -> Corpus:
         return find_images(data, split)
@@ -81,24 +81,24 @@ class Vqa(Task):
         self, data: Path, split: str, *, tokenizer: Tokenizer, config: RunConfig, assets: Mapping[str, Any]
     ) -> ImageTextExamples:
         answers: list[str] = strict_json.typed(list[str], assets.get("answers", []), where="task.json: answers")
-        assert config.finetune is not None
-        if len(answers) != config.finetune.num_outputs:
+        if len(answers) != config.finetuning.num_outputs:
             raise UserError(
-                f"the checkpoint scores {config.finetune.num_outputs} answers, but its task.json lists {len(answers)}; "
+                f"the checkpoint scores {config.finetuning.num_outputs} answers, but its task.json lists {len(answers)}; "
                 "restore that file"
             )
         number_of = {answer: number for number, answer in enumerate(answers)}
-        shelf, names = open_images(data, split, config)
         path = _questions_file(data, split)
-        paths = [path] if split == "test" else [path, _annotations_file(data, split)]
-        people = None if split == "test" else _People(paths[-1])
-        found = ImageTextExamples.of(
-            _rows(path, people, names, number_of, must_be_answerable=split == "train"),
-            shelf,
-            tokenizer,
-            max_text_tokens=config.data.max_text_tokens,
+        people = None if split == "test" else _People(_annotations_file(data, split))
+        read = functools.partial(_rows, path, people, number_of=number_of, must_be_answerable=split == "train")
+        paths = [path] if people is None else [path, people.path]
+        found = ImageTextExamples.open(
+            read,
+            paths,
+            data,
+            split,
+            tokenizer=tokenizer,
+            config=config,
             target_size=len(answers),
-            fingerprint=f"{fingerprint_of(paths)}/{shelf.corpus.fingerprint}",
             answers=answers,
         )
         if not len(found):
@@ -106,8 +106,7 @@ class Vqa(Task):
         return found
 
     def make_head(self, config: RunConfig) -> nn.Module:
-        assert config.finetune is not None
-        return ProductHead(config, num_outputs=config.finetune.num_outputs)
+        return ProductHead(config, num_outputs=config.finetuning.num_outputs)
 
     def loss_sum(self, output: TaskOutput, batch: TaskBatch, settings: FinetuneConfig) -> torch.Tensor:
         """Binary cross-entropy, summed over answers."""
@@ -138,7 +137,7 @@ class Vqa(Task):
 
 
 def _rows(
-    path: Path, people: _People | None, names: ImageNames, number_of: Mapping[str, int], *, must_be_answerable: bool
+    path: Path, people: _People | None, names: ImageNames, *, number_of: Mapping[str, int], must_be_answerable: bool
 ) -> Iterator[ImageTextRow]:
     for question, image, asked in _questions(path):
         where = f"{path}: question {question}"
@@ -188,11 +187,9 @@ def _annotations_file(data: Path, split: str) -> Path:
 
 def _questions(path: Path) -> Iterator[tuple[int, int, Any]]:
     """(question, image, text), the text unchecked."""
-    for one in read_json_items(path, "questions"):
-        try:
+    with in_form_of("VQA", path):
+        for one in read_json_items(path, "questions"):
             yield _number(one["question_id"]), _number(one["image_id"]), one["question"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
 
 
 def _number(value: Any) -> int:
@@ -216,20 +213,16 @@ class _People:
         Raises:
             UserError: not in VQA's form, or a question without answers, or with two lists of them.
         """
-        self._path, self._answers = path, Ragged("i")
+        self.path, self._answers = path, Ragged("i")
         number_of: dict[str, int] = {}
         ids = array("q")
-        for one in read_json_items(path, "annotations"):
-            try:
+        with in_form_of("VQA", path):
+            for one in read_json_items(path, "annotations"):
                 ids.append(_number(one["question_id"]))
                 given = [_answer(answer["answer"], f"{path}: question {ids[-1]}") for answer in one["answers"]]
-            except UserError:
-                raise
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(f"{path} is not in VQA's form ({type(error).__name__}: {error})") from None
-            if not given:
-                raise UserError(f"{path}: question {ids[-1]} has no answers")
-            self._answers.append([number_of.setdefault(answer, len(number_of)) for answer in given])
+                if not given:
+                    raise UserError(f"{path}: question {ids[-1]} has no answers")
+                self._answers.append([number_of.setdefault(answer, len(number_of)) for answer in given])
         self._texts = list(number_of)
         self._order = np.argsort(np.array(ids), kind="stable")
         self._ids = np.array(ids)[self._order]
@@ -238,7 +231,7 @@ class _People:
             raise UserError(f"{path}: question {self._ids[twice[0]]} has answers twice; leave one of them")
 
     def __str__(self) -> str:
-        return str(self._path)
+        return str(self.path)
 
     def of(self, question: int) -> tuple[str, ...] | None:
         """None if the question is not there."""
