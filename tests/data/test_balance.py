@@ -16,7 +16,7 @@ from unimo_ds.utils.errors import UserError
     world_size=st.integers(1, 8),
     budget=st.sampled_from([400, 1000, 5000, 10**6]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_sample_once_within_the_budget(sizes: list[int], world_size: int, budget: int) -> None:
     lengths = np.array(sizes, np.int64)
     costs = lengths + lengths**2 / 100

@@ -14,7 +14,7 @@ from unimo_ds.utils.seed import mix
     parts=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=4),
     column=st.lists(st.integers(0, 2**40), min_size=1),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_mix_many_equals_mix(parts: list[int], column: list[int]) -> None:
     keys = mix_many(*parts, np.array(column))
     assert keys.tolist() == [mix(*parts, value) for value in column]
@@ -26,7 +26,7 @@ def test_ranges() -> None:
 
 
 @given(counts=st.lists(st.integers(0, 6), min_size=1, max_size=20), wanted=st.integers(0, 4), seed=st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_draws_are_distinct_and_in_range(counts: list[int], wanted: int, seed: int) -> None:
     rows, numbers = draw_distinct(mix_many(seed, np.arange(len(counts))), np.array(counts), wanted)
     for row, count in enumerate(counts):

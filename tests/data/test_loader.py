@@ -88,7 +88,7 @@ REFERENCE = {step: global_step([batch]) for step, batch in enumerate(load(make_c
     micro_batch_tokens=st.sampled_from([700, 1500, 10**5]),
     first=st.integers(0, 2),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_global_batch_does_not_depend_on_the_machine(world_size: int, micro_batch_tokens: int, first: int) -> None:
     config = make_config(micro_batch_tokens=micro_batch_tokens)
     steps = range(first, first + 1)

@@ -48,7 +48,7 @@ def mask_boxes(boxes: np.ndarray, seed: int, settings: MaskingConfig = MASKING) 
 
 
 @given(length=st.integers(0, 200), seed=st.integers(0, 10**6), continued=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_masked_tokens_are_whole_words_and_reach_their_share(length: int, seed: int, continued: float) -> None:
     tokens = make_tokens(length, seed, continued=continued)
     corrupted, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(seed))
@@ -104,7 +104,7 @@ def test_specials_are_never_masked() -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 510), min_size=1, max_size=12), seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fragment_lengths_fill_the_budget(lengths: list[int], seed: int) -> None:
     keys = np.arange(len(lengths)) + seed
     text, drawn = fragment_lengths(np.array(lengths), keys, masking=MASKING)
@@ -127,7 +127,7 @@ def test_fragment_lengths_are_spread_over_the_limits() -> None:
 
 
 @given(length=st.integers(1, 300), seed=st.integers(0, 10**6), continued=st.sampled_from([0.0, 0.3, 1.0]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_sequence_to_sequence_moves_whole_words_and_loses_nothing(length: int, seed: int, continued: float) -> None:
     tokens = make_tokens(length, seed, continued=continued)
     bounds = masking.words_of(tokens, VOCABULARY).bounds
@@ -170,7 +170,7 @@ def make_boxes(count: int, seed: int) -> np.ndarray:
 
 
 @given(count=st.integers(1, 60), seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_visible_region_overlaps_an_anchor(count: int, seed: int) -> None:
     boxes = make_boxes(count, seed)
     masked = mask_boxes(boxes, seed)

@@ -29,7 +29,7 @@ def make_corpus(sizes: list[tuple[Kind, int, int]], *, shard_size: int = 10) -> 
 
 
 @given(seed=st.integers(0, 2**40), size=st.integers(1, 200), window=st.integers(1, 5), epochs=st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_one_source_is_seen_once_an_epoch(seed: int, size: int, window: int, epochs: int) -> None:
     order = Order(*make_corpus([(Kind.TEXT, 0, size)], shard_size=7), KindWeights(0, 1, 0), {}, window, seed)
     for epoch in range(epochs):
@@ -42,7 +42,7 @@ def test_one_source_is_seen_once_an_epoch(seed: int, size: int, window: int, epo
     weights=st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 5.0])] * 3),
     start=st.integers(0, 10**12),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_cycle_holds_the_stated_mix(seed: int, weights: tuple[float, float, float], start: int) -> None:
     kinds, sources, shards = make_corpus([(Kind.IMAGE, 0, 13), (Kind.TEXT, 1, 29), (Kind.PAIR, 2, 41)])
     order = Order(kinds, sources, shards, KindWeights(*weights), {}, 2, seed)
@@ -56,7 +56,7 @@ def test_every_cycle_holds_the_stated_mix(seed: int, weights: tuple[float, float
     step=st.integers(1, 100),
     start=st.integers(0, 10**12),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pairs_of_a_step_vary_by_as_many_as_streams_stand_before_them(
     sources: tuple[list[int], list[int], list[int]], step: int, start: int
 ) -> None:
@@ -86,7 +86,7 @@ def test_sources_of_a_kind_share_an_epoch_unless_they_are_weighed() -> None:
 
 
 @given(weights=st.tuples(*[st.sampled_from([0, 0.5, 1, 3])] * 2), start=st.integers(0, 10**12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_folders_share_each_kind_by_their_weights(weights: tuple[float, float], start: int) -> None:
     """Texts lie in both folders, pairs in the second alone, and one source in both."""
     corpus = make_corpus([(Kind.TEXT, 0, 24), (Kind.TEXT, 1, 8), (Kind.TEXT, 0, 30), (Kind.PAIR, 2, 41)])

@@ -33,7 +33,7 @@ def test_ids_are_in_roberta_order(tokenizer: Tokenizer) -> None:
     assert np.flatnonzero(tokenizer.special).tolist() == [0, 1, 2, 3, tokenizer.mask_id]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text())
 def test_every_text_survives_and_makes_no_special(text: str) -> None:
     tokenizer = _cached()
@@ -75,7 +75,7 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
 _NASTY = st.sampled_from(" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2028\u200b\u3000\ufeff's!.a1\u00e9\u65e5\u0301")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text(_NASTY | st.characters(exclude_categories=("Cs",)), max_size=30), max_size=4))
 def test_a_batch_by_words_is_its_texts_whole(texts: list[str]) -> None:
     tokenizer = _cached()

@@ -197,7 +197,7 @@ def test_tokens_are_those_of_training(exported: Path):
     own = load_tokenizer(exported)
     assert own.fingerprint == small.make_tokenizer().fingerprint
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.text(max_size=30) | st.sampled_from(["<mask> and </s>", "<s><pad>", " two  spaces\n"]))
     def check(text: str) -> None:
         expected = [0, *own.encode(text).tolist(), 2]

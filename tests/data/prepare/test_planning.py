@@ -32,7 +32,7 @@ ANNOTATIONS = st.builds(
 
 
 @given(st.lists(st.recursive(TEXT | st.integers() | st.none(), st.lists, max_leaves=5), max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_values_come_back(values: list[object]) -> None:
     found = CompactList(values)
     assert list(found) == values
@@ -74,7 +74,6 @@ def merged(annotations: list[Annotation]) -> list[Annotation]:
 
 
 @given(st.lists(ANNOTATIONS, max_size=6), st.lists(NAMES, max_size=6))
-@settings(deadline=None)
 def test_the_most_exact_spelling_that_is_one_images_alone_finds_it(given: list[Annotation], wanted: list[str]) -> None:
     annotations, expected = Annotations(given), merged(given)
     assert list(annotations) == expected
@@ -105,7 +104,6 @@ def write(folder: Path, text: str) -> Path:
     st.sampled_from([None, 1]),
     st.sampled_from([1, 2, 7, 1 << 20]),
 )
-@settings(deadline=None)
 def test_objects_are_those_of_the_whole_document(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, list[object]], indent: int | None, chunk: int
 ) -> None:

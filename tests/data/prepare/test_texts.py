@@ -10,7 +10,7 @@ from unimo_ds.data.prepare import texts
 TOKENIZER = tokenizers.train(["The dog runs over the grass . A cat sleeps ."] * 5, vocabulary_size=300)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300), st.integers(4, 40))
 def test_pieces_are_short_and_nothing_is_lost(text: str, max_tokens: int) -> None:
     pieces = list(texts.pieces([text], TOKENIZER, max_tokens=max_tokens))

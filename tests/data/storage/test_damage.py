@@ -235,9 +235,7 @@ def test_an_index_of_another_form_is_named(folder: Path) -> None:
         assert {problem.file for problem in verify(folder)} == {path.name}
 
 
-FLIPPED = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+FLIPPED = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 @pytest.fixture(scope="module")

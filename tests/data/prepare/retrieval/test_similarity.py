@@ -22,7 +22,7 @@ def brute_force(queries: np.ndarray, documents: np.ndarray, number: int) -> list
     return [[int(i) for i in np.lexsort((np.arange(len(row)), -row)) if row[i] > 0][:number] for row in scores]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.lists(st.integers(1, 40), min_size=1, max_size=4))
 def test_blocks_do_not_matter(seed: int, number: int, sizes: list[int]) -> None:
     random = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def test_common_words_of_large_collections_are_left_out() -> None:
     assert weigh_words({"dog": 101}, 1999)[0] == ["dog"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=30), st.text(max_size=2))
 def test_a_table_numbers_words_as_a_dictionary_does(words: set[str], other: str) -> None:
     """Of any alphabet, the empty word too."""

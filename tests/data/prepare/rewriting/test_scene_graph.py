@@ -94,7 +94,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(WORDS, max_size=14))
 def test_every_node_lies_in_the_caption_and_points_at_an_object(drawn: list[str]) -> None:
     graph = rules.parse_caption(" ".join(drawn))

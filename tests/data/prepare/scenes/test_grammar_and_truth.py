@@ -81,7 +81,7 @@ def test_a_small_difference_may_be_neither_said_nor_denied() -> None:
     assert not is_false(slightly_above, scene)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32))
 def test_captions_are_true_readable_and_of_the_promised_length(seed: int) -> None:
     randomness = random.Random(seed)
@@ -96,7 +96,7 @@ def test_captions_are_true_readable_and_of_the_promised_length(seed: int) -> Non
     assert render(caption.description, caption.wording) == caption.text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32))
 def test_checker_and_reader_agree_about_captions_of_similar_scenes(seed: int) -> None:
     """Clear truth and clear falsehood are what plain reading says, also where scenes differ in one word."""

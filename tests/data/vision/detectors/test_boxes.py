@@ -37,7 +37,7 @@ def suppressed_by_loops(rows: np.ndarray, scores: np.ndarray, threshold: float, 
     return kept
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([0, 1]), st.sampled_from([0.0, 0.3, 0.7]))
 def test_suppression_is_that_of_loops(seed: int, number: int, extra: int, threshold: float) -> None:
     random = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def test_suppression_is_that_of_loops(seed: int, number: int, extra: int, thresh
     assert few.tolist() == expected[:3]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 25), st.integers(1, 6), st.sampled_from([0, 1]))
 def test_suppression_of_all_classes_at_once_is_that_of_each(
     seed: int, number: int, num_classes: int, extra: int
@@ -133,7 +133,7 @@ def pooled_by_loops(features: np.ndarray, rows: np.ndarray, side: int, scale: fl
     return pooled
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 30), st.sampled_from([1, 3, 7, 14]))
 def test_pooling_is_that_of_loops(seed: int, height: int, width: int, side: int) -> None:
     random = np.random.default_rng(seed)
