@@ -25,7 +25,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.examples import clean_sequence, image_input, text_input
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, Kind, PackedBatch, Sample, SequenceInput, SequenceRole
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.utils.communicator import SingleProcess
@@ -67,7 +67,7 @@ def loss_of(model: torch.nn.Module, step: PackedBatch | PaddedStep) -> torch.Ten
     """Mean CMCL of the pairs."""
     output = model(step)
     table = (step.packed if isinstance(step, PaddedStep) else step).contrast
-    plan = make_plan(table, form=FORM, agreed=agree(table, SingleProcess())).to(output.pooled_images.device)
+    plan = make_plan(table, form=FORM, sizes=share_sizes(table, SingleProcess())).to(output.pooled_images.device)
     result = contrastive_loss(
         output.pooled_images,
         output.pooled_texts,

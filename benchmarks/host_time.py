@@ -26,7 +26,7 @@ from benchmarks import step as steps
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.transport import flatten, restore
 from unimo_ds.engine.rehearsal import clean_part
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.ops.contrastive import pair_scores
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
@@ -98,18 +98,18 @@ def lists(samples: int) -> dict[str, Call]:
     halves = dataclasses.replace(config.batch, micro_batch_tokens=int(0.55 * positions))
     batch: StepBatch = restore(flatten(steps.make_batches(dataclasses.replace(config, batch=halves), arguments, 1)[0]))
     table = join_tables(batch.micro_batches)
-    agreed = agree(table, SingleProcess())
-    plan = make_plan(table, form=config.contrast.form, agreed=agreed)
+    sizes = share_sizes(table, SingleProcess())
+    plan = make_plan(table, form=config.contrast.form, sizes=sizes)
     nowhere = torch.device("meta")  # a device that does nothing
     there = batch.micro_batches[1].to(nowhere)
     print(
         f"{samples} samples: {positions} positions, {len(batch.micro_batches)} micro-batches, {plan.num_pairs} pairs, "
-        f"{sum(plan.sizes)} scores"
+        f"{sum(plan.part_sizes)} scores"
     )
 
     return {
         "one table of the micro-batches": lambda: join_tables(batch.micro_batches),
-        "plan of the contrastive loss": lambda: make_plan(table, form=config.contrast.form, agreed=agreed),
+        "plan of the contrastive loss": lambda: make_plan(table, form=config.contrast.form, sizes=sizes),
         "plan, moved": lambda: plan.to(nowhere),
         "batch, moved": lambda: [one.to(nowhere) for one in batch.micro_batches],
         "clean part of a micro-batch": lambda: clean_part(batch.micro_batches[1], there),

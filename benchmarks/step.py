@@ -43,7 +43,7 @@ from unimo_ds.data.step_reader import StepReader
 from unimo_ds.data.transport import flatten, restore
 from unimo_ds.engine.protocol import StepEngine
 from unimo_ds.engine.step import train_step
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.models.accounting import training_flops
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
@@ -116,9 +116,9 @@ def usual_step(engine: StepEngine, task: PretrainingTask, batch: StepBatch, step
         contrast = task.contrastive(
             output.pooled_images,
             output.pooled_texts,
-            make_plan(packed.contrast, form=task.contrast.form, agreed=agree(packed.contrast, engine.communicator)).to(
-                engine.device
-            ),
+            make_plan(
+                packed.contrast, form=task.contrast.form, sizes=share_sizes(packed.contrast, engine.communicator)
+            ).to(engine.device),
             temperature=output.temperature,
             communicator=engine.communicator,
         )

@@ -9,7 +9,7 @@ from benchmarks.mix import MixCorpus, NumberTokenizer
 from benchmarks.usual import UsualModel, copy_weights, pad
 from unimo_ds.config import BatchConfig, ModelConfig, RunConfig
 from unimo_ds.data.step_reader import StepReader
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import SingleProcess
@@ -30,7 +30,7 @@ def test_padded_batches_have_the_losses_and_gradients_of_the_packed_stream(head:
     copy_weights(ours, usual)
     task = PretrainingTask(contrast=CONFIG.contrast, weights=CONFIG.losses)
 
-    plan = make_plan(batch.contrast, form=CONFIG.contrast.form, agreed=agree(batch.contrast, SingleProcess()))
+    plan = make_plan(batch.contrast, form=CONFIG.contrast.form, sizes=share_sizes(batch.contrast, SingleProcess()))
 
     def losses(output: ModelOutput) -> torch.Tensor:
         contrast = task.contrastive(

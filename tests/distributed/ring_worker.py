@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from tests.losses.test_contrastive import EVERY_ROLE, make_table
 from unimo_ds.data.schema import ContrastTable
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.losses.contrastive import ACCURACIES, contrastive_loss
 from unimo_ds.utils.communicator import Communicator, ProcessGroup, SingleProcess
 
@@ -61,7 +61,7 @@ def run(case: dict, communicator: Communicator, dtype: torch.dtype) -> dict:
     result = contrastive_loss(
         images,
         texts,
-        make_plan(mine, form=case["form"], agreed=agree(mine, communicator)),
+        make_plan(mine, form=case["form"], sizes=share_sizes(mine, communicator)),
         temperature=temperature,
         form=case["form"],
         in_batch=True,

@@ -7,7 +7,7 @@ import torch
 
 from tests.kernels.shared_scores import CASES, Case, make_keys, make_vectors, plain
 from tests.losses.test_contrastive import EVERY_ROLE, FORMS, make_table
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.losses.contrastive import contrastive_loss
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.native import contrastive, library, pairs
@@ -112,7 +112,7 @@ def test_pairs_equal_fp64_and_themselves(dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_loss_equals_the_plain_path_and_itself(form, exchange):
     table, num_images, num_texts = make_table(200, EVERY_ROLE, groups=3)
-    plan = make_plan(table, form=form, agreed=agree(table, SingleProcess())).to(torch.device("cuda"))
+    plan = make_plan(table, form=form, sizes=share_sizes(table, SingleProcess())).to(torch.device("cuda"))
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(count, 768, generator=generator) for count in (num_images, num_texts)]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.losses.contrastive import ACCURACIES, contrastive_loss
 from unimo_ds.ops.contrastive import (
     NO_ITEM,
@@ -76,7 +76,7 @@ def vectors(count: int, size: int = 8, dtype: torch.dtype = torch.float64) -> to
 
 def run(images, texts, table, form="one_log", in_batch=True, temperature=0.2):
     temperature = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
-    plan = make_plan(table, form=form, agreed=agree(table, SingleProcess()))
+    plan = make_plan(table, form=form, sizes=share_sizes(table, SingleProcess()))
     return contrastive_loss(
         images, texts, plan, temperature=temperature, form=form, in_batch=in_batch, communicator=SingleProcess()
     )

@@ -22,7 +22,7 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine.carried import carried
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.protocol import StepEngine
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
@@ -99,17 +99,17 @@ def train_step(
     ]
     scales_L = moved(torch.tensor(scales), engine.device)
     engine.set_learning_rate(learning_rate)
-    agreed = None
+    sizes = None
     if num_pairs:
         table = join_tables(batch.micro_batches)
-        agreed = agree(table, engine.communicator)
+        sizes = share_sizes(table, engine.communicator)
 
     # While a GPU computes this, the host makes lists and launches the contrastive loss's many small kernels.
     first = engine.forward(micro_batches[0])
     contrast = None
-    if agreed:
+    if sizes:
         others = rehearse(engine, batch.micro_batches[1:], micro_batches[1:])
-        plan = make_plan(table, form=task.contrast.form, agreed=agreed).to(engine.device)
+        plan = make_plan(table, form=task.contrast.form, sizes=sizes).to(engine.device)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs
         contrast = contrast_of(engine, task, plan, [first, *others], scale=scale)
 

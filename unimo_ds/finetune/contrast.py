@@ -12,7 +12,7 @@ from unimo_ds.config import ContrastConfig, LossWeights
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.setup import Engine
-from unimo_ds.losses.contrast_plan import agree, make_plan
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
 from unimo_ds.models.unimo import anchor
 from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
 
@@ -26,11 +26,11 @@ def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, 
     # A pair's only positive is itself, so all forms are the same loss.
     task = PretrainingTask(contrast=ContrastConfig(form="one_log"), weights=LossWeights(), contrastive_path=path)
     table = join_tables(singles)
-    agreed = agree(table, engine.communicator)
+    sizes = share_sizes(table, engine.communicator)
     batches = [one.to(engine.device) for one in singles]
     first = engine.forward(batches[0])  # while a GPU computes this, the host makes lists
     outputs = [first, *rehearse(engine, singles[1:], batches[1:])]
-    plan = make_plan(table, form=task.contrast.form, agreed=agreed).to(engine.device)
+    plan = make_plan(table, form=task.contrast.form, sizes=sizes).to(engine.device)
     contrast = contrast_of(engine, task, plan, outputs, scale=scale)
     for index, batch in enumerate(batches):
         output = engine.forward(batch) if index else first

@@ -50,7 +50,7 @@ HARD_NEGATIVES = tuple(
 
 
 @dataclass(frozen=True)
-class Brought:
+class LocalCandidates:
     """This rank's candidates of one modality: its pairs' own, then related items and positive rewrites encoded singly."""
 
     rows: torch.Tensor
@@ -67,7 +67,7 @@ class Brought:
 class ContrastPlan:
     """Lists of rows for the device, with their lengths on the host."""
 
-    sizes: list[int]
+    part_sizes: list[int]
     """Number of the Q scores in each of `parts`, which follow one another."""
     score_images: Groups
     """The scores grouped by row of the pooled images."""
@@ -80,14 +80,14 @@ class ContrastPlan:
     """[parts, P] bool, whether a pair has any score of a part."""
     own_score: torch.Tensor
     """[P] int64, index of the score of the pair's single encodings; Q: none."""
-    rival: torch.Tensor
+    counterpart: torch.Tensor
     """[M] int64, index of the score that each negative must stay below: the pair's own, encoded likewise; Q: none."""
-    asks: torch.Tensor
+    accuracy: torch.Tensor
     """[M] int64, index in HARD_NEGATIVES that each negative counts for; its length: none."""
     pair_keys: torch.Tensor
     """[P, 4] int64: group, image key, text key, NO_ITEM."""
-    images: Brought
-    texts: Brought
+    images: LocalCandidates
+    texts: LocalCandidates
 
     @property
     def num_pairs(self) -> int:
@@ -98,7 +98,7 @@ class ContrastPlan:
         return moved(self, device)
 
 
-class Agreed(NamedTuple):
+class CandidateSizes(NamedTuple):
     """What ranks must know of each other's candidates of one modality."""
 
     counts: tuple[int, ...]
@@ -107,7 +107,7 @@ class Agreed(NamedTuple):
     """The most items of a pair, on any rank."""
 
 
-def agree(table: ContrastTable, communicator: Communicator) -> tuple[Agreed, Agreed]:
+def share_sizes(table: ContrastTable, communicator: Communicator) -> tuple[CandidateSizes, CandidateSizes]:
     """Of images and texts. A collective, and all that a plan needs of other ranks. table: as in `make_plan`."""
     pair, role = table.score_pair.numpy(), table.score_role.numpy()
     others = [pair[np.isin(role, roles)] for roles in (_OTHER_IMAGES, _OTHER_TEXTS)]
@@ -117,13 +117,13 @@ def agree(table: ContrastTable, communicator: Communicator) -> tuple[Agreed, Agr
         torch.tensor([mine], dtype=torch.int64, device=communicator.device), [1] * communicator.world_size
     )
     (image_counts, image_widths), (text_counts, text_widths) = of_ranks.permute(1, 2, 0).tolist()
-    return Agreed(tuple(image_counts), max(image_widths)), Agreed(tuple(text_counts), max(text_widths))
+    return CandidateSizes(tuple(image_counts), max(image_widths)), CandidateSizes(tuple(text_counts), max(text_widths))
 
 
-def make_plan(table: ContrastTable, *, form: str, agreed: tuple[Agreed, Agreed]) -> ContrastPlan:
+def make_plan(table: ContrastTable, *, form: str, sizes: tuple[CandidateSizes, CandidateSizes]) -> ContrastPlan:
     """The plan of one step, on the host.
 
-    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`. agreed: from `agree`.
+    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`. sizes: from `share_sizes`.
     """
     scores = _sorted_scores(table)
     pair, role = scores["pair"], scores["role"]
@@ -141,39 +141,38 @@ def make_plan(table: ContrastTable, *, form: str, agreed: tuple[Agreed, Agreed])
     own_joint, own_single = score_of_pairs(SequenceRole.JOINT_PAIR), score_of_pairs(SequenceRole.SINGLE_IMAGE)
     negatives = with_roles(SequenceRole.JOINT_NEGATIVE, SequenceRole.SINGLE_NEGATIVE)
     is_joint, owner, level = role[negatives] == SequenceRole.JOINT_NEGATIVE, pair[negatives], scores["level"][negatives]
-    asks = np.where(is_joint, 0, len(_LEVELS)) + level - int(_LEVELS[0])
+    accuracy = np.where(is_joint, 0, len(_LEVELS)) + level - int(_LEVELS[0])
     keys = np.stack([column.numpy() for column in (table.pair_group, table.pair_image_key, table.pair_text_key)], 1)
 
-    def brought(
-        pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice, agreed: Agreed
-    ) -> Brought:
+    def local_candidates(
+        pair_rows: torch.Tensor, score_rows: Integers, own_keys: Integers, others: slice, of_ranks: CandidateSizes
+    ) -> LocalCandidates:
         owners = np.concatenate((np.arange(num_pairs), pair[others]))
         items = np.concatenate((own_keys, scores["key"][others]))
-        return Brought(
+        return LocalCandidates(
             rows=torch.from_numpy(np.concatenate((pair_rows.numpy(), score_rows[others]))),
             keys=torch.from_numpy(np.concatenate((keys[owners], items[:, None]), 1)),
-            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs, width=agreed.width)),
-            counts=agreed.counts,
+            own=torch.from_numpy(_items_by_owner(owners, items, num_owners=num_pairs, width=of_ranks.width)),
+            counts=of_ranks.counts,
         )
 
     other_images, other_texts = with_roles(*_OTHER_IMAGES), with_roles(*_OTHER_TEXTS)
     ends = [negatives.start, num_scores]
     if form != "one_log":
         ends = [other_texts.stop, negatives.start, with_roles(SequenceRole.JOINT_NEGATIVE).stop, num_scores]
-    sizes = np.diff(ends, prepend=0).tolist()
     parts = tuple(group_on_host(owners, num_pairs) for owners in np.split(pair, ends[:-1]))
     return ContrastPlan(
-        sizes=sizes,
+        part_sizes=np.diff(ends, prepend=0).tolist(),
         score_images=group_on_host(scores["image"], int(scores["image"].max(initial=-1)) + 1),
         score_texts=group_on_host(scores["text"], int(scores["text"].max(initial=-1)) + 1),
         parts=parts,
         has_any=torch.from_numpy(np.stack([np.diff(part.starts.numpy()) > 0 for part in parts])),
         own_score=torch.from_numpy(own_single),
-        rival=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
-        asks=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), asks)),
+        counterpart=torch.from_numpy(np.where(is_joint, own_joint[owner], own_single[owner])),
+        accuracy=torch.from_numpy(np.where(level == Level.NONE, len(HARD_NEGATIVES), accuracy)),
         pair_keys=functional.pad(torch.from_numpy(keys), (0, 1), value=NO_ITEM),
-        images=brought(table.pair_image, scores["image"], keys[:, 1], other_images, agreed[0]),
-        texts=brought(table.pair_text, scores["text"], keys[:, 2], other_texts, agreed[1]),
+        images=local_candidates(table.pair_image, scores["image"], keys[:, 1], other_images, sizes[0]),
+        texts=local_candidates(table.pair_text, scores["text"], keys[:, 2], other_texts, sizes[1]),
     )
 
 

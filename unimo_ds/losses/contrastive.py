@@ -1,9 +1,12 @@
 """Cross-modal contrastive learning, CMCL (UNIMO section 2.1).
 
 Every score is the cosine of one pooled [IMG] and one pooled [CLS] vector, whichever pass produced them: one joint encoding of
-image and text, or two single encodings. `ContrastTable` says which rows are scored and why; `contrast_plan.py` turns it into
-lists of rows before anything is encoded. A pair's private scores are with itself, its rewrites and its related items. Shared ones
-are its image against the other texts of its group, and its text against the other images. Three forms:
+image and text, or two single encodings. A pair's private scores are with itself, its rewrites and its related items. Shared ones
+are its image against the other texts of its group, and its text against the other images.
+
+The way of a score: the loader's `ContrastTable` says which rows are scored and why; `contrast_plan.py` turns it into lists of
+rows on the host; `contrastive_loss`, here, scores private candidates and brings those of other ranks; `ops/contrastive.py` takes
+the logarithms of the sums. Three forms:
 
     one_log   (the paper's)  -log( (joint + single + related positives) / (those + joint negatives + in-batch) )
     two_logs                 -log( joint positives / (those + joint negatives) )
@@ -77,7 +80,7 @@ def contrastive_loss(
     score_Q = pair_scores(images_ND, texts_ND, plan.score_images, plan.score_texts, path=path)
     shared = _SHARED[exchange](images_ND, texts_ND, plan, communicator) if in_batch else None
     inverse_temperature = 1.0 / temperature.to(score_Q.dtype)
-    scaled = torch.split(score_Q * inverse_temperature, plan.sizes)
+    scaled = torch.split(score_Q * inverse_temperature, plan.part_sizes)
     # one_log: positives, negatives; the others: as they are unpacked below.
     parts = map(PrivateScores, scaled, plan.parts, plan.has_any)
 
@@ -161,10 +164,10 @@ def _accuracies(score_Q: torch.Tensor, best_P2: torch.Tensor, plan: ContrastPlan
     best_P2: highest score of the others; -inf where there are none. Returns `right` and `asked` of `ContrastiveResult`.
     """
     scores = functional.pad(score_Q, (0, 1))  # where a pair has no such score, it counts as 0
-    rewrites_M = score_Q[len(score_Q) - len(plan.rival) :]  # the plan puts negative rewrites last
-    right_M = (scores[plan.rival] > rewrites_M).double()
+    rewrites_M = score_Q[len(score_Q) - len(plan.counterpart) :]  # the plan puts negative rewrites last
+    right_M = (scores[plan.counterpart] > rewrites_M).double()
     counts = right_M.new_zeros(2, len(HARD_NEGATIVES) + 1)
-    by_rewrites = counts.index_add_(1, plan.asks, torch.stack((right_M, torch.ones_like(right_M))))[:, :-1]
+    by_rewrites = counts.index_add_(1, plan.accuracy, torch.stack((right_M, torch.ones_like(right_M))))[:, :-1]
     is_asked_P2 = best_P2.isfinite()
     is_right_P2 = is_asked_P2 & (scores[plan.own_score].unsqueeze(1) > best_P2)
     right, asked = torch.cat((by_rewrites, torch.stack((is_right_P2, is_asked_P2)).double().sum(1)), 1)
