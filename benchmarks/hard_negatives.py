@@ -22,7 +22,7 @@ from benchmarks import measuring
 from benchmarks.mix import MixCorpus, NumberTokenizer
 from benchmarks.usual import PaddedStep, UsualModel, copy_weights, pad
 from unimo_ds.config import ModelConfig
-from unimo_ds.data.examples import clean_sequence, image_input, text_input
+from unimo_ds.data.inputs import clean_sequence, image_input, text_input
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, Kind, PackedBatch, Sample, SequenceInput, SequenceRole
 from unimo_ds.losses.contrast_plan import make_plan, share_sizes

@@ -10,15 +10,8 @@ import torch
 
 from tests.data.corpora import FEATURES, MemoryCorpus, WordTokenizer, make_config, make_corpus, make_regions, select
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
-from unimo_ds.data.examples import (
-    PreparedSample,
-    Visit,
-    image_input,
-    make_examples,
-    prepare_sample,
-    text_input,
-    texts_to_encode,
-)
+from unimo_ds.data.examples import Visit, make_examples, texts_to_encode
+from unimo_ds.data.inputs import PreparedSample, image_input, prepare_sample, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import (

@@ -14,7 +14,7 @@ import transformers
 
 from tests.finetune import small
 from unimo_ds.config import to_dict
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.inputs import clean_sequence
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.evaluation import checkpoint

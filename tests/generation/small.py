@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests import support
-from unimo_ds.data.examples import ImageInput
+from unimo_ds.data.inputs import ImageInput
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import CLS, FIRST_POSITION, SEP, SequenceInput

@@ -23,7 +23,7 @@ from tests.data.prepare.raw import picture
 from tests.evaluation import small as pairs
 from tests.huggingface import small
 from unimo_ds.config import DataConfig
-from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
+from unimo_ds.data.inputs import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, SequenceRole

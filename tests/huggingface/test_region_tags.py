@@ -14,7 +14,7 @@ import transformers
 from tests.data.prepare.raw import picture
 from tests.huggingface import small
 from tests.huggingface.test_family import TEXTS, assert_same, own_weights
-from unimo_ds.data.examples import clean_sequence, image_input, text_input
+from unimo_ds.data.inputs import clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import NO_TAG, Regions, SequenceRole

@@ -14,7 +14,7 @@ from tests.huggingface import small
 from tests.serving.conftest import refusal
 from unimo_ds import cli
 from unimo_ds.config import ContrastConfig
-from unimo_ds.data.examples import image_input
+from unimo_ds.data.inputs import image_input
 from unimo_ds.serving import foil_files
 from unimo_ds.serving.foil_files import FOIL, Item
 from unimo_ds.serving.foils import Right, judge, locate, metrics

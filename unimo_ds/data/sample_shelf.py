@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import ImageInput, PreparedSample, prepare_sample
+from unimo_ds.data.inputs import ImageInput, PreparedSample, prepare_sample
 from unimo_ds.utils.errors import UserError
 
 MAX_BYTES = 512 * 2**20

@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import CorruptSample
-from unimo_ds.data.examples import (
-    ImageInput,
-    PreparedSample,
-    Visit,
-    make_examples,
-    prepare_sample,
-    text_input,
-    texts_to_encode,
-)
+from unimo_ds.data.examples import Visit, make_examples, texts_to_encode
+from unimo_ds.data.inputs import ImageInput, PreparedSample, prepare_sample, text_input
 from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Example, Kind, PackedBatch, Sample, StepBatch

@@ -10,7 +10,8 @@ import torch
 
 from unimo_ds.config import LossWeights, RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import Visit, make_examples, prepare_sample, text_input, texts_to_encode
+from unimo_ds.data.examples import Visit, make_examples, texts_to_encode
+from unimo_ds.data.inputs import prepare_sample, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, LanguageObjective

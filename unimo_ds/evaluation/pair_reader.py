@@ -11,7 +11,7 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import ImageInput, PreparedSample, clean_sequence, text_input, text_key
+from unimo_ds.data.inputs import ImageInput, PreparedSample, clean_sequence, text_input, text_key
 from unimo_ds.data.masking import Tokens
 from unimo_ds.data.sample_shelf import MAX_BYTES, SampleShelf
 from unimo_ds.data.schema import SequenceInput, SequenceRole, TextRole

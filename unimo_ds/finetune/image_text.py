@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import clean_sequence, text_input
+from unimo_ds.data.inputs import clean_sequence, text_input
 from unimo_ds.data.sample_shelf import SampleShelf
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.examples import text_input
+from unimo_ds.data.inputs import text_input
 from unimo_ds.data.masking import Tokens
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.tokenizer import Tokenizer

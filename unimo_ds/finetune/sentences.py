@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.inputs import clean_sequence
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample

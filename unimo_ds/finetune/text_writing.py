@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unimo_ds.config import RunConfig
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.inputs import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
 
-from unimo_ds.data.examples import ImageInput, clean_sequence, text_input
+from unimo_ds.data.inputs import ImageInput, clean_sequence, text_input
 from unimo_ds.data.masking import Tokens, Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, PAD, SEP, SequenceInput, SequenceRole

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from unimo_ds.data.examples import ImageInput, image_input
+from unimo_ds.data.inputs import ImageInput, image_input
 from unimo_ds.data.schema import NO_TAG, Regions
 from unimo_ds.data.vision import extractors
 from unimo_ds.data.vision.extractor_file import EXTRACTOR_FILE

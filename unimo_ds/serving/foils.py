@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from unimo_ds.data.examples import ImageInput
+from unimo_ds.data.inputs import ImageInput
 from unimo_ds.serving import foil_files
 from unimo_ds.serving.foil_files import Item
 from unimo_ds.serving.images import find_images, read_image

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unimo_ds.data.examples import ImageInput, clean_sequence, image_input, text_input
+from unimo_ds.data.inputs import ImageInput, clean_sequence, image_input, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.schema import Regions, SequenceInput, SequenceRole
 from unimo_ds.data.vision import region_tags

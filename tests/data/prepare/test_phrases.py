@@ -11,8 +11,8 @@ from unimo_ds.data import masking
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Uniforms
-from unimo_ds.data.examples import in_bytes
 from unimo_ds.data.fragments import cut_fragments
+from unimo_ds.data.inputs import in_bytes
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.phrases import phrases_of
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption

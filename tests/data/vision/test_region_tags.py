@@ -24,7 +24,7 @@ from unimo_ds.config import ModelConfig, RunConfig, from_dict, to_dict
 from unimo_ds.config_check import check_stored
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.corpus_check import check_corpus
-from unimo_ds.data.examples import image_input, prepare_sample
+from unimo_ds.data.inputs import image_input, prepare_sample
 from unimo_ds.data.packing import pack
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import NO_TAG, Sample, SequenceRole

@@ -19,7 +19,7 @@ import numpy as np
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.inputs import clean_sequence
 from unimo_ds.data.masking import Tokens
 from unimo_ds.data.schema import SEP, SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unimo_ds.data.conversation import NUM_ROLES, NUM_TURNS, lay_out
-from unimo_ds.data.examples import clean_sequence
+from unimo_ds.data.inputs import clean_sequence
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.finetune.files import in_form_of, plain_text, read_json_items, text_of
 from unimo_ds.finetune.metrics.conversation import turn_f1

@@ -25,7 +25,7 @@ from torch import nn
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.examples import text_key
+from unimo_ds.data.inputs import text_key
 from unimo_ds.data.schema import Example, Kind
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import encode
