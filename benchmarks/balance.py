@@ -26,8 +26,9 @@ from unimo_ds.config import RunConfig
 from unimo_ds.data.balance import split_step
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind, LanguageObjective, SequenceRole
-from unimo_ds.data.selection import StepSelection, select_step
+from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import sample_costs
+from unimo_ds.data.step_selection import StepSelection
 from unimo_ds.models.accounting import StreamShape, training_flops
 from unimo_ds.utils.running import run_command
 

@@ -18,7 +18,8 @@ from unimo_ds.config import (
 )
 from unimo_ds.data.corpus import CorruptSample
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
-from unimo_ds.data.selection import CorpusIndex, Selection, select_step
+from unimo_ds.data.selection import CorpusIndex, select_step
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.vision import region_tags
 

@@ -26,7 +26,8 @@ from unimo_ds.data.schema import (
     SequenceInput,
     SequenceRole,
 )
-from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.selection import select_step
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.vision import patches
 
 TOKENIZER = WordTokenizer()

@@ -11,7 +11,8 @@ import pytest
 from tests.data.corpora import make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig
 from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
-from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.selection import select_step
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.storage.members import texts_of
 
 CORPUS = make_corpus()

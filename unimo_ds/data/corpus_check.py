@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from unimo_ds.config import RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.draws import Integers
-from unimo_ds.data.schema import Kind, Level, TextRole
-from unimo_ds.data.selection import NUM_TEXT_SPECIALS
+from unimo_ds.data.schema import NUM_TEXT_SPECIALS, Kind, Level, TextRole
 from unimo_ds.data.step_plan import OrderedCorpus, order_of
 from unimo_ds.data.storage.manifest import MANIFEST_FILE, load_manifest
 from unimo_ds.data.vision import region_tags, resolution

@@ -29,6 +29,7 @@ from unimo_ds.data.masking import Tokens, Vocabulary, mask_tokens, words_of
 from unimo_ds.data.region_masks import mask_regions
 from unimo_ds.data.schema import (
     JOINT_ROLES,
+    NUM_TEXT_SPECIALS,
     Example,
     Kind,
     LanguageObjective,
@@ -36,7 +37,7 @@ from unimo_ds.data.schema import (
     SequenceRole,
     Spans,
 )
-from unimo_ds.data.selection import NUM_TEXT_SPECIALS, Selection
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.vision import patches
 
 _TEXT, _IMAGE = 0x74657874, 0x696D6167

@@ -18,6 +18,7 @@ from unimo_ds.data.schema import (
     CLS,
     FIRST_POSITION,
     NO_TAG,
+    NUM_TEXT_SPECIALS,
     SEP,
     Level,
     Regions,
@@ -26,7 +27,6 @@ from unimo_ds.data.schema import (
     SequenceRole,
     Spans,
 )
-from unimo_ds.data.selection import NUM_TEXT_SPECIALS
 from unimo_ds.data.storage.members import texts_of
 
 NOTHING = np.zeros(0, np.int32)

@@ -25,6 +25,8 @@ SCHEMA_VERSION = 1
 
 # RoBERTa's (fairseq's) id order, which every tokenizer of this project keeps.
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
+NUM_TEXT_SPECIALS = 2
+"""[CLS] and [SEP]."""
 FIRST_POSITION = 2
 """Learned text positions start here, as in RoBERTa."""
 NO_TAG = -1

@@ -17,7 +17,8 @@ from unimo_ds.data.balance import Split, contrast_groups, estimate_costs, split_
 from unimo_ds.data.draws import Integers
 from unimo_ds.data.mixture import Order
 from unimo_ds.data.schema import Kind
-from unimo_ds.data.selection import CorpusIndex, StepSelection, select_step
+from unimo_ds.data.selection import CorpusIndex, select_step
+from unimo_ds.data.step_selection import StepSelection
 from unimo_ds.utils.errors import UserError
 
 

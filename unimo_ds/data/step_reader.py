@@ -16,8 +16,9 @@ from unimo_ds.data.inputs import ImageInput, PreparedSample, prepare_sample, tex
 from unimo_ds.data.masking import Tokens, Vocabulary, WordTable
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Example, Kind, PackedBatch, Sample, StepBatch
-from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_plan import OrderedCorpus, StepPlanner
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.vision import crops
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.seed import generator

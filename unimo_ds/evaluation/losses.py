@@ -15,7 +15,8 @@ from unimo_ds.data.inputs import prepare_sample, text_input
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import Example, LanguageObjective
-from unimo_ds.data.selection import Selection, select_step
+from unimo_ds.data.selection import select_step
+from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.encode import Evaluable, Integers, deal, evaluating, micro_batches
 from unimo_ds.tasks.pretraining import PretrainingTask

@@ -14,8 +14,7 @@ from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.inputs import ImageInput, PreparedSample, clean_sequence, text_input, text_key
 from unimo_ds.data.masking import Tokens
 from unimo_ds.data.sample_shelf import MAX_BYTES, SampleShelf
-from unimo_ds.data.schema import SequenceInput, SequenceRole, TextRole
-from unimo_ds.data.selection import NUM_TEXT_SPECIALS
+from unimo_ds.data.schema import NUM_TEXT_SPECIALS, SequenceInput, SequenceRole, TextRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.evaluation.pairs import Integers, PairTexts, texts_of_pairs
 
