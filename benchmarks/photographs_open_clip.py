@@ -2,7 +2,7 @@
 held-out photographs and captions, measured as `unimo evaluate retrieval` does.
 
     python -m venv peer && peer/bin/pip install open_clip_torch==3.3.0 braceexpand pandas tensorboard webdataset
-    OMP_NUM_THREADS=1 peer/bin/python benchmarks/photographs_open_clip.py --output runs/open_clip --epochs 3 --set lr=1e-3 \\
+    OMP_NUM_THREADS=1 peer/bin/python benchmarks/photographs_open_clip.py --output runs/open_clip --epochs 3 --option lr=1e-3 \\
         --train-images train_images.tar --train-captions pairs.tsv \\
         --held-out-images dev_images.tar --held-out-captions dev_captions.tsv
 
@@ -20,11 +20,10 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from open_clip_train.main import main as train
 from PIL import Image
 
 TOWERS = {
@@ -49,11 +48,17 @@ def main() -> int:
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="further options of open_clip's trainer"
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="further options of open_clip's trainer"
     )
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    print(json.dumps(measure(parser.parse_args())))
+    return 0
 
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    import open_clip
+    from open_clip_train.main import main as train
+
+    torch.set_num_threads(1)
     captions = read_captions(options.train_captions)
     table = options.output / "train.tsv"
     images = unpack(options.train_images, options.output / "train_images")
@@ -66,7 +71,7 @@ def main() -> int:
     configuration = options.output / f"{name}.json"
     configuration.write_text(json.dumps({"embed_dim": 256, "vision_cfg": TOWERS[options.model], "text_cfg": TEXT}))
     open_clip.add_model_config(configuration)
-    run = "-".join([name, str(options.epochs), str(options.batch), *options.set]).replace("=", "_")
+    run = "-".join([name, str(options.epochs), str(options.batch), *options.option]).replace("=", "_")
     start = time.monotonic()
     words = ["--dataset-type", "csv", "--train-data", str(table), "--csv-separator", "\t", "--workers", "1"]
     words += [
@@ -80,7 +85,7 @@ def main() -> int:
         str(options.epochs),
     ]
     words += ["--warmup", "100", "--logs", str(options.output), "--name", run, "--save-most-recent"]
-    words += [word for setting in options.set for word in (f"--{setting.partition('=')[0]}", setting.partition("=")[2])]
+    words += [word for setting in options.option for word in (f"--{setting.partition('=')[0]}", setting.partition("=")[2])]
     train(words)
     seconds = time.monotonic() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -107,8 +112,7 @@ def main() -> int:
         texts_TD = torch.cat([model.encode_text(part, normalize=True) for part in words_of])
     place = {name: number for number, name in enumerate(names)}
     owner_T = np.array([place[name] for name, _ in held_out])
-    print(json.dumps(row | recalls((texts_TD @ images_ID.T).numpy(), owner_T)))
-    return 0
+    return row | recalls((texts_TD @ images_ID.T).numpy(), owner_T)
 
 
 def recalls(scores_TI: np.ndarray, owner_T: np.ndarray) -> dict[str, float]:

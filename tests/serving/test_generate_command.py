@@ -19,6 +19,7 @@ from tests.serving.conftest import refusal
 from unimo_ds import cli
 from unimo_ds.data.schema import SEP, Kind, Sample
 from unimo_ds.data.storage.folder import finish_folder
+from unimo_ds.data.storage.manifest import ExtractorEntry
 from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.export import source
 from unimo_ds.finetune import model as task_models
@@ -143,8 +144,9 @@ def test_a_tuned_model_looks_by_the_extractor_of_its_tasks_data(tmp_path: Path):
     write_shards(data / "train", "images", [StoredSample(Sample("", Kind.IMAGE, "photographs", regions))])
     tokenizer = small.make_tokenizer()
     tokenizer.save(data / "train")
-    named = {"extractor_fingerprint": small.make_extractor().fingerprint, "extractor_file": "extractor.safetensors"}
-    finish_folder(data / "train", tokenizer=tokenizer, num_region_classes=SMALL.num_classes, command="test", **named)
+    extractor = ExtractorEntry(small.make_extractor().fingerprint, "extractor.safetensors")
+    made = {"extractor": extractor, "num_region_classes": SMALL.num_classes, "command": "test"}
+    finish_folder(data / "train", tokenizer=tokenizer, **made)
     config = small.run_config()
     config = dataclasses.replace(
         config,
