@@ -85,7 +85,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         str(options.epochs),
     ]
     words += ["--warmup", "100", "--logs", str(options.output), "--name", run, "--save-most-recent"]
-    words += [word for setting in options.option for word in (f"--{setting.partition('=')[0]}", setting.partition("=")[2])]
+    words += [
+        word for setting in options.option for word in (f"--{setting.partition('=')[0]}", setting.partition("=")[2])
+    ]
     train(words)
     seconds = time.monotonic() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

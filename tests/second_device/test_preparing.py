@@ -35,7 +35,11 @@ def test_a_vision_encoder(device: torch.device, name: str, tmp_path: Path) -> No
     found = []
     for where in (device, CPU):
         with networks_on(where):
-            extractor = extractors.Choice(extractor=Path("vision-encoder"), weights=folder).made().learn(IMAGES, seed=0)
+            extractor = (
+                extractors.ExtractorChoice(extractor=Path("vision-encoder"), weights=folder)
+                .made()
+                .learn(IMAGES, seed=0)
+            )
         assert extractor.encoder.device == where
         file = extractor.save(tmp_path / where.type)
         found.append((extractor.extract(IMAGES), file.read_bytes(), extractor.encoder.fingerprint))

@@ -201,12 +201,12 @@ def test_a_corpus_file_says_the_sizes(raw: Path, tmp_path: Path) -> None:
 
 def test_sizes_without_a_word_are_those_of_vit() -> None:
     (found,) = PatchExtractor(PatchGrid()).extract([picture(0)])
-    made = extractors.Choice(extractor=Path("patches")).made()
+    made = extractors.ExtractorChoice(extractor=Path("patches")).made()
     assert isinstance(made, PatchExtractor)
     assert made.grid == PatchGrid(14, 14, 16)
     assert made.working_side == 224
     assert found.features.shape == (196, 768)
-    large = extractors.Choice(extractor=Path("patches"), image_side=384).made()
+    large = extractors.ExtractorChoice(extractor=Path("patches"), image_side=384).made()
     assert isinstance(large, PatchExtractor)
     assert large.grid == PatchGrid(24, 24, 16)
 
@@ -215,9 +215,9 @@ def test_the_name_of_a_kind_is_no_path(tmp_path: Path, monkeypatch: pytest.Monke
     """A folder may be called so: that of the data, for instance, which the command has just made."""
     (tmp_path / "patches").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert isinstance(extractors.Choice(extractor=Path("patches")).made(), PatchExtractor)
+    assert isinstance(extractors.ExtractorChoice(extractor=Path("patches")).made(), PatchExtractor)
     with pytest.raises(UserError, match=r"no region extractor at \S*/patches/extractor.safetensors"):
-        extractors.Choice(extractor=tmp_path / "patches").made()
+        extractors.ExtractorChoice(extractor=tmp_path / "patches").made()
     imports = '[[import]]\ncaptions = "c.tsv"\nimages = "i.tar"\nkind = "pairs"\n'
     (tmp_path / "corpus.toml").write_text(f'output = "data"\nextractor = "patches"\n{imports}')
     assert read_plan(tmp_path / "corpus.toml").extractor == Path("patches")

@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path) -> VisionEncoder:
-    found = extractors.Choice(extractor=Path("vision-encoder"), weights=folder).made()
+    found = extractors.ExtractorChoice(extractor=Path("vision-encoder"), weights=folder).made()
     assert isinstance(found, VisionEncoder)
     return found
 

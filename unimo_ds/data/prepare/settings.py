@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unimo_ds.data.vision.extractors import Choice
+from unimo_ds.data.vision.extractors import ExtractorChoice
 from unimo_ds.utils import command_line
 from unimo_ds.utils.options import option
 
@@ -23,7 +23,7 @@ CollectionName = Literal["texts", "images"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared(Choice):
+class Shared(ExtractorChoice):
     """What a corpus of one import, or of several, is made with."""
 
     tokenizer: Path | None = option(
@@ -130,7 +130,7 @@ class RetrieveSettings:
 
 
 @dataclass(frozen=True)
-class RegionSettings(Choice):
+class RegionSettings(ExtractorChoice):
     """How to make regions again; no extractor and no `refit`: by the folder's own."""
 
     refit: bool = option(False, "learn the extractor again, from the stored images")

@@ -35,7 +35,7 @@ _WITH_SIZES = "patches"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ExtractorChoice:
     """Which extractor is to make the regions of images; options of every stage that makes some."""
 
     extractor: Path | None = option(

@@ -131,7 +131,7 @@ def adapter(folder: Path) -> None:
     network = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).eval()
     network.roi_heads.box_predictor.cls_score.weight.mul_(40)
     save_file(network.state_dict(), folder / "weights.safetensors")
-    made = extractors.Choice(extractor=Path("torchvision"), weights=folder / "weights.safetensors").made()
+    made = extractors.ExtractorChoice(extractor=Path("torchvision"), weights=folder / "weights.safetensors").made()
     assert isinstance(made, TorchvisionExtractor)
     assert made.settings.architecture == "fasterrcnn_resnet50_fpn"
     assert (made.feature_size, made.num_classes, made.working_side) == (1024, 91, 800)
@@ -167,7 +167,7 @@ def adapter(folder: Path) -> None:
     )
     other = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=7)
     torch.save(other.state_dict(), folder / "mobile.pth")
-    found = extractors.Choice(extractor=Path("torchvision"), weights=folder / "mobile.pth").made()
+    found = extractors.ExtractorChoice(extractor=Path("torchvision"), weights=folder / "mobile.pth").made()
     assert isinstance(found, TorchvisionExtractor)
     assert "mobilenet" in found.settings.architecture
     refused(folder, {"roi_heads.box_predictor.cls_score.weight": torch.zeros(5, 9)}, "fits none of torchvision's")
@@ -178,7 +178,7 @@ def refused(folder: Path, state: dict[str, torch.Tensor], message: str) -> None:
     save_file(state, folder / "wrong.safetensors")
     said = ""
     try:
-        extractors.Choice(extractor=Path("torchvision"), weights=folder / "wrong.safetensors").made()
+        extractors.ExtractorChoice(extractor=Path("torchvision"), weights=folder / "wrong.safetensors").made()
     except UserError as error:
         said = str(error)
     assert message in said, said

@@ -45,4 +45,4 @@ def test_without_torchvision_the_extractor_says_so(tmp_path: Path) -> None:
         pytest.skip("this environment has torchvision")
     save_file({"roi_heads.box_predictor.cls_score.weight": torch.zeros(5, 9)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=r"needs torchvision.*bottom-up, which needs none"):
-        extractors.Choice(extractor=Path("torchvision"), weights=tmp_path / "weights.safetensors").made()
+        extractors.ExtractorChoice(extractor=Path("torchvision"), weights=tmp_path / "weights.safetensors").made()

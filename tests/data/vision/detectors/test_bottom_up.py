@@ -30,7 +30,7 @@ def test_regions_of_the_whole_network(tmp_path: Path) -> None:
     """ResNet-101 with 1600 classes and 400 attributes, from a file of weights."""
     file = tmp_path / "weights.safetensors"
     save_file(contiguous(as_in_caffe(random_network(NetworkSizes()).state_dict())), file)
-    made = extractors.Choice(extractor=Path("bottom-up"), weights=file).made()
+    made = extractors.ExtractorChoice(extractor=Path("bottom-up"), weights=file).made()
     assert isinstance(made, BottomUpExtractor)
     assert made.settings == BottomUpSettings()
     assert (made.feature_size, made.num_classes) == (2048, 1601)
@@ -49,7 +49,7 @@ def test_both_families_of_weights_are_one_network(tmp_path: Path) -> None:
     save_file(contiguous(as_in_caffe(state)), tmp_path / "caffe.safetensors")
     torch.save({"model": contiguous(as_in_detectron2(state)), "iteration": 7}, tmp_path / "detectron2.pth")
     one, other = (
-        extractors.Choice(extractor=Path("bottom-up"), weights=tmp_path / name).made()
+        extractors.ExtractorChoice(extractor=Path("bottom-up"), weights=tmp_path / name).made()
         for name in ("caffe.safetensors", "detectron2.pth")
     )
     assert one is not None
@@ -132,7 +132,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
 
     def refused(message: str, path: Path = file) -> None:
         with pytest.raises(UserError, match=message):
-            extractors.Choice(extractor=kind, weights=path).made()
+            extractors.ExtractorChoice(extractor=kind, weights=path).made()
 
     refused("there are no weights at")
     torch.save({"model": _RunsCode()}, file)
@@ -170,6 +170,6 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
 )
 def test_options_that_do_not_fit_are_one_sentence(extractor: str | None, weights: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        extractors.Choice(
+        extractors.ExtractorChoice(
             extractor=Path(extractor) if extractor else None, weights=Path(weights) if weights else None
         ).made()
