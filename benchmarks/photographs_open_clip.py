@@ -2,8 +2,8 @@
 held-out photographs and captions, measured as `unimo evaluate retrieval` does.
 
     python -m venv peer && peer/bin/pip install open_clip_torch==3.3.0 braceexpand pandas tensorboard webdataset
-    OMP_NUM_THREADS=1 peer/bin/python benchmarks/photographs_open_clip.py --output runs/open_clip --epochs 3 --option lr=1e-3 \\
-        --train-images train_images.tar --train-captions pairs.tsv \\
+    OMP_NUM_THREADS=1 PYTHONPATH=. peer/bin/python benchmarks/photographs_open_clip.py --epochs 3 --option lr=1e-3 \\
+        --train-images train_images.tar --train-captions pairs.tsv --output runs/open_clip \\
         --held-out-images dev_images.tar --held-out-captions dev_captions.tsv
 
 Prints one row of JSON. `cpu_seconds`: of training and its start, all processes together.
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+from unimo_ds.evaluation import retrieval
 
 TOWERS = {
     # As wide and deep as the recipe `small`, one tower for each modality; photographs have 160 x 160 pixels.
@@ -73,35 +75,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     open_clip.add_model_config(configuration)
     run = "-".join([name, str(options.epochs), str(options.batch), *options.option]).replace("=", "_")
     start = time.monotonic()
-    words = ["--dataset-type", "csv", "--train-data", str(table), "--csv-separator", "\t", "--workers", "1"]
-    words += [
-        "--model",
-        name,
-        "--precision",
-        "fp32",
-        "--batch-size",
-        str(options.batch),
-        "--epochs",
-        str(options.epochs),
-    ]
-    words += ["--warmup", "100", "--logs", str(options.output), "--name", run, "--save-most-recent"]
-    words += [
-        word for setting in options.option for word in (f"--{setting.partition('=')[0]}", setting.partition("=")[2])
-    ]
-    train(words)
+    settings = {
+        "dataset-type": "csv",
+        "train-data": str(table),
+        "csv-separator": "\t",
+        "workers": "1",
+        "model": name,
+        "precision": "fp32",
+        "batch-size": str(options.batch),
+        "epochs": str(options.epochs),
+        "warmup": "100",
+        "logs": str(options.output),
+        "name": run,
+        **dict(one.split("=", 1) for one in options.option),
+    }
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    train([*words, "--save-most-recent"])
     seconds = time.monotonic() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    row = {
-        "run": run,
-        "visits": options.epochs * len(captions),
-        "seconds": round(seconds),
-        "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in used)),
-        "parameters": 0,
-    }
-
     checkpoint = options.output / run / "checkpoints" / "epoch_latest.pt"
     model, _, transform = open_clip.create_model_and_transforms(name, pretrained=str(checkpoint))
-    row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     held_out = read_captions(options.held_out_captions)
     folder = unpack(options.held_out_images, options.output / "held_out_images")
     names = list(dict.fromkeys(name for name, _ in held_out))
@@ -111,24 +104,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pixels = (torch.stack([transform(Image.open(folder / one)) for one in part]) for part in parts_of(names))
         images_ID = torch.cat([model.encode_image(part, normalize=True) for part in pixels])
         words_of = (tokenizer([caption for _, caption in part]) for part in parts_of(held_out))
-        texts_TD = torch.cat([model.encode_text(part, normalize=True) for part in words_of])
+        texts_CD = torch.cat([model.encode_text(part, normalize=True) for part in words_of])
     place = {name: number for number, name in enumerate(names)}
-    owner_T = np.array([place[name] for name, _ in held_out])
-    return row | recalls((texts_TD @ images_ID.T).numpy(), owner_T)
-
-
-def recalls(scores_TI: np.ndarray, owner_T: np.ndarray) -> dict[str, float]:
-    """Percent of captions whose photograph, and of photographs one of whose captions, is among the first k."""
-    own_T = scores_TI[np.arange(len(owner_T)), owner_T]
-    text_ranks = (scores_TI > own_T[:, None]).sum(1)
-    image_ranks = [
-        (scores_TI[:, number] > scores_TI[owner_T == number, number].max()).sum()
-        for number in range(scores_TI.shape[1])
-    ]
+    image_of_C = np.array([place[name] for name, _ in held_out])
+    found = retrieval.from_scores((texts_CD @ images_ID.T).numpy(), image_of_C)
     return {
-        f"{direction} R@{k}": round(100 * float(np.mean(np.array(ranks) < k)), 2)
-        for direction, ranks in (("text to image", text_ranks), ("image to text", image_ranks))
-        for k in (1, 5, 10)
+        "run": run,
+        "visits": options.epochs * len(captions),
+        "seconds": round(seconds),
+        "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in used)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **found.metrics("retrieval"),
     }
 
 
@@ -145,7 +131,7 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
 def unpack(tar: Path, folder: Path) -> Path:
     if not folder.exists():
         with tarfile.open(tar) as file:
-            file.extractall(folder, filter="data")
+            file.extractall(folder, filter="data")  # which refuses whatever would leave the folder
     return folder
 
 

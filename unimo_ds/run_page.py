@@ -147,7 +147,8 @@ def start_steps(run: RunFiles) -> list[int]:
     """For each start, the first step logged after it; starts without a step have that of the next start."""
     found = []
     for start in run.starts:
-        later = [int(line["step"]) for line in run.steps if line["time"] >= start.seconds]
+        began = start.seconds
+        later = [int(line["step"]) for line in run.steps if line["time"] >= began]
         found.append(min(later, default=int(run.steps[-1]["step"]) if run.steps else 0))
     return found
 

@@ -70,12 +70,13 @@ class LabelTask(Task):
             official = {"part": part, "index": counted[part], "prediction": answer}
             predictions.append({"key": key, "answer": answer, "official": official})
             counted[part] += 1
-        if self.unanswered(examples) is not None:
-            return Evaluation({}, predictions, {"metrics": "the file has no labels, so nothing was measured"})
         targets_E = cast(LabelledExamples, examples).targets_E
+        if np.isnan(targets_E).any():
+            return Evaluation({}, predictions, {"metrics": "the file has no labels, so nothing was measured"})
         metrics: dict[str, float] = {}
+        part_E = np.array(parts)
         for part in counted:
-            is_there = np.array(parts) == part
+            is_there = part_E == part
             found = self.measure(scores_EK[is_there], targets_E[is_there])
             metrics |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
         return Evaluation(metrics, predictions, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unimo_ds.data.prepare.report import Report
+from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 
@@ -70,3 +71,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}; fetch it again") from None
+
+
+def json_of_line(line: str | bytes, name: str, report: Report) -> dict[str, Any] | None:
+    """The JSON object in a line: empty if it holds something else, None and listed in the report if it is not JSON.
+
+    name: of the line.
+    """
+    try:
+        content = strict_json.parsed(line)
+    except ValueError:
+        report.skip("a line that is not JSON", name)
+        return None
+    return content if isinstance(content, dict) else {}

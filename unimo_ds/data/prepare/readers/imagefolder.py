@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unimo_ds.data.prepare.readers.captions import caption_of
-from unimo_ds.data.prepare.readers.files import read_lines
+from unimo_ds.data.prepare.readers.files import json_of_line, read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 
 
@@ -25,12 +24,10 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
             if not line.strip():
                 continue
             where = f"{path.name}:{number}"
-            try:
-                entry = strict_json.parsed(line)
-            except ValueError:
-                report.skip("a line that is not JSON", where)
+            entry = json_of_line(line, where, report)
+            if entry is None:
                 continue
-            name = entry.get("file_name") if isinstance(entry, dict) else None
+            name = entry.get("file_name")
             if not isinstance(name, str) or not name:
                 report.skip("a line without file_name", where)
                 continue

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from unimo_ds.data.prepare.readers.files import open_file
+from unimo_ds.data.prepare.readers.files import json_of_line, open_file
 from unimo_ds.data.prepare.readers.protocol import Part, Reader, Record
 from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
-from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import is_unicode
 
@@ -167,12 +166,10 @@ def _json_lines(lines: _Lines, path: Path, key: str, report: Report) -> _Lines:
         if not line.strip():
             continue
         name = f"{path.name}, byte {offset}"
-        try:
-            content = strict_json.parsed(line)
-        except ValueError:
-            report.skip("a line that is not JSON", name)
+        content = json_of_line(line, name, report)
+        if content is None:
             continue
-        text = content.get(key) if isinstance(content, dict) else None
+        text = content.get(key)
         if not isinstance(text, str):
             report.skip(f"a line without a text {key!r}", name)
         elif is_unicode(text):
