@@ -26,9 +26,10 @@ from unimo_ds.finetune import model as task_models
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune_config import CaptioningConfig, FinetuneConfig, GenerationConfig
-from unimo_ds.generation.generate import GenerationSettings
+from unimo_ds.generation.generate import GenerationSettings, generate
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.serving.model import ServedModel, own_settings
+from unimo_ds.utils.errors import UserError
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
@@ -133,6 +134,26 @@ def test_a_tuned_model_writes_as_its_task_does(tmp_path: Path):
         ((text, found),) = ServedModel.open(run).write([None], ["a red ball"], settings)[0]
         assert 2 <= len(found.tokens) <= 9
         assert "<mask>" not in text
+
+
+def test_a_model_taught_to_ask_is_given_a_passage_and_an_answer(tmp_path: Path):
+    """As its training was: the prompt of the command is the prompt of the task's file."""
+    tuning = FinetuneConfig("squad-questions", generation=GenerationConfig(beams=3, max_tokens=9))
+    config = dataclasses.replace(small.run_config(), finetune=tuning)
+    run = small.write_run(tmp_path / "run", task_models.TaskModel(config, task_models.NoHead()), config)
+    (tmp_path / "dev.pa.tok.txt").write_text("a red ball on a boat [SEP] a dog\n")
+    (tmp_path / "dev.q.tok.txt").write_text("what is on the boat ?\n")
+    model, task = ServedModel.open(run), tasks.load("squad-questions")
+    examples = task.open(tmp_path, "dev", tokenizer=model.source.tokenizer, config=config, assets={})
+    settings = own_settings(model.source)
+    ((expected,),) = generate(model.source.module, [examples.prompt(0)], model.vocabulary, settings)
+    (((_, found),), ((_, other),)) = model.write(
+        [None] * 2, ["a red ball on a boat [SEP] a dog", "a red ball on a boat [SEP] a man"], settings
+    )
+    assert (found.tokens, found.score) == (expected.tokens, pytest.approx(expected.score))
+    assert found.score != pytest.approx(other.score)
+    with pytest.raises(UserError, match=r"has no \[SEP\] between its passage and its answer"):
+        model.write([None], ["a red ball on a boat"], settings)
 
 
 def test_a_tuned_model_looks_by_the_extractor_of_its_tasks_data(tmp_path: Path):

@@ -96,6 +96,14 @@ class WritingTask(Task):
             end_id=tokenizer.mask_id if self.ends_with_mask else SEP,
         )
 
+    def sources_of(self, text: str) -> tuple[str, ...]:
+        """The source texts that a user gives as one.
+
+        Raises:
+            UserError: some are missing.
+        """
+        return (text,)
+
     def make_head(self, config: RunConfig) -> nn.Module:
         return NoHead()
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
 
-from unimo_ds.data.inputs import ImageInput, clean_sequence, text_input
+from unimo_ds.data.inputs import ImageInput, clean_sequence
 from unimo_ds.data.masking import Tokens, Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, PAD, SEP, SequenceInput, SequenceRole
+from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.generation.words import Forbidden, NoRepeatedWords
@@ -97,11 +98,16 @@ class Generated:
 
 
 def make_prompt(
-    *, image: ImageInput | None = None, source: Tokens | None = None, max_source_tokens: int = 512
+    *,
+    image: ImageInput | None = None,
+    source: Tokens | None = None,
+    more_sources: Sequence[Tokens] = (),
+    max_source_tokens: int = 512,
 ) -> SequenceInput:
     """What to generate from: an image (`image_input`), the tokens of a source text without specials, or both.
 
-    A source longer than `max_source_tokens`, its two specials included, is cut at the end.
+    more_sources: further texts, each after a [SEP]. Texts longer than `max_source_tokens`, specials included, are cut at the
+    end of the longest.
 
     Raises:
         UserError: neither, or a source without tokens.
@@ -110,7 +116,7 @@ def make_prompt(
         raise UserError("the source text is empty; give at least one word, or an image alone")
     if image is None and source is None:
         raise UserError("there is nothing to generate from; give an image, a text, or both")
-    text = None if source is None else text_input(source, max_text_tokens=max_source_tokens)
+    text = None if source is None else join_texts((source, *more_sources), max_text_tokens=max_source_tokens)
     role = SequenceRole.JOINT_PAIR
     if image is None or source is None:
         role = SequenceRole.SINGLE_TEXT if image is None else SequenceRole.SINGLE_IMAGE

@@ -125,7 +125,8 @@ class ServedModel:
         the names of detected objects gets them if there is no source text.
 
         Raises:
-            UserError: an empty source, an image and text that are both None, or invalid settings.
+            UserError: an empty source or one that lacks what the task needs, an image and text that are both None, or invalid
+                settings.
         """
         tokenizer = self.source.tokenizer
         objects = ObjectWords.of(self.source.config, self.source.assets, tokenizer)
@@ -136,10 +137,21 @@ class ServedModel:
                 words = objects.text(regions)
                 prompts.append(clean_sequence(role=SequenceRole.JOINT_PAIR, image=shown, text=words))
                 continue
-            source = None if text is None else tokenizer.encode(text.strip())
-            prompts.append(make_prompt(image=shown, source=source, max_source_tokens=self.source.max_text_tokens))
+            sources = [] if text is None else [tokenizer.encode(one.strip()) for one in self._sources_of(text)]
+            prompts.append(
+                make_prompt(
+                    image=shown,
+                    source=sources[0] if sources else None,
+                    more_sources=sources[1:],
+                    max_source_tokens=self.source.max_text_tokens,
+                )
+            )
         found = generate(self.source.module, prompts, self.vocabulary, settings)
         return [[(tokenizer.decode(one.tokens).strip(), one) for one in several] for several in found]
+
+    def _sources_of(self, text: str) -> tuple[str, ...]:
+        task = None if self.source.task is None else tasks.load(self.source.task)
+        return task.sources_of(text) if isinstance(task, WritingTask) else (text,)
 
     def _regions_in_turn(self, images: Iterable[Image.Image | None]) -> Iterator[Regions | None]:
         for some in batched(images, _AT_ONCE):

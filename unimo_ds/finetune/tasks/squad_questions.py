@@ -56,6 +56,9 @@ class SquadQuestions(TextWritingTask):
         captions.check_installed()
         return super().settle(config, data)
 
+    def sources_of(self, text: str) -> tuple[str, ...]:
+        return passage_and_answer(text, f"the text {text[:60]!r}")
+
     def rows(self, paths: tuple[Path, ...]) -> Rows:
         return LineRows(paths, _row_of_lines) if len(paths) == 2 else read_squad(paths[0])
 
@@ -77,12 +80,17 @@ def words_of(text: str) -> str:
     return " ".join(_MARK.sub(r" \g<0> ", text.lower()).split())
 
 
+def passage_and_answer(text: str, name: str) -> tuple[str, str]:
+    """Both sides of the last [SEP]; `name` is what an error calls the text."""
+    passage, separator, answer = text.rpartition(_SEPARATOR)
+    if not separator:
+        raise UserError(f"{name} has no {_SEPARATOR} between its passage and its answer")
+    return text_of(passage, name), text_of(answer, name)
+
+
 def _row_of_lines(names: list[str], lines: list[str]) -> TextRow:
     row = row_of_lines(names, lines)
-    passage, separator, answer = row.sources[0].rpartition(_SEPARATOR)
-    if not separator:
-        raise UserError(f"{row.key} has no {_SEPARATOR} between its passage and its answer")
-    return TextRow(row.key, (text_of(passage, row.key), text_of(answer, row.key)), row.references)
+    return TextRow(row.key, passage_and_answer(row.sources[0], row.key), row.references)
 
 
 def read_squad(path: Path) -> list[TextRow]:
