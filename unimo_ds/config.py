@@ -109,7 +109,7 @@ class DataConfig:
     max_bad_share: Share = 0.001
     """Fraction of samples that may be unreadable before the run stops and names their shards."""
     cache_dir: str | None = None
-    """Local cache for remote shards, and for the joined indices of a large corpus; None: a folder beside the run."""
+    """Local cache for remote shards, and for the joined indices of a large corpus; None: `cache` in the run directory."""
     cache_bytes: CountOrZero = 50 * 2**30
     """Total for all remote folders."""
 
@@ -248,7 +248,8 @@ class EngineConfig:
     max_skipped_steps: Count = 10
     """Consecutive steps without a finite loss and gradient before the run stops."""
     hang_minutes: Annotated[float, Interval(0, 525_600)] = 15.0
-    """After a longer step, evaluation or save, every rank prints its stack on stderr and exits; 0: never."""
+    """After so long without progress (a step, a save, a micro-batch of an evaluation) every rank prints its stack on stderr and
+    exits; 0: never."""
     threads: Annotated[int, Interval(0, 4096)] = 0
     """torch threads per rank; 0: one on a GPU, unless the optimizer is offloaded, else as set by OMP_NUM_THREADS."""
     check_memory: bool = True

@@ -47,9 +47,9 @@ def examine() -> list[Finding]:
         *_gpus(),
         _program("CUDA toolkit (nvcc)", "nvcc", "native kernels cannot be built; the plain paths run instead"),
         _program(
-            "C++ compiler (g++)", "g++", "DeepSpeed cannot build its CPU Adam, which offload needs; torch's AdamW works"
+            "C++ compiler (g++)", "g++", "neither the kernels nor DeepSpeed's Adam can be compiled; torch's AdamW needs neither"
         ),
-        _program("ninja", "ninja", "DeepSpeed and the kernels cannot be built here"),
+        _program("ninja", "ninja", "DeepSpeed's Adam cannot be compiled; torch's AdamW, the default, can be used"),
         _program("mpirun", "mpirun", "no launch through MPI; deepspeed, torchrun and srun work"),
         _program("srun", "srun", "no Slurm here; the slurm/ scripts cannot be submitted from this machine"),
         _program("numactl", "numactl", "`deepspeed --bind_cores_to_rank` fails; leave that flag out"),

@@ -1,4 +1,4 @@
-"""Shards in, packed batches out. Code outside this pipeline needs only `schema`.
+"""Shards in, packed batches out. Models, losses and the engine need only `schema`.
 
 In the order of processing: storage/ (shards, indices, manifest), vision/ (images to regions), `corpus` (any sample by its
 number), `mixture` (which sample is at which position), `selection` (what is drawn from it), `balance` and `step_plan` (which

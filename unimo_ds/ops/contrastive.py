@@ -9,11 +9,11 @@
 (the sum outside, as in equation 2 of Khosla et al. 2020, but without the other positives in the denominator: no positive can
 rely on another's high score, or compete with it.)
 
-Private candidates of a pair are few, ragged, and passed as scores: its joint encodings and its related items. Shared candidates
+Private candidates of a pair are few, ragged, and passed as scores: itself, its rewrites and its related items. Shared candidates
 are the single encodings of other pairs' images and texts, related items and positive rewrites, scored in both directions. (If
 other pairs' related items were left out, every related item with a score would be a positive, and could be told by its corpus.)
 
-Letters: P local pairs, C candidate pairs of all ranks, Q private scores, D vector size.
+Letters: P local pairs, C candidates of all ranks, Q and R private scores, D vector size.
 """
 
 from __future__ import annotations

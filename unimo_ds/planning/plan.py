@@ -84,7 +84,7 @@ def plan(
     """What a run of `config` needs.
 
     corpus: sequences are counted as the run will draw them; None: lengths are assumed and stated.
-    devices, hardware: None: those in the recipe's name. measured: file of rows from which the utilisation is taken.
+    devices, hardware: None: those that the recipe is meant for. measured: file of rows from which the utilisation is taken.
 
     Raises:
         UserError: unknown hardware, no devices, a utilisation outside of (0, 1], or a rate factor of no part of the model.

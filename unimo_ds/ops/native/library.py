@@ -50,7 +50,7 @@ def _constant(function: Callable[..., Answer]) -> Callable[..., Answer]:
 
 
 def refusal(tensor: torch.Tensor) -> str | None:
-    """Why no library can take this tensor, None if one can. A missing library is compiled (a minute, once)."""
+    """Why no library can take this tensor, None if one can. A missing library is compiled, once."""
     return _refusal(tensor.device, tensor.dtype)
 
 
