@@ -47,7 +47,9 @@ def examine() -> list[Finding]:
         *_gpus(),
         _program("CUDA toolkit (nvcc)", "nvcc", "native kernels cannot be built; the plain paths run instead"),
         _program(
-            "C++ compiler (g++)", "g++", "neither the kernels nor DeepSpeed's Adam can be compiled; torch's AdamW needs neither"
+            "C++ compiler (g++)",
+            "g++",
+            "neither the kernels nor DeepSpeed's Adam can be compiled; torch's AdamW needs neither",
         ),
         _program("ninja", "ninja", "DeepSpeed's Adam cannot be compiled; torch's AdamW, the default, can be used"),
         _program("mpirun", "mpirun", "no launch through MPI; deepspeed, torchrun and srun work"),

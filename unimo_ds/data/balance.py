@@ -47,8 +47,8 @@ def split_step(
 ) -> Split:
     """Assign every sample to one rank and one of its micro-batches.
 
-    costs: [B] from `step_plan.sample_costs`. num_positions: [B] stream positions. pair_flags: [B] bool, True for pairs; of equal costs
-    pairs are then assigned first, so that they spread evenly. name_of: name of row i in an error.
+    costs: [B] from `step_plan.sample_costs`. num_positions: [B] stream positions. pair_flags: [B] bool, True for pairs; of equal
+    costs pairs are then assigned first, so that they spread evenly. name_of: name of row i in an error.
 
     Every rank gets the same number of micro-batches: the fewest for which greedy assignment succeeds (largest cost first, to
     the least loaded micro-batch that can hold it), so that each is within the budget and costs are close to equal.
