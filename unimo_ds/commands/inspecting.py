@@ -127,7 +127,7 @@ def _inspect_sample(arguments: argparse.Namespace) -> None:
 
     if arguments.data is None or arguments.html is None:
         raise UserError("unimo inspect sample needs --data DIR and --html OUT")
-    corpus = Corpus.open(arguments.data)
+    corpus = Corpus.open(recipes.with_data(recipes.load(arguments.recipe), arguments.data).data.path)
     number = sample_number(corpus, arguments.sample)
     text = _write_page(arguments.html, sample_page(corpus, number))
     emit({"page": str(arguments.html), "sample": number, "key": corpus.key(number)}, text, arguments.json)

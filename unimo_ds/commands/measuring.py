@@ -45,7 +45,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     zero_shot.add_argument("--pictures", type=Path, metavar="DIR", help="draw some retrievals as PNG files")
     add_evaluation(parser)
     classes = parser.add_argument_group("for classification (one folder of images for each class, named after it)")
-    classes.add_argument("--prompt", nargs="+", metavar="TEXT", help="sentences, with {} in place of the class name")
+    classes.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="TEXT",
+        help='sentences, with {} in place of the class name (default: three, such as "a photo of a {}")',
+    )
     foils = parser.add_argument_group("for foils (a folder of a benchmark's official files)")
     foils.add_argument("--benchmark", choices=tuple(FORMATS), metavar="NAME", help=f"one of {', '.join(FORMATS)}")
     foils.add_argument("--images", nargs="+", type=Path, metavar="DIR", help="folders that hold its images")

@@ -28,8 +28,8 @@ _EXPORT_EXAMPLE = "unimo export --checkpoint runs/demo --to exported/demo"
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_DIR", help=CHECKPOINT_HELP)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: that of the run's data)")
-    parser.add_argument("--extractor", type=Path, help="region extractor (default: that of the run's data)")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer file or folder (default: the model's own)")
+    parser.add_argument("--extractor", type=Path, help="region extractor or its data folder (default: the model's own)")
     parser.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),

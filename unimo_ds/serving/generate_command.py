@@ -20,9 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--image", type=Path, nargs="+", default=[], metavar="PHOTO", help="image files, or folders of them"
     )
     parser.add_argument("--text", nargs="+", default=[], help="source texts; with images: one for each, or one for all")
-    parser.add_argument(
-        "--text-file", type=Path, help="source texts, one per line, instead of --text; - reads standard input"
-    )
+    parser.add_argument("--text-file", type=Path, help="source texts, one per line; - reads standard input")
     options.add_generation(parser)
 
 

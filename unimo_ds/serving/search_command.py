@@ -95,7 +95,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _page_parser() -> argparse.ArgumentParser:
     parser = _parser(
         " page",
-        "Open a search page in this machine's browser, with generated captions for the photographs.",
+        "Serve a search page to browsers on this machine, with generated captions for the photographs.",
         "example:\n  unimo search page --index index --port 8000",
     )
     _add_index(parser)

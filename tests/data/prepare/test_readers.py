@@ -459,6 +459,7 @@ def test_a_name_that_fits_better_wins(tmp_path: Path) -> None:
         ({"format": "coco"}, "--format coco needs --captions"),
         ({"format": "coco", "captions": ("c",)}, "needs --images or --features"),
         ({"format": "webdataset", "input": ("c",), "images": ("c",)}, "no use for --images"),
+        ({"format": "coco", "captions": ("c",), "images": ("c",), "image_name": "{line}"}, "no use for --image-name"),
         ({"format": "lines", "kind": "pairs"}, "gives texts, not --kind pairs"),
         ({"format": "coco", "captions": ("c",), "features": ("c",)}, "--features needs --features-format"),
         ({"format": "coco", "captions": ("c",), "images": ("c",), "features": ("c",)}, "name one of them"),

@@ -296,6 +296,12 @@ def test_wrong_plans_are_one_sentence(line: str, message: str, tmp_path: Path, c
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("option", ["--extractor=grid", "--keep-images", "--texts=a.txt", "--output=x"])
+def test_what_a_plan_would_ignore_is_refused(option: str, tmp_path: Path, capsys) -> None:
+    assert main(["all", "--config", str(tmp_path / "corpus.toml"), option]) == 2
+    assert f"--config says everything; leave {option.partition('=')[0]} out" in capsys.readouterr().err
+
+
 def test_a_refused_plan_leaves_nothing(raw: Path, tmp_path: Path, capsys) -> None:
     """What the inputs hold is known only once it is read."""
     (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")

@@ -79,6 +79,8 @@ def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytes
     page = tmp_path / "page.html"
     assert main(["inspect", "sample", "--data", str(folder), "--sample", "5", "--html", str(page)]) == 0
     assert "cannot be decoded" in page.read_text(encoding="utf-8")
+    (tmp_path / "train").symlink_to(folder)  # the folder above it is taken too, as in training
+    assert main(["inspect", "sample", "--data", str(tmp_path), "--sample", "5", "--html", str(page)]) == 0
     for wanted in ("99", "pairs-000000.tar:nothing"):
         assert main(["inspect", "sample", "--data", str(folder), "--sample", wanted, "--html", str(page)]) == 2
         assert "there is no sample" in capsys.readouterr().err

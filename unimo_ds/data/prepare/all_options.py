@@ -13,10 +13,12 @@ from unimo_ds.utils.errors import UserError
 EXAMPLE = """unimo prepare all --config corpus.toml --workers 8
   unimo prepare all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
 The file is described in docs/preparation.md"""
+_INPUTS = {"images": None, "captions": None, "texts": [], "image_only": [], "output": None}
+"""Options of a simple corpus besides those of `Shared`, with their defaults."""
 
 
 def add(stage: argparse.ArgumentParser) -> None:
-    replaced = "TOML file that describes a whole corpus; replaces all options except --workers and --executor"
+    replaced = "TOML file that describes a whole corpus; replaces all options but --workers, --executor and --json"
     stage.add_argument("--config", type=Path, help=replaced)
     stage.add_argument("--images", type=Path, help="folder or tar of the images that have captions")
     stage.add_argument("--captions", type=Path, help="captions, lines of file<TAB>caption")
@@ -32,12 +34,12 @@ def plan(arguments: argparse.Namespace) -> Plan:
     Raises:
         UserError: an invalid file, or neither a file nor the inputs of a simple corpus.
     """
-    given = [name for name in ("images", "captions", "output") if getattr(arguments, name) is not None]
     if arguments.config is not None:
-        if given:
-            raise UserError(f"--config says everything; leave --{given[0]} out")
+        defaults = {**_INPUTS, **vars(Shared())}
+        if given := [name for name, default in defaults.items() if getattr(arguments, name) != default]:
+            raise UserError(f"--config says everything; leave --{given[0].replace('_', '-')} out, or write it there")
         return read_plan(arguments.config)
-    if len(given) < 3:
+    if None in (arguments.images, arguments.captions, arguments.output):
         raise UserError("unimo prepare all needs --config FILE, or --images, --captions and --output")
     output = arguments.output
     imports = [ImportSettings("pairs", output, images=(arguments.images,), captions=(arguments.captions,))]

@@ -35,7 +35,7 @@ class Format:
 
 
 _PICTURES = ("images", "features")
-_ANNOTATED = ("features_format", "feature_classes", "feature_labels", "exclude", "image_name")
+_ANNOTATED = ("features_format", "feature_classes", "feature_labels", "exclude")
 FEATURE_FILES: dict[str, Callable[[ImportSettings], Pictures]] = {
     "bottom-up-tsv": BottomUpTsv,
     "vinvl-tsv": VinvlTsv,
@@ -78,9 +78,12 @@ FORMATS: dict[str, Format] = {
         "Visual Genome's region_descriptions.json", visual_genome.read_annotations, "image_data"
     ),
     "conceptual-captions": _captioned(
-        "lines caption<TAB>url, beside downloaded images", url_table.conceptual_captions, without_suffix=True
+        "lines caption<TAB>url, beside downloaded images",
+        url_table.conceptual_captions,
+        "image_name",
+        without_suffix=True,
     ),
-    "sbu": _captioned("SBU captions: JSON, two lists or a table", url_table.sbu, without_suffix=True),
+    "sbu": _captioned("SBU captions: JSON, two lists or a table", url_table.sbu, "image_name", without_suffix=True),
     "webdataset": Format("tars of img2dataset or WebDataset", ("pairs", "images"), ("input",), ("exclude",), _tars),
     "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED), _alone),
     "lines": Format("text files, one text a line", ("texts",), ("input",), (), partial(TextFiles, form="lines")),

@@ -133,7 +133,7 @@ class RetrieveSettings:
 class RegionSettings(ExtractorChoice):
     """How to make regions again; no extractor and no `refit`: by the folder's own."""
 
-    refit: bool = option(False, "learn the extractor again, from the stored images")
+    refit: bool = option(False, "learn a new grid from the stored images")
     seed: int = option(0, "seed of what is learned from the images", type=command_line.seed)
 
 

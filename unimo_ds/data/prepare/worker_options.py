@@ -17,7 +17,7 @@ def add(stage: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="worker processes (default: one per core; for a detector one per GPU, or a single one without a GPU)",
+        help="worker processes (default: one per core; one per GPU, or a single one, for a network that makes regions)",
     )
     stage.add_argument(
         "--executor",

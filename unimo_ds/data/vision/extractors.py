@@ -40,9 +40,9 @@ class ExtractorChoice:
 
     extractor: Path | None = option(
         None,
-        "how regions are made: grid (the default, learned from the images); patches (of pixels, cut from the stored JPEG when it "
-        "is read); with --weights vision-encoder (CLIP, SigLIP, DINOv2, ...), torchvision or bottom-up; or the "
-        "extractor.safetensors of another data folder",
+        "how regions are made: grid (learned from the images); patches (of pixels, cut from the stored JPEG when it is read); "
+        "vision-encoder (CLIP, SigLIP, DINOv2, ...), torchvision or bottom-up, each with --weights; or another data folder, for "
+        "its extractor (default: the folder's own; in a new one grid)",
     )
     weights: Path | None = option(
         None,

@@ -36,14 +36,15 @@ def main(words: Sequence[str]) -> int:
     making.add_argument(
         "--arch",
         default=_DEFAULT_ARCHITECTURE,
-        help="GPU architectures, separated by commas: sm_70 (V100, CUDA 12.9 or older), sm_90 (H100, H200); default %(default)s",
+        help="GPU architectures, separated by commas: sm_70 (V100, CUDA 12.9 or older), sm_80 (A100), sm_90 (H100, H200); "
+        "default %(default)s",
     )
     making.add_argument("--nvcc", help="the CUDA compiler (default: that of CUDA_HOME, else of PATH)")
     making.add_argument("--json", action="store_true", help="print the result as JSON")
     making.set_defaults(run=_build)
     checking = verbs.add_parser(
         "check",
-        help="run the kernels' sources on the CPU over random cases, against fp64",
+        help="run a kernel's source on the CPU over random cases, against fp64",
         description="Run a kernel's source on the CPU over random cases, and compare the results with fp64.",
         epilog="example:\n  unimo kernels check --arch sm_70 --cases 1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
