@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/finetune.sh vqa --checkpoint runs/base_32xv100 --data data/vqa --run-dir runs/vqa
 #
-# Takes the arguments of `unimo finetune`, which resumes the run in its run directory. The job is requeued until it is done.
+# Takes the arguments of `unimo finetune`, which resumes the run in its run directory. The job is requeued before its time limit.
 #SBATCH --job-name=unimo-finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -4,6 +4,7 @@
 #   bash slurm/reproduce.sh base                                      on 4 nodes of 8 V100
 #   bash slurm/reproduce.sh large                                     on 8
 #   bash slurm/reproduce.sh base --set schedule.total_steps=1000      arguments go to unimo_ds/train.py
+#   RUN_DIR=runs/second SEEDS=5 bash slurm/reproduce.sh base          also CORPUS and HELD_OUT (files), TASKS (a folder)
 #
 # Finished steps report this in a minute. If a job fails, those that depend on it are cancelled: fix it, and run this again.
 cd "$(dirname "$0")/.." || exit 2
