@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from unimo_ds.data.prepare.corpus_plan import Plan, named, read_plan
 from unimo_ds.data.prepare.settings import ImportSettings, RewriteSettings, Shared
@@ -13,7 +14,7 @@ from unimo_ds.utils.errors import UserError
 EXAMPLE = """unimo prepare all --config corpus.toml --workers 8
   unimo prepare all --images photos.tar --captions captions.tsv --texts wiki.txt --output data/train
 The file is described in docs/preparation.md"""
-_INPUTS = {"images": None, "captions": None, "texts": [], "image_only": [], "output": None}
+_INPUTS: dict[str, Any] = {"images": None, "captions": None, "texts": [], "image_only": [], "output": None}
 """Options of a simple corpus besides those of `Shared`, with their defaults."""
 
 
