@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unimo_ds.data.prepare.rewriting.scene_graph import rules
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
-from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
@@ -171,8 +171,8 @@ def _run(arguments: argparse.Namespace) -> int:
     marked = list(read_marks(arguments.marks, arguments.captions))
     for part in sorted({one.part for one in marked}):
         graphs = [one.graph for one in marked if one.part == part]
-        print(f"{part}: {len(graphs)} captions, parser {RuleParser.name}")
-        print("\n".join(table(score(graphs, RuleParser().parse([graph.text for graph in graphs])))))
+        print(f"{part}: {len(graphs)} captions, parser rules")
+        print("\n".join(table(score(graphs, rules.parse([graph.text for graph in graphs])))))
     return 0
 
 

@@ -59,6 +59,11 @@ def _captioned(purpose: str, read: AnnotationFile, *takes: str, without_suffix: 
     return Format(purpose, ("pairs",), ("captions",), (*_PICTURES, *_ANNOTATED, *takes), reader)
 
 
+def _texts(purpose: str, form: str, *, needs: tuple[str, ...] = (), takes: tuple[str, ...] = ()) -> Format:
+    """Text files. form: see `TextFiles`."""
+    return Format(purpose, ("texts",), ("input", *needs), takes, partial(TextFiles, form=form))
+
+
 def _tars(settings: ImportSettings) -> Reader:
     return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
 
@@ -86,18 +91,12 @@ FORMATS: dict[str, Format] = {
     "sbu": _captioned("SBU captions: JSON, two lists or a table", url_table.sbu, "image_name", without_suffix=True),
     "webdataset": Format("tars of img2dataset or WebDataset", ("pairs", "images"), ("input",), ("exclude",), _tars),
     "images": Format("images alone, or region features alone", ("images",), (), (*_PICTURES, *_ANNOTATED), _alone),
-    "lines": Format("text files, one text a line", ("texts",), ("input",), (), partial(TextFiles, form="lines")),
-    "paragraphs": Format(
-        "text files, texts separated by empty lines", ("texts",), ("input",), (), partial(TextFiles, form="paragraphs")
-    ),
-    "column": Format(
-        "one column of TSV files with a header", ("texts",), ("input", "column"), (), partial(TextFiles, form="column")
-    ),
-    "json-lines": Format(
-        "one JSON object a line", ("texts",), ("input",), ("column",), partial(TextFiles, form="json-lines")
-    ),
+    "lines": _texts("text files, one text a line", "lines"),
+    "paragraphs": _texts("text files, texts separated by empty lines", "paragraphs"),
+    "column": _texts("one column of TSV files with a header", "column", needs=("column",)),
+    "json-lines": _texts("one JSON object a line", "json-lines", takes=("column",)),
     "parquet": Format("Parquet files", ("texts",), ("input",), ("column",), ParquetTexts),
-    "headings": Format("articles under = Headings =", ("texts",), ("input",), (), partial(TextFiles, form="headings")),
+    "headings": _texts("articles under = Headings =", "headings"),
 }
 """A new format is a file in `readers/` and a line here."""
 _CHECKED = ("images", "captions", "input", "features", "exclude", "splits", "image_name", "image_data", "column")

@@ -43,7 +43,7 @@ def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers:
 
 def _with_phrases(settings: PhraseSettings, path: Path, report: Report) -> Transform:
     texts = [text for stored in shards.read_shard(path, pixels=False) for text in _texts(stored.sample)]
-    graphs = parsers.load(settings.parser, settings.parser_path).parse(texts)
+    graphs = parsers.load(settings.parser, settings.parser_path)(texts)
     found = iter([phrases_of(graph) for graph in graphs])
 
     def transform(_: int, stored: StoredSample) -> StoredSample:

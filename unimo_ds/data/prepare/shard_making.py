@@ -21,6 +21,7 @@ from unimo_ds.data.storage.shards import StoredSample
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.data.vision import extractors, images
 from unimo_ds.data.vision.region_extractor import RegionExtractor
+from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.printable import printable
 
@@ -95,7 +96,7 @@ def _with_regions(making: Making, records: Iterable[Record], report: Report) -> 
 def _extracted(
     making: Making, extractor: RegionExtractor, records: Iterator[Record], report: Report
 ) -> Iterator[StoredSample]:
-    while batch := list(itertools.islice(records, _BATCH)):
+    for batch in batched(records, _BATCH):
         for decoded in _within_memory(_decode(batch, extractor.working_side, report)):
             found = extractor.extract([picture for _, picture in decoded])
             for (record, picture), one in zip(decoded, found, strict=True):

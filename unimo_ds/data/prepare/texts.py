@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from unimo_ds.data.tokenizer import Tokenizer
+from unimo_ds.utils.batched import batched
 
 MAX_TEXT_TOKENS = 510
 """512 positions less [CLS] and [SEP]."""
@@ -20,23 +21,14 @@ def pieces(texts: Iterable[str], tokenizer: Tokenizer, *, max_tokens: int = MAX_
 
     Only white space at the cuts is dropped.
     """
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == _BATCH:
-            yield from _pieces_of_batch(batch, tokenizer, max_tokens)
-            batch = []
-    yield from _pieces_of_batch(batch, tokenizer, max_tokens)
-
-
-def _pieces_of_batch(batch: list[str], tokenizer: Tokenizer, max_tokens: int) -> Iterator[str]:
-    # Never encode a book on one line as a whole.
-    encoded = tokenizer.encode_batch([text if len(text) <= _SURELY_LONG else "" for text in batch])
-    for text, ids in zip(batch, encoded, strict=True):
-        if len(text) <= _SURELY_LONG and len(ids) <= max_tokens:
-            yield text
-        else:
-            yield from cut(text, tokenizer, max_tokens=max_tokens)
+    for batch in batched(texts, _BATCH):
+        # Never encode a book on one line as a whole.
+        encoded = tokenizer.encode_batch([text if len(text) <= _SURELY_LONG else "" for text in batch])
+        for text, ids in zip(batch, encoded, strict=True):
+            if len(text) <= _SURELY_LONG and len(ids) <= max_tokens:
+                yield text
+            else:
+                yield from cut(text, tokenizer, max_tokens=max_tokens)
 
 
 def cut(text: str, tokenizer: Tokenizer, *, max_tokens: int) -> Iterator[str]:

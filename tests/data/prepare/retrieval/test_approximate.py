@@ -14,12 +14,20 @@ from tests.data.prepare.test_scale import run_and_kill, shard_bytes
 from tests.engine.disks import files_of_at_most
 from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import approximate
+from unimo_ds.data.prepare.retrieval.collections_on_disk import Block, num_rows
 from unimo_ds.data.prepare.retrieval.similarity import Nearest, Vocabulary, tf_idf, unit_rows, weigh_words
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.utils.errors import UserError
 
 WORDS = 400
-BLOCKS = (300, 0, 500, 200)
+
+
+def blocks_of(*sizes: int) -> list[Block]:
+    firsts = itertools.accumulate(sizes, initial=0)
+    return [Block(i, f"{i}.tar", first, size) for i, (first, size) in enumerate(zip(firsts, sizes, strict=False))]
+
+
+BLOCKS = blocks_of(300, 0, 500, 200)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +37,20 @@ def collection() -> tuple[csr_matrix, list[csr_matrix]]:
     random = np.random.default_rng(0)
     shares = 1 / np.arange(1, WORDS + 1)
     texts = [
-        " ".join(f"w{i}" for i in random.choice(WORDS, 9, p=shares / shares.sum())) for _ in range(40 + sum(BLOCKS))
+        " ".join(f"w{i}" for i in random.choice(WORDS, 9, p=shares / shares.sum()))
+        for _ in range(40 + num_rows(BLOCKS))
     ]
     frequencies = {f"w{i}": sum(f"w{i}" in text.split() for text in texts) for i in range(WORDS)}
     words, weights = weigh_words({word: n for word, n in frequencies.items() if n}, len(texts))
     rows = tf_idf(texts, Vocabulary({word: n for n, word in enumerate(words)}.get, weights))
-    ends = np.cumsum([40, *BLOCKS])
-    return rows[:40], [rows[start:end] for start, end in itertools.pairwise(ends)]
+    queries, rest = rows[:40], rows[40:]
+    return queries, [rest[block.first : block.first + block.size] for block in BLOCKS]
 
 
 def exact(queries: csr_matrix, blocks: list[csr_matrix], number: int) -> Nearest:
     nearest = Nearest(queries, number=number)
-    for block, first in zip(blocks, np.cumsum([0, *BLOCKS]), strict=False):
-        nearest.search(block, first=int(first))
+    for rows, block in zip(blocks, BLOCKS, strict=True):
+        nearest.search(rows, first=block.first)
     return nearest
 
 
@@ -50,8 +59,8 @@ def proposed(
 ) -> tuple[Nearest, int]:
     nearest = Nearest(queries, number=number)
     groups = approximate.groups_of(BLOCKS)
-    for group in groups:
-        path = folder / f"{group.number}.faiss"
+    for number_of_group, group in enumerate(groups):
+        path = folder / f"{number_of_group}.faiss"
         if not path.exists():
             approximate.build(group, blocks.__getitem__, path)
         approximate.search(nearest, group, blocks.__getitem__, path, probed=probed)
@@ -113,10 +122,9 @@ def test_the_projection_keeps_angles() -> None:
 
 def test_groups_hold_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "INDEX_ROWS", 10)
-    groups = approximate.groups_of([4, 0, 7, 3, 0, 20, 0])
-    assert [group.blocks for group in groups] == [(0, 1, 2), (3, 4, 5)]
-    assert [group.first for group in groups] == [0, 11]
-    assert approximate.groups_of([0, 0]) == ()
+    groups = approximate.groups_of(blocks_of(4, 0, 7, 3, 0, 20, 0))
+    assert [[block.number for block in group] for group in groups] == [[0, 2], [3, 5]]
+    assert approximate.groups_of(blocks_of(0, 0)) == []
 
 
 @pytest.fixture(scope="module")

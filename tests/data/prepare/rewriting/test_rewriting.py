@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,15 @@ from unimo_ds.data.prepare.command import main
 from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import (
     balancing,
-    caption_rewrites,
     learned_file,
     replacements,
     similar_sentences,
     word_classes,
 )
 from unimo_ds.data.prepare.rewriting.caption_rewrites import rewritten, substitute
-from unimo_ds.data.prepare.rewriting.replacements import Replacements
-from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
+from unimo_ds.data.prepare.rewriting.replacements import Filling, Replacements, facts_of
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.schema import Caption, Kind, Level, Rewrite
 from unimo_ds.data.storage.manifest import load_manifest
@@ -31,14 +32,10 @@ from unimo_ds.utils.errors import UserError
 IMAGES = [captions(i % 64) for i in range(256)]
 
 
-PARSER = RuleParser()
-
-
 @pytest.fixture(scope="module")
 def learned() -> Replacements:
     """What the captions of 256 pictures teach."""
-    images = [caption_rewrites.of_graphs(PARSER.parse(captions)) for captions in IMAGES]
-    return replacements.learn(image.graphs for image in images)
+    return replacements.learn(map(parse, IMAGES))
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def rewrites(
-    captions_of_image: list[str], learned: Replacements, level: Level, *, number: int = 0
-) -> list[tuple[str, str]]:
-    """(replaced, put in) of every candidate."""
-    image = caption_rewrites.of_graphs(PARSER.parse(captions_of_image))
-    found = learned.fillings(image.graphs[number], image.facts, level)
+def fillings_of(learned: Replacements, graphs: Sequence[SceneGraph], level: Level) -> list[Filling]:
+    """Of the first caption of an image."""
+    return learned.fillings(graphs[0], facts_of(graphs), level)
+
+
+def rewrites(captions_of_image: list[str], learned: Replacements, level: Level) -> list[tuple[str, str]]:
+    """(replaced, put in) of every candidate for the first caption."""
+    found = fillings_of(learned, parse(captions_of_image), level)
     return [(one.slot.text, text) for one in found for text in one.texts]
 
 
@@ -93,8 +92,7 @@ def test_words_said_of_the_same_image_do_not_replace_each_other() -> None:
         for place in PLACES
         for one, other in (("bus", "vehicle"), ("kayak", "raft"), ("tent", "flag"))
     ] * 10
-    read = [caption_rewrites.of_graphs(PARSER.parse(captions_of_image)) for captions_of_image in images]
-    taught = replacements.learn(image.graphs for image in read)
+    taught = replacements.learn(map(parse, images))
     found = rewrites(["A kayak runs over the grass ."], taught, Level.WORD)
     assert ("kayak", "raft") not in found
     assert ("kayak", "tent") in found
@@ -107,13 +105,13 @@ def test_grammar_is_kept() -> None:
         ["Four men push a truck on the road .", "A woman wears a heavy coat"],
         ["Two boys kick a ball near the tree .", "A boy throws an orange frisbee"],
     ] * 5
-    read = [caption_rewrites.of_graphs(PARSER.parse(captions_of_image)) for captions_of_image in images]
-    taught = replacements.learn(image.graphs for image in read)
+    read = [parse(captions_of_image) for captions_of_image in images]
+    taught = replacements.learn(read)
     plural = {"dogs", "women", "men", "boys"}
-    for image in read:
-        for graph in image.graphs:
+    for graphs in read:
+        for graph in graphs:
             for level in (Level.WORD, Level.PHRASE):
-                for one in taught.fillings(graph, image.facts, level):
+                for one in taught.fillings(graph, facts_of(graphs), level):
                     for new in one.texts:
                         assert (one.slot.text in plural) == (new in plural)
                         text = substitute(graph.text, one.slot.start, one.slot.end, new)
@@ -124,12 +122,9 @@ def test_grammar_is_kept() -> None:
 def imbalance(sentences: list[str]) -> tuple[float, float]:
     """Sum over all sentences of how much more or less often rewrites say them than originals do: as the corpus suggests rewrites,
     and as they are chosen (over six draws). Every sentence has one colour, which is what is replaced."""
-    images = [caption_rewrites.of_graphs(PARSER.parse([one])) for one in sentences]
-    taught = replacements.learn(image.graphs for image in images)
-    fillings = [
-        [one for one in taught.fillings(image.graphs[0], image.facts, Level.WORD) if one.slot.part == "a"]
-        for image in images
-    ]
+    images = [parse([one]) for one in sentences]
+    taught = replacements.learn(images)
+    fillings = [[one for one in fillings_of(taught, graphs, Level.WORD) if one.slot.part == "a"] for graphs in images]
     originals = Counter(sentences)
     suggested: dict[str, float] = dict.fromkeys(originals, 0)
     for sentence, (one,) in zip(sentences, fillings, strict=True):
@@ -174,8 +169,8 @@ def test_neighbours_are_balanced_too() -> None:
 
 def test_learning_and_choosing_are_deterministic(learned: Replacements, tmp_path: Path) -> None:
     """Learned again, or read from the file, it suggests the same; and the same is chosen."""
-    images = [caption_rewrites.of_graphs(PARSER.parse(captions_of_image)) for captions_of_image in IMAGES]
-    again = replacements.learn(image.graphs for image in images)
+    images = [parse(captions_of_image) for captions_of_image in IMAGES]
+    again = replacements.learn(images)
     learned_file.save(again, tmp_path / "learned.npz")
     learned_file.save(learned, tmp_path / "same.npz")
     assert (tmp_path / "learned.npz").read_bytes() == (tmp_path / "same.npz").read_bytes()
@@ -184,7 +179,7 @@ def test_learning_and_choosing_are_deterministic(learned: Replacements, tmp_path
     for level in (Level.WORD, Level.PHRASE):
         chosen = []
         for one in (learned, again, from_file):
-            fillings = [one.fillings(image.graphs[0], image.facts, level) for image in images]
+            fillings = [fillings_of(one, graphs, level) for graphs in images]
             chosen.append(balancing.choose(fillings, number=3, randomness=np.random.default_rng(7)))
         assert chosen[0] == chosen[1] == chosen[2]
         assert sum(map(len, chosen[0])) > 256
@@ -195,13 +190,13 @@ def test_names_keep_their_capitals() -> None:
     said = (
         ["A dog bites a Frisbee ."] * 3 + ["a dog bites a frisbee", "Ball for a dog ."] + ["A dog bites a ball ."] * 3
     )
-    learned = replacements.learn(PARSER.parse([caption]) for caption in said)
+    learned = replacements.learn(parse([caption]) for caption in said)
     assert learned.spellings == {"frisbee": "Frisbee"}
 
 
 @pytest.mark.parametrize("number", range(0, 64, 7))
 def test_negatives_change_what_they_say_they_change(number: int, learned: Replacements) -> None:
-    image = caption_rewrites.of_graphs(PARSER.parse(captions(number)))
+    graphs = parse(captions(number))
     candidates = {
         Level.SENTENCE: [
             Rewrite(text, Level.SENTENCE)
@@ -209,7 +204,7 @@ def test_negatives_change_what_they_say_they_change(number: int, learned: Replac
         ]
     }
     for level in (Level.PHRASE, Level.WORD):
-        fillings = [learned.fillings(image.graphs[0], image.facts, level)]
+        fillings = [fillings_of(learned, graphs, level)]
         found = balancing.choose(fillings, number=3, randomness=np.random.default_rng(number))[0]
         candidates[level] = [
             Rewrite(

@@ -22,3 +22,9 @@ def caption_of(value: object, name: str, report: Report) -> str | None:
     else:
         report.skip("a text that is not valid Unicode", name)
     return None
+
+
+def captions_of(value: object, name: str, report: Report) -> tuple[str, ...]:
+    """The valid captions of a text or a list of texts."""
+    found = (caption_of(one, name, report) for one in (value if isinstance(value, list) else [value]))
+    return tuple(one for one in found if one is not None)

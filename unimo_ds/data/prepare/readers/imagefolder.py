@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unimo_ds.data.prepare.readers.captions import caption_of
+from unimo_ds.data.prepare.readers.captions import captions_of
 from unimo_ds.data.prepare.readers.files import json_of_line, read_lines
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.report import Report
@@ -19,7 +19,7 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
     """
     key = settings.column or "text"
     for path in settings.captions:
-        captions: dict[str, list[str]] = {}
+        is_empty = True
         for number, line in read_lines(path, report):
             if not line.strip():
                 continue
@@ -28,12 +28,10 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
             if entry is None:
                 continue
             name = entry.get("file_name")
-            if not isinstance(name, str) or not name:
+            if isinstance(name, str) and name:
+                is_empty = False
+                yield Annotation((name,), captions_of(entry.get(key), where, report))
+            else:
                 report.skip("a line without file_name", where)
-                continue
-            mine, given = captions.setdefault(name, []), entry.get(key)
-            found = (caption_of(value, where, report) for value in (given if isinstance(given, list) else [given]))
-            mine += [caption for caption in found if caption is not None]
-        if not captions:
+        if is_empty:
             raise UserError(f"{path} holds no JSON line with a file_name; is it a metadata.jsonl of an imagefolder?")
-        yield from (Annotation((name,), tuple(texts)) for name, texts in captions.items())

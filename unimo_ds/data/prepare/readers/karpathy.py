@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from unimo_ds.data.prepare.readers.captions import caption_of
+from unimo_ds.data.prepare.readers.captions import captions_of
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
@@ -34,15 +34,9 @@ def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annot
                 report.count(f"images of the split {split} left out")
                 continue
             raw = [one.get("raw") if isinstance(one, dict) else None for one in sentences]
-            captions = [caption_of(one, name, report) for one in raw]
-            number = image.get("cocoid")
-            folder = image.get("filepath")
+            number, folder = image.get("cocoid"), image.get("filepath")
             names = (f"{folder}/{name}", name) if isinstance(folder, str) and folder else (name,)
-            yield Annotation(
-                names,
-                tuple(one for one in captions if one is not None),
-                number if isinstance(number, int) else None,
-            )
+            yield Annotation(names, captions_of(raw, name, report), number if isinstance(number, int) else None)
     missing = set(settings.splits) - set(present)
     if missing:
         raise UserError(f"no image has the split {min(missing)!r}; there are {', '.join(sorted(present)) or 'none'}")

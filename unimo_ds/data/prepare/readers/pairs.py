@@ -30,6 +30,10 @@ class _OfPictures:
         for i, record in self.pictures.read(items, report):
             yield replace(record, captions=tuple(part["items"][i][2]))
 
+    def texts(self, part: Part) -> Iterator[str]:
+        for _, _, captions in part["items"]:
+            yield from captions
+
 
 @dataclass(frozen=True)
 class AnnotatedPictures(_OfPictures):
@@ -75,10 +79,6 @@ class AnnotatedPictures(_OfPictures):
             else:
                 report.skip("a caption whose image is missing", annotation.names[0])
 
-    def texts(self, part: Part) -> Iterator[str]:
-        for _, _, captions in part["items"]:
-            yield from captions
-
 
 @dataclass(frozen=True)
 class LonePictures(_OfPictures):
@@ -99,9 +99,6 @@ class LonePictures(_OfPictures):
                     yield item, Annotation((item.name,), ())
 
         yield from _as_parts(wanted())
-
-    def texts(self, part: Part) -> Iterator[str]:
-        return iter(())
 
 
 def _as_parts(joined: Iterator[tuple[Item, Annotation]]) -> Iterator[Part]:

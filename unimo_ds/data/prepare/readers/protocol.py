@@ -76,7 +76,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Annotation:
-    """The captions of one image in an annotation file."""
+    """Captions of one image in an annotation file. Those of several with the same first name are joined."""
 
     names: tuple[str, ...]
     """Possible names of the image, file name first."""

@@ -6,8 +6,9 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unimo_ds.data.prepare.readers.captions import caption_of
+from unimo_ds.data.prepare.readers.captions import captions_of
 from unimo_ds.data.prepare.readers.files import read_lines
+from unimo_ds.data.prepare.readers.names import clean
 from unimo_ds.data.prepare.readers.protocol import Annotation
 from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.settings import ImportSettings
@@ -37,28 +38,18 @@ def read_csv(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
 
 def _annotations(settings: ImportSettings, report: Report, rows: _Rows, noun: str, form: str) -> Iterator[Annotation]:
     for path in settings.captions:
-        captions = _captions(path, rows, report, f"a {noun} that is not {form}")
-        if not captions:
+        is_empty = True
+        for number, columns in rows(path, report):
+            where = f"{path.name}:{number}"
+            if len(columns) == 2 and (name := clean(columns[0])):
+                is_empty = False
+                yield Annotation((name,), captions_of(columns[1], where, report))
+            elif any(column.strip() for column in columns):
+                report.skip(f"a {noun} that is not {form}", where)
+        if is_empty:
             raise UserError(
                 f"{path} holds no {noun} of the form {form}; of another format, name it: --format table, csv, lavis, coco ..."
             )
-        yield from (Annotation((name,), tuple(texts)) for name, texts in captions.items())
-
-
-def _captions(path: Path, rows: _Rows, report: Report, problem: str) -> dict[str, list[str]]:
-    """File name -> its captions, in the table's order, without surrounding white space but otherwise unchanged."""
-    captions: dict[str, list[str]] = {}
-    for number, columns in rows(path, report):
-        where = f"{path.name}:{number}"
-        if len(columns) != 2 or not columns[0].strip():
-            if any(column.strip() for column in columns):
-                report.skip(problem, where)
-            continue
-        mine = captions.setdefault(columns[0].strip().removeprefix("./"), [])
-        caption = caption_of(columns[1], where, report)
-        if caption is not None:
-            mine.append(caption)
-    return captions
 
 
 def _lines(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:

@@ -51,7 +51,7 @@ class TextFiles(Reader):
         path = Path(part["file"])
         lines = _lines(path, part["start"], part["end"], report)
         if self.form == "headings":
-            found = _sections(lines, report)
+            found = _paragraphs(_breaks_at_headings(lines, report))
         elif self.form == "paragraphs":
             found = _paragraphs(lines)
         elif self.form == "column":
@@ -126,21 +126,14 @@ def _paragraphs(lines: _Lines) -> _Lines:
         yield first, " ".join(waiting)
 
 
-def _sections(lines: _Lines, report: Report) -> _Lines:
-    """Text between two headings, its paragraphs joined by spaces. Headings are left out, since they are not sentences."""
-    waiting: list[str] = []
-    first = 0
+def _breaks_at_headings(lines: _Lines, report: Report) -> _Lines:
+    """An empty line for each heading (which is left out, since it is not a sentence), and no others."""
     for offset, line in lines:
         if is_heading(line):
             report.count("headings left out")
-            if waiting:
-                yield first, " ".join(waiting)
-            waiting = []
+            yield offset, ""
         elif line.strip():
-            first = first if waiting else offset
-            waiting.append(line.strip())
-    if waiting:
-        yield first, " ".join(waiting)
+            yield offset, line
 
 
 def _position_of(column: str, path: Path, header: bytes) -> int:

@@ -6,10 +6,11 @@ their headers and read in place.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,15 +26,8 @@ from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
 
 _KEPT_DETAILS = ("key", "url", "original_width", "original_height", "sha256", "license")
-_Extent = tuple[int, int]
-
-
-@dataclass
-class _Group:
-    """Members of one sample: extension -> (offset, size)."""
-
-    base: str
-    members: dict[str, _Extent] = field(default_factory=dict)
+_Members = Mapping[str, Sequence[int]]
+"""Of one sample: extension -> offset, size."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +40,25 @@ class WebDatasetTars(Reader):
     def parts(self, report: Report) -> Iterator[Part]:
         exclusion = read_exclusion(self.settings.exclude)
         for path in tars_of(self.settings.input):
-            for run in batched(self._groups(path, exclusion, report), PART_ITEMS):
-                yield {"tar": str(path), "items": [[group.base, group.members] for group in run]}
+            for items in batched(self._wanted(path, exclusion, report), PART_ITEMS):
+                yield {"tar": str(path), "items": items}
 
-    def _groups(self, path: Path, exclusion: Exclusion, report: Report) -> Iterator[_Group]:
+    def _wanted(self, path: Path, exclusion: Exclusion, report: Report) -> Iterator[tuple[str, _Members]]:
         # Duplicate keys are only sought within a tar: each download numbers its tars and samples from 0.
         seen: set[str] = set()
-        for group in _group(members_of_tar(path, option="--input"), report):
-            name = f"{path.name}/{group.base}"
-            if _image_of(group) is None:
+        for base, members in _samples(path, report):
+            name = f"{path.name}/{base}"
+            if _image_of(members) is None:
                 report.skip("a sample without an image", name)
-            elif self.with_captions and not {"txt", "json"} & set(group.members):
+            elif self.with_captions and not {"txt", "json"} & set(members):
                 report.skip("an image without a caption", name)
-            elif exclusion.holds_name(group.base):  # a key is a counter, not an image id
+            elif exclusion.holds_name(base):  # a key is a counter, not an image id
                 report.count("images excluded")
-            elif group.base in seen:
+            elif base in seen:
                 report.skip("an image that comes twice", name)
             else:
-                seen.add(group.base)
-                yield group
+                seen.add(base)
+                yield base, members
 
     def records(self, part: Part, report: Report) -> Iterator[Record]:
         path = Path(part["tar"])
@@ -85,10 +79,8 @@ class WebDatasetTars(Reader):
                 if caption is None:
                     continue
                 details = {key: about[key] for key in _KEPT_DETAILS if isinstance(about.get(key), str | int)}
-                group = _Group(base, {one: (extent[0], extent[1]) for one, extent in members.items()})
-                extent = _image_of(group) or (0, 0)
-                captions = (caption,) if caption else ()
-                yield Record(name, None, captions, read_extent(stream, path, *extent), details=details)
+                image = read_extent(stream, path, *(_image_of(members) or (0, 0)))
+                yield Record(name, captions=(caption,) if caption else (), image=image, details=details)
 
     def texts(self, part: Part) -> Iterator[str]:
         if not self.with_captions:
@@ -118,34 +110,41 @@ def tars_of(paths: tuple[Path, ...]) -> list[Path]:
     return list(tars.values())
 
 
-def _group(members: Iterator[tarfile.TarInfo], report: Report) -> Iterator[_Group]:
-    group: _Group | None = None
-    for member in members:
-        name = member.name.removeprefix("./")
+def _samples(path: Path, report: Report) -> Iterator[tuple[str, _Members]]:
+    """(base name, members) of each sample; of several members with one extension the first."""
+    for base, of_sample in itertools.groupby(_accepted(path, report), key=lambda member: _split(member)[0]):
+        members: dict[str, Sequence[int]] = {}
+        for member in of_sample:
+            members.setdefault(_split(member)[1], (member.offset_data, member.size))
+        yield base, members
+
+
+def _accepted(path: Path, report: Report) -> Iterator[tarfile.TarInfo]:
+    for member in members_of_tar(path, option="--input"):
         reason = refusal(member)
-        if reason is not None:
-            report.skip(reason, name)
-            continue
-        folder, slash, file = name.rpartition("/")
-        first, _, extension = file.partition(".")
-        base = f"{folder}{slash}{first}"
-        if group is None or group.base != base:
-            if group is not None:
-                yield group
-            group = _Group(base)
-        group.members.setdefault(extension.lower(), (member.offset_data, member.size))
-    if group is not None:
-        yield group
+        if reason is None:
+            yield member
+        else:
+            report.skip(reason, member.name.removeprefix("./"))
 
 
-def _image_of(group: _Group) -> _Extent | None:
-    return next((group.members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in group.members), None)
+def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Base name (with its folder) and extension, in lower case."""
+    folder, slash, file = member.name.removeprefix("./").rpartition("/")
+    first, _, extension = file.partition(".")
+    return f"{folder}{slash}{first}", extension.lower()
 
 
-def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, Any] | None:
+def _image_of(members: _Members) -> Sequence[int] | None:
+    return next((members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in members), None)
+
+
+def _about(stream: BinaryIO, path: Path, members: _Members) -> dict[str, Any] | None:
     """The sample's .json, {} if it has none, None if it cannot be parsed."""
-    if "json" not in members or members["json"][1] > MAX_JSON_BYTES:
-        return {} if "json" not in members else None
+    if "json" not in members:
+        return {}
+    if members["json"][1] > MAX_JSON_BYTES:
+        return None
     try:
         content = json.loads(read_extent(stream, path, *members["json"]))
     except (ValueError, RecursionError):
@@ -154,7 +153,7 @@ def _about(stream: BinaryIO, path: Path, members: dict[str, Any]) -> dict[str, A
 
 
 def _caption(
-    stream: BinaryIO, path: Path, members: dict[str, Any], about: dict[str, Any], name: str, report: Report
+    stream: BinaryIO, path: Path, members: _Members, about: dict[str, Any], name: str, report: Report
 ) -> str | None:
     """The caption; None if there is no valid one, which the report then names."""
     caption = about.get("caption")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from unimo_ds.data.prepare.retrieval.collections_on_disk import Block, num_rows
 from unimo_ds.data.prepare.retrieval.similarity import Nearest
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import whole_file
@@ -42,16 +42,8 @@ _SCORED_AT_ONCE = 200_000
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Consecutive blocks in one index."""
-
-    number: int
-    blocks: tuple[int, ...]
-    """Their numbers."""
-    first: int
-    """Number of the first row in the whole collection."""
-    sizes: tuple[int, ...]
+Group = Sequence[Block]
+"""Consecutive blocks in one index."""
 
 
 def require_faiss() -> Any:
@@ -70,18 +62,15 @@ def require_faiss() -> Any:
     return faiss
 
 
-def groups_of(sizes: Sequence[int]) -> tuple[Group, ...]:
-    """Consecutive blocks of these sizes, grouped to about `INDEX_ROWS` rows."""
-    groups: list[Group] = []
-    start, first = 0, 0
-    for end in range(1, len(sizes) + 1):
-        if sum(sizes[start:end]) >= INDEX_ROWS or end == len(sizes):
-            part = tuple(sizes[start:end])
-            if sum(part):
-                groups.append(Group(len(groups), tuple(range(start, end)), first, part))
-            first += sum(part)
-            start = end
-    return tuple(groups)
+def groups_of(blocks: Sequence[Block]) -> list[Group]:
+    """The blocks that have rows, grouped to about `INDEX_ROWS` rows."""
+    groups: list[list[Block]] = []
+    for block in blocks:
+        if block.size:
+            if not groups or num_rows(groups[-1]) >= INDEX_ROWS:
+                groups.append([])
+            groups[-1].append(block)
+    return list(groups)
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,13 +96,13 @@ def build(group: Group, vectors: Callable[[int], csr_matrix], path: Path) -> Non
     vectors: block number -> its rows.
     """
     faiss = require_faiss()
-    total = sum(group.sizes)
+    total = num_rows(group)
     num_lists = int(np.clip(total // _ROWS_PER_LIST, 1, _MOST_LISTS))
     index = faiss.index_factory(DIMENSIONS, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     step = max(1, total // (_TRAINING_ROWS_PER_LIST * num_lists))
-    index.train(np.concatenate([project(vectors(block)[::step]) for block in group.blocks]))
-    for block in group.blocks:
-        rows = vectors(block)
+    index.train(np.concatenate([project(vectors(block.number)[::step]) for block in group]))
+    for block in group:
+        rows = vectors(block.number)
         for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
             index.add(project(rows[start : start + _ROWS_AT_ONCE]))
     with whole_file(path) as stream:  # FAISS's own file writer ignores a full disk
@@ -127,19 +116,18 @@ def search(
     faiss = require_faiss()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     index.nprobe = probed
-    number = min(PROPOSED * nearest.number, sum(group.sizes))
+    number = min(PROPOSED * nearest.number, num_rows(group))
     _, proposed = index.search(project(nearest.queries), number)
-    low = 0
-    for block, size in zip(group.blocks, group.sizes, strict=True):
-        queries, places = np.nonzero((proposed >= low) & (proposed < low + size))
+    proposed += group[0].first
+    for block in group:
+        queries, places = np.nonzero((proposed >= block.first) & (proposed < block.first + block.size))
         if len(queries):
-            rows = proposed[queries, places] - low
-            scores = _scores(nearest.queries, queries, vectors(block), rows)
+            rows = proposed[queries, places]
+            scores = _scores(nearest.queries, queries, vectors(block.number), rows - block.first)
             ends = np.searchsorted(queries, np.arange(nearest.queries.shape[0] + 1))
             for query in np.unique(queries).tolist():
                 part = slice(ends[query], ends[query + 1])
-                nearest.offer(query, rows[part] + (group.first + low), scores[part])
-        low += size
+                nearest.offer(query, rows[part], scores[part])
 
 
 def _scores(queries: csr_matrix, which: NDArray[np.int64], rows: csr_matrix, others: NDArray[np.int64]) -> Floats:

@@ -10,6 +10,8 @@ import functools
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,21 @@ _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
 _WEIGHTS = "word-weights.npy"
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One shard's part of a collection."""
+
+    number: int
+    shard: str
+    first: int
+    """Index of its first row in the whole collection."""
+    size: int
+
+
+def num_rows(blocks: Iterable[Block]) -> int:
+    return sum(block.size for block in blocks)
 
 
 def collect_sentences(shard: Path, folder: Path, number: int) -> None:

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from unimo_ds.data.prepare.report import Report
 from unimo_ds.data.prepare.retrieval import approximate as approximate_search
 from unimo_ds.data.prepare.retrieval import collections_on_disk as collections
 from unimo_ds.data.prepare.retrieval.approximate import Group, require_faiss
+from unimo_ds.data.prepare.retrieval.collections_on_disk import Block, num_rows
 from unimo_ds.data.prepare.retrieval.similarity import Nearest, distinct, tf_idf
 from unimo_ds.data.prepare.settings import CollectionName, RetrieveSettings
 from unimo_ds.data.prepare.stages import Stage, Transform
@@ -44,20 +44,8 @@ _SPARE = 3
 _QUERIES = 64
 """Queries whose candidates' features are in memory at a time."""
 _DIGITS = 5
-KINDS = get_args(CollectionName)
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One shard's part of a collection."""
-
-    number: int
-    shard: str
-    first: int
-    """Index of its first row in the whole collection."""
-    size: int
 
 
 @dataclass(frozen=True)
@@ -68,10 +56,9 @@ class _Search:
     fingerprint: str
     number: int
     num_classes: int
-    texts: tuple[_Block, ...]
-    images: tuple[_Block, ...]
-    approximate: tuple[str, ...]
-    """Kinds (`texts`, `images`) that are searched with an index."""
+    blocks: dict[CollectionName, list[Block]]
+    approximate: tuple[CollectionName, ...]
+    """Collections that are searched with an index."""
 
 
 def check(settings: RetrieveSettings) -> None:
@@ -105,11 +92,12 @@ def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, work
         )
     if not stage.begin():
         return Report({"already retrieved": 1})
-    texts = _text_blocks(stage, workers)
-    images = _image_blocks(stage, workers) if stage.listed.num_region_classes > 1 else ()
-    report = Report({"sentences searched": _size(texts), "images searched": _size(images)})
     num_classes = stage.listed.num_region_classes
-    search = _Search(stage.journal.path, stage.fingerprint, number, num_classes, texts, images, approximate)
+    texts = _text_blocks(stage, workers)
+    images = _image_blocks(stage, workers) if num_classes > 1 else []
+    report = Report({"sentences searched": num_rows(texts), "images searched": num_rows(images)})
+    blocks: dict[CollectionName, list[Block]] = {"texts": texts, "images": images}
+    search = _Search(stage.journal.path, stage.fingerprint, number, num_classes, blocks, approximate)
     if approximate:
         _index(search, workers)
     report.add(stage.each_shard(_with_related, search, stage.shards("pair"), workers, label="retrieving"))
@@ -122,7 +110,7 @@ def holds_related(listed: Manifest) -> bool:
     return bool(listed.totals.get("text") or (listed.totals.get("image") and listed.num_region_classes > 1))
 
 
-def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
+def _text_blocks(stage: Stage, workers: Workers) -> list[Block]:
     """The text samples' sentences, vectorised; done once per journal."""
     names = stage.shards("text")
     sizes = stage.journal.read("sentences.json")
@@ -144,7 +132,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
     return _blocks(names, sizes or [])
 
 
-def _image_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
+def _image_blocks(stage: Stage, workers: Workers) -> list[Block]:
     names = stage.shards("image")
     sizes = stage.journal.read("images.json")
     if sizes is None:
@@ -156,34 +144,27 @@ def _image_blocks(stage: Stage, workers: Workers) -> tuple[_Block, ...]:
     return _blocks(names, sizes)
 
 
-def _blocks(names: Sequence[str], sizes: Sequence[int]) -> tuple[_Block, ...]:
+def _blocks(names: Sequence[str], sizes: Sequence[int]) -> list[Block]:
     firsts = itertools.accumulate(sizes, initial=0)
-    return tuple(_Block(i, *one) for i, one in enumerate(zip(names, firsts, sizes, strict=False)))
+    return [Block(i, *one) for i, one in enumerate(zip(names, firsts, sizes, strict=False))]
 
 
 def _index(search: _Search, workers: Workers) -> None:
     """Build the missing indices of texts and images."""
     tasks = [
-        (search, kind, group)
-        for kind, blocks in zip(KINDS, (search.texts, search.images), strict=True)
+        (group, functools.partial(collections.vectors, search.work, kind), file)
+        for kind in search.blocks
         if kind in search.approximate
-        for group in approximate_search.groups_of([block.size for block in blocks])
-        if not _index_file(search, kind, group).exists()
+        for file, group in _indices(search, kind)
+        if not file.exists()
     ]
-    workers.run_all(_index_group, tasks, label="indexing", unit="indices")
+    workers.run_all(approximate_search.build, tasks, label="indexing", unit="indices")
 
 
-def _index_group(search: _Search, kind: str, group: Group) -> None:
-    vectors = functools.partial(collections.vectors, search.work, kind)
-    approximate_search.build(group, vectors, _index_file(search, kind, group))
-
-
-def _index_file(search: _Search, kind: str, group: Group) -> Path:
-    return search.work / f"{kind}-{group.number:06d}.faiss"
-
-
-def _size(blocks: Sequence[_Block]) -> int:
-    return sum(block.size for block in blocks)
+def _indices(search: _Search, kind: CollectionName) -> list[tuple[Path, Group]]:
+    """File and blocks of each index of a collection."""
+    groups = approximate_search.groups_of(search.blocks[kind])
+    return [(search.work / f"{kind}-{number:06d}.faiss", group) for number, group in enumerate(groups)]
 
 
 def _with_related(search: _Search, path: Path, report: Report) -> Transform:
@@ -216,13 +197,13 @@ def _with_related(search: _Search, path: Path, report: Report) -> Transform:
 
 def related_texts(search: _Search, captions: Sequence[str]) -> list[list[str]]:
     """For each query the nearest sentences, without ones that repeat a nearer one (see `distinct`)."""
-    if not search.texts:
+    if not search.blocks["texts"]:
         return [[] for _ in captions]
     queries = tf_idf(captions, collections.read_vocabulary(search.work, search.fingerprint))
-    nearest = _nearest(search, "texts", search.texts, queries, _SPARE * search.number)
+    nearest = _nearest(search, "texts", queries, _SPARE * search.number)
     wanted = np.unique(np.concatenate(nearest.rows)) if captions else np.zeros(0, np.int64)
     strings: dict[int, str] = {}
-    for block in search.texts:
+    for block in search.blocks["texts"]:
         inside = wanted[(wanted >= block.first) & (wanted < block.first + block.size)]
         if len(inside):
             sentences = collections.sentences(search.work, block.number)
@@ -235,12 +216,13 @@ def related_images(
     search: _Search, classes: Sequence[Floats], features: Sequence[Floats]
 ) -> list[list[tuple[str, int]]]:
     """For each query up to `number` images: those whose classes overlap most, ordered by feature similarity."""
-    if not search.images:
+    images = search.blocks["images"]
+    if not images:
         return [[] for _ in classes]
     queries = collections.class_rows(list(classes), search.num_classes)
-    nearest = _nearest(search, "images", search.images, queries, _CONSIDERED * search.number)
-    firsts = np.array([block.first for block in search.images])
-    places = [collections.positions(search.work, block.number) for block in search.images]
+    nearest = _nearest(search, "images", queries, _CONSIDERED * search.number)
+    firsts = np.array([block.first for block in images])
+    places = [collections.positions(search.work, block.number) for block in images]
     found: list[list[tuple[str, int]]] = []
     for start in range(0, len(classes), _QUERIES):
         group = nearest.rows[start : start + _QUERIES]
@@ -249,34 +231,35 @@ def related_images(
             found += [[] for _ in group]
             continue
         blocks = np.searchsorted(firsts, wanted, side="right") - 1
-        held = np.concatenate([_features(search, block, wanted[blocks == block]) for block in np.unique(blocks)])
+        held = np.concatenate(
+            [_features(search, images[block], wanted[blocks == block]) for block in np.unique(blocks)]
+        )
         for i, rows in enumerate(group):
             likeness = np.round(held[np.searchsorted(wanted, rows)] @ features[start + i], _DIGITS)
             best = rows[np.lexsort((rows, -likeness))][: search.number]
             at = np.searchsorted(firsts, best, side="right") - 1
             found.append(
                 [
-                    (search.images[block].shard, int(places[block][row - firsts[block]]))
+                    (images[block].shard, int(places[block][row - firsts[block]]))
                     for block, row in zip(at.tolist(), best.tolist(), strict=True)
                 ]
             )
     return found
 
 
-def _features(search: _Search, block: int, rows: NDArray[np.int64]) -> Floats:
-    one = search.images[block]
-    stored = collections.features(search.work, one.number, search.fingerprint)
-    return np.asarray(stored[rows - one.first], np.float32)
+def _features(search: _Search, block: Block, rows: NDArray[np.int64]) -> Floats:
+    stored = collections.features(search.work, block.number, search.fingerprint)
+    return np.asarray(stored[rows - block.first], np.float32)
 
 
-def _nearest(search: _Search, kind: str, blocks: Sequence[_Block], queries: csr_matrix, number: int) -> Nearest:
+def _nearest(search: _Search, kind: CollectionName, queries: csr_matrix, number: int) -> Nearest:
     nearest = Nearest(queries, number=number)
+    vectors = functools.partial(collections.vectors, search.work, kind)
     if kind in search.approximate and queries.shape[0]:
-        vectors = functools.partial(collections.vectors, search.work, kind)
-        for group in approximate_search.groups_of([block.size for block in blocks]):
-            approximate_search.search(nearest, group, vectors, _index_file(search, kind, group))
+        for file, group in _indices(search, kind):
+            approximate_search.search(nearest, group, vectors, file)
         return nearest
-    for block in blocks:
+    for block in search.blocks[kind]:
         if block.size:
-            nearest.search(collections.vectors(search.work, kind, block.number), first=block.first)
+            nearest.search(vectors(block.number), first=block.first)
     return nearest

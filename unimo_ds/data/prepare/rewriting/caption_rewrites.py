@@ -5,32 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from unimo_ds.data.prepare.rewriting import replacements, word_classes
-from unimo_ds.data.prepare.rewriting.replacements import Facts
+from unimo_ds.data.prepare.rewriting import word_classes
 from unimo_ds.data.prepare.rewriting.scene_graph import names
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
 from unimo_ds.data.schema import Caption, Level, Rewrite
 
 NEGATIVE_LEVELS = (Level.SENTENCE, Level.PHRASE, Level.WORD)
 SAME_IMAGE = "same image"
 """Origin of a positive that is another caption of the image."""
-
-
-@dataclass(frozen=True)
-class ImageCaptions:
-    """A pair during the search for replacements."""
-
-    graphs: tuple[SceneGraph, ...]
-    """One per caption, in order."""
-    facts: Facts
-
-
-def of_graphs(graphs: Sequence[SceneGraph]) -> ImageCaptions:
-    return ImageCaptions(tuple(graphs), replacements.facts_of(graphs))
 
 
 def rewritten(

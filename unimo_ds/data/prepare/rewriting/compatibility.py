@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from unimo_ds.data.prepare.rewriting.scene_graph import wordnet
 from unimo_ds.data.prepare.rewriting.scene_graph.lists import rows, words
 
-_COLOURS = tuple(
-    words(line)
-    for line in """
-tan brown beige golden gold blond blonde khaki
-gray grey silver
-red maroon pink orange
-blue navy turquoise teal
-yellow golden gold blond blonde
-orange brown golden tan
-purple pink maroon
-white beige silver
-green teal turquoise khaki camouflage
-""".strip().splitlines()
-)
+_COLOURS = rows("""
+tan, brown, beige, golden, gold, blond, blonde, khaki
+gray, grey, silver
+red, maroon, pink, orange
+blue, navy, turquoise, teal
+yellow, golden, gold, blond, blonde
+orange, brown, golden, tan
+purple, pink, maroon
+white, beige, silver
+green, teal, turquoise, khaki, camouflage
+""")
 _PREPOSITIONS = rows("""
 in, on, at, inside, inside of, through, into, onto, on to, in to, on top of, atop, across, around, along, among, up, by
 near, next to, by, beside, along, alongside, against, at, around, on the side of, at the edge of, on the edge of, past, from
@@ -37,16 +35,13 @@ from, off, out of, away from, off of, outside of, down, near
 in the middle of, in, on, at, among, between, near, through
 """)
 """Prepositions in one row may be true of the same place."""
-_PERSONS = tuple(
-    words(line)
-    for line in """
-man men guy guys gentleman male males father dad
-woman women lady ladies female females mother mom
-boy boys
-girl girls
-baby babies infant toddler toddlers
-""".strip().splitlines()
-)
+_PERSONS = rows("""
+man, men, guy, guys, gentleman, male, males, father, dad
+woman, women, lady, ladies, female, females, mother, mom
+boy, boys
+girl, girls
+baby, babies, infant, toddler, toddlers
+""")
 """Two of these rows exclude each other; both are compatible with other words for persons: a man may be a player."""
 _GENERAL_PERSONS = words("""
 people person someone child children kid kids adult adults teenager teenagers couple family crowd group team friend friends youth
@@ -55,41 +50,32 @@ _MAX_LIFT = 1.5
 _MAX_SHARE = 0.15
 
 
+@dataclass
 class Together:
     """How often words occur together in the captions of one image."""
 
-    def __init__(
-        self,
-        images: int = 0,
-        with_word: Counter[str] | None = None,
-        with_both: Counter[tuple[str, str]] | None = None,
-    ) -> None:
-        """From another one's `state`, or empty."""
-        self._images = images
-        self._with_word: Counter[str] = with_word or Counter()
-        self._with_both: Counter[tuple[str, str]] = with_both or Counter()
-
-    @property
-    def state(self) -> tuple[int, Counter[str], Counter[tuple[str, str]]]:
-        """Number of images, of images with each word, and of images with each pair of words (in alphabetical order)."""
-        return self._images, self._with_word, self._with_both
+    images: int = 0
+    with_word: Counter[str] = field(default_factory=Counter)
+    """Number of images with each word."""
+    with_both: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of images with each pair of words, in alphabetical order."""
 
     def add(self, said: Iterable[str]) -> None:
         """Count one image, given the words of its captions."""
         ordered = sorted(set(said))
-        self._images += 1
-        self._with_word.update(ordered)
-        self._with_both.update((one, other) for i, one in enumerate(ordered) for other in ordered[i + 1 :])
-        if self._images % 20_000 == 0:
+        self.images += 1
+        self.with_word.update(ordered)
+        self.with_both.update((one, other) for i, one in enumerate(ordered) for other in ordered[i + 1 :])
+        if self.images % 20_000 == 0:
             # Rare pairs are no evidence; dropping them bounds memory (lossy counting).
-            self._with_both = Counter({pair: count for pair, count in self._with_both.items() if count > 1})
+            self.with_both = Counter({pair: count for pair, count in self.with_both.items() if count > 1})
 
     def go_together(self, one: str, other: str) -> bool:
-        both = self._with_both[min(one, other), max(one, other)]
+        both = self.with_both[min(one, other), max(one, other)]
         if both < 2:
             return False
-        lift = both * self._images / (self._with_word[one] * self._with_word[other])
-        return lift > _MAX_LIFT or both > _MAX_SHARE * self._with_word[one]
+        lift = both * self.images / (self.with_word[one] * self.with_word[other])
+        return lift > _MAX_LIFT or both > _MAX_SHARE * self.with_word[one]
 
 
 class Compatibility:

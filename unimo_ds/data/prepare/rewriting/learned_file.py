@@ -27,11 +27,16 @@ def save(learned: Replacements, path: Path) -> None:
                 contexts.append((number, neighbour, words.setdefault(word, len(words)), len(rows)))
                 numbers.append(rows)
                 counts.append(row_counts)
-    images, with_word, with_both = learned.together.state
-    of_word = [(words.setdefault(word, len(words)), count) for word, count in sorted(with_word.items())]
-    pairs = [(words[one], words[other], count) for (one, other), count in sorted(with_both.items())]
-    about = {"groups": groups, "vocabulary": learned.compatibility.vocabulary, "words": list(words), "images": images}
-    about["spellings"] = learned.spellings
+    together = learned.together
+    of_word = [(words.setdefault(word, len(words)), count) for word, count in sorted(together.with_word.items())]
+    pairs = [(words[one], words[other], count) for (one, other), count in sorted(together.with_both.items())]
+    about = {
+        "groups": groups,
+        "vocabulary": learned.compatibility.vocabulary,
+        "words": list(words),
+        "images": together.images,
+        "spellings": learned.spellings,
+    }
     arrays: dict[str, Any] = {
         "about": np.frombuffer(json.dumps(about, separators=(",", ":")).encode(), np.uint8),
         "shares": np.concatenate([*shares, np.zeros(0)]),

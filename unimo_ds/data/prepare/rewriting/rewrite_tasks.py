@@ -7,8 +7,9 @@ learned.npz, usual.npy  learned from the captions
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ import numpy as np
 
 from unimo_ds.data.prepare.journal import read_json_object, write_json
 from unimo_ds.data.prepare.report import Report
-from unimo_ds.data.prepare.rewriting import balancing, caption_rewrites, learned_file, similar_sentences, word_classes
-from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS, ImageCaptions, substitute
-from unimo_ds.data.prepare.rewriting.scene_graph import parsers, records
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
-from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
+from unimo_ds.data.prepare.rewriting import (
+    balancing,
+    caption_rewrites,
+    learned_file,
+    replacements,
+    similar_sentences,
+    word_classes,
+)
+from unimo_ds.data.prepare.rewriting.caption_rewrites import NEGATIVE_LEVELS, substitute
+from unimo_ds.data.prepare.rewriting.scene_graph import parsers
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph, from_json
 from unimo_ds.data.prepare.rewriting.translation import opening, wording
 from unimo_ds.data.prepare.rewriting.translation.positives import back_translate
 from unimo_ds.data.prepare.settings import RewriteSettings
@@ -52,14 +59,14 @@ class Rewriting:
 def parse_shard(rewriting: Rewriting, folder: Path, name: str, entry: Path) -> None:
     """Parse the captions of all pairs in a shard."""
     captions = list(captions_of(folder / name))
-    parser = parsers.load(rewriting.settings.parser, rewriting.settings.parser_path)
-    graphs = iter(parser.parse([caption for of_image in captions for caption in of_image]))
-    write_json(entry, [[records.to_record(next(graphs)) for _ in of_image] for of_image in captions])
+    parse = parsers.load(rewriting.settings.parser, rewriting.settings.parser_path)
+    graphs = iter(parse([caption for of_image in captions for caption in of_image]))
+    write_json(entry, [[astuple(next(graphs)) for _ in of_image] for of_image in captions])
 
 
 def read_graphs(entry: Path) -> list[list[SceneGraph]]:
     """Read the output of `parse_shard`: for each image, the graphs of its captions."""
-    return [[records.from_record(one) for one in of_image] for of_image in read_json_object(entry)]
+    return [[from_json(one) for one in of_image] for of_image in read_json_object(entry)]
 
 
 def translate_shard(rewriting: Rewriting, name: str) -> None:
@@ -72,7 +79,6 @@ def translate_shard(rewriting: Rewriting, name: str) -> None:
         taken=taken,
         pivots=opening.pivots(rewriting.settings),
         number=rewriting.settings.back_translations,
-        parser=RuleParser(),
         usual=wording.UsualPairs(np.load(rewriting.work / USUAL, allow_pickle=False)),
     )
     of_captions = iter(found)
@@ -110,11 +116,12 @@ def _replaced(
     rewriting: Rewriting, images: Sequence[Sequence[SceneGraph]], level: Level, randomness: np.random.Generator
 ) -> Iterator[list[Rewrite]]:
     learned = learned_file.load(rewriting.work / LEARNED, rewriting.fingerprint)
-    known: list[ImageCaptions] = [caption_rewrites.of_graphs(graphs) for graphs in images]
-    graphs = [graph for image in known for graph in image.graphs]
-    fillings = [learned.fillings(graph, image.facts, level) for image in known for graph in image.graphs]
+    fillings = []
+    for of_image in images:
+        facts = replacements.facts_of(of_image)
+        fillings += [learned.fillings(one, facts, level) for one in of_image]
     chosen = balancing.choose(fillings, number=rewriting.settings.negatives, randomness=randomness)
-    for graph, taken in zip(graphs, chosen, strict=True):
+    for graph, taken in zip(itertools.chain(*images), chosen, strict=True):
         yield [
             Rewrite(
                 substitute(graph.text, one.slot.start, one.slot.end, learned.spellings.get(one.text, one.text)),
@@ -128,7 +135,10 @@ def _replaced(
 def with_rewrites(rewriting: Rewriting, path: Path, report: Report) -> Transform:
     """The change of a shard that stores its rewrites."""
     settings, name = rewriting.settings, path.name
-    candidates = {level: _read(rewriting, level.name.lower(), name, level) for level in NEGATIVE_LEVELS}
+    candidates = {
+        level: _rewrites(read_json_object(rewriting.entry(level.name.lower(), name)), level)
+        for level in NEGATIVE_LEVELS
+    }
     back: list[list[list[Rewrite]]] | None = None
     if settings.translator is not None:
         content = read_json_object(rewriting.entry("back", name))
@@ -175,10 +185,6 @@ def _parts(name: str) -> list[int]:
 
 def _records(found: Sequence[Rewrite]) -> list[list[str]]:
     return [[one.text, one.origin] for one in found]
-
-
-def _read(rewriting: Rewriting, kind: str, name: str, level: Level) -> list[list[list[Rewrite]]]:
-    return _rewrites(read_json_object(rewriting.entry(kind, name)), level)
 
 
 def _rewrites(content: Any, level: Level) -> list[list[list[Rewrite]]]:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
+from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse
 from unimo_ds.data.prepare.rewriting.translation import wording
 from unimo_ds.data.prepare.rewriting.translation.meaning import closeness, is_same_meaning
 from unimo_ds.data.prepare.rewriting.translation.positives import back_translate
 from unimo_ds.data.prepare.rewriting.translation.protocol import Pivot
 
-PARSER = RuleParser()
 CAPTION = "A little girl in a red dress plays with two dogs on the grass ."
 
 
@@ -53,7 +52,6 @@ def test_versions_are_kept_or_left_out_by_reason() -> None:
             Pivot("dumb", Said({}), Said({}), is_trusted=True),
         ],
         number=6,
-        parser=PARSER,
         usual=wording.UsualPairs(usual.hashes),
     )
     assert [(one.text, one.origin) for one in kept[0]] == [
@@ -80,7 +78,6 @@ def test_no_more_than_wanted() -> None:
         taken=[frozenset(), frozenset()],
         pivots=[pivot("trusted", versions, trusted=True)],
         number=2,
-        parser=PARSER,
         usual=wording.learn([]),
     )
     assert [len(one) for one in kept] == [2, 0]
@@ -116,7 +113,7 @@ def test_closeness() -> None:
     ],
 )
 def test_close_agreement(text: str, other: str, same: bool) -> None:
-    assert is_same_meaning(*PARSER.parse([text, other])) is same
+    assert is_same_meaning(*parse([text, other])) is same
 
 
 def test_usual_pairs_are_those_of_two_captions() -> None:

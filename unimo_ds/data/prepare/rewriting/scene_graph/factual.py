@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unimo_ds.data.prepare.rewriting.scene_graph import alignment, tagging
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import (
+    Attribute,
+    AttributeKind,
+    Object,
+    Relation,
+    SceneGraph,
+    in_order,
+)
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
 from unimo_ds.utils.batched import batched
@@ -32,8 +40,6 @@ _NUMBER = re.compile(r"\d+|two|three|four|five|six|seven|eight|nine|ten")
 
 class FactualParser:
     """One model, decoded greedily."""
-
-    name = "factual"
 
     def __init__(self, folder: Path) -> None:
         """
@@ -112,24 +118,15 @@ class _Reading:
 
     def graph(self) -> SceneGraph:
         order = sorted(range(len(self.objects)), key=lambda i: self.objects[i].start)
-        new = {old: i for i, old in enumerate(order)}
-        attributes = {
-            (one.start, one.end): Attribute(one.start, one.end, one.kind, one.tag, _at(new, one.owner))
-            for one in self.attributes
-        }
+        new: dict[int | None, int | None] = {None: None, **{old: i for i, old in enumerate(order)}}
+        attributes = {(one.start, one.end): replace(one, owner=new[one.owner]) for one in self.attributes}
         relations = {
-            (one.start, one.end, one.target): Relation(
-                one.start, one.end, one.verb, one.preposition, one.tag, _at(new, one.subject), _at(new, one.target)
-            )
+            (one.start, one.end, one.target): replace(one, subject=new[one.subject], target=new[one.target])
             for one in self.relations
         }
-        return SceneGraph(
-            self.caption,
-            tuple(self.objects[i] for i in order),
-            tuple(sorted(attributes.values(), key=lambda one: one.start)),
-            tuple(sorted(relations.values(), key=lambda one: one.start)),
-            names_in(self.caption),
-        )
+        objects = tuple(self.objects[i] for i in order)
+        ordered = in_order(attributes.values()), in_order(relations.values())
+        return SceneGraph(self.caption, objects, *ordered, names_in(self.caption))
 
     def _object(self, name: str) -> int | None:
         if name not in self.nodes:
@@ -191,7 +188,3 @@ class _Reading:
             return 0
         start = self.objects[number].start
         return next(i for i, token in enumerate(self.tokens) if token.start == start)
-
-
-def _at(new: dict[int, int], number: int | None) -> int | None:
-    return None if number is None else new[number]

@@ -1,14 +1,14 @@
-"""Textual scene graphs: what a caption mentions, with character ranges, and the protocol of their parsers."""
+"""Textual scene graphs: what a caption mentions, with character ranges."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, TypeVar
 
 
-class AttributeKind(enum.Enum):
+class AttributeKind(enum.StrEnum):
     QUALITY = "quality"
     NUMBER = "number"
     """Two, several, a group of."""
@@ -68,14 +68,30 @@ class SceneGraph:
         return self.text[node.start : node.end]
 
 
-class SceneGraphParser(Protocol):
-    """Makes scene graphs. Deterministic: equal captions give equal graphs, however they are ordered and grouped."""
+_Node = TypeVar("_Node", Attribute, Relation)
+Parse = Callable[[Sequence[str]], list[SceneGraph]]
+"""A parser: one graph per caption, empty if nothing was understood. Equal captions give equal graphs, in any order and group."""
 
-    @property
-    def name(self) -> str:
-        """Name of the parser, for records."""
-        ...
 
-    def parse(self, captions: Sequence[str]) -> list[SceneGraph]:
-        """One graph per caption, empty if nothing was understood."""
-        ...
+def in_order(nodes: Iterable[_Node]) -> tuple[_Node, ...]:
+    """The nodes by their start in the text."""
+    return tuple(sorted(nodes, key=lambda one: one.start))
+
+
+def from_json(content: list[Any]) -> SceneGraph:
+    """Inverse of `dataclasses.astuple`, whose tuples JSON stores as lists."""
+    text, objects, attributes, relations, names = content
+    return SceneGraph(
+        text,
+        tuple(Object(*one) for one in objects),
+        tuple(Attribute(start, end, AttributeKind(kind), *rest) for start, end, kind, *rest in attributes),
+        tuple(
+            Relation(start, end, _span(verb), _span(preposition), *rest)
+            for start, end, verb, preposition, *rest in relations
+        ),
+        tuple((start, end) for start, end in names),
+    )
+
+
+def _span(value: list[int] | None) -> tuple[int, int] | None:
+    return None if value is None else (value[0], value[1])

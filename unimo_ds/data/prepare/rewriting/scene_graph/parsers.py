@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraphParser
-from unimo_ds.data.prepare.rewriting.scene_graph.rules import RuleParser
+from unimo_ds.data.prepare.rewriting.scene_graph import rules
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import Parse
 from unimo_ds.utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ def check(name: str, path: Path | None) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load(name: str, path: Path | None) -> SceneGraphParser:
+def load(name: str, path: Path | None) -> Parse:
     """The parser, loaded once per process.
 
     Raises:
@@ -34,9 +34,9 @@ def load(name: str, path: Path | None) -> SceneGraphParser:
     if name == "factual" and path is not None:
         from unimo_ds.data.prepare.rewriting.scene_graph.factual import FactualParser
 
-        return FactualParser(path)
+        return FactualParser(path).parse
     if name == "spacy" and path is not None:
         from unimo_ds.data.prepare.rewriting.scene_graph.spacy_parser import SpacyParser
 
-        return SpacyParser(path)
-    return RuleParser()
+        return SpacyParser(path).parse
+    return rules.parse

@@ -9,7 +9,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from unimo_ds.data.prepare.rewriting.scene_graph import phrases, tagging, wordnet
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import (
+    Attribute,
+    AttributeKind,
+    Object,
+    Relation,
+    SceneGraph,
+    in_order,
+)
 from unimo_ds.data.prepare.rewriting.scene_graph.lists import words
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.phrases import Piece, PieceKind
@@ -21,17 +28,12 @@ _OF_LAST = frozenset(("of", "for", "to"))
 _LINKING = words("appears appear seems seem begins starts")
 
 
-class RuleParser:
-    """Rule-based scene graphs of English captions, in any letter case."""
-
-    name = "rules"
-
-    def parse(self, captions: Sequence[str]) -> list[SceneGraph]:
-        return [parse_caption(caption) for caption in captions]
+def parse(captions: Sequence[str]) -> list[SceneGraph]:
+    """Scene graphs of English captions, in any letter case."""
+    return [parse_caption(caption) for caption in captions]
 
 
 def parse_caption(text: str) -> SceneGraph:
-    """The scene graph of one caption."""
     tokens = tagging.tag(text)
     return _Reading(text, tokens).read(phrases.cut(tokens))
 
@@ -83,11 +85,7 @@ class _Reading:
                 self._finish()
         self._finish()
         return SceneGraph(
-            self.text,
-            tuple(self.objects),
-            tuple(sorted(self.attributes, key=lambda one: one.start)),
-            tuple(sorted(self.relations, key=lambda one: one.start)),
-            names_in(self.text),
+            self.text, tuple(self.objects), in_order(self.attributes), in_order(self.relations), names_in(self.text)
         )
 
     def _noun(self, piece: Piece, following: PieceKind, before: PieceKind) -> None:

@@ -9,20 +9,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import Attribute, AttributeKind, Object, Relation, SceneGraph
+from unimo_ds.data.prepare.rewriting.scene_graph.graph import (
+    Attribute,
+    AttributeKind,
+    Object,
+    Relation,
+    SceneGraph,
+    in_order,
+)
 from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.utils.errors import UserError
 
 _BATCH = 256
 _SUBJECTS = ("nsubj", "nsubjpass", "nsubj:pass")
 _TARGETS = ("dobj", "obj", "attr")
-_NUMBERS = ("CD",)
 
 
 class SpacyParser:
     """One pipeline. It needs a tagger and a dependency parser with spaCy's English labels (Penn tags, ClearNLP)."""
-
-    name = "spacy"
 
     def __init__(self, folder: Path) -> None:
         """
@@ -51,11 +55,9 @@ def graph_of(document: Any) -> SceneGraph:
     """The graph of a tagged and parsed document."""
     heads = [token for token in document if token.tag_.startswith("NN") and token.dep_ != "compound"]
     number_of = {token.i: number for number, token in enumerate(heads)}
-    objects = [_object(token) for token in heads]
-    attributes = sorted(_attributes(document, number_of), key=lambda one: one.start)
-    relations = sorted(_relations(document, number_of), key=lambda one: one.start)
+    attributes, relations = in_order(_attributes(document, number_of)), in_order(_relations(document, number_of))
     names = tuple((one.start_char, one.end_char) for one in document.ents) or names_in(document.text)
-    return SceneGraph(document.text, tuple(objects), tuple(attributes), tuple(relations), names)
+    return SceneGraph(document.text, tuple(map(_object, heads)), attributes, relations, names)
 
 
 def _end(token: Any) -> int:
@@ -80,7 +82,7 @@ def _attributes(document: Any, number_of: dict[int, int]) -> Iterator[Attribute]
         elif token.dep_ == "acomp":
             owner = _subject(token.head)
         if owner is not None and owner.i in number_of:
-            kind = AttributeKind.NUMBER if token.tag_ in _NUMBERS else AttributeKind.QUALITY
+            kind = AttributeKind.NUMBER if token.tag_ == "CD" else AttributeKind.QUALITY
             yield Attribute(token.idx, _end(token), kind, token.tag_, number_of[owner.i])
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from unimo_ds.data.prepare.rewriting import word_classes
-from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraphParser
+from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse_caption
 from unimo_ds.data.prepare.rewriting.translation.meaning import closeness, is_same_meaning
 from unimo_ds.data.prepare.rewriting.translation.protocol import Pivot
 from unimo_ds.data.prepare.rewriting.translation.wording import UsualPairs
@@ -26,7 +26,6 @@ def back_translate(
     taken: Sequence[frozenset[str]],
     pivots: Sequence[Pivot],
     number: int,
-    parser: SceneGraphParser,
     usual: UsualPairs,
 ) -> tuple[list[tuple[Rewrite, ...]], Counter[str]]:
     """Up to `number` positives for each caption, and numbers of versions kept or rejected, by reason.
@@ -46,7 +45,7 @@ def back_translate(
         chosen: list[Rewrite] = []
         known = {*taken[i], word_classes.normal(caption)}
         for pivot, text in versions:
-            reason = "spare" if len(chosen) == number else _fault(caption, text, known, pivot, parser, usual)
+            reason = "spare" if len(chosen) == number else _fault(caption, text, known, pivot, usual)
             counts[reason or f"kept, {pivot.name}"] += 1
             if reason is None:
                 known.add(word_classes.normal(text))
@@ -55,9 +54,7 @@ def back_translate(
     return kept, counts
 
 
-def _fault(
-    caption: str, text: str, known: set[str], pivot: Pivot, parser: SceneGraphParser, usual: UsualPairs
-) -> str | None:
+def _fault(caption: str, text: str, known: set[str], pivot: Pivot, usual: UsualPairs) -> str | None:
     """Why a version is not a positive; None: it is."""
     num_words, own_words = len(word_classes.words_of(text)), len(word_classes.words_of(caption))
     if word_classes.normal(text) in known:
@@ -69,6 +66,6 @@ def _fault(
     if not pivot.is_trusted:
         if not usual.allow(caption, text):
             return "unusual wording"
-        if not is_same_meaning(*parser.parse([caption, text])):
+        if not is_same_meaning(parse_caption(caption), parse_caption(text)):
             return "meaning not kept"
     return None
