@@ -84,14 +84,6 @@ def test_samples_are_what_was_given(raw: Path, folder: Path) -> None:
     assert corpus.read_jpeg(int(np.flatnonzero(corpus.kinds == Kind.IMAGE)[0])) is None
 
 
-def test_the_same_import_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert _import(raw, tmp_path / name) == 0
-    first, second = (load_manifest(tmp_path / name) for name in ("one", "two"))
-    assert first.shards == second.shards
-    assert first.fingerprint == second.fingerprint
-
-
 def test_extractor_and_tokenizer_are_learned_where_none_is_given(raw: Path, tmp_path: Path) -> None:
     photos, tsv = raw / "photos.tar", raw / "captions.tsv"
     arguments = ["--images", str(photos), "--captions", str(tsv), "--output", str(tmp_path / "data")]
@@ -347,8 +339,6 @@ def test_an_import_is_not_lost_or_doubled_by_accident(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kind", "pairs", "--images", "photos.tar"], "needs --captions"),
-        (["--kind", "texts", "--input", "lines.txt", "--images", "photos.tar"], "no use for --images"),
         (["--kind", "texts", "--input", "lost.txt"], "does not exist"),
         (["--kind", "images", "--images", "lines.txt"], "neither a folder nor a tar"),
         (["--kind", "pairs", "--images", "photos.tar", "--captions", "lines.txt"], "no line of the form"),

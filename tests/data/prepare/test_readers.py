@@ -403,16 +403,6 @@ def test_exclusion_lists(tmp_path: Path) -> None:
         read_exclusion((tmp_path / "latin.txt",))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("[1, 2", "not valid JSON"), ("{}", "no list of objects named 'annotations'"), ("[]", "no list of objects")],
-)
-def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "captions.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        captions_of(tmp_path, "coco", {"a.jpg": JPEG}, [tmp_path / "captions.json"])
-
-
 def test_a_name_of_two_images_is_no_third_ones(tmp_path: Path) -> None:
     """x.jpg may mean either of the first two: its captions belong to neither of them, nor to the image before it."""
     names = (("a", "x.jpg"), ("b", "x.jpg"), (None, "last.jpg"), (None, "x.jpg"))

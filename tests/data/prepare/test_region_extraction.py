@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests.data.prepare.raw import picture, write_photographs, write_tar
 from tests.data.prepare.raw import small_extractor as small_grid
-from tests.data.prepare.test_scale import run_and_kill, run_ranks, shard_bytes
+from tests.data.prepare.test_scale import run_and_kill, shard_bytes
 from tests.data.vision.detectors.networks import SMALL, as_in_caffe, random_network, small_extractor
 from unimo_ds.data.prepare import stages
 from unimo_ds.data.prepare.command import main
@@ -94,13 +94,6 @@ def test_worker_processes_make_the_same_bytes(raw: Path, folder: Path, detected:
     output = tmp_path / "two"
     shutil.copytree(folder, output)
     assert main(["regions", str(output), "--extractor", str(raw / "detector"), "--workers", "2"]) == 0
-    assert shard_bytes(output) == shard_bytes(detected)
-
-
-def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, folder: Path, detected: Path, tmp_path: Path) -> None:
-    output = tmp_path / "ranks"
-    shutil.copytree(folder, output)
-    run_ranks(["regions", str(output), "--extractor", str(raw / "detector")])
     assert shard_bytes(output) == shard_bytes(detected)
 
 

@@ -32,7 +32,7 @@ from unimo_ds.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from unimo_ds.utils.errors import UserError
 
 
-def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]:
+def prepare_all(plan: Plan, workers: Workers) -> dict[str, Report]:
     """Import everything, rewrite, retrieve if there is something to retrieve, verify. Returns stage -> report.
 
     If killed and restarted, it continues; if finished, it says so and does nothing.
@@ -40,7 +40,6 @@ def prepare_all(plan: Plan, workers: Workers | None = None) -> dict[str, Report]
     Raises:
         UserError: bad input, a folder made from another plan, or one that fails verification.
     """
-    workers = workers or Workers()
     output = plan.output
     options = _options(plan)
     if (output / manifest.MANIFEST_FILE).exists():

@@ -44,7 +44,7 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.whole_file import make_folder, write_whole
 
 
-def run_import(settings: ImportSettings, workers: Workers | None = None) -> Report:
+def run_import(settings: ImportSettings, workers: Workers) -> Report:
     """Import one corpus, finish the folder, and write `report-SOURCE.json` beside the shards.
 
     If already done, it returns the earlier report. If it was killed, it continues, or starts anew if the folder has got another
@@ -92,7 +92,7 @@ def run_import(settings: ImportSettings, workers: Workers | None = None) -> Repo
         settings.keep_images,
     )
     is_network = extractor is not None and extractors.is_network(journal.path)
-    with (workers or Workers()).for_extractor(is_network=is_network) as some:
+    with workers.for_extractor(is_network=is_network) as some:
         num_samples = _make_shards(settings, making, journal, num_parts, report, some)
     if not num_samples:
         journal.forget()
@@ -136,11 +136,7 @@ def finished_report(folder: Path, name: str, identity: str) -> Report | None:
 
 
 def _clear(settings: ImportSettings, name: str, journal: Journal) -> None:
-    """Remove the shards of a source that a killed import left or that are to be replaced.
-
-    Raises:
-        UserError: finished shards of this name that are not to be replaced, or the folder cannot be made.
-    """
+    """Remove the shards of a source that a killed import left or that are to be replaced."""
     make_folder(settings.output)
     listed = manifest.manifest_in(settings.output)
     known = {entry.file for entry in listed.shards} if listed else set()

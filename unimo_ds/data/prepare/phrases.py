@@ -24,13 +24,12 @@ _MOST_WORDS = 6
 """Longest phrase, in words: a longer one, if masked, could not be guessed from the rest."""
 
 
-def phrase_folder(folder: Path, settings: PhraseSettings | None = None, workers: Workers | None = None) -> Report:
+def phrase_folder(folder: Path, settings: PhraseSettings, workers: Workers) -> Report:
     """Store the phrases of all captions and texts of a folder, replacing earlier ones.
 
     Raises:
         UserError: not a data folder, or damaged; or an unusable parser.
     """
-    settings, workers = settings or PhraseSettings(), workers or Workers()
     parsers.check(settings.parser, settings.parser_path)
     stage = Stage(folder, "phrases", [settings.parser, files_in(settings.parser_path)])
     if not stage.begin():

@@ -32,13 +32,12 @@ _BATCH = 64
 """Images per call of the extractor."""
 
 
-def extract_again(folder: Path, settings: RegionSettings | None = None, workers: Workers | None = None) -> Report:
+def extract_again(folder: Path, settings: RegionSettings, workers: Workers) -> Report:
     """Replace the regions of every image in the folder, computed from the stored JPEGs.
 
     Raises:
         UserError: a sample without a JPEG (import with --keep-images), or no extractor.
     """
-    settings = settings or RegionSettings()
     given = settings.made()
     if settings.refit and given is not None and not isinstance(given, GridLearner):
         raise UserError("--refit learns a new grid; leave --extractor and --weights out")
@@ -61,7 +60,7 @@ def extract_again(folder: Path, settings: RegionSettings | None = None, workers:
             extractor = given
         extractor.save(place)
     work = (place, extractor.fingerprint)
-    with (workers or Workers()).for_extractor(is_network=extractors.is_network(place)) as some:
+    with workers.for_extractor(is_network=extractors.is_network(place)) as some:
         report = stage.each_shard(_with_regions, work, names, some, label="regions")
     entry = ExtractorEntry(extractor.fingerprint, extractor.save(folder).name)
     stage.finish(extractor=entry, num_region_classes=extractor.num_classes)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+_SHOWN = 5
+"""Names shown for each reason."""
+
 
 @dataclass
 class Report:
@@ -32,10 +35,10 @@ class Report:
         for reason, names in other.skipped.items():
             self.skipped.setdefault(reason, []).extend(names)
 
-    def lines(self, *, num_names: int = 5) -> list[str]:
+    def lines(self) -> list[str]:
         """Readable lines: all counts, and the first names for each reason."""
         lines = [f"{what}: {number}" for what, number in self.counts.items()]
         for reason, names in self.skipped.items():
-            more = f" and {len(names) - num_names} more" if len(names) > num_names else ""
-            lines.append(f"skipped, {reason}: {len(names)} ({', '.join(names[:num_names])}{more})")
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"skipped, {reason}: {len(names)} ({', '.join(names[:_SHOWN])}{more})")
         return lines

@@ -7,6 +7,7 @@ index still has each member's place and checksum, so that damaged samples can be
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,8 +68,7 @@ def verify(folder: str | os.PathLike[str], workers: Workers | None = None) -> li
     problems += [problem for entry in listed.files for problem in check_file(path, entry)]
     problems += [*check_names(names, listed), *_check_unfinished(path)]
     tasks = [(path, entry) for entry in listed.shards]
-    found = dict((workers or Workers()).run(check_shard, tasks, label="verify", unit="shards"))
-    problems += [problem for number in sorted(found) for problem in found[number]]
+    problems += itertools.chain(*(workers or Workers()).run_all(check_shard, tasks, label="verify"))
     if not problems:
         problems += check_together(path, listed)
     return problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Callable
@@ -57,8 +58,7 @@ def verify_at(location: str | os.PathLike[str], workers: Workers | None = None) 
         for entry in listed.files:
             problems += _check_file(files, Path(folder), entry, retry)
         tasks = [(url, Path(folder), entry) for entry in listed.shards]
-        found = dict((workers or Workers()).run(_check_shard, tasks, label="verify", unit="shards"))
-        problems += [problem for number in sorted(found) for problem in found[number]]
+        problems += itertools.chain(*(workers or Workers()).run_all(_check_shard, tasks, label="verify"))
         if not problems:
             problems += check_together(Path(folder), listed)
         return [dataclasses.replace(one, reason=one.reason.replace(folder, files.url)) for one in problems]

@@ -63,11 +63,11 @@ class Workers:
         return progress(found, label=label, total=len(tasks), unit=unit)
 
     def run_all(
-        self, function: Callable[..., object], tasks: Sequence[tuple[Any, ...]], *, label: str, unit: str = "shards"
-    ) -> None:
-        """`run`, for tasks that return nothing."""
-        for _ in self.run(function, tasks, label=label, unit=unit):
-            pass
+        self, function: Callable[..., _T], tasks: Sequence[tuple[Any, ...]], *, label: str, unit: str = "shards"
+    ) -> list[_T]:
+        """The results of `run`, in the order of the tasks."""
+        found = dict(self.run(function, tasks, label=label, unit=unit))
+        return [found[number] for number in range(len(tasks))]
 
     @contextmanager
     def for_extractor(self, *, is_network: bool) -> Iterator[Workers]:

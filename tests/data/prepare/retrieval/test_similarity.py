@@ -93,6 +93,8 @@ def test_a_process_that_maps_a_table_holds_next_to_nothing_of_it(tmp_path: Path)
 def test_the_first_distinct_texts_are_those_of_all() -> None:
     random = np.random.default_rng(2)
     texts = [" ".join(random.choice(list("abcdefg"), 3)) for _ in range(60)]
-    every = similarity.distinct(texts)
+    every = similarity.distinct(texts, most=len(texts))
     assert 5 < len(every) < 60
     assert similarity.distinct(texts, most=5) == every[:5]
+    said = ["this dog of a movie", "of this dog of a movie", "a cat"]
+    assert similarity.distinct(said, most=3) == ("this dog of a movie", "a cat")

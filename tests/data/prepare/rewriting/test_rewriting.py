@@ -12,7 +12,6 @@ from benchmarks.preparation import giveaways
 from tests.data.prepare.raw import COLOURS, PLACES, THINGS, captions, small_extractor, write_photographs
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.prepare.command import main
-from unimo_ds.data.prepare.retrieval import retrieve_stage
 from unimo_ds.data.prepare.rewriting import (
     balancing,
     learned_file,
@@ -300,6 +299,7 @@ def test_stored_rewrites_are_many_and_deterministic(folder: Path, capsys: pytest
     assert load_manifest(folder).shards == before.shards
     assert main(["rewrite", str(folder), "--negatives", "3"]) == 0
     assert capsys.readouterr().out.endswith("already rewritten: 1\n")
+    assert main(["rewrite", str(folder / "nowhere")]) == 2
 
 
 def test_a_give_away_is_found_and_its_absence_too() -> None:
@@ -334,21 +334,3 @@ def test_related_items_are_related(folder: Path) -> None:
         same += any(corpus.details(int(j))["file"] == corpus.details(int(i))["file"] for j in related)
     # The very same photograph lies in the image source too: its features are equal, and overlap puts it among the nearest.
     assert same > 0.9 * len(pairs)
-
-
-def test_distinct_texts() -> None:
-    assert retrieve_stage.distinct(["this dog of a movie", "of this dog of a movie", "a cat"]) == (
-        "this dog of a movie",
-        "a cat",
-    )
-
-
-def test_retrieval_needs_something_to_retrieve(tmp_path: Path, capsys) -> None:
-    photos, tsv = write_photographs(tmp_path, 4)
-    output = tmp_path / "data"
-    arguments = ["--images", str(photos), "--captions", str(tsv), "--extractor", str(small_extractor(tmp_path))]
-    assert main(["import", "--kind", "pairs", "--output", str(output), "--vocabulary-size", "300", *arguments]) == 0
-    assert main(["retrieve", str(output)]) == 2
-    assert "no texts and no images" in capsys.readouterr().err
-    assert main(["rewrite", str(output), "--workers", "1"]) == 0
-    assert main(["rewrite", str(tmp_path / "nowhere")]) == 2

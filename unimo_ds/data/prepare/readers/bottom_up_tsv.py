@@ -57,10 +57,6 @@ class BottomUpTsv(FeatureFiles):
 
 
 def parse_line(line: bytes, settings: ImportSettings) -> Detections:
-    """
-    Raises:
-        BadDetections: a wrong number of columns, or an invalid field.
-    """
     fields = line.rstrip(b"\r\n").split(b"\t")
     columns = _named_columns(settings.feature_columns) if settings.feature_columns else _KNOWN.get(len(fields))
     if columns is None or len(columns) != len(fields):

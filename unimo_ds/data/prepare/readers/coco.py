@@ -14,10 +14,6 @@ _WHAT = "a COCO captions file"
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """
-    Raises:
-        UserError: a file in another format.
-    """
     for path in settings.captions:
         captions: dict[int, list[str]] = {}
         for one in objects_under(path, "annotations", what=_WHAT):

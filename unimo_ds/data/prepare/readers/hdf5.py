@@ -88,10 +88,6 @@ def _text(name: object) -> str:
 
 
 def _detections(group: Mapping[str, Any], row: int) -> Detections:
-    """
-    Raises:
-        BadDetections: features or boxes are missing or not numbers.
-    """
     arrays: dict[str, Any] = {}
     for field in ("features", "boxes", "num_boxes", "width", "height", "class_ids", "confidences", "probabilities"):
         data = _member(group, field)
@@ -128,10 +124,6 @@ def _member(group: Mapping[str, Any], field: str) -> Any:
 
 
 def _open(path: Path) -> Any:
-    """
-    Raises:
-        UserError: not HDF5.
-    """
     import h5py
 
     try:

@@ -89,11 +89,7 @@ class ImageFiles(Pictures):
 
 
 def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """(relative name, entry) of all files in a folder and its subfolders, ordered by the parts of their paths.
-
-    Raises:
-        UserError: a folder that cannot be read.
-    """
+    """(relative name, entry) of all files in a folder and its subfolders, ordered by the parts of their paths."""
     try:
         with os.scandir(folder / inside) as entries:
             inner = sorted(entries, key=lambda entry: entry.name)

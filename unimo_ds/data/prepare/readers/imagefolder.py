@@ -13,10 +13,6 @@ from unimo_ds.utils.errors import UserError
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """
-    Raises:
-        UserError: unreadable, or no line with a file_name.
-    """
     key = settings.column or "text"
     for path in settings.captions:
         is_empty = True

@@ -17,10 +17,6 @@ TRAINING_SPLITS = ("train", "restval")
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """
-    Raises:
-        UserError: a file in another format, or a split without images.
-    """
     wanted = settings.splits or TRAINING_SPLITS
     present: Counter[str] = Counter()
     for path in settings.captions:

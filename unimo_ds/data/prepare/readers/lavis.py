@@ -12,10 +12,6 @@ from unimo_ds.utils.json_entries import array_items
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """
-    Raises:
-        UserError: a file in another format.
-    """
     for path in settings.captions:
         for number, one in enumerate(array_items(path, what="an annotation file of LAVIS")):
             where = f"{path.name}, entry {number}"

@@ -109,9 +109,6 @@ class Exclusion:
             elif name:
                 self._spellings.add(name if "/" in name else stem(name))
 
-    def __len__(self) -> int:
-        return len(self._spellings) + len(self._numbers)
-
     def holds_name(self, name: str) -> bool:
         """Whether it is excluded by name; numbers are not compared."""
         return clean(name) in self._spellings or stem(name) in self._spellings

@@ -14,6 +14,7 @@ from unimo_ds.data.prepare.settings import ImportSettings
 from unimo_ds.utils.batched import batched
 
 AnnotationFile = Callable[[ImportSettings, Report], Iterator[Annotation]]
+"""Reads the annotation files; raises UserError if one cannot be read or is in another format."""
 
 
 @dataclass(frozen=True)

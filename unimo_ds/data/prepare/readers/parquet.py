@@ -60,10 +60,6 @@ class ParquetTexts(Reader):
 
 
 def _open(path: Path) -> Any:
-    """
-    Raises:
-        UserError: pyarrow is not installed, or the file is not Parquet.
-    """
     try:
         from pyarrow import parquet
     except ImportError:

@@ -19,20 +19,12 @@ _Rows = Callable[[Path, Report], Iterator[tuple[int, list[str]]]]
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """Lines `file<TAB>caption`.
-
-    Raises:
-        UserError: unreadable, or no such line.
-    """
+    """Lines `file<TAB>caption`."""
     return _annotations(settings, report, _lines, "line", "file<TAB>caption")
 
 
 def read_csv(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """CSV rows `file,caption`; captions with commas are quoted.
-
-    Raises:
-        UserError: unreadable, no such row, or unclosed quotes.
-    """
+    """CSV rows `file,caption`; captions with commas are quoted."""
     return _annotations(settings, report, _csv_rows, "row", "file,caption")
 
 

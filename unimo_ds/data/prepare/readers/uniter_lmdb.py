@@ -67,10 +67,6 @@ class UniterLmdb(FeatureFiles):
 
 
 def parse_value(value: bytes) -> Detections:
-    """
-    Raises:
-        BadDetections: neither .npz nor msgpack, missing arrays, or arrays of anything but numbers.
-    """
     arrays = _from_npz(value) if value[:2] == b"PK" else _from_msgpack(value)
     missing = [name for name in ("features", "norm_bb") if name not in arrays]
     if missing:
@@ -147,11 +143,7 @@ def _refuse_pickles(path: Path, value: bytes) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """A read transaction.
-
-    Raises:
-        UserError: not a database, or truncated or damaged.
-    """
+    """A read transaction."""
     import lmdb
 
     try:

@@ -28,20 +28,13 @@ DEFAULT_NAME = "{url_file}"
 
 
 def conceptual_captions(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """Lines `caption<TAB>url`, numbered through over several files.
-
-    Raises:
-        UserError: unreadable, or an invalid name pattern.
-    """
+    """Lines `caption<TAB>url`, numbered through over several files."""
     return _annotations(settings, report, _table_rows(settings.captions, report))
 
 
 def sbu(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
     """sbu-captions-all.json, or the two lists of the first release (..._urls.txt and ..._captions.txt, in this order), or a
     table of caption<TAB>url.
-
-    Raises:
-        UserError: unreadable, lists of different lengths, or an invalid name pattern.
     """
     paths = settings.captions
     if all(path.suffix == ".json" for path in paths):

@@ -64,10 +64,6 @@ class VinvlTsv(FeatureFiles):
 
 
 def parse_line(line: bytes) -> Detections:
-    """
-    Raises:
-        BadDetections: not a line of features.tsv.
-    """
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) == 2:
         about = _object(fields[1])

@@ -19,11 +19,7 @@ _WHAT = "Visual Genome's region_descriptions.json"
 
 
 def read_annotations(settings: ImportSettings, report: Report) -> Iterator[Annotation]:
-    """One annotation per image: its distinct phrases in order.
-
-    Raises:
-        UserError: a file in another format.
-    """
+    """One annotation per image: its distinct phrases in order."""
     elsewhere = _other_ids(settings.image_data) if settings.image_data else {}
     for path in settings.captions:
         for position, image in enumerate(array_items(path, what=_WHAT)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
-from unimo_ds.data.prepare.journal import read_json_object, write_json
+from unimo_ds.data.prepare.journal import write_json
 from unimo_ds.data.prepare.retrieval import word_table
 from unimo_ds.data.prepare.retrieval.similarity import (
     Vocabulary,
@@ -98,10 +99,10 @@ def keep_first(folder: Path, numbers: list[int]) -> int:
 
 def count_words(folder: Path, number: int) -> Counter[str]:
     """Write the block's kept sentences. Returns word -> number of these that contain it."""
-    file = folder / f"sentences-{number:06d}.json"
     kept = np.load(folder / f"kept-{number:06d}.npy")
-    sentences = [one for one, stays in zip(_json(folder / f"texts-{number:06d}.json"), kept, strict=True) if stays]
-    write_json(file, sentences)
+    found = json.loads((folder / f"texts-{number:06d}.json").read_bytes())
+    sentences = [one for one, stays in zip(found, kept, strict=True) if stays]
+    write_json(folder / f"sentences-{number:06d}.json", sentences)
     return Counter(word for sentence in sentences for word in set(content_words(sentence)))
 
 
@@ -118,14 +119,14 @@ def read_vocabulary(folder: Path, fingerprint: str) -> Vocabulary:
 
 def vectorise(folder: Path, number: int, fingerprint: str) -> int:
     """Write the block's TF-IDF vectors. Returns its number of sentences."""
-    rows = tf_idf(_json(folder / f"sentences-{number:06d}.json"), read_vocabulary(folder, fingerprint))
+    rows = tf_idf(sentences(folder, number), read_vocabulary(folder, fingerprint))
     _write_rows(folder / f"texts-{number:06d}.npz", rows)
     return int(rows.shape[0])
 
 
 def sentences(folder: Path, number: int) -> list[str]:
     """The sentences of a block."""
-    found: list[str] = _json(folder / f"sentences-{number:06d}.json")
+    found: list[str] = json.loads((folder / f"sentences-{number:06d}.json").read_bytes())
     return found
 
 
@@ -181,10 +182,3 @@ def positions(folder: Path, number: int) -> NDArray[np.int64]:
 def _unit(vector: Floats) -> Floats:
     result: Floats = (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
     return result
-
-
-def _json(path: Path) -> Any:
-    content = read_json_object(path)
-    if content is None:
-        raise FileNotFoundError(path)
-    return content

@@ -72,13 +72,12 @@ def check(settings: RetrieveSettings) -> None:
         require_faiss()
 
 
-def retrieve_folder(folder: Path, settings: RetrieveSettings | None = None, workers: Workers | None = None) -> Report:
+def retrieve_folder(folder: Path, settings: RetrieveSettings, workers: Workers) -> Report:
     """Store related texts and images with every pair, replacing earlier ones.
 
     Raises:
         UserError: as `check`; not a data folder, or damaged, or without pairs, or without single-modal samples.
     """
-    settings, workers = settings or RetrieveSettings(), workers or Workers()
     check(settings)
     number, approximate = settings.number, settings.approximate
     stage = Stage(folder, "retrieve", [number, sorted(set(approximate))] if approximate else number)
@@ -126,8 +125,7 @@ def _text_blocks(stage: Stage, workers: Workers) -> list[Block]:
             frequencies.update(counted)
         collections.write_vocabulary(work, frequencies, num_sentences)
         vectorising = [(work, number, stage.fingerprint) for number in numbers]
-        found = dict(workers.run(collections.vectorise, vectorising, label="weighing words", unit="shards"))
-        sizes = [found[number] for number in numbers]
+        sizes = workers.run_all(collections.vectorise, vectorising, label="weighing words")
         stage.journal.write("sentences.json", sizes)
     return _blocks(names, sizes or [])
 
@@ -138,8 +136,7 @@ def _image_blocks(stage: Stage, workers: Workers) -> list[Block]:
     if sizes is None:
         num_classes = stage.listed.num_region_classes
         tasks = [(stage.folder / name, stage.journal.path, number, num_classes) for number, name in enumerate(names)]
-        found = dict(workers.run(collections.summarise_images, tasks, label="reading images", unit="shards"))
-        sizes = [found[number] for number in range(len(names))]
+        sizes = workers.run_all(collections.summarise_images, tasks, label="reading images")
         stage.journal.write("images.json", sizes)
     return _blocks(names, sizes)
 

@@ -33,7 +33,7 @@ Integers = NDArray[np.int64]
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in lower case."""
-    return [match.group() for match in _WORD.finditer(text.lower())]
+    return _WORD.findall(text.lower())
 
 
 def content_words(text: str) -> list[str]:
@@ -158,8 +158,8 @@ class Nearest:
         self._waiting[query], self._num_waiting[query] = [], 0
 
 
-def distinct(texts: Sequence[str], *, most: int | None = None) -> tuple[str, ...]:
-    """The first `most` texts (None: all), without those whose words are a subset or superset of a text's already kept."""
+def distinct(texts: Sequence[str], *, most: int) -> tuple[str, ...]:
+    """The first `most` texts, without those whose words are a subset or superset of a text's already kept."""
     kept: dict[str, set[str]] = {}
     for text in texts:
         if len(kept) == most:

@@ -155,7 +155,7 @@ def hash_of(word: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little"))
 
 
-def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = _MIN_COUNT) -> Replacements:
+def learn(graphs_of_images: Iterable[Sequence[SceneGraph]]) -> Replacements:
     """Learn vocabularies from the scene graphs of each image's captions. Deterministic; the vocabulary bounds memory."""
     counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     heads: dict[str, tuple[str, str]] = {}
@@ -176,7 +176,7 @@ def learn(graphs_of_images: Iterable[Sequence[SceneGraph]], *, min_count: int = 
     groups = {}
     vocabulary: dict[str, set[str]] = defaultdict(set)
     for key, texts in sorted(counts.items()):
-        least = min(min_count, _MIN_PHRASE_COUNT) if key[0] == "phrase" else min_count
+        least = _MIN_PHRASE_COUNT if key[0] == "phrase" else _MIN_COUNT
         kept = sorted((text for text, count in texts.items() if count >= least), key=lambda text: (-texts[text], text))
         kept = kept[:_MAX_WORDS]
         if len(kept) < 2:

@@ -40,13 +40,12 @@ _MOST = 10_000
 """Limit on rewrites per caption, beams, and sentences at a time."""
 
 
-def rewrite_folder(folder: Path, settings: RewriteSettings | None = None, workers: Workers | None = None) -> Report:
+def rewrite_folder(folder: Path, settings: RewriteSettings, workers: Workers) -> Report:
     """Store rewrites for every caption of every pair, replacing earlier ones.
 
     Raises:
         UserError: not a data folder, or damaged; or an unusable parser or translator.
     """
-    settings, workers = settings or RewriteSettings(), workers or Workers()
     check(settings)
     if settings.translator == "apertium":
         # All tasks use the languages installed now.

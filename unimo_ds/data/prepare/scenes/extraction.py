@@ -6,8 +6,7 @@ import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +15,20 @@ from PIL import Image
 from unimo_ds.data.prepare.scenes import regions as scene_regions
 from unimo_ds.data.prepare.scenes.drawing import boxes_of, draw_jpeg
 from unimo_ds.data.prepare.scenes.model import Scene
+from unimo_ds.data.prepare.scenes.regions import SceneExtractor
 from unimo_ds.data.schema import Regions
 from unimo_ds.data.vision import grid as photograph_grid
+from unimo_ds.data.vision.grid import GridExtractor
 
 NUM_FITTED_SCENES = 1000
 """Training scenes on which an extractor is fitted; about fifty things of each colour and shape."""
-
-
-class _Extractor(Protocol):
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def save(self, folder: Path) -> Path:
-        """Write the extractor into a data folder. Returns the file's path."""
-        ...
 
 
 @dataclass(frozen=True)
 class FittedExtractor:
     """The interface that the corpus writer uses."""
 
-    inner: _Extractor
+    inner: SceneExtractor | GridExtractor
     regions: Callable[[Sequence[Scene], Sequence[bytes]], list[Regions]]
     """Regions of each drawing, computed from its stored JPEG."""
 
@@ -61,22 +50,13 @@ def fit_extractor(kind: Literal["exact", "grid"], scenes: Sequence[Scene], *, se
     return FittedExtractor(exact, functools.partial(_exact_regions, exact))
 
 
-def _exact_regions(
-    extractor: scene_regions.SceneExtractor, scenes: Sequence[Scene], jpegs: Sequence[bytes]
-) -> list[Regions]:
+def _exact_regions(extractor: SceneExtractor, scenes: Sequence[Scene], jpegs: Sequence[bytes]) -> list[Regions]:
     boxes, crops = _crop(scenes, jpegs)
     # All at once, since for a single drawing NumPy's call overhead exceeds the arithmetic.
     joined = extractor.regions(np.concatenate(boxes), np.concatenate(crops))
-    stops = np.cumsum([len(part) for part in boxes])
-    return [
-        Regions(
-            part,
-            joined.features[stop - len(part) : stop],
-            joined.class_ids[stop - len(part) : stop],
-            joined.class_probabilities[stop - len(part) : stop],
-        )
-        for part, stop in zip(boxes, stops.tolist(), strict=True)
-    ]
+    starts = np.cumsum([len(part) for part in boxes])[:-1]
+    columns = (joined.features, joined.class_ids, joined.class_probabilities)
+    return list(map(Regions, boxes, *(np.split(column, starts) for column in columns)))
 
 
 def _crop(

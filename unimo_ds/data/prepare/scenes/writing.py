@@ -237,11 +237,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def _is_finished(output: Path, record: dict[str, Any]) -> bool:
-    """Whether the corpus with these parameters is complete.
-
-    Raises:
-        UserError: it is damaged, or has other parameters.
-    """
+    """Whether the corpus with these parameters is complete."""
     try:
         present = strict_json.parsed((output / _FINISHED).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -264,11 +260,7 @@ def _is_finished(output: Path, record: dict[str, Any]) -> bool:
 
 
 def _start(output: Path, record: dict[str, Any]) -> None:
-    """Claim the folder: empty except for the file that marks it as unfinished.
-
-    Raises:
-        UserError: it holds anything but an interrupted demo corpus, or cannot be written.
-    """
+    """Claim the folder: empty except for the file that marks it as unfinished."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()) and not (output / _STARTED).exists():

@@ -43,6 +43,9 @@ building clothing wedding ceiling railing evening morning thing something anythi
 wing sling swing awning lightning pudding sibling duckling stocking earring mooring housing crossing sidewalk
 """)
 _PLURAL_DETERMINERS = words("these those some all both several many few")
+_PLURAL_SENSE = words("people couple crowd team group family class")
+_PHRASE_ENDS = words(". , IN BE CC WH TO VBZ VBG VBP VB MD VBN VBD DT")
+"""Tags of what may follow a noun phrase."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,14 @@ def _correct(words: list[str], tags: list[str]) -> None:
             tags[i] = "VBP" if not word.endswith("ed") else "VBN"
         elif found in ("VB", "VBP") and before in ("DT", "JJ", "PRP$", "NN", "POS", "IN", "VBN") and noun:
             # "a skate park", "vegetable stand"; but "the couple watch"
-            if before != "NN" or not _plural_sense(words[i - 1]):
+            if before != "NN" or words[i - 1] not in _PLURAL_SENSE:
                 tags[i] = "NN"
         elif (
-            found in ("RB", "JJ") and before in ("DT", "PRP$") and noun and _ends_phrase(after) and word not in COLOURS
+            found in ("RB", "JJ")
+            and before in ("DT", "PRP$")
+            and noun
+            and after in _PHRASE_ENDS
+            and word not in COLOURS
         ):
             tags[i] = "NN"
         elif word == "like" and before in ("PRP", "NNS"):
@@ -152,11 +159,3 @@ def _singular_subject(
     while start > 0 and tags[start - 1] in ("NN", "JJ", "VBN", "VBG"):
         start -= 1
     return alive or (start > 0 and words[start - 1] in ("a", "an", "one", "another", "this"))
-
-
-def _plural_sense(word: str) -> bool:
-    return word in ("people", "couple", "crowd", "team", "group", "family", "class")
-
-
-def _ends_phrase(after: str) -> bool:
-    return after in (".", ",", "IN", "BE", "CC", "WH", "TO", "VBZ", "VBG", "VBP", "VB", "MD", "VBN", "VBD", "DT")

@@ -31,9 +31,8 @@ _ENDINGS = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
 }
 """WordNet's rules of detachment (see morphy(7))."""
-_PERSON, _ANIMAL, _BODY, _PLACE = 18, 5, 8, 15
-_GROUP = 14
-_TOPICS = {_PERSON: "person", _ANIMAL: "animal", _BODY: "body", _PLACE: "place", _GROUP: "group"}
+_TOPICS = {18: "person", 5: "animal", 8: "body", 15: "place", 14: "group"}
+"""Numbers of WordNet's lexicographer files."""
 _PEOPLE = words("people men women children kids person someone crowd couple family team group folks")
 
 
