@@ -211,8 +211,8 @@ def test_a_plan_holds_every_setting_of_the_rewrites(tmp_path: Path) -> None:
         read_plan(tmp_path / "far.toml")
 
 
-def run_ranks(arguments: Sequence[str]) -> None:
-    """`unimo prepare` over two ranks of an MPI job, or the test is skipped."""
+def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ranks"
     pytest.importorskip("mpi4py")
     launcher = Path(sys.executable).with_name("mpirun")
     if not launcher.exists():
@@ -225,18 +225,13 @@ def run_ranks(arguments: Sequence[str]) -> None:
     }
     words = [str(launcher), "--oversubscribe", "-n", "2", sys.executable, "-m", "unimo_ds", "prepare"]
     done = subprocess.run(
-        [*words, *arguments, "--executor", "mpi"],
+        [*words, *command(raw, output), "--executor", "mpi"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_ranks_of_an_mpi_job_make_the_same_bytes(raw: Path, whole: Path, tmp_path: Path) -> None:
-    output = tmp_path / "ranks"
-    run_ranks(command(raw, output))
     assert shard_bytes(output) == shard_bytes(whole)
 
 

@@ -51,7 +51,8 @@ class BottomUpTsv(FeatureFiles):
                 line = read_extent(streams[number], path, offset, size)
                 try:
                     found = parse_line(line, self.settings)
-                    yield i, Record(name, regions=to_regions(found, self.settings), details=_size(found))
+                    regions = to_regions(found, self.settings)
+                    yield i, Record(name, regions=regions, details={"size": [round(side) for side in found.size or ()]})
                 except BadDetections as error:
                     report.skip(error.reason, f"{name} ({path.name}, byte {offset}) {error.detail}".rstrip())
 
@@ -84,10 +85,6 @@ def _integers(field: bytes, number: int) -> NDArray[Any]:
     """int64, or int32 if there are half as many bytes."""
     halves = from_base64(field, "<i4", number)
     return from_base64(field, "<i8", number)[:, 0] if halves.shape[1] == 2 else halves[:, 0].astype(np.int64)
-
-
-def _size(found: Detections) -> dict[str, object]:
-    return {"size": [round(side) for side in found.size]} if found.size else {}
 
 
 def _named_columns(names: str) -> tuple[str, ...]:

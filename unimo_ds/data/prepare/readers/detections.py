@@ -30,7 +30,7 @@ _LARGEST_HALF = 65504.0
 Floats = NDArray[np.floating[Any]]
 
 
-class BadDetections(ValueError):
+class BadDetections(Exception):
     """Stored detections that cannot be used."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -131,18 +131,14 @@ def read_exclusion(paths: Iterable[Path]) -> Exclusion:
     """
     names: list[str] = []
     for path in paths:
-        found = list(_names_in_json(path)) if path.suffix == ".json" else list(_names_in_lines(path))
+        if path.suffix == ".json":
+            found = list(_names_in_json(path))
+        else:
+            found = [name for _, line in read_lines(path) if (name := line.partition("\t")[0].strip())]
         if not found:
             raise UserError(f"--exclude {path} names no image; give one name or id a line")
         names += found
     return Exclusion(names)
-
-
-def _names_in_lines(path: Path) -> Iterator[str]:
-    for _, line in read_lines(path):
-        name = line.partition("\t")[0].strip()
-        if name:
-            yield name
 
 
 def _names_in_json(path: Path) -> Iterator[str]:

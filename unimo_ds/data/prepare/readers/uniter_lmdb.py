@@ -96,8 +96,6 @@ def _from_npz(value: bytes) -> dict[str, NDArray[Any]]:
                     raise BadDetections("an array that does not hold numbers", name)
                 arrays[name] = array
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error) as error:
-        if isinstance(error, BadDetections):
-            raise
         raise BadDetections("a value that is not a readable .npz", str(error)) from None
     return arrays
 
@@ -128,8 +126,6 @@ def _array(about: Any, name: str) -> NDArray[Any]:
             raise BadDetections("an array that does not hold numbers", name)
         return array.reshape(tuple(shape))
     except (TypeError, ValueError) as error:
-        if isinstance(error, BadDetections):
-            raise
         raise BadDetections("an array of a wrong shape", f"{name}: {error}") from None
 
 

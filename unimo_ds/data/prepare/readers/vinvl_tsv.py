@@ -66,8 +66,8 @@ class VinvlTsv(FeatureFiles):
 def parse_line(line: bytes) -> Detections:
     fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) == 2:
-        about = _object(fields[1])
-        rows, text = about.get("num_boxes"), about.get("features")
+        about = _parse(fields[1])
+        rows, text = (about.get(key) if isinstance(about, dict) else None for key in ("num_boxes", "features"))
     elif len(fields) == 3:
         rows, text = int(fields[1]) if fields[1].isdigit() and len(fields[1]) < 6 else None, fields[2].decode("latin-1")
     else:
@@ -127,8 +127,3 @@ def _parse(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         raise BadDetections("a field that is not JSON") from None
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    about = _parse(content)
-    return about if isinstance(about, dict) else {}

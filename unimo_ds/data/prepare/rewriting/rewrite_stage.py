@@ -58,7 +58,9 @@ def rewrite_folder(folder: Path, settings: RewriteSettings, workers: Workers) ->
     names = stage.shards("pair")
     _parse(work, folder, names, "graphs", workers)
     _learn(work, settings.learn_from or folder, taught_by or stage.listed, workers)
-    _back_translate(work, names, workers)
+    if settings.translator is not None:
+        waiting = [(work, name) for name in names if not work.is_done("back", name)]
+        workers.run_all(rewrite_tasks.translate_shard, waiting, label="translating")
     _find_negatives(work, names, workers)
     report = stage.each_shard(rewrite_tasks.with_rewrites, work, names, workers, label="storing rewrites")
     stage.finish()
@@ -109,12 +111,6 @@ def _learn(work: Rewriting, teacher: Path, taught_by: manifest.Manifest, workers
         usual = np.zeros(0, np.uint64)
     write_made(work.work / USUAL, lambda stream: np.save(stream, usual))
     learned_file.save(replacements.learn(read()), path)
-
-
-def _back_translate(work: Rewriting, names: Sequence[str], workers: Workers) -> None:
-    if work.settings.translator is not None:
-        waiting = [(work, name) for name in names if not work.is_done("back", name)]
-        workers.run_all(rewrite_tasks.translate_shard, waiting, label="translating")
 
 
 def _find_negatives(work: Rewriting, names: Sequence[str], workers: Workers) -> None:

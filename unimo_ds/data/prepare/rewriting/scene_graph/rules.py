@@ -80,7 +80,9 @@ class _Reading:
                     self.subject = -1
                 self.acted = self.finite = False
             elif piece.kind is PieceKind.PRONOUN:
-                self._pronoun()
+                if self.verb:
+                    self._relate(-1)
+                self._finish()
             elif piece.kind is PieceKind.AND:
                 self._finish()
         self._finish()
@@ -131,11 +133,6 @@ class _Reading:
         self.finite = (
             self.finite or token.tag in ("VBZ", "VBP", "VBD", "VB") or self.tokens[piece.start - 1].tag == "BE"
         )
-
-    def _pronoun(self) -> None:
-        if self.verb:
-            self._relation(self.verb[0], (self.preposition or self.verb)[1], self.verb_subject, -1)
-        self.verb = self.preposition = None
 
     def _actor(self, verb: Token) -> int:
         """The verb's subject: that of the clause, or the last noun for a participle after it (-ing: if that is a being)."""
