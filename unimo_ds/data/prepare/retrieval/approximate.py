@@ -40,8 +40,6 @@ _ROWS_AT_ONCE = 50_000
 _SCORED_AT_ONCE = 200_000
 
 Floats = NDArray[np.float32]
-
-
 Group = Sequence[Block]
 """Consecutive blocks in one index."""
 
