@@ -33,6 +33,7 @@ from unimo_ds.engine import joined_gradients, optim
 from unimo_ds.engine.checkpoint_folder import WEIGHT
 from unimo_ds.engine.ds_config import offloads_optimizer, precision, zero_stage
 from unimo_ds.engine.frozen import WithFrozen, frozen_weights
+from unimo_ds.engine.kernels import agree_on_kernels, kernels_missing
 from unimo_ds.engine.launch import start_processes
 from unimo_ds.engine.partitions import make_masters, scaler_state, set_scaler_state
 from unimo_ds.engine.pending import pending_gradients_kept
@@ -194,7 +195,8 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
 
     Raises:
         ValueError: a parameter without dimensions.
-        UserError: the device cannot run the given precision, the optimizer cannot run here, or DeepSpeed refuses a value.
+        UserError: the device cannot run the given precision, the optimizer cannot run here, DeepSpeed refuses a value, or only
+            some ranks have the CUDA kernels.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
@@ -209,6 +211,8 @@ def make_engine(model: nn.Module, config: RunConfig, ds_config: dict[str, Any]) 
     with failing_together(communicator):
         _check_precision(precision(ds_config), device)
         _check_values(ds_config, config.engine.deepspeed_config)
+    if device.type == "cuda":
+        agree_on_kernels(kernels_missing(device, precision(ds_config)), communicator)
     cure = how_to_save_memory(config, ds_config)
     with out_of_memory_told("making the engine", cure, device=device, rank=communicator.rank):
         return Engine(model, config, ds_config, device=device)
