@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = recipes.fit_to_data(config, corpus)
         check(config)
         check_initial_weights(config.model)
-        check_corpus(corpus, config, vocabulary_size=corpus.vocabulary_size)
+        check_corpus(corpus, config)
         config = with_fingerprints(config, corpus)
         held_out = open_corpus(config.data.held_out_path) if config.data.held_out_path else None
         if held_out is not None:

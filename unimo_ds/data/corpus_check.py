@@ -39,10 +39,8 @@ class CheckableCorpus(OrderedCorpus, resolution.Patched, Protocol):
     vocabulary_size: int
 
 
-def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size: int | None = None) -> None:
-    """Refuse data that do not fit the recipe. Cheap: only the index is used.
-
-    vocabulary_size: of the tokenizer to be used; None: of the corpus's own. Sizes of 0 in the configuration mean "as in the
+def check_corpus(corpus: CheckableCorpus, config: RunConfig) -> None:
+    """Refuse data that do not fit the recipe. Cheap: only the index is used. Sizes of 0 in the configuration mean "as in the
     data".
 
     Raises:
@@ -56,9 +54,7 @@ def check_corpus(corpus: CheckableCorpus, config: RunConfig, *, vocabulary_size:
         raise UserError("contrast.enabled=true but the data holds no pair; add pairs or set contrast.enabled=false")
     order = order_of(corpus, config)
     uses_regions = config.data.kind_weights.image or config.data.kind_weights.pair
-    if vocabulary_size is None:
-        vocabulary_size = corpus.vocabulary_size
-    sizes = [("vocabulary_size", "its tokenizer has", vocabulary_size)]
+    sizes = [("vocabulary_size", "its tokenizer has", corpus.vocabulary_size)]
     if uses_regions:
         sizes.append(("region_feature_size", "its regions have", corpus.feature_size))
         sizes.append(("num_region_classes", "its extractor knows", corpus.num_region_classes))

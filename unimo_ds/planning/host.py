@@ -40,11 +40,9 @@ def check_host_memory(
     Raises:
         UserError: on all ranks, naming the machine and the cures, or as `memory.frozen_parameters`.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not config.engine.check_memory:
         return
     machines = communicator.all_gather_object((socket.gethostname(), memory_gib()))
-    if not config.engine.check_memory:
-        return
     with failing_together(communicator):
         if problem := shortage(config, costs, machines, stage=zero_stage(engine_settings)):
             raise UserError(problem)
