@@ -18,6 +18,7 @@ from typing import Any
 
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import replace_file, sync_folder
 
 FOLDER = "checkpoints"
 LATEST = "latest"
@@ -245,23 +246,15 @@ def point(checkpoints: Path, pointer: str, name: str) -> None:
     replace_file(checkpoints / pointer, name + "\n")
 
 
-def replace_file(path: Path, content: str) -> None:
-    """Write a small file atomically: after a crash it holds either the old content or the new. May raise OSError."""
-    temporary = path.with_name(f".{path.name}")
-    _write_synced(temporary, content.encode())
-    temporary.rename(path)
-    _sync_folder(path.parent)
-
-
 def _appear(temporary: Path, final: Path) -> None:
     """Rename a complete folder to its final name. An older one of the same name stays until then."""
-    _sync_folder(temporary)
+    sync_folder(temporary)
     old = final.with_name(f".old-{final.name}")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -280,20 +273,8 @@ def _tidy(checkpoints: Path) -> None:
 def _write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Write and fsync; returns the manifest entry."""
     content = json.dumps(values, indent=2).encode()
-    _write_synced(path, content)
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -20,13 +20,13 @@ from PIL import Image
 
 from unimo_ds.config import RunConfig, to_dict
 from unimo_ds.engine import patient_files, trace, trackers
-from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.patient_files import PatientBoard, PatientLines
 from unimo_ds.engine.run_directory import flatten
 from unimo_ds.utils import records
 from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
+from unimo_ds.utils.whole_file import replace_file
 
 LAST_SAMPLES = "last_samples.json"
 PICTURES = "pictures"

@@ -17,6 +17,7 @@ from typing import Any
 from unimo_ds.engine import checkpoint_folder
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import replace_file
 
 FILE = "rollbacks.json"
 
@@ -83,4 +84,4 @@ def spans(start: int, stop: int, rollbacks: Sequence[Rollback]) -> list[range]:
 
 def _write(run_dir: Path, rollbacks: Sequence[Rollback]) -> None:
     content = json.dumps([dataclasses.asdict(rollback) for rollback in rollbacks], indent=2)
-    checkpoint_folder.replace_file(run_dir / FILE, content + "\n")
+    replace_file(run_dir / FILE, content + "\n")

@@ -26,6 +26,7 @@ from unimo_ds.utils.errors import NO_ROOM, UserError
 from unimo_ds.utils.machine import describe_machine
 from unimo_ds.utils.records import METRICS_FILE
 from unimo_ds.utils.redact import redacted
+from unimo_ds.utils.whole_file import replace_file
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -249,4 +250,4 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    checkpoint_folder.replace_file(path, json.dumps(values, indent=2) + "\n")
+    replace_file(path, json.dumps(values, indent=2) + "\n")

@@ -28,6 +28,7 @@ from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.launchers import host_names, local_rank, rank_environment
 from unimo_ds.utils.running import run_command
+from unimo_ds.utils.whole_file import replace_file
 
 BAD_NODES_FILE = "bad_nodes"
 _POLL_SECONDS = 0.2
@@ -185,11 +186,9 @@ def _network(options: Namespace, expected: Sequence[str], world_size: int) -> Ne
 
 def _publish(path: Path, values: Any) -> None:
     """Write atomically. A node that cannot write counts as not reporting."""
-    temporary = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values))
-        temporary.rename(path)
+        replace_file(path, json.dumps(values))
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror}); --run-dir must be on a file system of all nodes"

@@ -26,22 +26,17 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file beside `path`, open for writing; at the end it is synced to the disk and renamed.
+    """Yields a file beside `path`, open for writing; at the end it is synced to the disk and renamed. Processes that
+    write the same file do not disturb each other.
 
     Raises:
         UserError: the disk is full or cannot be written; an existing file is unchanged.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(aside, "wb") as stream:
+        with _renamed(path.with_name(f".{path.name}.{os.getpid()}.partial"), path) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -56,3 +51,32 @@ def write_made(path: Path, make: Callable[[io.BytesIO], object]) -> None:
     buffer = io.BytesIO()
     make(buffer)
     write_whole(path, buffer.getbuffer())
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a small file of one process alone: after a crash it holds either the old content or the new. May raise OSError."""
+    with _renamed(path.with_name(f".{path.name}"), path) as stream:
+        stream.write(content.encode())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a crash. May raise OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _renamed(aside: Path, path: Path) -> Iterator[BinaryIO]:
+    """`aside`, open for writing; at the end synced to the disk and renamed. May raise OSError."""
+    try:
+        with open(aside, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from unimo_ds.config import RunConfig, to_dict
-from unimo_ds.engine.checkpoint_folder import replace_file
 from unimo_ds.engine.trackers.patient import PatientTracker
 from unimo_ds.engine.trackers.protocol import TrackedRun, TrackerModule
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from unimo_ds.utils.redact import redacted
+from unimo_ds.utils.whole_file import replace_file
 
 ID_FILE = "tracker_id"
 """Holds the id by which trackers recognise a continued run."""
