@@ -38,7 +38,7 @@ from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.patient_files import say
 from unimo_ds.engine.setup import make_engine
-from unimo_ds.engine.step import StepMetrics
+from unimo_ds.engine.step import StepMetrics, train_step
 from unimo_ds.engine.trackers import check_installed
 from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out
 from unimo_ds.models.start import check_initial_weights, load_initial_weights, start_note
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = make_model(config, task)
     engine = make_engine(model, config, engine_settings)
 
-    # The loop decides what happens between steps; batches and evaluation are defined here.
+    # The loop decides what happens between steps; steps, batches and evaluation are defined here.
     limit = BadSampleLimit(config.data.max_bad_share, communicator)
     make_batches = functools.partial(StepLoader, corpus, config, communicator.rank, communicator.world_size)
 
@@ -116,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     loop = Loop(
         engine,
-        task,
         config,
+        take_step=functools.partial(train_step, engine, task),
         make_batches=make_batches,
         evaluate=evaluate if held_out is not None else None,
         best_metric=BEST_METRIC,

@@ -14,11 +14,13 @@ from torch import nn
 
 from tests.engine.test_rollback import save
 from unimo_ds.config import RunConfig
+from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine import checkpoint_folder, rollback
 from unimo_ds.engine.loop import Loop
 from unimo_ds.engine.metrics import Report
 from unimo_ds.engine.signals import HANDLED
 from unimo_ds.engine.state import Progress
+from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.stragglers import Stopwatch
 from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
@@ -38,12 +40,18 @@ def fail() -> Report:
     raise UserError("no such data")
 
 
+def take_no_step(batch: StepBatch, **_: object) -> StepMetrics:
+    raise AssertionError("there are no batches")
+
+
 def make_loop(run_dir: Path) -> Loop:
     engine = SimpleNamespace(
         communicator=SingleProcess(), ds_config={}, device=CPU, forward_time=Stopwatch(CPU), module=nn.Linear(1, 1)
     )
     config = RunConfig(recipe="test", run_dir=str(run_dir))
-    return Loop(engine, None, config, make_batches=lambda first, stop: [], evaluate=fail, best_metric="any")
+    return Loop(
+        engine, config, take_step=take_no_step, make_batches=lambda first, stop: [], evaluate=fail, best_metric="any"
+    )
 
 
 def open_below(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
@@ -23,7 +23,7 @@ from unimo_ds.engine.setup import Engine, how_to_save_memory
 from unimo_ds.engine.signals import Stop, StopRequests
 from unimo_ds.engine.speed import SpeedMeter
 from unimo_ds.engine.state import Best, Progress
-from unimo_ds.engine.step import StepMetrics, train_step
+from unimo_ds.engine.step import StepMetrics
 from unimo_ds.engine.stragglers import SlowRanks
 from unimo_ds.engine.watchdog import Watchdog
 from unimo_ds.utils import heartbeat
@@ -35,32 +35,38 @@ from unimo_ds.utils.out_of_memory import out_of_memory_told
 _TRIM_EVERY = 25
 
 
+class TakeStep(Protocol):
+    """One optimizer step of all ranks. is_wanted: as in `engine.step.train_step`."""
+
+    def __call__(
+        self, batch: StepBatch, /, *, learning_rate: float, is_wanted: Callable[[float], bool]
+    ) -> StepMetrics: ...
+
+
 class Loop:
     """One start of a run, from its newest checkpoint to its end or to a request to stop. Making it may raise UserError: a damaged
     or lost checkpoint, or no room for the next one.
 
-    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
-    best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
-    may change between starts. on_step: called after every step (data limits).
-    take_step: one optimizer step of `task` on a batch; default: pre-training's.
+    take_step: on a batch of `make_batches`: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the
+    model; None: never. best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name
+    of its data, which may change between starts. on_step: called after every step (data limits).
     """
 
     def __init__(
         self,
         engine: Engine,
-        task: Any,
         config: RunConfig,
         *,
+        take_step: TakeStep,
         make_batches: Callable[[int, int], Iterable[StepBatch]],
-        take_step: Callable[..., StepMetrics] = train_step,
         evaluate: Callable[[], Report] | None = None,
         best_metric: str = "",
         measured_on: str = "",
         on_step: Callable[[StepBatch, StepMetrics], None] = lambda batch, metrics: None,
     ) -> None:
-        self.engine, self.task, self.config = engine, task, config
+        self.engine, self.config = engine, config
         self.run_dir = Path(config.run_dir)
-        self._make_batches, self._take_step, self._on_step = make_batches, take_step, on_step
+        self._take_step, self._make_batches, self._on_step = take_step, make_batches, on_step
         self._evaluate = evaluate if config.evaluation.every_steps else None
         self._best_metric, self._measured_on = best_metric, measured_on
         self._log = make_log(config, rank=engine.communicator.rank)
@@ -206,8 +212,6 @@ class Loop:
         course = self.progress.loss_course
         with self._log.traced(batch.step + 1), self._memory_told(f"step {batch.step + 1}"):
             metrics = self._take_step(
-                self.engine,
-                self.task,
                 batch,
                 learning_rate=rate,
                 is_wanted=lambda loss: not (spikes.skip_update and course.is_spike(loss, spikes)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -154,10 +155,9 @@ def _train(read: _Read, seed: int, device: torch.device, communicator: Communica
 
     loop = Loop(
         engine,
-        task,
         config,
+        take_step=functools.partial(TaskStep(finetuning, contrastive_path=config.engine.contrastive), engine, task),
         make_batches=make_batches,
-        take_step=TaskStep(finetuning, contrastive_path=config.engine.contrastive),
         evaluate=evaluate,
         best_metric=DEV_PREFIX + task.best_metric,
     )

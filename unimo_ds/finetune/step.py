@@ -20,7 +20,7 @@ from unimo_ds.models.unimo import anchor
 
 
 class TaskStep:
-    """Runs steps of a task; `Loop` calls it like pre-training's `train_step`."""
+    """Runs steps of a task, like pre-training's `train_step`."""
 
     def __init__(self, settings: FinetuneConfig, *, contrastive_path: str = "auto") -> None:
         """contrastive_path: see `engine.contrastive`."""
