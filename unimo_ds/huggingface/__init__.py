@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 
-from unimo_ds.utils.after_import import after_import
+from unimo_ds.huggingface.after_import import after_import
 
 _REGISTRIES = {
     "configuration_auto": "register_configuration",

@@ -14,9 +14,9 @@ import torch
 from unimo_ds.ops.buckets import Bucket, Plan, plan_of
 from unimo_ds.ops.layout import Layout
 from unimo_ds.ops.linear import widens
+from unimo_ds.ops.own_precision import own_precision
 from unimo_ds.utils import seed
 from unimo_ds.utils.differentiable_once import differentiable_once
-from unimo_ds.utils.own_precision import own_precision
 
 
 def bucketed_attention(

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from unimo_ds.ops.linear import linear, widens
 from unimo_ds.ops.native import cross_entropy as native
+from unimo_ds.ops.own_precision import own_precision
 from unimo_ds.ops.paths import Path, choose
 from unimo_ds.utils.differentiable_once import differentiable_once
-from unimo_ds.utils.own_precision import own_precision
 
 _CHUNK_LOGITS = 1 << 23
 """Logits per chunk: 32 MB in fp32 on a CPU, 166 rows of RoBERTa's vocabulary. Four times as many are 1 to 20 % faster, but

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from unimo_ds.utils.own_precision import own_precision
+from unimo_ds.ops.own_precision import own_precision
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _HAS_BF16_INSTRUCTIONS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -22,10 +22,10 @@ import torch
 from torch.nn import functional
 
 from unimo_ds.ops.contrastive import NO_ITEM, Candidates, Functions
+from unimo_ds.ops.own_precision import own_precision
 from unimo_ds.ops.score_blocks import Keys, Logs
 from unimo_ds.utils.communicator import Communicator
 from unimo_ds.utils.differentiable_once import differentiable_once
-from unimo_ds.utils.own_precision import own_precision
 
 _TEXTS, _RESULTS = 0, 1
 """Channels: blocks, sent before they are processed, and results, sent after."""

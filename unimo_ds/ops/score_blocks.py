@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unimo_ds.ops.own_precision import own_precision
 from unimo_ds.utils.differentiable_once import differentiable_once
-from unimo_ds.utils.own_precision import own_precision
 
 ROWS_PER_TILE = 512
 
