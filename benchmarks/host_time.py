@@ -26,14 +26,14 @@ from benchmarks import step as steps
 from unimo_ds.data.schema import StepBatch
 from unimo_ds.data.transport import flatten, restore
 from unimo_ds.engine.rehearsal import clean_part
-from unimo_ds.losses.contrast_plan import make_plan, share_sizes
+from unimo_ds.losses.contrast_plan import join_tables, make_plan, share_sizes
 from unimo_ds.ops.contrastive import pair_scores
 from unimo_ds.ops.cross_entropy import tied_cross_entropy
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.grouping import group
 from unimo_ds.ops.layout import make_layout
 from unimo_ds.ops.native import attention, bias_gelu, library
-from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
+from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.communicator import SingleProcess
 
 Call = Callable[[], Any]

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": LEAVES | {"models", "ops", "data.schema"},
     "losses": LEAVES | {"losses", "ops", "data.schema"},
     "tasks": LEAVES | {"tasks", "losses", "models", "data.schema"},
-    "engine": LEAVES | {"engine", "tasks", "losses", "models", "data.schema"},
+    "engine": LEAVES | {"engine", "tasks", "losses", "models", "ops.native.library", "data.schema"},
     "generation": LEAVES | {"generation", "models", "ops", "data"},
     "huggingface": LEAVES | {"huggingface", "generation", "models", "ops", "data"},
     "evaluation": LEAVES

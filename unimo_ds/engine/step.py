@@ -22,10 +22,10 @@ from unimo_ds.data.schema import StepBatch
 from unimo_ds.engine.carried import carried
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.protocol import StepEngine
-from unimo_ds.losses.contrast_plan import make_plan, share_sizes
+from unimo_ds.losses.contrast_plan import join_tables, make_plan, share_sizes
 from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import anchor
-from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
+from unimo_ds.tasks.pretraining import PretrainingTask
 from unimo_ds.utils.moving import moved
 
 
@@ -99,7 +99,6 @@ def train_step(
     ]
     scales_L = moved(torch.tensor(scales), engine.device)
     engine.set_learning_rate(learning_rate)
-    sizes = None
     if num_pairs:
         table = join_tables(batch.micro_batches)
         sizes = share_sizes(table, engine.communicator)
@@ -107,7 +106,7 @@ def train_step(
     # While a GPU computes this, the host makes lists and launches the contrastive loss's many small kernels.
     first = engine.forward(micro_batches[0])
     contrast = None
-    if sizes:
+    if num_pairs:
         others = rehearse(engine, batch.micro_batches[1:], micro_batches[1:])
         plan = make_plan(table, form=task.contrast.form, sizes=sizes).to(engine.device)
         scale = task.contrast_weight * engine.communicator.world_size / num_pairs

@@ -12,9 +12,9 @@ from unimo_ds.config import ContrastConfig, LossWeights
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.engine.contrast import Contrast, carry, contrast_of, rehearse
 from unimo_ds.engine.setup import Engine
-from unimo_ds.losses.contrast_plan import make_plan, share_sizes
+from unimo_ds.losses.contrast_plan import join_tables, make_plan, share_sizes
 from unimo_ds.models.unimo import anchor
-from unimo_ds.tasks.pretraining import PretrainingTask, join_tables
+from unimo_ds.tasks.pretraining import PretrainingTask
 
 
 def accumulate(engine: Engine, singles: Sequence[PackedBatch], *, scale: float, path: str = "auto") -> Contrast:

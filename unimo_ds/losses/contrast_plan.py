@@ -8,6 +8,9 @@ Letters: P local pairs, Q scores, M of these for negatives, n candidates of one 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from unimo_ds.data.schema import ContrastTable, Level, SequenceRole
+from unimo_ds.data.schema import ContrastTable, Level, PackedBatch, SequenceRole
 from unimo_ds.ops.contrastive import NO_ITEM
 from unimo_ds.ops.grouping import Groups, group_on_host
 from unimo_ds.utils.communicator import Communicator
@@ -107,6 +110,27 @@ class CandidateSizes(NamedTuple):
     """The most items of a pair, on any rank."""
 
 
+def join_tables(batches: Sequence[PackedBatch]) -> ContrastTable:
+    """One table over a rank's micro-batches, whose pooled vectors are concatenated in the same order."""
+    tables = [batch.contrast for batch in batches]
+    images = [len(batch.pooled_image_at) for batch in batches]
+    texts = [len(batch.pooled_text_at) for batch in batches]
+    pairs = [len(table.pair_image) for table in tables]
+    counted = {
+        "pair_image": images,
+        "pair_text": texts,
+        "score_pair": pairs,
+        "score_image": images,
+        "score_text": texts,
+    }
+
+    def joined(name: str) -> torch.Tensor:
+        starts = itertools.accumulate(counted.get(name, [0] * len(tables)), initial=0)
+        return torch.cat([getattr(table, name) + start for table, start in zip(tables, starts, strict=False)])
+
+    return ContrastTable(**{field.name: joined(field.name) for field in dataclasses.fields(ContrastTable)})
+
+
 def share_sizes(table: ContrastTable, communicator: Communicator) -> tuple[CandidateSizes, CandidateSizes]:
     """Of images and texts. A collective, and all that a plan needs of other ranks. table: as in `make_plan`."""
     pair, role = table.score_pair.numpy(), table.score_role.numpy()
@@ -123,7 +147,7 @@ def share_sizes(table: ContrastTable, communicator: Communicator) -> tuple[Candi
 def make_plan(table: ContrastTable, *, form: str, sizes: tuple[CandidateSizes, CandidateSizes]) -> ContrastPlan:
     """The plan of one step, on the host.
 
-    table: on the host, of all micro-batches of this rank. form: see `losses/contrastive.py`. sizes: from `share_sizes`.
+    table: of this rank, on the host (`join_tables`). form: see `losses/contrastive.py`. sizes: from `share_sizes`.
     """
     scores = _sorted_scores(table)
     pair, role = scores["pair"], scores["role"]

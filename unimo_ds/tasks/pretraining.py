@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import torch
 
 from unimo_ds.config import ContrastConfig, LossWeights, ModelConfig, RunConfig
-from unimo_ds.data.schema import ContrastTable, LanguageObjective, PackedBatch
+from unimo_ds.data.schema import LanguageObjective, PackedBatch
 from unimo_ds.losses.contrast_plan import ContrastPlan
 from unimo_ds.losses.contrastive import ContrastiveResult, contrastive_loss
 from unimo_ds.losses.language import language_loss_sum
@@ -99,24 +97,3 @@ class PretrainingTask:
             exchange=self.contrast.exchange,
             path=self.contrastive_path,
         )
-
-
-def join_tables(batches: Sequence[PackedBatch]) -> ContrastTable:
-    """One table over several micro-batches whose pooled vectors are concatenated in the same order."""
-    tables = [batch.contrast for batch in batches]
-    images = [len(batch.pooled_image_at) for batch in batches]
-    texts = [len(batch.pooled_text_at) for batch in batches]
-    pairs = [len(table.pair_image) for table in tables]
-    counted = {
-        "pair_image": images,
-        "pair_text": texts,
-        "score_pair": pairs,
-        "score_image": images,
-        "score_text": texts,
-    }
-
-    def joined(name: str) -> torch.Tensor:
-        starts = itertools.accumulate(counted.get(name, [0] * len(tables)), initial=0)
-        return torch.cat([getattr(table, name) + start for table, start in zip(tables, starts, strict=False)])
-
-    return ContrastTable(**{field.name: joined(field.name) for field in dataclasses.fields(ContrastTable)})
