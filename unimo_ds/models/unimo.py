@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unimo_ds.config import ModelConfig, RunConfig
+from unimo_ds.config import ContrastConfig, ModelConfig, RunConfig
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.embeddings import RegionEmbedding, TextEmbedding
 from unimo_ds.models.heads import LanguageHead, ObjectiveHead, Pooler, Temperature
@@ -85,9 +85,9 @@ class Unimo(nn.Module):
         self,
         config: ModelConfig,
         *,
-        temperature: float = 0.07,
-        min_temperature: float = 0.001,
-        max_temperature: float = 0.5,
+        temperature: float = ContrastConfig.temperature,
+        min_temperature: float = ContrastConfig.min_temperature,
+        max_temperature: float = ContrastConfig.max_temperature,
         attention: str = "auto",
         activation_checkpointing: bool = False,
         seed: int = 0,
