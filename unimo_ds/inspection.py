@@ -125,7 +125,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
     """Progress of a run, its checkpoints, and the last values of its metrics."""
     config = _object(path / "config.json")
     checkpoints, steps = path / checkpoint_folder.FOLDER, checkpoint_folder.completed_steps(path)
-    state = checkpoints / f"step-{steps[-1]}" / checkpoint_folder.STATE if steps else None
+    state = checkpoints / checkpoint_folder.name_of(steps[-1]) / checkpoint_folder.STATE if steps else None
     return {
         "what": "run",
         "path": str(path),

@@ -154,7 +154,7 @@ class Saver:
                 self._problem = f"{error}; earlier ones are intact"
         fail_together(self._communicator, taken)
         self._raise_problem()
-        return self._checkpoints / f".tmp-step-{progress.step}"
+        return checkpoint_folder.being_written(self._checkpoints, progress.step)
 
     def _finish(
         self,
@@ -191,7 +191,7 @@ class Saver:
             raise CheckpointError(problem)
 
     def _final(self, progress: Progress) -> Path:
-        return self._checkpoints / f"step-{progress.step}"
+        return self._checkpoints / checkpoint_folder.name_of(progress.step)
 
 
 def load(engine: Engine, run_dir: Path, config: RunConfig, *, say: Callable[[str], None] = print) -> Loaded | None:

@@ -32,8 +32,19 @@ WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Slots of the optimizer state: every optimizer here keeps tensors with these names for each weight."""
 FILES = {WEIGHT: "model.safetensors", **{moment: f"{moment}.safetensors" for moment in MOMENTS}}
+_WRITING = ".tmp-"
 _COMPLETE = re.compile(r"step-([0-9]{1,18})")
 _SPARE_BYTES = 16 * 2**20
+
+
+def name_of(step: int) -> str:
+    """Of the folder of a complete checkpoint."""
+    return f"step-{step}"
+
+
+def being_written(checkpoints: Path, step: int) -> Path:
+    """Folder of a checkpoint until it is complete."""
+    return checkpoints / f"{_WRITING}{name_of(step)}"
 
 
 def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
@@ -42,7 +53,7 @@ def begin(checkpoints: Path, step: int, num_bytes: int) -> Path:
     Raises:
         OSError: it cannot be made, or less than `num_bytes` plus a reserve is free; the message says what to do.
     """
-    temporary = checkpoints / f".tmp-step-{step}"
+    temporary = being_written(checkpoints, step)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -62,7 +73,7 @@ def complete(
 
     entries: size and hash of the tensor files. described: content of state.json. May raise OSError; see `give_up`.
     """
-    checkpoints, final = temporary.parent, temporary.with_name(temporary.name.removeprefix(".tmp-"))
+    checkpoints, final = temporary.parent, _final(temporary)
     files = {**entries, STATE: _write_json(temporary / STATE, described)}
     _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
     _appear(temporary, final)
@@ -75,12 +86,15 @@ def complete(
 def give_up(temporary: Path, error: OSError, num_bytes: int) -> str:
     """Remove what was written of a checkpoint that failed; returns the error message."""
     shutil.rmtree(temporary, ignore_errors=True)
-    name = temporary.name.removeprefix(".tmp-")
     try:
         state = f"{_space(temporary.parent, num_bytes)}; earlier ones are intact"
     except OSError:
         state = f"{temporary.parent} is gone"
-    return f"cannot write the checkpoint {temporary.with_name(name)}: {error}; {state}"
+    return f"cannot write the checkpoint {_final(temporary)}: {error}; {state}"
+
+
+def _final(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name.removeprefix(_WRITING))
 
 
 def _space(checkpoints: Path, num_bytes: int) -> str:
@@ -189,7 +203,7 @@ def choose(checkpoints: Path, say: Callable[[str], None]) -> tuple[str, str, Any
 
 def _restore_best(checkpoints: Path, progress: dict[str, Any]) -> None:
     """Point to the best checkpoint of `progress`; if it no longer exists (pruned before a rollback), clear it in `progress`."""
-    best = progress["best"] and f"step-{progress['best']['step']}"
+    best = progress["best"] and name_of(progress["best"]["step"])
     if best and not (checkpoints / best / MANIFEST).is_file():
         progress["best"] = None
         (checkpoints / BEST).unlink(missing_ok=True)
@@ -200,7 +214,7 @@ def _restore_best(checkpoints: Path, progress: dict[str, Any]) -> None:
 def has_good(checkpoints: Path, *, up_to: int) -> bool:
     """Whether any checkpoint up to that step passes verification."""
     steps = [step for step in completed_steps(checkpoints.parent) if step <= up_to]
-    return any(not problems_of(checkpoints / f"step-{step}") for step in reversed(steps))
+    return any(not problems_of(checkpoints / name_of(step)) for step in reversed(steps))
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, way_back: int | None = None) -> None:
@@ -215,7 +229,7 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every: int, newest: int, wa
     if keep_every:
         kept |= {step for step in steps if step % keep_every == 0}
     best = named(checkpoints / BEST)
-    kept |= {step for step in steps if f"step-{step}" == best}
+    kept |= {step for step in steps if name_of(step) == best}
     for step in set(steps) - kept:
         _remove(checkpoints, step)
 
@@ -228,7 +242,7 @@ def remove_after(checkpoints: Path, step: int) -> None:
         _remove(checkpoints, later)
     left = [found for found in steps if found <= step]
     if left:
-        point(checkpoints, LATEST, f"step-{left[-1]}")
+        point(checkpoints, LATEST, name_of(left[-1]))
     best = named(checkpoints / BEST)
     if best and not (checkpoints / best).is_dir():
         (checkpoints / BEST).unlink()
@@ -236,8 +250,8 @@ def remove_after(checkpoints: Path, step: int) -> None:
 
 def _remove(checkpoints: Path, step: int) -> None:
     """Rename first: a half-deleted folder must not look like a damaged checkpoint. May raise OSError."""
-    trash = checkpoints / f".trash-step-{step}"
-    (checkpoints / f"step-{step}").rename(trash)
+    trash = checkpoints / f".trash-{name_of(step)}"
+    (checkpoints / name_of(step)).rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -266,7 +280,7 @@ def _tidy(checkpoints: Path) -> None:
             if not final.exists():
                 item.rename(final)
                 continue
-        if item.is_dir() and item.name.startswith((".tmp-", ".old-", ".trash-")):
+        if item.is_dir() and item.name.startswith((_WRITING, ".old-", ".trash-")):
             shutil.rmtree(item, ignore_errors=True)
 
 

@@ -115,7 +115,7 @@ def _latest(run_dir: Path) -> Path | None:
     if latest and (checkpoints / latest / WEIGHTS_FILE).is_file():
         return checkpoints / latest
     steps = checkpoint_folder.completed_steps(run_dir)
-    return checkpoints / f"step-{steps[-1]}" if steps else None
+    return checkpoints / checkpoint_folder.name_of(steps[-1]) if steps else None
 
 
 def read_config(path: Path) -> RunConfig:
