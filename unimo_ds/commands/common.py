@@ -43,12 +43,20 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
     # The text may quote a command with bytes that are not Unicode. Print first: hours of work must not be lost to a bad file.
     print(printable(text), flush=True)
     if target is not None:
-        path = Path(target)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(_plain(result), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        write_text(Path(target), json.dumps(_plain(result), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """In UTF-8, with the folders above.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _plain(value: Any) -> Any:

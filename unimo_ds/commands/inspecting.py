@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unimo_ds import recipes
-from unimo_ds.commands.common import add_json, add_recipe, config_of, emit
+from unimo_ds.commands.common import add_json, add_recipe, config_of, emit, write_text
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import add_command
 from unimo_ds.utils.errors import UserError
@@ -135,10 +135,7 @@ def _inspect_sample(arguments: argparse.Namespace) -> None:
 
 def _write_page(path: Path, page: str) -> str:
     """Returns a sentence that names the file."""
-    try:
-        path.write_text(printable(page), encoding="utf-8")  # a folder's name may not be Unicode
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, printable(page))  # a folder's name may not be Unicode
     return f"wrote {path} ({len(page):,} characters)"
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unimo_ds.commands.common import add_json, emit, progress_beside_json
+from unimo_ds.commands.common import add_json, emit, progress_beside_json, write_text
 from unimo_ds.serving.foil_files import FORMATS
 from unimo_ds.serving.options import CHECKPOINT_HELP
 from unimo_ds.utils.command_line import add_command
@@ -200,9 +200,6 @@ def _report(arguments: argparse.Namespace) -> None:
     rows = [report.parse_row(text) for text in arguments.ours] or [report.Row("this project")]
     text = report.to_markdown(rows)
     if arguments.markdown is not None:
-        try:
-            arguments.markdown.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {arguments.markdown}: {error.strerror}") from None
+        write_text(arguments.markdown, text)
         text = f"wrote {arguments.markdown}"
     emit(report.to_json(rows), text.rstrip(), arguments.json)

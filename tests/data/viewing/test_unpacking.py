@@ -144,7 +144,7 @@ def test_texts_are_no_markup_and_what_is_hidden_is_told(tmp_path: Path, capsys: 
         (["--run-dir", "DATA", "--data", "DATA"], "batch --run-dir has no use for --data; leave it out"),
         (["--run-dir", "DATA", "--recipe", "small", "--set", "x=y"], "no use for --recipe, --set; leave"),
         (["--data", "DATA", "--steps", "1:2", "--workers", "2"], "inspect batch has no use for --steps, --workers"),
-        (["--data", "DATA", "--html", "nowhere/page.html"], "cannot write nowhere/page.html"),
+        (["--data", "DATA", "--html", "/dev/null/page.html"], "cannot write /dev/null/page.html"),
         (["--data", "DATA", "--samples", "-2"], "--samples -2 must not be negative"),
     ],
 )
