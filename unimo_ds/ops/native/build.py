@@ -8,7 +8,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,25 +108,28 @@ def build(architecture: str, *, nvcc: str | None = None) -> Built:
 
 def build_host(architecture: str) -> Path:
     """The library that runs the same sources on the CPU."""
-    target = library_path(f"host_{architecture}")
-    with _locked(target):
-        if not target.exists():
-            aside = target.with_suffix(f".{os.getpid()}.so")
-            source = sources_folder() / "kernels.cu"
-            compile_file(toolchain.host_command(architecture, source, aside))
-            aside.replace(target)
-    return target
+    source = sources_folder() / "kernels.cu"
+    return _made(
+        library_path(f"host_{architecture}"), lambda aside: toolchain.host_command(architecture, source, aside)
+    )
 
 
 def build_check(name: str, architecture: str, *, sanitize: bool) -> Path:
     """The program that compares a kernel on the CPU with fp64 on random cases: `kernels/NAME/host_check.cpp`."""
     kind = "sanitized" if sanitize else "plain"
-    target = library_path(f"check_{name}_{kind}_{architecture}").with_suffix(".exe")
+    source = sources_folder() / name / "host_check.cpp"
+    return _made(
+        library_path(f"check_{name}_{kind}_{architecture}").with_suffix(".exe"),
+        lambda aside: toolchain.host_command(architecture, source, aside, sanitize=sanitize),
+    )
+
+
+def _made(target: Path, command: Callable[[Path], Sequence[str]]) -> Path:
+    """`target`, compiled unless it is there. command: that compiles into a path."""
     with _locked(target):
         if not target.exists():
-            aside = target.with_suffix(f".{os.getpid()}.exe")
-            source = sources_folder() / name / "host_check.cpp"
-            compile_file(toolchain.host_command(architecture, source, aside, sanitize=sanitize))
+            aside = target.with_suffix(f".{os.getpid()}{target.suffix}")
+            compile_file(command(aside))
             aside.replace(target)
     return target
 
