@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,9 +180,23 @@ def load(
     if images is not None:
         trained, config = config, resolution.fitted(config, images)
         weights = at_resolution(weights, trained.model, config.model, where=str(files.weights))
-    model = Unimo(config.model, **options_of(config))
-    fill(dict(model.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}")
+    model = made_with(weights, lambda: Unimo(config.model, **options_of(config)), files)
     return LoadedModel(*on_device(model, device), config, files)
+
+
+def made_with(weights: Mapping[str, torch.Tensor], make: Callable[[], Module], files: CheckpointFiles) -> Module:
+    """A model with weights instead of initial ones, which take seconds to draw for a large model.
+
+    make: the model; all its tensors are parameters. files: for messages.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    with torch.device("meta"):
+        model = make()
+    model.to_empty(device="cpu")
+    fill(dict(model.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}")
+    return model
 
 
 def on_device(model: Module, device: torch.device | None) -> tuple[Module, torch.device]:

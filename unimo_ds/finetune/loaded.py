@@ -62,10 +62,10 @@ def load_task(
     if name is not None and config.finetune.task != name:
         raise UserError(f"{path} is fine-tuned on {config.finetune.task}, not on {name}; give a checkpoint of {name}")
     task = tasks.load(config.finetune.task)
-    weights = checkpoint.weights_of(files, config)
-    module = TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes)
-    checkpoint.fill(
-        dict(module.named_parameters()), weights, where=f"{files.weights} does not fit the model of {files.config}"
+    module = checkpoint.made_with(
+        checkpoint.weights_of(files, config),
+        lambda: TaskModel(config, task.make_head(config), tag_sizes=task.tag_sizes),
+        files,
     )
     assets_file = files.config.parent / ASSETS_FILE
     return LoadedTask(
