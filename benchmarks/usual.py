@@ -31,6 +31,7 @@ from unimo_ds.config import ModelConfig
 from unimo_ds.data.schema import PackedBatch
 from unimo_ds.models.heads import Pooler, Temperature
 from unimo_ds.models.unimo import ModelOutput, Unimo
+from unimo_ds.utils.moving import replaced
 
 _IGNORED = -100
 
@@ -78,7 +79,7 @@ class PaddedStep:
         return self._with(lambda tensor: tensor.to(device, non_blocking=True), self.packed.to(device))
 
     def pin_memory(self) -> PaddedStep:
-        return self._with(torch.Tensor.pin_memory, self.packed.pin_memory())
+        return self._with(torch.Tensor.pin_memory, replaced(self.packed, torch.Tensor.pin_memory))
 
     def _with(self, function: Callable[[torch.Tensor], torch.Tensor], packed: PackedBatch) -> PaddedStep:
         def changed(batch: PaddedBatch) -> PaddedBatch:

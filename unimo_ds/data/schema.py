@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unimo_ds.data.limits import MAX_FEATURE_SIZE, MAX_REGIONS
-from unimo_ds.utils.moving import moved, replaced
+from unimo_ds.utils.moving import moved
 
 SCHEMA_VERSION = 1
 
@@ -360,9 +360,6 @@ class PackedBatch:
         own = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         there: dict[str, Any] = dict(zip(own, moved(tuple(own.values()), device), strict=True))
         return dataclasses.replace(self, **there)
-
-    def pin_memory(self) -> PackedBatch:
-        return replaced(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

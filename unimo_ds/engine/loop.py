@@ -47,9 +47,9 @@ class Loop:
     """One start of a run, from its newest checkpoint to its end or to a request to stop. Making it may raise UserError: a damaged
     or lost checkpoint, or no room for the next one.
 
-    take_step: on a batch of `make_batches`: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the
-    model; None: never. best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name
-    of its data, which may change between starts. on_step: called after every step (data limits).
+    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
+    best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
+    may change between starts. on_step: called after every step (data limits).
     """
 
     def __init__(
