@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.finetune import small
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.schema import CLS, SEP
 from unimo_ds.finetune import predict, tasks
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.utils.errors import UserError
 
 MNLI_HEADER = (

@@ -11,12 +11,12 @@ import pytest
 
 from tests.finetune import small
 from unimo_ds.data.corpus import Corpus
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.sample_shelf import SampleShelf
 from unimo_ds.finetune import tasks
 from unimo_ds.finetune.batch import pack_examples
 from unimo_ds.finetune.image_text import AnsweredRow, Columns, ImageTextExamples, ImageTextRow
 from unimo_ds.finetune.images import ImageNames
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.tasks.vqa import soft_scores, vocabulary_of
 from unimo_ds.utils.errors import UserError
 

@@ -24,6 +24,7 @@ from tests.evaluation import small as pairs
 from tests.huggingface import small
 from unimo_ds.config import DataConfig
 from unimo_ds.data.inputs import ImageInput, clean_sequence, image_input, text_input
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, SequenceRole
@@ -35,7 +36,6 @@ from unimo_ds.export import source
 from unimo_ds.export.card import write_card
 from unimo_ds.export.folder import export, write
 from unimo_ds.finetune import model as task_models
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.loaded import load_task
 from unimo_ds.finetune.object_words import ObjectWords
 from unimo_ds.finetune.start import read_start

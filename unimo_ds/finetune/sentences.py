@@ -14,12 +14,12 @@ from torch import nn
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.inputs import clean_sequence
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.schema import SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.columns import Names, Ragged
 from unimo_ds.finetune.files import column, fingerprint_of, first_file, label_of, read_tsv, text_of
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.labels import LabelTask
 from unimo_ds.finetune.model import TextHead
 from unimo_ds.utils.batched import batched

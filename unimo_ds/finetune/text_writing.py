@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from unimo_ds.config import RunConfig
 from unimo_ds.data.inputs import clean_sequence
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.schema import SequenceInput, SequenceRole
 from unimo_ds.data.tokenizer import Tokenizer
 from unimo_ds.finetune.batch import TaskExample
 from unimo_ds.finetune.files import fingerprint_of, first_files, text_of
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.finetune.metrics.summaries import rouge
 from unimo_ds.finetune.writing import WritingTask, with_target
 from unimo_ds.utils.errors import UserError

@@ -11,10 +11,10 @@ import torch
 from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
 
 from unimo_ds.data.inputs import ImageInput, clean_sequence
+from unimo_ds.data.joined_texts import join_texts
 from unimo_ds.data.masking import Tokens, Vocabulary
 from unimo_ds.data.packing import pack_sequences
 from unimo_ds.data.schema import FIRST_POSITION, PAD, SEP, SequenceInput, SequenceRole
-from unimo_ds.finetune.joined_texts import join_texts
 from unimo_ds.generation.decoding import PrefixCache, encode_prefixes
 from unimo_ds.generation.mixin import PrefixGenerationMixin, gnmt_length
 from unimo_ds.generation.words import Forbidden, NoRepeatedWords
