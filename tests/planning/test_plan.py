@@ -211,7 +211,11 @@ def test_communication_is_there_between_nodes_alone() -> None:
     alone, four = (plan(config, devices=devices).batches[0] for devices in (8, 32))
     assert alone.communication_seconds == 0
     # Two bytes of each of 130.3 million parameters, three quarters of them leave the node, there and back.
-    assert four.communication_seconds == pytest.approx(130.3e6 * 2 * 2 * 0.75 / 12.5e9, rel=0.01)
+    assert four.communication_seconds == pytest.approx(130.3e6 * (2 + 2) * 0.75 / 12.5e9, rel=0.01)
+    wide = apply_overrides(config, ["engine.deepspeed_config=zero1_bf16"])  # whose gradients are summed in fp32
+    assert plan(wide, devices=32).batches[0].communication_seconds == pytest.approx(
+        four.communication_seconds * 6 / 4, rel=0.01
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,14 @@ def is_low_precision(config: RunConfig) -> bool:
     return precision(load(config.engine.deepspeed_config, config, world_size=1)) != "fp32"
 
 
+def sent_bytes(config: RunConfig) -> int:
+    """Of a gradient and a weight, as ranks send them."""
+    settings = load(config.engine.deepspeed_config, config, world_size=1)
+    weights = precision(settings)
+    gradients = settings.get("communication_data_type", weights)
+    return sum(4 if one == "fp32" else 2 for one in (gradients, weights))
+
+
 def activation_bytes(model: ModelConfig, *, attended: float, value_bytes: int, is_checkpointed: bool) -> float:
     """Bytes kept for the backward pass per stream position.
 

@@ -16,7 +16,7 @@ from unimo_ds.config import ModelConfig, RunConfig
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.models.accounting import count_parameters, forward_flops, training_flops
 from unimo_ds.planning.cost import SampleCost, assumed_cost, counted_cost
-from unimo_ds.planning.memory import StageMemory, frozen_parameters, has_contrast, is_low_precision, stage_memory
+from unimo_ds.planning.memory import StageMemory, frozen_parameters, has_contrast, sent_bytes, stage_memory
 from unimo_ds.planning.mix import Stream, mix_of
 from unimo_ds.planning.rates import (
     DEVICES_PER_NODE,
@@ -185,5 +185,5 @@ def _batch_plan(
         days=days,
         device_hours=days * 24 * devices,
         read_bytes_per_second=cost.bytes * samples / seconds,
-        communication_seconds=communication_seconds(trained, devices, is_low=is_low_precision(config)),
+        communication_seconds=communication_seconds(trained, devices, bytes_each=sent_bytes(config)),
     )

@@ -82,11 +82,10 @@ def _carried_over(row: dict[str, Any], measured: str, wanted: str) -> float:
     return float(row["first_step_teraflop"]) * 1e12 / seconds / peak
 
 
-def communication_seconds(num_parameters: int, devices: int, *, is_low: bool) -> float:
-    """Gradients are summed between nodes and weights (or sums) sent back, once a step: ZeRO stages 0 to 2 move the same bytes.
+def communication_seconds(num_parameters: int, devices: int, *, bytes_each: int) -> float:
+    """Gradients are summed between nodes and weights (or sums) sent back, once a step, at ZeRO stages 0 to 2.
 
-    is_low: 2 bytes per number, else 4.
+    bytes_each: of a gradient and a weight together.
     """
     nodes = math.ceil(devices / DEVICES_PER_NODE)
-    one_way = num_parameters * (2 if is_low else 4) * (nodes - 1) / nodes
-    return 2 * one_way / NODE_BYTES_PER_SECOND
+    return num_parameters * bytes_each * (nodes - 1) / nodes / NODE_BYTES_PER_SECOND
