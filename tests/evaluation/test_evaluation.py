@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_micro_batches_cover_everything_once_within_the_budget() -> None:
         batches = micro_batches(lengths, micro_batch_tokens=25)
         assert np.concatenate([*batches, np.zeros(0, int)]).tolist() == list(range(len(lengths)))
         assert all(lengths[batch].sum() <= 25 or len(batch) == 1 for batch in batches)
+        assert all(lengths[one].sum() + lengths[after[0]] > 25 for one, after in itertools.pairwise(batches)), "filled"
         for world_size in (1, 2, 3, 7):
             dealt = deal(batches, world_size=world_size)
             assert len({len(rounds) for rounds in dealt}) == 1, "every rank runs equally many forwards"
