@@ -87,6 +87,7 @@ def test_bad_overrides_are_refused_with_the_right_name(override, message):
         ("masking.language_share=1.5", "between 0 and 1"),
         ("masking.min_fragment_tokens=40", "max_fragment_tokens"),
         ("contrast.positives=1000000000", "must be between 0 and 1000"),
+        ("masking.random_token_share=0.3", "together are above 1"),
         ("masking.fragment_share=0", r"must be between 0\.001 and 1"),
         ("contrast.group_pairs=-3", "at least 0"),
         ("model.num_layers=0", "at least 1"),
@@ -127,6 +128,17 @@ def test_a_run_that_trains_nothing_is_refused():
     for override in ("losses.contrastive=0", "contrast.enabled=false"):
         with pytest.raises(UserError, match="nothing is trained"):
             check(apply_overrides(contrast_alone, [override]))
+
+
+def test_a_run_of_no_samples_is_refused_and_one_without_pairs_is_not():
+    none = [f"data.kind_weights.{kind}=0" for kind in ("image", "text", "pair")]
+    with pytest.raises(UserError, match=r"data\.kind_weights are all 0"):
+        check(apply_overrides(CONFIG, none))
+    check(apply_overrides(CONFIG, ["data.kind_weights.pair=0", "contrast.enabled=false"]))
+
+
+def test_a_warm_up_may_last_to_the_end():
+    check(apply_overrides(CONFIG, [f"schedule.warmup_steps={CONFIG.schedule.total_steps}"]))
 
 
 def test_round_trip_and_fingerprint():

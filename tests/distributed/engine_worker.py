@@ -71,7 +71,9 @@ def build(name: str, rate_factors: Mapping[str, float] | None = None) -> Engine:
     return make_engine(Toy(), config, ds_config.load(name, config, world_size))
 
 
-def run_step(engine: Engine, *, micro_batches: int, is_finite: bool = True, spoil: bool = False) -> dict:
+def run_step(
+    engine: Engine, *, micro_batches: int, is_finite: bool = True, is_wanted: bool = True, spoil: bool = False
+) -> dict:
     """One step over this rank's share of the rows, cut into uneven micro-batches."""
     rank, world_size = engine.communicator.rank, engine.communicator.world_size
     tokens, targets = TOKENS[rank::world_size], TARGETS[rank::world_size]
@@ -83,7 +85,7 @@ def run_step(engine: Engine, *, micro_batches: int, is_finite: bool = True, spoi
         if spoil and rank == world_size - 1 and index == 0:
             loss = loss * float("nan")
         engine.backward(loss, is_boundary=index == len(cuts) - 2)
-    return dataclasses.asdict(engine.step(is_finite=is_finite))
+    return dataclasses.asdict(engine.step(is_finite=is_finite, is_wanted=is_wanted))
 
 
 def weights(engine: Engine, slot: str = WEIGHT) -> list[float]:
@@ -92,7 +94,7 @@ def weights(engine: Engine, slot: str = WEIGHT) -> list[float]:
 
 
 def accumulate(name: str) -> dict:
-    """Steps with one and with three micro-batches, a rehearsal without gradients, a poisoned step."""
+    """Steps with one and with three micro-batches, a rehearsal without gradients, steps that are dropped."""
     result = {}
     for micro_batches in (1, 3):
         engine = build(name)
@@ -107,12 +109,14 @@ def accumulate(name: str) -> dict:
         before = weights(engine)
         skipped = run_step(engine, micro_batches=micro_batches, is_finite=False)
         spoiled = run_step(engine, micro_batches=micro_batches, spoil=True)
+        unwanted = run_step(engine, micro_batches=micro_batches, is_wanted=False)
         unchanged = before == weights(engine)
         after = run_step(engine, micro_batches=micro_batches)
         result[str(micro_batches)] = {
             "steps": steps,
             "skipped": skipped,
             "spoiled": spoiled,
+            "unwanted": unwanted,
             "unchanged": unchanged,
             "after": after,
             "weights": weights(engine),

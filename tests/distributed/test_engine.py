@@ -57,12 +57,14 @@ def test_engine_equals_a_plain_loop_and_micro_batches_add_up(results: dict, name
 
 @pytest.mark.parametrize("name", NAMES + OFFLOADED)
 def test_dropped_gradients_leave_no_trace(results: dict, name: str) -> None:
-    """A step declared non-finite, then one with a NaN on the last rank only: both are skipped by all, neither stays."""
+    """A step declared non-finite, one with a NaN on the last rank only, one that is unwanted: all are skipped by all ranks, none
+    stays, and the last one leaves the loss scale as it was."""
     for result in results[name].values():
-        assert not result["skipped"]["applied"]
-        assert not result["spoiled"]["applied"]
+        for dropped in ("skipped", "spoiled", "unwanted"):
+            assert not result[dropped]["applied"]
         assert result["unchanged"]
         assert result["after"]["applied"]
+        assert result["after"]["loss_scale"] == result["unwanted"]["loss_scale"]
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from tests.losses.test_contrastive import EVERY_ROLE, make_table
+from unimo_ds.config import ContrastConfig, LossWeights
 from unimo_ds.engine.carried import carried
+from unimo_ds.engine.contrast import contrast_of
+from unimo_ds.losses.contrast_plan import make_plan, share_sizes
+from unimo_ds.tasks.pretraining import PretrainingTask
+from unimo_ds.utils.communicator import SingleProcess
 
 
 @pytest.mark.parametrize("loss_scale", [1.0, 2.0**16, 2.0**32])
@@ -31,3 +39,25 @@ def test_a_gradient_that_is_no_number_is_not_lost() -> None:
     rows = torch.ones(2, requires_grad=True)
     (found,) = torch.autograd.grad(carried((rows,), (torch.tensor([1.0, float("nan")]),)), rows)
     assert found.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_pooled_vectors_are_found_in_fp32(dtype: torch.dtype) -> None:
+    """Without a loss scale yet: of a large batch, fp16 would lose them."""
+    table, num_images, num_texts = make_table(3, EVERY_ROLE)
+    plan = make_plan(table, form="two_logs", sizes=share_sizes(table, SingleProcess()))
+    task = PretrainingTask(contrast=ContrastConfig(), weights=LossWeights())
+    rows = [torch.randn(count, 8).to(dtype) for count in (num_images, num_texts)]
+    found, exact = (
+        contrast_of(
+            SimpleNamespace(communicator=SingleProcess()),
+            task,
+            plan,
+            [SimpleNamespace(pooled_images=images, pooled_texts=texts, temperature=torch.tensor(0.07))],
+            scale=1e-8,
+        )
+        for images, texts in (rows, [one.float() for one in rows])
+    )
+    for one, other in ((found.image_gradients, exact.image_gradients), (found.text_gradients, exact.text_gradients)):
+        assert one[0].any()
+        assert torch.equal(one[0], other[0])

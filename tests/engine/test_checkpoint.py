@@ -71,6 +71,28 @@ def test_weights_file_is_plain_safetensors(engine: Engine, tmp_path: Path) -> No
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-1\n"
 
 
+def test_what_is_loaded_is_what_was_saved(engine: Engine, tmp_path: Path) -> None:
+    def tensors() -> list[torch.Tensor]:
+        state = engine._optimizer.state
+        return [
+            tensor.detach()
+            for one in engine.module.parameters()
+            for tensor in (one, *(state[one][slot] for slot in checkpoint_folder.MOMENTS))
+        ]
+
+    for number, tensor in enumerate(tensors()):
+        tensor.fill_(number + 0.5)
+    engine.set_applied_steps(7)
+    save(engine, tmp_path, 1)
+    for tensor in tensors():
+        tensor.zero_()
+    engine.set_applied_steps(0)
+    assert loaded_step(engine, tmp_path) == 1
+    assert engine.applied_steps == 7
+    for number, tensor in enumerate(tensors()):
+        assert (tensor == number + 0.5).all()
+
+
 @pytest.mark.parametrize("pointer", ["absent", "empty", "to nowhere"])
 def test_latest_is_no_single_point_of_failure(engine: Engine, tmp_path: Path, pointer: str) -> None:
     save(engine, tmp_path, 1)

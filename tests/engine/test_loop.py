@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.engine.test_replicas import WithOther
 from tests.engine.test_rollback import save
 from unimo_ds.config import RunConfig
 from unimo_ds.data.schema import StepBatch
@@ -74,3 +75,21 @@ def test_a_rollback_that_cannot_be_put_on_record_is_told_by_all_ranks(tmp_path: 
     (tmp_path / rollback.FILE).write_text("[{]")
     with pytest.raises(UserError, match=r"3 steps up to step 5 had .* going back failed: .*is not JSON"):
         loop._roll_back()
+
+
+def test_a_checkpoint_of_the_row_itself_is_no_way_back(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    loop.progress = Progress(step=5, spikes_in_a_row=3, first_spike=2)
+    save(tmp_path / checkpoint_folder.FOLDER, 3, best=3)
+    with pytest.raises(UserError, match=r"3 steps up to step 5 had .* there is no checkpoint from before them"):
+        loop._roll_back()
+    assert checkpoint_folder.completed_steps(tmp_path) == [3]
+    assert not rollback.read(tmp_path)
+
+
+def test_weights_that_drifted_apart_are_not_saved(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    loop.engine.zero_stage, loop.engine.communicator = 1, WithOther(nn.Linear(1, 1))
+    with pytest.raises(UserError, match="the weights of rank 1 are no longer those of rank 0"):
+        loop._save(must_succeed=True)
+    assert not checkpoint_folder.completed_steps(tmp_path)

@@ -109,6 +109,11 @@ def test_after_a_rollback_the_best_checkpoint_is_one_that_exists(tmp_path: Path)
 
 def test_no_file_and_a_damaged_one(tmp_path: Path) -> None:
     assert rollback.read(tmp_path) == ()
-    (tmp_path / rollback.FILE).write_text('[{"first": 1}]')
-    with pytest.raises(UserError, match="delete it to read all batches again"):
-        rollback.read(tmp_path)
+    for damaged in (
+        '[{"first": 1}]',
+        '[{"first": 5, "stop": 3, "reason": ""}]',
+        '[{"first": -1, "stop": 3, "reason": ""}]',
+    ):
+        (tmp_path / rollback.FILE).write_text(damaged)
+        with pytest.raises(UserError, match="delete it to read all batches again"):
+            rollback.read(tmp_path)

@@ -11,12 +11,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.engine.test_run_directory import prepare
 from unimo_ds.config import RunConfig
 from unimo_ds.engine import run_lock
+from unimo_ds.engine.checkpoint import Saver
+from unimo_ds.engine.state import Progress
+from unimo_ds.utils.communicator import SingleProcess
 from unimo_ds.utils.errors import UserError
 
 
@@ -90,6 +94,10 @@ def test_a_directory_that_is_deleted_stays_locked_until_another_trainer_begins_t
         assert f"process {process.pid} " in run_lock.hold(run_dir)
         process.communicate("")
     assert f"process {process.pid} " in run_lock.hold(run_dir), "what it left is not ours either"
+    saver = Saver(SimpleNamespace(communicator=SingleProcess()), run_dir, RunConfig(recipe="test"))
+    with pytest.raises(UserError, match=rf"was deleted, and process {process.pid} on \S+ trains there now"):
+        saver.save(Progress(step=1), wait=True)
+    assert not (run_dir / "checkpoints").exists()
 
 
 def test_a_directory_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import dataclasses
 import json
 import math
 import random
+import statistics
 from collections.abc import Iterable
+
+import pytest
 
 from unimo_ds.config import SpikeConfig
 from unimo_ds.engine.spikes import Course
@@ -39,7 +42,22 @@ def test_a_spike_is_seen_at_its_step_and_again_at_the_next() -> None:
 
 def test_falling_losses_and_warm_up_are_no_spikes() -> None:
     assert course_of(10.0 * math.exp(-step / 80) + 1 for step in range(500))[1] == []
-    assert course_of((1.0, 100.0))[1] == []
+    for seen in (1, CONFIG.warm_up_steps - 1):
+        assert course_of([1.0] * seen + [100.0])[1] == []
+    assert course_of([1.0] * CONFIG.warm_up_steps + [100.0])[1] == [100.0]
+
+
+def test_a_course_begins_as_a_plain_average() -> None:
+    noise = random.Random(3)
+    values = [2.0 + noise.gauss(0, 0.1) for _ in range(40)]
+    course, _ = course_of(values)
+    assert (course.mean, course.variance) == pytest.approx((statistics.fmean(values), statistics.pvariance(values)))
+
+
+def test_a_fifth_above_a_smooth_course_is_usual() -> None:
+    course, _ = course_of([2.0] * 100)
+    assert not course.is_spike(2.0 * 1.19, CONFIG)
+    assert course.is_spike(2.0 * 1.21, CONFIG)
 
 
 def test_ten_times_the_mean_is_a_spike_however_noisy_the_course() -> None:

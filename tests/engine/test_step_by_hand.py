@@ -6,6 +6,8 @@ From a corpus to the gradients: contrast tables and plans, counts and gradient r
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +15,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests import support
 from tests.data.corpora import FEATURES, MemoryCorpus, WordTokenizer, make_config, make_samples
+from tests.distributed.step_worker import step_batch
 from tests.evaluation.small import PlainEngine
 from unimo_ds.config import ContrastConfig, LossWeights, RunConfig
 from unimo_ds.data import packing, step_reader
 from unimo_ds.data.schema import (
+    BadSample,
     Example,
     Kind,
     LanguageObjective,
@@ -29,6 +34,7 @@ from unimo_ds.data.schema import (
 )
 from unimo_ds.engine.protocol import StepResult
 from unimo_ds.engine.step import train_step
+from unimo_ds.losses.contrastive import ACCURACIES
 from unimo_ds.models.unimo import Unimo
 from unimo_ds.tasks.pretraining import PretrainingTask
 
@@ -50,7 +56,7 @@ class Engine(PlainEngine):
         loss.backward()
 
     def step(self, *, is_finite: bool = True, is_wanted: bool = True) -> StepResult:
-        return StepResult(applied=True, gradient_norm=1.0, loss_scale=1.0)
+        return StepResult(applied=is_finite and is_wanted, gradient_norm=1.0, loss_scale=1.0)
 
     def set_learning_rate(self, learning_rate: float) -> None: ...
 
@@ -68,6 +74,8 @@ class Pair:
     joint_negatives: list[torch.Tensor] = field(default_factory=list)
     single_positives: list[torch.Tensor] = field(default_factory=list)
     single_negatives: list[torch.Tensor] = field(default_factory=list)
+    beaten: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """Whether the pair scores above each negative rewrite, by the name of the accuracy."""
     images: dict[bytes, torch.Tensor] = field(default_factory=dict)
     """Its own image, then related ones, by what they show."""
     texts: dict[bytes, torch.Tensor] = field(default_factory=dict)
@@ -103,8 +111,8 @@ def read_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[StepB
 
 def losses_by_hand(
     model: Unimo, examples: list[tuple[Example, int]], contrast: ContrastConfig
-) -> dict[str, list[torch.Tensor]]:
-    """The terms of each loss."""
+) -> tuple[dict[str, list[torch.Tensor]], dict[str, float]]:
+    """The terms of each loss, and the accuracies."""
     terms: dict[str, list[torch.Tensor]] = {field.name: [] for field in dataclasses.fields(LossWeights)}
     pairs = []
     for example, group in examples:
@@ -112,7 +120,7 @@ def losses_by_hand(
         if example.kind is Kind.PAIR:
             pairs.append(pair_of(model, example, group))
     terms["contrastive"] = [contrastive_by_hand(pair, pairs, contrast) for pair in pairs]
-    return terms
+    return terms, accuracies_by_hand(pairs)
 
 
 def encoded(model: Unimo, sequence: SequenceInput) -> torch.Tensor:
@@ -152,6 +160,9 @@ def pair_of(model: Unimo, example: Example, group: int) -> Pair:
             how = "joint" if name.startswith("JOINT") else "single"
             scores = getattr(pair, f"{how}_{'negatives' if name.endswith('NEGATIVE') else 'positives'}")
             scores.append(images.get(at, image) @ texts.get(at, text) / pair.temperature)
+            if name.endswith("NEGATIVE"):  # the first positive is the pair itself
+                beats = getattr(pair, f"{how}_positives")[0] > scores[-1]
+                pair.beaten[f"hard_negative_{how}_{sequence.level.name.lower()}"].append(beats)
         if sequence.role in SHARED:
             pair.images |= {sequence.region_features.tobytes(): images[at]} if at in images else {}
             pair.texts |= {sequence.token_ids.tobytes(): texts[at]} if at in texts else {}
@@ -162,14 +173,32 @@ def first(items: dict[bytes, torch.Tensor]) -> bytes:
     return next(iter(items))
 
 
-def contrastive_by_hand(pair: Pair, pairs: list[Pair], contrast: ContrastConfig) -> torch.Tensor:
-    in_batch = []
+def in_batch(pair: Pair, pairs: list[Pair]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Cosines of other pairs' texts with its image, and of other pairs' images with its text."""
+    texts, images = [], []
     for other in pairs:
         is_alike = first(pair.images) == first(other.images) or first(pair.texts) == first(other.texts)
         if other.group == pair.group and not is_alike:
-            in_batch += [pair.image @ text for key, text in other.texts.items() if key not in pair.texts]
-            in_batch += [pair.text @ image for key, image in other.images.items() if key not in pair.images]
-    single_negatives = pair.single_negatives + [score / pair.temperature for score in in_batch]
+            texts += [pair.image @ text for key, text in other.texts.items() if key not in pair.texts]
+            images += [pair.text @ image for key, image in other.images.items() if key not in pair.images]
+    return texts, images
+
+
+def accuracies_by_hand(pairs: list[Pair]) -> dict[str, float]:
+    right: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for pair in pairs:
+        for name, beaten in pair.beaten.items():
+            right[name] += beaten
+        for name, others in zip(
+            ("in_batch_image_to_text", "in_batch_text_to_image"), in_batch(pair, pairs), strict=True
+        ):
+            right[name] += [pair.image @ pair.text > max(others)] if others else []
+    return {name: torch.stack(right[name]).double().mean().item() if right[name] else math.nan for name in ACCURACIES}
+
+
+def contrastive_by_hand(pair: Pair, pairs: list[Pair], contrast: ContrastConfig) -> torch.Tensor:
+    texts, images = in_batch(pair, pairs)
+    single_negatives = pair.single_negatives + [score / pair.temperature for score in texts + images]
 
     def total(scores: list[torch.Tensor]) -> torch.Tensor:
         return sum((score.exp() for score in scores), torch.zeros((), dtype=torch.float64))
@@ -200,7 +229,7 @@ def test_a_step_is_its_formulas(form, rewrites, group_pairs, monkeypatch) -> Non
     model = Unimo(model_config, seed=3, temperature=0.2)
     for parameter in model.parameters():  # larger ones than at the start of a training, or all scores are alike
         parameter.data.mul_(3.0)
-    expected = losses_by_hand(model, examples, contrast)
+    expected, accuracies = losses_by_hand(model, examples, contrast)
     weights = dataclasses.asdict(WEIGHTS)
     total = sum(weights[name] * torch.stack(terms).mean() for name, terms in expected.items())
     gradients = torch.autograd.grad(total, list(model.parameters()))
@@ -209,7 +238,27 @@ def test_a_step_is_its_formulas(form, rewrites, group_pairs, monkeypatch) -> Non
     metrics = train_step(Engine(model.train()), task, batch, learning_rate=1e-3)
     assert metrics.loss == pytest.approx(total.item(), rel=1e-5)
     assert metrics.counts == {name: len(terms) for name, terms in expected.items()}
+    assert metrics.accuracies == pytest.approx(accuracies, nan_ok=True)
+    assert 0 < metrics.accuracies["in_batch_image_to_text"] < 1
+    assert metrics.positions == sum(one.length for example, _ in examples for one in example.sequences)
+    assert metrics.temperature == pytest.approx(model.temperature().item())
     for name, terms in expected.items():
         assert metrics.losses[name] == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_loss_that_is_not_finite_drops_the_step(value) -> None:
+    model = Unimo(support.model_config(), seed=3)
+    task = PretrainingTask(contrast=ContrastConfig(), weights=WEIGHTS)
+    bad = (BadSample("shard:1", "cut off", "shard:2"),)
+    batch = step_batch(0, rank=0, world_size=1, micro_batches=2, group_pairs=0)
+    batch = dataclasses.replace(batch, bad_samples=bad * 2, bytes_read=2**40 + 1)
+    for bias, is_finite in ((0.0, True), (value, False)):
+        model.region_regression.bias.data.fill_(bias)
+        metrics = train_step(Engine(model), task, batch, learning_rate=1e-3)
+        assert metrics.applied == math.isfinite(metrics.loss) == is_finite
+        assert math.isfinite(metrics.losses["region_regression"]) == is_finite
+        assert all(math.isfinite(loss) for name, loss in metrics.losses.items() if name != "region_regression")
+        assert (metrics.bad_samples, metrics.bytes_read) == (2, 2**40 + 1)

@@ -102,7 +102,7 @@ def test_the_slowest_rank_by_its_own_work() -> None:
     assert (found.rank, found.is_slow, found.data_seconds) == (2, True, 1.0)
     assert found.ratio == pytest.approx(3.0)
     assert not slowest([0.0, 0.0], [0.5, 0.6], step_seconds=2.0).is_slow, "a little slower"
-    assert not slowest([0.0, 0.0], [0.001, 0.01], step_seconds=2.0).is_slow, "not worth a word"
+    assert not slowest([0.0, 0.0], [0.03, 0.09], step_seconds=2.0).is_slow, "not worth a word"
 
 
 class Two(SingleProcess):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -19,15 +21,16 @@ from unimo_ds.config import DataConfig, RunConfig, from_dict, to_dict
 from unimo_ds.data import tokenizer as tokenizers
 from unimo_ds.data.corpus import Corpus
 from unimo_ds.data.corpus_check import with_fingerprints
-from unimo_ds.data.schema import Kind, Level, TextRole
+from unimo_ds.data.schema import Kind, Level, PackedBatch, TextRole
 from unimo_ds.data.storage.manifest import ExtractorEntry, load_manifest, write_manifest
 from unimo_ds.data.storage.members import texts_of
-from unimo_ds.evaluation import checkpoint, measure, retrieval
+from unimo_ds.evaluation import checkpoint, losses, measure, retrieval
 from unimo_ds.evaluation.encode import deal, encode, micro_batches
 from unimo_ds.evaluation.held_out import BEST_METRIC, check_fits, evaluate_held_out, make_reader
 from unimo_ds.evaluation.losses import held_out_losses
 from unimo_ds.evaluation.pair_reader import PairReader
 from unimo_ds.evaluation.pairs import choose_pairs
+from unimo_ds.utils import heartbeat
 from unimo_ds.utils.errors import UserError
 
 
@@ -63,9 +66,12 @@ def test_micro_batches_cover_everything_once_within_the_budget() -> None:
         batches = micro_batches(lengths, micro_batch_tokens=25)
         assert np.concatenate([*batches, np.zeros(0, int)]).tolist() == list(range(len(lengths)))
         assert all(lengths[batch].sum() <= 25 or len(batch) == 1 for batch in batches)
+        assert all(lengths[one].sum() + lengths[after[0]] > 25 for one, after in itertools.pairwise(batches)), "filled"
+        assert all(len(batch) for batch in batches)
         for world_size in (1, 2, 3, 7):
             dealt = deal(batches, world_size=world_size)
-            assert len({len(rounds) for rounds in dealt}) == 1, "every rank runs equally many forwards"
+            (rounds,) = {len(mine) for mine in dealt}
+            assert rounds == math.ceil(len(batches) / world_size), "every rank runs equally many forwards"
             everything = np.concatenate([items for rounds in dealt for items in rounds] + [np.zeros(0, int)])
             assert sorted(everything.tolist()) == list(range(len(lengths)))
 
@@ -95,9 +101,11 @@ def test_packed_encoding_equals_one_sequence_at_a_time(config: RunConfig, reader
     engine.module.train()
     captions = reader.texts
     images_Q, texts_Q = captions.image_n, np.arange(len(captions))
-    packed = measure.score_joint(engine, within(reader, 200), images_Q, texts_Q)
+    beats: list[None] = []
+    with heartbeat.heard_by(lambda: beats.append(None)):
+        packed = measure.score_joint(engine, within(reader, 200), images_Q, texts_Q)
     assert engine.module.training, "the mode is put back"
-    assert engine.forwards > 1
+    assert len(beats) == engine.forwards > 1
     alone = measure.score_joint(engine, within(reader, 1), images_Q, texts_Q)
     assert packed == pytest.approx(alone, abs=1e-5)
     single = measure.encode_single(engine, within(reader, 70))
@@ -188,8 +196,25 @@ def test_losses_do_not_depend_on_packing_and_fall_for_a_better_model(
         )
         for index in range(reader.num_texts):
             bias[reader.tokenizer.encode(reader.text(index))] = 3.0
-    better = held_out_losses(engine, corpus, samples, reader.tokenizer, config)
+    batches: list[PackedBatch] = []
+    engine.forward = lambda batch: batches.append(batch) or engine.module(batch)
+    beats: list[None] = []
+    with heartbeat.heard_by(lambda: beats.append(None)):
+        better = held_out_losses(engine, corpus, samples, reader.tokenizer, config)
     assert better["loss/masked_language"] < wide["loss/masked_language"] - 0.5
+    assert len(beats) == len(batches)
+    # One that always says the same word is right as often as it is asked for.
+    targets, objectives = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("language_targets", "language_objectives")
+    )
+    for name, objective in losses._LANGUAGE.items():
+        asked = targets[objectives == objective]
+        word = asked.mode().values
+        with torch.no_grad():
+            bias.zero_()[word] = 100.0
+        stubborn = held_out_losses(engine, corpus, samples, reader.tokenizer, config)
+        assert stubborn[f"accuracy/{name}"] == pytest.approx((asked == word).double().mean().item())
+        assert 0 < stubborn[f"accuracy/{name}"] < 1
 
 
 def test_the_report_has_metrics_pictures_and_embeddings(corpus: Corpus, config: RunConfig) -> None:

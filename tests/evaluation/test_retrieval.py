@@ -97,4 +97,6 @@ def test_reranking_keeps_what_the_first_score_missed() -> None:
     own = np.array([[True, False], [False, False], [False, True]])
     joint = np.array([[0.1, 0.2], [0.3, 0.1], [0.5, 0.9]], np.float32)
     assert retrieval.reranked(first_ranks, candidates, joint, own).tolist() == [2, 5, 1]
+    with pytest.raises(ValueError, match="disagree"):
+        retrieval.reranked(first_ranks[:2], candidates, joint, own)
     assert retrieval.best_candidates(np.array([[0.1, 0.9, 0.9]], np.float32), 2).tolist() == [[1, 2]]

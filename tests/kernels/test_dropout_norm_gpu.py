@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.test_dropout_norm_operator import call, random_rows
+from tests.kernels.test_dropout_norm_operator import call
 from tests.ops.comparing import run
+from tests.ops.test_dropout_norm import random_inputs, random_rows
 from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.layout import make_layout
 
@@ -21,7 +22,7 @@ def test_native_equals_fp64_and_itself(dtype, size, probability):
         pytest.skip("this GPU has no bfloat16")
     keys = make_layout([512, 101, 1, 300]).position_keys
     rows = len(keys)
-    inputs = [random_rows(rows, size), random_rows(rows, size) * 2, random_rows(size), random_rows(size)]
+    inputs = random_inputs(rows, size)
     inputs = [tensor.to(dtype).double() for tensor in inputs]
     exact, exact_gradients = run(call("reference", keys, probability), inputs, torch.float64)
     on_gpu = [tensor.cuda() for tensor in inputs]

@@ -8,15 +8,12 @@ import pytest
 import torch
 
 from tests.ops.comparing import assert_within_budget, stream
+from tests.ops.test_dropout_norm import random_inputs, random_rows
 from unimo_ds.ops.dropout import dropout
 from unimo_ds.ops.dropout_norm import dropout_add_layer_norm
 from unimo_ds.ops.native import build, library
 from unimo_ds.ops.native.dropout_norm import DropoutNormArguments
 from unimo_ds.utils.errors import UserError
-
-
-def random_rows(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 def call(path: str, keys: torch.Tensor, probability: float):
@@ -32,7 +29,7 @@ def call(path: str, keys: torch.Tensor, probability: float):
 def test_native_equals_reference(monkeypatch, name, size, probability, architecture, dtype):
     monkeypatch.setenv(library.ON_HOST, architecture)
     keys = stream(name).position_keys
-    inputs = [random_rows(len(keys), size), random_rows(len(keys), size) * 2, random_rows(size), random_rows(size)]
+    inputs = random_inputs(len(keys), size)
     assert_within_budget(call("native", keys, probability), call("reference", keys, probability), inputs, dtype)
 
 

@@ -252,22 +252,52 @@ def test_tiled_loss_equals_the_reference(num_pairs, rows_per_tile, log_each, mon
 def test_accuracies_count_by_level_and_direction():
     table, num_images, num_texts = make_table(2, EVERY_ROLE)
     images, texts = vectors(num_images), vectors(num_texts)
-    with torch.no_grad():  # joint pairs score 1, their negatives -1; single encodings agree with their own pair alone
-        joint = table.score_role == SequenceRole.JOINT_PAIR
-        texts[table.score_text[joint]] = images[table.score_image[joint]]
-        wrong = table.score_role == SequenceRole.JOINT_NEGATIVE
-        texts[table.score_text[wrong]] = -images[table.score_image[wrong]]
+    with torch.no_grad():  # joint pairs score 0, their negatives -1; single encodings agree with their own pair alone
+        joint, wrong, alone, related = (
+            table.score_text[table.score_role == role]
+            for role in (
+                SequenceRole.JOINT_PAIR,
+                SequenceRole.JOINT_NEGATIVE,
+                SequenceRole.SINGLE_NEGATIVE,
+                SequenceRole.RELATED_TEXT,
+            )
+        )
+        images[2:] = torch.eye(8, dtype=torch.float64)[2]
+        texts[joint] = torch.eye(8, dtype=torch.float64)[3]
+        texts[wrong] = -images[2]
+        texts[wrong[0]] = (
+            images[2] + texts[joint[0]]
+        )  # above the joint pair's score, below that of its single encodings
         images[:2] = torch.eye(2, 8, dtype=torch.float64)
         texts[:2] = images[:2]
-        alone = table.score_text[table.score_role == SequenceRole.SINGLE_NEGATIVE]
         texts[alone[0]], texts[alone[1]] = -images[0], 2 * images[1]  # the second one ties with the caption itself
+        texts[related[0]] = images[1]  # so does what is related to another pair
     assert accuracies(run(images, texts, table)) == {
         "hard_negative_joint_sentence": (0, 0),
         "hard_negative_joint_phrase": (0, 0),
-        "hard_negative_joint_word": (4, 4),
+        "hard_negative_joint_word": (3, 4),
         "hard_negative_single_sentence": (0, 0),
         "hard_negative_single_phrase": (0, 0),
         "hard_negative_single_word": (1, 2),
-        "in_batch_image_to_text": (2, 2),
+        "in_batch_image_to_text": (1, 2),
         "in_batch_text_to_image": (2, 2),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_vectors_of_16_bits_are_scored_in_fp32(dtype):
+    table, num_images, num_texts = make_table(3, EVERY_ROLE)
+    images, texts = vectors(num_images, dtype=dtype), vectors(num_texts, dtype=dtype)
+    found, exact = run(images, texts, table), run(images.double(), texts.double(), table)
+    assert found.loss_sum.dtype == torch.float32
+    assert found.loss_sum.item() == pytest.approx(exact.loss_sum.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_pairs", [0, 3])
+def test_every_score_is_in_a_group_of_its_image_and_its_text(num_pairs):
+    """The kernels go by the order of the groups, the plain path by the group of each score."""
+    table, num_images, num_texts = make_table(num_pairs, EVERY_ROLE)
+    plan = make_plan(table, form="one_log", sizes=share_sizes(table, SingleProcess()))
+    for groups, count in ((plan.score_images, num_images), (plan.score_texts, num_texts)):
+        assert groups.num_groups == count
+        assert groups.starts[-1] == len(groups.order) == len(table.score_pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from unimo_ds.data.schema import LanguageObjective
@@ -14,6 +15,21 @@ def test_regression_sums_regions_and_averages_elements():
     assert region_regression_sum(predictions, targets).item() == 3 * 4.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_16_bit_predictions_are_fp32(dtype):
+    predictions, features = torch.randn(300, 5).to(dtype), torch.randn(300, 5).half()
+    ids, probabilities = torch.randint(5, (300, 2)), torch.rand(300, 2)
+    for found, exact in (
+        (region_regression_sum(predictions, features), region_regression_sum(predictions.float(), features.float())),
+        (
+            region_classification_sum(predictions, ids, probabilities),
+            region_classification_sum(predictions.float(), ids, probabilities),
+        ),
+    ):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, exact)
+
+
 def test_classification_is_soft_cross_entropy_of_the_stored_classes():
     logits = torch.randn(2, 5)
     ids = torch.tensor([[1, 3], [0, 4]])
@@ -21,6 +37,8 @@ def test_classification_is_soft_cross_entropy_of_the_stored_classes():
     full = torch.zeros(2, 5).scatter(1, ids, probabilities / probabilities.sum(-1, keepdim=True))
     expected = torch.nn.functional.cross_entropy(logits, full, reduction="sum")
     torch.testing.assert_close(region_classification_sum(logits, ids, probabilities), expected)
+    torch.testing.assert_close(region_classification_sum(logits, ids, probabilities * 7), expected)
+    assert region_classification_sum(logits, ids, probabilities * 0).item() == 0.0, "a region without a class"
 
 
 def test_empty_inputs_sum_to_zero_with_a_gradient_path():

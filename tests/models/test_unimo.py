@@ -11,6 +11,7 @@ import torch
 from tests import support
 from unimo_ds.data.packing import pack, pack_sequences
 from unimo_ds.data.schema import PackedBatch, SequenceInput, SequenceRole
+from unimo_ds.models.heads import Temperature
 from unimo_ds.models.unimo import ModelOutput, Unimo
 from unimo_ds.utils.seed import generator
 
@@ -55,6 +56,16 @@ def test_shapes_of_every_output():
     assert output.pooled_texts.shape == (len(batch.pooled_text_at), 32)
     assert output.temperature.shape == ()
     assert float(output.temperature) == pytest.approx(0.07, abs=1e-6)
+
+
+@pytest.mark.parametrize("initial", [0.001, 0.07, 0.5])
+def test_the_temperature_starts_where_it_is_told_and_can_move(initial):
+    """At an end of its range just inside of it; where the range is one number, it is that number."""
+    temperature = Temperature(initial=initial, minimum=0.001, maximum=0.5)
+    assert temperature().item() == pytest.approx(initial, abs=1e-4)
+    temperature().backward()
+    assert temperature.raw.grad.item() > 0
+    assert Temperature(initial=initial, minimum=initial, maximum=initial)().item() == pytest.approx(initial)
 
 
 def test_a_packed_stream_equals_its_sequences_one_by_one():

@@ -151,6 +151,6 @@ def test_layouts_that_cannot_be_are_refused():
     for lengths, prefixes in (([0], [0]), ([3], [4]), ([3], [-1]), ([3, 2], [3])):
         with pytest.raises(ValueError, match=r"prefix|match"):
             make_layout(lengths, prefix_lengths=prefixes)
-    for owners in ([1, 0], [-1, 2]):
+    for owners in ([1, 0], [-1, 2], [2, 0, -1], [-1, 0, 1]):
         with pytest.raises(ValueError, match="no prefix of its own"):
-            make_layout([2, 2], prefix_of=owners)
+            make_layout([2] * len(owners), prefix_of=owners)

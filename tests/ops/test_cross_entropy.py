@@ -28,6 +28,7 @@ def test_chunked_equals_reference(num_rows, chunk, dtype, smoothing, multiple, m
     monkeypatch.setattr(cross_entropy, "_CHUNK_LOGITS", chunk)
     monkeypatch.setitem(cross_entropy._MULTIPLE_OF_ROWS, "cpu", multiple)
     inputs, targets = random_problem(num_rows)
+    assert all(rows.stop - rows.start <= max(1, chunk // VOCABULARY) for rows in cross_entropy._chunks(*inputs[:2]))
 
     def call(path):
         return lambda *inputs: tied_cross_entropy(*inputs, targets, smoothing=smoothing, path=path)[0]

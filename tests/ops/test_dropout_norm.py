@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.ops.comparing import DTYPES, STREAMS, assert_within_budget, stream
 from unimo_ds.ops.dropout import dropout, dropout_reference
@@ -13,8 +14,14 @@ from unimo_ds.ops.layout import make_layout
 SIZE = 24
 
 
-def random_rows(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+def random_rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_inputs(num_rows: int, size: int = SIZE) -> list[torch.Tensor]:
+    """x, residual, weight and bias."""
+    shapes = ((num_rows, size), (num_rows, size), (size,), (size,))
+    return [random_rows(*shape, seed=seed) for seed, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -28,15 +35,13 @@ def test_fused_equals_reference(name, probability, dtype):
             x, residual, weight, bias, keys, probability=probability, site=5, epsilon=1e-5, path=path
         )
 
-    inputs = [random_rows(len(keys), SIZE), random_rows(len(keys), SIZE) * 2, random_rows(SIZE), random_rows(SIZE)]
-    assert_within_budget(call("fused"), call("reference"), inputs, dtype)
+    assert_within_budget(call("fused"), call("reference"), random_inputs(len(keys)), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_without_gradients_the_bits_are_those_of_training(dtype):
     keys = stream("prefixes").position_keys
-    x, residual = random_rows(len(keys), SIZE).to(dtype), random_rows(len(keys), SIZE).to(dtype) * 2
-    weight, bias = random_rows(SIZE).to(dtype), random_rows(SIZE).to(dtype)
+    x, residual, weight, bias = (one.to(dtype) for one in random_inputs(len(keys)))
     results = []
     for is_training in (True, False):
         with torch.set_grad_enabled(is_training):
@@ -44,6 +49,7 @@ def test_without_gradients_the_bits_are_those_of_training(dtype):
                 dropout_add_layer_norm(x, residual, weight, bias, keys, probability=0.0, site=5, epsilon=1e-5)
             )
     assert torch.equal(*results)
+    assert torch.equal(results[0], functional.layer_norm(residual + x, (SIZE,), weight, bias, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

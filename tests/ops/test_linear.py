@@ -20,7 +20,10 @@ def test_linear_equals_torch(num_rows, dtype):
 
 def test_without_a_bias():
     x, weight = torch.ones(2, 3).half(), torch.ones(4, 3).half()
-    assert torch.equal(linear(x, weight, None), torch.full((2, 4), 3.0).half())
+    found = linear(x, weight.requires_grad_(), None)
+    assert torch.equal(found, torch.full((2, 4), 3.0).half())
+    found.sum().backward()
+    assert torch.equal(weight.grad, torch.full((4, 3), 2.0).half())
 
 
 def test_full_precision_is_never_widened():

@@ -17,6 +17,8 @@ def test_mix_depends_on_every_part_and_their_order():
     assert len(values) == 6
     assert all(0 <= value < 1 << 63 for value in values)
     assert mix(5, 6) == mix(5, 6)
+    # The first output of the published splitmix64 with the seed 1234567.
+    assert mix(0x9E3779B97F4A7C15 ^ 1234567) == 6457827717110365317 >> 1
 
 
 def test_numpys_random_module_is_there_before_any_worker_is_forked():

@@ -47,9 +47,9 @@ class Loop:
     """One start of a run, from its newest checkpoint to its end or to a request to stop. Making it may raise UserError: a damaged
     or lost checkpoint, or no room for the next one.
 
-    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model; None: never.
-    best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name of its data, which
-    may change between starts. on_step: called after every step (data limits).
+    make_batches: (start step, stop step) -> this rank's batches of those steps. evaluate: measures the model, and leaves it in
+    training; None: never. best_metric: name of the metric, higher is better, that decides the best checkpoint; measured_on: name
+    of its data, which may change between starts. on_step: called after every step (data limits).
     """
 
     def __init__(
@@ -200,7 +200,6 @@ class Loop:
         self._resume()
         told = f"{text}; batches {first} to {stop - 1} are passed over"
         self._log.note(self.progress.step, "rolled_back", text=told)
-        self.engine.module.train()
         self._speed.reset()
 
     def _step(self, batch: StepBatch) -> None:
@@ -290,7 +289,6 @@ class Loop:
         is_due = self._evaluate is not None and (is_last or step % evaluation.every_steps == 0)
         if is_due and stop is None:
             is_best = self._measure()
-            self.engine.module.train()
         # A stop leaves no time for an evaluation; the next start makes up for it, as if the run had not stopped.
         self.progress = dataclasses.replace(self.progress, evaluation_is_due=is_due and stop is not None)
         if is_last or stop is not None or is_best or step % self.config.checkpoint.every_steps == 0:

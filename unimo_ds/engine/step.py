@@ -166,7 +166,7 @@ def _finish(
         name: right / asked if asked else float("nan")
         for name, right, asked in zip(ACCURACIES, right_and_asked[:middle], right_and_asked[middle:], strict=False)
     }
-    is_finite = all(abs(total) < float("inf") for total in totals[:num_losses])
+    is_finite = all(map(math.isfinite, totals[:num_losses]))
     result = engine.step(is_finite=is_finite, is_wanted=is_wanted(loss))
     return StepMetrics(
         loss=loss if is_finite else float("nan"),

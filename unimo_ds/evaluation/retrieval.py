@@ -119,7 +119,7 @@ def reranked(
 ) -> Integers:
     """[R] ranks after each row's candidates are reordered by a second score.
 
-    first_ranks_R: ranks under the first score, kept by rows without a right answer among their candidates.
+    first_ranks_R: ranks under the first score, kept by rows without a right answer among their candidates, the best under it.
     scores_RK: second scores of `candidates_RK`. is_own_RK: which candidates are right answers.
 
     Raises:
@@ -132,9 +132,7 @@ def reranked(
     best_R = np.full(len(first_ranks_R), np.nan, np.float32)
     best_R[found_R] = np.fmax.reduce(masked_RK[found_R], axis=1)
     not_below_RK = ~(scores_RK < best_R[:, None]) & ~is_own_RK
-    # A right answer that is not among the candidates ranks after all of them.
-    missed_R = np.maximum(first_ranks_R, candidates_RK.shape[1] + 1)
-    ranks_R: Integers = np.where(found_R, 1 + not_below_RK.sum(1, dtype=np.int64), missed_R)
+    ranks_R: Integers = np.where(found_R, 1 + not_below_RK.sum(1, dtype=np.int64), first_ranks_R)
     return ranks_R
 
 
