@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.corpora import make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig
-from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
+from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, Level, SequenceRole, TextRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.storage.members import texts_of
@@ -87,6 +87,7 @@ def test_lengths_are_those_of_the_stored_things() -> None:
     config = make_config(max_text_tokens=20, max_regions=4)
     samples = np.arange(CORPUS.num_samples)
     step = select_step(CORPUS, samples, samples + 100, config)
+    encoded: list[int] = []
     for sample in samples.tolist():
         selection = step[sample]
         for sequence in selection.sequences:
@@ -96,7 +97,9 @@ def test_lengths_are_those_of_the_stored_things() -> None:
                 tokens = min(int(CORPUS.text_tokens[CORPUS.text_start[sample] + sequence.text]), 18) + 2
             extra = 2 * len(selection.fragments) if sequence.role is SequenceRole.CORRUPTED else 0
             assert sequence.length == regions + tokens + extra
+            encoded.append(0 if sequence.role in JOINT_ROLES else regions)
         assert selection.num_positions == step.num_positions[sample]
+    assert step.encoded_images.tolist() == encoded
 
 
 def test_a_visit_alone_is_the_visit_in_any_company() -> None:
@@ -113,8 +116,11 @@ def test_visits_differ_by_position_and_seed() -> None:
     sample = int(PAIRS[np.argmax(np.diff(CORPUS.text_start)[PAIRS])])
     visits = [select(CORPUS, sample, position, config) for position in range(30)]
     assert len({tuple(s.text for s in visit.sequences) for visit in visits}) > 10
-    other = select(CORPUS, sample, 0, dataclasses.replace(config, seed=99))
-    assert {s.seed for s in other.sequences}.isdisjoint(s.seed for s in visits[0].sequences)
+    others = [select(CORPUS, sample, position, dataclasses.replace(config, seed=99)) for position in range(30)]
+    seeds = [s.seed for visit in (*visits, *others) for s in visit.sequences]
+    assert len(set(seeds)) == len(seeds)
+    drawn = [[(s.text, s.image) for s in visit.sequences] for visit in (*visits, *others)]
+    assert sum(one == other for one, other in zip(drawn[:30], drawn[30:], strict=True)) < 10
 
 
 def test_without_contrast_there_is_one_corrupted_sequence_each() -> None:
