@@ -83,11 +83,14 @@ def test_pairs_draw_from_their_own_caption_and_level(rewrites: Literal["joint", 
         assert len({s.seed for s in selection.sequences}) == len(selection.sequences)
 
 
-def test_lengths_are_those_of_the_stored_things() -> None:
-    config = make_config(max_text_tokens=20, max_regions=4)
+@pytest.mark.parametrize("joint_encoding", ["exact", "shared_image"])
+def test_lengths_are_those_of_the_stored_things(joint_encoding: Literal["exact", "shared_image"]) -> None:
+    contrast = dataclasses.replace(make_config().contrast, joint_encoding=joint_encoding)
+    config = make_config(max_text_tokens=20, max_regions=4, contrast=contrast)
     samples = np.arange(CORPUS.num_samples)
     step = select_step(CORPUS, samples, samples + 100, config)
     encoded: list[int] = []
+    shared: list[int] = []
     for sample in samples.tolist():
         selection = step[sample]
         for sequence in selection.sequences:
@@ -97,9 +100,13 @@ def test_lengths_are_those_of_the_stored_things() -> None:
                 tokens = min(int(CORPUS.text_tokens[CORPUS.text_start[sample] + sequence.text]), 18) + 2
             extra = 2 * len(selection.fragments) if sequence.role is SequenceRole.CORRUPTED else 0
             assert sequence.length == regions + tokens + extra
-            encoded.append(0 if sequence.role in JOINT_ROLES else regions)
+            is_joint = sequence.role in JOINT_ROLES
+            encoded.append(0 if is_joint else regions)
+            shares = is_joint and joint_encoding == "shared_image"
+            shared.append(min(int(CORPUS.num_regions[sample]), 4) + 1 if shares else 0)
         assert selection.num_positions == step.num_positions[sample]
     assert step.encoded_images.tolist() == encoded
+    assert step.shared_lengths.tolist() == shared
 
 
 def test_a_visit_alone_is_the_visit_in_any_company() -> None:
