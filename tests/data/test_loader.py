@@ -158,6 +158,7 @@ def test_damage_is_replaced_alike_everywhere() -> None:
     for bad in whole.bad_samples:
         assert bad.substitute not in broken_keys
         assert bad.key.startswith("image") or bad.substitute.split("-")[0] == bad.key.split("-")[0]
+    assert len({bad.substitute for bad in whole.bad_samples if bad.key.startswith("pair")}) > 1, "not one for all"
     assert not broken_keys & {key for micro in whole.micro_batches for key in micro.keys}
     planned = first.selection.num_positions.sum()
     assert sum(micro.num_positions for micro in whole.micro_batches) <= planned
