@@ -180,6 +180,28 @@ def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Pat
     assert cached_bytes(tmp_path) <= bound
 
 
+def test_a_shard_read_again_is_kept_longer(url: str, tmp_path: Path) -> None:
+    sizes = [shard.bytes for shard in Corpus.open(url, cache_dir=str(tmp_path)).manifest.shards]
+    corpus = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=sum(sizes) - min(sizes))
+    for number in (0, 4, 7):  # one sample of each shard
+        corpus.read(number)
+    for at, path in enumerate(sorted(tmp_path.glob("*/*.tar"), key=lambda path: path.name.partition("-")[2])):
+        os.utime(path, (at, at))
+    corpus.close()
+    corpus.read(0)
+    corpus.read(9)
+    kept = sorted(path.name.partition("-")[2] for path in tmp_path.glob("*/*.tar"))
+    assert kept == ["images-000000.tar", "pairs-000001.tar", "texts-000000.tar"]
+
+
+def test_a_cached_shard_that_was_cut_is_fetched_again(folder: Path, url: str, tmp_path: Path) -> None:
+    """As by a disk that was full."""
+    Corpus.open(url, cache_dir=str(tmp_path)).read(0)
+    (shard,) = tmp_path.glob("*/*.tar")
+    os.truncate(shard, 1000)
+    assert_same_sample(Corpus.open(url, cache_dir=str(tmp_path)).read(0), Corpus.open(folder).read(0))
+
+
 def test_a_cache_of_one_shard_serves_two_processes(
     folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
