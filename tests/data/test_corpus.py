@@ -31,7 +31,7 @@ from unimo_ds.data.prepare.journal import import_journal
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
-from unimo_ds.data.storage import cache, manifest, retrying
+from unimo_ds.data.storage import cache, index, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.open_folder import OpenFolder
@@ -94,6 +94,10 @@ def test_facts_agree_with_the_samples(folder: Path) -> None:
     assert (corpus.feature_size, corpus.classes_per_region, corpus.num_region_classes) == (FEATURE_SIZE, 2, 16)
     assert corpus.manifest.totals == {"image": 4, "pair": 5, "text": 3}
     assert corpus.tokenizer_path == folder / "tokenizer.json"
+    for entry in corpus.manifest.shards:
+        regions = [one.sample.regions for one in read_shard(folder / entry.file)]
+        largest = max((int(one.class_ids.max()) for one in regions if one is not None), default=-1)
+        assert index.of_shard(folder / entry.file).largest_class == largest
 
 
 def test_canonical_order_of_texts() -> None:

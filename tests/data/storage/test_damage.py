@@ -31,6 +31,7 @@ from tests.data.shard_folders import (
     make_text,
 )
 from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.verify import Problem, verify
 from unimo_ds.data.schema import Kind, Regions, Sample
 from unimo_ds.data.storage import index, manifest, members, shards
@@ -233,6 +234,31 @@ def test_an_index_of_another_form_is_named(folder: Path) -> None:
     for content in (*(index.to_bytes(dataclasses.replace(known, **change)) for change in changes), encrypted):
         path.write_bytes(content)
         assert {problem.file for problem in verify(folder)} == {path.name}
+
+
+def test_an_index_that_contradicts_itself_is_refused(folder: Path) -> None:
+    known = index.of_shard(folder / SHARD)
+
+    def with_first(records: np.ndarray, name: str, value: int) -> np.ndarray:
+        changed = records.copy()
+        changed[name][0] = value
+        return changed
+
+    changes: tuple[dict[str, Any], ...] = (
+        {"base_names": known.base_names.partition("\n")[2]},
+        {"base_names": known.base_names.replace("0", "\x7f", 1)},
+        {"texts": known.texts[1:]},
+        {"related_images": known.related_images[1:]},
+        {"samples": with_first(known.samples, "source", len(known.source_names))},
+        {"samples": with_first(known.samples, "start", -1)},
+        {"samples": with_first(known.samples, "start", known.shard_bytes)},
+        {"samples": with_first(known.samples, "size", MAX_MEMBER_BYTES + 1), "shard_bytes": 2**40},
+        {"related_images": with_first(known.related_images, "shard", len(known.related_shards))},
+    )
+    for change in changes:
+        content = index.to_bytes(dataclasses.replace(known, **change))
+        with pytest.raises(UserError, match="contradicts itself"):
+            index.from_bytes(content, where="an index")
 
 
 FLIPPED = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
