@@ -93,6 +93,7 @@ def test_facts_agree_with_the_samples(folder: Path) -> None:
     np.testing.assert_array_equal(corpus.related_image_index, [0, 1, 2, 3, 0])
     assert (corpus.feature_size, corpus.classes_per_region, corpus.num_region_classes) == (FEATURE_SIZE, 2, 16)
     assert corpus.manifest.totals == {"image": 4, "pair": 5, "text": 3}
+    assert corpus.has_stored_regions
     assert corpus.tokenizer_path == folder / "tokenizer.json"
     for entry in corpus.manifest.shards:
         regions = [one.sample.regions for one in read_shard(folder / entry.file)]

@@ -236,6 +236,15 @@ def test_an_index_of_another_form_is_named(folder: Path) -> None:
         assert {problem.file for problem in verify(folder)} == {path.name}
 
 
+def test_an_index_of_another_version_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = index.of_shard(folder / SHARD)
+    monkeypatch.setattr(index, "SCHEMA_VERSION", 2)
+    content = index.to_bytes(known)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"an index is not of schema version 1; build it again"):
+        index.from_bytes(content, where="an index")
+
+
 def test_an_index_that_contradicts_itself_is_refused(folder: Path) -> None:
     known = index.of_shard(folder / SHARD)
 

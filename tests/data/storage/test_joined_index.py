@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import fcntl
 import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.data.shard_folders import finish, make_folder, write_samples
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.storage import joined_index, shards
+from unimo_ds.data.storage import index, joined_index, manifest, shards
 from unimo_ds.utils.errors import UserError
 
 
@@ -57,6 +62,39 @@ def make_anew(folder: Path, *, num_pairs: int) -> None:
     finish(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"related_shards": ("gone.tar",)},
+            r"pairs-000000\.tar refers to images in gone\.tar, which the manifest does not",
+        ),
+        (
+            {"source_names": ("gone",)},
+            r"pairs-000000\.tar holds samples of the source gone, of which the manifest does not",
+        ),
+        ({"related_images": [4, 1, 2]}, r"pairs-000000\.tar refers to related images beyond the end of a shard"),
+    ],
+)
+def test_an_index_that_leads_out_of_the_manifest_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    path = folder / "pairs-000000.tar"
+    known = index.of_shard(path)
+    if "related_images" in change:
+        related = known.related_images.copy()
+        related["index"] = change["related_images"]  # of images 0 to 3
+        change = {"related_images": related}
+    content = index.to_bytes(dataclasses.replace(known, **change))
+    shards.index_path(path).write_bytes(content)
+    listed = manifest.load_manifest(folder)
+    entries = [
+        dataclasses.replace(one, index_sha256=hashlib.sha256(content).hexdigest()) if one.file == path.name else one
+        for one in listed.shards
+    ]
+    manifest.write_manifest(folder, dataclasses.replace(listed, shards=tuple(entries)))
+    with pytest.raises(UserError, match=message):
+        open_corpus(folder)
+
+
 def test_a_small_corpus_is_held_in_memory(folder: Path) -> None:
     assert not is_mapped(open_corpus(folder))
     assert not (folder.parent / "cache").exists()
@@ -94,7 +132,7 @@ def test_later_starts_read_no_index(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_large")
-@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense", "flipped", "counted wrongly"])
 def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
     wanted = columns(open_corpus(folder))
     wanted = {name: column.copy() for name, column in wanted.items()}
@@ -105,6 +143,10 @@ def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
         content = bytearray((joined / "places").read_bytes())
         content[17] ^= 4
         (joined / "places").write_bytes(content)
+    elif damage == "counted wrongly":
+        about = json.loads((joined / "about.json").read_text())
+        about["lengths"]["text_tokens"] -= 1
+        (joined / "about.json").write_text(json.dumps(about))
     elif damage == "gone":
         (joined / "places").unlink()
     else:
@@ -132,6 +174,9 @@ def test_those_of_the_folder_as_it_was_go_when_nobody_has_them_open(folder: Path
 
     make_anew(others, num_pairs=3)
     open_corpus(others)
+    (indices / "fedcba9876543210.alive.partial").mkdir()
+    at_work = (indices / "fedcba9876543210.lock").open("ab")
+    fcntl.flock(at_work, fcntl.LOCK_EX)
     kept = joined()
     first = open_corpus(folder)
     (name,) = joined() - kept
@@ -148,7 +193,8 @@ def test_those_of_the_folder_as_it_was_go_when_nobody_has_them_open(folder: Path
     third = open_corpus(folder)
     assert len(third) == len(third.kinds) == 14
     assert len(joined() - kept) == 1, "both are gone, and what a killed process of other data left"
-    assert kept < joined(), "those of another folder stay"
+    assert kept < joined(), "those of another folder stay, and what another process is writing"
+    at_work.close()
 
 
 @pytest.mark.usefixtures("_large")

@@ -74,6 +74,11 @@ _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
         pytest.param(_text_members("a") + _text_members("a"), "has .json twice", id="same member twice"),
         pytest.param(_image_members("a")[:-1], "json is missing", id="without json"),
         pytest.param(_image_members("a")[1:], "boxes.npy is missing", id="half a sample"),
+        pytest.param(
+            _image_members("a") + _image_members("b", regions=make_regions(0, feature_size=9)),
+            "9 features and 2 classes where the shard's first have 8 and 2",
+            id="another extractor",
+        ),
         pytest.param(_text_members("a") + _image_members("a")[:-1], "a text sample has an image", id="merged"),
         pytest.param([("../../evil.json", b"{}")], "is not BASE.EXTENSION", id="dots"),
         pytest.param([("/etc/evil.json", b"{}")], "is not BASE.EXTENSION", id="absolute"),
