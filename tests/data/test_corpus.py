@@ -35,7 +35,14 @@ from unimo_ds.data.storage import cache, index, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.open_folder import OpenFolder
-from unimo_ds.data.storage.shards import StoredSample, index_path, read_shard, rewrite_shard, write_shards
+from unimo_ds.data.storage.shards import (
+    StoredSample,
+    index_path,
+    read_shard,
+    rewrite_shard,
+    shard_files,
+    write_shards,
+)
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
@@ -402,8 +409,9 @@ def test_shards_must_agree(tmp_path: Path) -> None:
     ):
         finish(tmp_path)
     (tmp_path / "wide-000000.tar").unlink()
-    with pytest.raises(UserError, match="num_region_classes is 3"):
-        finish_folder(tmp_path, tokenizer=WordTokenizer(), num_region_classes=3)
+    largest = max(index.of_shard(path).largest_class for path in shard_files(tmp_path))
+    with pytest.raises(UserError, match=f"holds region class {largest}, but num_region_classes is {largest};"):
+        finish_folder(tmp_path, tokenizer=WordTokenizer(), num_region_classes=largest)
 
 
 def test_references_must_lead_somewhere(tmp_path: Path) -> None:
@@ -413,6 +421,16 @@ def test_references_must_lead_somewhere(tmp_path: Path) -> None:
     write_shards(tmp_path, "images", [StoredSample(make_image(0))])
     with pytest.raises(UserError, match="not there or has no regions"):
         finish(tmp_path)
+    write_shards(tmp_path, "images", [StoredSample(make_text(number)) for number in range(4)])
+    with pytest.raises(UserError, match="not there or has no regions"):
+        finish(tmp_path)
+
+
+def test_many_shards_keep_their_order(tmp_path: Path) -> None:
+    """Their indices are read side by side."""
+    write_shards(tmp_path, "texts", (StoredSample(make_text(number)) for number in range(40)), max_samples=1)
+    finish(tmp_path)
+    assert Corpus.open(tmp_path).text_tokens.tolist() == [1 + number for number in range(40)]
 
 
 def test_shards_are_verified_side_by_side(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_mapped_indices_are_those_in_memory(folder: Path, monkeypatch: pytest.Mo
             assert large.read_jpeg(number) == small.read_jpeg(number)
         if opened:
             assert files(folder) == written, "the second time they are found"
+        (joined,) = (path for path in (folder.parent / "cache" / "indices").iterdir() if path.is_dir())
+        assert joined.stat().st_mode & 0o777 == 0o755, "for other users too"
         written = files(folder)
 
 
@@ -151,7 +153,9 @@ def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
         (joined / "places").unlink()
     else:
         (joined / "about.json").write_text('{"lengths": {"kinds": 1}}')
-    for name, column in columns(open_corpus(folder)).items():
+    again = open_corpus(folder)
+    assert is_mapped(again)
+    for name, column in columns(again).items():
         np.testing.assert_array_equal(column, wanted[name])
 
 
