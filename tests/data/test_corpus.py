@@ -18,6 +18,7 @@ from tests.data.shard_folders import (
     FEATURE_SIZE,
     WordTokenizer,
     assert_same_sample,
+    change_index,
     fake_jpeg,
     finish,
     make_folder,
@@ -143,6 +144,20 @@ def test_several_imports_share_a_folder(tmp_path: Path) -> None:
     assert verify(folder) == []
 
 
+def test_a_manifest_lists_other_files_by_name_and_hides_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path)
+    names = ["a.tsv", "b.txt", "report-x.json", "z.json"]
+    for name in reversed(names):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(sys, "argv", ["unimo", "prepare", "pack", "s3://key:secret@bucket"])
+    made = finish_folder(folder, tokenizer=WordTokenizer())
+    assert [entry.file for entry in made.files] == sorted([*names, "tokenizer.json"])
+    assert made.commands[-1].startswith("unimo prepare pack")
+    assert "secret" not in made.commands[-1]
+
+
 def test_finishing_again_changes_nothing(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -213,6 +228,19 @@ def test_workers_read_a_corpus_that_is_already_open(folder: Path, method: str, n
 def test_errors_survive_the_way_to_the_parent() -> None:
     error = pickle.loads(pickle.dumps(CorruptSample("a.tar:b", "gone")))  # noqa: S301
     assert (error.key, error.reason) == ("a.tar:b", "gone")
+
+
+@pytest.mark.parametrize(("name", "value"), [("kind", Kind.IMAGE), ("num_regions", 2)])
+def test_a_sample_that_differs_from_its_index_is_refused(tmp_path: Path, name: str, value: int) -> None:
+    """Order and packing were computed from what the index says."""
+    folder = make_folder(tmp_path)
+    samples = index.of_shard(folder / "pairs-000000.tar").samples.copy()
+    samples[name][0] = value  # a pair with one region
+    change_index(folder, "pairs-000000.tar", samples=samples)
+    corpus = Corpus.open(folder)
+    with pytest.raises(CorruptSample, match="its kind or number of regions differ from the index"):
+        corpus.read(4)
+    assert_same_sample(corpus.read(5), EXPECTED[5])
 
 
 def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

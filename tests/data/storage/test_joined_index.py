@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import gc
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.shard_folders import finish, make_folder, write_samples
+from tests.data.shard_folders import change_index, finish, make_folder, write_samples
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.storage import index, joined_index, manifest, shards
+from unimo_ds.data.storage import index, joined_index, shards
 from unimo_ds.utils.errors import UserError
 
 
@@ -77,20 +75,12 @@ def make_anew(folder: Path, *, num_pairs: int) -> None:
     ],
 )
 def test_an_index_that_leads_out_of_the_manifest_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
-    path = folder / "pairs-000000.tar"
-    known = index.of_shard(path)
+    shard = "pairs-000000.tar"
     if "related_images" in change:
-        related = known.related_images.copy()
+        related = index.of_shard(folder / shard).related_images.copy()
         related["index"] = change["related_images"]  # of images 0 to 3
         change = {"related_images": related}
-    content = index.to_bytes(dataclasses.replace(known, **change))
-    shards.index_path(path).write_bytes(content)
-    listed = manifest.load_manifest(folder)
-    entries = [
-        dataclasses.replace(one, index_sha256=hashlib.sha256(content).hexdigest()) if one.file == path.name else one
-        for one in listed.shards
-    ]
-    manifest.write_manifest(folder, dataclasses.replace(listed, shards=tuple(entries)))
+    change_index(folder, shard, **change)
     with pytest.raises(UserError, match=message):
         open_corpus(folder)
 

@@ -163,3 +163,17 @@ def test_something_behind_the_end_mark(tmp_path: Path) -> None:
     path.write_bytes(whole + whole)
     with pytest.raises(UserError, match="something behind the end mark"):
         build_index(path, WordTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [(511, r"the padding behind a\.json is damaged"), (1023 + 512, "the end mark is damaged")],
+)
+def test_no_byte_between_the_members_counts_for_nothing(tmp_path: Path, at: int, message: str) -> None:
+    path = tmp_path / "a-000000.tar"
+    write_tar(path, _text_members("a"))
+    whole = bytearray(path.read_bytes())
+    whole[512 + at] = 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=message):
+        build_index(path, WordTokenizer())
