@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,6 +396,7 @@ def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda record: record["files"][0].update(sha256="A" * 64), "not a SHA-256"),
         (lambda record: record["shards"].append(record["shards"][0]), "twice"),
         (lambda record: record["shards"][0].update(samples=5), "disagree"),
+        (lambda record: record["shards"][0].update(sha256="0" * 64), "disagree"),
         (lambda record: record["shards"][0].update(bytes=10240), "has 30720 bytes, not 10240"),
         (lambda record: record["shards"][0].update(index_sha256="0" * 64), "not the index that the manifest describes"),
     ],
@@ -404,6 +407,20 @@ def test_manifests_that_are_refused(tmp_path: Path, change, message: str) -> Non
     with pytest.raises(UserError, match=message):
         Corpus.open(folder)
     assert verify(folder) != []
+
+
+def test_a_fingerprint_covers_all_that_a_run_reads(folder: Path) -> None:
+    known = manifest.load_manifest(folder)
+    first, *others = known.shards
+    changes: list[dict[str, Any]] = [
+        {"shards": (dataclasses.replace(first, **{name: "0" * 64}), *others)}
+        for name in ("file", "sha256", "index_sha256")
+    ]
+    changes += [{"shards": (*others, first)}, {"tokenizer": dataclasses.replace(known.tokenizer, fingerprint="other")}]
+    changes += [{name: 1} for name in ("feature_size", "classes_per_region", "num_region_classes")]
+    found = {dataclasses.replace(known, **change).fingerprint for change in changes}
+    assert len(found | {known.fingerprint}) == len(changes) + 1
+    assert dataclasses.replace(known, commands=(), files=(), versions={}).fingerprint == known.fingerprint
 
 
 def test_an_edited_manifest_is_seen_by_its_checksum(tmp_path: Path) -> None:
