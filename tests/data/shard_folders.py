@@ -111,10 +111,8 @@ def change_index(folder: Path, shard: str, **changes: Any) -> None:
     content = index.to_bytes(dataclasses.replace(index.of_shard(path), **changes))
     index_path(path).write_bytes(content)
     listed = manifest.load_manifest(folder)
-    index_sha256 = hashlib.sha256(content).hexdigest()
-    entries = (
-        dataclasses.replace(one, index_sha256=index_sha256) if one.file == shard else one for one in listed.shards
-    )
+    stated = {"index_bytes": len(content), "index_sha256": hashlib.sha256(content).hexdigest()}
+    entries = (dataclasses.replace(one, **stated) if one.file == shard else one for one in listed.shards)
     manifest.write_manifest(folder, dataclasses.replace(listed, shards=tuple(entries)))
 
 
