@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.schema import Caption, Kind, Level, Regions, Rewrite, Sample
+from unimo_ds.data.storage import index, manifest
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.manifest import ExtractorEntry, Manifest
-from unimo_ds.data.storage.shards import StoredSample, write_shards
+from unimo_ds.data.storage.shards import StoredSample, index_path, write_shards
 
 FEATURE_SIZE, CLASSES_PER_REGION, NUM_CLASSES = 8, 2, 16
 
@@ -100,6 +103,17 @@ def make_folder(folder: Path) -> Path:
     write_samples(folder)
     finish(folder)
     return folder
+
+
+def change_index(folder: Path, shard: str, **changes: Any) -> None:
+    """Give a shard another index, with the checksum that the manifest states."""
+    path = folder / shard
+    content = index.to_bytes(dataclasses.replace(index.of_shard(path), **changes))
+    index_path(path).write_bytes(content)
+    listed = manifest.load_manifest(folder)
+    stated = {"index_bytes": len(content), "index_sha256": hashlib.sha256(content).hexdigest()}
+    entries = (dataclasses.replace(one, **stated) if one.file == shard else one for one in listed.shards)
+    manifest.write_manifest(folder, dataclasses.replace(listed, shards=tuple(entries)))
 
 
 def assert_same_sample(found: Sample, expected: Sample) -> None:

@@ -44,6 +44,17 @@ def test_loads_are_close_to_equal() -> None:
     assert loads.max() / loads.mean() < 1.01
 
 
+def test_a_bin_too_full_for_one_sample_may_hold_the_next() -> None:
+    costs, lengths = np.array([10, 9, 8, 7, 6]), np.array([90, 10, 20, 50, 10])
+    split = split_step(costs, lengths, None, 2, 100)
+    assert [[micro.tolist() for micro in rank] for rank in split] == [[[0, 4]], [[1, 2, 3]]]
+
+
+def test_ranks_are_even_where_micro_batches_are_not() -> None:
+    split = split_step(np.ones(4), np.full(4, 10), None, 3, 10)
+    assert [[len(micro) for micro in rank] for rank in split] == [[1, 1], [1, 0], [1, 0]]
+
+
 def test_pairs_are_spread_where_costs_are_equal() -> None:
     pairs = np.array([True] * 8 + [False] * 8)
     split = split_step(np.ones(16), np.ones(16), pairs, 4, 100)

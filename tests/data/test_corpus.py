@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tests.data.shard_folders import (
     FEATURE_SIZE,
     WordTokenizer,
     assert_same_sample,
+    change_index,
     fake_jpeg,
     finish,
     make_folder,
@@ -31,11 +34,18 @@ from unimo_ds.data.prepare.journal import import_journal
 from unimo_ds.data.prepare.verify import verify
 from unimo_ds.data.prepare.workers import Workers
 from unimo_ds.data.schema import Kind, Level, TextRole
-from unimo_ds.data.storage import cache, manifest, retrying
+from unimo_ds.data.storage import cache, index, manifest, retrying
 from unimo_ds.data.storage.folder import finish_folder
 from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.storage.open_folder import OpenFolder
-from unimo_ds.data.storage.shards import StoredSample, index_path, read_shard, rewrite_shard, write_shards
+from unimo_ds.data.storage.shards import (
+    StoredSample,
+    index_path,
+    read_shard,
+    rewrite_shard,
+    shard_files,
+    write_shards,
+)
 from unimo_ds.utils.errors import UserError
 
 EXPECTED = [make_image(n) for n in range(4)] + [make_pair(n) for n in range(5)] + [make_text(n) for n in range(3)]
@@ -93,7 +103,12 @@ def test_facts_agree_with_the_samples(folder: Path) -> None:
     np.testing.assert_array_equal(corpus.related_image_index, [0, 1, 2, 3, 0])
     assert (corpus.feature_size, corpus.classes_per_region, corpus.num_region_classes) == (FEATURE_SIZE, 2, 16)
     assert corpus.manifest.totals == {"image": 4, "pair": 5, "text": 3}
+    assert corpus.has_stored_regions
     assert corpus.tokenizer_path == folder / "tokenizer.json"
+    for entry in corpus.manifest.shards:
+        regions = [one.sample.regions for one in read_shard(folder / entry.file)]
+        largest = max((int(one.class_ids.max()) for one in regions if one is not None), default=-1)
+        assert index.of_shard(folder / entry.file).largest_class == largest
 
 
 def test_canonical_order_of_texts() -> None:
@@ -129,6 +144,20 @@ def test_several_imports_share_a_folder(tmp_path: Path) -> None:
     assert after.fingerprint != before.fingerprint
     assert after.manifest.totals["pair"] == 6
     assert verify(folder) == []
+
+
+def test_a_manifest_lists_other_files_by_name_and_hides_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path)
+    names = ["a.tsv", "b.txt", "report-x.json", "z.json"]
+    for name in reversed(names):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(sys, "argv", ["unimo", "prepare", "pack", "s3://key:secret@bucket"])
+    made = finish_folder(folder, tokenizer=WordTokenizer())
+    assert [entry.file for entry in made.files] == sorted([*names, "tokenizer.json"])
+    assert made.commands[-1].startswith("unimo prepare pack")
+    assert "secret" not in made.commands[-1]
 
 
 def test_finishing_again_changes_nothing(tmp_path: Path) -> None:
@@ -201,6 +230,19 @@ def test_workers_read_a_corpus_that_is_already_open(folder: Path, method: str, n
 def test_errors_survive_the_way_to_the_parent() -> None:
     error = pickle.loads(pickle.dumps(CorruptSample("a.tar:b", "gone")))  # noqa: S301
     assert (error.key, error.reason) == ("a.tar:b", "gone")
+
+
+@pytest.mark.parametrize(("name", "value"), [("kind", Kind.IMAGE), ("num_regions", 2)])
+def test_a_sample_that_differs_from_its_index_is_refused(tmp_path: Path, name: str, value: int) -> None:
+    """Order and packing were computed from what the index says."""
+    folder = make_folder(tmp_path)
+    samples = index.of_shard(folder / "pairs-000000.tar").samples.copy()
+    samples[name][0] = value  # a pair with one region
+    change_index(folder, "pairs-000000.tar", samples=samples)
+    corpus = Corpus.open(folder)
+    with pytest.raises(CorruptSample, match="its kind or number of regions differ from the index"):
+        corpus.read(4)
+    assert_same_sample(corpus.read(5), EXPECTED[5])
 
 
 def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +396,7 @@ def _tamper(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda record: record["files"][0].update(sha256="A" * 64), "not a SHA-256"),
         (lambda record: record["shards"].append(record["shards"][0]), "twice"),
         (lambda record: record["shards"][0].update(samples=5), "disagree"),
+        (lambda record: record["shards"][0].update(sha256="0" * 64), "disagree"),
         (lambda record: record["shards"][0].update(bytes=10240), "has 30720 bytes, not 10240"),
         (lambda record: record["shards"][0].update(index_sha256="0" * 64), "not the index that the manifest describes"),
     ],
@@ -364,6 +407,20 @@ def test_manifests_that_are_refused(tmp_path: Path, change, message: str) -> Non
     with pytest.raises(UserError, match=message):
         Corpus.open(folder)
     assert verify(folder) != []
+
+
+def test_a_fingerprint_covers_all_that_a_run_reads(folder: Path) -> None:
+    known = manifest.load_manifest(folder)
+    first, *others = known.shards
+    changes: list[dict[str, Any]] = [
+        {"shards": (dataclasses.replace(first, **{name: "0" * 64}), *others)}
+        for name in ("file", "sha256", "index_sha256")
+    ]
+    changes += [{"shards": (*others, first)}, {"tokenizer": dataclasses.replace(known.tokenizer, fingerprint="other")}]
+    changes += [{name: 1} for name in ("feature_size", "classes_per_region", "num_region_classes")]
+    found = {dataclasses.replace(known, **change).fingerprint for change in changes}
+    assert len(found | {known.fingerprint}) == len(changes) + 1
+    assert dataclasses.replace(known, commands=(), files=(), versions={}).fingerprint == known.fingerprint
 
 
 def test_an_edited_manifest_is_seen_by_its_checksum(tmp_path: Path) -> None:
@@ -397,8 +454,9 @@ def test_shards_must_agree(tmp_path: Path) -> None:
     ):
         finish(tmp_path)
     (tmp_path / "wide-000000.tar").unlink()
-    with pytest.raises(UserError, match="num_region_classes is 3"):
-        finish_folder(tmp_path, tokenizer=WordTokenizer(), num_region_classes=3)
+    largest = max(index.of_shard(path).largest_class for path in shard_files(tmp_path))
+    with pytest.raises(UserError, match=f"holds region class {largest}, but num_region_classes is {largest};"):
+        finish_folder(tmp_path, tokenizer=WordTokenizer(), num_region_classes=largest)
 
 
 def test_references_must_lead_somewhere(tmp_path: Path) -> None:
@@ -408,6 +466,16 @@ def test_references_must_lead_somewhere(tmp_path: Path) -> None:
     write_shards(tmp_path, "images", [StoredSample(make_image(0))])
     with pytest.raises(UserError, match="not there or has no regions"):
         finish(tmp_path)
+    write_shards(tmp_path, "images", [StoredSample(make_text(number)) for number in range(4)])
+    with pytest.raises(UserError, match="not there or has no regions"):
+        finish(tmp_path)
+
+
+def test_many_shards_keep_their_order(tmp_path: Path) -> None:
+    """Their indices are read side by side."""
+    write_shards(tmp_path, "texts", (StoredSample(make_text(number)) for number in range(40)), max_samples=1)
+    finish(tmp_path)
+    assert Corpus.open(tmp_path).text_tokens.tolist() == [1 + number for number in range(40)]
 
 
 def test_shards_are_verified_side_by_side(tmp_path: Path) -> None:

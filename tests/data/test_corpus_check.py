@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.corpora import MemoryCorpus, WordTokenizer, make_config, make_corpus, make_samples
-from unimo_ds.config import ContrastConfig, KindWeights
+from unimo_ds.config import ContrastConfig, KindWeights, MaskingConfig
 from unimo_ds.data.corpus_check import check_corpus, largest_sample, regions_left_out
 from unimo_ds.data.schema import Kind
 from unimo_ds.data.selection import select_step
@@ -50,6 +50,12 @@ def test_sizes_of_another_model_are_refused(name: str) -> None:
         check_corpus(CORPUS, other)
 
 
+def test_normalised_pixels_are_refused_for_regions_without_pixels() -> None:
+    config = make_config(masking=MaskingConfig(normalised_pixels=True))
+    with pytest.raises(UserError, match=r"masking\.normalised_pixels=true is for patches of images, but"):
+        check_corpus(CORPUS, config)
+
+
 def test_regions_that_are_not_read_are_told() -> None:
     largest = int(CORPUS.num_regions.max())
     assert regions_left_out(CORPUS, make_config(max_regions=largest)) == []
@@ -66,6 +72,7 @@ CONTRASTS = (
     ContrastConfig(rewrites="joint", joint_encoding="shared_image"),
     ContrastConfig(rewrites="single"),
     ContrastConfig(rewrites="both"),
+    ContrastConfig(rewrites="single", related_texts=2, related_images=3),
 )
 
 
@@ -85,7 +92,5 @@ def test_a_sample_beyond_the_budget_is_refused_before_the_run() -> None:
     with pytest.raises(UserError, match=r"sample pair-\d\.tar:\d+ can make up to \d+ stream positions.*raise that"):
         check_corpus(CORPUS, config)
     # Samples that the recipe leaves out do not count.
-    texts = make_config(
-        micro_batch_tokens=100, contrast=ContrastConfig(enabled=False), kind_weights=KindWeights(0, 1, 0)
-    )
+    texts = make_config(micro_batch_tokens=100, kind_weights=KindWeights(0, 1, 0))
     check_corpus(CORPUS, texts)

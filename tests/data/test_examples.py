@@ -11,7 +11,7 @@ import torch
 from tests.data.corpora import FEATURES, MemoryCorpus, WordTokenizer, make_config, make_corpus, make_regions, select
 from unimo_ds.config import ContrastConfig, MaskingConfig, RunConfig
 from unimo_ds.data.examples import Visit, make_examples, texts_to_encode
-from unimo_ds.data.inputs import PreparedSample, image_input, prepare_sample, text_input
+from unimo_ds.data.inputs import PreparedSample, image_input, prepare_sample, text_input, text_key
 from unimo_ds.data.masking import Vocabulary
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import (
@@ -28,6 +28,7 @@ from unimo_ds.data.schema import (
 )
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_selection import Selection
+from unimo_ds.data.storage.members import texts_of
 from unimo_ds.data.vision import patches
 
 TOKENIZER = WordTokenizer()
@@ -94,8 +95,10 @@ def test_every_example_matches_its_plan() -> None:
             else:
                 assert sequence.length == planned.length
         assert (example.position, example.kind, example.key) == (position, selection.kind, CORPUS.key(sample))
-        assert (example.text_key > 0) == (selection.kind is Kind.PAIR)
-        assert example.image_key == (sample if selection.kind is Kind.PAIR else 0)
+        is_pair = selection.kind is Kind.PAIR
+        caption = texts_of(CORPUS.samples[sample])[selection.sequences[0].text].text if is_pair else ""
+        assert example.text_key == (text_key(caption) if is_pair else 0)
+        assert example.image_key == (sample if is_pair else 0)
 
 
 def test_an_image_is_one_image_as_a_pairs_own_and_as_a_related_one() -> None:
@@ -134,6 +137,10 @@ def test_clean_sequences_carry_no_corruption() -> None:
             seen.add(sequence.role)
             if planned.text >= 0 and sequence.token_ids is not None:
                 assert sequence.token_ids[1:-1].tolist() == TOKENIZER.encode(stored.texts[planned.text]).tolist()[:62]
+            if planned.role in (SequenceRole.RELATED_TEXT, SequenceRole.SINGLE_POSITIVE):
+                assert sequence.item_key == text_key(stored.texts[planned.text])
+            else:
+                assert sequence.item_key == (planned.image if planned.role is SequenceRole.RELATED_IMAGE else 0)
             if planned.image == sample:
                 assert sequence.region_features is not None
                 assert (sequence.region_features[1:] == CORPUS.read(sample).regions.features[:6]).all()
@@ -158,6 +165,21 @@ def test_masked_language_targets_are_the_hidden_tokens() -> None:
         assert len(at) >= 1
         num_masked += int((corrupted.token_ids == TOKENIZER.mask_id).sum())
     assert num_masked > 100
+
+
+@pytest.mark.parametrize("phrases", [True, False])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_stored_phrases_are_hidden_whole_if_asked(phrases: bool, share: float) -> None:
+    """Four words of a token each; the middle two are a phrase, of which the share itself would take one."""
+    sample = Sample("a.tar:0", Kind.TEXT, "books", text="aaa bbb ccc ddd", phrases=((4, 11),))
+    corpus = MemoryCorpus([sample], TOKENIZER)
+    config = make_config(masking=MaskingConfig(sequence_to_sequence_share=share, phrases=phrases))
+    of_phrase = TOKENIZER.encode("bbb ccc").tolist()
+    taken = set()
+    for position in range(60):
+        corrupted = build(0, position, config, corpus=corpus)[0].sequences[0]
+        taken.add(sum(token in of_phrase for token in corrupted.language_targets.tolist()))
+    assert taken == ({0, 2} if phrases else {0, 1})
 
 
 def test_sequence_to_sequence_prefix_is_image_and_source() -> None:
@@ -190,6 +212,7 @@ def test_masked_regions_leave_no_trace() -> None:
         assert corrupted.region_features is not None
         assert corrupted.region_boxes is not None
         assert (corrupted.region_features[corrupted.masked_region_at] == 0).all()
+        assert (corrupted.region_boxes[1:, :4] == stored.regions.boxes[:6]).all()
         assert (corrupted.masked_region_features == stored.regions.features[rows]).all()
         assert (corrupted.masked_region_class_ids == stored.regions.class_ids[rows]).all()
         assert (corrupted.masked_region_class_probabilities == stored.regions.class_probabilities[rows]).all()
@@ -204,6 +227,14 @@ def test_masked_regions_leave_no_trace() -> None:
         visible = np.setdiff1d(np.arange(min(len(features), 6)), rows)
         mean = stored.regions.features[visible].astype(np.float64).mean(0) if len(visible) else np.zeros(FEATURES)
         assert corrupted.region_features[0] == pytest.approx(mean, rel=2e-3)
+
+
+def test_every_use_of_a_sample_is_masked_anew() -> None:
+    pair = int(np.argmax((CORPUS.kinds == Kind.PAIR) * CORPUS.num_regions))
+    config = make_config(masking=MaskingConfig(sequence_to_sequence_share=0.0), max_regions=8)
+    uses = [build(pair, position, config)[0].sequences[0] for position in range(40)]
+    assert len({tuple(one.masked_region_at) for one in uses}) >= 10
+    assert len({(one.num_tokens, tuple(one.language_at)) for one in uses}) >= 10
 
 
 def test_normalised_pixels_change_what_is_predicted_alone() -> None:

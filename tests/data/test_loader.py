@@ -18,12 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.corpora import WordTokenizer, make_config, make_corpus
+from tests.data.corpora import WordTokenizer, make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig, KindWeights, RunConfig
 from unimo_ds.data.loader import BadSampleLimit, StepLoader
 from unimo_ds.data.packing import pack
 from unimo_ds.data.schema import BadSample, Kind, PackedBatch, StepBatch
 from unimo_ds.data.step_plan import StepPlanner
+from unimo_ds.data.step_reader import NOTHING
 from unimo_ds.data.transport import flatten, restore
 from unimo_ds.data.viewing.inspect_order import inspect_order, parse_steps
 from unimo_ds.utils.errors import UserError
@@ -113,9 +114,11 @@ def test_resume_begins_at_its_step_without_replay() -> None:
     assert global_step([batch]) == REFERENCE[2]
     # 14 samples and their related images at most.
     assert corpus.num_reads <= 14 * 3
+    assert batch.bytes_read == corpus.bytes_read > 0
     started = time.perf_counter()
-    load(make_config(), steps=range(10**9, 10**9 + 1), corpus=corpus)
+    (far,) = load(make_config(), steps=range(10**9, 10**9 + 1), corpus=corpus)
     assert time.perf_counter() - started < 1.0
+    assert batch.bytes_read + far.bytes_read == corpus.bytes_read
 
 
 def test_an_epoch_holds_every_sample_once_over_ranks_and_micro_batches() -> None:
@@ -145,7 +148,9 @@ def test_damage_is_replaced_alike_everywhere() -> None:
     images = np.flatnonzero(CORPUS.kinds == Kind.IMAGE)
     config = make_config()
     first = StepPlanner(CORPUS, config, world_size=1).plan(0)
-    broken = [int(i) for i in first.samples if i in pairs][:3] + images[:15].tolist()
+    # The shortest, so that most others would be too long in their place.
+    rows = [row for row in np.argsort(first.selection.num_positions).tolist() if first.samples[row] in pairs][:3]
+    broken = first.samples[rows].tolist() + images[:15].tolist()
     corpus = make_corpus(broken=broken)
     (whole,) = load(config, steps=range(1), corpus=corpus)
     ranks = [load(config, rank=rank, world_size=3, steps=range(1), corpus=corpus)[0] for rank in range(3)]
@@ -158,18 +163,38 @@ def test_damage_is_replaced_alike_everywhere() -> None:
     for bad in whole.bad_samples:
         assert bad.substitute not in broken_keys
         assert bad.key.startswith("image") or bad.substitute.split("-")[0] == bad.key.split("-")[0]
+    assert len({bad.substitute for bad in whole.bad_samples if bad.key.startswith("pair")}) > 1, "not one for all"
+    assert any(bad.substitute == NOTHING for bad in whole.bad_samples), "a related image"
     assert not broken_keys & {key for micro in whole.micro_batches for key in micro.keys}
+    substitutes = {bad.key: bad.substitute for bad in whole.bad_samples}
+    number_of = {corpus.key(number): number for number in range(corpus.num_samples)}
+    for row in rows:
+        substitute = number_of[substitutes[corpus.key(first.samples[row])]]
+        shown = select(corpus, substitute, row, config)
+        assert shown.num_positions <= first.selection.num_positions[row], "there is no room for more"
     planned = first.selection.num_positions.sum()
     assert sum(micro.num_positions for micro in whole.micro_batches) <= planned
 
 
 def test_damage_beyond_repair_is_left_out() -> None:
-    texts = np.flatnonzero(CORPUS.kinds == Kind.TEXT).tolist()
-    corpus = make_corpus(broken=texts)
-    (batch,) = load(make_config(), steps=range(1), corpus=corpus)
-    assert {bad.substitute for bad in batch.bad_samples} == {"nothing"}
+    images = np.flatnonzero(CORPUS.kinds == Kind.IMAGE).tolist()
+    corpus = make_corpus(broken=images)
+    config = make_config(contrast=ContrastConfig(group_pairs=4, related_images=0))
+    (batch,) = load(config, steps=range(1), corpus=corpus)
+    assert {bad.substitute for bad in batch.bad_samples} == {NOTHING}
     assert len(batch.bad_samples) == 2
     assert sum(len(micro.keys) for micro in batch.micro_batches) == 12
+    groups = [
+        {
+            position: group
+            for micro in one.micro_batches
+            for position, group in zip(
+                micro.contrast.pair_position.tolist(), micro.contrast.pair_group.tolist(), strict=True
+            )
+        }
+        for one in (batch, *load(config, steps=range(1)))
+    ]
+    assert groups[0] == groups[1], "the others stay where they were"
 
 
 def test_a_run_stops_beyond_the_agreed_share() -> None:

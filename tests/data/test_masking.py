@@ -88,6 +88,15 @@ def test_span_lengths_follow_the_truncated_geometric() -> None:
     assert lengths.max() == 10
     assert lengths.mean() == pytest.approx(2.97, abs=0.03)
     assert np.maximum(lengths, 1).mean() == pytest.approx(3.19, abs=0.03)
+    # The spans of a text have these lengths; few fall together.
+    _, chosen = masking.mask_tokens(
+        make_tokens(20_000, 0, continued=0),
+        vocabulary=VOCABULARY,
+        masking=MaskingConfig(language_share=0.05),
+        draws=draws_of(0),
+    )
+    num_spans = 1 + int((np.diff(chosen) > 1).sum())
+    assert len(chosen) / num_spans == pytest.approx(3.19, abs=0.3)
 
 
 def test_specials_are_never_masked() -> None:
@@ -101,6 +110,24 @@ def test_specials_are_never_masked() -> None:
     corrupted, chosen = masking.mask_tokens(only_specials, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(0))
     assert len(chosen) == 0
     assert corrupted.tolist() == only_specials.tolist()
+    around = np.array([4, SEP, 5, 7], np.int32)  # what continues a word does not continue a special
+    words = masking.Words([0, 1, 2, 4], [False, True, False])
+    assert masking.words_of(around, VOCABULARY) == masking.words_of(around, VOCABULARY, ((0, 6),)) == words
+
+
+def test_phrases_join_whole_words() -> None:
+    """Words of three bytes each."""
+    tokens = make_tokens(10, 1, continued=0)
+
+    def joined(*phrases: tuple[int, int]) -> tuple[list[int], frozenset[int]]:
+        words = masking.words_of(tokens, VOCABULARY, phrases)
+        return words.bounds, words.phrases
+
+    assert joined((3, 9), (12, 21)) == ([0, 1, 3, 4, 7, 8, 9, 10], {1, 3})
+    alone = list(range(11)), frozenset()
+    assert joined((3, 6)) == joined((0, 27)) == joined((24, 31)) == alone, "one word, nine tokens, beyond the end"
+    assert joined((0, 24)) == ([0, 8, 9, 10], {0})
+    assert joined((0, 4), (5, 12)) == joined((0, 6)), "the second one begins inside the first one's last word"
 
 
 @given(lengths=st.lists(st.integers(0, 510), min_size=1, max_size=12), seed=st.integers(0, 10**6))
@@ -166,7 +193,7 @@ def test_sequence_to_sequence_share_is_a_quarter() -> None:
 def make_boxes(count: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     corners = np.sort(random.random((count, 2, 2)), axis=1)
-    return corners.reshape(count, 4)[:, [0, 1, 2, 3]].astype(np.float32)
+    return corners.reshape(count, 4).astype(np.float32)
 
 
 @given(count=st.integers(1, 60), seed=st.integers(0, 10**6))
@@ -215,3 +242,5 @@ def test_a_script_without_spaces_keeps_most_of_its_context() -> None:
     _, chosen = masking.mask_tokens(tokens, vocabulary=VOCABULARY, masking=MASKING, draws=draws_of(2))
     assert 30 <= len(chosen) < 30 + masking.LONGEST_WORD
     assert masking.words_of(tokens[: masking.LONGEST_WORD + 1], VOCABULARY).bounds == [0, 8, 9]
+    among_words = np.concatenate([make_tokens(3, 1, continued=0), tokens[:8]])
+    assert masking.words_of(among_words, VOCABULARY).bounds == [0, 1, 2, 10, 11]

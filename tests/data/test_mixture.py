@@ -200,9 +200,10 @@ def test_seeds_and_epochs_differ() -> None:
 def test_reading_stays_within_a_window_of_shards() -> None:
     _, _, shards = corpus = make_corpus([(Kind.TEXT, 0, 1000)], shard_size=10)
     order = Order(*corpus, KindWeights(0, 1, 0), {}, 4, 3)
-    read = shards[order.samples_at(np.arange(1000))]
-    for first in range(0, 1000, 40):
-        assert len(np.unique(read[first : first + 40])) == 4
+    read = shards[order.samples_at(np.arange(2000))]
+    windows = [frozenset(read[first : first + 40].tolist()) for first in range(0, 2000, 40)]
+    assert {len(window) for window in windows} == {4}
+    assert len(set(windows)) == 50, "each epoch brings other shards together"
     # Shuffled across the whole window, not shard after shard.
     assert len(np.unique(read[:10])) > 1
 

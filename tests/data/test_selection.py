@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.corpora import make_config, make_corpus, select
 from unimo_ds.config import ContrastConfig
-from unimo_ds.data.schema import Kind, LanguageObjective, Level, SequenceRole, TextRole
+from unimo_ds.data.schema import JOINT_ROLES, Kind, LanguageObjective, Level, SequenceRole, TextRole
 from unimo_ds.data.selection import select_step
 from unimo_ds.data.step_selection import Selection
 from unimo_ds.data.storage.members import texts_of
@@ -83,10 +83,14 @@ def test_pairs_draw_from_their_own_caption_and_level(rewrites: Literal["joint", 
         assert len({s.seed for s in selection.sequences}) == len(selection.sequences)
 
 
-def test_lengths_are_those_of_the_stored_things() -> None:
-    config = make_config(max_text_tokens=20, max_regions=4)
+@pytest.mark.parametrize("joint_encoding", ["exact", "shared_image"])
+def test_lengths_are_those_of_the_stored_things(joint_encoding: Literal["exact", "shared_image"]) -> None:
+    contrast = dataclasses.replace(make_config().contrast, joint_encoding=joint_encoding)
+    config = make_config(max_text_tokens=20, max_regions=4, contrast=contrast)
     samples = np.arange(CORPUS.num_samples)
     step = select_step(CORPUS, samples, samples + 100, config)
+    encoded: list[int] = []
+    shared: list[int] = []
     for sample in samples.tolist():
         selection = step[sample]
         for sequence in selection.sequences:
@@ -96,7 +100,13 @@ def test_lengths_are_those_of_the_stored_things() -> None:
                 tokens = min(int(CORPUS.text_tokens[CORPUS.text_start[sample] + sequence.text]), 18) + 2
             extra = 2 * len(selection.fragments) if sequence.role is SequenceRole.CORRUPTED else 0
             assert sequence.length == regions + tokens + extra
+            is_joint = sequence.role in JOINT_ROLES
+            encoded.append(0 if is_joint else regions)
+            shares = is_joint and joint_encoding == "shared_image"
+            shared.append(min(int(CORPUS.num_regions[sample]), 4) + 1 if shares else 0)
         assert selection.num_positions == step.num_positions[sample]
+    assert step.encoded_images.tolist() == encoded
+    assert step.shared_lengths.tolist() == shared
 
 
 def test_a_visit_alone_is_the_visit_in_any_company() -> None:
@@ -113,8 +123,11 @@ def test_visits_differ_by_position_and_seed() -> None:
     sample = int(PAIRS[np.argmax(np.diff(CORPUS.text_start)[PAIRS])])
     visits = [select(CORPUS, sample, position, config) for position in range(30)]
     assert len({tuple(s.text for s in visit.sequences) for visit in visits}) > 10
-    other = select(CORPUS, sample, 0, dataclasses.replace(config, seed=99))
-    assert {s.seed for s in other.sequences}.isdisjoint(s.seed for s in visits[0].sequences)
+    others = [select(CORPUS, sample, position, dataclasses.replace(config, seed=99)) for position in range(30)]
+    seeds = [s.seed for visit in (*visits, *others) for s in visit.sequences]
+    assert len(set(seeds)) == len(seeds)
+    drawn = [[(s.text, s.image) for s in visit.sequences] for visit in (*visits, *others)]
+    assert sum(one == other for one, other in zip(drawn[:30], drawn[30:], strict=True)) < 10
 
 
 def test_without_contrast_there_is_one_corrupted_sequence_each() -> None:

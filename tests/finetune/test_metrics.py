@@ -32,7 +32,9 @@ def test_correlations_as_in_scipys_documentation():
     assert pearson == pytest.approx(-0.828503883588428, rel=1e-12)
     _, spearman = classification.correlations([5, 6, 7, 8, 7], [1, 2, 3, 4, 5])
     assert spearman == pytest.approx(0.8207826816681233, rel=1e-12)
-    assert classification.correlations([1, 1, 1], [0, 1, 2]) == (0.0, 0.0)
+    with warnings.catch_warnings(action="error"):
+        assert classification.correlations([1, 1, 1], [0, 1, 2]) == (0.0, 0.0)
+        assert classification.correlations([0, 1, 2], [1, 1, 1]) == (0.0, 0.0)
     assert classification.correlations([1, 2, float("nan")], [0, 1, 2]) == (0.0, 0.0)
     assert classification.correlations([1, 2, float("inf")], [0, 1, 2]) == (0.0, 0.0)
 
@@ -43,6 +45,8 @@ def test_rouge_as_in_the_packages_readme():
     found = rouge([text], [reference])
     assert found["rouge_1"] == pytest.approx(2 * 0.75 * (6 / 9) / (0.75 + 6 / 9))
     assert found["rouge_l"] == pytest.approx(2 * 0.625 * (5 / 9) / (0.625 + 5 / 9))
+    assert found["rouge_2"] == pytest.approx(2 * 2 / (7 + 8)), "two pairs of words of 7 and 8"
+    assert rouge(["dogs running"], ["dog runs"])["rouge_1"] == 1.0, "stems are compared"
 
 
 def test_rouge_l_takes_lines_as_sentences():
@@ -185,11 +189,13 @@ def test_vqa_accuracy_is_the_official_one():
         assert questions.accuracy("red", people) == pytest.approx(expected)
     assert questions.accuracy("the red.", ["red"] * 9 + ["blue"]) == 1.0
     assert questions.accuracy("the red.", ["red"] * 10) == 0.0, "where all agree nothing is normalised"
+    assert questions.accuracy("red\tdog\n", ["red dog"] * 10) == 1.0, "but white space is"
 
 
 def test_coqa_f1_as_its_script_counts():
     assert conversation.f1("The cat, a dog", "cat dog") == 1.0
     assert conversation.f1("red cat", "cat") == pytest.approx(2 / 3)
+    assert conversation.f1("cat cat dog", "cat cat") == pytest.approx(4 / 5), "each as often as it is said"
     assert conversation.f1("", "") == 1.0
     assert conversation.f1("", "cat") == 0.0
     # Leaving out the only one who agrees leaves nothing: (0 + 1 + 1) / 3.

@@ -102,8 +102,6 @@ def _add_clean(
 ) -> None:
     """The sequences of the contrastive objective: joint, single and related, all uncorrupted (choice 1 in docs/choices.md)."""
     samples = draws.samples
-    is_pair = np.zeros(len(samples), bool)
-    is_pair[pairs] = True
 
     def joint_images(rows: Integers) -> Integers | None:
         return samples[rows] if contrast.joint_encoding == "exact" else None
@@ -131,7 +129,7 @@ def _add_clean(
         add_rewrites(*draws.rewrites(caption_numbers, level, wanted), level)
     rows, texts = draws.related_texts(contrast.related_texts)
     table.add(rows, SequenceRole.RELATED_TEXT, texts=texts)
-    rows, images = draws.related_images(is_pair, contrast.related_images)
+    rows, images = draws.related_images(contrast.related_images)
     table.add(rows, SequenceRole.RELATED_IMAGE, images=images)
 
 
@@ -168,10 +166,10 @@ class _Draws:
         """Rows and texts of retrieved sentences."""
         return self._draw(self.role == TextRole.RELATED, wanted, _RELATED_TEXTS)
 
-    def related_images(self, is_pair: NDArray[np.bool_], wanted: int) -> tuple[Integers, Integers]:
-        """Rows and global sample indices of retrieved images."""
+    def related_images(self, wanted: int) -> tuple[Integers, Integers]:
+        """Rows and global sample indices of retrieved images, which only pairs have."""
         starts = self.corpus.related_image_start
-        counts = np.where(is_pair, starts[self.samples + 1] - starts[self.samples], 0)
+        counts = starts[self.samples + 1] - starts[self.samples]
         rows, numbers = draw_distinct(self._keys(_RELATED_IMAGES), counts, wanted)
         return rows, self.corpus.related_image_index[starts[self.samples[rows]] + numbers]
 

@@ -23,10 +23,8 @@ class SourceStream:
     """One source of one kind: its own endless sequence of epochs."""
 
     def __init__(self, indices: Integers, shard_of: NDArray[Any], *, window: int, seed: int, number: int) -> None:
+        """indices: of its samples, ascending. shard_of: [n] of every sample of the corpus, ascending."""
         shards = np.asarray(shard_of)[indices]
-        if (shards[1:] < shards[:-1]).any():  # in a corpus they are sorted already, and sorting millions takes seconds
-            by_shard = np.argsort(shards, kind="stable")
-            indices, shards = indices[by_shard], shards[by_shard]
         self.size = len(indices)
         self._shard_starts = np.flatnonzero(np.concatenate([[True], shards[1:] != shards[:-1]]))
         self._shard_sizes = np.diff(np.append(self._shard_starts, self.size))

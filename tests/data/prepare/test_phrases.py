@@ -142,7 +142,8 @@ def test_phrases_are_masked_whole_and_the_share_stays(tokenizer: tokenizers.Toke
                 else:
                     cut += inside.any() and not inside.all()
     assert cut > 50
-    assert abs(np.mean(shares[True]) - np.mean(shares[False])) < 0.05
+    # Neither refused where the share has no room for them (-0.015) nor always taken (+0.039).
+    assert 0 <= np.mean(shares[True]) - np.mean(shares[False]) < 0.02
     assert min(shares[True]) > 0
 
 

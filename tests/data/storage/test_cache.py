@@ -17,9 +17,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.data.shard_folders import assert_same_sample, make_folder
+from tests.data.shard_folders import assert_same_sample, finish, make_folder, make_image
 from unimo_ds.data.corpus import Corpus, CorruptSample
 from unimo_ds.data.storage import cache, retrying
+from unimo_ds.data.storage.shards import StoredSample, write_shards
 from unimo_ds.utils.errors import UserError
 
 
@@ -178,6 +179,42 @@ def test_the_cache_is_bounded_and_drops_the_least_recent(url: str, tmp_path: Pat
         assert_same_sample(corpus.read(number), samples[number])
         assert_same_sample(again.read(number), samples[number])
     assert cached_bytes(tmp_path) <= bound
+    assert len(list(tmp_path.glob("*/.*.lock"))) == 4, "without its lock, two processes would fetch a shard at once"
+
+
+def test_a_shard_read_again_is_kept_longer(url: str, tmp_path: Path) -> None:
+    sizes = [shard.bytes for shard in Corpus.open(url, cache_dir=str(tmp_path)).manifest.shards]
+    corpus = Corpus.open(url, cache_dir=str(tmp_path), cache_bytes=sum(sizes) - min(sizes))
+    for number in (0, 4, 7):  # one sample of each shard
+        corpus.read(number)
+    for at, path in enumerate(sorted(tmp_path.glob("*/*.tar"), key=lambda path: path.name.partition("-")[2])):
+        os.utime(path, (at, at))
+    corpus.close()
+    corpus.read(0)
+    corpus.read(9)
+    kept = sorted(path.name.partition("-")[2] for path in tmp_path.glob("*/*.tar"))
+    assert kept == ["images-000000.tar", "pairs-000001.tar", "texts-000000.tar"]
+
+
+def test_a_shard_that_was_replaced_is_fetched_again(url: str, tmp_path: Path) -> None:
+    """Under the same name and with as many bytes."""
+    Corpus.open(url, cache_dir=str(tmp_path / "cache")).read(0)
+    write_shards(tmp_path / "new", "images", [StoredSample(make_image(9))] * 4)
+    finish(tmp_path / "new")
+    files = fsspec.filesystem("memory")
+    size = files.size("/corpus/images-000000.tar")
+    for path in (tmp_path / "new").iterdir():
+        files.pipe_file(f"/corpus/{path.name}", path.read_bytes())
+    assert files.size("/corpus/images-000000.tar") == size
+    assert_same_sample(Corpus.open(url, cache_dir=str(tmp_path / "cache")).read(0), make_image(9))
+
+
+def test_a_cached_shard_that_was_cut_is_fetched_again(folder: Path, url: str, tmp_path: Path) -> None:
+    """As by a disk that was full."""
+    Corpus.open(url, cache_dir=str(tmp_path)).read(0)
+    (shard,) = tmp_path.glob("*/*.tar")
+    os.truncate(shard, 1000)
+    assert_same_sample(Corpus.open(url, cache_dir=str(tmp_path)).read(0), Corpus.open(folder).read(0))
 
 
 def test_a_cache_of_one_shard_serves_two_processes(

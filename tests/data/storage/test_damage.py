@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests.data.shard_folders import (
     WordTokenizer,
     assert_same_sample,
+    change_index,
     finish,
     make_folder,
     make_image,
@@ -31,6 +32,7 @@ from tests.data.shard_folders import (
     make_text,
 )
 from unimo_ds.data.corpus import Corpus, CorruptSample
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.verify import Problem, verify
 from unimo_ds.data.schema import Kind, Regions, Sample
 from unimo_ds.data.storage import index, manifest, members, shards
@@ -233,6 +235,69 @@ def test_an_index_of_another_form_is_named(folder: Path) -> None:
     for content in (*(index.to_bytes(dataclasses.replace(known, **change)) for change in changes), encrypted):
         path.write_bytes(content)
         assert {problem.file for problem in verify(folder)} == {path.name}
+
+
+def test_an_index_that_does_not_describe_its_shard_is_named(folder: Path) -> None:
+    """Whole, and with the checksum that the manifest states."""
+    known = index.of_shard(folder / SHARD)
+
+    def with_last(records: np.ndarray, name: str, value: int) -> np.ndarray:
+        changed = records.copy()
+        changed[name][-1] = value
+        return changed
+
+    changes: dict[str, Any] = {
+        "samples": with_last(known.samples, "num_regions", 9),
+        "texts": with_last(known.texts, "level", 1),
+        "related_images": with_last(known.related_images, "index", 0),
+        "base_names": known.base_names.replace("000002", "000003"),
+        "source_names": ("others",),
+        "related_shards": ("pairs-000001.tar",),
+        "feature_size": 9,
+        "classes_per_region": 1,
+        "largest_class": 0,
+        "region_tag_sizes": (3,),
+    }
+    wrong = Problem("pairs-000000.index.npz", "does not describe its shard; run `unimo prepare pack`")
+    for name, value in changes.items():
+        change_index(folder, SHARD, **{name: value})
+        assert verify(folder) == [wrong], name
+        change_index(folder, SHARD, **{name: getattr(known, name)})
+    assert verify(folder) == []
+
+
+def test_an_index_of_another_version_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = index.of_shard(folder / SHARD)
+    monkeypatch.setattr(index, "SCHEMA_VERSION", 2)
+    content = index.to_bytes(known)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"an index is not of schema version 1; build it again"):
+        index.from_bytes(content, where="an index")
+
+
+def test_an_index_that_contradicts_itself_is_refused(folder: Path) -> None:
+    known = index.of_shard(folder / SHARD)
+
+    def with_first(records: np.ndarray, name: str, value: int) -> np.ndarray:
+        changed = records.copy()
+        changed[name][0] = value
+        return changed
+
+    changes: tuple[dict[str, Any], ...] = (
+        {"base_names": known.base_names.partition("\n")[2]},
+        {"base_names": known.base_names.replace("0", "\x7f", 1)},
+        {"texts": known.texts[1:]},
+        {"related_images": known.related_images[1:]},
+        {"samples": with_first(known.samples, "source", len(known.source_names))},
+        {"samples": with_first(known.samples, "start", -1)},
+        {"samples": with_first(known.samples, "start", known.shard_bytes)},
+        {"samples": with_first(known.samples, "size", MAX_MEMBER_BYTES + 1), "shard_bytes": 2**40},
+        {"related_images": with_first(known.related_images, "shard", len(known.related_shards))},
+    )
+    for change in changes:
+        content = index.to_bytes(dataclasses.replace(known, **change))
+        with pytest.raises(UserError, match="contradicts itself"):
+            index.from_bytes(content, where="an index")
 
 
 FLIPPED = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

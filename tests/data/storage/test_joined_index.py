@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
+import json
 import multiprocessing
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.data.shard_folders import finish, make_folder, write_samples
+from tests.data.shard_folders import change_index, finish, make_folder, write_samples
 from unimo_ds.data.corpus import Corpus
-from unimo_ds.data.storage import joined_index, shards
+from unimo_ds.data.storage import index, joined_index, shards
 from unimo_ds.utils.errors import UserError
 
 
@@ -57,6 +60,31 @@ def make_anew(folder: Path, *, num_pairs: int) -> None:
     finish(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"related_shards": ("gone.tar",)},
+            r"pairs-000000\.tar refers to images in gone\.tar, which the manifest does not",
+        ),
+        (
+            {"source_names": ("gone",)},
+            r"pairs-000000\.tar holds samples of the source gone, of which the manifest does not",
+        ),
+        ({"related_images": [4, 1, 2]}, r"pairs-000000\.tar refers to related images beyond the end of a shard"),
+    ],
+)
+def test_an_index_that_leads_out_of_the_manifest_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    shard = "pairs-000000.tar"
+    if "related_images" in change:
+        related = index.of_shard(folder / shard).related_images.copy()
+        related["index"] = change["related_images"]  # of images 0 to 3
+        change = {"related_images": related}
+    change_index(folder, shard, **change)
+    with pytest.raises(UserError, match=message):
+        open_corpus(folder)
+
+
 def test_a_small_corpus_is_held_in_memory(folder: Path) -> None:
     assert not is_mapped(open_corpus(folder))
     assert not (folder.parent / "cache").exists()
@@ -80,6 +108,8 @@ def test_mapped_indices_are_those_in_memory(folder: Path, monkeypatch: pytest.Mo
             assert large.read_jpeg(number) == small.read_jpeg(number)
         if opened:
             assert files(folder) == written, "the second time they are found"
+        (joined,) = (path for path in (folder.parent / "cache" / "indices").iterdir() if path.is_dir())
+        assert joined.stat().st_mode & 0o777 == 0o755, "for other users too"
         written = files(folder)
 
 
@@ -94,7 +124,7 @@ def test_later_starts_read_no_index(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_large")
-@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense", "flipped", "counted wrongly"])
 def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
     wanted = columns(open_corpus(folder))
     wanted = {name: column.copy() for name, column in wanted.items()}
@@ -105,11 +135,17 @@ def test_damaged_files_are_made_anew(folder: Path, damage: str) -> None:
         content = bytearray((joined / "places").read_bytes())
         content[17] ^= 4
         (joined / "places").write_bytes(content)
+    elif damage == "counted wrongly":
+        about = json.loads((joined / "about.json").read_text())
+        about["lengths"]["text_tokens"] -= 1
+        (joined / "about.json").write_text(json.dumps(about))
     elif damage == "gone":
         (joined / "places").unlink()
     else:
         (joined / "about.json").write_text('{"lengths": {"kinds": 1}}')
-    for name, column in columns(open_corpus(folder)).items():
+    again = open_corpus(folder)
+    assert is_mapped(again)
+    for name, column in columns(again).items():
         np.testing.assert_array_equal(column, wanted[name])
 
 
@@ -132,6 +168,9 @@ def test_those_of_the_folder_as_it_was_go_when_nobody_has_them_open(folder: Path
 
     make_anew(others, num_pairs=3)
     open_corpus(others)
+    (indices / "fedcba9876543210.alive.partial").mkdir()
+    at_work = (indices / "fedcba9876543210.lock").open("ab")
+    fcntl.flock(at_work, fcntl.LOCK_EX)
     kept = joined()
     first = open_corpus(folder)
     (name,) = joined() - kept
@@ -148,7 +187,8 @@ def test_those_of_the_folder_as_it_was_go_when_nobody_has_them_open(folder: Path
     third = open_corpus(folder)
     assert len(third) == len(third.kinds) == 14
     assert len(joined() - kept) == 1, "both are gone, and what a killed process of other data left"
-    assert kept < joined(), "those of another folder stay"
+    assert kept < joined(), "those of another folder stay, and what another process is writing"
+    at_work.close()
 
 
 @pytest.mark.usefixtures("_large")

@@ -59,6 +59,11 @@ def _with(base: str, extension: str, content: bytes) -> list[Member]:
     return sorted((dict(_image_members(base)) | {f"{base}.{extension}": content}).items())
 
 
+def _rewritten(rewrites: dict[str, list[dict[str, str]]]) -> list[Member]:
+    record = {"kind": "pair", "source": "x", "captions": [{"text": "a", "rewrites": rewrites}]}
+    return _with("a", "json", json.dumps(record).encode())
+
+
 _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
     b"(2, 2), }" + b" " * 10, b"(999999, 999999), }"
 )
@@ -74,6 +79,11 @@ _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
         pytest.param(_text_members("a") + _text_members("a"), "has .json twice", id="same member twice"),
         pytest.param(_image_members("a")[:-1], "json is missing", id="without json"),
         pytest.param(_image_members("a")[1:], "boxes.npy is missing", id="half a sample"),
+        pytest.param(
+            _image_members("a") + _image_members("b", regions=make_regions(0, feature_size=9)),
+            "9 features and 2 classes where the shard's first have 8 and 2",
+            id="another extractor",
+        ),
         pytest.param(_text_members("a") + _image_members("a")[:-1], "a text sample has an image", id="merged"),
         pytest.param([("../../evil.json", b"{}")], "is not BASE.EXTENSION", id="dots"),
         pytest.param([("/etc/evil.json", b"{}")], "is not BASE.EXTENSION", id="absolute"),
@@ -110,6 +120,40 @@ _BOMB = members.encode_array(members.FEATURES, np.zeros((2, 2))).replace(
         pytest.param(
             _with("a", "boxes.npy", _npy(np.full((3, 4), 1.5, np.float32))), r"within \[0, 1\]", id="box outside"
         ),
+        pytest.param(
+            _with("a", "boxes.npy", _npy(np.full((3, 4), -0.5, np.float32))), r"within \[0, 1\]", id="below 0"
+        ),
+        pytest.param(
+            _with("a", "boxes.npy", _npy(np.tile(np.float32([0.5, 0.1, 0.4, 0.9]), (3, 1)))),
+            "x1 <= x2",
+            id="inside out",
+        ),
+        pytest.param(
+            _with("a", "class_probabilities.npy", _npy(np.full((3, 2), -0.1, np.float16))),
+            "probabilities.npy is not within",
+            id="negative probability",
+        ),
+        pytest.param(
+            _with("a", "class_probabilities.npy", _npy(np.full((3, 2), 1.1, np.float16))),
+            "probabilities.npy is not within",
+            id="probability above 1",
+        ),
+        pytest.param(
+            _with("a", "class_ids.npy", _npy(np.full((3, 2), -1, np.int32))), "negative ids", id="negative ids"
+        ),
+        pytest.param(_with("a", "class_ids.npy", _npy(np.zeros((3, 1), np.int32))), "fewer class ids", id="few ids"),
+        pytest.param(
+            [*_text_members("a"), ("a.jpg", b"\xff\xd8")], "a text sample has an image", id="text with an image"
+        ),
+        pytest.param(
+            [("a.json", b'{"kind": "text", "source": "x", "text": "x", "patches": [1, 1, 1]}')],
+            "a text sample has an image",
+            id="text with patches",
+        ),
+        pytest.param(
+            _rewritten({"positive": [{"text": "b", "level": "word"}]}), "positive rewrite has a", id="positive"
+        ),
+        pytest.param(_rewritten({"negative": [{"text": "b"}]}), "negative rewrite has no level", id="negative"),
         pytest.param([("a.json", b"\xff")], "cannot be parsed", id="not unicode"),
         pytest.param([("a.json", b"[" * 100_000)], "cannot be parsed", id="nested too deeply"),
         pytest.param([("a.json", b"[]")], "not an object", id="not an object"),
@@ -157,4 +201,18 @@ def test_something_behind_the_end_mark(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + whole)
     with pytest.raises(UserError, match="something behind the end mark"):
+        build_index(path, WordTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [(511, r"the padding behind a\.json is damaged"), (1023 + 512, "the end mark is damaged")],
+)
+def test_no_byte_between_the_members_counts_for_nothing(tmp_path: Path, at: int, message: str) -> None:
+    path = tmp_path / "a-000000.tar"
+    write_tar(path, _text_members("a"))
+    whole = bytearray(path.read_bytes())
+    whole[512 + at] = 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=message):
         build_index(path, WordTokenizer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import tempfile
@@ -50,6 +51,18 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         for request in (lambda: files.read("a"), lambda: next(files.chunks("a"))):
             with pytest.raises(OSError, match=r"^http://.*/data/a: no answer within 0\.5 seconds$"):
                 request()
+
+
+def test_what_is_gone_is_not_waited_for() -> None:
+    attempts: list[int] = []
+
+    def gone() -> None:
+        attempts.append(1)
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+    with pytest.raises(FileNotFoundError):
+        Retries()("a", gone)
+    assert len(attempts) == 1
 
 
 def test_what_took_long_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

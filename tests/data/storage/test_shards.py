@@ -15,7 +15,15 @@ import pytest
 
 from tests.data.shard_folders import fake_jpeg, make_folder, make_image, make_pair, make_text
 from tests.engine.disks import files_of_at_most
-from unimo_ds.data.storage.shards import StoredSample, read_shard, rewrite_shard, write_shards
+from unimo_ds.data.storage.shards import (
+    StoredSample,
+    index_path,
+    read_shard,
+    rewrite_shard,
+    shard_files,
+    write_shard,
+    write_shards,
+)
 from unimo_ds.utils.errors import UserError
 
 _STOCK_PIPELINE = """
@@ -103,6 +111,38 @@ def test_shards_are_bounded_by_samples(tmp_path: Path) -> None:
 def test_no_samples_make_no_shard(tmp_path: Path) -> None:
     write_shards(tmp_path / "new", "none", [])
     assert os.listdir(tmp_path / "new") == []
+    folder = make_folder(tmp_path / "old")
+    shard = folder / "texts-000000.tar"
+    assert write_shard(shard, [], refused=lambda *_: None) == 0
+    assert not shard.exists()
+    assert not index_path(shard).exists()
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the index of the one before it is gone: it would describe other bytes."""
+    folder = make_folder(tmp_path)
+    shard = folder / "texts-000000.tar"
+    on_disk: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: on_disk.append(os.fstat(handle).st_size))
+
+    def killed(aside: Path, path: Path) -> None:
+        assert on_disk == [aside.stat().st_size]
+        assert path == shard
+        assert not index_path(shard).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(shard, [StoredSample(make_text(n)) for n in range(40)], refused=lambda *_: None)
+    assert len(list(read_shard(shard))) == 3
+
+
+def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
+    """As some systems put beside every file that they copy."""
+    folder = make_folder(tmp_path)
+    known = shard_files(folder)
+    (folder / "._texts-000000.tar").write_bytes(b"")
+    assert shard_files(folder) == known
 
 
 def test_an_interrupted_writer_leaves_only_whole_shards(tmp_path: Path) -> None:

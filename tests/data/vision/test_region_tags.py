@@ -112,6 +112,9 @@ def test_all_regions_of_a_folder_have_the_same_tags(tmp_path: Path) -> None:
         write_shards(tmp_path / "between", name, [StoredSample(with_tags(make_image(1), sizes=sizes))])
     with pytest.raises(UserError, match=r"two-000000\.tar has .* 2 tags where one-000000\.tar has .* 1 tags"):
         finish(tmp_path / "between")
+    images = [with_tags(make_image(1), sizes=sizes) for sizes in ((5, 7), (6, 3))]
+    write_shards(tmp_path / "sizes", "images", map(StoredSample, images))
+    assert finish(tmp_path / "sizes").region_tag_sizes == (6, 7)
 
 
 def test_folders_of_one_run_have_the_same_tags_and_the_larger_sizes(tmp_path: Path) -> None:

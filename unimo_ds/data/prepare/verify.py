@@ -113,7 +113,8 @@ class _NoTokens:
 
 
 def _same(found: index.ShardIndex, known: index.ShardIndex) -> bool:
-    names = ("base_names", "source_names", "related_shards", "feature_size", "classes_per_region", "region_tag_sizes")
+    names = ["base_names", "source_names", "related_shards"]
+    names += ["feature_size", "classes_per_region", "largest_class", "region_tag_sizes"]
     columns = [name for name in index.TEXT_RECORD.names or () if name != "tokens"]
     return (
         np.array_equal(found.samples, known.samples)

@@ -20,6 +20,7 @@ from unimo_ds.data.prepare.rewriting import (
     word_classes,
 )
 from unimo_ds.data.prepare.rewriting.caption_rewrites import rewritten, substitute
+from unimo_ds.data.prepare.rewriting.compatibility import Compatibility, Together
 from unimo_ds.data.prepare.rewriting.replacements import Filling, Replacements, facts_of
 from unimo_ds.data.prepare.rewriting.scene_graph.graph import SceneGraph
 from unimo_ds.data.prepare.rewriting.scene_graph.rules import parse
@@ -251,6 +252,7 @@ def test_articles_and_capitals_fit() -> None:
     assert substitute("A dog runs", 2, 5, "orange") == "An orange runs"
     assert substitute("an owl", 3, 6, "dog") == "a dog"
     assert substitute("Dogs run", 0, 4, "cats") == "Cats run"
+    assert substitute("dogs run", 0, 4, "cats") == "cats run"
     assert substitute("the dog", 4, 7, "owl") == "the owl"
     assert substitute("an owl", 3, 6, "unicycle") == "a unicycle"
     assert substitute("a cat", 2, 5, "hourglass") == "an hourglass"
@@ -265,6 +267,48 @@ def test_similar_captions_are_of_other_images_and_no_duplicates() -> None:
     found = similar_sentences.choose(images, number=2, randomness=np.random.default_rng(0))
     assert found[0] == [["a black dog sleeps"], ["a black dog sleeps"]]
     assert found[3] == [[]]
+    # Twelve of thirteen words are the same.
+    long = " ".join([*COLOURS, *THINGS, "tree", "house", "river", "boat"])
+    nearly = similar_sentences.choose([[long], [f"{long} again"]], number=2, randomness=np.random.default_rng(0))
+    assert nearly == [[[]], [[]]]
+
+
+def test_a_caption_has_each_other_one_once_and_its_own_back_translation() -> None:
+    image = [Caption(text) for text in ("a dog", "two cats", "two cats")]
+    made = [
+        rewritten(
+            image,
+            number,
+            back_translated=[[Rewrite(f"another {other}", Level.NONE)] for other in range(3)],
+            candidates={},
+            positives=4,
+            negatives=3,
+            randomness=np.random.default_rng(0),
+        )
+        for number in range(3)
+    ]
+    assert [[one.text for one in caption.positives] for caption in made] == [
+        ["two cats", "another 0"],
+        ["a dog", "another 1"],
+        ["a dog", "another 2"],
+    ]
+
+
+def test_words_go_together_by_lift_or_by_share() -> None:
+    together = Together()
+    for said in [("ball", "dog")] * 2 + [("dog", "park")] * 8 + [("cat", "park"), ("cat", "dog")] + [("park",)] * 8:
+        together.add(said)
+    assert together.go_together("dog", "ball"), "twice, and of 20 images 11 have a dog: a lift of 1.8"
+    assert not together.go_together("dog", "cat"), "once"
+    assert together.go_together("park", "dog"), "eight of its seventeen, though less than by chance"
+    assert not together.go_together("park", "ball")
+
+
+def test_what_may_be_true_as_well() -> None:
+    known = Compatibility({"a": ["red", "maroon", "blue"], "n": ["man", "woman", "player", "dog"]})
+    assert known.compatible("red", "a") == {"red", "maroon", "pink", "orange"}
+    assert known.compatible("crimsonish", "a") == {"crimsonish"}
+    assert known.compatible("man", "n") == {"man", "player"}
 
 
 def test_no_similar_caption_is_used_much_more_than_others() -> None:
