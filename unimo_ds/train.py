@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if communicator.rank == 0:
         notes = (
             recipes.device_note(config.recipe, device.type),
+            recipes.held_out_note(config),
             *regions_left_out(corpus, config),
             start_note(config.model),
         )
