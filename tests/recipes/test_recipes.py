@@ -111,7 +111,9 @@ def test_a_run_without_held_out_data_says_so(tmp_path: Path) -> None:
     (tmp_path / "train" / "manifest.json").touch()
     small = recipes.load("small")
     run = recipes.with_data(small, str(tmp_path))
-    assert recipes.held_out_note(run).startswith(f"no data folder held_out/ beside {tmp_path / 'train'}, so nothing is")
+    assert recipes.held_out_note(run).startswith(
+        "no held-out data, so nothing is measured during training; give --data a"
+    )
     assert not recipes.held_out_note(apply_overrides(run, ["evaluation.every_steps=0"]))
     (tmp_path / "held_out" / "manifest.json").touch()
     assert not recipes.held_out_note(recipes.with_data(small, str(tmp_path)))

@@ -68,8 +68,8 @@ def held_out_note(config: RunConfig) -> str:
     if config.data.held_out_path or not config.evaluation.every_steps:
         return ""
     return (
-        f"no data folder held_out/ beside {config.data.path}, so nothing is measured during training "
-        "(name one with --set data.held_out_path=FOLDER, or --set evaluation.every_steps=0)"
+        "no held-out data, so nothing is measured during training; give --data a folder that holds train/ and held_out/, "
+        "--set data.held_out_path=FOLDER, or --set evaluation.every_steps=0"
     )
 
 
