@@ -90,6 +90,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["train", "--recipe", "small"], "no command 'train'; train with `python -m unimo_ds.train`"),
         (["plan", "--recipe", "bas_32xv100"], "did you mean 'base_32xv100'"),
         (["plan", "--recipe", "demo", "--set", "model.hiden_size=3"], "did you mean 'hidden_size'"),
         (["plan", "--recipe", "demo", "--data", "nowhere"], "no data folder at nowhere"),

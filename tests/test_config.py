@@ -56,6 +56,10 @@ def test_overrides_reach_every_type():
     [
         ("model.hiden_size=4", "did you mean 'hidden_size'"),
         ("modle.hidden_size=4", "did you mean 'model'"),
+        ("total_steps=200", "unknown key 'total_steps'; did you mean 'schedule.total_steps'"),
+        ("enabled=false", "did you mean 'contrast.enabled'"),
+        ("form=cosine", "did you mean 'contrast.form' or 'schedule.form'"),
+        ("total_step=200", "unknown key 'total_step'; known: "),
         ("model=4", "group of keys"),
         ("seed.x=4", "single value"),
         ("seed=four", "takes int"),

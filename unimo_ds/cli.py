@@ -10,8 +10,12 @@ import unimo_ds
 from unimo_ds.commands import inspecting, measuring, runs, taking
 from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
+from unimo_ds.utils.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, tell
 from unimo_ds.utils.running import drop_output, run_command
+
+_TRAINING = (
+    "train with `python -m unimo_ds.train`, or in several processes with deepspeed or torchrun (its --help says how)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +54,8 @@ def _handed_out(words: Sequence[str]) -> int:
 
 
 def _run(words: Sequence[str]) -> int | None:
+    if words[0] == "train":
+        raise UserError(f"unimo has no command 'train'; {_TRAINING}")
     arguments = _parser().parse_args(words)
     locations.check_local_options(arguments)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
@@ -72,7 +78,7 @@ def _guarded(command: Callable[[], int], *, cure: str = "") -> int:
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = ArgumentParser(
         prog="unimo",
-        description="Prepare data for, plan, examine and evaluate UNIMO pre-training. Train with: deepspeed unimo_ds/train.py",
+        description=f"Prepare data for, plan, examine and evaluate UNIMO pre-training;\n{_TRAINING}.",
         epilog="example:\n  unimo plan --recipe base_32xv100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

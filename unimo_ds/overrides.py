@@ -26,13 +26,26 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set {override!r} has no '='; write --set dotted.key=value")
-        config = _replace(config, key.strip().split("."), text.strip(), whole_key=key.strip())
+        path = key.strip().split(".")
+        if len(path) == 1 and not hasattr(config, path[0]) and (places := _keys_called(path[0], config)):
+            raise UserError(f"unknown key {path[0]!r}; did you mean {' or '.join(map(repr, places))}?")
+        config = _replace(config, path, text.strip(), whole_key=key.strip())
     return config
 
 
 def key_of(override: str) -> str:
     """`dotted.key` of `dotted.key=value`."""
     return override.partition("=")[0].strip()
+
+
+def _keys_called(name: str, config: RunConfig) -> list[str]:
+    """Dotted keys of the groups that have a key of this name."""
+    groups = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return [
+        f"{group}.{name}"
+        for group, value in groups.items()
+        if dataclasses.is_dataclass(value) and name in {field.name for field in dataclasses.fields(value)}
+    ]
 
 
 def _replace(node: T, path: list[str], text: str, *, whole_key: str) -> T:

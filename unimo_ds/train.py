@@ -55,6 +55,7 @@ from unimo_ds.utils.errors import UserError
 from unimo_ds.utils.running import run_command
 
 DEMO_DATA = "demo_data"
+_DEFAULT_RECIPE = "demo"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if communicator.rank == 0:
         notes = (
             recipes.device_note(config.recipe, device.type),
+            recipes.held_out_note(config),
             *regions_left_out(corpus, config),
             start_note(config.model),
         )
@@ -132,12 +134,12 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     parser = ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--recipe", default="demo", help=f"one of {', '.join(recipes.NAMES)} (default: demo)")
+    parser.add_argument("--recipe", help=f"one of {', '.join(recipes.NAMES)} (default: {_DEFAULT_RECIPE})")
     parser.add_argument("--data", metavar="PATH", action=locations.Repeated, help=locations.HELP)
     parser.add_argument(
         "--run-dir",
         metavar="DIR",
-        help="where the run is kept; the same folder again resumes it (default: the recipe's)",
+        help="where the run is kept; the same command again resumes it (default: the recipe's)",
     )
     parser.add_argument(
         "--set",
@@ -148,7 +150,12 @@ def read_configuration(arguments: Sequence[str] | None) -> RunConfig:
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # given by `deepspeed`, unused
     options = parser.parse_args(arguments)
-    config = recipes.load(options.recipe)
+    held = run_directory.recipe_in(options.run_dir) if options.run_dir and options.recipe is None else _DEFAULT_RECIPE
+    if held not in (None, _DEFAULT_RECIPE):
+        raise UserError(
+            f"{options.run_dir} holds a run of recipe {held}; give all of its command again, with --recipe {held}"
+        )
+    config = recipes.load(options.recipe or _DEFAULT_RECIPE)
     if options.data is not None:
         config = recipes.with_data(config, options.data)
     if options.run_dir is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,33 @@ def test_a_folder_of_weight_0_is_as_if_it_were_not_named(tmp_path: Path) -> None
     for untouched in ((), (3, 2, 1), (0, 0, 0), (1, 0)):
         assert found(*untouched) == ("a::b::c", untouched)
     assert found(-1, 0, 2) == ("a::c", (-1, 2)), "refused by its order"
+
+
+def test_a_run_without_held_out_data_says_so(tmp_path: Path) -> None:
+    for name in ("train", "held_out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train" / "manifest.json").touch()
+    small = recipes.load("small")
+    run = recipes.with_data(small, str(tmp_path))
+    assert recipes.held_out_note(run).startswith(
+        "no held-out data, so nothing is measured during training; give --data a"
+    )
+    assert not recipes.held_out_note(apply_overrides(run, ["evaluation.every_steps=0"]))
+    (tmp_path / "held_out" / "manifest.json").touch()
+    assert not recipes.held_out_note(recipes.with_data(small, str(tmp_path)))
+
+
+def test_the_default_recipe_does_not_begin_in_the_folder_of_another_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(recipes.load("small"))), encoding="utf-8")
+    with pytest.raises(
+        UserError, match="holds a run of recipe small; give all of its command again, with --recipe small"
+    ):
+        read_configuration(["--run-dir", str(tmp_path)])
+    assert read_configuration(["--run-dir", str(tmp_path), "--recipe", "demo"]).recipe == "demo"
+    for content in (json.dumps(config.to_dict(recipes.load("demo"))), "{", "{}"):
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+        assert read_configuration(["--run-dir", str(tmp_path)]).recipe == "demo"
+    assert read_configuration(["--run-dir", str(tmp_path / "new")]).recipe == "demo"
 
 
 def test_a_folder_of_two_is_training_and_held_out_data(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.evaluation import small as pairs
@@ -85,3 +86,6 @@ def test_every_command_of_the_page_works(
     assert cosines.abs().max() <= 1.0001
     assert probabilities.sum() == pytest.approx(1)
     assert (probabilities.argmax() == cosines.argmax()).item()
+    vectors = np.load("photos.npy")
+    assert len(vectors) == len(list((folder / "photos").iterdir())) > 1
+    np.testing.assert_allclose(vectors[0] @ known["texts"].T.numpy(), cosines.numpy()[0], atol=1e-5)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from unimo_ds import cli
+from unimo_ds.utils import locations
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import EXIT_BAD_INPUT, UserError
 
@@ -58,7 +59,12 @@ def test_a_misspelt_option_is_named_with_the_nearest() -> None:
 def test_what_is_too_much_or_no_choice_is_named() -> None:
     parser = ArgumentParser(prog="tool")
     parser.add_argument("--color", choices=("red", "blue"))
-    assert "'a b' is more than it takes" in refusal(parser, "a", "b")
+    assert "'a b' is more than it takes (see" in refusal(parser, "a", "b")
+    parser.add_argument("--set", action="append")
+    parser.add_argument("--data", action=locations.Repeated)
+    for option in ("--set", "--data"):
+        assert f"'b' is more than it takes; write {option} before each value" in refusal(parser, option, "a", "b")
+    assert "'b' is more than it takes (see" in refusal(parser, "--set", "a", "--color", "red", "b")
     assert "--color: 'bleu' is not known; did you mean 'blue'?" in refusal(parser, "--color", "bleu")
     assert "known: 1, 2" in refusal(make_parser(), "--data", "a", "--count", "30")
 

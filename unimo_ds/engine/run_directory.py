@@ -185,6 +185,15 @@ def _together(machines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def recipe_in(run_dir: str) -> str | None:
+    """The recipe of the run that a folder holds; None: it holds none that can be read."""
+    try:
+        recipe = strict_json.read(Path(run_dir) / CONFIG_FILE, dict[str, Any], cure="").get("recipe")
+    except UserError:
+        return None
+    return recipe if isinstance(recipe, str) else None
+
+
 def _differences(path: Path, environment: Path, config: RunConfig, data_fingerprint: str) -> str:
     try:
         before = strict_json.read(path, dict[str, Any], cure=(cure := "restore it or give another --run-dir"))

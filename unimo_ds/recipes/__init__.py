@@ -63,6 +63,16 @@ def device_note(recipe: str, device_type: str) -> str:
     return f"no GPU that torch can use, so the recipe {recipe} runs on the CPU; `unimo doctor` says more"
 
 
+def held_out_note(config: RunConfig) -> str:
+    """Note to the user of a run that would measure held-out data and has none; empty if it has, or measures nothing."""
+    if config.data.held_out_path or not config.evaluation.every_steps:
+        return ""
+    return (
+        "no held-out data, so nothing is measured during training; give --data a folder that holds train/ and held_out/, "
+        "--set data.held_out_path=FOLDER, or --set evaluation.every_steps=0"
+    )
+
+
 def with_data(config: RunConfig, path: str) -> RunConfig:
     """`config` reading `path`: a data folder, or one that holds `train/` and, for evaluation, `held_out/`; or several, `A::B`.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from unimo_ds.utils.errors import UserError, nearest_name
+from unimo_ds.utils.locations import Repeated
 
 
 def seed(text: str) -> int:
@@ -52,8 +53,17 @@ class ArgumentParser(argparse.ArgumentParser):
             self._check_options(sys.argv[1:] if args is None else args)
         found, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(f"{' '.join(left)!r} is more than it takes")
+            again = self._repeated_before(left[0], sys.argv[1:] if args is None else args)
+            self.error(
+                f"{' '.join(left)!r} is more than it takes{f'; write {again} before each value' if again else ''}"
+            )
         return found, left
+
+    def _repeated_before(self, word: str, words: Sequence[str]) -> str:
+        """The option before `word` if it is one that is given once for each value; else empty."""
+        before = [one for one in words[: words.index(word)] if one.startswith("--")] if word in words else []
+        action = self._option_string_actions.get(before[-1]) if before else None
+        return before[-1] if isinstance(action, argparse._AppendAction | Repeated) else ""
 
     def error(self, message: str) -> NoReturn:
         """One sentence instead of usage and exit."""

@@ -125,6 +125,29 @@ def test_captions_with_commas(tmp_path: Path) -> None:
         captions_of(tmp_path, "csv", {"a.jpg": JPEG}, [endless])
 
 
+@pytest.mark.parametrize("mark", [",", "\t", "|"])
+def test_columns_of_a_table_with_a_header(mark: str, tmp_path: Path) -> None:
+    """open_clip's filepath and title, and wider tables."""
+    file = write_lines(tmp_path / "two.csv", [f"filepath{mark}title", f'photos/a.jpg{mark}"A dog , a cat"'])
+    found, report = captions_of(tmp_path, "csv", {"a.jpg": JPEG}, [file])
+    assert found == {"a.jpg": ("A dog , a cat",)}
+    assert report.skipped == {"a caption whose image is missing": ["filepath"]}
+    rows = [("file", " number", " title"), ("a.jpg", "0", " a dog"), ("a.jpg", "1"), ("b.jpg", "2", " a cat")]
+    file = write_lines(tmp_path / "wide.csv", [mark.join(row) for row in rows])
+    images = {"a.jpg": JPEG, "b.jpg": JPEG}
+    found, report = captions_of(tmp_path, "csv", images, [file], column="title")
+    assert found == {"a.jpg": ("a dog",), "b.jpg": ("a cat",)}
+    assert report.skipped == {"a row that is not file,caption": ["wide.csv:3"]}
+    rows = [("text", "size", "file"), ("a dog", "0", "a.jpg")]
+    file = write_lines(tmp_path / "turned.csv", [mark.join(row) for row in rows])
+    assert captions_of(tmp_path, "csv", images, [file], image_column="file")[0] == {"a.jpg": ("a dog",)}
+    with pytest.raises(UserError, match=r"turned\.csv holds no row .* two of its header: --image-column, --column"):
+        captions_of(tmp_path, "csv", images, [file])
+    for option, name in (("column", "--column"), ("image_column", "--image-column")):
+        with pytest.raises(UserError, match=f"no column 'x'; it has text, size, file: name one with {name}"):
+            captions_of(tmp_path, "csv", images, [file], **{option: "x"})
+
+
 def test_metadata_of_an_imagefolder(tmp_path: Path) -> None:
     lines = [
         '{"file_name": "a.jpg", "text": " a dog ", "caption": "the dog"}',
@@ -284,7 +307,7 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     ]
     assert records[1].details == {"key": "000000001", "url": "http://example.org/x.jpg"}
     assert report.skipped == {
-        "a sample without an image": ["00000.tar/000000002"],
+        "a sample without a JPEG, PNG or WebP image": ["00000.tar/000000002"],
         "an empty caption": ["00000.tar/000000003"],
         "a sample whose .json cannot be parsed": ["00000.tar/000000004"],
         "a caption that is not UTF-8": ["00000.tar/000000005"],
@@ -324,6 +347,12 @@ def test_downloads_that_number_their_tars_alike_are_all_taken(tmp_path: Path) ->
     records, report = read(ImportSettings(None, tmp_path / "out", format="webdataset", input=inputs))
     assert [one.captions for one in records] == [("a dog",), ("a cat",)]
     assert report.skipped == {}
+    for path, message in (
+        (tmp_path / "cc3m" / "{00000..00001}.tar", "does not exist; the shell expands patterns only outside of quotes"),
+        (tmp_path, "holds no .tar; make one of each folder of files: tar --sort=name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(ImportSettings(None, tmp_path / "out", format="webdataset", input=(path,)))
 
 
 TEXTS = {
@@ -386,6 +415,66 @@ def test_parquet_by_row_groups(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             read(ImportSettings(None, tmp_path, format="parquet", input=(tmp_path / file,), column=column))
+
+
+def test_images_in_parquet(tmp_path: Path) -> None:
+    """As the Hub keeps data sets of images, and as img2dataset writes them with output_format=parquet."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [
+        {"image": {"bytes": JPEG, "path": "a.jpg"}, "caption": ["a dog", " ", "the dog"]},
+        {"image": {"bytes": None, "path": "b.jpg"}, "caption": ["a cat"]},
+        {"image": {"bytes": JPEG, "path": "c.jpg"}, "caption": None},
+        {"image": {"bytes": b"no image", "path": None}, "caption": ["a bird"]},
+        {"image": {"bytes": JPEG, "path": "test.jpg"}, "caption": ["a cow"]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-0.parquet", row_group_size=4)
+    names = write_lines(tmp_path / "test.txt", ["test.jpg"])
+    records, report = read(
+        ImportSettings("pairs", tmp_path / "out", format="parquet", input=(folder,), column="caption", exclude=(names,))
+    )
+    assert [(one.name, one.captions, one.image) for one in records] == [
+        ("train-0.parquet, row group 0, row 0 (a.jpg)", ("a dog", "the dog"), JPEG),
+        ("train-0.parquet, row group 0, row 3", ("a bird",), b"no image"),
+    ]
+    assert report.counts == {"images excluded": 1}
+    assert report.skipped == {
+        "an empty caption": [f"train-0.parquet, row group 0, row {row}" for row in ("0 (a.jpg)", "2 (c.jpg)")],
+        "a row without an image's bytes": ["train-0.parquet, row group 0, row 1 (b.jpg)"],
+    }
+    records, _ = read(ImportSettings("images", tmp_path / "out", format="parquet", input=(folder,)))
+    assert [record.captions for record in records] == [()] * 4
+    # Large groups are read in parts of 1000 rows, each with its own images.
+    many = pyarrow.table({"jpg": [b"%d" % i for i in range(2100)], "caption": [f"dog {i}" for i in range(2100)]})
+    parquet.write_table(many, tmp_path / "many.parquet")
+    settings = ImportSettings(
+        "pairs",
+        tmp_path / "out",
+        format="parquet",
+        input=(tmp_path / "many.parquet",),
+        image_column="jpg",
+        column="caption",
+    )
+    reader = formats.reader(settings)
+    assert [len(part["items"]) for part in reader.parts(Report())] == [1000, 1000, 100]
+    assert [text for part in reader.parts(Report()) for text in reader.texts(part)] == many["caption"].to_pylist()
+    assert [(record.image, record.captions) for record in read(settings)[0]] == [
+        (b"%d" % i, (f"dog {i}",)) for i in range(2100)
+    ]
+    (tmp_path / "empty").mkdir()
+    for path, column, message in (
+        (folder, None, "no column 'text'; it has image, caption: name one with --column"),
+        (tmp_path / "many.parquet", "caption", "no column 'image'; it has jpg, caption: name one with --image-column"),
+        (tmp_path / "empty", None, "holds no .parquet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(ImportSettings("pairs", tmp_path / "out", format="parquet", input=(path,), column=column))
+    command = ["import", "--kind", "pairs", "--format", "parquet", "--column", "caption", "--vocabulary-size", "300"]
+    assert main([*command, "--input", str(folder), "--output", str(tmp_path / "made"), "--workers", "1"]) == 0
+    assert Corpus.open(tmp_path / "made").manifest.totals == {"pair": 2}
 
 
 def test_exclusion_lists(tmp_path: Path) -> None:

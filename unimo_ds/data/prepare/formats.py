@@ -12,6 +12,7 @@ from unimo_ds.data.prepare.readers.hdf5 import Hdf5
 from unimo_ds.data.prepare.readers.image_files import ImageFiles
 from unimo_ds.data.prepare.readers.pairs import AnnotatedPictures, AnnotationFile, LonePictures
 from unimo_ds.data.prepare.readers.parquet import ParquetTexts
+from unimo_ds.data.prepare.readers.parquet_images import ParquetImages
 from unimo_ds.data.prepare.readers.protocol import Pictures, Reader
 from unimo_ds.data.prepare.readers.text_files import TextFiles
 from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
@@ -68,13 +69,20 @@ def _tars(settings: ImportSettings) -> Reader:
     return WebDatasetTars(settings, with_captions=kind_of(settings) == "pairs")
 
 
+def _parquet(settings: ImportSettings) -> Reader:
+    kind = kind_of(settings)
+    return ParquetTexts(settings) if kind == "texts" else ParquetImages(settings, with_captions=kind == "pairs")
+
+
 def _alone(settings: ImportSettings) -> Reader:
     return LonePictures(settings, _pictures(settings))
 
 
 FORMATS: dict[str, Format] = {
     "table": _captioned("lines file<TAB>caption, beside images", table.read_annotations),
-    "csv": _captioned("rows file,caption, beside images", table.read_csv),
+    "csv": _captioned(
+        "rows file,caption, or two columns by name, beside images", table.read_csv, "column", "image_column"
+    ),
     "lavis": _captioned("JSON list of image and caption, as of LAVIS, ALBEF and BLIP", lavis.read_annotations),
     "imagefolder": _captioned("metadata.jsonl of Hugging Face's imagefolder", imagefolder.read_annotations, "column"),
     "coco": _captioned("COCO captions JSON", coco.read_annotations),
@@ -95,11 +103,28 @@ FORMATS: dict[str, Format] = {
     "paragraphs": _texts("text files, texts separated by empty lines", "paragraphs"),
     "column": _texts("one column of TSV files with a header", "column", needs=("column",)),
     "json-lines": _texts("one JSON object a line", "json-lines", takes=("column",)),
-    "parquet": Format("Parquet files", ("texts",), ("input",), ("column",), ParquetTexts),
+    "parquet": Format(
+        "Parquet files of texts, or with --kind of images as bytes",
+        ("texts", "pairs", "images"),
+        ("input",),
+        ("column", "image_column", "exclude"),
+        _parquet,
+    ),
     "headings": _texts("articles under = Headings =", "headings"),
 }
 """A new format is a file in `readers/` and a line here."""
-_CHECKED = ("images", "captions", "input", "features", "exclude", "splits", "image_name", "image_data", "column")
+_CHECKED = (
+    "images",
+    "captions",
+    "input",
+    "features",
+    "exclude",
+    "splits",
+    "image_name",
+    "image_data",
+    "column",
+    "image_column",
+)
 
 
 def format_of(settings: ImportSettings) -> str:
@@ -156,7 +181,8 @@ def check(settings: ImportSettings) -> None:
             raise UserError(f"{asked} has no use for {_flag(option)}")
     for path in input_paths(settings):
         if not path.exists():
-            raise UserError(f"{path} does not exist")
+            unexpanded = "; the shell expands patterns only outside of quotes" if set("{*?[") & set(str(path)) else ""
+            raise UserError(f"{path} does not exist{unexpanded}")
 
 
 def _flag(option: str) -> str:

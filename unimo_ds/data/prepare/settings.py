@@ -63,6 +63,9 @@ class ImportSettings(Shared):
         None, "names of the classes, one per line, or JSON of name -> number, for files with names of classes"
     )
     column: str | None = option(None, "column or JSON key that holds the text")
+    image_column: str | None = option(
+        None, "column of the image: its file's name (csv; default: the first), or its bytes (parquet; default: image)"
+    )
     paragraphs: bool = option(False, "texts are separated by empty lines, not one per line")
     splits: tuple[str, ...] = option((), "import only these splits", names=["--split"])
     image_name: str | None = option(
@@ -138,7 +141,7 @@ class RegionSettings(ExtractorChoice):
 
 
 SHARED = tuple(field.name for field in dataclasses.fields(Shared))
-NEWER = ("image_side", "patch_side")
+NEWER = ("image_side", "patch_side", "image_column")
 """Newer fields, left out of fingerprints if None, so that imports finished before they existed keep their fingerprints."""
 _NO_INPUT = ("output", "replace", "source")
 """Fields that determine where the result goes, not its content."""

@@ -49,7 +49,7 @@ class WebDatasetTars(Reader):
         for base, members in _samples(path, report):
             name = f"{path.name}/{base}"
             if _image_of(members) is None:
-                report.skip("a sample without an image", name)
+                report.skip("a sample without a JPEG, PNG or WebP image", name)
             elif self.with_captions and not {"txt", "json"} & set(members):
                 report.skip("an image without a caption", name)
             elif exclusion.holds_name(base):  # a key is a counter, not an image id
@@ -104,7 +104,9 @@ def tars_of(paths: tuple[Path, ...]) -> list[Path]:
     for path in paths:
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"--input {path} holds no .tar")
+            raise UserError(
+                f"--input {path} holds no .tar; make one of each folder of files: tar --sort=name -cf 00000.tar -C 00000 ."
+            )
         for tar in inside:
             tars.setdefault(tar.resolve(), tar)
     return list(tars.values())
