@@ -15,12 +15,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Protocol
 
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import opened_anew
 
 _STALE_NANOSECONDS = 3600 * 10**9
 """A file without new bytes for this long is no longer being fetched."""
@@ -161,7 +162,7 @@ class RemoteStorage:
         aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         digest, received = hashlib.sha256(), 0
         try:
-            with open(aside, "wb") as target:
+            with BufferedWriter(opened_anew(aside)) as target:
                 for chunk in self._files.chunks(name):
                     received += len(chunk)
                     if received > size:
