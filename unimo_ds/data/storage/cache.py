@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from io import BufferedWriter, FileIO
@@ -70,6 +71,19 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
 
 
+def refuse_open_to_all(folder: Path) -> None:
+    """What is in the cache is believed: checksums there are no defence against people.
+
+    Raises:
+        UserError: everybody may write to the folder.
+    """
+    if folder.stat().st_mode & stat.S_IWOTH:
+        raise UserError(
+            f"everybody may write to the cache folder {folder}, and so choose what is trained on; `chmod o-w` it if what it "
+            "holds is yours, or set data.cache_dir"
+        )
+
+
 class LocalStorage:
     """A folder on this machine or on a shared file system."""
 
@@ -100,7 +114,7 @@ class RemoteStorage:
     def __init__(self, files: RemoteFiles, cache_dir: Path, cache_bytes: int) -> None:
         """
         Raises:
-            UserError: the cache folder cannot be made.
+            UserError: the cache folder cannot be made, or everybody may write to it.
         """
         self._files = files
         self.cache_bytes = cache_bytes
@@ -112,6 +126,7 @@ class RemoteStorage:
             raise UserError(
                 f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
             ) from None
+        refuse_open_to_all(self.folder)
 
     def describe(self, name: str) -> str:
         return self._files.describe(name)
