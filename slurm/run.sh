@@ -32,8 +32,10 @@ requeue() { # [nodes to exclude, separated by commas]
 }
 failed() { # [nodes to blame]
     # Continue from the newest checkpoint, unless that led to no new one too often.
-    local failures=1
-    [ "$before" = "$(newest)" ] && failures=$(($(cat "$run_dir/failed_starts" 2>/dev/null || echo 0) + 1))
+    local failures=1 known
+    known=$(cat "$run_dir/failed_starts" 2>/dev/null)
+    [[ $known =~ ^[0-9]{1,9}$ ]] || known=0 # arithmetic would run a command that the file holds
+    [ "$before" = "$(newest)" ] && failures=$((10#$known + 1))
     mkdir -p "$run_dir" && echo "$failures" >"$run_dir/failed_starts"
     say "status $status, newest checkpoint $(newest), failures without a new one: $failures of $most_failures"
     [ "$failures" -lt "$most_failures" ] && requeue "${1:-}"

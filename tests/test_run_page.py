@@ -57,6 +57,12 @@ def test_summary(run_dir: Path) -> None:
     assert summary(timed)["training_share"] == pytest.approx((8 + 2 * 0.75) / 70)
 
 
+def test_pictures_of_another_place_are_not_taken(run_dir: Path) -> None:
+    (run_dir / "secret").write_bytes(b"a key")
+    (run_dir / "pictures" / "1.jpg").symlink_to(run_dir / "secret")
+    assert read_run(run_dir).pictures == [b"jpeg"]
+
+
 class Outline(HTMLParser):
     """Which elements a page has, and whether any of them asks for something outside."""
 

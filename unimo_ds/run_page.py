@@ -124,7 +124,8 @@ def read_run(run_dir: Path) -> RunFiles:
         starts=_starts(run_dir / "starts.jsonl"),
         config=strict_json.read(run_dir / "config.json", dict[str, Any]),
         last_samples=strict_json.read(samples, LastSamples) if samples.is_file() else LastSamples(),
-        pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg"))],
+        # A link in the run of somebody else may lead to any file, which the page would hold.
+        pictures=[path.read_bytes() for path in sorted((run_dir / "pictures").glob("*.jpg")) if not path.is_symlink()],
     )
 
 

@@ -192,6 +192,16 @@ def test_the_card_needs_no_index_of_the_data(tmp_path: Path):
     assert " 3 samples |" in (tmp_path / "exported" / "README.md").read_text()
 
 
+def test_the_card_shows_names_as_they_are(tmp_path: Path):
+    """The run may be somebody else's."""
+    name = "a|b <script> [x](http://x) `y`\n# z"
+    run = small.write_run(tmp_path / "run", None, dataclasses.replace(small.run_config(), recipe=name))
+    card = write_card(source.load(run), "UnimoModel")
+    shown = r"a\|b \<script\> \[x\](http://x) \`y\` # z"
+    assert f", {shown}\n" in card
+    assert f"| recipe | {shown}, seed " in card
+
+
 def test_tokens_are_those_of_training(exported: Path):
     fast = transformers.AutoTokenizer.from_pretrained(exported)
     own = load_tokenizer(exported)

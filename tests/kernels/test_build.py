@@ -160,3 +160,26 @@ def test_the_report_by_nvrtc_says_what_it_lacks(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "there is no nvidia/cuda_nvrtc/lib/libnvrtc.so" in done.stderr
+
+
+def test_a_library_that_others_may_have_put_there_is_not_loaded(tmp_path: Path) -> None:
+    own, evil = tmp_path / "own", tmp_path / "everybodys"
+    for folder, mode in ((own, 0o755), (evil, 0o777)):
+        folder.mkdir()
+        folder.chmod(mode)
+        (folder / "sm_90-0.so").write_bytes(b"no library")
+    build.require_own(own / "sm_90-0.so")
+    with pytest.raises(UserError, match=r"everybody may write to it.* set UNIMO_KERNELS_DIR to a folder of your own"):
+        library.load(evil / "sm_90-0.so")
+    (own / "sm_90-0.so").chmod(0o666)
+    with pytest.raises(UserError, match=r"sm_90-0\.so belongs to another user, or everybody may write to it"):
+        library.load(own / "sm_90-0.so")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_library_of_another_user_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "sm_90-0.so"
+    path.write_bytes(b"no library")
+    os.chown(path, 12345, 12345)
+    with pytest.raises(UserError, match="belongs to another user"):
+        library.load(path)

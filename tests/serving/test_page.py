@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from PIL import Image
 
 from tests.serving import browser
@@ -20,16 +21,26 @@ from unimo_ds.serving.model import ServedModel
 from unimo_ds.serving.page import HOST, make_app, make_local_server
 from unimo_ds.utils.errors import UserError
 
+KEY = "the key"
+
 
 @pytest.fixture(scope="module")
 def app(run: Path, index: Path):
     model = ServedModel.open(run)
-    return make_app(Index.open(index), model, model)
+    return make_app(Index.open(index), model, model, key=KEY)
+
+
+def opened(app: Flask) -> FlaskClient:
+    """A browser that has opened the printed address."""
+    client = app.test_client()
+    answer = client.get(f"/?key={KEY}")
+    assert (answer.status_code, answer.location) == (302, "/")
+    return client
 
 
 @pytest.fixture
 def client(app):
-    return app.test_client()
+    return opened(app)
 
 
 def test_words_find_items_best_first(client):
@@ -80,11 +91,26 @@ def test_bad_requests_are_explained(client, index: Path):
     assert query not in client.get("/", query_string={"query": query}).get_data(as_text=True)
 
 
+def test_without_the_key_nobody_is_answered(app: Flask, photographs: Path) -> None:
+    stranger = app.test_client()
+    paths = ("/", "/?query=dogs", "/photograph/0", "/image/0", "/?key=", "/?key=other", "/nowhere")
+    answers = [stranger.get(path) for path in paths]
+    answers.append(stranger.get("/image/0", headers={"Cookie": "unimo_search_page=other"}))
+    with (photographs / "0.png").open("rb") as file:  # as a form of another site would send it
+        answers.append(stranger.post(f"/?key={KEY[:-1]}", data={"photograph": (file, "mine.png")}))
+    for answer in answers:
+        assert answer.status_code == 403
+        assert "its key is missing" in answer.get_data(as_text=True)
+    cookie = app.test_client().get(f"/?key={KEY}").headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie, "no page of another site sends it along"
+
+
 def test_a_photograph_that_is_gone_is_explained(run: Path, photographs: Path, index: Path):
-    opened = Index.open(index)
-    opened.items[0] = type(opened.items[0])(image="/nowhere/gone.jpg")
+    found = Index.open(index)
+    found.items[0] = type(found.items[0])(image="/nowhere/gone.jpg")
     model = ServedModel.open(run)
-    answer = make_app(opened, model, model).test_client().get("/photograph/0")
+    answer = opened(make_app(found, model, model, key=KEY)).get("/photograph/0")
     assert answer.status_code == 400
     page = answer.get_data(as_text=True)
     assert "cannot read the image /nowhere/gone.jpg" in page
@@ -98,7 +124,7 @@ def test_names_that_are_no_unicode_are_spelt_out(run: Path, photographs: Path, t
     given = ["--checkpoint", str(run), "--images", str(photograph), "--output", str(folder)]
     assert cli.main(["search", "build", *given]) == 0
     model = ServedModel.open(run)
-    client = make_app(Index.open(folder), model, model).test_client()
+    client = opened(make_app(Index.open(folder), model, model, key=KEY))
     for path in ("/?query=dogs", "/photograph/0"):
         answer = client.get(path)
         assert answer.status_code == 200
@@ -115,7 +141,7 @@ def address(app) -> Iterator[str]:
     server = make_local_server(app, port=0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://{HOST}:{server.server_port}"
+    yield f"http://{HOST}:{server.server_port}/?key={KEY}"
     server.shutdown()
     thread.join()
 

@@ -214,5 +214,8 @@ def test_bad_input_is_named(
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(UserError, match="or is the current folder; give a new folder to --output"):
         write(Path(), [], size=4, model="", checkpoint="")
+    faiss = pytest.importorskip("faiss")
+    faiss.write_index(faiss.index_factory(4, "LSH"), str(tmp_path / "new" / "vectors.faiss"))
+    assert "of another kind than this program writes" in refused("a dog", "--index", str(tmp_path / "new"))
     (tmp_path / "new" / "vectors.faiss").write_bytes(b"cut")
     assert "is damaged" in refused("a dog", "--index", str(tmp_path / "new"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from unimo_ds import recipes
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.printable import printable
+from unimo_ds.utils.printable import for_terminal
 
 if TYPE_CHECKING:
     from unimo_ds.config import RunConfig
@@ -40,8 +40,8 @@ def emit(result: dict[str, Any], text: str, target: str | None) -> None:
     if target == _TO_STDOUT:
         print(json.dumps(_plain(result), indent=2))
         return
-    # The text may quote a command with bytes that are not Unicode. Print first: hours of work must not be lost to a bad file.
-    print(printable(text), flush=True)
+    # Print first: hours of work must not be lost to a bad file.
+    print(for_terminal(text), flush=True)
     if target is not None:
         write_text(Path(target), json.dumps(_plain(result), indent=2) + "\n")
 

@@ -188,8 +188,11 @@ class Corpus:
             raise CorruptSample(self.key(sample), str(error)) from None
         # Order and packing were computed from what the index says.
         num_regions = 0 if decoded.regions is None else len(decoded.regions.features)
+        num_texts = int(self.text_start[sample + 1] - self.text_start[sample])
         if decoded.kind != self.kinds[sample] or num_regions != self.num_regions[sample]:
             raise CorruptSample(self.key(sample), "its kind or number of regions differ from the index")
+        if members.num_texts(decoded) != num_texts:
+            raise CorruptSample(self.key(sample), "its number of texts differs from the index")
         if decoded.regions is not None and decoded.regions.features.shape[1] != self.feature_size:
             raise CorruptSample(self.key(sample), f"its regions have not {self.feature_size} features")
         if decoded.regions is not None and not region_tags.fit(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unimo_ds.utils.printable import for_terminal
 from unimo_ds.utils.redact import redact
 
 _MOST_WAITING = 4 * 2**20
@@ -18,9 +19,9 @@ _BOARD_FILE = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")
 
 
 def say(text: str) -> None:
-    """Print a line, without secrets. It is lost if stdout is a file on a full disk."""
+    """Print a line, without secrets or controls of a terminal. It is lost if stdout is a file on a full disk."""
     with contextlib.suppress(OSError):
-        print(redact(text), flush=True)
+        print(for_terminal(redact(text)), flush=True)
 
 
 class PatientLines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from unimo_ds.export.source import Source
 from unimo_ds.models.accounting import count_parameters
 from unimo_ds.utils import records, strict_json
 from unimo_ds.utils.errors import UserError
+
+_MARKS = re.compile(r"[\\`*\[\]<>|&]")
 
 
 def write_card(found: Source, family: str) -> str:
@@ -54,7 +57,7 @@ def write_card(found: Source, family: str) -> str:
 
 def _title(found: Source) -> str:
     size = f"{found.config.model.num_layers} layers of {found.config.model.hidden_size}"
-    return f"UNIMO, {size}" + (f", fine-tuned on {found.task}" if found.task else f", {found.config.recipe}")
+    return f"UNIMO, {size}" + (f", fine-tuned on {found.task}" if found.task else f", {_plain(found.config.recipe)}")
 
 
 def _front_matter(found: Source) -> str:
@@ -66,8 +69,18 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
     if not rows:
         return ""
     return "\n".join(
-        [f"## {title}\n", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+        [
+            f"## {title}\n",
+            "| | |",
+            "|---|---|",
+            *(f"| {_plain(name)} | {_plain(value)} |" for name, value in rows.items()),
+        ]
     )
+
+
+def _plain(text: str) -> str:
+    """As Markdown that shows it: names of sources and files are of others, and may be markup, links or rows of a table."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _run_of(found: Source) -> Path | None:

@@ -29,6 +29,8 @@ _NEIGHBOURS = 32
 """Links of each vector in the graph of an approximate index."""
 _WIDTH = 128
 """Candidates examined in building and searching the graph."""
+_OWN_KINDS = (b"IxFI", b"IHNf")
+"""How files of the two kinds of `write` begin. FAISS reads many more, and some name files that it then opens."""
 
 Vectors = NDArray[np.float32]
 
@@ -88,12 +90,15 @@ class Index:
             lines = (folder / ITEMS_FILE).read_text(encoding="utf-8").splitlines()
             items = [strict_json.typed(Item, strict_json.parsed(line), where="an item") for line in lines]
             with (folder / VECTORS_FILE).open("rb") as stream:
+                if stream.read(4) not in _OWN_KINDS:
+                    raise ValueError(f"{VECTORS_FILE} is of another kind than this program writes")
+                stream.seek(0)
                 vectors = faiss.read_index(faiss.PyCallbackIOReader(stream.read))  # type: ignore[attr-defined]
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the index {folder} is damaged ({str(error).splitlines()[0]}); build it again") from None
         if about.schema != SCHEMA:
             raise UserError(f"the index {folder} has schema {about.schema}, not {SCHEMA}; build it again")
-        if not len(items) == vectors.ntotal == about.items:
+        if not (len(items) == vectors.ntotal == about.items and vectors.d == about.size):
             raise UserError(
                 f"the index {folder} is damaged: {len(items)} items and {vectors.ntotal} vectors; build it again"
             )

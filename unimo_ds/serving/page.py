@@ -1,20 +1,23 @@
 """A small local page: find photographs by words or by a photograph, with generated captions.
 
 Everything is rendered on the server; the browser runs no script and loads nothing from elsewhere. Only items of the index are
-sent, chosen by number, never by a path in a request.
+sent, chosen by number, never by a path in a request. Every user of a machine can reach its ports, and so can every page in a
+browser there: only a browser that was given the key in the printed address is answered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hmac
 import io
 import logging
+import secrets
 import threading
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, abort, render_template, request
+from flask import Flask, abort, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from PIL import Image
 from werkzeug.serving import BaseWSGIServer, make_server
@@ -35,12 +38,14 @@ _POLICY = (
 _COUNT = 24
 _SIMILAR = 12
 _LARGEST_UPLOAD = 32 * 2**20
+_COOKIE = "unimo_search_page"
 _LARGEST_SIDE = 1024
 """Largest width and height, in pixels, of a photograph sent to the browser."""
 
 
-def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
-    """The page's WSGI application. writer: the model that generates captions."""
+def make_app(index: Index, model: ServedModel, writer: ServedModel, *, key: str) -> Flask:
+    """The page's WSGI application. writer: the model that generates captions. key: must come with a request (`/?key=...`), whose
+    browser then keeps it."""
     app = Flask(__name__, template_folder="templates", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _LARGEST_UPLOAD
     app.jinja_env.globals["what_is_written"] = (
@@ -49,16 +54,24 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel) -> Flask:
     lock = threading.Lock()  # one model, several requests
 
     @app.before_request
-    def refuse_strangers() -> None:
+    def refuse_strangers() -> ResponseReturnValue | None:
         # Against DNS rebinding: another site may point its own host name at this machine; answer only local names.
         if request.host.rpartition(":")[0] not in (HOST, "localhost") and request.host not in (HOST, "localhost"):
             abort(403)
+        if hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), key.encode()):
+            return None
+        if not hmac.compare_digest(request.args.get("key", "").encode(), key.encode()):
+            return "Open the whole address that `unimo search page` has printed: its key is missing here.", 403
+        answer = redirect("/")
+        answer.set_cookie(_COOKIE, key, httponly=True, samesite="Lax")
+        return answer
 
     @app.after_request
     def allow_only_this_page(response: Any) -> Any:
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         return response
 
     @app.get("/")
@@ -166,6 +179,7 @@ def serve(index: Index, model: ServedModel, writer: ServedModel, *, port: int) -
     """
     own_settings(writer.source)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line per picture
-    server = make_local_server(make_app(index, model, writer), port=port)
-    print(f"http://{HOST}:{server.server_port}/   ({len(index):,} items; end with Ctrl-C)", flush=True)
+    key = secrets.token_urlsafe(16)
+    server = make_local_server(make_app(index, model, writer, key=key), port=port)
+    print(f"http://{HOST}:{server.server_port}/?key={key}   ({len(index):,} items; end with Ctrl-C)", flush=True)
     server.serve_forever()

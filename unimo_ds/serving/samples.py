@@ -18,6 +18,7 @@ from unimo_ds.serving.images import read_image
 from unimo_ds.serving.index import Item, Vectors
 from unimo_ds.serving.model import ServedModel
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.printable import for_terminal
 
 _open = functools.lru_cache(maxsize=4)(Corpus.open)
 
@@ -61,7 +62,7 @@ def _read(corpus: Corpus, number: int, skip_bad: bool) -> Sample | None:
     except CorruptSample as error:
         if not skip_bad:
             raise UserError(f"sample {error.key}: {error.reason} (--skip-bad leaves such samples out)") from None
-        print(f"left out: {error.key}: {error.reason}", file=sys.stderr)
+        print(for_terminal(f"left out: {error.key}: {error.reason}"), file=sys.stderr)
         return None
 
 

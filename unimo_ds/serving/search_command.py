@@ -13,7 +13,7 @@ from unimo_ds.utils import locations
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.command_line import ArgumentParser
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.printable import printable
+from unimo_ds.utils.printable import for_terminal
 from unimo_ds.utils.running import run_command
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _search(arguments: argparse.Namespace) -> None:
         print(json.dumps({"query": arguments.query, "index": str(arguments.index), "found": rows}, indent=2))
         return
     for row in rows:
-        print(printable(f"{row['score']:.3f}  {row['image'] or row['text']}"))
+        print(for_terminal(f"{row['score']:.3f}  {row['image'] or row['text']}"))
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -208,7 +208,7 @@ def _readable(path: Path, model: ServedModel, arguments: argparse.Namespace) -> 
     except UserError as error:
         if not arguments.skip_bad:
             raise UserError(f"{error} (--skip-bad leaves such files out)") from None
-        print(f"left out: {error}", file=sys.stderr)
+        print(for_terminal(f"left out: {error}"), file=sys.stderr)
         return None
 
 

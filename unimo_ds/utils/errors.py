@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from unimo_ds.utils.printable import printable
+from unimo_ds.utils.printable import for_terminal, printable
 from unimo_ds.utils.redact import redact
 
 EXIT_FAILED = 1
@@ -46,7 +46,7 @@ class ToldError(UserError):
 
 def tell(problem: str) -> None:
     """One line on stderr."""
-    print(f"error: {redact(problem)}", file=sys.stderr, flush=True)
+    print(f"error: {for_terminal(redact(problem))}", file=sys.stderr, flush=True)
 
 
 def sentence_of(error: Exception) -> str | None:

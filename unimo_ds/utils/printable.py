@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but the tab and the end of a line."""
+
 
 def is_unicode(text: str) -> bool:
     """False if it holds half of a surrogate pair, which JSON can escape, but which can neither be tokenised nor stored."""
@@ -11,3 +16,9 @@ def is_unicode(text: str) -> bool:
 def printable(text: str) -> str:
     """The text, with what is not Unicode as backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def for_terminal(text: str) -> str:
+    """`printable`, with control characters as backslash escapes too: those in a name or caption would reach the terminal as
+    commands, which rewrite what stands there, its title or the clipboard."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", printable(text))

@@ -13,9 +13,10 @@ from typing import Any
 BLOT = "***"
 _USER_INFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NAMED = re.compile(
-    r"(?i)\b([\w.-]*(?:password|passwd|secret|token(?!iz)|(?:api|access|account)[_-]?key|credential|signature)[\w.-]*|sig|sas)"
+    r"(?i)((?:password|passwd|secret|token(?!iz)|(?:api|access|account)[_-]?key|credential|signature)[\w.-]{0,200}|\b(?:sig|sas))"
     r"(=|: ?)([^\s&'\",;]+)"
 )
+"""Linear in the length of a text, which a name chosen by others may have: what precedes the word is not matched."""
 _KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
 """Tokens of Hugging Face, GitHub, AWS and others with a known prefix."""
 _PLAIN = re.compile(r"(?i)true|false|none|null|\d{1,9}(\.\d*)?")

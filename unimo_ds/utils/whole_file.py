@@ -24,6 +24,13 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
+def opened_anew(path: Path) -> io.FileIO:
+    """A new file, open for writing. What is there is removed, not followed: in a folder of many users it may be another's link to
+    one's own file. May raise OSError."""
+    path.unlink(missing_ok=True)
+    return io.FileIO(path, "x")
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yields a file beside `path`, open for writing; at the end it is synced to the disk and renamed. Processes that
@@ -73,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 def _renamed(aside: Path, path: Path) -> Iterator[BinaryIO]:
     """`aside`, open for writing; at the end synced to the disk and renamed. May raise OSError."""
     try:
-        with open(aside, "wb") as stream:
+        with io.BufferedWriter(opened_anew(aside)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -320,6 +320,17 @@ def test_a_shard_that_is_gone(url: str, tmp_path: Path) -> None:
         corpus.read(0)
 
 
+def test_a_cache_that_everybody_may_write_to_is_refused(url: str, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    place.mkdir(mode=0o777)
+    place.chmod(0o1777)  # many users' folders may lie there
+    Corpus.open(url, cache_dir=str(place))
+    (own,) = place.iterdir()
+    own.chmod(0o777)
+    with pytest.raises(UserError, match=f"everybody may write to the cache folder {own}, and so choose"):
+        Corpus.open(url, cache_dir=str(place))
+
+
 def test_a_cache_that_cannot_be_made(url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make the cache folder .*set data\.cache_dir"):

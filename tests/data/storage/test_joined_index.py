@@ -201,6 +201,14 @@ def test_without_a_place_for_them_every_process_holds_its_own(folder: Path, caps
 
 
 @pytest.mark.usefixtures("_large")
+def test_files_that_everybody_may_change_are_not_used(folder: Path) -> None:
+    open_corpus(folder)
+    (folder.parent / "cache" / "indices").chmod(0o777)
+    with pytest.raises(UserError, match="everybody may write to the cache folder"):
+        open_corpus(folder)
+
+
+@pytest.mark.usefixtures("_large")
 def test_damage_of_the_data_is_told_as_ever(folder: Path) -> None:
     shards.index_path(folder / "pairs-000000.tar").write_bytes(b"no index")
     with pytest.raises(UserError, match="is not the index that the manifest describes"):

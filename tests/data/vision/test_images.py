@@ -78,3 +78,40 @@ def test_bomb_is_refused_by_its_header(width: int, height: int) -> None:
     with pytest.raises(BadImage, match=r"pixels"):
         decode(data)
     assert time.perf_counter() - start < 0.1
+
+
+def _of_scans(number: int) -> bytes:
+    """A grey JPEG of 8 x 8 pixels, coded progressively in so many scans, of which all but the first change nothing."""
+
+    def segment(mark: int, content: bytes) -> bytes:
+        return bytes([0xFF, mark]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    table = bytes([1, *[0] * 15])
+    parts = [
+        b"\xff\xd8",
+        segment(0xDB, bytes([0, *[1] * 64])),
+        segment(0xC2, bytes([8, 0, 8, 0, 8, 1, 1, 0x11, 0])),
+        segment(0xC4, b"\0" + table + b"\0"),
+        segment(0xC4, b"\x10" + table + b"\0"),
+        segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + b"\0",
+        (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + b"\0") * (number - 1),
+        b"\xff\xd9",
+    ]
+    return b"".join(parts)
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    assert decode(_of_scans(10)).size == (8, 8)
+    with pytest.raises(BadImage, match="more than 5000 scans"):
+        decode(_of_scans(5001))
+
+
+def test_damaged_exif_data_are_not_reported_for_every_image(recwarn: pytest.WarningsRecorder) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(buffer, "JPEG", exif=exif)
+    damaged = buffer.getvalue().replace(b"\x01\x12\x00\x03\x00\x00\x00\x01", b"\x01\x12\x00\x05\x7f\xff\xff\xff")
+    assert damaged != buffer.getvalue()
+    assert decode(damaged).size == (64, 32)
+    assert not recwarn.list

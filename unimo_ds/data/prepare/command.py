@@ -19,7 +19,7 @@ from unimo_ds.data.prepare.settings import (
 )
 from unimo_ds.utils import command_line, locations, options
 from unimo_ds.utils.command_line import ArgumentParser
-from unimo_ds.utils.printable import printable
+from unimo_ds.utils.printable import for_terminal, printable
 from unimo_ds.utils.running import run_command
 
 if TYPE_CHECKING:
@@ -256,5 +256,5 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _print(arguments: argparse.Namespace, result: object, lines: Sequence[str]) -> None:
-    said = json.dumps(result, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines)
-    print(printable(said))
+    as_json = arguments.json
+    print(printable(json.dumps(result, indent=1, ensure_ascii=False)) if as_json else for_terminal("\n".join(lines)))

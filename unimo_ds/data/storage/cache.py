@@ -13,14 +13,16 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Protocol
 
 from unimo_ds.data.storage.remote_files import RemoteFiles, scheme_of
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.whole_file import opened_anew
 
 _STALE_NANOSECONDS = 3600 * 10**9
 """A file without new bytes for this long is no longer being fetched."""
@@ -69,6 +71,19 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "unimo_ds" / "shards"
 
 
+def refuse_open_to_all(folder: Path) -> None:
+    """What is in the cache is believed: checksums there are no defence against people.
+
+    Raises:
+        UserError: everybody may write to the folder.
+    """
+    if folder.stat().st_mode & stat.S_IWOTH:
+        raise UserError(
+            f"everybody may write to the cache folder {folder}, and so choose what is trained on; `chmod o-w` it if what it "
+            "holds is yours, or set data.cache_dir"
+        )
+
+
 class LocalStorage:
     """A folder on this machine or on a shared file system."""
 
@@ -99,7 +114,7 @@ class RemoteStorage:
     def __init__(self, files: RemoteFiles, cache_dir: Path, cache_bytes: int) -> None:
         """
         Raises:
-            UserError: the cache folder cannot be made.
+            UserError: the cache folder cannot be made, or everybody may write to it.
         """
         self._files = files
         self.cache_bytes = cache_bytes
@@ -111,6 +126,7 @@ class RemoteStorage:
             raise UserError(
                 f"cannot make the cache folder {self.folder}: {error.strerror}; set data.cache_dir"
             ) from None
+        refuse_open_to_all(self.folder)
 
     def describe(self, name: str) -> str:
         return self._files.describe(name)
@@ -161,7 +177,7 @@ class RemoteStorage:
         aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         digest, received = hashlib.sha256(), 0
         try:
-            with open(aside, "wb") as target:
+            with BufferedWriter(opened_anew(aside)) as target:
                 for chunk in self._files.chunks(name):
                     received += len(chunk)
                     if received > size:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimo_ds.data.limits import MAX_MEMBER_BYTES
-from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Sample
+from unimo_ds.data.schema import SCHEMA_VERSION, Kind, Level, Sample, TextRole
 from unimo_ds.data.storage import manifest, members, shards, tars
 from unimo_ds.data.vision import region_tags
 from unimo_ds.utils import strict_json
@@ -227,8 +227,8 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
     cure = "build it again with `unimo prepare pack`"
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            arrays = {name: _parse_records(archive.read(f"{name}.npy"), name) for name in _RECORDS}
-            about = strict_json.parsed(_parse_records(archive.read("about.npy"), "about").tobytes())
+            arrays = {name: _parse_records(_stored(archive, name), name) for name in _RECORDS}
+            about = strict_json.parsed(_parse_records(_stored(archive, "about"), "about").tobytes())
     except _UNREADABLE as error:
         raise UserError(f"{where} is not a readable index ({error}); {cure}") from None
     if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION:
@@ -245,20 +245,57 @@ def from_bytes(content: bytes, *, where: str) -> ShardIndex:
     fields.update({name: tuple(about[name]) for name in _NAMES}, base_names="\n".join(about["bases"]))
     fields[_TAG_SIZES] = tuple(tag_sizes)
     index = ShardIndex(**fields)
-    samples = index.samples
-    ends = samples["start"][:, None] + samples["offset"].astype(np.int64) + samples["size"]
-    if (
-        len(about["bases"]) != len(samples)
-        or not all(map(str.isprintable, about["bases"]))
-        or samples["num_texts"].sum() != len(index.texts)
-        or samples["num_related_images"].sum() != len(index.related_images)
-        or (len(samples) and samples["source"].max() >= len(index.source_names))
-        or (len(samples) and (samples["start"].min() < 0 or ends.max() > index.shard_bytes))
-        or (len(samples) and samples["size"].max() > MAX_MEMBER_BYTES)
-        or (len(index.related_images) and index.related_images["shard"].max() >= len(index.related_shards))
-    ):
+    bases = about["bases"]
+    if len(bases) != len(index.samples) or not all(map(str.isprintable, bases)) or not _is_possible(index):
         raise UserError(f"{where} contradicts itself; {cure}")
     return index
+
+
+def _is_possible(index: ShardIndex) -> bool:
+    """Whether numbers lie within what they count, and every sample has the texts of its kind: reading trusts them."""
+    samples, texts = index.samples, index.texts
+    ends = samples["start"][:, None] + samples["offset"].astype(np.int64) + samples["size"]
+    # Beyond the shard's length, the sum might overflow.
+    are_inside = not len(samples) or (
+        0 <= samples["start"].min() <= samples["start"].max() <= ends.max() <= index.shard_bytes < 2**62
+        and samples["source"].max() < len(index.source_names)
+        and samples["size"].max() <= MAX_MEMBER_BYTES
+        and samples["kind"].max() < len(Kind)
+    )
+    return bool(
+        are_inside
+        and samples["num_texts"].sum() == len(texts)
+        and samples["num_related_images"].sum() == len(index.related_images)
+        and index.related_images["shard"].max(initial=0) < max(len(index.related_shards), 1)
+        and _are_texts_of(samples, texts)
+    )
+
+
+def _are_texts_of(samples: NDArray[np.void], texts: NDArray[np.void]) -> bool:
+    """Whether an image has no text, a text one, and a pair at least one, of which the first is a caption."""
+    kinds, counts = samples["kind"], samples["num_texts"].astype(np.int64)
+    least, most = np.array([0, 1, 1]), np.array([0, 1, np.iinfo(np.int64).max])  # of image, text, pair
+    firsts = (np.cumsum(counts) - counts)[counts > 0]
+    return bool(
+        (counts >= least[kinds]).all()
+        and (counts <= most[kinds]).all()
+        and (texts["role"][firsts] == TextRole.TEXT).all()
+        and texts["role"].max(initial=0) < len(TextRole)
+        and texts["level"].max(initial=0) < len(Level)
+        and texts["tokens"].min(initial=0) >= 0
+    )
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of a member, which are in the archive as they are: a compressed one may grow a thousandfold.
+
+    Raises:
+        ValueError: it is compressed; and as zipfile.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(member)
 
 
 def _parse_records(content: bytes, name: str) -> NDArray[np.void]:

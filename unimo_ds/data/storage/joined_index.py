@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from unimo_ds.data.storage import index, members
-from unimo_ds.data.storage.cache import cache_folder
+from unimo_ds.data.storage.cache import cache_folder, refuse_open_to_all
 from unimo_ds.data.storage.manifest import ShardEntry
 from unimo_ds.data.storage.open_folder import OpenFolder
 from unimo_ds.data.storage.remote_files import scheme_of
@@ -98,7 +98,7 @@ def join(shards: Shards, source_names: Sequence[str], *, cache_dir: str | None, 
     source_names: of all sources, in the order of their numbers. fingerprint: of all that is read (`Manifest.fingerprint`).
 
     Raises:
-        UserError: as `OpenFolder.load_index`, or references to samples that do not exist.
+        UserError: as `OpenFolder.load_index`, references to samples that do not exist, or a cache that everybody may write to.
     """
     pieces = _Pieces(shards, source_names)
     if sum(entry.index_bytes for _, entry in shards) <= LARGEST_IN_MEMORY:
@@ -216,8 +216,10 @@ def _short_hash(text: str) -> str:
 
 
 def _mapped(pieces: _Pieces, folder: Path, places: str) -> JoinedIndex:
-    """places: a hash of the data's locations. Raises OSError if the files cannot be written or read."""
+    """places: a hash of the data's locations. Raises OSError if the files cannot be written or read, and as
+    `refuse_open_to_all`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    refuse_open_to_all(folder.parent)
     found = _open(folder)
     if found is None:
         _make_room(folder, places)

@@ -72,6 +72,13 @@ def texts_of(sample: Sample) -> list[StoredText]:
     return texts + [StoredText(text, related, -1, none) for text in sample.related_texts]
 
 
+def num_texts(sample: Sample) -> int:
+    """Of `texts_of`."""
+    if sample.text is not None:
+        return 1
+    return sum(1 + len(one.positives) + len(one.negatives) for one in sample.captions) + len(sample.related_texts)
+
+
 def encode_sample(
     sample: Sample, *, jpeg: bytes | None = None, details: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:

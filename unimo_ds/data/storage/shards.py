@@ -22,7 +22,7 @@ from unimo_ds.data.schema import Sample
 from unimo_ds.data.storage import member_json, members, tars
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
-from unimo_ds.utils.whole_file import make_folder
+from unimo_ds.utils.whole_file import make_folder, opened_anew
 
 SHARD_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.npz"
@@ -71,7 +71,7 @@ class _OpenShard:
         self.num_samples = 0
         with _disk_errors(self.path):
             # Buffered: a raw file may silently write less than it was given.
-            self.stream = io.BufferedWriter(io.FileIO(self.aside, "wb"))
+            self.stream = io.BufferedWriter(opened_anew(self.aside))
         self.writer = TarWriter(self.stream, encoder=False, mtime=0, user="root", group="root", mode=0o444)
 
     def write(self, content: Mapping[str, bytes]) -> None:

@@ -49,13 +49,10 @@ def _read_torch(path: Path) -> Any:
 
 def _tensors(content: Any) -> State:
     """The tensors by name, without the wrappers that trainers add."""
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
     if not isinstance(content, Mapping):
         return {}
+    for _ in _NESTED:  # a bound, since a pickle may hold itself
+        content = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
     state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     for wrapper in _WRAPPERS:
         if state and all(name.startswith(wrapper) for name in state):

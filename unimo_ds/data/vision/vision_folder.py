@@ -25,6 +25,7 @@ from transformers.utils import logging
 from unimo_ds.data.vision.network_weights import State
 from unimo_ds.utils import strict_json
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.foreign_models import WITHOUT_CODE, by_the_library
 
 _NEEDED = "config.json, model.safetensors and preprocessor_config.json"
 # Raised by the library on configurations and weights that it cannot handle.
@@ -90,14 +91,13 @@ def read(folder: Path) -> tuple[dict[str, Any], Pixels, State]:
     """
     _check_files(folder)
     with in_one_sentence(f"cannot read the model in {folder}"):
-        whole = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        whole = AutoConfig.from_pretrained(str(folder), **WITHOUT_CODE)
         if getattr(whole, "quantization_config", None):
             raise UserError(f"the model in {folder} is quantised; save it whole")
         model, found = AutoModel.from_pretrained(
             str(folder),
-            config=_by_the_library(whole),
-            local_files_only=True,
-            trust_remote_code=False,
+            config=by_the_library(whole),
+            **WITHOUT_CODE,
             use_safetensors=True,
             output_loading_info=True,
             dtype=torch.float32,
@@ -141,15 +141,9 @@ def build(config: Mapping[str, Any], *, where: str) -> torch.nn.Module:
     """
     with in_one_sentence(f"cannot make the encoder of {where}"):
         own = copy.deepcopy(dict(config))  # some models write into it
-        made = _by_the_library(AutoConfig.for_model(**own))
+        made = by_the_library(AutoConfig.for_model(**own))
         network: torch.nn.Module = AutoModel.from_config(made, trust_remote_code=False)
     return network
-
-
-def _by_the_library(config: Any) -> Any:
-    """The configuration without its choice of attention or expert kernels, which would be downloaded and run."""
-    config._attn_implementation = config._experts_implementation = None
-    return config
 
 
 def patches(network: Any, pixels_N3HW: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,22 @@ def sources_hash() -> str:
 def library_path(target: str) -> Path:
     """Path of the library of a target (`sm_90`, `host_sm_80`) built from the current sources."""
     return libraries_folder() / f"{target}-{sources_hash()}.so"
+
+
+def require_own(path: Path) -> None:
+    """Refuse a file that somebody else may have put there, before it is run.
+
+    Raises:
+        UserError: it or its folder belongs to neither this user, root nor the owner of this code, or everybody may write to it.
+    """
+    trusted = {os.geteuid(), 0, Path(__file__).stat().st_uid}
+    for place in (path.parent, path):
+        status = place.stat()
+        if status.st_uid not in trusted or status.st_mode & stat.S_IWOTH:
+            raise UserError(
+                f"{place} belongs to another user, or everybody may write to it, and what it holds would be run; set "
+                "UNIMO_KERNELS_DIR to a folder of your own"
+            )
 
 
 def build(architecture: str, *, nvcc: str | None = None) -> Built:
@@ -206,6 +223,6 @@ def table(built: Iterable[Built]) -> str:
 def _locked(target: Path) -> Iterator[None]:
     """One process builds; others on this machine wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:
+    with open(target.with_suffix(".lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

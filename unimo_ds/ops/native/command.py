@@ -99,6 +99,7 @@ def _check(arguments: argparse.Namespace) -> int:
     worst = 0
     for name in _architectures(arguments.arch):
         program = build.build_check(arguments.kernel, name, sanitize=not arguments.plain)
+        build.require_own(program)
         print(f"{arguments.kernel}, {name}: ", end="", flush=True)
         done = subprocess.run([program, str(arguments.first), str(arguments.cases)], check=False)
         worst = max(worst, 1 if done.returncode else 0)

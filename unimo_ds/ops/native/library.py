@@ -142,7 +142,8 @@ def _built_for(number: int) -> Path | None:
 
 @functools.cache
 def load(path: Path) -> ctypes.CDLL:
-    """The library at `path`, with the types of its functions."""
+    """The library at `path`, with the types of its functions. Errors as `build.require_own`."""
+    build.require_own(path)
     library = ctypes.CDLL(str(path))
     for name in _FUNCTIONS:
         function = getattr(library, name)

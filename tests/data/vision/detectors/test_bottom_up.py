@@ -140,6 +140,10 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, capsys: pytest.
     file.write_bytes(pickle.dumps({"model": {"a": np.zeros(3)}}))
     refused("holds more than tensors|cannot read the weights")
     assert "must never run" not in capsys.readouterr().out
+    holds_itself: dict[str, object] = {}
+    holds_itself["model"] = holds_itself
+    torch.save(holds_itself, file)
+    refused("no tensors by name")
     torch.save({"lr": 3}, file)
     refused("no tensors by name")
     state = random_network(SMALL).state_dict()

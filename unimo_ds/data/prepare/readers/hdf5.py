@@ -7,6 +7,7 @@ objects_conf, cls_prob.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from unimo_ds.data.limits import MAX_MEMBER_BYTES
 from unimo_ds.data.prepare.readers.detections import (
     LARGEST_SHARE,
     BadDetections,
@@ -66,7 +68,8 @@ class Hdf5(FeatureFiles):
                 for i, item in wanted:
                     row = item.place[1]
                     try:
-                        found = _detections(file[item.name] if row < 0 else file, row)
+                        group = file if row >= 0 else file[item.name]
+                        found = _detections(group, row, of=file.filename)
                         yield i, Record(item.name, regions=to_regions(found, self.settings))
                     except BadDetections as error:
                         report.skip(error.reason, f"{item.name} {error.detail}".rstrip())
@@ -87,11 +90,13 @@ def _text(name: object) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
-def _detections(group: Mapping[str, Any], row: int) -> Detections:
+def _detections(group: Mapping[str, Any], row: int, *, of: str) -> Detections:
+    """of: name of the file."""
     arrays: dict[str, Any] = {}
     for field in ("features", "boxes", "num_boxes", "width", "height", "class_ids", "confidences", "probabilities"):
         data = _member(group, field)
         if data is not None:
+            _check_array(data, row, field, of=of)
             array = np.asarray(data[()] if row < 0 else data[row])
             if array.dtype.kind not in "fiu":
                 raise BadDetections("an array that does not hold numbers", field)
@@ -117,6 +122,15 @@ def _detections(group: Mapping[str, Any], row: int) -> Detections:
         confidences=cut.get("confidences"),
         probabilities=cut.get("probabilities"),
     )
+
+
+def _check_array(data: Any, row: int, field: str, *, of: str) -> None:
+    """Before it is read: HDF5 follows links, and may keep an array in any other file; a few bytes may describe terabytes."""
+    if data.file.filename != of or data.is_virtual or data.external:
+        raise BadDetections("an array that is in another file", field)
+    read = data.shape if row < 0 else data.shape[1:]
+    if max(math.prod(read), math.prod(data.chunks or ())) * data.dtype.itemsize > MAX_MEMBER_BYTES:
+        raise BadDetections("an array that is too large", field)
 
 
 def _member(group: Mapping[str, Any], field: str) -> Any:

@@ -21,6 +21,25 @@ _OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 _TOO_LARGE = f"larger than {MAX_MEMBER_BYTES} bytes"
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 """How files of gzip, bzip2, xz and zstd begin."""
+_LARGEST_HEADER = 64 * 2**10
+"""Bytes of a tar's extended header, which holds a long name or PAX records."""
+_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, RecursionError)
+"""Raised by tarfile; ValueError for numbers that are none or too large, RecursionError for extensions of extensions."""
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose extension is of a sensible size: the library reads it whole, in time quadratic in its size."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENDED and not 0 <= found.size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"an extended header of {found.size} bytes")
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,11 +134,12 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
                 f"{path} is a compressed tar; unpack it to a plain .tar first (gunzip, bunzip2, unxz or unzstd)"
             )
         stream.seek(0)
-        if not tarfile.is_tarfile(stream):
-            raise UserError(f"{option} {path} is neither a folder nor a tar of images")
-        stream.seek(0)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
+            archive = tarfile.TarFile(fileobj=stream, tarinfo=_Header)
+        except _DAMAGE as error:
+            raise UserError(f"{option} {path} is neither a folder nor a tar of images ({error})") from None
+        try:
+            with archive:
                 for member in archive:
                     # Headers are not kept: a tar may hold millions.
                     archive.members = []  # type: ignore[attr-defined]
@@ -129,7 +149,7 @@ def members_of_tar(path: Path, *, option: str) -> Iterator[tarfile.TarInfo]:
                 stream.seek(archive.offset)
                 if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"no header at byte {archive.offset}")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except _DAMAGE as error:
             raise UserError(f"the tar {path} is damaged or cut: {error}; fetch it again") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,11 @@ _NOT_IMAGES = (b"__keys__", b"__len__", b"keys")
 _ARRAYS = ("features", "norm_bb", "conf", "soft_labels")
 _NUMBERS = frozenset("fiu")
 _NEWEST_PICKLE = 5
+_DAMAGE = (
+    *(zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error),
+    *(TypeError, MemoryError, tokenize.TokenError),
+)
+"""Raised by zipfile, and by NumPy for headers of arrays that are no shapes, or of more memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def _from_npz(value: bytes) -> dict[str, NDArray[Any]]:
                 if array.dtype.kind not in _NUMBERS:
                     raise BadDetections("an array that does not hold numbers", name)
                 arrays[name] = array
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error) as error:
+    except _DAMAGE as error:
         raise BadDetections("a value that is not a readable .npz", str(error)) from None
     return arrays
 

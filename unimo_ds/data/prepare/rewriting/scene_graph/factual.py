@@ -28,6 +28,7 @@ from unimo_ds.data.prepare.rewriting.scene_graph.names import names_in
 from unimo_ds.data.prepare.rewriting.scene_graph.tagging import Token
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.foreign_models import WITHOUT_CODE, by_the_library
 from unimo_ds.utils.machine import worker_device
 
 _PROMPT = "Generate Scene Graph: "
@@ -46,14 +47,15 @@ class FactualParser:
         Raises:
             UserError: the folder has no T5 model with its tokenizer.
         """
-        from transformers import AutoTokenizer, T5ForConditionalGeneration
+        from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
 
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one with a T5 model (config.json, weights, tokenizer)")
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **WITHOUT_CODE)
             model: Any = T5ForConditionalGeneration
-            self._model = model.from_pretrained(folder, local_files_only=True)
+            config = by_the_library(AutoConfig.from_pretrained(folder, **WITHOUT_CODE))
+            self._model = model.from_pretrained(folder, config=config, local_files_only=True)
         except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"no T5 parser in {folder}: {str(error).strip().splitlines()[0]}") from None
         self._device = worker_device()

@@ -11,6 +11,7 @@ import torch
 from unimo_ds.data.prepare.rewriting.translation.protocol import in_batches, one_line
 from unimo_ds.utils.batched import batched
 from unimo_ds.utils.errors import UserError
+from unimo_ds.utils.foreign_models import WITHOUT_CODE, by_the_library
 
 _LONGEST = 256
 """Limit on tokens of a text, and of its translation; lower if the model has fewer positions."""
@@ -79,10 +80,10 @@ def _load_model(folder: Path) -> Any:
     from transformers import AutoConfig, MarianMTModel
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **WITHOUT_CODE)
         if config.model_type != "marian":
             raise UserError(f"{folder} holds a {config.model_type} model, not a Marian one")
-        model = MarianMTModel.from_pretrained(folder, local_files_only=True)
+        model = MarianMTModel.from_pretrained(folder, config=by_the_library(config), local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
