@@ -85,7 +85,10 @@ def test_bad_requests_are_explained(client, index: Path):
     for path in ("/image/7", "/image/99", "/photograph/9", "/image/..%2Findex.json", "/static/x"):
         assert client.get(path).status_code == 404, path
     assert client.get("/", headers={"Host": "evil.example:8000"}).status_code == 403
-    assert client.get("/", headers={"Host": "localhost:8000"}).status_code == 200
+    elsewhere = {"Host": "localhost:8000"}
+    assert client.get("/", headers=elsewhere).status_code == 403, "another port's page has another cookie"
+    assert client.get(f"/?key={KEY}", headers=elsewhere).status_code == 302
+    assert client.get("/", headers=elsewhere).status_code == 200
     assert client.get("/").headers["Content-Security-Policy"].startswith("default-src 'none'")
     query = "<script>alert(1)</script>"
     assert query not in client.get("/", query_string={"query": query}).get_data(as_text=True)

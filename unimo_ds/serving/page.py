@@ -38,7 +38,7 @@ _POLICY = (
 _COUNT = 24
 _SIMILAR = 12
 _LARGEST_UPLOAD = 32 * 2**20
-_COOKIE = "unimo_search_page"
+_COOKIE = "unimo_search_page_"
 _LARGEST_SIDE = 1024
 """Largest width and height, in pixels, of a photograph sent to the browser."""
 
@@ -58,12 +58,13 @@ def make_app(index: Index, model: ServedModel, writer: ServedModel, *, key: str)
         # Against DNS rebinding: another site may point its own host name at this machine; answer only local names.
         if request.host.rpartition(":")[0] not in (HOST, "localhost") and request.host not in (HOST, "localhost"):
             abort(403)
-        if hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), key.encode()):
+        cookie = _COOKIE + request.host.rpartition(":")[2]  # a browser gives the cookies of one port to all
+        if hmac.compare_digest(request.cookies.get(cookie, "").encode(), key.encode()):
             return None
         if not hmac.compare_digest(request.args.get("key", "").encode(), key.encode()):
             return "Open the whole address that `unimo search page` has printed: its key is missing here.", 403
         answer = redirect("/")
-        answer.set_cookie(_COOKIE, key, httponly=True, samesite="Lax")
+        answer.set_cookie(cookie, key, httponly=True, samesite="Lax")
         return answer
 
     @app.after_request
