@@ -98,6 +98,21 @@ def test_an_id_that_is_no_part_of_a_name_joins_no_other_image(tmp_path: Path) ->
     }
 
 
+def test_a_table_of_more_columns_is_refused(tmp_path: Path) -> None:
+    """Not a caption with the rest of its line, or of the file, whose lines a lone CR may end."""
+    table = write_lines(tmp_path / "wide.tsv", ["a.jpg\ta dog\t ", "a.jpg\tthe dog\t0.7", "b.jpg\t"])
+    found, report = captions_of(tmp_path, "table", {"a.jpg": JPEG, "b.jpg": JPEG}, [table])
+    assert found == {"a.jpg": ("a dog",)}
+    assert report.skipped == {
+        "a line that is not file<TAB>caption": ["wide.tsv:2"],
+        "an empty caption": ["wide.tsv:3"],
+        "an image without a caption": ["b.jpg"],
+    }
+    (tmp_path / "old.tsv").write_bytes(b"a.jpg\ta dog\rb.jpg\ta cat\r")
+    with pytest.raises(UserError, match="no line of the form file<TAB>caption"):
+        captions_of(tmp_path, "table", {"a.jpg": JPEG}, [tmp_path / "old.tsv"])
+
+
 def test_captions_with_commas(tmp_path: Path) -> None:
     """Kaggle's Flickr8k: a header, quotes where a caption has commas; its lines are not those of the table with tabs."""
     rows = [

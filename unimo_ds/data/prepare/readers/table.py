@@ -54,7 +54,8 @@ def _annotations(settings: ImportSettings, report: Report, rows: _Rows, noun: st
 
 def _lines(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
     for number, line in read_lines(path, report):
-        yield number, line.split("\t", 1)
+        name, *rest = line.split("\t", 1)
+        yield number, [name, *(rest[0].rstrip().split("\t") if rest else ())]
 
 
 def _csv_rows(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
