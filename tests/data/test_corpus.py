@@ -232,17 +232,22 @@ def test_errors_survive_the_way_to_the_parent() -> None:
     assert (error.key, error.reason) == ("a.tar:b", "gone")
 
 
-@pytest.mark.parametrize(("name", "value"), [("kind", Kind.IMAGE), ("num_regions", 2)])
-def test_a_sample_that_differs_from_its_index_is_refused(tmp_path: Path, name: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("shard", "first", "name", "value"),
+    [("texts-000000.tar", 9, "kind", Kind.PAIR), ("pairs-000000.tar", 4, "num_regions", 2)],
+)
+def test_a_sample_that_differs_from_its_index_is_refused(
+    tmp_path: Path, shard: str, first: int, name: str, value: int
+) -> None:
     """Order and packing were computed from what the index says."""
     folder = make_folder(tmp_path)
-    samples = index.of_shard(folder / "pairs-000000.tar").samples.copy()
-    samples[name][0] = value  # a pair with one region
-    change_index(folder, "pairs-000000.tar", samples=samples)
+    samples = index.of_shard(folder / shard).samples.copy()
+    samples[name][0] = value  # of a text, or of a pair with one region
+    change_index(folder, shard, samples=samples)
     corpus = Corpus.open(folder)
     with pytest.raises(CorruptSample, match="its kind or number of regions differ from the index"):
-        corpus.read(4)
-    assert_same_sample(corpus.read(5), EXPECTED[5])
+        corpus.read(first)
+    assert_same_sample(corpus.read(first + 1), EXPECTED[first + 1])
 
 
 def test_transient_errors_are_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
