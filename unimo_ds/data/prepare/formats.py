@@ -11,8 +11,8 @@ from unimo_ds.data.prepare.readers.bottom_up_tsv import BottomUpTsv
 from unimo_ds.data.prepare.readers.hdf5 import Hdf5
 from unimo_ds.data.prepare.readers.image_files import ImageFiles
 from unimo_ds.data.prepare.readers.pairs import AnnotatedPictures, AnnotationFile, LonePictures
-from unimo_ds.data.prepare.readers.parquet import ParquetTexts
 from unimo_ds.data.prepare.readers.parquet_images import ParquetImages
+from unimo_ds.data.prepare.readers.parquet_texts import ParquetTexts
 from unimo_ds.data.prepare.readers.protocol import Pictures, Reader
 from unimo_ds.data.prepare.readers.text_files import TextFiles
 from unimo_ds.data.prepare.readers.uniter_lmdb import UniterLmdb
